@@ -1,0 +1,118 @@
+"""Trains a small BAGEL on the embedded world from nothing: autoencoder, then text and flow together.
+
+  python launch/sft.py --config=configs/sft_shapes.py --out=DIR
+
+Writes a folder in BAGEL's format.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+from absl import app
+from absl import flags
+from absl import logging
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+from ml_collections import config_flags
+import numpy as np
+
+from r3jax import sft
+from r3jax.io import bagel_checkpoint
+from r3jax.io import images as images_lib
+from r3jax.models import autoencoder as autoencoder_lib
+from r3jax.models import bagel as bagel_lib
+from r3jax.models import config as config_lib
+from r3jax.models import siglip
+from r3jax.models import towers as towers_lib
+from r3jax.rl import settings as settings_lib
+from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.worlds import batches
+from r3jax.worlds import prompts
+from r3jax.worlds import shapes
+from r3jax.worlds import small_bagel
+from r3jax.worlds import vocabulary
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_OUT = flags.DEFINE_string("out", None, "Folder to write, in BAGEL's format.")
+
+
+def train_autoencoder(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig):
+  """Returns trained autoencoder parameters and the sizes with the measured latent scale and shift."""
+  model = autoencoder_lib.Autoencoder(sizes.autoencoder)
+  blank = jnp.zeros((1, shapes.CANVAS, shapes.CANVAS, 3))
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(config.seed), blank))["params"]
+  settings = config.autoencoder
+  scenes = functools.partial(batches.dense_scene, seed=config.seed)
+  data = batches.iterate(scenes, settings.batch_size, settings.num_steps)
+
+  def loss(params, scene, key):
+    return sft.autoencoder_loss(model, params, shapes.render(scene), settings.kl_weight, key)
+
+  optimizer = sft.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
+  params = sft.fit(loss, params, optimizer, data, config.seed, config.log_every)
+  scene = next(batches.iterate(functools.partial(batches.dense_scene, seed=config.seed + 1), 256, 1))
+  moments = model.apply({"params": params}, images_lib.to_pixels(shapes.render(scene)), method="moments")
+  mean = np.asarray(jnp.split(moments, 2, axis=-1)[0], np.float64)
+  measured = dataclasses.replace(
+      sizes.autoencoder, scale=round(float(1 / mean.std()), 4), shift=round(float(mean.mean()), 4)
+  )
+  return params, dataclasses.replace(sizes, autoencoder=measured)
+
+
+def _borrowed_autoencoder(folder: str, sizes: config_lib.BagelConfig):
+  other = config_lib.from_folder(folder)
+  params = bagel_checkpoint.load(folder, other)["autoencoder"]
+  return params, dataclasses.replace(sizes, autoencoder=other.autoencoder)
+
+
+def init_params(modules: settings_lib.Modules, settings: settings_lib.Settings, seed: int):
+  """Returns fresh {"policy", "vision"} parameters."""
+  policy_key, vision_key = jax.random.split(jax.random.key(seed))
+  policy = nn.unbox(modules.bagel.init(policy_key, *small_bagel.example_inputs(modules, settings), method="everything"))
+  vision = modules.bagel.config.vision
+  patches = jnp.zeros((1, 1, 3 * vision.patch_size**2))
+  tower = nn.unbox(siglip.VisionTransformer(vision).init(vision_key, patches, jnp.zeros(1, jnp.int32)))
+  return {"policy": policy["params"], "vision": tower["params"]}
+
+
+def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, autoencoder):
+  """Returns trained {"policy", "vision"} parameters."""
+  tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+  modules = settings_lib.Modules(
+      bagel_lib.Bagel(sizes), towers_lib.Towers(sizes, (shapes.CANVAS, shapes.CANVAS))
+  )
+  settings = small_bagel.sft_settings(tokenizer, modules.towers)
+  params = jax.jit(lambda: init_params(modules, settings, config.seed))()
+  joint = config.joint
+  training = sft.JointTraining(modules, settings, autoencoder, joint.copies, joint.flow_weight, shift=3.0)
+  mix = batches.Mix(**config.mix)
+  encoder = batches.Encoder(
+      prompts.by_tag(prompts.train_records()), tokenizer, settings.capacities, mix, config.seed
+  )
+  data = batches.iterate(encoder, joint.batch_size, joint.num_steps)
+  optimizer = sft.adamw(joint.learning_rate, joint.num_steps, joint.warmup)
+  return sft.fit(training.loss, params, optimizer, data, config.seed, config.log_every)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  config, out = _CONFIG.value, pathlib.Path(_OUT.value)
+  out.mkdir(parents=True, exist_ok=True)
+  sizes = small_bagel.sizes(config.model)
+  if config.autoencoder.folder:
+    autoencoder, sizes = _borrowed_autoencoder(config.autoencoder.folder, sizes)
+  else:
+    autoencoder, sizes = train_autoencoder(config, sizes)
+  params = train_joint(config, sizes, autoencoder)
+  bagel_checkpoint.save({**params, "autoencoder": autoencoder}, sizes, out)
+  vocabulary.build_tokenizer().save(str(out / "tokenizer.json"))
+  logging.info("wrote %s", out)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "out"])
+  app.run(main)

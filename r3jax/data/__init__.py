@@ -1,0 +1,1 @@
+"""Prompt records, TFDS builders and the Grain pipeline."""

@@ -1,0 +1,1 @@
+"""BAGEL in Linen: pure functions of parameters and layouts."""

@@ -1,0 +1,144 @@
+"""Qwen2 mixture of transformers: two experts per layer, one joint attention (R3.md section 2)."""
+
+import dataclasses
+from typing import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from r3jax import types
+from r3jax.models import attention
+from r3jax.models import config as config_lib
+from r3jax.models import layers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Streams:
+  """Hidden states by expert; attention order is und slots, then gen slots."""
+
+  und: types.Hidden  # [B, T_und, D]
+  gen: types.Hidden  # [B, T_gen, D]
+
+
+def _split(joined: jax.Array, like: Streams) -> Streams:
+  num_und = like.und.shape[1]
+  return Streams(joined[:, :num_und], joined[:, num_und:])
+
+
+class Expert(nn.Module):
+  """The parameters and the token-wise half of one expert of one layer."""
+
+  config: config_lib.LLMConfig
+  dtype: jnp.dtype
+
+  def setup(self):
+    c = self.config
+    heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+    into_heads = ("embed", "heads", "head_dim")
+    into_kv = ("embed", "kv_heads", "head_dim")
+    self.input_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
+    self.q = layers.Projection(heads, into_heads, use_bias=True, dtype=self.dtype)
+    self.k = layers.Projection(kv_heads, into_kv, use_bias=True, dtype=self.dtype)
+    self.v = layers.Projection(kv_heads, into_kv, use_bias=True, dtype=self.dtype)
+    self.q_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
+    self.k_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
+    self.o = layers.Projection((c.hidden_size,), ("heads", "head_dim", "embed"), 2, dtype=self.dtype)
+    self.post_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
+    self.gate = layers.Projection((c.intermediate_size,), ("embed", "mlp"), dtype=self.dtype)
+    self.up = layers.Projection((c.intermediate_size,), ("embed", "mlp"), dtype=self.dtype)
+    self.down = layers.Projection((c.hidden_size,), ("mlp", "embed"), dtype=self.dtype)
+
+  def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE."""
+    y = self.input_norm(x)
+    return self.q_norm(self.q(y)), self.k_norm(self.k(y)), self.v(y)
+
+  def finish(self, x: types.Hidden, attended: types.Heads) -> types.Hidden:
+    """Adds the attention output and the SwiGLU MLP to the residual stream."""
+    x = x + self.o(attended)
+    y = self.post_norm(x)
+    return x + self.down(nn.silu(self.gate(y)) * self.up(y))
+
+
+class Layer(nn.Module):
+  """One decoder layer: expert-wise projections, joint attention, expert-wise MLPs."""
+
+  config: config_lib.LLMConfig
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.und = Expert(self.config, self.dtype)
+    self.gen = Expert(self.config, self.dtype)
+
+  def __call__(
+      self,
+      x: Streams,
+      positions: types.Positions,
+      masks: tuple[types.Mask, ...],
+      past: tuple[tuple[types.KeyValue, types.KeyValue], ...],
+  ) -> tuple[Streams, tuple[jax.Array, jax.Array]]:
+    """Returns the new residual streams and this layer's keys (after RoPE) and values.
+
+    Args:
+      x: residual streams.
+      positions: [B, T] rotary positions.
+      masks: one [B, T, S] per past source, then [B, T, T] for the slots themselves.
+      past: keys and values of the past sources.
+    """
+    parts = zip(self.und.project(x.und), self.gen.project(x.gen))
+    query, key, value = (jnp.concatenate(part, axis=1) for part in parts)
+    query = layers.rope(query, positions, self.config.rope_theta)
+    key = layers.rope(key, positions, self.config.rope_theta)
+    sources = [
+        attention.Source(k, v, mask) for (k, v), mask in zip((*past, (key, value)), masks, strict=True)
+    ]
+    attended = _split(attention.attend(query, sources), x)
+    out = Streams(self.und.finish(x.und, attended.und), self.gen.finish(x.gen, attended.gen))
+    return out, (key, value)
+
+
+class FinalNorm(nn.Module):
+  """The doubled last norm."""
+
+  config: config_lib.LLMConfig
+  dtype: jnp.dtype
+
+  def setup(self):
+    self.und = layers.RMSNorm(self.config.rms_norm_eps, self.dtype)
+    self.gen = layers.RMSNorm(self.config.rms_norm_eps, self.dtype)
+
+  def __call__(self, x: Streams) -> Streams:
+    return Streams(self.und(x.und), self.gen(x.gen))
+
+
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def scanned_layers(config: config_lib.LLMConfig, dtype: jnp.dtype, remat: str) -> nn.Module:
+  """Returns all layers as one scanned module; parameters and caches get a leading L axis.
+
+  Args:
+    config: sizes.
+    dtype: compute dtype.
+    remat: "none", "full" (recompute each layer in the backward pass) or "dots" (keep products).
+  """
+  layer = Layer
+  if remat != "none":
+    if remat not in REMAT_POLICIES:
+      raise ValueError(f"remat must be one of {['none', *REMAT_POLICIES]}; got {remat!r}")
+    layer = nn.remat(Layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+  scanned = nn.scan(
+      layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(nn.broadcast, nn.broadcast, 0),
+      out_axes=0,
+      length=config.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+  )
+  return scanned(config, dtype)

@@ -1,0 +1,77 @@
+"""The frozen image side of BAGEL: 8-bit images to ViT features and latents, and back."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from r3jax import types
+from r3jax.io import images as images_lib
+from r3jax.models import autoencoder
+from r3jax.models import config as config_lib
+from r3jax.models import layers
+from r3jax.models import siglip
+
+
+@dataclasses.dataclass(frozen=True)
+class Towers:
+  """ViT and autoencoder for images of one size.
+
+  Attributes:
+    config: sizes of the model.
+    size: height and width in pixels of the images that go from stage to stage.
+    dtype: compute dtype.
+  """
+
+  config: config_lib.BagelConfig
+  size: tuple[int, int]
+  dtype: jnp.dtype = jnp.float32
+
+  @property
+  def latent_grid(self) -> tuple[int, int]:
+    """Rows and columns of latent tokens of an image."""
+    return self._grid(self.config.autoencoder_transform, self.config.pixels_per_token)
+
+  @property
+  def vit_grid(self) -> tuple[int, int]:
+    """Rows and columns of ViT patches of an image."""
+    return self._grid(self.config.vision_transform, self.config.vision.patch_size)
+
+  def _grid(self, transform: config_lib.ImageTransform, cell: int) -> tuple[int, int]:
+    height, width = images_lib.target_size(*self.size, transform)
+    if height % cell or width % cell:
+      raise ValueError(f"resized sides must be multiples of {cell}; got {height}x{width}")
+    return height // cell, width // cell
+
+  def _pixels(self, images: types.Images, transform: config_lib.ImageTransform) -> types.Pixels:
+    size = images_lib.target_size(*self.size, transform)
+    return images_lib.to_pixels(images_lib.resize(images, size)).astype(self.dtype)
+
+  def features(self, frozen: types.Params, images: types.Images) -> jax.Array:
+    """Returns the ViT features of 8-bit images, [B, N, vision hidden].
+
+    Args:
+      frozen: {"vision", "autoencoder"} parameters.
+      images: [B, *size, 3] uint8.
+    """
+    vision = self.config.vision
+    pixels = self._pixels(images, self.config.vision_transform)
+    patches = layers.patchify(pixels, vision.patch_size)
+    ids = layers.grid_positions(*self.vit_grid, vision.positions_per_side)
+    tower = siglip.VisionTransformer(vision, self.dtype)
+    return tower.apply({"params": frozen["vision"]}, patches, ids)
+
+  def encode(self, frozen: types.Params, images: types.Images) -> types.Latent:
+    """Returns the latent tokens of 8-bit images, [B, N, C]."""
+    pixels = self._pixels(images, self.config.autoencoder_transform)
+    return self._autoencoder().apply({"params": frozen["autoencoder"]}, pixels, method="encode")
+
+  def decode(self, frozen: types.Params, latent: types.Latent) -> types.Images:
+    """Returns the 8-bit images of latent tokens, [B, *size, 3] (floor of value * 255)."""
+    pixels = self._autoencoder().apply(
+        {"params": frozen["autoencoder"]}, latent, self.latent_grid, method="decode"
+    )
+    return images_lib.to_uint8(pixels)
+
+  def _autoencoder(self) -> autoencoder.Autoencoder:
+    return autoencoder.Autoencoder(self.config.autoencoder, self.dtype, self.config.latent_patch)

@@ -1,0 +1,1 @@
+"""Rewards: formats, the in-graph verifier, protocols."""

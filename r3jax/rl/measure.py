@@ -1,0 +1,108 @@
+"""Metrics of an iteration, over all groups and replicas; means are over valid samples."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from r3jax.rewards import base as rewards_base
+from r3jax.rl import objective
+from r3jax.rl import placement as placement_lib
+from r3jax.rl import state as state_lib
+
+Metrics = dict[str, jax.Array]
+
+
+def _mean(value: jax.Array, where: jax.Array) -> jax.Array:
+  """Returns the mean of the chosen entries, NaN where there are none."""
+  return jnp.sum(jnp.where(where, value, 0.0)) / jnp.sum(where)
+
+
+def _group_spread(value: jax.Array, valid: jax.Array) -> jax.Array:
+  """Returns the standard deviation inside every group of [G, M], [G]."""
+  count = jnp.maximum(valid.sum(axis=1), 1)
+  mean = jnp.sum(jnp.where(valid, value, 0.0), axis=1) / count
+  square = jnp.where(valid, (value - mean[:, None]) ** 2, 0.0)
+  return jnp.sqrt(square.sum(axis=1) / count)
+
+
+def _common(place, score: rewards_base.Score, valid, text_advantage, image_advantage) -> Metrics:
+  valid = place.by_group(valid)
+  value = place.by_group(score.value)
+  spread = _group_spread(value, valid)
+  found = {
+      "score": _mean(value, valid),
+      "valid": jnp.mean(valid),
+      "score_spread": jnp.mean(spread),
+      "text_advantage": _mean(jnp.abs(place.by_group(text_advantage)), valid),
+      "image_advantage": _mean(jnp.abs(place.by_group(image_advantage)), valid),
+  }
+  return found | {name: _mean(place.by_group(part), valid) for name, part in score.parts.items()}
+
+
+def _spread_by_index(place, score: rewards_base.Score, t: jax.Array) -> Metrics:
+  """Returns the mean spread of the score inside the groups whose SDE step was early or late."""
+  spread = _group_spread(place.by_group(score.value), place.by_group(score.valid))
+  time = place.by_group(t)[:, 0]
+  return {
+      "spread_sde_early": _mean(spread, time > 0.9),
+      "spread_sde_late": _mean(spread, (time > 0) & (time <= 0.9)),
+  }
+
+
+def reason(place: placement_lib.Placement, drafts, score: rewards_base.Score, text_advantage, image_advantage) -> Metrics:
+  """Measures the reason stage; `drafts` and `score` are this replica's."""
+  every = jnp.ones((place.groups, place.group_size), bool)
+  return {
+      "format": _mean(place.by_group(drafts.format), every),
+      "tokens": _mean(place.by_group(drafts.rollout.text.lengths), every),
+      **_common(place, score, score.valid, text_advantage, image_advantage),
+      **_spread_by_index(place, score, drafts.rollout.flow.t),
+  }
+
+
+def edit(place: placement_lib.Placement, edits, score: rewards_base.Score, text_advantage, image_advantage) -> Metrics:
+  """Measures the reflect and refine stages; `edits` and `score` are this replica's."""
+  by_group = place.by_group
+  every = jnp.ones((place.groups, place.group_size), bool)
+  valid = score.valid & edits.before_valid
+  known, stop = by_group(valid), by_group(edits.parsed.stop)
+  before, after = by_group(edits.before), by_group(score.value)
+  change, right = after - before, before == 1
+  return {
+      "format": _mean(by_group(edits.parsed.format), every),
+      "tokens": _mean(by_group(edits.text.lengths), every),
+      "truncated": _mean(by_group(edits.parsed.truncated), every),
+      "before": _mean(before, known),
+      "edit_rate": _mean(~stop, every),
+      "improvement": _mean(change, known & ~stop),
+      "improved": _mean(change > 0, known),
+      "worse": _mean(change < 0, known),
+      "stop_when_right": _mean(stop, known & right),
+      "stop_when_wrong": _mean(stop, known & ~right),
+      "stop_precision": _mean(right, known & stop),
+      "pool_perfect": _mean(right, known),
+      **_common(place, score, valid, text_advantage, image_advantage),
+  }
+
+
+def update(text: objective.TextTerms, images: objective.FlowTerms, gradients) -> Metrics:
+  """Measures one update; the terms are this replica's, the gradients already summed."""
+  text_sum, image_sum = jax.lax.psum((text, images), placement_lib.AXIS)
+  text_mismatch, image_mismatch = jax.lax.pmax((text.mismatch, images.mismatch), placement_lib.AXIS)
+  tokens, count = jnp.maximum(text_sum.tokens, 1), jnp.maximum(image_sum.images, 1)
+  labels = state_lib.expert_labels(gradients)
+  part = lambda name: jax.tree.map(lambda g, label: g * (label == name), gradients, labels)
+  return {
+      "text_policy": text_sum.policy / tokens,
+      "text_kl": text_sum.kl / tokens,
+      "text_kl_extreme": text_sum.extreme_kl,
+      "text_clipped": text_sum.clipped / tokens,
+      "image_policy": image_sum.policy / count,
+      "image_kl": image_sum.kl / count,
+      "image_clipped": image_sum.clipped / count,
+      "gradient_norm": optax.global_norm(gradients),
+      "gradient_norm_und": optax.global_norm(part("und")),
+      "gradient_norm_gen": optax.global_norm(part("gen")),
+      "mismatch_text": text_mismatch,
+      "mismatch_image": image_mismatch,
+  }

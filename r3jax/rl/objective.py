@@ -1,0 +1,119 @@
+"""The objective of one update over sampled text and sampled flow steps (R3.md section 8)."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from r3jax import types
+from r3jax.rl import losses
+from r3jax.rl import settings as settings_lib
+from r3jax.sampling import flow as flow_lib
+from r3jax.rl import rollout as rollout_lib
+
+
+@flax.struct.dataclass
+class TextTerms:
+  """Sums over this replica's tokens; `mismatch` is a maximum."""
+
+  policy: jax.Array  # sum of clipped policy terms
+  kl: jax.Array  # sum of k3
+  clipped: jax.Array  # tokens whose ratio left the clip range
+  tokens: jax.Array  # valid tokens
+  extreme_kl: jax.Array  # tokens with a KL above 10 (the reference drops those)
+  mismatch: jax.Array  # max |ratio - 1|
+
+
+@flax.struct.dataclass
+class FlowTerms:
+  """Sums over this replica's images; `mismatch` is a maximum."""
+
+  policy: jax.Array
+  kl: jax.Array  # sum over images of the mean over tokens
+  clipped: jax.Array
+  images: jax.Array
+  mismatch: jax.Array
+
+
+def _mismatch(log_ratio: jax.Array, valid: jax.Array) -> jax.Array:
+  return jnp.max(jnp.where(valid, jnp.abs(jnp.exp(log_ratio) - 1), 0.0))
+
+
+def _clipped(log_ratio: jax.Array, valid: jax.Array, clip_range: float) -> jax.Array:
+  return jnp.sum(valid & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
+
+
+def text_terms(
+    logprob: jax.Array,
+    reference_logprob: jax.Array,
+    text: rollout_lib.Text,
+    advantage: types.PerSample,
+    valid: jax.Array,
+    clip_range: float,
+) -> TextTerms:
+  """Sums the text terms of this replica's samples.
+
+  Args:
+    logprob: [B, T - 1] under the current policy.
+    reference_logprob: [B, T - 1] under the reference; equal to `logprob` where there is none.
+    text: the rollout.
+    advantage: [B].
+    valid: [B] samples that count.
+    clip_range: c.
+  """
+  mask = losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None]
+  log_ratio = jnp.where(mask, logprob - text.behavior_logprob, 0.0)
+  kl = jnp.where(mask, losses.k3(logprob, reference_logprob), 0.0)
+  policy = losses.clipped_policy(log_ratio, advantage[:, None], clip_range)
+  return TextTerms(
+      policy=jnp.sum(jnp.where(mask, policy, 0.0)),
+      kl=jnp.sum(kl),
+      clipped=_clipped(log_ratio, mask, clip_range),
+      tokens=jnp.sum(mask),
+      extreme_kl=jnp.sum(kl > 10),
+      mismatch=_mismatch(log_ratio, mask),
+  )
+
+
+def flow_terms(
+    velocity: types.Latent,
+    reference_velocity: types.Latent,
+    trajectory: flow_lib.Trajectory,
+    flow: settings_lib.FlowSettings,
+    advantage: types.PerSample,
+    valid: jax.Array,
+    clip_range: float,
+) -> FlowTerms:
+  """Sums the image terms of this replica's samples at their SDE step; arguments as `text_terms`."""
+  t, dt = trajectory.t, trajectory.dt
+  moments = lambda v: flow_lib.sde_moments(trajectory.before, v, t, dt, flow.eta(t))
+  (mean, std), (reference_mean, _) = moments(velocity), moments(reference_velocity)
+  logprob = flow_lib.token_logprob(trajectory.after, mean, std).mean(axis=-1)
+  log_ratio = jnp.where(valid, logprob - trajectory.behavior_logprob, 0.0)
+  kl = flow_lib.token_kl(mean, reference_mean, std).mean(axis=-1)
+  policy = losses.clipped_policy(log_ratio, advantage, clip_range)
+  return FlowTerms(
+      policy=jnp.sum(jnp.where(valid, policy, 0.0)),
+      kl=jnp.sum(jnp.where(valid, kl, 0.0)),
+      clipped=_clipped(log_ratio, valid, clip_range),
+      images=jnp.sum(valid),
+      mismatch=_mismatch(log_ratio, valid),
+  )
+
+
+def total(
+    text: TextTerms, images: FlowTerms, tokens: jax.Array, count: jax.Array, loss: settings_lib.LossSettings
+) -> jax.Array:
+  """Returns this replica's share of the loss; the shares add up over replicas.
+
+    text_weight (policy + text_kl KL) / (T + 1e-4) + image_weight policy / (J + 1e-4) + image_kl KL / J
+
+  Args:
+    text, images: this replica's sums.
+    tokens: T, over all replicas.
+    count: J, over all replicas.
+    loss: weights.
+  """
+  text_loss = (text.policy + loss.text_kl * text.kl) / (tokens + losses.EPSILON)
+  image_loss = images.policy / (count + losses.EPSILON)
+  image_kl = images.kl / jnp.maximum(count, 1)
+  return loss.text_weight * text_loss + loss.image_weight * image_loss + loss.image_kl * image_kl

@@ -1,0 +1,105 @@
+"""Which groups and samples a replica holds, and their randomness.
+
+Samples are numbered group by group over the whole iteration; replica r of R holds the r-th R-th of
+them: whole groups, or a part of one group that it shares with its neighbours. Keys depend on the
+group and the sample, never on the replica.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from r3jax.rl import rollout
+
+AXIS = "data"  # the mesh axis that the step is mapped over
+STAGES = ("reason", "reflect", "refine")
+
+
+def check(groups: int, group_size: int, replicas: int):
+  """Raises ValueError unless the samples split evenly over the replicas, group by group."""
+  if (groups * group_size) % replicas:
+    raise ValueError(
+        f"groups_per_step * group_size ({groups} * {group_size}) must be divisible by the number of"
+        f" data replicas ({replicas})"
+    )
+  if groups % replicas and replicas % groups:
+    raise ValueError(
+        f"groups_per_step ({groups}) must be a multiple or a divisor of the number of data replicas"
+        f" ({replicas}), so that every replica holds whole groups or a part of one"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """Inside the mapped step: this replica's share.
+
+  Attributes:
+    groups: of the iteration.
+    group_size: samples of a group.
+    replicas: size of the mapped axis.
+  """
+
+  groups: int
+  group_size: int
+  replicas: int
+
+  @property
+  def rows(self) -> int:
+    """Samples on this replica."""
+    return self.groups * self.group_size // self.replicas
+
+  @property
+  def samples(self) -> int:
+    """Samples of one group on this replica."""
+    return min(self.group_size, self.rows)
+
+  @property
+  def local_groups(self) -> int:
+    """Groups of which this replica holds samples."""
+    return self.rows // self.samples
+
+  def first_row(self) -> jax.Array:
+    """Returns the number of this replica's first sample."""
+    return jax.lax.axis_index(AXIS) * self.rows
+
+  def group_ids(self) -> jax.Array:
+    """Returns the numbers of this replica's groups, [local_groups]."""
+    return self.first_row() // self.group_size + jnp.arange(self.local_groups)
+
+  def keys(self, key: jax.Array, stage: str, turn: int = 0) -> rollout.Keys:
+    """Returns the keys of a stage.
+
+    Args:
+      key: of the iteration.
+      stage: one of STAGES.
+      turn: how often the stage has run before in this iteration.
+    """
+    stage_key = jax.random.fold_in(key, turn * len(STAGES) + STAGES.index(stage))
+    group_key = jax.vmap(lambda group: jax.random.fold_in(stage_key, group))
+    groups = group_key(self.group_ids())
+    ids = self.first_row() + jnp.arange(self.rows)
+    member = lambda i: jax.random.fold_in(jax.random.fold_in(stage_key, i // self.group_size), 1 + i % self.group_size)
+    return rollout.Keys(groups, jax.vmap(member)(ids))
+
+  def local_prompts(self, prompts: rollout.Prompts) -> rollout.Prompts:
+    """Returns the rows of this replica's groups from the prompts of the whole iteration."""
+    take = lambda x: jax.lax.dynamic_slice_in_dim(x, self.first_row() // self.group_size, self.local_groups)
+    return jax.tree.map(take, prompts)
+
+  def repeat(self, tree):
+    """Repeats rows of groups into rows of samples."""
+    return jax.tree.map(lambda x: jnp.repeat(x, self.samples, axis=0), tree)
+
+  def gather(self, tree):
+    """Returns the rows of all replicas, in sample order."""
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
+
+  def by_group(self, x: jax.Array) -> jax.Array:
+    """Returns a per-sample array of this replica as the whole iteration's [groups, group_size]."""
+    return self.gather(x).reshape(self.groups, self.group_size, *x.shape[1:])
+
+  def local_rows(self, by_group: jax.Array) -> jax.Array:
+    """Returns this replica's samples of a [groups, group_size, ...] array."""
+    flat = by_group.reshape(-1, *by_group.shape[2:])
+    return jax.lax.dynamic_slice_in_dim(flat, self.first_row(), self.rows)

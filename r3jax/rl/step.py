@@ -1,0 +1,341 @@
+"""The R3 iteration: reason -> update -> pool -> reflect and refine -> update (R3.md 4 to 8).
+
+`Iteration` holds the stages as pure functions of one replica, mapped over the `data` axis.
+`fused` makes one compiled program of them, `split` runs the same stages as separate programs.
+"""
+
+import dataclasses
+import functools
+from typing import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from r3jax import types
+from r3jax.rewards import base as rewards_base
+from r3jax.rewards import format as format_lib
+from r3jax.rl import advantages
+from r3jax.rl import measure
+from r3jax.rl import objective
+from r3jax.rl import placement as placement_lib
+from r3jax.rl import pool as pool_lib
+from r3jax.rl import rollout as rollout_lib
+from r3jax.rl import settings as settings_lib
+from r3jax.rl import state as state_lib
+
+AXIS = placement_lib.AXIS
+Metrics = dict[str, jax.Array]
+Reward = Callable[[types.Images, object], rewards_base.Score]  # images [B, ...], target rows [B, ...]
+Parse = Callable[[jax.Array, jax.Array, str], format_lib.Parsed]  # ids [B, T], lengths [B], stage
+
+
+@flax.struct.dataclass
+class Drafts:
+  """The reason stage of one replica."""
+
+  rollout: rollout_lib.Reason
+  prompts: rollout_lib.Prompts  # rows of groups
+  format: jax.Array  # [B]
+
+
+@flax.struct.dataclass
+class Pool:
+  """Every image of a stage, over all groups and replicas (R3.md section 7)."""
+
+  images: types.Images  # [P, H, W, 3]
+  score: jax.Array  # [P]
+  valid: jax.Array  # [P]
+  row: jax.Array  # [P] which of the iteration's prompts it was made for
+
+
+@flax.struct.dataclass
+class Edits:
+  """The reflect and refine stages of one replica."""
+
+  text: rollout_lib.Text
+  parsed: format_lib.Parsed
+  refined: rollout_lib.Refine
+  prompts: rollout_lib.Prompts  # rows of groups
+  source: rollout_lib.Source  # rows of groups
+  before: jax.Array  # [B] score of the source
+  before_valid: jax.Array  # [B]
+  row: jax.Array  # [B] which of the iteration's prompts
+
+  @property
+  def instruction(self) -> rollout_lib.Instruction:
+    """What the refine stage was told."""
+    return rollout_lib.Instruction(self.parsed.instruction, self.parsed.instruction_length, self.parsed.stop)
+
+
+@flax.struct.dataclass
+class Frozen:
+  """Parameters that an iteration reads and never changes."""
+
+  towers: types.Params  # {"vision", "autoencoder"}
+  reference: types.Params | None  # the policy that the KL is taken to
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+  """The stages of one R3 iteration on one replica.
+
+  Attributes:
+    modules: the model.
+    settings: the iteration.
+    reward: scores images.
+    parse: reads tags and instructions out of sampled text.
+    optimizer: changes the policy.
+    replicas: size of the `data` axis.
+  """
+
+  modules: settings_lib.Modules
+  settings: settings_lib.Settings
+  reward: Reward
+  parse: Parse
+  optimizer: optax.GradientTransformation
+  replicas: int
+
+  @property
+  def place(self) -> placement_lib.Placement:
+    """This replica's share."""
+    return placement_lib.Placement(self.settings.groups, self.settings.group_size, self.replicas)
+
+  def _actor(self, policy: types.Params, frozen: Frozen) -> rollout_lib.Actor:
+    return rollout_lib.Actor(self.modules, policy, frozen.towers, self.settings)
+
+  def draft(self, state: state_lib.TrainState, frozen: Frozen, prompts: rollout_lib.Prompts, key) -> Drafts:
+    """Rolls the reason stage out."""
+    actor, keys = self._actor(state.policy, frozen), self.place.keys(key, "reason")
+    local = self.place.local_prompts(prompts)
+    rollout = rollout_lib.reason(actor, local, keys)
+    parsed = self.parse(rollout.text.ids, rollout.text.lengths, "reason")
+    return Drafts(rollout, local, parsed.format)
+
+  def score_drafts(self, drafts: Drafts) -> rewards_base.Score:
+    """Scores drafts."""
+    return self.reward(drafts.rollout.images, self.place.repeat(drafts.prompts.target))
+
+  def score_edits(self, edits: Edits) -> rewards_base.Score:
+    """Scores refined images; an image that was kept keeps its score."""
+    score = self.reward(edits.refined.images, self.place.repeat(edits.prompts.target))
+    kept = edits.parsed.stop
+    value = jnp.where(kept, edits.before, score.value)
+    return score.replace(value=value, valid=jnp.where(kept, edits.before_valid, score.valid))
+
+  def learn_to_reason(
+      self, state: state_lib.TrainState, frozen: Frozen, drafts: Drafts, score: rewards_base.Score
+  ) -> tuple[state_lib.TrainState, Metrics]:
+    """Updates the policy on the reason stage."""
+    loss, rollout, advantage = self.settings.loss, drafts.rollout, self._advantage
+    text_return = advantages.reason_return(score.value, drafts.format, loss.format_weight)
+    text_advantage, image_advantage = (advantage(x, score.valid) for x in (text_return, score.value))
+
+    def forward(policy):
+      return rollout_lib.score_reason(self._actor(policy, frozen), drafts.prompts, rollout)
+
+    def terms(logprob, velocity, reference):
+      return (
+          objective.text_terms(
+              logprob, reference[0], rollout.text, text_advantage, score.valid, loss.clip_range
+          ),
+          objective.flow_terms(
+              velocity, reference[1], rollout.flow, self.settings.reason_flow,
+              image_advantage, score.valid, loss.clip_range,
+          ),
+      )
+
+    state, metrics = self._update(state, frozen, forward, terms)
+    return state, measure.reason(self.place, drafts, score, text_advantage, image_advantage) | metrics
+
+  def pool(self, drafts: Drafts, score: rewards_base.Score) -> Pool:
+    """Gathers every draft with its score."""
+    place = self.place
+    row = (place.first_row() + jnp.arange(place.rows)) // place.group_size
+    return place.gather(Pool(drafts.rollout.images, score.value, score.valid, row))
+
+  def pool_again(self, edits: Edits, score: rewards_base.Score) -> Pool:
+    """Gathers every edit with its score, for a further round."""
+    valid = score.valid & edits.before_valid
+    return self.place.gather(Pool(edits.refined.images, score.value, valid, edits.row))
+
+  def edit(
+      self, state: state_lib.TrainState, frozen: Frozen, prompts: rollout_lib.Prompts, pool: Pool, key, turn: int
+  ) -> Edits:
+    """Draws a source image for every group, reflects on it and refines it."""
+    place, actor = self.place, self._actor(state.policy, frozen)
+    reflect_keys, refine_keys = place.keys(key, "reflect", turn), place.keys(key, "refine", turn)
+    draw = lambda key: pool_lib.draw(key, pool.score, pool.valid, self.settings.pool_perfect)
+    chosen = jax.vmap(lambda key: draw(jax.random.fold_in(key, 0)))(reflect_keys.group)
+    row = pool.row[chosen]
+    local = jax.tree.map(lambda x: x[row], prompts)
+    source = rollout_lib.look(actor, pool.images[chosen])
+    text = rollout_lib.reflect(actor, local, source, reflect_keys)
+    parsed = self.parse(text.ids, text.lengths, "reflect")
+    before, before_valid, row = place.repeat((pool.score[chosen], pool.valid[chosen], row))
+    told = rollout_lib.Instruction(parsed.instruction, parsed.instruction_length, parsed.stop)
+    refined = rollout_lib.refine(actor, source, told, refine_keys)
+    return Edits(text, parsed, refined, local, source, before, before_valid, row)
+
+  def learn_to_edit(
+      self, state: state_lib.TrainState, frozen: Frozen, edits: Edits, score: rewards_base.Score
+  ) -> tuple[state_lib.TrainState, Metrics]:
+    """Updates the policy on the reflect and refine stages."""
+    loss, parsed = self.settings.loss, edits.parsed
+    valid = score.valid & edits.before_valid
+    text_return = advantages.reflect_return(
+        score.value, edits.before, parsed.stop, parsed.format, loss.format_weight
+    )
+    text_advantage, image_advantage = (self._advantage(x, valid) for x in (text_return, score.value))
+    image_advantage = jnp.where(parsed.stop, 0.0, image_advantage)
+
+    def forward(policy):
+      actor = self._actor(policy, frozen)
+      logprob = rollout_lib.score_reflect(actor, edits.prompts, edits.source, edits.text)
+      return logprob, rollout_lib.score_refine(actor, edits.source, edits.instruction, edits.refined)
+
+    def terms(logprob, velocity, reference):
+      return (
+          objective.text_terms(logprob, reference[0], edits.text, text_advantage, valid, loss.clip_range),
+          objective.flow_terms(
+              velocity, reference[1], edits.refined.flow, self.settings.refine_flow,
+              image_advantage, valid, loss.clip_range,
+          ),
+      )
+
+    state, metrics = self._update(state, frozen, forward, terms)
+    return state, measure.edit(self.place, edits, score, text_advantage, image_advantage) | metrics
+
+  def _advantage(self, value: jax.Array, valid: jax.Array) -> jax.Array:
+    """Returns this replica's advantages; the statistics are over whole groups."""
+    by_group = self.place.by_group
+    found = advantages.group_advantage(by_group(value), by_group(valid), self.settings.loss.divide_by_std)
+    return self.place.local_rows(found)
+
+  def _update(self, state: state_lib.TrainState, frozen: Frozen, forward, terms):
+    """Takes one optimizer step on the objective summed over all replicas.
+
+    Args:
+      state: before.
+      frozen: holds the reference.
+      forward: policy -> (logprob, velocity).
+      terms: (logprob, velocity, reference outputs) -> (TextTerms, FlowTerms).
+    """
+    loss = self.settings.loss
+    reference = forward(frozen.reference) if loss.needs_reference else None
+
+    def objective_of(policy):
+      outputs = forward(policy)
+      anchor = outputs if reference is None else reference
+      text, images = terms(*outputs, jax.lax.stop_gradient(anchor))
+      tokens, count = jax.lax.psum((text.tokens, images.images), AXIS)
+      return objective.total(text, images, tokens, count, loss), (text, images)
+
+    (value, (text, images)), gradients = jax.value_and_grad(objective_of, has_aux=True)(state.policy)
+    value, gradients = jax.lax.psum((value, gradients), AXIS)
+    updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.policy)
+    policy = optax.apply_updates(state.policy, updates)
+    metrics = {"loss": value} | measure.update(text, images, gradients)
+    return state.replace(policy=policy, opt_state=opt_state), metrics
+
+
+@flax.struct.dataclass
+class Samples:
+  """What an iteration made, per sample, for reports; the edit half is None when there was none."""
+
+  drafts: Drafts
+  draft_score: rewards_base.Score
+  edits: Edits | None
+  edit_score: rewards_base.Score | None
+
+
+def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
+  """Names metrics by stage; the mismatches go under their own heading."""
+
+  def rename(name: str) -> str:
+    kind = name.removeprefix("mismatch_")
+    return f"{prefix}/{name}" if kind == name else f"mismatch/{prefix}_{kind}"
+
+  return {rename(name): value for name, value in metrics.items()}
+
+
+def run(iteration, state, frozen: Frozen, prompts: rollout_lib.Prompts, seed):
+  """Runs one iteration; `iteration` has the methods of `Iteration`, mapped or not.
+
+  Returns:
+    The new state, metrics and `Samples` (of the last edit round).
+  """
+  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  drafts = iteration.draft(state, frozen, prompts, key)
+  draft_score = iteration.score_drafts(drafts)
+  state, metrics = iteration.learn_to_reason(state, frozen, drafts, draft_score)
+  metrics = _prefixed("reason", metrics)
+  edits = edit_score = None
+  pool = iteration.pool(drafts, draft_score)
+  for turn in range(iteration.settings.reflect_rounds):
+    edits = iteration.edit(state, frozen, prompts, pool, key, turn)
+    edit_score = iteration.score_edits(edits)
+    state, found = iteration.learn_to_edit(state, frozen, edits, edit_score)
+    metrics |= _prefixed("edit" if turn == 0 else f"edit{turn + 1}", found)
+    pool = iteration.pool_again(edits, edit_score)
+  return state.replace(step=state.step + 1), metrics, Samples(drafts, draft_score, edits, edit_score)
+
+
+def fused(iteration: Iteration, mesh: jax.sharding.Mesh):
+  """Returns the iteration as one mapped function: (state, frozen, prompts, seed) -> see `run`.
+
+  It is mapped by hand over `data`; the other mesh axes stay with the compiler, which follows the
+  shardings of the arguments. Samples come back sharded over `data`.
+  """
+  body = functools.partial(run, iteration)
+  spec = jax.sharding.PartitionSpec
+  return jax.shard_map(
+      body,
+      mesh=mesh,
+      in_specs=spec(),
+      out_specs=(spec(), spec(), spec(AXIS)),
+      axis_names={AXIS},
+      check_vma=False,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """The same stages as separate compiled programs; a drop-in for `Iteration` in `run`.
+
+  Attributes:
+    iteration: the stages.
+    mesh: mapped over its `data` axis.
+  """
+
+  iteration: Iteration
+  mesh: jax.sharding.Mesh
+
+  @property
+  def settings(self) -> settings_lib.Settings:
+    """The iteration's settings."""
+    return self.iteration.settings
+
+  def __getattr__(self, name: str):
+    in_specs, out_specs = _SPLIT_SPECS[name]
+    method = getattr(self.iteration, name)
+    mapped = jax.shard_map(
+        method, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False
+    )
+    compiled = jax.jit(mapped)
+    object.__setattr__(self, name, compiled)  # compile once
+    return compiled
+
+
+_ONE, _MANY = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
+_SPLIT_SPECS = {
+    "draft": ((_ONE, _ONE, _ONE, _ONE), _MANY),
+    "score_drafts": ((_MANY,), _MANY),
+    "learn_to_reason": ((_ONE, _ONE, _MANY, _MANY), (_ONE, _ONE)),
+    "pool": ((_MANY, _MANY), _ONE),
+    "edit": ((_ONE, _ONE, _ONE, _ONE, _ONE, _ONE), _MANY),
+    "score_edits": ((_MANY,), _MANY),
+    "learn_to_edit": ((_ONE, _ONE, _MANY, _MANY), (_ONE, _ONE)),
+    "pool_again": ((_MANY, _MANY), _ONE),
+}

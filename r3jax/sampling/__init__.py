@@ -1,0 +1,1 @@
+"""Text decoding, flow sampling and guidance."""

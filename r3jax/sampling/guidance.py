@@ -1,0 +1,97 @@
+"""Classifier-free guidance with the three renorms of R3.md section 6."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from r3jax import types
+
+_EPSILON = 1e-8  # keeps the renorm finite where the guided velocity is 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+  """How the branches of a velocity are combined.
+
+  Attributes:
+    text_scale: s_t; at 1 nothing is guided.
+    image_scale: s_i; at 1 there is no branch without the image.
+    renorm: "global", "channel" or "text_channel".
+    renorm_min: lower bound of the factor |v| / |guided|.
+    interval: (lo, hi); guidance acts where lo < t <= hi.
+  """
+
+  text_scale: float
+  image_scale: float
+  renorm: str
+  renorm_min: float = 0.0
+  interval: tuple[float, float] = (0.4, 1.0)
+
+  def __post_init__(self):
+    if self.renorm not in ("global", "channel", "text_channel"):
+      raise ValueError(f"renorm must be global, channel or text_channel; got {self.renorm!r}")
+
+  @property
+  def uses_text(self) -> bool:
+    """Whether any step is guided (image guidance alone does nothing, as in the reference)."""
+    return self.text_scale > 1
+
+  @property
+  def uses_image(self) -> bool:
+    """Whether the branch without the image is needed."""
+    return self.uses_text and self.image_scale > 1
+
+  def active(self, t):
+    """Returns whether guidance acts at time t (array or number)."""
+    return (t > self.interval[0]) & (t <= self.interval[1]) & self.uses_text
+
+
+def _renormed(guided: types.Latent, velocity: types.Latent, axes: tuple[int, ...], least: float):
+  norm = lambda x: jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True))
+  return guided * jnp.clip(norm(velocity) / (norm(guided) + _EPSILON), least, 1.0)
+
+
+def combine(
+    guidance: Guidance,
+    velocity: types.Latent,
+    without_text: types.Latent,
+    without_image: types.Latent | None = None,
+) -> types.Latent:
+  """Combines the branches of one step.
+
+    a = u + s_t (v - u)
+    text_channel: w + s_i (renorm(a) - w);  global, channel: renorm(w + s_i (a - w))
+
+  Args:
+    guidance: scales and renorm.
+    velocity: v [B, N, C], full context.
+    without_text: u [B, N, C].
+    without_image: w [B, N, C]; None where there is no image guidance.
+
+  Returns:
+    [B, N, C].
+  """
+  v, u, w = velocity, without_text, without_image
+  a = u + guidance.text_scale * (v - u)
+  if guidance.renorm == "text_channel":
+    a = _renormed(a, v, (-1,), guidance.renorm_min)
+    return a if w is None else w + guidance.image_scale * (a - w)
+  if w is not None:
+    a = w + guidance.image_scale * (a - w)
+  axes = (-2, -1) if guidance.renorm == "global" else (-1,)
+  return _renormed(a, v, axes, guidance.renorm_min)
+
+
+def combine_where_active(
+    guidance: Guidance, t: types.Time, branches: tuple[types.Latent, ...]
+) -> types.Latent:
+  """Combines the branches (v, u[, w]) of the rows whose time is guided; elsewhere returns v.
+
+  Args:
+    guidance: scales, renorm and interval.
+    t: [B].
+    branches: each [B, N, C].
+  """
+  active = guidance.active(t)[:, None, None]
+  return jnp.where(active, combine(guidance, *branches), branches[0])

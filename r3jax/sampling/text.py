@@ -1,0 +1,174 @@
+"""Text decoding with a key/value cache (R3.md section 5)."""
+
+import dataclasses
+from typing import Mapping, Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from r3jax import types
+from r3jax.models import bagel
+from r3jax.models import layers
+from r3jax.sequence import layout as layout_lib
+
+_TOP_P_CANDIDATES = 1000  # the reference looks at no more than this many
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSampling:
+  """How tokens are drawn.
+
+  Attributes:
+    temperature: 0 is greedy.
+    top_p: below 1, keep the smallest set of best tokens whose probability exceeds it.
+    top_k: above 0, keep that many best tokens; not together with top_p.
+  """
+
+  temperature: float
+  top_p: float = 1.0
+  top_k: int = 0
+
+  def __post_init__(self):
+    if self.top_p < 1 and self.top_k > 0:
+      raise ValueError(f"set top_p or top_k, not both; got top_p={self.top_p}, top_k={self.top_k}")
+
+
+def candidates(logits: jax.Array, sampling: TextSampling) -> tuple[jax.Array, jax.Array]:
+  """Returns the tokens that may be drawn and their probabilities, best first where filtered.
+
+  top_p: of the min(1000, V) best tokens, one is kept if those better than it have a total
+  probability, in the softmax over the *whole* vocabulary, of at most top_p.
+
+  Args:
+    logits: [B, V].
+    sampling: temperature > 0 and the filter.
+
+  Returns:
+    ids [B, n] int32 and probabilities [B, n] that sum to 1 (up to rounding).
+  """
+  scaled = logits / sampling.temperature
+  if sampling.top_p < 1:
+    best, ids = jax.lax.top_k(scaled, min(_TOP_P_CANDIDATES, logits.shape[-1]))
+    whole = jnp.exp(best - jax.nn.logsumexp(scaled, axis=-1, keepdims=True))
+    better = jnp.cumsum(whole, axis=-1) - whole
+    kept = jnp.where(better <= sampling.top_p, whole, 0.0)
+    return ids, kept / kept.sum(axis=-1, keepdims=True)
+  if sampling.top_k > 0:
+    best, ids = jax.lax.top_k(scaled, min(sampling.top_k, logits.shape[-1]))
+    return ids, jax.nn.softmax(best, axis=-1)
+  ids = jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
+  return ids, jax.nn.softmax(scaled, axis=-1)
+
+
+def draw(logits: jax.Array, uniform: types.PerSample, sampling: TextSampling) -> jax.Array:
+  """Draws one token per row by inverting the cumulative distribution at `uniform`.
+
+  Args:
+    logits: [B, V].
+    uniform: [B] in [0, 1).
+    sampling: temperature and filter.
+
+  Returns:
+    [B] int32 token ids.
+  """
+  if sampling.temperature == 0:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  ids, probabilities = candidates(logits, sampling)
+  cumulative = jnp.cumsum(probabilities, axis=-1)
+  past = cumulative <= uniform[:, None] * cumulative[:, -1:]
+  place = jnp.minimum(past.sum(axis=-1), ids.shape[-1] - 1)
+  return jnp.take_along_axis(ids, place[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
+  """Returns log softmax(logits)[ids] over the last axis: temperature 1, no filter."""
+  chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+  return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+@flax.struct.dataclass
+class Decoded:
+  """A sampled text segment."""
+
+  ids: jax.Array  # [B, T] begin, tokens, end, then padding
+  lengths: jax.Array  # [B] begin and end included
+  behavior_logprob: jax.Array  # [B, T - 1], entry j belongs to ids[:, j + 1]
+  cache: bagel.Cache  # of the segment itself
+
+
+@flax.struct.dataclass
+class _Carry:
+  step: jax.Array  # [] slot that is fed next
+  decoded: Decoded
+  ended: jax.Array  # [B] the end token has been fed
+
+
+def decode(
+    model: bagel.Bagel,
+    policy: types.Params,
+    layout: layout_lib.Layout,
+    name: str,
+    past: Sequence[bagel.Cache],
+    lengths: Mapping[str, types.Lengths],
+    uniforms: jax.Array,
+    sampling: TextSampling,
+) -> Decoded:
+  """Samples the text segment `name` after the cached context, until every row has ended.
+
+  Starts by feeding the begin token; a row stops when its end token has been fed; the last slot is
+  forced to be the end token (the log-prob recorded there belongs to the token it replaced).
+
+  Args:
+    model: the policy's module.
+    policy: its parameters.
+    layout: the sequence; segment `name` has capacity T = max_tokens + 1.
+    name: the text segment to sample.
+    past: caches of what the segment sees.
+    lengths: [B] tokens of the text segments it sees.
+    uniforms: [B, T - 1] in [0, 1), one per drawn token.
+    sampling: how to draw.
+
+  Returns:
+    Ids, lengths, behaviour log-probs and the segment's cache.
+  """
+  special = model.config.special_ids
+  rows, capacity = uniforms.shape[0], layout[name].capacity
+  example = past[0].key
+  entry_shape = (example.shape[0], rows, capacity, *example.shape[3:])
+  empty = bagel.Cache(jnp.zeros(entry_shape, example.dtype), jnp.zeros(entry_shape, example.dtype), (name,))
+  begun = jnp.zeros((rows, capacity), jnp.int32).at[:, 0].set(special.text_begin)
+  first = _Carry(
+      step=jnp.int32(0),
+      decoded=Decoded(begun, jnp.full(rows, capacity), jnp.zeros((rows, capacity - 1), layers.at_least_float32(model.dtype)), empty),
+      ended=jnp.zeros(rows, bool),
+  )
+
+  def unfinished(carry: _Carry):
+    return ~jnp.all(carry.ended) & (carry.step < capacity)
+
+  def advance(carry: _Carry) -> _Carry:
+    decoded, step = carry.decoded, carry.step
+    fed = decoded.ids[:, step]
+    logits, cache = model.apply(
+        {"params": policy}, layout, fed, step, lengths, past, decoded.cache, method="step"
+    )
+    place = jnp.minimum(step, capacity - 2)
+    token = draw(logits, uniforms[:, place], sampling)
+    chosen = logprob(logits, token)
+    token = jnp.where(step == capacity - 2, special.text_end, token)
+    ended = carry.ended | ((fed == special.text_end) & (step > 0))
+    live = ~ended & (step <= capacity - 2)
+    write = lambda array, new, at: array.at[:, at].set(jnp.where(live, new, array[:, at]))
+    return _Carry(
+        step=step + 1,
+        decoded=Decoded(
+            ids=write(decoded.ids, token, place + 1),
+            lengths=jnp.where(ended & ~carry.ended, step + 1, decoded.lengths),
+            behavior_logprob=write(decoded.behavior_logprob, chosen, place),
+            cache=cache,
+        ),
+        ended=ended,
+    )
+
+  return jax.lax.while_loop(unfinished, advance, first).decoded

@@ -1,0 +1,1 @@
+"""Layouts, caches, prompts and tokenizers."""

@@ -1,0 +1,72 @@
+"""The layouts of R3's three stages (R3.md section 4)."""
+
+import dataclasses
+
+from r3jax.sequence import layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Capacities:
+  """Slots of every segment; text capacities count the begin and end token.
+
+  Attributes:
+    system: either system prompt.
+    prompt: the image prompt.
+    thought: the reason stage's answer, max_tokens + 1.
+    question: the reflection question with the prompt in it.
+    answer: the reflect stage's answer, max_tokens + 1.
+    instruction: the edit instruction.
+    latent_grid: rows and columns of latent tokens.
+    vit_grid: rows and columns of ViT patches.
+  """
+
+  system: int
+  prompt: int
+  thought: int
+  question: int
+  answer: int
+  instruction: int
+  latent_grid: tuple[int, int]
+  vit_grid: tuple[int, int]
+
+
+# Noise segments of a stage: full context, without text, without image.
+DRAFT = ("draft", "draft_without_text")
+EDIT = ("edit", "edit_without_text", "edit_without_image")
+
+
+def reason(capacities: Capacities) -> layout.Layout:
+  """Returns T(system) T(prompt) T(thought) N | T(system) N."""
+  context = ("system", "prompt", "thought")
+  return layout.Layout((
+      layout.text("system", capacities.system),
+      layout.text("prompt", capacities.prompt, context[:1]),
+      layout.text("thought", capacities.thought, context[:2]),
+      layout.image("draft", "noise", capacities.latent_grid, context),
+      layout.image("draft_without_text", "noise", capacities.latent_grid, context[:1]),
+  ))
+
+
+def reflect(capacities: Capacities) -> layout.Layout:
+  """Returns T(system) V T(question) T(answer)."""
+  context = ("system", "seen", "question")
+  return layout.Layout((
+      layout.text("system", capacities.system),
+      layout.image("seen", "vit", capacities.vit_grid, context[:1]),
+      layout.text("question", capacities.question, context[:2]),
+      layout.text("answer", capacities.answer, context),
+  ))
+
+
+def refine(capacities: Capacities) -> layout.Layout:
+  """Returns A V T(instruction) N | A V N | T(instruction) N."""
+  context = ("source", "seen", "instruction")
+  return layout.Layout((
+      layout.image("source", "clean", capacities.latent_grid),
+      layout.image("seen", "vit", capacities.vit_grid, context[:1]),
+      layout.text("instruction", capacities.instruction, context[:2]),
+      layout.image("edit", "noise", capacities.latent_grid, context),
+      layout.image("edit_without_text", "noise", capacities.latent_grid, context[:2]),
+      layout.text("instruction_alone", capacities.instruction),
+      layout.image("edit_without_image", "noise", capacities.latent_grid, ("instruction_alone",)),
+  ))

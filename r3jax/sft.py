@@ -1,0 +1,181 @@
+"""Supervised fine-tuning: the autoencoder first, then text and flow together.
+
+Next-token cross-entropy on thoughts, reflections and answers; flow-matching MSE on drafts and
+edits, with and without the guidance branches, on the layouts that R3 samples with.
+"""
+
+import dataclasses
+from typing import Callable, Iterator
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from absl import logging
+
+from r3jax import types
+from r3jax.io import images as images_lib
+from r3jax.models import autoencoder as autoencoder_lib
+from r3jax.models import bagel as bagel_lib
+from r3jax.rl import losses
+from r3jax.rl import rollout as rollout_lib
+from r3jax.rl import settings as settings_lib
+from r3jax.sequence import stages
+from r3jax.worlds import batches as batches_lib
+from r3jax.worlds import shapes
+
+
+def autoencoder_loss(
+    model: autoencoder_lib.Autoencoder, params: types.Params, images: types.Images, kl_weight: float, key
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns pixel MSE + kl_weight * KL(posterior | standard normal), and its parts.
+
+  Args:
+    model: the autoencoder.
+    params: its parameters.
+    images: [B, H, W, 3] uint8.
+    kl_weight: of the mean KL per latent number.
+    key: latents are drawn from the posterior.
+  """
+  pixels = images_lib.to_pixels(images)
+  moments = model.apply({"params": params}, pixels, method="moments")
+  mean, logvar = jnp.split(moments, 2, axis=-1)
+  logvar = jnp.clip(logvar, -20.0, 10.0)
+  z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+  restored = model.apply({"params": params}, z, method=lambda module, z: module.decoder(z))
+  mse = jnp.mean((restored - pixels) ** 2)
+  kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
+  return mse + kl_weight * kl, {"mse": mse, "kl": kl}
+
+
+def adamw(learning_rate: float, num_steps: int, warmup: int) -> optax.GradientTransformation:
+  """Returns AdamW (0.9, 0.95) with clipping at norm 1, linear warm-up and cosine decay."""
+  schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, num_steps, learning_rate * 0.01)
+  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.95, weight_decay=0.0))
+
+
+@flax.struct.dataclass
+class SFTState:
+  """Parameters in training and their optimizer."""
+
+  params: types.Params
+  opt_state: optax.OptState
+  step: jax.Array
+
+
+def fit(
+    loss: Callable,
+    params: types.Params,
+    optimizer: optax.GradientTransformation,
+    batches: Iterator,
+    seed: int,
+    log_every: int,
+) -> types.Params:
+  """Minimises `loss(params, batch, key) -> (value, metrics)` over the batches; returns parameters."""
+
+  @jax.jit
+  def step(state: SFTState, batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    return SFTState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics
+
+  state = SFTState(params, optimizer.init(params), jnp.int32(0))
+  for number, batch in enumerate(batches):
+    state, metrics = step(state, batch)
+    if number % log_every == 0:
+      shown = ", ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
+      logging.info("step %d: %s", number, shown)
+  return state.params
+
+
+@dataclasses.dataclass(frozen=True)
+class JointTraining:
+  """The loss of one SFT step over all kinds of examples.
+
+  Attributes:
+    modules: the model.
+    settings: layouts and system prompts.
+    autoencoder: frozen parameters.
+    copies: noisy copies of every image per example.
+    flow_weight: weight of the flow MSE against the cross-entropies.
+    shift: of the times' logit-normal distribution, as in the sampling schedule.
+  """
+
+  modules: settings_lib.Modules
+  settings: settings_lib.Settings
+  autoencoder: types.Params
+  copies: int
+  flow_weight: float
+  shift: float
+
+  def loss(self, params: types.Params, batch: batches_lib.Batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss and its parts; params are {"policy", "vision"}."""
+    frozen = {"vision": params["vision"], "autoencoder": self.autoencoder}
+    actor = rollout_lib.Actor(self.modules, params["policy"], frozen, self.settings)
+    reason_key, refine_key = jax.random.split(key)
+    thought, draft = self._reason(actor, batch.reason, reason_key)
+    answer = self._reflect(actor, batch.reflect)
+    edit = self._refine(actor, batch.refine, refine_key)
+    value = thought + answer + self.flow_weight * (draft + edit)
+    return value, {"loss": value, "thought": thought, "answer": answer, "draft": draft, "edit": edit}
+
+  def _reason(self, actor: rollout_lib.Actor, rows: batches_lib.ReasonRows, key):
+    prompts = _prompts(rows.prompt, rows.prompt)
+    context = rollout_lib.reason_context(actor, prompts, 1)
+    lengths = {**context.lengths, "thought": rows.thought.lengths}
+    output = actor.run(context.layout, {"thought": rows.thought.ids}, lengths, (context.cache,))
+    thought = _cross_entropy(actor, output.text("thought"), rows.thought)
+    clean = self._latent(actor, rows.scene)
+    past = (context.cache, output.cache)
+    return thought, self._flow(actor, context.layout, clean, lengths, past, stages.DRAFT, key)
+
+  def _reflect(self, actor: rollout_lib.Actor, rows: batches_lib.ReflectRows) -> jax.Array:
+    features = actor.modules.towers.features(actor.frozen, shapes.render(rows.scene))
+    context = rollout_lib.reflect_context(actor, _prompts(rows.question, rows.question), features, 1)
+    lengths = {**context.lengths, "answer": rows.answer.lengths}
+    output = actor.run(context.layout, {"answer": rows.answer.ids}, lengths, (context.cache,))
+    return _cross_entropy(actor, output.text("answer"), rows.answer)
+
+  def _refine(self, actor: rollout_lib.Actor, rows: batches_lib.RefineRows, key) -> jax.Array:
+    source = rollout_lib.look(actor, shapes.render(rows.scene))
+    context = rollout_lib.refine_context(actor, jax.lax.stop_gradient(source.latent), source.features, 1)
+    lengths = {name: rows.instruction.lengths for name in ("instruction", "instruction_alone")}
+    inputs = {name: rows.instruction.ids for name in lengths}
+    own = actor.run(context.layout, inputs, lengths, (context.cache,)).cache
+    clean = self._latent(actor, rows.target)
+    return self._flow(actor, context.layout, clean, lengths, (context.cache, own), stages.EDIT, key)
+
+  def _latent(self, actor: rollout_lib.Actor, scene: shapes.Scene) -> types.Latent:
+    return jax.lax.stop_gradient(actor.modules.towers.encode(actor.frozen, shapes.render(scene)))
+
+  def _flow(self, actor, layout, clean, lengths, past, names, key) -> jax.Array:
+    """Returns the MSE of the full branch on `copies` noisy copies and of the others on one."""
+    full, *others = names
+    first, second = jax.random.split(key)
+    value = self._flow_error(actor, layout, clean, lengths, past, (full,), self.copies, first)
+    rest = self._flow_error(actor, layout, clean, lengths, past, tuple(others), 1, second)
+    return value + 0.2 * rest
+
+  def _flow_error(self, actor, layout, clean, lengths, past, names, copies: int, key) -> jax.Array:
+    """Returns the mean of |v - (noise - data)|^2 over `copies` noisy copies and the named branches."""
+    noise_key, time_key = jax.random.split(key)
+    clean = jnp.repeat(clean, copies, axis=0)
+    lengths = {name: jnp.repeat(length, copies) for name, length in lengths.items()}
+    noise = jax.random.normal(noise_key, clean.shape)
+    u = jax.nn.sigmoid(jax.random.normal(time_key, clean.shape[:1]))
+    t = self.shift * u / (1 + (self.shift - 1) * u)
+    noised = bagel_lib.Noised(clean + t[:, None, None] * (noise - clean), t)
+    output = actor.run(layout, {name: noised for name in names}, lengths, past)
+    return sum(jnp.mean((v - (noise - clean)) ** 2) for v in actor.velocities(output, names)) / len(names)
+
+
+def _prompts(prompt: batches_lib.TextRows, question: batches_lib.TextRows) -> rollout_lib.Prompts:
+  rows = jnp.arange(prompt.lengths.shape[0])
+  return rollout_lib.Prompts(prompt.ids, prompt.lengths, question.ids, question.lengths, None, rows)
+
+
+def _cross_entropy(actor: rollout_lib.Actor, hidden: types.Hidden, rows: batches_lib.TextRows) -> jax.Array:
+  """Returns the mean next-token cross-entropy, the end token included."""
+  mask = losses.token_mask(rows.lengths + 1, rows.ids.shape[1])
+  return -jnp.sum(jnp.where(mask, actor.logprob(hidden, rows.ids), 0.0)) / jnp.sum(mask)

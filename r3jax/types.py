@@ -1,0 +1,34 @@
+"""Array aliases; the letters name dimensions everywhere in r3jax.
+
+| letter | dimension |
+| --- | --- |
+| B | rows of a batch (samples; in prefixes: groups) |
+| G, M | groups, samples of a group (B = G * M, group-major) |
+| T, S | query slots, key slots |
+| N | latent tokens or patches of one image |
+| C | numbers in a latent token |
+| D | hidden width |
+| H, K | query heads, key/value heads |
+| V | vocabulary |
+| L | layers |
+"""
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+Params = dict  # nested dict of arrays
+Key = jax.Array  # typed PRNG key, or an array of them
+
+Latent = Float[Array, "B N C"]
+Hidden = Float[Array, "B T D"]
+Heads = Float[Array, "B T H d"]
+KeyValue = Float[Array, "b S K d"]  # b divides B: a row is shared by B / b consecutive queries
+Mask = Bool[Array, "B T S"]
+Positions = Int[Array, "B T"]
+TokenIds = Int[Array, "B T"]
+Lengths = Int[Array, "B"]
+Time = Float[Array, "B"]
+PerSample = Float[Array, "B"]
+Logits = Float[Array, "B T V"]
+Images = UInt8[Array, "B h w 3"]
+Pixels = Float[Array, "B h w 3"]

@@ -1,0 +1,147 @@
+"""Draws scenes of coloured shapes: the canvas of the embedded world.
+
+A canvas is a 3x3 grid of 16-pixel cells, each empty or holding one object. Objects vary in size and
+stand a little off the centre of their cell. `worlds/prompts.py` says which scenes a prompt asks
+for; `rewards/shapes.py` reads a canvas back into objects.
+"""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SHAPES = ("square", "ring", "cross", "spool", "bow", "heart")
+COLORS = ("red", "green", "blue", "yellow", "purple", "black")
+CELLS = ("top-left", "top", "top-right", "left-side", "center", "right-side",
+         "bottom-left", "bottom", "bottom-right")
+GRID = 3
+CELL = 16
+CANVAS = GRID * CELL
+SIZES = (10, 11, 12, 13)
+JITTER = 2
+BACKGROUND = (240, 240, 240)
+# Far apart from each other and from the background: the least distance is 170 in RGB.
+PALETTE = ((235, 30, 10), (15, 185, 45), (10, 70, 235), (245, 215, 0), (170, 10, 190),
+           (15, 15, 15))
+_SUPERSAMPLE = 8
+
+
+@flax.struct.dataclass
+class Scene:
+  """Holds what stands in each cell of a batch of canvases (row-major cells, int32).
+
+  Pixels are counted from the cell's centre, rounded up-left when the object's size is odd. Only
+  `shape` matters where a cell is empty.
+  """
+
+  shape: jax.Array  # [..., 9] index into SHAPES, -1 where the cell is empty.
+  color: jax.Array  # [..., 9] index into COLORS.
+  size: jax.Array   # [..., 9] side of the object's square in pixels, one of SIZES.
+  dy: jax.Array     # [..., 9] downward offset in pixels, inside jitter_range(size).
+  dx: jax.Array     # [..., 9] rightward offset in pixels, inside jitter_range(size).
+
+
+def margin(size: int) -> int:
+  """Returns the pixels above (and left of) an object of `size` that stands at offset 0."""
+  return (CELL - size) // 2
+
+
+def jitter_range(size: int) -> tuple[int, int]:
+  """Returns the smallest and largest offset that keep an object of `size` inside its cell."""
+  return max(-JITTER, -margin(size)), min(JITTER, CELL - size - margin(size))
+
+
+def render(scene: Scene) -> jax.Array:
+  """Draws scenes, in-graph.
+
+  Args:
+    scene: arrays [..., 9]; offsets outside the legal range are drawn at its nearest end.
+
+  Returns:
+    uint8 [..., 48, 48, 3].
+  """
+  alpha = jnp.asarray(STAMPS)[scene.shape, scene.size - SIZES[0], scene.dy + JITTER,
+                              scene.dx + JITTER]
+  alpha = jnp.where((scene.shape >= 0)[..., None, None], alpha, 0.)[..., None]
+  color = jnp.asarray(PALETTE, jnp.float32)[scene.color][..., None, None, :]
+  background = jnp.asarray(BACKGROUND, jnp.float32)
+  cells = jnp.round(background + alpha * (color - background)).astype(jnp.uint8)
+  batch = cells.shape[:-4]
+  rows = cells.reshape(*batch, GRID, GRID, CELL, CELL, 3)
+  return jnp.swapaxes(rows, -4, -3).reshape(*batch, CANVAS, CANVAS, 3)
+
+
+def place(objects: Sequence[tuple[int, int, int]], rng: np.random.Generator) -> Scene:
+  """Puts objects into their cells with random sizes and offsets.
+
+  Args:
+    objects: (shape, color, cell) indices.
+    rng: source of sizes and offsets; every cell draws, so a cell's jitter does not depend on what
+      stands in the others.
+
+  Returns:
+    A numpy Scene of arrays [9].
+
+  Raises:
+    ValueError: if an index is out of range or two objects share a cell.
+  """
+  shape = np.full(len(CELLS), -1, np.int32)
+  color = np.zeros(len(CELLS), np.int32)
+  for kind, paint, cell in objects:
+    if not (0 <= kind < len(SHAPES) and 0 <= paint < len(COLORS) and 0 <= cell < len(CELLS)):
+      raise ValueError(f"object must be (shape < {len(SHAPES)}, color < {len(COLORS)}, "
+                       f"cell < {len(CELLS)}), got {(kind, paint, cell)}")
+    if shape[cell] >= 0:
+      raise ValueError(f"a cell holds one object, but {list(objects)} uses {CELLS[cell]} twice")
+    shape[cell], color[cell] = kind, paint
+  size = rng.choice(SIZES, len(CELLS)).astype(np.int32)
+  low, high = np.transpose([jitter_range(s) for s in size])
+  dy, dx = rng.integers(low, high + 1, (2, len(CELLS)), dtype=np.int32)
+  return Scene(shape=shape, color=color, size=size, dy=dy, dx=dx)
+
+
+def objects_of(scene: Scene) -> list[tuple[int, int, int]]:
+  """Returns the (shape, color, cell) indices of one scene (arrays [9]), in cell order."""
+  shape, color = np.asarray(scene.shape), np.asarray(scene.color)
+  return [(int(shape[cell]), int(color[cell]), cell) for cell in range(len(CELLS))
+          if shape[cell] >= 0]
+
+
+def _masks(v: np.ndarray, u: np.ndarray) -> list[np.ndarray]:
+  """Returns where each of SHAPES covers the unit square (v down, u right, both in [0, 1])."""
+  y, x = v - .5, u - .5
+  radius = np.hypot(y, x)
+  lobes = np.hypot(y + .25, np.abs(x) - .25) <= .26
+  tip = (y > -.2) & (np.abs(x) <= .5 * (1 - np.maximum((y + .2) / .72, 0)**1.3))
+  return [
+      np.ones_like(v, bool),
+      (radius >= .27) & (radius <= .5),
+      (np.abs(x - y) <= .2) | (np.abs(x + y) <= .2),
+      np.abs(x) <= np.abs(y),
+      np.abs(y) <= np.abs(x),
+      lobes | tip,
+  ]
+
+
+def _stamps() -> np.ndarray:
+  """Returns the coverage of every shape, size and offset, anti-aliased by supersampling.
+
+  Returns:
+    float32 [shapes, sizes, 2 * JITTER + 1 (dy), 2 * JITTER + 1 (dx), CELL, CELL] in [0, 1].
+  """
+  offsets = range(-JITTER, JITTER + 1)
+  stamps = np.zeros((len(SHAPES), len(SIZES), len(offsets), len(offsets), CELL, CELL), np.float32)
+  for i, size in enumerate(SIZES):
+    axis = (np.arange(size * _SUPERSAMPLE) + .5) / (size * _SUPERSAMPLE)
+    fine = np.stack(_masks(*np.meshgrid(axis, axis, indexing="ij")))
+    masks = fine.reshape(len(SHAPES), size, _SUPERSAMPLE, size, _SUPERSAMPLE).mean((2, 4))
+    starts = margin(size) + np.clip(offsets, *jitter_range(size))
+    for j, top in enumerate(starts):
+      for k, left in enumerate(starts):
+        stamps[:, i, j, k, top:top + size, left:left + size] = masks
+  return stamps
+
+
+STAMPS = _stamps()

@@ -1,0 +1,105 @@
+"""The small BAGEL of the embedded world: sizes, capacities, settings that only it needs."""
+
+import jax.numpy as jnp
+import ml_collections
+
+from r3jax.models import bagel as bagel_lib
+from r3jax.models import config as config_lib
+from r3jax.models import towers as towers_lib
+from r3jax.rl import settings as settings_lib
+from r3jax.sampling import guidance as guidance_lib
+from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import text as text_lib
+from r3jax.sequence import prompts as protocol
+from r3jax.sequence import stages
+from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.worlds import shapes
+from r3jax.worlds import vocabulary
+
+# Slots, begin and end included; the grammar's longest texts are 12, 19, 18 (questions), 42 and 21.
+TEXT_CAPACITIES = dict(prompt=12, thought=24, question=18, answer=44, instruction=24)
+
+
+def sizes(model: ml_collections.ConfigDict) -> config_lib.BagelConfig:
+  """Returns the model's sizes for the 48x48 canvas: one latent token and one ViT patch per cell."""
+  tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+  square = config_lib.ImageTransform(shapes.CANVAS, shapes.CANVAS, shapes.CELL)
+  return config_lib.BagelConfig(
+      llm=config_lib.LLMConfig(
+          hidden_size=model.hidden_size,
+          intermediate_size=model.intermediate_size,
+          num_layers=model.num_layers,
+          num_heads=model.num_heads,
+          num_kv_heads=model.num_kv_heads,
+          vocab_size=tokenizer.size,
+      ),
+      vision=config_lib.VisionConfig(
+          hidden_size=model.vision_hidden_size,
+          intermediate_size=model.vision_intermediate_size,
+          num_layers=model.vision_num_layers,
+          num_heads=model.vision_num_heads,
+          patch_size=shapes.CELL,
+          positions_per_side=shapes.GRID,
+      ),
+      autoencoder=config_lib.AutoencoderConfig(
+          channels=model.autoencoder_channels,
+          multipliers=tuple(model.autoencoder_multipliers),
+          num_res_blocks=1,
+      ),
+      special_ids=tokenizer.special_ids,
+      max_latent_side=shapes.GRID,
+      max_patches_per_side=shapes.GRID,
+      autoencoder_transform=square,
+      vision_transform=square,
+  )
+
+
+def capacities(tokenizer: tokenizer_lib.TextTokenizer, towers: towers_lib.Towers) -> stages.Capacities:
+  """Returns the slots of every segment."""
+  return stages.Capacities(
+      system=len(system_ids(tokenizer, protocol.GEN_THINK)),
+      latent_grid=towers.latent_grid,
+      vit_grid=towers.vit_grid,
+      **TEXT_CAPACITIES,
+  )
+
+
+def system_ids(tokenizer: tokenizer_lib.TextTokenizer, prompt: str) -> tuple[int, ...]:
+  """Returns a system prompt's segment, begin and end included."""
+  ids = tokenizer.special_ids
+  return (ids.text_begin, *tokenizer.encode(prompt), ids.text_end)
+
+
+def sft_settings(tokenizer: tokenizer_lib.TextTokenizer, towers: towers_lib.Towers) -> settings_lib.Settings:
+  """Returns settings for supervised training, where only layouts and system prompts matter."""
+  greedy = text_lib.TextSampling(0.0)
+  flow = settings_lib.FlowSettings(
+      schedule_lib.Schedule(2), guidance_lib.Guidance(1.0, 1.0, "global"), schedule_lib.Eta("constant", 1.0), 0
+  )
+  return settings_lib.Settings(
+      groups=1,
+      group_size=2,
+      capacities=capacities(tokenizer, towers),
+      reason_text=greedy,
+      reflect_text=greedy,
+      reason_flow=flow,
+      refine_flow=flow,
+      loss=settings_lib.LossSettings(1.0, 1.0, 0.0, 0.0, 0.2, False, 1.0),
+      pool_perfect=0.0,
+      system_reason=system_ids(tokenizer, protocol.GEN_THINK),
+      system_reflect=system_ids(tokenizer, protocol.VLM_THINK),
+  )
+
+
+def example_inputs(modules: settings_lib.Modules, settings: settings_lib.Settings):
+  """Returns the arguments of `Bagel.everything` that touch every parameter."""
+  c, config = settings.capacities, modules.bagel.config
+  layout = stages.refine(c)
+  tokens = lambda grid: grid[0] * grid[1]
+  noised = bagel_lib.Noised(jnp.zeros((1, tokens(c.latent_grid), config.latent_dim)), jnp.zeros(1))
+  inputs = {
+      "source": noised,
+      "seen": jnp.zeros((1, tokens(c.vit_grid), config.vision.hidden_size)),
+      "instruction": jnp.zeros((1, c.instruction), jnp.int32),
+  }
+  return layout, inputs, {"instruction": jnp.ones(1, jnp.int32)}

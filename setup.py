@@ -1,0 +1,41 @@
+"""Installs r3jax."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def read_requirements() -> list[str]:
+  """Returns the requirements of requirements.txt without its comments."""
+  lines = (ROOT / "requirements.txt").read_text().splitlines()
+  stripped = (re.sub(r"(^|\s)#.*", "", line).strip() for line in lines)
+  return [line for line in stripped if line]
+
+
+def read_version() -> str:
+  """Returns r3jax.__version__ without importing the package."""
+  return re.search(r'^__version__ = "(.+)"$', (ROOT / "r3jax" / "__init__.py").read_text(), re.M)[1]
+
+
+setuptools.setup(
+    name="r3jax",
+    version=read_version(),
+    description="Reason-Reflect-Refine reinforcement learning of the BAGEL multimodal model in JAX",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["r3jax", "r3jax.*"]),
+    package_data={"r3jax": ["assets/**", "io/*.j2"]},
+    python_requires=">=3.11",
+    install_requires=read_requirements(),
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda12": ["jax[cuda12]"],
+        "aot": ["libtpu==0.0.42"],  # Compiles for TPU topologies on a machine without one.
+        "gcs": ["etils[epath-gcs]", "gcsfs"],
+        "wandb": ["wandb"],
+        "detector": ["torch", "transformers"],
+        "test": ["beartype>=0.23", "pytest>=9.0", "pytest-xdist>=3.8"],
+    },
+)

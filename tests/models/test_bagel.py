@@ -1,0 +1,285 @@
+"""Tests of the language model with its adapters (golden cases b to e) and of its caches."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r3jax.models import bagel
+from r3jax.models import layers
+from r3jax.models import mot
+from r3jax.sequence import layout as layout_lib
+from tests import goldens_lib
+
+TEXT, REFLECT = "d_text", "e_reflect"
+EXTRA = 5  # slots that no row fills
+
+
+def _apply(method, *args, config=None, params=None):
+  model = bagel.Bagel(config or goldens_lib.config())
+  return model.apply({"params": params or goldens_lib.weights()["policy"]}, *args, method=method)
+
+
+@functools.cache
+def _prompts(extra: int = 0):
+  """Returns the layout, inputs, lengths and output of d_text's prompts and their greedy answers."""
+  prompt, prompt_lengths = goldens_lib.texts(TEXT, "prompt_ids", extra)
+  answer, answer_lengths = goldens_lib.texts(TEXT, "greedy_ids", extra)
+  layout = layout_lib.Layout((
+      layout_lib.text("prompt", prompt.shape[1]),
+      layout_lib.text("answer", answer.shape[1], ("prompt",)),
+  ))
+  inputs = {"prompt": prompt, "answer": answer}
+  lengths = {"prompt": prompt_lengths, "answer": answer_lengths}
+  return layout, inputs, lengths, goldens_lib.run(layout, inputs, lengths)
+
+
+@functools.cache
+def _reflection():
+  """Returns layout, inputs and lengths of e_reflect, with its greedy answers."""
+  question, question_lengths = goldens_lib.texts(REFLECT, "text_ids")
+  answer, answer_lengths = goldens_lib.texts(REFLECT, "greedy_ids")
+  system, system_lengths = goldens_lib.repeated(goldens_lib.case(REFLECT)["system_ids"], len(question))
+  pictures = goldens_lib.images(REFLECT)
+  grid = goldens_lib.towers(pictures.shape[1:3]).vit_grid
+  layout = layout_lib.Layout((
+      layout_lib.text("system", system.shape[1]),
+      layout_lib.image("seen", "vit", grid, ("system",)),
+      layout_lib.text("question", question.shape[1], ("system", "seen")),
+      layout_lib.text("answer", answer.shape[1], ("system", "seen", "question")),
+  ))
+  features = goldens_lib.features(pictures)
+  inputs = {"system": system, "seen": features, "question": question, "answer": answer}
+  lengths = {"system": system_lengths, "question": question_lengths, "answer": answer_lengths}
+  return layout, inputs, lengths
+
+
+def _packed(hidden, lengths) -> np.ndarray:
+  """Returns the filled slots of all rows, one row after another."""
+  return np.concatenate([np.asarray(row)[:length] for row, length in zip(hidden, lengths)])
+
+
+def _drop(inputs, *names):
+  return {name: value for name, value in inputs.items() if name not in names}
+
+
+class TestEmbedTime:
+
+  def test_equals_golden(self):
+    t = jnp.asarray(goldens_lib.case("c_time_pos")["t"])
+    goldens_lib.assert_close("c_time_pos", "freq_embedding", layers.timestep_features(t))
+    goldens_lib.assert_close("c_time_pos", "time_embed", _apply("embed_time", t))
+
+
+class TestEmbedVision:
+
+  @pytest.mark.parametrize("prefix, pictures", [("one", ["image1"]), ("two", ["image1", "image2"])])
+  def test_equals_golden(self, prefix, pictures):
+    arrays = goldens_lib.case("b_vit")
+    patch = goldens_lib.config().vision.patch_size
+    grids = [tuple(side // patch for side in arrays[name].shape[1:]) for name in pictures]
+    assert [height * width for height, width in grids] == arrays[f"{prefix}_seqlens"].tolist()
+    cuts = np.cumsum(arrays[f"{prefix}_seqlens"])[:-1]
+    parts = np.split(arrays[f"{prefix}_vit_features"], cuts)
+    connect = lambda module, x: module.connector(x)
+    connected = [_apply(connect, jnp.asarray(part)) for part in parts]
+    final = [_apply("embed_vision", jnp.asarray(part)[None], grid)[0] for part, grid in zip(parts, grids)]
+    goldens_lib.assert_close("b_vit", f"{prefix}_connector", np.concatenate(connected))
+    goldens_lib.assert_close("b_vit", f"{prefix}_final", np.concatenate(final))
+
+
+class TestResidual:
+
+  def test_equals_golden_after_every_layer(self):
+    c = goldens_lib.config()
+    layout, inputs, lengths, _ = _prompts()
+    policy = goldens_lib.weights()["policy"]
+    names = ("prompt",)
+    inputs = {"prompt": inputs["prompt"][:1]}
+    lengths = {"prompt": lengths["prompt"][:1]}
+    positions = layout_lib.positions(layout, names, lengths, 1)
+    masks = (layout_lib.mask(layout, names, names, lengths, 1),)
+    embedded = _apply("embed", layout, inputs)
+    for depth in range(1, c.llm.num_layers + 1):
+      shallow = dataclasses.replace(c, llm=dataclasses.replace(c.llm, num_layers=depth))
+      params = policy | {"layers": jax.tree.map(lambda x: x[:depth], policy["layers"])}
+      residual = _apply("residual", embedded, positions, masks, config=shallow, params=params)
+      seen = _packed(residual.und, lengths["prompt"])
+      goldens_lib.assert_close(TEXT, f"prefill0_layer{depth - 1}", seen)
+
+
+class TestCall:
+
+  def test_equals_golden_for_text(self):
+    _, _, lengths, output = _prompts()
+    length = int(lengths["prompt"][0])
+    hidden = output.text("prompt")[0, :length]
+    goldens_lib.assert_close(TEXT, "prefill0_hidden", hidden)
+    goldens_lib.assert_close(TEXT, "prefill0_logits", goldens_lib.read(hidden, "logits"))
+    goldens_lib.assert_close(TEXT, "prefill0_k_layer0", output.cache.key[0, 0, :length])
+    goldens_lib.assert_close(TEXT, "prefill0_v_layer0", output.cache.value[0, 0, :length])
+
+  def test_equals_golden_for_text_with_empty_slots(self):
+    _, _, lengths, output = _prompts(EXTRA)
+    hidden = output.text("prompt")[0, : int(lengths["prompt"][0])]
+    goldens_lib.assert_close(TEXT, "prefill0_hidden", hidden)
+
+  def test_equals_golden_for_an_image_between_texts(self):
+    layout, inputs, lengths = _reflection()
+    vit = goldens_lib.pixels_nchw(goldens_lib.images(REFLECT), goldens_lib.config().vision_transform)
+    for i, pixels in enumerate(vit):
+      goldens_lib.assert_close(REFLECT, f"vit_tensor_{i}", pixels)
+    output = goldens_lib.run(layout, inputs, lengths)
+    image = np.asarray(output.text("seen")).reshape(-1, output.hidden.und.shape[-1])
+    text = _packed(output.text("question"), lengths["question"])
+    goldens_lib.assert_close(REFLECT, "hidden_image_block", image)
+    goldens_lib.assert_close(REFLECT, "hidden_text_block", text)
+    goldens_lib.assert_close(REFLECT, "logits_text_block", goldens_lib.read(text, "logits"))
+
+  def test_equals_itself_for_prefill_then_the_rest(self):
+    layout, inputs, lengths = _reflection()
+    whole = goldens_lib.run(layout, inputs, lengths)
+    first = goldens_lib.run(layout, _drop(inputs, "question", "answer"), lengths)
+    then = goldens_lib.run(layout, {"question": inputs["question"]}, lengths, (first.cache,))
+    last = goldens_lib.run(layout, {"answer": inputs["answer"]}, lengths, (first.cache, then.cache))
+    for name, output in (("seen", first), ("question", then), ("answer", last)):
+      filled = lengths.get(name, [layout[name].capacity] * 2)
+      seen, expected = (_packed(x.text(name), filled) for x in (output, whole))
+      np.testing.assert_allclose(seen, expected, atol=1e-5, rtol=0)
+
+  def test_equals_itself_for_empty_slots(self):
+    _, _, lengths, tight = _prompts()
+    _, _, _, roomy = _prompts(EXTRA)
+    for name in ("prompt", "answer"):
+      seen, expected = (_packed(x.text(name), lengths[name]) for x in (roomy, tight))
+      np.testing.assert_allclose(seen, expected, atol=1e-5, rtol=0)
+
+  def test_empty_slots_may_hold_anything(self):
+    layout, inputs, lengths, expected = _prompts(EXTRA)
+    holds = jnp.arange(inputs["prompt"].shape[1]) < lengths["prompt"][:, None]
+    other = inputs | {"prompt": jnp.where(holds, inputs["prompt"], 7)}
+    seen = goldens_lib.run(layout, other, lengths)
+    for name in ("prompt", "answer"):
+      pair = (_packed(x.text(name), lengths[name]) for x in (seen, expected))
+      np.testing.assert_array_equal(*pair)
+
+  def test_equals_itself_for_a_shared_prefix(self):
+    layout, inputs, lengths = _reflection()
+    rows = inputs["question"].shape[0]
+    system = goldens_lib.run(layout, {"system": inputs["system"]}, lengths)
+    one = goldens_lib.run(layout, {"system": inputs["system"][:1]}, {"system": lengths["system"][:1]})
+    assert one.cache.key.shape[1] == 1 and rows > 1
+    rest = _drop(inputs, "system")
+    repeated, shared = (goldens_lib.run(layout, rest, lengths, (x.cache,)) for x in (system, one))
+    for name in ("question", "answer"):
+      seen, expected = (_packed(x.text(name), lengths[name]) for x in (shared, repeated))
+      np.testing.assert_allclose(seen, expected, atol=1e-5, rtol=0)
+
+  def test_a_shared_row_serves_consecutive_rows(self):
+    layout, inputs, lengths, _ = _prompts()
+    prompts = goldens_lib.run(layout, {"prompt": inputs["prompt"]}, lengths).cache
+    twice = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), tree)
+    apart = prompts.replace(
+        key=jnp.repeat(prompts.key, 2, axis=1), value=jnp.repeat(prompts.value, 2, axis=1)
+    )
+    answers = {"answer": twice(inputs["answer"])}
+    shared, repeated = (
+        goldens_lib.run(layout, answers, twice(lengths), (cache,)) for cache in (prompts, apart)
+    )
+    np.testing.assert_allclose(shared.text("answer"), repeated.text("answer"), atol=1e-5, rtol=0)
+
+  def test_nobody_sees_a_noisy_latent(self):
+    grid = (2, 2)
+    layout = layout_lib.Layout((
+        layout_lib.text("prompt", 4),
+        layout_lib.image("early", "noise", grid, ("prompt",)),
+        layout_lib.image("late", "noise", grid, ("prompt",)),
+    ))
+    noise = jax.random.normal(jax.random.key(0), (2, 1, 4, goldens_lib.config().latent_dim))
+    lengths = {"prompt": jnp.array([4])}
+
+    def late(scale):
+      ids = jnp.array([[1, 9, 10, 2]])
+      early = bagel.Noised(scale * noise[0], jnp.array([0.9]))
+      inputs = {"prompt": ids, "early": early, "late": bagel.Noised(noise[1], jnp.array([0.5]))}
+      return goldens_lib.run(layout, inputs, lengths).latent("late")
+
+    np.testing.assert_array_equal(late(1.0), late(2.0))
+
+
+class TestStep:
+
+  @staticmethod
+  @functools.partial(jax.jit, static_argnames=("layout", "steps"))
+  def _logits(layout, steps, ids, lengths, past):
+    """Feeds the first `steps` ids one by one; returns logits [steps, B, V] and the cache."""
+    model = goldens_lib.bagel_model()
+    variables = {"params": goldens_lib.weights()["policy"]}
+    length, rows, _, *entry = past[0].key.shape
+    empty = jnp.zeros((length, rows, ids.shape[1], *entry))
+
+    def step(own, place):
+      logits, own = model.apply(variables, layout, ids[:, place], place, lengths, past, own, method="step")
+      return own, logits
+
+    own, logits = jax.lax.scan(step, bagel.Cache(empty, empty, ("answer",)), jnp.arange(steps))
+    return logits, own
+
+  @pytest.mark.parametrize("name", [TEXT, REFLECT])
+  def test_equals_golden_and_one_forward_pass(self, name):
+    layout, inputs, lengths = _prompts()[:3] if name == TEXT else _reflection()
+    context = goldens_lib.run(layout, _drop(inputs, "answer"), lengths)
+    steps = goldens_lib.case(name)["decode_logits"].shape[0]
+    seen = _drop(lengths, "answer")
+    logits, own = self._logits(layout, steps, inputs["answer"], seen, (context.cache,))
+    goldens_lib.assert_close(name, "decode_logits", logits)
+    whole = goldens_lib.run(layout, {"answer": inputs["answer"]}, lengths, (context.cache,))
+    at_once = goldens_lib.read(whole.text("answer"), "logits")[:, :steps].swapaxes(0, 1)
+    np.testing.assert_allclose(logits, at_once, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(own.key[:, :, :steps], whole.cache.key[:, :, :steps], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(own.value[:, :, :steps], whole.cache.value[:, :, :steps], atol=1e-5, rtol=0)
+
+
+class TestEverything:
+
+  def test_initialises_the_tree_of_a_loaded_model(self):
+    layout, inputs, lengths, _ = _prompts()
+    image = layout_lib.image("seen", "vit", (1, 1))
+    noise = layout_lib.image("draft", "noise", (1, 1))
+    layout = layout_lib.Layout((*layout.segments, image, noise))
+    c = goldens_lib.config()
+    noised = bagel.Noised(jnp.zeros((2, 1, c.latent_dim)), jnp.zeros(2))
+    inputs = inputs | {"seen": jnp.zeros((2, 1, c.vision.hidden_size)), "draft": noised}
+    init = functools.partial(goldens_lib.bagel_model().init, method="everything")
+    boxed = jax.eval_shape(lambda key: init(key, layout, inputs, lengths), jax.random.key(0))["params"]
+    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))
+    assert all(len(box.names) == box.value.ndim for box in boxes)
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    unboxed = jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "names"))
+    assert shapes(unboxed) == shapes(goldens_lib.weights()["policy"])
+
+
+class TestScannedLayers:
+
+  @pytest.mark.parametrize("remat", ["full", "dots"])
+  def test_gradient_does_not_depend_on_remat(self, remat):
+    layout, inputs, lengths, _ = _prompts()
+    policy = goldens_lib.weights()["policy"]
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def gradient(policy, remat):
+      def energy(policy):
+        model = bagel.Bagel(goldens_lib.config(), remat=remat)
+        return jnp.sum(model.apply({"params": policy}, layout, inputs, lengths).hidden.und ** 2)
+
+      return jax.grad(energy)(policy)["layers"]["und"]["q"]["kernel"]
+
+    expected = gradient(policy, "none")
+    np.testing.assert_allclose(gradient(policy, remat), expected, rtol=1e-3, atol=1e-3)
+
+  def test_refuses_an_unknown_remat(self):
+    with pytest.raises(ValueError, match="got 'some'"):
+      mot.scanned_layers(goldens_lib.config().llm, jnp.float32, "some")

@@ -1,0 +1,1 @@
+"""Tests of r3jax.sequence."""

@@ -1,0 +1,169 @@
+"""Tests of the supervised examples."""
+
+import collections
+import time
+
+import numpy as np
+import pytest
+
+from r3jax.sequence import prompts as protocol
+from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.worlds import examples
+from r3jax.worlds import grammar
+from r3jax.worlds import prompts
+from r3jax.worlds import shapes
+from r3jax.worlds import vocabulary
+
+RECORDS = prompts.train_records()
+# Slots of the longest text, begin and end included.
+LONGEST = {"prompt": 12, "thought": 19, "reflect answer": 42, "instruction": 21,
+           "reflection question": 14, "question": 18, "question answer": 28}
+
+
+def _records(rng, count):
+  return [RECORDS[i] for i in rng.integers(len(RECORDS), size=count)]
+
+
+def _same(scene, other, cell):
+  """Tells whether a cell is drawn alike in two scenes."""
+  if scene.shape[cell] < 0 or other.shape[cell] < 0:
+    return scene.shape[cell] == other.shape[cell]
+  fields = ("shape", "color", "size", "dy", "dx")
+  return all(getattr(scene, f)[cell] == getattr(other, f)[cell] for f in fields)
+
+
+class TestReasonExample:
+
+  def test_scene_follows_the_thought(self):
+    rng = np.random.default_rng(0)
+    right = 0
+    for record in _records(rng, 1000):
+      example = examples.reason_example(record, rng, flaw_rate=0.6)
+      objects = shapes.objects_of(example.scene)
+      assert grammar.objects_in(example.thought) == objects
+      assert example.prompt == record["prompt"]
+      right += grammar.satisfied(record, objects)
+    assert right / 1000 == pytest.approx(0.4, abs=0.05)
+
+  def test_same_seed_gives_same_examples(self):
+    thoughts = []
+    for _ in range(2):
+      rng = np.random.default_rng(1)
+      thoughts.append([examples.reason_example(r, rng, 0.5).thought for r in RECORDS[:50]])
+    assert thoughts[0] == thoughts[1]
+
+
+class TestReflectExample:
+
+  def test_without_flaws_stop_means_satisfied(self):
+    rng = np.random.default_rng(2)
+    stops = 0
+    for record in _records(rng, 1000):
+      example = examples.reflect_example(record, rng, flaw_rate=0.0)
+      objects = shapes.objects_of(example.scene)
+      assert grammar.objects_in(example.answer.split(" : ")[0]) == objects
+      stop = example.answer.endswith("</think> no further edit needed")
+      assert stop == grammar.satisfied(record, objects)
+      stops += stop
+    assert 0.3 < stops / 1000 < 0.45
+
+  def test_flaws_are_a_share(self):
+    rng = np.random.default_rng(3)
+    wrong = 0
+    for record in _records(rng, 1000):
+      example = examples.reflect_example(record, rng, flaw_rate=0.5)
+      stop = example.answer.endswith("</think> no further edit needed")
+      wrong += stop != grammar.satisfied(record, shapes.objects_of(example.scene))
+    assert 0.2 < wrong / 1000 < 0.4  # half of the flaws on wrong scenes keep an edit
+
+  def test_question_is_the_protocol(self):
+    record = RECORDS[0]
+    example = examples.reflect_example(record, np.random.default_rng(4), 0.0)
+    assert example.question == protocol.reflection_question(record["prompt"])
+
+
+class TestQuestionExample:
+
+  def test_thought_describes_the_scene(self):
+    rng = np.random.default_rng(5)
+    for record in _records(rng, 300):
+      example = examples.question_example(record, rng)
+      assert grammar.objects_in(example.answer) == shapes.objects_of(example.scene)
+
+
+class TestEditScene:
+
+  def test_equals_apply_and_keeps_the_rest(self):
+    rng = np.random.default_rng(6)
+    for _ in range(500):
+      scene = shapes.place([(1, 2, 3), (4, 5, 6), (0, 0, 0)], rng)
+      operations = grammar.random_operations(shapes.objects_of(scene), rng, 2)
+      before = {name: value.copy() for name, value in vars(scene).items()}
+      edited = examples.edit_scene(scene, operations, rng)
+      objects = shapes.objects_of(scene)
+      assert shapes.objects_of(edited) == grammar.apply(operations, objects)
+      assert all((before[name] == getattr(scene, name)).all() for name in before)
+
+  def test_edited_object_keeps_size_and_offset(self):
+    rng = np.random.default_rng(7)
+    scene = shapes.place([(1, 2, 3)], rng)
+    move = grammar.Operation("move", 1, 2, 3, 8)
+    moved = examples.edit_scene(scene, [move], rng)
+    assert (moved.size[8], moved.dy[8], moved.dx[8]) == (scene.size[3], scene.dy[3], scene.dx[3])
+    recolored = examples.edit_scene(scene, [grammar.Operation("recolor", 1, 2, 3, 0)], rng)
+    assert (recolored.size == scene.size).all()
+    assert recolored.color[3] == 0
+
+
+class TestRefineExample:
+
+  def test_only_named_cells_change(self):
+    rng = np.random.default_rng(8)
+    sizes, two = collections.Counter(), 0
+    for record in _records(rng, 1000):
+      example = examples.refine_example(record, rng)
+      named = {w for w in example.instruction.split() if w in shapes.CELLS}
+      changed = {
+          shapes.CELLS[cell] for cell in range(9) if not _same(example.scene, example.target, cell)
+      }
+      assert changed == named, example.instruction
+      sizes[len(shapes.objects_of(example.scene))] += 1
+      two += " and " in example.instruction
+    assert min(sizes[size] for size in range(1, 7)) > 50
+    assert 0.2 < two / 1000 < 0.6
+
+
+class TestLengths:
+
+  def test_longest_texts(self):
+    tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+    rng = np.random.default_rng(9)
+    longest = collections.Counter()
+
+    def see(name, text):
+      ids = tokenizer.encode(text)
+      assert tokenizer.decode(ids) == text
+      longest[name] = max(longest[name], len(ids) + 2)
+
+    for record in _records(rng, 3000):
+      example = examples.reason_example(record, rng, 0.5)
+      see("prompt", example.prompt)
+      see("thought", example.thought)
+      example = examples.reflect_example(record, rng, 0.2)
+      see("reflection question", example.question)
+      see("reflect answer", example.answer)
+      see("instruction", example.answer.rpartition("</think> ")[2])
+      example = examples.question_example(record, rng)
+      see("question", example.question)
+      see("question answer", example.answer)
+      see("instruction", examples.refine_example(record, rng).instruction)
+    assert longest == LONGEST
+
+  def test_drawing_is_fast(self):
+    rng = np.random.default_rng(10)
+    records = _records(rng, 300)
+    start = time.perf_counter()
+    for record in records:
+      examples.reflect_example(record, rng, 0.2)
+      examples.refine_example(record, rng)
+    assert 600 / (time.perf_counter() - start) > 300  # examples a second
