@@ -19,6 +19,7 @@ import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
+from r3jax import experiment
 from r3jax import sft
 from r3jax.io import bagel_checkpoint
 from r3jax.io import images as images_lib
@@ -39,6 +40,12 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_c
 _OUT = flags.DEFINE_string("out", None, "Folder to write, in BAGEL's format.")
 
 
+def log(every: int, step: int, unused_params, metrics: dict):
+  """Logs the metrics of every so many steps."""
+  if step % every == 0:
+    logging.info("step %d: %s", step, ", ".join(f"{name} {float(x):.4f}" for name, x in metrics.items()))
+
+
 def train_autoencoder(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig):
   """Returns trained autoencoder parameters and the sizes with the measured latent scale and shift."""
   model = autoencoder_lib.Autoencoder(sizes.autoencoder)
@@ -52,7 +59,7 @@ def train_autoencoder(config: ml_collections.ConfigDict, sizes: config_lib.Bagel
     return sft.autoencoder_loss(model, params, shapes.render(scene), settings.kl_weight, key)
 
   optimizer = sft.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
-  params = sft.fit(loss, params, optimizer, data, config.seed, config.log_every)
+  params = sft.fit(loss, params, optimizer, data, config.seed, functools.partial(log, config.log_every))
   scene = next(batches.iterate(functools.partial(batches.dense_scene, seed=config.seed + 1), 256, 1))
   moments = model.apply({"params": params}, images_lib.to_pixels(shapes.render(scene)), method="moments")
   mean = np.asarray(jnp.split(moments, 2, axis=-1)[0], np.float64)
@@ -71,15 +78,15 @@ def _borrowed_autoencoder(folder: str, sizes: config_lib.BagelConfig):
 def init_params(modules: settings_lib.Modules, settings: settings_lib.Settings, seed: int):
   """Returns fresh {"policy", "vision"} parameters."""
   policy_key, vision_key = jax.random.split(jax.random.key(seed))
-  policy = nn.unbox(modules.bagel.init(policy_key, *small_bagel.example_inputs(modules, settings), method="everything"))
+  policy = nn.unbox(experiment.init_policy(modules, settings, policy_key))
   vision = modules.bagel.config.vision
   patches = jnp.zeros((1, 1, 3 * vision.patch_size**2))
   tower = nn.unbox(siglip.VisionTransformer(vision).init(vision_key, patches, jnp.zeros(1, jnp.int32)))
-  return {"policy": policy["params"], "vision": tower["params"]}
+  return {"policy": policy, "vision": tower["params"]}
 
 
-def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, autoencoder):
-  """Returns trained {"policy", "vision"} parameters."""
+def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, autoencoder, save):
+  """Trains {"policy", "vision"}; hands them to `save` now and then, and at the end."""
   tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
   modules = settings_lib.Modules(
       bagel_lib.Bagel(sizes), towers_lib.Towers(sizes, (shapes.CANVAS, shapes.CANVAS))
@@ -94,7 +101,13 @@ def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig
   )
   data = batches.iterate(encoder, joint.batch_size, joint.num_steps)
   optimizer = sft.adamw(joint.learning_rate, joint.num_steps, joint.warmup)
-  return sft.fit(training.loss, params, optimizer, data, config.seed, config.log_every)
+
+  def watch(step: int, params, metrics: dict):
+    log(config.log_every, step, params, metrics)
+    if step % joint.save_every == 0 or step == joint.num_steps:
+      save(params)
+
+  sft.fit(training.loss, params, optimizer, data, config.seed, watch)
 
 
 def main(argv):
@@ -107,10 +120,13 @@ def main(argv):
     autoencoder, sizes = _borrowed_autoencoder(config.autoencoder.folder, sizes)
   else:
     autoencoder, sizes = train_autoencoder(config, sizes)
-  params = train_joint(config, sizes, autoencoder)
-  bagel_checkpoint.save({**params, "autoencoder": autoencoder}, sizes, out)
   vocabulary.build_tokenizer().save(str(out / "tokenizer.json"))
-  logging.info("wrote %s", out)
+
+  def save(params):
+    bagel_checkpoint.save({**params, "autoencoder": autoencoder}, sizes, out)
+    logging.info("wrote %s", out)
+
+  train_joint(config, sizes, autoencoder, save)
 
 
 if __name__ == "__main__":

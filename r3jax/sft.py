@@ -11,7 +11,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from absl import logging
 
 from r3jax import types
 from r3jax.io import images as images_lib
@@ -69,9 +68,21 @@ def fit(
     optimizer: optax.GradientTransformation,
     batches: Iterator,
     seed: int,
-    log_every: int,
+    watch: Callable[[int, types.Params, dict], None],
 ) -> types.Params:
-  """Minimises `loss(params, batch, key) -> (value, metrics)` over the batches; returns parameters."""
+  """Minimises a loss over batches.
+
+  Args:
+    loss: (params, batch, key) -> (value, metrics).
+    params: to start from.
+    optimizer: see `adamw`.
+    batches: pytrees of arrays.
+    seed: of the keys.
+    watch: called after every step with its number (from 1), the parameters and the metrics.
+
+  Returns:
+    The parameters after the last batch.
+  """
 
   @jax.jit
   def step(state: SFTState, batch):
@@ -81,11 +92,9 @@ def fit(
     return SFTState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics
 
   state = SFTState(params, optimizer.init(params), jnp.int32(0))
-  for number, batch in enumerate(batches):
+  for number, batch in enumerate(batches, 1):
     state, metrics = step(state, batch)
-    if number % log_every == 0:
-      shown = ", ".join(f"{name} {float(value):.4f}" for name, value in metrics.items())
-      logging.info("step %d: %s", number, shown)
+    watch(number, state.params, metrics)
   return state.params
 
 

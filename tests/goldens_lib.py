@@ -38,7 +38,8 @@ def constants() -> dict:
 
 @functools.cache
 def weights() -> dict:
-  return jax.tree.map(jnp.asarray, bagel_checkpoint.load(FOLDER, config()))
+  with jax.ensure_compile_time_eval():  # also when a traced function is the first to ask
+    return jax.tree.map(jnp.asarray, bagel_checkpoint.load(FOLDER, config()))
 
 
 @functools.cache
@@ -105,6 +106,7 @@ def run(layout: layout_lib.Layout, inputs, lengths, past=()) -> bagel.Output:
   return _run(weights()["policy"], layout, tuple(inputs), values, dict(lengths), tuple(past))
 
 
+@functools.partial(jax.jit, static_argnames="method")
 def read(hidden, method: str):
   """Reads logits or velocities."""
   return bagel_model().apply({"params": weights()["policy"]}, hidden, method=method)
@@ -120,8 +122,24 @@ def velocities(policy, layout, names, latent, t, lengths, past) -> tuple[jax.Arr
 
 
 @functools.partial(jax.jit, static_argnames="size")
+def _decode_images(params, latent: jax.Array, size: tuple[int, int]) -> jax.Array:
+  return towers(size).decode(params, latent)
+
+
 def decode_images(latent: jax.Array, size: tuple[int, int]) -> jax.Array:
-  return towers(size).decode(frozen(), latent)
+  """Returns the 8-bit images of latent tokens."""
+  return _decode_images(frozen(), latent, size)
+
+
+@jax.jit
+def _look(params, pictures: jax.Array):
+  tower = towers(pictures.shape[1:3])
+  return tower.features(params, pictures), tower.encode(params, pictures)
+
+
+def look(pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the ViT features and the clean latents of 8-bit images."""
+  return _look(frozen(), pictures)
 
 
 # Inputs of the cases.
@@ -221,24 +239,13 @@ def edit_scene(name: str) -> Scene:
       UNUSED, UNUSED, UNUSED, UNUSED, UNUSED, ids.shape[1], tower.latent_grid, tower.vit_grid
   )
   layout = stages.refine(capacities)
-  features, latent = _look(size, pictures)
+  features, latent = look(pictures)
   lengths = {"instruction": id_lengths, "instruction_alone": id_lengths}
   clean = bagel.Noised(latent, jnp.zeros(len(ids)))
   inputs = {"source": clean, "seen": features, "instruction": ids, "instruction_alone": ids}
   output = run(layout, inputs, lengths)
   guidance = guidance_lib.Guidance(*_scales(name), "text_channel")
   return Scene(layout, output, lengths, stages.EDIT, guidance, size)
-
-
-@functools.partial(jax.jit, static_argnames="size")
-def _look(size: tuple[int, int], pictures: jax.Array):
-  return towers(size).features(frozen(), pictures), towers(size).encode(frozen(), pictures)
-
-
-def features(pictures: jax.Array) -> jax.Array:
-  """Returns the ViT features of 8-bit images."""
-  size = tuple(pictures.shape[1:3])
-  return towers(size).features(frozen(), pictures)
 
 
 def scene(name: str) -> Scene:

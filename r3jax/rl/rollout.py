@@ -179,8 +179,8 @@ class Reason:
   images: types.Images  # [B, H, W, 3]
 
 
-def _split(keys: Keys) -> tuple[Keys, Keys]:
-  """Returns independent keys for the text and the flow of a stage."""
+def split_keys(keys: Keys) -> tuple[Keys, Keys]:
+  """Returns two independent sets of keys."""
   pair = jax.vmap(lambda key: jax.random.split(key))
   group, sample = pair(keys.group), pair(keys.sample)
   return Keys(group[:, 0], sample[:, 0]), Keys(group[:, 1], sample[:, 1])
@@ -189,7 +189,7 @@ def _split(keys: Keys) -> tuple[Keys, Keys]:
 def reason(actor: Actor, prompts: Prompts, keys: Keys) -> Reason:
   """Thinks about every prompt and drafts an image, `keys.samples` times per group."""
   settings = actor.settings
-  text_keys, flow_keys = _split(keys)
+  text_keys, flow_keys = split_keys(keys)
   context = reason_context(actor, prompts, keys.samples)
   thought = _decode(actor, context, "thought", settings.reason_text, text_keys)
   lengths = {**context.lengths, "thought": thought.lengths}

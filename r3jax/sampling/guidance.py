@@ -48,7 +48,8 @@ class Guidance:
 
 
 def _renormed(guided: types.Latent, velocity: types.Latent, axes: tuple[int, ...], least: float):
-  norm = lambda x: jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=True))
+  tiny = jnp.finfo(velocity.dtype).tiny  # the root has no gradient at 0
+  norm = lambda x: jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=axes, keepdims=True), tiny))
   return guided * jnp.clip(norm(velocity) / (norm(guided) + _EPSILON), least, 1.0)
 
 

@@ -83,8 +83,9 @@ def draw(logits: jax.Array, uniform: types.PerSample, sampling: TextSampling) ->
 
 def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
   """Returns log softmax(logits)[ids] over the last axis: temperature 1, no filter."""
-  chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
-  return chosen - jax.nn.logsumexp(logits, axis=-1)
+  below = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))  # for exact differences
+  chosen = jnp.take_along_axis(below, ids[..., None], axis=-1)[..., 0]
+  return chosen - jnp.log(jnp.sum(jnp.exp(below), axis=-1))
 
 
 @flax.struct.dataclass

@@ -84,7 +84,7 @@ class Layout:
     return _slots(self, tuple(names))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # one object per layout and names, see `_slots`
 class Slots:
   """Static description of the slots of some segments, und slots first.
 

@@ -1,9 +1,7 @@
 """The small BAGEL of the embedded world: sizes, capacities, settings that only it needs."""
 
-import jax.numpy as jnp
 import ml_collections
 
-from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
 from r3jax.models import towers as towers_lib
 from r3jax.rl import settings as settings_lib
@@ -89,17 +87,3 @@ def sft_settings(tokenizer: tokenizer_lib.TextTokenizer, towers: towers_lib.Towe
       system_reason=system_ids(tokenizer, protocol.GEN_THINK),
       system_reflect=system_ids(tokenizer, protocol.VLM_THINK),
   )
-
-
-def example_inputs(modules: settings_lib.Modules, settings: settings_lib.Settings):
-  """Returns the arguments of `Bagel.everything` that touch every parameter."""
-  c, config = settings.capacities, modules.bagel.config
-  layout = stages.refine(c)
-  tokens = lambda grid: grid[0] * grid[1]
-  noised = bagel_lib.Noised(jnp.zeros((1, tokens(c.latent_grid), config.latent_dim)), jnp.zeros(1))
-  inputs = {
-      "source": noised,
-      "seen": jnp.zeros((1, tokens(c.vit_grid), config.vision.hidden_size)),
-      "instruction": jnp.zeros((1, c.instruction), jnp.int32),
-  }
-  return layout, inputs, {"instruction": jnp.ones(1, jnp.int32)}

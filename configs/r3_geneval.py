@@ -1,0 +1,98 @@
+"""R3 on GenEval.
+
+  python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR
+
+`:shapes` is the embedded world: the small BAGEL that comes with the package, an exact verifier in
+the graph, minutes on two CPU cores. Without it the config is BAGEL-7B on GenEval and needs
+`model.folder` (the weights) and `data.train` (prompts).
+"""
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+
+def _reference_script() -> ConfigDict:
+  """The defaults: those of the reference's script, for BAGEL-7B at 512x512."""
+  config = ConfigDict()
+  config.seed = 0
+  config.total_steps = 500  # iterations, two updates each
+  config.groups_per_step = 8
+  config.group_size = 16
+
+  config.model = ConfigDict(dict(
+      folder="",  # in BAGEL's format; "shapes" is the small model of the package
+      dtype="bfloat16",
+      remat="full",
+  ))
+  config.data = ConfigDict(dict(train="", heldout=""))  # JSON lines, or "shapes"
+  config.image = ConfigDict(dict(height=512, width=512))
+  config.sequence = ConfigDict(dict(
+      prompt_tokens=96,
+      thought_tokens=196,  # sampled at most; one more slot holds the end
+      question_tokens=192,
+      answer_tokens=384,
+      instruction_tokens=385,
+      parser="strings",  # "tokens" parses in the graph, for word-level vocabularies
+  ))
+  config.text = ConfigDict(dict(temperature=0.9, top_p=0.9, top_k=0))
+  config.reason = ConfigDict(dict(
+      points=16, shift=3.0, eta_mode="monotonic", eta=0.7, sde_index_max=15,
+      text_scale=4.0, image_scale=1.0, renorm="global", renorm_min=0.0, interval=(0.4, 1.0),
+  ))
+  config.refine = ConfigDict(dict(
+      points=21, shift=3.0, eta_mode="monotonic", eta=1.0, sde_index_max=2,
+      text_scale=4.0, image_scale=1.5, renorm="text_channel", renorm_min=0.0, interval=(0.4, 1.0),
+  ))
+  config.loss = ConfigDict(dict(
+      text_weight=1.0, image_weight=2.0, text_kl=0.001, image_kl=0.001, clip_range=0.2,
+      divide_by_std=False, format_weight=1.0,
+  ))
+  config.pool = ConfigDict(dict(perfect=0.15))
+  config.reflect_rounds = 1  # 0 trains the reason stage only
+  config.optimizer = ConfigDict(dict(
+      und_learning_rate=5e-6, gen_learning_rate=5e-6, warmup_updates=10, b1=0.9, b2=0.95, eps=1e-8,
+      weight_decay=0.0, clip_norm=1.0, freeze_und=False,
+  ))
+  config.reward = ConfigDict(dict(
+      name="geneval",
+      shuffle=False,  # control experiment: give every sample the reward of another one
+  ))
+  config.step = ConfigDict(dict(mode="fused"))  # "split" runs the stages as separate programs
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+  config.checkpoint = ConfigDict(dict(every=50, keep=2))
+  config.eval = ConfigDict(dict(
+      prompts=0,  # 0 = all
+      images_per_prompt=4, rounds=4, points=50, temperature=0.3, batch_size=64, seed=1,
+  ))
+  config.log = ConfigDict(dict(samples_every=10, samples=8))
+  return config
+
+
+def _shapes(config: ConfigDict) -> ConfigDict:
+  """The embedded world: 48x48 canvases, the shipped model, learning rates for its size."""
+  config.total_steps = 40
+  config.groups_per_step = 8
+  config.model.update(folder="shapes", dtype="float32", remat="none")
+  config.data.update(train="shapes", heldout="shapes")
+  config.image.update(height=48, width=48)
+  config.sequence.update(
+      prompt_tokens=12, thought_tokens=23, question_tokens=14, answer_tokens=43, instruction_tokens=22,
+      parser="tokens",
+  )
+  config.text.temperature = 1.0
+  config.reason.sde_index_max = 4
+  config.optimizer.update(und_learning_rate=3e-4, gen_learning_rate=1e-4, warmup_updates=4)
+  config.reward.name = "shapes"
+  config.checkpoint.every = 10
+  config.eval.update(prompts=120, images_per_prompt=1, points=20, batch_size=120)
+  config.log.update(samples_every=5, samples=4)
+  return config
+
+
+def get_config(variant: str = "bagel") -> ConfigDict:
+  """Returns the config of a variant: "bagel" or "shapes"."""
+  variants = {"bagel": lambda config: config, "shapes": _shapes}
+  if variant not in variants:
+    raise ValueError(f"the config's variant must be one of {sorted(variants)}; got {variant!r}")
+  return variants[variant](_reference_script()).lock()

@@ -1,0 +1,43 @@
+"""The main job: R3 on whatever devices JAX finds.
+
+  python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR [--config.KEY=VALUE ...]
+"""
+
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import jax
+from ml_collections import config_flags
+
+from r3jax import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run there is resumed.")
+
+
+def _keep_compiled_programs():
+  """Lets JAX keep compiled programs between starts, unless the user has said where."""
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = os.path.expanduser("~/.cache/r3jax/compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
+  _keep_compiled_programs()
+  try:
+    train.run(_CONFIG.value, _WORKDIR.value)
+  except ValueError as error:
+    logging.debug("traceback", exc_info=True)
+    sys.exit(f"r3jax: {error}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "workdir"])
+  app.run(main)

@@ -1,0 +1,272 @@
+"""From a config to the frozen values that a run computes with; everything is checked here.
+
+This is the only place below `launch/` and `train.py` that reads a ConfigDict.
+"""
+
+import dataclasses
+import importlib.resources
+import pathlib
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from r3jax import types
+from r3jax.data import prompts as prompts_lib
+from r3jax.data import shapes as shapes_data
+from r3jax.io import bagel_checkpoint
+from r3jax.models import bagel as bagel_lib
+from r3jax.models import config as config_lib
+from r3jax.models import towers as towers_lib
+from r3jax.parallel import rules
+from r3jax.rewards import format as format_lib
+from r3jax.rewards import host
+from r3jax.rewards import shapes as shapes_reward
+from r3jax.rl import placement
+from r3jax.rl import rollout as rollout_lib
+from r3jax.rl import settings as settings_lib
+from r3jax.rl import state as state_lib
+from r3jax.rl import step as step_lib
+from r3jax.sampling import guidance as guidance_lib
+from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import text as text_lib
+from r3jax.sequence import prompts as protocol
+from r3jax.sequence import stages
+from r3jax.sequence import tokenizer as tokenizer_lib
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """A run's constants.
+
+  Attributes:
+    modules: the model.
+    settings: one iteration.
+    tokenizer: of the model's folder.
+    folder: the model's folder, in BAGEL's format.
+    optimizer: settings of AdamW.
+    train, heldout: records in GenEval's format.
+    reward: makes the reward from the mesh.
+    parse: makes the text parser from the mesh.
+  """
+
+  modules: settings_lib.Modules
+  settings: settings_lib.Settings
+  tokenizer: tokenizer_lib.TextTokenizer
+  folder: pathlib.Path
+  optimizer: state_lib.OptimizerSettings
+  train: tuple[dict, ...]
+  heldout: tuple[dict, ...]
+  reward: Callable[[jax.sharding.Mesh], step_lib.Reward]
+  parse: Callable[[jax.sharding.Mesh], step_lib.Parse]
+
+  def iteration(self, mesh: jax.sharding.Mesh) -> step_lib.Iteration:
+    """Returns the stages of an iteration on a mesh.
+
+    Raises:
+      ValueError: the samples do not split over the mesh's replicas.
+    """
+    replicas = mesh.shape[placement.AXIS]
+    placement.check(self.settings.groups, self.settings.group_size, replicas)
+    optimizer = state_lib.make_optimizer(self.optimizer)
+    return step_lib.Iteration(
+        self.modules, self.settings, self.reward(mesh), self.parse(mesh), optimizer, replicas
+    )
+
+  def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
+    """Returns the sharded policy and the replicated frozen parameters from the model's folder."""
+    weights = bagel_checkpoint.load(self.folder, self.modules.bagel.config)
+    dtype = jnp.promote_types(self.modules.bagel.dtype, jnp.float32)
+    weights = jax.tree.map(lambda x: x.astype(dtype), weights)
+    policy = jax.device_put(weights.pop("policy"), self.policy_shardings(mesh))
+    return policy, jax.device_put(weights, rules.replicated(mesh))
+
+  def policy_shardings(self, mesh: jax.sharding.Mesh) -> types.Params:
+    """Returns the sharding of every trained parameter."""
+    boxed = jax.eval_shape(lambda: init_policy(self.modules, self.settings, jax.random.key(0)))
+    return rules.parameter_shardings(boxed, mesh)
+
+  def encode(self, records: tuple[dict, ...]) -> rollout_lib.Prompts:
+    """Returns the arrays of prompts, one row per record (numpy).
+
+    Raises:
+      ValueError: a prompt does not fit into its segment.
+    """
+    c, segment = self.settings.capacities, self.tokenizer.segment
+    prompts = [segment(record["prompt"], c.prompt) for record in records]
+    questions = [segment(protocol.reflection_question(record["prompt"]), c.question) for record in records]
+    ids, lengths = (np.stack(column) for column in zip(*prompts))
+    question, question_lengths = (np.stack(column) for column in zip(*questions))
+    target = shapes_reward.encode_records(records)
+    index = np.arange(len(records), dtype=np.int32)
+    as_lengths = lambda x: x.astype(np.int32)
+    return rollout_lib.Prompts(ids, as_lengths(lengths), question, as_lengths(question_lengths), target, index)
+
+
+def init_policy(modules: settings_lib.Modules, settings: settings_lib.Settings, key: types.Key):
+  """Returns freshly drawn trained parameters, boxed with their logical axis names."""
+  c, config = settings.capacities, modules.bagel.config
+  tokens = lambda grid: grid[0] * grid[1]
+  inputs = {
+      "source": bagel_lib.Noised(jnp.zeros((1, tokens(c.latent_grid), config.latent_dim)), jnp.zeros(1)),
+      "seen": jnp.zeros((1, tokens(c.vit_grid), config.vision.hidden_size)),
+      "instruction": jnp.zeros((1, c.instruction), jnp.int32),
+  }
+  lengths = {"instruction": jnp.ones(1, jnp.int32)}
+  arguments = (stages.refine(c), inputs, lengths)
+  return modules.bagel.init(key, *arguments, method="everything")["params"]
+
+
+def balanced(records: list[dict]) -> tuple[dict, ...]:
+  """Returns the records with the rarer tags repeated, so that every tag is drawn about as often."""
+  by_tag: dict[str, list[dict]] = {}
+  for record in records:
+    by_tag.setdefault(record["tag"], []).append(record)
+  most = max(len(group) for group in by_tag.values())
+  return tuple(group[i % len(group)] for group in by_tag.values() for i in range(most))
+
+
+def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
+  """Returns a fixed subset of about `number` records, the same number of every tag (0 = all)."""
+  if not number:
+    return tuple(records)
+  by_tag: dict[str, list[dict]] = {}
+  for i in np.random.default_rng(seed).permutation(len(records)):
+    by_tag.setdefault(records[i]["tag"], []).append(records[i])
+  each = -(-number // len(by_tag))
+  return tuple(group[i % len(group)] for group in by_tag.values() for i in range(each))
+
+
+def _records(source: str, split: str) -> list[dict]:
+  if source == "shapes":
+    return shapes_data.load(split=split)
+  if not source:
+    raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; it is empty")
+  return [record.to_json() for record in prompts_lib.read_jsonl(source)]
+
+
+def model_folder(folder: str) -> pathlib.Path:
+  """Returns the folder of a model; "shapes" is the small model of the package."""
+  if folder == "shapes":
+    return pathlib.Path(str(importlib.resources.files("r3jax") / "assets" / "shapes"))
+  if not folder:
+    raise ValueError("model.folder must name a folder in BAGEL's format (or be 'shapes'); it is empty")
+  return pathlib.Path(folder)
+
+
+def _flow(section: ml_collections.ConfigDict) -> settings_lib.FlowSettings:
+  return settings_lib.FlowSettings(
+      schedule_lib.Schedule(section.points, section.shift),
+      guidance_lib.Guidance(
+          section.text_scale, section.image_scale, section.renorm, section.renorm_min, tuple(section.interval)
+      ),
+      schedule_lib.Eta(section.eta_mode, section.eta),
+      section.sde_index_max,
+  )
+
+
+def _capacities(config, tokenizer, towers: towers_lib.Towers) -> stages.Capacities:
+  s = config.sequence
+  return stages.Capacities(
+      system=max(len(_system(tokenizer, text)) for text in (protocol.GEN_THINK, protocol.VLM_THINK)),
+      prompt=s.prompt_tokens,
+      thought=s.thought_tokens + 1,
+      question=s.question_tokens,
+      answer=s.answer_tokens + 1,
+      instruction=s.instruction_tokens,
+      latent_grid=towers.latent_grid,
+      vit_grid=towers.vit_grid,
+  )
+
+
+def _system(tokenizer: tokenizer_lib.TextTokenizer, text: str) -> tuple[int, ...]:
+  ids = tokenizer.special_ids
+  return (ids.text_begin, *tokenizer.encode(text), ids.text_end)
+
+
+def _settings(config, tokenizer, towers: towers_lib.Towers) -> settings_lib.Settings:
+  text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k)
+  return settings_lib.Settings(
+      groups=config.groups_per_step,
+      group_size=config.group_size,
+      capacities=_capacities(config, tokenizer, towers),
+      reason_text=text,
+      reflect_text=text,
+      reason_flow=_flow(config.reason),
+      refine_flow=_flow(config.refine),
+      loss=settings_lib.LossSettings(**config.loss),
+      pool_perfect=config.pool.perfect,
+      system_reason=_system(tokenizer, protocol.GEN_THINK),
+      system_reflect=_system(tokenizer, protocol.VLM_THINK),
+      reflect_rounds=config.reflect_rounds,
+  )
+
+
+def evaluation_settings(config, settings: settings_lib.Settings) -> settings_lib.Settings:
+  """Returns the settings that evaluation samples with: ODE only, its own points and temperature."""
+  e = config.eval
+  text = dataclasses.replace(settings.reason_text, temperature=e.temperature)
+
+  def flow(stage: settings_lib.FlowSettings) -> settings_lib.FlowSettings:
+    schedule = dataclasses.replace(stage.schedule, points=e.points)
+    return dataclasses.replace(stage, schedule=schedule, sde_index_max=0)
+
+  return dataclasses.replace(
+      settings,
+      reason_text=text,
+      reflect_text=text,
+      reason_flow=flow(settings.reason_flow),
+      refine_flow=flow(settings.refine_flow),
+  )
+
+
+def _reward(config) -> Callable[[jax.sharding.Mesh], step_lib.Reward]:
+  rewards = {
+      "shapes": lambda mesh: shapes_reward.verify,
+      "shapes_on_host": lambda mesh: host.reward_from_host(
+          jax.jit(shapes_reward.verify, backend="cpu"), ("correct", "strict"), mesh
+      ),
+  }
+  name = config.reward.name
+  if name not in rewards:
+    raise ValueError(f"reward.name must be one of {sorted(rewards)}; got {name!r}")
+  return rewards[name]
+
+
+def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], step_lib.Parse]:
+  if config.sequence.parser == "strings":
+    return lambda mesh: host.parse_on_host(tokenizer, capacity)
+  if config.sequence.parser == "tokens":
+    tags = format_lib.tag_ids(tokenizer)
+    return lambda mesh: lambda ids, lengths, stage: format_lib.parse_tokens(ids, lengths, stage, tags, capacity)
+  raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  """Checks a config and makes what a run computes with; reads no weights.
+
+  Raises:
+    ValueError: the config cannot be run; the message says what must hold and what was seen.
+  """
+  if config.model.dtype not in DTYPES:
+    raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
+  folder, dtype = model_folder(config.model.folder), DTYPES[config.model.dtype]
+  sizes, tokenizer = config_lib.from_folder(folder), tokenizer_lib.load(folder)
+  towers = towers_lib.Towers(sizes, (config.image.height, config.image.width), dtype)
+  settings = _settings(config, tokenizer, towers)
+  heldout = evenly(_records(config.data.heldout, "heldout"), config.eval.prompts, config.eval.seed)
+  return Experiment(
+      modules=settings_lib.Modules(bagel_lib.Bagel(sizes, dtype, config.model.remat), towers),
+      settings=settings,
+      tokenizer=tokenizer,
+      folder=folder,
+      optimizer=state_lib.OptimizerSettings(**config.optimizer),
+      train=balanced(_records(config.data.train, "train")),
+      heldout=heldout,
+      reward=_reward(config),
+      parse=_parse(config, tokenizer, settings.capacities.instruction),
+  )

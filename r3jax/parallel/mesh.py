@@ -1,0 +1,33 @@
+"""The device mesh: data replicas, parameter shards, tensor shards."""
+
+import jax
+import numpy as np
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+  """Returns a mesh over all devices.
+
+  Args:
+    data: replicas that the step is mapped over; -1 takes the devices that the others leave.
+    fsdp: shards of every parameter.
+    tensor: shards of heads and MLP.
+
+  Raises:
+    ValueError: the product is not the number of devices.
+  """
+  count = jax.device_count()
+  if data == -1:
+    data = count // (fsdp * tensor)
+  if data * fsdp * tensor != count:
+    raise ValueError(
+        f"mesh data * fsdp * tensor must be the number of devices ({count}); got {data} * {fsdp} * {tensor}"
+    )
+  return make_mesh_of(jax.devices(), data, fsdp, tensor)
+
+
+def make_mesh_of(devices, data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+  """Returns a mesh of the given devices; their number is the product of the sizes."""
+  grid = np.asarray(devices).reshape(data, fsdp, tensor)
+  return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))

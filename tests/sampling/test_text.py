@@ -1,0 +1,251 @@
+"""Tests of token sampling and decoding (golden cases d, e and i, and a scripted model)."""
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r3jax.models import bagel
+from r3jax.sampling import text as text_lib
+from r3jax.sequence import layout as layout_lib
+from tests import goldens_lib
+
+SAMPLING = "i_sampling"
+COMBOS = range(len(goldens_lib.case(SAMPLING)["combos"]))
+BIG = [i for i in COMBOS if f"c{i}_big_dist" in goldens_lib.case(SAMPLING)]
+PLAIN = text_lib.TextSampling(1.0)
+GREEDY = text_lib.TextSampling(0.0)
+
+
+def _combo(i: int) -> text_lib.TextSampling:
+  """Returns a golden combination; where both filters are set, top_p is the one in effect."""
+  temperature, top_k, top_p = (float(x) for x in goldens_lib.case(SAMPLING)["combos"][i])
+  return text_lib.TextSampling(temperature, top_p, 0 if top_p < 1 else max(int(top_k), 0))
+
+
+def _distribution(logits: jax.Array, sampling: text_lib.TextSampling) -> jax.Array:
+  ids, probabilities = text_lib.candidates(logits, sampling)
+  return jnp.zeros(logits.shape).at[jnp.arange(len(logits))[:, None], ids].add(probabilities)
+
+
+class TestTextSampling:
+
+  def test_refuses_both_filters(self):
+    with pytest.raises(ValueError, match="not both; got top_p=0.9, top_k=50"):
+      text_lib.TextSampling(0.9, top_p=0.9, top_k=50)
+
+
+class TestCandidates:
+
+  @pytest.mark.parametrize("i", COMBOS)
+  def test_equals_golden(self, i):
+    logits = jnp.asarray(goldens_lib.case(SAMPLING)["logits"])
+    goldens_lib.assert_close(SAMPLING, f"c{i}_dist", _distribution(logits, _combo(i)))
+
+  @pytest.mark.parametrize("i", BIG)
+  def test_equals_golden_for_a_nearly_flat_distribution(self, i):
+    logits = jnp.asarray(goldens_lib.case(SAMPLING)["logits_big"])
+    goldens_lib.assert_close(SAMPLING, f"c{i}_big_dist", _distribution(logits, _combo(i)))
+
+  def test_keeps_the_candidate_that_crosses_top_p(self):
+    logits = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
+    ids, probabilities = text_lib.candidates(logits, text_lib.TextSampling(1.0, top_p=0.6))
+    np.testing.assert_array_equal(ids, [[1, 2, 0]])
+    np.testing.assert_allclose(probabilities, [[5 / 8, 3 / 8, 0]], rtol=1e-6)
+
+  def test_top_k_beyond_the_vocabulary_keeps_all(self):
+    logits = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
+    _, probabilities = text_lib.candidates(logits, text_lib.TextSampling(1.0, top_k=9))
+    np.testing.assert_allclose(probabilities, [[0.5, 0.3, 0.2]], rtol=1e-6)
+
+
+class TestDraw:
+
+  @pytest.mark.parametrize("i", COMBOS)
+  def test_equals_golden(self, i):
+    arrays, sampling = goldens_lib.case(SAMPLING), _combo(i)
+    logits = jnp.asarray(arrays["logits"])
+    tokens = text_lib.draw(logits, jnp.asarray(arrays["u"]), sampling)
+    goldens_lib.assert_close(SAMPLING, f"c{i}_token", tokens)
+    raw = jnp.exp(text_lib.logprob(logits, tokens))
+    goldens_lib.assert_close(SAMPLING, f"c{i}_raw_prob", raw)
+    warm = jnp.exp(text_lib.logprob(logits / sampling.temperature, tokens))
+    filtered = _distribution(logits, sampling)[jnp.arange(len(logits)), tokens]
+    returned = filtered if sampling.top_k else warm  # what the reference's sampler returns
+    goldens_lib.assert_close(SAMPLING, f"c{i}_ret_prob", returned)
+
+  def test_takes_the_best_at_temperature_zero(self):
+    logits = jnp.array([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    np.testing.assert_array_equal(text_lib.draw(logits, jnp.array([0.99, 0.99]), GREEDY), [1, 0])
+
+  @pytest.mark.parametrize("sampling", [PLAIN, text_lib.TextSampling(1.0, top_p=0.9)])
+  def test_never_draws_what_has_no_probability(self, sampling):
+    logits = jnp.array([[-jnp.inf, 1.0, 0.0, -jnp.inf]] * 2)
+    uniform = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
+    order = [1, 2]  # candidates by index and by probability
+    np.testing.assert_array_equal(text_lib.draw(logits, uniform, sampling), order)
+
+
+class TestLogprob:
+
+  def test_is_the_log_of_the_softmax(self):
+    logits = jnp.log(jnp.array([[[0.2, 0.8], [0.5, 0.5]]])) + 7
+    found = text_lib.logprob(logits, jnp.array([[1, 0]]))
+    np.testing.assert_allclose(found, [[np.log(0.8), np.log(0.5)]], rtol=1e-5)
+
+
+@functools.partial(jax.jit, static_argnames=("layout", "sampling"))
+def _decode(layout, past, lengths, uniforms, sampling):
+  model, policy = goldens_lib.bagel_model(), goldens_lib.weights()["policy"]
+  return text_lib.decode(model, policy, layout, "answer", past, lengths, uniforms, sampling)
+
+
+def _context(segments, inputs, lengths, max_length: int):
+  """Runs the segments and returns a layout with an answer after them, and the cache."""
+  seen = [segment.name for segment in segments]
+  layout = layout_lib.Layout((*segments, layout_lib.text("answer", max_length + 1, seen)))
+  return layout, (goldens_lib.run(layout, inputs, lengths).cache,)
+
+
+def _text_context(prompt, lengths, max_length: int):
+  return _context((layout_lib.text("prompt", prompt.shape[1]),), {"prompt": prompt}, lengths, max_length)
+
+
+def _ids(decoded: text_lib.Decoded, row: int) -> np.ndarray:
+  return np.asarray(decoded.ids[row, : int(decoded.lengths[row])])
+
+
+class TestDecode:
+
+  def test_equals_golden_greedy_text(self):
+    name = "d_text"
+    prompt, lengths = goldens_lib.texts(name, "prompt_ids")
+    steps = goldens_lib.case(name)["decode_logits"].shape[0]
+    layout, past = _text_context(prompt, {"prompt": lengths}, steps)
+    uniforms = jnp.zeros((len(prompt), steps))
+    decoded = _decode(layout, past, {"prompt": lengths}, uniforms, GREEDY)
+    for row in range(len(prompt)):
+      goldens_lib.assert_close(name, f"greedy_ids_{row}", _ids(decoded, row))
+      probs = jnp.exp(decoded.behavior_logprob[row, : int(decoded.lengths[row]) - 1])
+      goldens_lib.assert_close(name, f"greedy_probs_{row}", probs)
+
+  def test_equals_golden_greedy_reflection(self):
+    name = "e_reflect"
+    question, question_lengths = goldens_lib.texts(name, "text_ids")
+    rows = len(question)
+    system, system_lengths = goldens_lib.repeated(goldens_lib.case(name)["system_ids"], rows)
+    pictures = goldens_lib.images(name)
+    grid = goldens_lib.towers(pictures.shape[1:3]).vit_grid
+    segments = (
+        layout_lib.text("system", system.shape[1]),
+        layout_lib.image("seen", "vit", grid, ("system",)),
+        layout_lib.text("question", question.shape[1], ("system", "seen")),
+    )
+    inputs = {"system": system, "seen": goldens_lib.look(pictures)[0], "question": question}
+    lengths = {"system": system_lengths, "question": question_lengths}
+    steps = goldens_lib.case(name)["decode_logits"].shape[0]
+    layout, past = _context(segments, inputs, lengths, steps)
+    decoded = _decode(layout, past, lengths, jnp.zeros((rows, steps)), GREEDY)
+    for row in range(rows):
+      goldens_lib.assert_close(name, f"greedy_ids_{row}", _ids(decoded, row))
+
+  def test_equals_golden_sampled_text_and_its_full_forward(self):
+    arrays = goldens_lib.case(SAMPLING)
+    rows = arrays["gen_u"].shape[1]
+    prompt, prompt_lengths = goldens_lib.repeated(arrays["gen_prompt_ids"], rows)
+    lengths = {"prompt": prompt_lengths}
+    limit = max(len(arrays[f"gen_ids_{row}"]) for row in range(rows)) - 1
+    layout, past = _text_context(prompt, lengths, limit)
+    uniforms = jnp.asarray(arrays["gen_u"][:limit].T)
+    decoded = _decode(layout, past, lengths, uniforms, text_lib.TextSampling(0.9, top_p=0.9))
+    for row in range(rows):
+      goldens_lib.assert_close(SAMPLING, f"gen_ids_{row}", _ids(decoded, row))
+      probs = jnp.exp(decoded.behavior_logprob[row, : int(decoded.lengths[row]) - 1])
+      goldens_lib.assert_close(SAMPLING, f"gen_probs_{row}", probs)
+    whole = goldens_lib.run(layout, {"answer": decoded.ids}, lengths | {"answer": decoded.lengths}, past)
+    logits = goldens_lib.read(whole.text("answer")[:, :-1], "logits")
+    scored = text_lib.logprob(logits, decoded.ids[:, 1:])
+    free = slice(0, limit - 1)  # the last entry belongs to the token that the end replaced
+    np.testing.assert_allclose(decoded.behavior_logprob[:, free], scored[:, free], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(decoded.cache.key, whole.cache.key, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(decoded.cache.value, whole.cache.value, atol=1e-5, rtol=0)
+
+
+BEGIN, END, VOCABULARY, MAX_TOKENS = 1, 2, 8, 6
+
+
+class Scripted:
+  """Stands in for `bagel.Bagel`: wants script[row][step] next; its cache counts the steps."""
+
+  config = types.SimpleNamespace(special_ids=types.SimpleNamespace(text_begin=BEGIN, text_end=END))
+  dtype = jnp.float32
+
+  def apply(self, variables, layout, ids, place, lengths, past, own, method):
+    del layout, lengths, past
+    assert method == "step"
+    script = variables["params"]
+    wanted = jax.nn.one_hot(script[:, place], VOCABULARY)
+    logits = wanted * (3.0 + place) + 0 * ids[:, None]
+    return logits, own.replace(key=own.key.at[0, :, place, 0, 0].set(ids), value=own.value + 1)
+
+
+@functools.cache
+def _scripted(script: tuple[tuple[int, ...], ...]) -> text_lib.Decoded:
+  layout = layout_lib.Layout((layout_lib.text("answer", MAX_TOKENS + 1),))
+  entry = jnp.zeros((1, 1, 1, 1, 1))
+  past = (bagel.Cache(entry, entry, ("context",)),)
+  rows = jnp.array([list(row) + [7] * (MAX_TOKENS + 1 - len(row)) for row in script])
+  uniforms = jnp.zeros((len(script), MAX_TOKENS))
+  return text_lib.decode(Scripted(), rows, layout, "answer", past, {}, uniforms, GREEDY)
+
+
+def _entry(step: int) -> float:
+  """Returns the log-prob of what the script wants at a step."""
+  return -np.log1p((VOCABULARY - 1) * np.exp(-(3.0 + step)))  # its logit is 3 + step, the others 0
+
+
+class TestDecodeEnds:
+  """`decode` with a scripted model, where it is known which token comes when."""
+
+  def test_stops_when_every_row_has_ended(self):
+    decoded = _scripted(((5, END), (6, 4, 3, END)))
+    np.testing.assert_array_equal(decoded.lengths, [3, 5])
+    assert float(decoded.cache.value.max()) == 5  # begin, three tokens, the end
+
+  def test_feeds_the_end_token(self):
+    decoded = _scripted(((5, END), (6, 4, 3, END)))
+    fed = decoded.cache.key[0, :, :, 0, 0]
+    np.testing.assert_array_equal(fed[0, :3], [BEGIN, 5, END])
+    np.testing.assert_array_equal(fed[1, :5], [BEGIN, 6, 4, 3, END])
+
+  def test_pads_after_the_end(self):
+    decoded = _scripted(((5, END), (6, 4, 3, END)))
+    np.testing.assert_array_equal(decoded.ids[0], [BEGIN, 5, END, 0, 0, 0, 0])
+    np.testing.assert_array_equal(decoded.behavior_logprob[0, 2:], np.zeros(MAX_TOKENS - 2))
+
+  def test_entry_j_belongs_to_the_next_token(self):
+    decoded = _scripted(((5, END), (6, 4, 3, END)))
+    np.testing.assert_allclose(decoded.behavior_logprob[1, :4], [_entry(j) for j in range(4)], rtol=1e-5)
+
+  def test_forces_the_end_at_the_limit(self):
+    decoded = _scripted(((5,) * MAX_TOKENS, (5, END)))
+    np.testing.assert_array_equal(decoded.ids[0], [BEGIN, *[5] * (MAX_TOKENS - 1), END])
+    np.testing.assert_array_equal(decoded.lengths, [MAX_TOKENS + 1, 3])
+    assert float(decoded.cache.value.max()) == MAX_TOKENS + 1
+
+  def test_records_the_replaced_token_where_the_end_is_forced(self):
+    decoded = _scripted(((5,) * MAX_TOKENS, (5, END)))
+    last = float(decoded.behavior_logprob[0, -1])
+    assert last == pytest.approx(_entry(MAX_TOKENS - 1), rel=1e-5)
+
+  def test_an_end_at_the_limit_counts_once(self):
+    decoded = _scripted(((5,) * (MAX_TOKENS - 1) + (END,),))
+    np.testing.assert_array_equal(decoded.lengths, [MAX_TOKENS + 1])
+    assert int((decoded.ids == END).sum()) == 1
+
+  def test_the_begin_token_ends_nothing(self):
+    decoded = _scripted(((BEGIN, END),))
+    np.testing.assert_array_equal(decoded.ids[0, :3], [BEGIN, BEGIN, END])
