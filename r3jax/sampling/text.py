@@ -83,9 +83,10 @@ def draw(logits: jax.Array, uniform: types.PerSample, sampling: TextSampling) ->
 
 def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
   """Returns log softmax(logits)[ids] over the last axis: temperature 1, no filter."""
-  below = logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))  # for exact differences
-  chosen = jnp.take_along_axis(below, ids[..., None], axis=-1)[..., 0]
-  return chosen - jnp.log(jnp.sum(jnp.exp(below), axis=-1))
+  chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)
+  best = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  rest = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1, keepdims=True))
+  return (chosen - best - rest)[..., 0]  # in this order: small differences of large logits stay exact
 
 
 @flax.struct.dataclass
@@ -103,6 +104,46 @@ class _Carry:
   step: jax.Array  # [] slot that is fed next
   decoded: Decoded
   ended: jax.Array  # [B] the end token has been fed
+
+
+def _begun(model: bagel.Bagel, name: str, shape: tuple[int, int], like: bagel.Cache) -> _Carry:
+  """Returns the carry before the first step: only the begin token is there.
+
+  Args:
+    model: gives the dtype and the begin token.
+    name: the segment.
+    shape: rows and capacity.
+    like: any cache of the model, for the sizes of its entries.
+  """
+  rows, capacity = shape
+  entries = jnp.zeros((like.key.shape[0], rows, capacity, *like.key.shape[3:]), like.key.dtype)
+  ids = jnp.zeros(shape, jnp.int32).at[:, 0].set(model.config.special_ids.text_begin)
+  logprobs = jnp.zeros((rows, capacity - 1), layers.at_least_float32(model.dtype))
+  cache = bagel.Cache(entries, entries, (name,))
+  return _Carry(jnp.int32(0), Decoded(ids, jnp.full(rows, capacity), logprobs, cache), jnp.zeros(rows, bool))
+
+
+def _advanced(
+    carry: _Carry, logits: jax.Array, cache: bagel.Cache, uniforms: jax.Array, sampling: TextSampling, end: int
+) -> _Carry:
+  """Draws the token after the one that was fed; at the last slot but one it is the end token."""
+  decoded, step = carry.decoded, carry.step
+  last = decoded.ids.shape[1] - 2  # the last step that draws
+  place = jnp.minimum(step, last)
+  drawn = draw(logits, uniforms[:, place], sampling)
+  ended = carry.ended | ((decoded.ids[:, step] == end) & (step > 0))
+  live = ~ended & (step <= last)
+  write = lambda array, new, at: array.at[:, at].set(jnp.where(live, new, array[:, at]))
+  return _Carry(
+      step=step + 1,
+      decoded=Decoded(
+          ids=write(decoded.ids, jnp.where(step == last, end, drawn), place + 1),
+          lengths=jnp.where(ended & ~carry.ended, step + 1, decoded.lengths),
+          behavior_logprob=write(decoded.behavior_logprob, logprob(logits, drawn), place),
+          cache=cache,
+      ),
+      ended=ended,
+  )
 
 
 def decode(
@@ -133,43 +174,17 @@ def decode(
   Returns:
     Ids, lengths, behaviour log-probs and the segment's cache.
   """
-  special = model.config.special_ids
-  rows, capacity = uniforms.shape[0], layout[name].capacity
-  example = past[0].key
-  entry_shape = (example.shape[0], rows, capacity, *example.shape[3:])
-  empty = bagel.Cache(jnp.zeros(entry_shape, example.dtype), jnp.zeros(entry_shape, example.dtype), (name,))
-  begun = jnp.zeros((rows, capacity), jnp.int32).at[:, 0].set(special.text_begin)
-  first = _Carry(
-      step=jnp.int32(0),
-      decoded=Decoded(begun, jnp.full(rows, capacity), jnp.zeros((rows, capacity - 1), layers.at_least_float32(model.dtype)), empty),
-      ended=jnp.zeros(rows, bool),
-  )
+  capacity, end = layout[name].capacity, model.config.special_ids.text_end
 
-  def unfinished(carry: _Carry):
+  def unfinished(carry: _Carry) -> jax.Array:
     return ~jnp.all(carry.ended) & (carry.step < capacity)
 
   def advance(carry: _Carry) -> _Carry:
-    decoded, step = carry.decoded, carry.step
-    fed = decoded.ids[:, step]
+    fed = carry.decoded.ids[:, carry.step]
     logits, cache = model.apply(
-        {"params": policy}, layout, fed, step, lengths, past, decoded.cache, method="step"
+        {"params": policy}, layout, fed, carry.step, lengths, past, carry.decoded.cache, method="step"
     )
-    place = jnp.minimum(step, capacity - 2)
-    token = draw(logits, uniforms[:, place], sampling)
-    chosen = logprob(logits, token)
-    token = jnp.where(step == capacity - 2, special.text_end, token)
-    ended = carry.ended | ((fed == special.text_end) & (step > 0))
-    live = ~ended & (step <= capacity - 2)
-    write = lambda array, new, at: array.at[:, at].set(jnp.where(live, new, array[:, at]))
-    return _Carry(
-        step=step + 1,
-        decoded=Decoded(
-            ids=write(decoded.ids, token, place + 1),
-            lengths=jnp.where(ended & ~carry.ended, step + 1, decoded.lengths),
-            behavior_logprob=write(decoded.behavior_logprob, chosen, place),
-            cache=cache,
-        ),
-        ended=ended,
-    )
+    return _advanced(carry, logits, cache, uniforms, sampling, end)
 
+  first = _begun(model, name, (uniforms.shape[0], capacity), past[0])
   return jax.lax.while_loop(unfinished, advance, first).decoded

@@ -1,0 +1,198 @@
+"""Tests of positions and masks: the golden mask (case j), the golden packs and hand-made layouts."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import stages
+from tests import goldens_lib
+
+CAUSAL, FULL, NOISE = 0, 1, 2
+
+
+def _golden_layouts(full_kind: str) -> list[layout_lib.Layout]:
+  """Returns the layouts of the golden mask's samples."""
+  arrays = goldens_lib.case("j_mask")
+  splits = iter(zip(arrays["split_lens"].tolist(), arrays["attn_modes"].tolist()))
+  layouts = []
+  for sample_length in arrays["sample_lens"].tolist():
+    segments, context, filled = [], [], 0
+    while filled < sample_length:
+      length, mode = next(splits)
+      name = f"{len(segments)}"
+      kind = {CAUSAL: "text", FULL: full_kind, NOISE: "noise" if length > 1 else "vit"}[mode]
+      segments.append(layout_lib.Segment(name, kind, length, tuple(context)))
+      context += [name] if mode != NOISE else []
+      filled += length
+    layouts.append(layout_lib.Layout(tuple(segments)))
+  return layouts
+
+
+def _names(layout: layout_lib.Layout) -> tuple[str, ...]:
+  return tuple(segment.name for segment in layout.segments)
+
+
+def _order(layout: layout_lib.Layout, names) -> np.ndarray:
+  """Returns the place of every slot in a sequence that has not been sorted by expert."""
+  starts = np.cumsum([0] + [layout[name].capacity for name in names])[:-1]
+  starts = {layout.index(name): start for name, start in zip(names, starts)}
+  slots = layout.slots(names)
+  return np.array([starts[segment] for segment in slots.segment]) + slots.offset
+
+
+class TestVisibility:
+
+  @pytest.mark.parametrize("full_kind", ["vit", "clean"])
+  def test_equals_golden(self, full_kind):
+    size = goldens_lib.case("j_mask")["mask"].shape[0]
+    mask, start = np.zeros((size, size), bool), 0
+    for layout in _golden_layouts(full_kind):
+      names = _names(layout)
+      place = start + _order(layout, names)
+      mask[np.ix_(place, place)] = layout_lib.visibility(layout, names, names)
+      start += len(place)
+    goldens_lib.assert_close("j_mask", "mask", mask)
+
+  def test_is_the_same_whatever_the_split_into_queries_and_keys(self):
+    for layout in _golden_layouts("clean"):
+      names = _names(layout)
+      order = _order(layout, names)
+      whole = np.zeros((len(order), len(order)), bool)
+      whole[np.ix_(order, order)] = layout_lib.visibility(layout, names, names)
+      starts = np.cumsum([0] + [segment.capacity for segment in layout.segments])
+      for i, query in enumerate(names):
+        for j, key in enumerate(names):
+          part = whole[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
+          rows, columns = _order(layout, (query,)), _order(layout, (key,))
+          found = layout_lib.visibility(layout, (query,), (key,))
+          np.testing.assert_array_equal(found, part[np.ix_(rows, columns)])
+
+
+GRID = (1, 2)
+STORY = layout_lib.Layout((
+    layout_lib.text("system", 4),
+    layout_lib.image("seen", "vit", GRID, ("system",)),
+    layout_lib.image("source", "clean", GRID, ("system", "seen")),
+    layout_lib.text("answer", 3, ("system", "seen", "source")),
+    layout_lib.image("draft", "noise", GRID, ("system", "seen", "source", "answer")),
+    layout_lib.image("later", "noise", GRID, ("system", "seen", "source", "answer")),
+))
+LENGTHS = {"system": jnp.array([4, 2]), "answer": jnp.array([1, 3])}
+
+
+class TestPositions:
+
+  def test_text_counts_on_and_an_image_takes_one(self):
+    texts = layout_lib.positions(STORY, ("system", "answer"), LENGTHS, 2)
+    np.testing.assert_array_equal(texts, [[0, 1, 2, 3, 6, 7, 8], [0, 1, 2, 3, 4, 5, 6]])
+    image = layout_lib.positions(STORY, ("source",), LENGTHS, 2)
+    np.testing.assert_array_equal(image, [[5] * 4, [3] * 4])
+
+  def test_noisy_latents_share_a_position(self):
+    noise = layout_lib.positions(STORY, ("draft", "later"), LENGTHS, 2)
+    np.testing.assert_array_equal(noise, [[7] * 8] * 2)
+
+  @pytest.mark.parametrize("sample", [0, 1])
+  def test_equal_golden_in_a_packed_reason_sample(self, sample):
+    arrays = goldens_lib.case("j_pack_gen")
+    capacities = stages.Capacities(
+        len(arrays["system_ids"]) + 2,
+        len(arrays[f"prompt_ids_{sample}"]) + 2,
+        len(arrays[f"generated_ids_{sample}"]),
+        2, 2, 2, goldens_lib.towers().latent_grid, (1, 1),
+    )
+    layout = stages.reason(capacities)
+    first = int(arrays["sample_lens"][: 2 * sample].sum())
+    second = first + int(arrays["sample_lens"][2 * sample])
+    for start, names in ((first, ("system", "prompt", "thought", "draft")), (second, ("system", "draft_without_text"))):
+      self._assert_packed(layout, names, arrays["packed_position_ids"][start:])
+
+  @pytest.mark.parametrize("sample", [0, 1])
+  def test_equal_golden_in_a_packed_edit_sample(self, sample):
+    arrays, tower = goldens_lib.case("j_pack_edit"), goldens_lib.towers(goldens_lib.case("j_pack_edit")["image"].shape[:2])
+    capacities = stages.Capacities(
+        len(arrays["system_ids"]) + 2, 2, 2,
+        len(arrays["reflection_ids"]) + 2,
+        len(arrays[f"generated_ids_{sample}"]),
+        len(arrays[f"edit_ids_{sample}"]) + 2,
+        tower.latent_grid, tower.vit_grid,
+    )
+    reflect, refine = stages.reflect(capacities), stages.refine(capacities)
+    starts = np.cumsum([0, *arrays["sample_lens"]])[4 * sample :]
+    packed = arrays["packed_position_ids"]
+    self._assert_packed(reflect, _names(reflect), packed[starts[0] :])
+    self._assert_packed(refine, ("source", "seen", "instruction", "edit"), packed[starts[1] :])
+    self._assert_packed(refine, ("source", "seen", "edit_without_text"), packed[starts[2] :])
+    self._assert_packed(refine, ("instruction_alone", "edit_without_image"), packed[starts[3] :])
+
+  def _assert_packed(self, layout, names, packed):
+    texts = [segment for segment in layout.segments if segment.kind == "text"]
+    lengths = {segment.name: jnp.array([segment.capacity]) for segment in texts}
+    found = layout_lib.positions(layout, names, lengths, 1)[0]
+    np.testing.assert_array_equal(found, packed[_order(layout, names)])
+
+
+class TestStart:
+
+  def test_equals_golden_counters_with_the_filled_slots(self):
+    name = "e_reflect"
+    arrays = goldens_lib.case(name)
+    pictures = goldens_lib.images(name)
+    question, question_lengths = goldens_lib.texts(name, "text_ids")
+    _, system_lengths = goldens_lib.repeated(arrays["system_ids"], len(question))
+    capacities = stages.Capacities(
+        len(arrays["system_ids"]), 2, 2, question.shape[1], 2, 2, (1, 1),
+        goldens_lib.towers(pictures.shape[1:3]).vit_grid,
+    )
+    layout = stages.reflect(capacities)
+    lengths = {"system": system_lengths, "question": question_lengths}
+    names, stage = _names(layout), []
+    for done in range(1, len(names)):
+      held = layout_lib.filled(layout, names[:done], lengths, len(question)).sum(axis=1)
+      stage.append([held, jnp.broadcast_to(layout_lib.start(layout, names[done], lengths), held.shape)])
+    goldens_lib.assert_close(name, "kv_len_rope_after", np.asarray(stage))
+
+
+class TestFilled:
+
+  def test_is_the_length_of_text_and_all_of_an_image(self):
+    found = layout_lib.filled(STORY, ("system", "seen"), LENGTHS, 2)
+    np.testing.assert_array_equal(found, [[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1, 1]])
+
+
+class TestMask:
+
+  def test_hides_empty_slots_from_everybody(self):
+    found = layout_lib.mask(STORY, ("answer",), ("system",), LENGTHS, 2)
+    np.testing.assert_array_equal(found[0], np.ones((3, 4)))
+    np.testing.assert_array_equal(found[1], [[1, 1, 0, 0]] * 3)
+
+  def test_hides_noise_from_other_segments(self):
+    found = layout_lib.mask(STORY, ("later",), ("draft", "later"), LENGTHS, 2)
+    key = STORY.slots(("draft", "later"))
+    np.testing.assert_array_equal(found, np.broadcast_to(key.segment == STORY.index("later"), found.shape))
+
+
+class TestSlots:
+
+  def test_puts_und_slots_first(self):
+    slots = STORY.slots(("system", "source"))
+    assert slots.num_und == 6
+    np.testing.assert_array_equal(slots.segment, [0, 0, 0, 0, 2, 2, 2, 2])
+    np.testing.assert_array_equal(slots.offset, [0, 1, 2, 3, 0, 3, 1, 2])
+    assert slots.ranges == {"system": (slice(0, 4), slice(0, 0)), "source": (slice(4, 6), slice(0, 2))}
+
+  def test_of_the_same_names_are_one_object(self):
+    assert STORY.slots(("system",)) is STORY.slots(["system"])
+
+
+class TestLayout:
+
+  def test_refuses_to_see_a_later_segment(self):
+    with pytest.raises(ValueError, match=r"'a' sees \['b'\]"):
+      layout_lib.Layout((layout_lib.text("a", 2, ("b",)), layout_lib.text("b", 2)))
+
+  def test_refuses_a_repeated_name(self):
+    with pytest.raises(ValueError, match="must have a new name"):
+      layout_lib.Layout((layout_lib.text("a", 2), layout_lib.text("a", 2)))
