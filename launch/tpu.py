@@ -12,6 +12,7 @@ from absl import logging
 import jax
 from ml_collections import config_flags
 
+import r3jax
 from r3jax import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
@@ -26,10 +27,17 @@ def _keep_compiled_programs():
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
+def _is_ours(record) -> bool:
+  """Keeps the log to this program's own lines, and what others warn about."""
+  ours = os.path.dirname(r3jax.__file__)
+  return record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(ours)
+
+
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(_is_ours)
   _keep_compiled_programs()
   try:
     train.run(_CONFIG.value, _WORKDIR.value)

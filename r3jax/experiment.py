@@ -228,7 +228,7 @@ def _reward(config) -> Callable[[jax.sharding.Mesh], step_lib.Reward]:
   rewards = {
       "shapes": lambda mesh: shapes_reward.verify,
       "shapes_on_host": lambda mesh: host.reward_from_host(
-          jax.jit(shapes_reward.verify, backend="cpu"), ("correct", "strict"), mesh
+          jax.jit(shapes_reward.verify, backend="cpu"), ("correct", "strict", "clutter"), mesh
       ),
   }
   name = config.reward.name

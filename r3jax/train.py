@@ -53,21 +53,6 @@ class Clock:
     return spent
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """The compiled step and what it is called with."""
-
-  step: object  # (state, frozen, prompts, seed) -> (state, metrics, Samples)
-  frozen: step_lib.Frozen
-  prompts: rollout_lib.Prompts  # of the whole training set, numpy
-  seed: int
-
-  def __call__(self, state: state_lib.TrainState, rows: np.ndarray):
-    """Runs one iteration on the prompts of the given rows."""
-    batch = jax.tree.map(lambda x: x[rows], self.prompts)
-    return self.step(state, self.frozen, batch, np.uint32(self.seed))
-
-
 def _shuffled(reward: step_lib.Reward) -> step_lib.Reward:
   """Gives every sample the score of another one: the control in which nothing can be learned."""
 
@@ -86,15 +71,6 @@ def _iteration(config, experiment: experiment_lib.Experiment, mesh) -> step_lib.
   return dataclasses.replace(iteration, reward=_shuffled(iteration.reward))
 
 
-def _compiled(config, iteration: step_lib.Iteration, mesh, arguments):
-  """Returns the step in the configured mode, compiled where that is one program."""
-  if config.step.mode == "split":
-    split = step_lib.Split(iteration, mesh)
-    return lambda *args: step_lib.run(split, *args)
-  fused = jax.jit(step_lib.fused(iteration, mesh), donate_argnums=0)
-  return fused.lower(*arguments).compile()
-
-
 def _evaluator(config, experiment: experiment_lib.Experiment, mesh) -> evaluate.Evaluator:
   e = config.eval
   return evaluate.Evaluator(
@@ -107,13 +83,6 @@ def _evaluator(config, experiment: experiment_lib.Experiment, mesh) -> evaluate.
       e.batch_size,
       e.seed,
   )
-
-
-def _evaluate(config, experiment, evaluator: evaluate.Evaluator, policy, towers) -> evaluate.Result:
-  images = config.eval.images_per_prompt
-  rounds = evaluator.run(policy, towers, experiment.encode(experiment.heldout), images)
-  tags = [record["tag"] for record in experiment.heldout for _ in range(images)]
-  return evaluate.result(rounds, tags)
 
 
 def _samples(experiment, step: int, rows: np.ndarray, samples: step_lib.Samples, number: int) -> Iterator:
@@ -171,13 +140,76 @@ class Workdir:
     partial.replace(path)
 
 
-def _restore(config, checkpoints, abstract_state, iterator, init):
-  restored = checkpoints.restore(abstract_state, iterator)
-  if restored is None:
-    return 0, init(), None
-  step, state, _ = restored
-  logging.info("resuming after iteration %d of %d", step, config.total_steps)
-  return step, state, step
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """A run's constants, checked and loaded.
+
+  Attributes:
+    config: of the run.
+    files: its workdir.
+    experiment: what the config says.
+    mesh: all devices.
+    iteration: the stages of the step.
+    prompts: of the training set, one row per record (numpy).
+    heldout: of the held-out set.
+    frozen: parameters that the step reads; the reference is the policy before training.
+  """
+
+  config: ml_collections.ConfigDict
+  files: Workdir
+  experiment: experiment_lib.Experiment
+  mesh: jax.sharding.Mesh
+  iteration: step_lib.Iteration
+  prompts: rollout_lib.Prompts
+  heldout: rollout_lib.Prompts
+  frozen: step_lib.Frozen
+
+  def init(self, policy) -> state_lib.TrainState:
+    """Returns the state before the first iteration; it shares no buffer with `policy`."""
+    abstract = jax.eval_shape(self.iteration.optimizer.init, policy)
+    shardings = rules.like_parameters(abstract, self.experiment.policy_shardings(self.mesh), self.mesh)
+    moments = jax.jit(self.iteration.optimizer.init, out_shardings=shardings)(policy)
+    step = jax.device_put(np.int32(0), rules.replicated(self.mesh))
+    return state_lib.TrainState(jax.tree.map(jax.numpy.copy, policy), moments, step)
+
+  def compile(self, state: state_lib.TrainState):
+    """Returns the step, (state, rows of the training set) -> (state, metrics, samples).
+
+    It consumes the state. In split mode the stages are compiled when they first run.
+    """
+    seed = np.uint32(self.config.seed)
+    batch = lambda rows: jax.tree.map(lambda x: x[rows], self.prompts)
+    if self.config.step.mode == "split":
+      split = step_lib.Split(self.iteration, self.mesh)
+      return lambda state, rows: step_lib.run(split, state, self.frozen, batch(rows), seed)
+    fused = jax.jit(step_lib.fused(self.iteration, self.mesh), donate_argnums=0)
+    example = batch(np.arange(self.config.groups_per_step))
+    compiled = fused.lower(state, self.frozen, example, seed).compile()
+    return lambda state, rows: compiled(state, self.frozen, batch(rows), seed)
+
+  def evaluate(self, evaluator: evaluate.Evaluator, policy) -> evaluate.Result:
+    """Evaluates a policy on the held-out prompts."""
+    images = self.config.eval.images_per_prompt
+    rounds = evaluator.run(policy, self.frozen.towers, self.heldout, images)
+    tags = [record["tag"] for record in self.experiment.heldout for _ in range(images)]
+    return evaluate.result(rounds, tags)
+
+
+def _open(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, dict]:
+  """Checks everything that can be checked before compilation; returns also the starting policy."""
+  if config.step.mode not in ("fused", "split"):
+    raise ValueError(f"step.mode must be 'fused' or 'split'; got {config.step.mode!r}")
+  experiment = experiment_lib.build(config)
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  iteration = _iteration(config, experiment, mesh)
+  prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
+  policy, towers = experiment.load(mesh)
+  config_guard.check_writable(workdir)
+  config_guard.write_or_check(workdir, config.to_dict(), MAY_DIFFER)
+  reference = policy if experiment.settings.loss.needs_reference else None
+  frozen = step_lib.Frozen(towers, reference)
+  files = Workdir(pathlib.Path(workdir))
+  return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen), policy
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> dict:
@@ -195,72 +227,57 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict:
     ValueError: the config, the model or the workdir cannot be used; before anything is compiled.
   """
   clock = Clock()
-  files = Workdir(pathlib.Path(workdir))
-  experiment = experiment_lib.build(config)
-  mesh = mesh_lib.make_mesh(**config.mesh)
-  iteration = _iteration(config, experiment, mesh)
-  train_prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
-  del heldout  # encoded here only to refuse what does not fit before anything is compiled
-  with jax.set_mesh(mesh):
-    policy, towers = experiment.load(mesh)
-    config_guard.check_writable(workdir)
-    config_guard.write_or_check(workdir, config.to_dict(), MAY_DIFFER)
-    return _run(config, files, clock, experiment, iteration, mesh, train_prompts, policy, towers)
-
-
-def _run(config, files, clock, experiment, iteration, mesh, train_prompts, policy, towers) -> dict:
-  shardings = rules.like_parameters(
-      jax.eval_shape(lambda: state_lib.init_state(policy, iteration.optimizer)),
-      experiment.policy_shardings(mesh), mesh,
-  )
-  init = jax.jit(lambda: state_lib.init_state(policy, iteration.optimizer), out_shardings=shardings)
-  abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(init), shardings
-  )
-  prompts = pipeline.prompt_iterator(len(experiment.train), config.groups_per_step, config.seed)
-  checkpoints = checkpoints_lib.Checkpoints(files.path / "checkpoints", config.checkpoint.every, config.checkpoint.keep)
-  step, state, restored_step = _restore(config, checkpoints, abstract, prompts, init)
-  writer = metrics_lib.MetricWriter(files.path, restored_step)
-  report.drop_samples_after(files.report, restored_step)
-  clock.lap("setup")
-
-  reference = policy if experiment.settings.loss.needs_reference else None
-  frozen = step_lib.Frozen(towers, reference)
-  example = jax.tree.map(lambda x: x[: config.groups_per_step], train_prompts)
-  compiled = _compiled(config, iteration, mesh, (abstract, frozen, example, np.uint32(config.seed)))
-  program = Program(compiled, frozen, train_prompts, config.seed)
-  compile_seconds = clock.lap("compile")
-  logging.info("compiled the step in %.1f s", compile_seconds)
-
-  evaluator = _evaluator(config, experiment, mesh)
-  if not files.evaluation(0).exists():
-    files.save_evaluation(0, _evaluate(config, experiment, evaluator, policy, towers))
-    clock.lap("evaluate before")
-  progress = metrics_lib.Progress(config.total_steps, step)
-  while step < config.total_steps:
-    rows = next(prompts)
-    state, found, samples = program(state, rows)
-    found = jax.device_get(found)
-    step += 1
-    found["seconds/iteration"] = clock.lap("train")
-    writer.write(step, found)
-    progress.report(step, {"draft": found["reason/score"], "edited": found.get("edit/score", np.nan)})
-    if config.log.samples_every and (step % config.log.samples_every == 0 or step == 1):
-      shown = jax.device_get(samples)
-      report.append_samples(files.report, list(_samples(experiment, step, rows, shown, config.log.samples)))
-    checkpoints.save(step, state, prompts, {}, force=step == config.total_steps)
-  checkpoints.close()
-  writer.close()
-  clock.lap("train")
-  found = _evaluate(config, experiment, evaluator, state.policy, towers)
-  files.save_evaluation(step, found)
+  session, policy = _open(config, workdir)
+  files = session.files
+  with jax.set_mesh(session.mesh):
+    state = session.init(policy)
+    clock.lap("setup")
+    step = session.compile(state)
+    clock.lap("compile")
+    logging.info("compiled the step in %.1f s", clock.seconds["compile"])
+    evaluator = _evaluator(config, session.experiment, session.mesh)
+    if not files.evaluation(0).exists():
+      files.save_evaluation(0, session.evaluate(evaluator, policy))
+      clock.lap("evaluate before")
+    state = _iterate(session, step, state, clock)
+    found = session.evaluate(evaluator, state.policy)
+  files.save_evaluation(config.total_steps, found)
   clock.lap("evaluate after")
-  summary = _summary(config, files, clock, found, step)
+  summary = _summary(config, files, clock, found)
   _write_summary(files, summary)
   return summary
 
 
-def _summary(config, files: Workdir, clock: Clock, after: evaluate.Result, step: int) -> dict:
+def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) -> state_lib.TrainState:
+  """Runs the iterations that are left; saves, logs and samples on the way."""
+  config, files = session.config, session.files
+  prompts = pipeline.prompt_iterator(len(session.experiment.train), config.groups_per_step, config.seed)
+  checkpoints = checkpoints_lib.Checkpoints(files.path / "checkpoints", config.checkpoint.every, config.checkpoint.keep)
+  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+  restored = checkpoints.restore(abstract, prompts)
+  done, state = (restored[0], restored[1]) if restored else (0, state)
+  writer = metrics_lib.MetricWriter(files.path, done if restored else None)
+  report.drop_samples_after(files.report, done if restored else None)
+  progress = metrics_lib.Progress(config.total_steps, done)
+  clock.lap("setup")
+  for number in range(done + 1, config.total_steps + 1):
+    rows = next(prompts)
+    state, metrics, samples = step(state, rows)
+    metrics = jax.device_get(metrics)
+    metrics["seconds/iteration"] = clock.lap("train")
+    writer.write(number, metrics)
+    progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
+    if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
+      shown = _samples(session.experiment, number, rows, jax.device_get(samples), config.log.samples)
+      report.append_samples(files.report, list(shown))
+    checkpoints.save(number, state, prompts, {}, force=number == config.total_steps)
+  checkpoints.close()
+  writer.close()
+  clock.lap("train")
+  return state
+
+
+def _summary(config, files: Workdir, clock: Clock, after: evaluate.Result) -> dict:
   before = evaluate.Result.from_json(json.loads(files.evaluation(0).read_text()))
   metrics = jsonl.read(files.path / "metrics.jsonl")
   iterations = [row["seconds/iteration"] for row in metrics[1:]] or [float("nan")]
@@ -271,7 +288,7 @@ def _summary(config, files: Workdir, clock: Clock, after: evaluate.Result, step:
           "before": evaluate.refinement(before, config.seed), "after": evaluate.refinement(after, config.seed)
       },
       "behaviour": {"before": evaluate.behaviour(before), "after": evaluate.behaviour(after)},
-      "iterations": step,
+      "iterations": config.total_steps,
       "seed": config.seed,
       "seconds": clock.seconds | {"median iteration": float(np.median(iterations))},
       "compile_seconds": clock.seconds["compile"],

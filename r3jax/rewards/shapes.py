@@ -157,8 +157,18 @@ def score(objects: Objects, targets: Target) -> base.Score:
 
 
 def verify(images: types.Images, targets: Target) -> base.Score:
-  """Scores images, uint8 [B, 48, 48, 3], by their targets, arrays [B, ...]."""
-  return score(detect(images), targets)
+  """Scores images, uint8 [B, 48, 48, 3], by their targets, arrays [B, ...].
+
+  Adds the part `clutter`: the share of cells that hold something which is no object. It costs
+  nothing, so a rising share shows a policy that hides its mistakes.
+  """
+  objects = detect(images)
+  background = np.float32(shapes.BACKGROUND) / 255
+  cells = _cells(images.astype(jnp.float32) / 255 - background)
+  marked = jnp.mean(cells**2, (2, 3)) > THRESHOLD
+  clutter = jnp.mean(marked & (objects.shape < 0), -1)
+  found = score(objects, targets)
+  return found.replace(parts=found.parts | {"clutter": clutter})
 
 
 def relations(box: jax.Array) -> jax.Array:

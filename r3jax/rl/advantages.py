@@ -14,7 +14,7 @@ def group_advantage(value: jax.Array, valid: jax.Array, divide_by_std: bool) -> 
   Args:
     value: [G, M] returns; read only where valid.
     valid: [G, M].
-    divide_by_std: also divide by the group's standard deviation (+ 1e-6).
+    divide_by_std: also divide by the group's standard deviation (of a sample: n - 1) + 1e-6.
   """
   count = valid.sum(axis=1, keepdims=True)
   kept = jnp.where(valid, value, 0.0)
@@ -22,7 +22,7 @@ def group_advantage(value: jax.Array, valid: jax.Array, divide_by_std: bool) -> 
   centred = jnp.where(valid & (count >= 2), centred, 0.0)
   if not divide_by_std:
     return centred
-  std = jnp.sqrt((centred**2).sum(axis=1, keepdims=True) / jnp.maximum(count, 1))
+  std = jnp.sqrt((centred**2).sum(axis=1, keepdims=True) / jnp.maximum(count - 1, 1))
   return centred / (std + 1e-6)
 
 

@@ -62,14 +62,14 @@ def text_terms(
   """
   mask = losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None]
   log_ratio = jnp.where(mask, logprob - text.behavior_logprob, 0.0)
-  kl = jnp.where(mask, losses.k3(logprob, reference_logprob), 0.0)
+  kl = losses.k3(jnp.where(mask, logprob, reference_logprob), reference_logprob)
   policy = losses.clipped_policy(log_ratio, advantage[:, None], clip_range)
   return TextTerms(
       policy=jnp.sum(jnp.where(mask, policy, 0.0)),
-      kl=jnp.sum(kl),
+      kl=jnp.sum(jnp.where(mask, kl, 0.0)),
       clipped=_clipped(log_ratio, mask, clip_range),
       tokens=jnp.sum(mask),
-      extreme_kl=jnp.sum(kl > 10),
+      extreme_kl=jnp.sum(mask & (kl > 10)),
       mismatch=_mismatch(log_ratio, mask),
   )
 

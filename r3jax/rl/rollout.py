@@ -88,8 +88,9 @@ class Actor:
     return self.modules.bagel.apply({"params": self.policy}, hidden, method=method)
 
 
-def _system(ids: tuple[int, ...], rows: int) -> jax.Array:
-  return jnp.broadcast_to(jnp.array(ids, jnp.int32), (rows, len(ids)))
+def _system(actor: Actor, ids: tuple[int, ...], rows: int) -> jax.Array:
+  capacity = actor.settings.capacities.system  # that of the longer of both prompts
+  return jnp.broadcast_to(jnp.pad(jnp.array(ids, jnp.int32), (0, capacity - len(ids))), (rows, capacity))
 
 
 def _full(length: int, rows: int) -> types.Lengths:
@@ -113,7 +114,7 @@ def _shared(actor: Actor, layout, inputs, lengths, samples: int) -> Context:
 def reason_context(actor: Actor, prompts: Prompts, samples: int) -> Context:
   """Returns the cached T(system) T(prompt) of every group."""
   ids, rows = actor.settings.system_reason, prompts.ids.shape[0]
-  inputs = {"system": _system(ids, rows), "prompt": prompts.ids}
+  inputs = {"system": _system(actor, ids, rows), "prompt": prompts.ids}
   lengths = {"system": _full(len(ids), rows), "prompt": prompts.length}
   return _shared(actor, stages.reason(actor.settings.capacities), inputs, lengths, samples)
 
@@ -121,7 +122,7 @@ def reason_context(actor: Actor, prompts: Prompts, samples: int) -> Context:
 def reflect_context(actor: Actor, prompts: Prompts, features: jax.Array, samples: int) -> Context:
   """Returns the cached T(system) V(image) T(question) of every group."""
   ids, rows = actor.settings.system_reflect, prompts.ids.shape[0]
-  inputs = {"system": _system(ids, rows), "seen": features, "question": prompts.question}
+  inputs = {"system": _system(actor, ids, rows), "seen": features, "question": prompts.question}
   lengths = {"system": _full(len(ids), rows), "question": prompts.question_length}
   return _shared(actor, stages.reflect(actor.settings.capacities), inputs, lengths, samples)
 

@@ -1,0 +1,225 @@
+"""Tests of the whole iteration: on-policy ratios, split against fused, meshes, rewards of the host."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from r3jax.rewards import base as rewards_base
+from r3jax.rewards import host
+from r3jax.rl import step as step_lib
+from tests import tiny
+
+MESHES = {"one device": (1, 1, 1), "2x2x2": (2, 2, 2), "groups over two replicas": (4, 1, 1)}
+
+
+def _close(found, expected, tolerance: float):
+  """Asserts that two trees of arrays agree, NaN where NaN."""
+  def check(path, a, b):
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+  jax.tree_util.tree_map_with_path(check, found, expected)
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model):
+  return tiny.make_bench(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def fused(bench):
+  """Three iterations of the fused step."""
+  return bench.run(3)
+
+
+@pytest.fixture(scope="module")
+def split(bench):
+  return step_lib.Split(bench.iteration, bench.mesh)
+
+
+@pytest.fixture(scope="module")
+def wide_run(tiny_model):
+  """Two iterations in float64, by mesh."""
+
+  @functools.cache
+  def run(name: str):
+    with jax.enable_x64(True):
+      return tiny.make_bench(tiny_model, MESHES[name], {"model.dtype": "float64"}).run(2)
+
+  return run
+
+
+class Staged:
+  """A split iteration with other scores or rounds."""
+
+  def __init__(self, split: step_lib.Split, change=lambda score: score, rounds: int = 1):
+    self._split, self._change = split, change
+    self.settings = dataclasses.replace(split.settings, reflect_rounds=rounds)
+
+  def __getattr__(self, name: str):
+    return getattr(self._split, name)
+
+  def score_drafts(self, drafts):
+    return self._change(self._split.score_drafts(drafts))
+
+  def score_edits(self, edits):
+    return self._change(self._split.score_edits(edits))
+
+
+class TestFused:
+
+  def test_ratios_are_one_on_policy(self, fused):
+    for _, metrics, _ in fused:
+      for name in ("reason_text", "reason_image", "edit_text", "edit_image"):
+        assert metrics[f"mismatch/{name}"] < 1e-4
+
+  def test_both_halves_have_something_to_learn_from(self, fused):
+    for _, metrics, _ in fused:
+      for stage in ("reason", "edit"):
+        assert metrics[f"{stage}/gradient_norm_und"] > 1e-3
+        assert metrics[f"{stage}/gradient_norm_gen"] > 1e-3
+    assert any(metrics["reason/format"] > 0 for _, metrics, _ in fused)
+    assert any(0 < metrics["edit/edit_rate"] < 1 for _, metrics, _ in fused)
+
+  def test_updates_and_iterations_are_counted(self, fused):
+    state = fused[-1][0]
+    counts = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32}
+    assert (int(state.step), counts) == (3, {6})
+
+  def test_stopped_samples_keep_image_and_score(self, fused):
+    for _, _, samples in fused:
+      stop, size = samples.edits.parsed.stop, samples.edits.row.size // len(samples.edits.source.images)
+      source = np.repeat(samples.edits.source.images, size, axis=0)
+      np.testing.assert_array_equal(samples.edits.refined.images[stop], source[stop])
+      np.testing.assert_array_equal(samples.edit_score.value[stop], samples.edits.before[stop])
+
+  @pytest.mark.parametrize("rounds", [0, 2])
+  def test_metrics_follow_the_number_of_rounds(self, tiny_model, rounds):
+    bench = tiny.make_bench(tiny_model, changes={"reflect_rounds": rounds})
+    with jax.set_mesh(bench.mesh):
+      step = step_lib.fused(bench.iteration, bench.mesh)
+      state, metrics, samples = jax.eval_shape(step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0))
+    edits = {name.split("/")[0] for name in metrics if name.startswith("edit")}
+    assert edits == {0: set(), 2: {"edit", "edit2"}}[rounds]
+    assert (samples.edits is None) == (rounds == 0)
+    assert state.step.shape == ()
+
+
+class TestSplit:
+
+  def test_numbers_are_those_of_the_fused_step(self, bench, split, fused):
+    staged = bench.run_staged(split, 2)
+    for (state, metrics, samples), (fused_state, fused_metrics, fused_samples) in zip(staged, fused):
+      np.testing.assert_array_equal(samples.drafts.rollout.text.ids, fused_samples.drafts.rollout.text.ids)
+      np.testing.assert_array_equal(samples.edits.text.ids, fused_samples.edits.text.ids)
+      _close(metrics, fused_metrics, 1e-4)
+      _close(state.policy, fused_state.policy, 1e-4)
+
+  @pytest.mark.parametrize("rounds", [0, 2])
+  def test_rounds_are_updates_on_edits(self, bench, split, rounds):
+    ((state, metrics, _),) = bench.run_staged(Staged(split, rounds=rounds), 1)
+    counts = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32}
+    assert counts == {1 + rounds}
+    assert ("edit2/loss" in metrics) == (rounds == 2)
+    assert all(np.isfinite(value) for name, value in metrics.items() if name.endswith(("loss", "norm")))
+
+
+class TestInvalidRewards:
+  """A failed reward is missing: whatever stands in its value reaches nothing."""
+
+  @staticmethod
+  def _staged(split, valid, value):
+    """Returns stages whose score is `value` where not `valid`, [groups, group_size]."""
+
+    def change(score: rewards_base.Score) -> rewards_base.Score:
+      known = valid.reshape(-1)
+      fill = lambda x: jnp.where(known, x, value).astype(jnp.float32)
+      return rewards_base.Score(fill(score.value), known, jax.tree.map(fill, score.parts))
+
+    return Staged(split, change)
+
+  @pytest.mark.parametrize("valid", [
+      [[True, False, True, True], [True, True, True, False]],
+      [[False] * 4, [True] * 4],
+      [[True, False, False, False], [True] * 4],
+  ], ids=["some samples", "a group", "all but one of a group"])
+  def test_value_is_not_read_where_invalid(self, bench, split, valid):
+    valid = np.array(valid)
+    ((one, one_metrics, _),) = bench.run_staged(self._staged(split, valid, np.nan), 1)
+    ((two, two_metrics, _),) = bench.run_staged(self._staged(split, valid, 0.7), 1)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(one.policy))
+    _close(one, two, 0.0)
+    _close(one_metrics, two_metrics, 0.0)
+    assert one_metrics["reason/valid"] == valid.mean()
+
+  def test_nothing_is_learned_without_rewards(self, bench, split):
+    ((state, metrics, _),) = bench.run_staged(self._staged(split, np.zeros((2, 4), bool), np.nan), 1)
+    _close(state.policy, jax.device_get(bench.policy), 0.0)
+    assert metrics["reason/loss"] == metrics["edit/loss"] == metrics["reason/valid"] == 0
+    assert np.isnan(metrics["reason/score"])
+
+
+class TestMesh:
+
+  @pytest.mark.parametrize("name", ["2x2x2", "groups over two replicas"])
+  def test_two_iterations_equal_those_of_one_device(self, wide_run, name):
+    for (state, metrics, samples), (one_state, one_metrics, one_samples) in zip(wide_run(name), wide_run("one device")):
+      np.testing.assert_array_equal(samples.drafts.rollout.images, one_samples.drafts.rollout.images)
+      np.testing.assert_array_equal(samples.edits.text.ids, one_samples.edits.text.ids)
+      np.testing.assert_array_equal(samples.edits.refined.images, one_samples.edits.refined.images)
+      _close(samples.draft_score, one_samples.draft_score, 1e-8)
+      _close(samples.edit_score, one_samples.edit_score, 1e-8)
+      _close(metrics, one_metrics, 1e-8)
+      _close(state, one_state, 1e-8)
+
+  def test_losses_and_gradients_in_float32_equal_those_of_one_device(self, tiny_model, fused):
+    state, _, samples = fused[-1]  # off-policy by then: ratios differ from 1, the KL from 0
+    found = [self._learned(tiny_model, MESHES[name], state.policy, samples) for name in ("2x2x2", "one device")]
+    _close(*found, 1e-5)
+
+  @staticmethod
+  def _learned(folder, shape, policy, samples: step_lib.Samples):
+    """Returns losses and gradients of both updates from a recorded iteration."""
+    keep = optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda updates, *_: (jax.tree.map(jnp.zeros_like, updates), updates),
+    )
+    bench = tiny.make_bench(folder, shape)
+    iteration = dataclasses.replace(bench.iteration, optimizer=keep)
+    session = dataclasses.replace(bench.session, iteration=iteration)
+    found, split = [], step_lib.Split(iteration, bench.mesh)
+    with jax.set_mesh(bench.mesh):
+      state = session.init(jax.device_put(policy, session.experiment.policy_shardings(bench.mesh)))
+      for learn, rollout, score in (
+          (split.learn_to_reason, samples.drafts, samples.draft_score),
+          (split.learn_to_edit, samples.edits, samples.edit_score),
+      ):
+        new, metrics = learn(state, bench.frozen, rollout, score)
+        found.append(jax.device_get((metrics["loss"], new.opt_state)))
+    return found
+
+
+class TestHost:
+
+  def test_rewards_and_parser_of_the_host_change_nothing(self, tiny_model, wide_run):
+    scored = []
+
+    def reward(images, target):
+      scored.extend(np.asarray(images))
+      return jax.tree.map(np.asarray, tiny.brightness(np.asarray(images), target))
+
+    with jax.enable_x64(True):
+      changes = {"model.dtype": "float64", "sequence.parser": "strings"}
+      bench = tiny.make_bench(tiny_model, MESHES["2x2x2"], changes)
+      called = host.reward_from_host(reward, ("strict",), bench.mesh)
+      iteration = dataclasses.replace(bench.iteration, reward=called)
+      bench = dataclasses.replace(bench, session=dataclasses.replace(bench.session, iteration=iteration))
+      ((state, metrics, samples),) = bench.run(1)
+    one_state, one_metrics, _ = wide_run("one device")[0]
+    _close(metrics, one_metrics, 1e-8)
+    _close(state, one_state, 1e-8)
+    made = [*samples.drafts.rollout.images, *samples.edits.refined.images]
+    assert sorted(image.tobytes() for image in scored) == sorted(image.tobytes() for image in made)

@@ -1,0 +1,196 @@
+"""A tiny random BAGEL of the embedded world, and configs with which R3 on it compiles fast.
+
+The text half is scripted: embeddings and head make a Markov chain of a few words, so that random
+layers still write well-formed thoughts, edits and stops. The image half is random, and
+`brightness` is a reward that tells its images apart.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from configs import r3_geneval
+from r3jax import experiment as experiment_lib
+from r3jax import train
+from r3jax.io import bagel_checkpoint
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.rewards import base as rewards_base
+from r3jax.rl import rollout as rollout_lib
+from r3jax.rl import state as state_lib
+from r3jax.rl import step as step_lib
+from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds import small_bagel
+from r3jax.worlds import vocabulary
+
+SIZES = dict(
+    hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
+    vision_hidden_size=32, vision_intermediate_size=64, vision_num_layers=1, vision_num_heads=4,
+    autoencoder_channels=32, autoencoder_multipliers=(1, 1, 1, 1),
+)
+LEAST, MOST = 82, 87  # of 255: the brightness that earns 0 and 1
+SCRIPT = {  # word -> {next word: probability}
+    "<|im_start|>": {"<think>": 0.9, "red": 0.1},
+    "<think>": {"red": 0.6, "</think>": 0.4},
+    "red": {"</think>": 0.7, "red": 0.1, "<|im_end|>": 0.2},
+    "</think>": {"<|im_end|>": 0.4, "red": 0.35, "no": 0.25},
+    "no": {"further": 1.0},
+    "further": {"edit": 1.0},
+    "edit": {"<|im_end|>": 1.0},
+}
+SETTINGS = {
+    "total_steps": 3, "groups_per_step": 2, "group_size": 4,
+    "sequence.thought_tokens": 6, "sequence.answer_tokens": 8, "sequence.instruction_tokens": 7,
+    "reason.points": 4, "reason.interval": (0.7, 1.0), "reason.sde_index_max": 3,
+    "refine.points": 4, "refine.sde_index_max": 2,
+    "optimizer.und_learning_rate": 1e-3, "optimizer.gen_learning_rate": 1e-3, "optimizer.warmup_updates": 2,
+    "checkpoint.every": 2, "log.samples_every": 2, "log.samples": 2, "mesh.data": 1,
+    "eval.prompts": 6, "eval.rounds": 3, "eval.points": 3, "eval.batch_size": 6,
+}
+
+
+def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+  if path.endswith("scale"):
+    return np.ones(shape, np.float32)
+  inputs = np.prod(shape[:-1]) if path.endswith("kernel") else 100
+  return rng.normal(0, inputs**-0.5, shape).astype(np.float32)
+
+
+def _random_weights(sizes) -> dict:
+  rng, leaves = np.random.default_rng(0), {}
+  for tensor in bagel_checkpoint.table(sizes):
+    leaves.setdefault(tensor.path, []).append(_draw(tensor.path, tensor.shape, rng))
+    if tensor.layer is None:
+      (leaves[tensor.path],) = leaves[tensor.path]
+  tree = {}
+  for path, leaf in leaves.items():
+    *parents, name = path.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[name] = np.asarray(leaf)
+  return tree
+
+
+def _write_script(policy: dict, ids: dict[str, int]):
+  """Gives word i of the script its own direction i, which outweighs what the layers add."""
+  embedding, head = policy["embed_tokens"]["embedding"], policy["lm_head"]["kernel"]
+  unit = np.sqrt(embedding.shape[1])  # what the final norm makes of that direction
+  for i, (word, following) in enumerate(SCRIPT.items()):
+    embedding[ids[word], i] += 20
+    head[i] = -8 / unit
+    for other, probability in following.items():
+      head[i, ids[other]] = np.log(probability) / unit
+
+
+def write_model(folder: pathlib.Path):
+  """Writes the model in BAGEL's format, and `train.jsonl` and `heldout.jsonl` beside it."""
+  folder.mkdir(parents=True)
+  vocabulary.build_tokenizer().save(str(folder / "tokenizer.json"))
+  sizes = small_bagel.sizes(ml_collections.ConfigDict(SIZES))
+  weights = _random_weights(sizes)
+  _write_script(weights["policy"], tokenizer_lib.load(folder).vocabulary)
+  bagel_checkpoint.save(weights, sizes, folder)
+  for split, records in (("train", world_prompts.train_records()), ("heldout", world_prompts.heldout_records())):
+    lines = [json.dumps(record) for record in experiment_lib.evenly(records, 12, 0)]
+    (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def settings(folder: pathlib.Path) -> dict:
+  """Returns what differs from the config of `:shapes`, by dotted key."""
+  files = {f"data.{split}": str(folder / f"{split}.jsonl") for split in ("train", "heldout")}
+  return SETTINGS | files | {"model.folder": str(folder)}
+
+
+def make_config(folder: pathlib.Path, changes: dict | None = None) -> ml_collections.ConfigDict:
+  """Returns the config of `:shapes` with few samples, steps and slots; `changes` by dotted key."""
+  config = r3_geneval.get_config("shapes")
+  config.update_from_flattened_dict(settings(folder) | (changes or {}))
+  return config
+
+
+def brightness(images: jax.Array, target) -> rewards_base.Score:
+  """Scores images by the sum of their first channel, in whole numbers; the brighter are perfect."""
+  del target
+  total = jnp.sum(images[..., 0].astype(jnp.int32), axis=(1, 2))
+  least, most = (level * images.shape[1] * images.shape[2] for level in (LEAST, MOST))
+  value = jnp.clip((total - least).astype(jnp.float32) / (most - least), 0.0, 1.0).astype(jnp.float32)
+  return rewards_base.Score(value, jnp.ones_like(value, bool), {"strict": (value == 1).astype(jnp.float32)})
+
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """What tests of the step start from: a session without a workdir, and its first state."""
+
+  session: train.Session
+  policy: dict
+
+  @property
+  def iteration(self) -> step_lib.Iteration:
+    return self.session.iteration
+
+  @property
+  def frozen(self) -> step_lib.Frozen:
+    return self.session.frozen
+
+  @property
+  def mesh(self) -> jax.sharding.Mesh:
+    return self.session.mesh
+
+  def state(self) -> state_lib.TrainState:
+    """Returns the state before the first iteration."""
+    return self.session.init(self.policy)
+
+  def rows(self, number: int) -> np.ndarray:
+    """Returns which training prompts iteration `number` draws here."""
+    groups = self.iteration.settings.groups
+    return np.arange(number * groups, (number + 1) * groups)
+
+  def batch(self, number: int) -> rollout_lib.Prompts:
+    """Returns the prompts of iteration `number`."""
+    return jax.tree.map(lambda x: x[self.rows(number)], self.session.prompts)
+
+  def run(self, number: int) -> list[tuple]:
+    """Runs iterations of the fused step; returns (state, metrics, samples) of each as numpy."""
+    with jax.set_mesh(self.mesh):
+      found, state = [], self.state()
+      step = self.session.compile(state)
+      for i in range(number):
+        state, metrics, samples = step(state, self.rows(i))
+        found.append(jax.device_get((state, metrics, samples)))
+    return found
+
+  def run_staged(self, stages, number: int) -> list[tuple]:
+    """Does the same with stages that are programs of their own, see `step.Split`."""
+    with jax.set_mesh(self.mesh):
+      found, state = [], self.state()
+      for i in range(number):
+        state, metrics, samples = step_lib.run(stages, state, self.frozen, self.batch(i), np.uint32(0))
+        found.append(jax.device_get((state, metrics, samples)))
+    return found
+
+
+def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), changes: dict | None = None) -> Bench:
+  """Returns a bench on the first devices, rewarded by brightness.
+
+  Args:
+    folder: see `write_model`.
+    shape: of the mesh: data, fsdp, tensor.
+    changes: of the config, by dotted key.
+  """
+  config = make_config(folder, changes)
+  experiment = experiment_lib.build(config)
+  experiment = dataclasses.replace(experiment, reward=lambda mesh: brightness)
+  mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+  policy, towers = experiment.load(mesh)
+  prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
+  session = train.Session(
+      config, None, experiment, mesh, experiment.iteration(mesh), prompts, heldout, step_lib.Frozen(towers, policy)
+  )
+  return Bench(session, policy)
