@@ -48,4 +48,5 @@ def get_config() -> ml_collections.ConfigDict:
   mix.questions = 0.25
 
   config.log_every = 50
+  config.stored_dtype = "float16"  # of the written files; training is in float32
   return config.lock()

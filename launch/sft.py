@@ -123,7 +123,7 @@ def main(argv):
   vocabulary.build_tokenizer().save(str(out / "tokenizer.json"))
 
   def save(params):
-    bagel_checkpoint.save({**params, "autoencoder": autoencoder}, sizes, out)
+    bagel_checkpoint.save({**params, "autoencoder": autoencoder}, sizes, out, config.stored_dtype)
     logging.info("wrote %s", out)
 
   train_joint(config, sizes, autoencoder, save)

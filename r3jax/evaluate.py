@@ -58,6 +58,9 @@ class Evaluator:
   seed: int
 
   def __post_init__(self):
+    for name in ("rounds", "batch_size"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"eval.{name} must be at least 1; got {getattr(self, name)}")
     replicas = self.mesh.shape[placement.AXIS]
     if self.batch_size % replicas:
       raise ValueError(
@@ -142,27 +145,29 @@ class Result:
 
   tags: list[str]  # [n]
   score: np.ndarray  # [rounds, n]; NaN where the reward is missing
-  strict: np.ndarray  # [rounds, n]
+  strict: np.ndarray  # [rounds, n]; likewise
   stop: np.ndarray  # [rounds, n] bool
   format: np.ndarray  # [rounds, n]
 
   def to_json(self) -> dict:
-    """Returns plain lists."""
+    """Returns plain lists; what is missing becomes None, for JSON has no NaN."""
+    plain = lambda x: np.where(np.isfinite(x), x.astype(object), None).tolist()
     return {"tags": self.tags} | {
-        name: getattr(self, name).tolist() for name in ("score", "strict", "stop", "format")
+        name: plain(getattr(self, name)) for name in ("score", "strict", "stop", "format")
     }
 
   @classmethod
   def from_json(cls, obj: dict) -> "Result":
     """Undoes `to_json`."""
-    return cls(obj["tags"], *(np.asarray(obj[name]) for name in ("score", "strict", "stop", "format")))
+    kinds = {"score": float, "strict": float, "stop": bool, "format": float}
+    return cls(obj["tags"], *(np.array(obj[name], kind) for name, kind in kinds.items()))
 
 
 def result(rounds: list[Round], tags: list[str]) -> Result:
   """Collects what the rounds found; `tags` has one entry per image."""
   stacked = lambda name: np.stack([getattr(one, name) for one in rounds])
-  score = np.where(stacked("valid"), stacked("score"), np.nan)
-  return Result(tags, score, stacked("strict"), stacked("stop"), stacked("format"))
+  score, strict = (np.where(stacked("valid"), stacked(name), np.nan) for name in ("score", "strict"))
+  return Result(tags, score, strict, stacked("stop"), stacked("format"))
 
 
 def behaviour(found: Result) -> dict[str, float]:
@@ -170,22 +175,23 @@ def behaviour(found: Result) -> dict[str, float]:
 
   edit_rate: edits per round in which a sample was not finished. stop_when_right / stop_when_wrong:
   share of those rounds that stop when the image is perfect / is not. improvement: mean change of
-  the score by an edit.
+  the score by an edit. Rounds without a score count in none of the shares that need one.
   """
   open_before = ~found.stop[:-1]
   stopped = found.stop[1:] & open_before
   edited = ~found.stop[1:]
   before, change = found.score[:-1], np.diff(found.score, axis=0)
+  judged = edited & np.isfinite(change)
   right, wrong = open_before & (before == 1), open_before & (before < 1)
   share = lambda part, whole: float(np.sum(part & whole) / max(np.sum(whole), 1))
   return {
       "edit_rate": share(edited, open_before),
-      "stop_precision": share(before == 1, stopped),
+      "stop_precision": share(before == 1, stopped & np.isfinite(before)),
       "stop_when_right": share(stopped, right),
       "stop_when_wrong": share(stopped, wrong),
-      "improvement": float(np.nanmean(np.where(edited, change, np.nan))) if edited.any() else 0.0,
-      "improved": share(change > 0, edited),
-      "worse": share(change < 0, edited),
+      "improvement": float(change[judged].mean()) if judged.any() else 0.0,
+      "improved": share(change > 0, judged),
+      "worse": share(change < 0, judged),
       "finished": float(found.stop[-1].mean()),
   }
 
@@ -201,11 +207,16 @@ def _views(found: Result) -> dict[str, np.ndarray]:
 
 
 def compare(before: Result, after: Result, seed: int) -> dict[str, dict[str, list[float]]]:
-  """Returns scores before and after with 95 % bootstrap intervals, and of the paired difference."""
+  """Returns scores before and after with 95 % bootstrap intervals, and of the paired difference.
+
+  Views without any image that has both scores are left out.
+  """
   compared = {}
   old, new = _views(before), _views(after)
   for name in old:
     known = np.isfinite(old[name]) & np.isfinite(new[name])
+    if not known.any():
+      continue
     a, b = old[name][known], new[name][known]
     compared[name] = {
         "before": list(statistics.bootstrap_mean(a, seed)),
@@ -215,7 +226,9 @@ def compare(before: Result, after: Result, seed: int) -> dict[str, dict[str, lis
   return compared
 
 
-def refinement(found: Result, seed: int) -> list[float]:
-  """Returns the last round's score minus the draft's, with its 95 % bootstrap interval."""
+def refinement(found: Result, seed: int) -> list[float] | None:
+  """Returns the last round's score minus the draft's, with its 95 % interval; None without scores."""
   known = np.isfinite(found.score[0]) & np.isfinite(found.score[-1])
+  if not known.any():
+    return None
   return list(statistics.bootstrap_difference(found.score[0][known], found.score[-1][known], seed))

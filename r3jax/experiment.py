@@ -146,6 +146,8 @@ def _records(source: str, split: str) -> list[dict]:
     return shapes_data.load(split=split)
   if not source:
     raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; it is empty")
+  if not pathlib.Path(source).is_file():
+    raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; not found: {source}")
   return [record.to_json() for record in prompts_lib.read_jsonl(source)]
 
 
@@ -246,6 +248,15 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
+def _check_vocabulary(folder: pathlib.Path, sizes: config_lib.BagelConfig, tokenizer: tokenizer_lib.TextTokenizer):
+  if tokenizer.size > sizes.llm.vocab_size:
+    raise ValueError(
+        f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {folder}"
+    )
+  if tokenizer.special_ids != sizes.special_ids:
+    raise ValueError(f"markers must be {sizes.special_ids} for the model; the tokenizer has {tokenizer.special_ids}: {folder}")
+
+
 def build(config: ml_collections.ConfigDict) -> Experiment:
   """Checks a config and makes what a run computes with; reads no weights.
 
@@ -256,6 +267,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
   folder, dtype = model_folder(config.model.folder), DTYPES[config.model.dtype]
   sizes, tokenizer = config_lib.from_folder(folder), tokenizer_lib.load(folder)
+  _check_vocabulary(folder, sizes, tokenizer)
   towers = towers_lib.Towers(sizes, (config.image.height, config.image.width), dtype)
   settings = _settings(config, tokenizer, towers)
   heldout = evenly(_records(config.data.heldout, "heldout"), config.eval.prompts, config.eval.seed)

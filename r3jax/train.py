@@ -131,13 +131,19 @@ class Workdir:
     """File of an evaluation's result."""
     return self.path / "evaluation" / f"step_{step:06d}.json"
 
-  def save_evaluation(self, step: int, found: evaluate.Result):
-    """Writes a result; complete or not at all."""
+  def save_evaluation(self, step: int, found: evaluate.Result, settings: dict):
+    """Writes a result and what it was evaluated with; complete or not at all."""
     path = self.evaluation(step)
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found.to_json()))
+    partial.write_text(json.dumps(found.to_json() | {"settings": settings}))
     partial.replace(path)
+
+  def load_evaluation(self, step: int, settings: dict) -> evaluate.Result | None:
+    """Returns a result, None where there is none or it was evaluated with other settings."""
+    path = self.evaluation(step)
+    obj = json.loads(path.read_text()) if path.exists() else {"settings": None}
+    return evaluate.Result.from_json(obj) if obj["settings"] == settings else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +159,7 @@ class Session:
     prompts: of the training set, one row per record (numpy).
     heldout: of the held-out set.
     frozen: parameters that the step reads; the reference is the policy before training.
+    evaluator: on the same mesh.
   """
 
   config: ml_collections.ConfigDict
@@ -163,6 +170,7 @@ class Session:
   prompts: rollout_lib.Prompts
   heldout: rollout_lib.Prompts
   frozen: step_lib.Frozen
+  evaluator: evaluate.Evaluator
 
   def init(self, policy) -> state_lib.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
@@ -183,25 +191,34 @@ class Session:
       split = step_lib.Split(self.iteration, self.mesh)
       return lambda state, rows: step_lib.run(split, state, self.frozen, batch(rows), seed)
     fused = jax.jit(step_lib.fused(self.iteration, self.mesh), donate_argnums=0)
-    example = batch(np.arange(self.config.groups_per_step))
+    example = batch(np.zeros(self.config.groups_per_step, np.int32))
     compiled = fused.lower(state, self.frozen, example, seed).compile()
     return lambda state, rows: compiled(state, self.frozen, batch(rows), seed)
 
-  def evaluate(self, evaluator: evaluate.Evaluator, policy) -> evaluate.Result:
+  def evaluate(self, policy) -> evaluate.Result:
     """Evaluates a policy on the held-out prompts."""
     images = self.config.eval.images_per_prompt
-    rounds = evaluator.run(policy, self.frozen.towers, self.heldout, images)
+    rounds = self.evaluator.run(policy, self.frozen.towers, self.heldout, images)
     tags = [record["tag"] for record in self.experiment.heldout for _ in range(images)]
     return evaluate.result(rounds, tags)
 
 
-def _open(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, dict]:
-  """Checks everything that can be checked before compilation; returns also the starting policy."""
+def _check(config: ml_collections.ConfigDict):
+  """Raises ValueError for what only this module reads."""
   if config.step.mode not in ("fused", "split"):
     raise ValueError(f"step.mode must be 'fused' or 'split'; got {config.step.mode!r}")
+  for section, key in (("checkpoint", "every"), ("checkpoint", "keep"), ("eval", "images_per_prompt")):
+    if config[section][key] < 1:
+      raise ValueError(f"{section}.{key} must be at least 1; got {config[section][key]}")
+
+
+def _open(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, dict]:
+  """Checks everything that can be checked before compilation; returns also the starting policy."""
+  _check(config)
   experiment = experiment_lib.build(config)
   mesh = mesh_lib.make_mesh(**config.mesh)
   iteration = _iteration(config, experiment, mesh)
+  evaluator = _evaluator(config, experiment, mesh)
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
   policy, towers = experiment.load(mesh)
   config_guard.check_writable(workdir)
@@ -209,7 +226,7 @@ def _open(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, dic
   reference = policy if experiment.settings.loss.needs_reference else None
   frozen = step_lib.Frozen(towers, reference)
   files = Workdir(pathlib.Path(workdir))
-  return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen), policy
+  return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen, evaluator), policy
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> dict:
@@ -235,15 +252,17 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict:
     step = session.compile(state)
     clock.lap("compile")
     logging.info("compiled the step in %.1f s", clock.seconds["compile"])
-    evaluator = _evaluator(config, session.experiment, session.mesh)
-    if not files.evaluation(0).exists():
-      files.save_evaluation(0, session.evaluate(evaluator, policy))
+    settings = config.eval.to_dict() | {"heldout": config.data.heldout}
+    before = files.load_evaluation(0, settings)
+    if before is None:
+      before = session.evaluate(policy)
+      files.save_evaluation(0, before, settings)
       clock.lap("evaluate before")
     state = _iterate(session, step, state, clock)
-    found = session.evaluate(evaluator, state.policy)
-  files.save_evaluation(config.total_steps, found)
+    after = session.evaluate(state.policy)
+  files.save_evaluation(config.total_steps, after, settings)
   clock.lap("evaluate after")
-  summary = _summary(config, files, clock, found)
+  summary = _summary(config, files, clock, before, after)
   _write_summary(files, summary)
   return summary
 
@@ -256,6 +275,8 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   restored = checkpoints.restore(abstract, prompts)
   done, state = (restored[0], restored[1]) if restored else (0, state)
+  if done > config.total_steps:
+    raise ValueError(f"total_steps ({config.total_steps}) must be at least the iterations done there ({done})")
   writer = metrics_lib.MetricWriter(files.path, done if restored else None)
   report.drop_samples_after(files.report, done if restored else None)
   progress = metrics_lib.Progress(config.total_steps, done)
@@ -277,10 +298,9 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   return state
 
 
-def _summary(config, files: Workdir, clock: Clock, after: evaluate.Result) -> dict:
-  before = evaluate.Result.from_json(json.loads(files.evaluation(0).read_text()))
+def _summary(config, files: Workdir, clock: Clock, before: evaluate.Result, after: evaluate.Result) -> dict:
   metrics = jsonl.read(files.path / "metrics.jsonl")
-  iterations = [row["seconds/iteration"] for row in metrics[1:]] or [float("nan")]
+  iterations = [row["seconds/iteration"] for row in metrics[1:] or metrics]
   return {
       "title": f"r3jax: {config.total_steps} iterations, seed {config.seed}",
       "scores": evaluate.compare(before, after, config.seed),
@@ -290,7 +310,7 @@ def _summary(config, files: Workdir, clock: Clock, after: evaluate.Result) -> di
       "behaviour": {"before": evaluate.behaviour(before), "after": evaluate.behaviour(after)},
       "iterations": config.total_steps,
       "seed": config.seed,
-      "seconds": clock.seconds | {"median iteration": float(np.median(iterations))},
+      "seconds": clock.seconds | ({"median iteration": float(np.median(iterations))} if iterations else {}),
       "compile_seconds": clock.seconds["compile"],
       "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
       "versions": _versions(),
@@ -301,7 +321,7 @@ def _write_summary(files: Workdir, summary: dict):
   if jax.process_index():
     return
   partial = files.path / "summary.json.partial"
-  partial.write_text(json.dumps(summary, indent=1) + "\n")
+  partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
   metrics = jsonl.read(files.path / "metrics.jsonl")
   report.write_report(files.report, summary, metrics, report.read_samples(files.report), _CHARTS)
   os.replace(partial, files.path / "summary.json")

@@ -191,6 +191,7 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   policy, towers = experiment.load(mesh)
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
   session = train.Session(
-      config, None, experiment, mesh, experiment.iteration(mesh), prompts, heldout, step_lib.Frozen(towers, policy)
+      config, None, experiment, mesh, experiment.iteration(mesh), prompts, heldout,
+      step_lib.Frozen(towers, policy), evaluator=None,
   )
   return Bench(session, policy)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any, Callable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +104,16 @@ def bagel_7b() -> BagelConfig:
   return BagelConfig()
 
 
-def _read_json(path: pathlib.Path) -> dict:
+def _from_json(path: pathlib.Path, make: Callable[[dict], Any]) -> Any:
+  """Returns what `make` makes of a JSON file; ValueError if it is missing, no JSON or lacks a key."""
   if not path.exists():
     raise ValueError(f"a BAGEL folder must hold {path.name}; not found: {path}")
-  return json.loads(path.read_text())
+  try:
+    return make(json.loads(path.read_text()))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} must be JSON: {error}") from error
+  except KeyError as error:
+    raise ValueError(f"{path} must have the key {error}") from error
 
 
 def _llm_from_json(raw: dict) -> LLMConfig:
@@ -150,18 +157,22 @@ def from_folder(folder: str | pathlib.Path) -> BagelConfig:
     The sizes of the model in it.
 
   Raises:
-    ValueError: a config file is missing.
+    ValueError: a config file is missing, is not JSON or lacks a key.
   """
   folder = pathlib.Path(folder)
-  llm = _llm_from_json(_read_json(folder / "llm_config.json"))
-  vit = _read_json(folder / "vit_config.json")
+  llm = _from_json(folder / "llm_config.json", _llm_from_json)
+  vision = lambda layer: _from_json(folder / "vit_config.json", lambda raw: _vision_from_json(raw, layer))
   if not (folder / "constants.json").exists():
-    return BagelConfig(llm=llm, vision=_vision_from_json(vit, -2))
-  raw = json.loads((folder / "constants.json").read_text())
+    return BagelConfig(llm=llm, vision=vision(-2))
+  constants = lambda raw: _with_constants(raw, llm, vision(raw["vit_select_layer"]))
+  return _from_json(folder / "constants.json", constants)
+
+
+def _with_constants(raw: dict, llm: LLMConfig, vision: VisionConfig) -> BagelConfig:
   vae = raw["vae"]
   return BagelConfig(
       llm=llm,
-      vision=_vision_from_json(vit, raw["vit_select_layer"]),
+      vision=vision,
       autoencoder=AutoencoderConfig(
           channels=vae["ch"],
           multipliers=tuple(vae["ch_mult"]),

@@ -1,0 +1,136 @@
+"""Tests of the main job: its files, one compilation, resuming after SIGKILL, control at rate 0."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from r3jax import train
+from r3jax.data import pipeline
+from r3jax.io import checkpoints as checkpoints_lib
+from r3jax.io import jsonl
+from r3jax.rl import step as step_lib
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS = 8
+
+
+def _start(model: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
+  """Starts the main job on one device."""
+  changes = tiny.settings(model) | {"total_steps": STEPS}
+  command = [sys.executable, "launch/tpu.py", "--config=configs/r3_geneval.py:shapes", f"--workdir={workdir}"]
+  command += [f"--config.{key}={value}" for key, value in changes.items()]
+  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+  with (workdir.parent / f"{workdir.name}.log").open("a") as log:
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+
+
+def _finish(model: pathlib.Path, workdir: pathlib.Path):
+  process = _start(model, workdir)
+  assert process.wait(timeout=1800) == 0, (workdir.parent / f"{workdir.name}.log").read_text()[-3000:]
+
+
+def _metrics(workdir: pathlib.Path) -> list[dict]:
+  """Returns metrics.jsonl without the times."""
+  rows = jsonl.read(workdir / "metrics.jsonl")
+  return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tmp_path_factory):
+  """The workdir of an uninterrupted run of the command."""
+  workdir = tmp_path_factory.mktemp("finished") / "workdir"
+  _finish(tiny_model, workdir)
+  return workdir
+
+
+class TestCommand:
+
+  def test_files_are_complete(self, finished):
+    config = json.loads((finished / "config.json").read_text())
+    assert (config["total_steps"], config["group_size"]) == (STEPS, 4)
+    assert [row["step"] for row in _metrics(finished)] == list(range(1, STEPS + 1))
+    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["6", "8"]
+    assert sorted(path.name for path in (finished / "evaluation").iterdir()) == ["step_000000.json", "step_000008.json"]
+    page = (finished / "report" / "index.html").read_text()
+    assert page.count("data:image/png") > 4 and "&lt;think&gt;" in page and "<think>" not in page
+    assert list((finished / "tensorboard").iterdir())
+    assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".new"))]
+
+  def test_summary_says_what_was_asked(self, finished):
+    summary = json.loads((finished / "summary.json").read_text(), parse_constant=pytest.fail)
+    for name in ("draft", "last round", "draft, strict", "last round, strict", "draft, counting"):
+      for part in ("before", "after", "difference"):
+        mean, low, high = summary["scores"][name][part]
+        assert low <= mean <= high
+    for part in ("edit_rate", "stop_precision", "improvement"):
+      assert np.isfinite(summary["behaviour"]["after"][part])
+    assert (summary["iterations"], summary["seed"]) == (STEPS, 0)
+    assert summary["seconds"]["median iteration"] > 0
+    assert summary["compile_seconds"] > 0
+    assert 0 < summary["peak_memory_gib"] < 6
+    assert {"jax", "flax", "optax", "device"} <= set(summary["versions"])
+
+  def test_metrics_are_learned_on_policy(self, finished):
+    for row in _metrics(finished):
+      assert max(row[f"mismatch/{name}"] for name in ("reason_text", "reason_image", "edit_text", "edit_image")) < 1e-4
+    assert any(row["reason/gradient_norm"] > 0 for row in _metrics(finished))
+
+  def test_killed_run_ends_like_an_uninterrupted_one(self, finished, tiny_model, tmp_path):
+    workdir = tmp_path / "workdir"
+    process = _start(tiny_model, workdir)
+    while not (workdir / "checkpoints" / "4").exists():  # named so when complete
+      assert process.poll() is None, (tmp_path / "workdir.log").read_text()[-3000:]
+      time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "summary.json").exists()
+    _finish(tiny_model, workdir)
+    assert re.search(r"restored step [4-8] from", (tmp_path / "workdir.log").read_text())
+    assert _metrics(workdir) == _metrics(finished)
+    for name in ("step_000000.json", f"step_{STEPS:06d}.json"):
+      assert (workdir / "evaluation" / name).read_text() == (finished / "evaluation" / name).read_text()
+    for part in ("samples.jsonl",):
+      assert (workdir / "report" / part).read_text() == (finished / "report" / part).read_text()
+
+
+class TestRun:
+
+  def test_step_is_traced_once_and_rate_zero_learns_nothing(self, tiny_model, tmp_path, monkeypatch):
+    changes = {
+        "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
+        "optimizer.und_learning_rate": 0.0, "optimizer.gen_learning_rate": 0.0,
+    }
+    config = tiny.make_config(tiny_model, changes)
+    traces, compiled = [], []
+    draft, write = step_lib.Iteration.draft, train.metrics_lib.MetricWriter.write
+    monkeypatch.setattr(step_lib.Iteration, "draft", lambda *args: traces.append(1) or draft(*args))
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    by_step = []
+    monkeypatch.setattr(
+        train.metrics_lib.MetricWriter, "write", lambda *args: by_step.append(len(compiled)) or write(*args)
+    )
+    summary = train.run(config, str(tmp_path))
+    assert len(traces) == 1
+    assert len(set(by_step)) == 1  # between the first and the last iteration nothing is compiled
+    assert summary["scores"]["draft"]["difference"] == [0.0, 0.0, 0.0]
+
+    session, policy = train._open(config, str(tmp_path))
+    with jax.set_mesh(session.mesh):
+      abstract = jax.eval_shape(session.init, policy)
+      prompts = pipeline.prompt_iterator(len(session.experiment.train), 2, 0)
+      step, state, _ = checkpoints_lib.Checkpoints(tmp_path / "checkpoints", 1, 2).restore(abstract, prompts)
+    assert step == 3
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.policy), jax.device_get(policy))
