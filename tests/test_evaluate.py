@@ -46,7 +46,7 @@ class TestEvaluator:
       np.testing.assert_array_equal(found.stop, expected.stop)
       np.testing.assert_array_equal(found.format, expected.format)
       assert np.abs(found.images.astype(int) - expected.images).max() <= 1
-      np.testing.assert_allclose(found.score, expected.score, rtol=0, atol=1e-4)
+      np.testing.assert_allclose(found.score, expected.score, rtol=0, atol=2e-3)  # a few pixels by a level
 
   def test_finished_samples_keep_image_and_score(self, rounds_of):
     rounds = rounds_of(1, 6)

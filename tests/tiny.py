@@ -50,7 +50,7 @@ SETTINGS = {
     "refine.points": 4, "refine.sde_index_max": 2,
     "optimizer.und_learning_rate": 1e-3, "optimizer.gen_learning_rate": 1e-3, "optimizer.warmup_updates": 2,
     "checkpoint.every": 2, "log.samples_every": 2, "log.samples": 2, "mesh.data": 1,
-    "eval.prompts": 6, "eval.rounds": 3, "eval.points": 3, "eval.batch_size": 6,
+    "eval.prompts": 6, "eval.rounds": 3, "eval.points": 3, "eval.temperature": 1.0, "eval.batch_size": 6,
 }
 
 

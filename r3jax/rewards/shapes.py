@@ -1,6 +1,6 @@
 """Verifies images of the embedded world against GenEval records, exactly and in-graph.
 
-`detect` finds the objects by nearest stamp, `score` judges them by GenEval's rules (R3.md section
+`detect` finds the objects by nearest drawing, `score` judges them by GenEval's rules (R3.md section
 10), `verify` does both. All three are pure functions of arrays and can be jitted; `encode_records`
 makes the arrays of a batch of records beforehand.
 """
@@ -22,9 +22,10 @@ MAX_ITEMS = 3
 MAX_EXCLUDES = 2
 
 # A cell holds an object if the mean squared difference of its 768 numbers in [0, 1] to the nearest
-# stamp is below this. The least differences over all colours, sizes and offsets: half an object
-# (6 of 13 rows gone) to any stamp .0211, two classes of one colour .0259, two colours of one class
-# .0275, a blank cell to any stamp .0537. So the threshold is below half of every one of them. A
+# drawing is below this. Drawings stand at half pixels and have half sizes in between, because a
+# model's objects do. The least differences over all colours, sizes and offsets of what is *not* the
+# object: half an object to any drawing .0189, another class of the same colour .0206, another colour
+# of the same class .0275, a blank cell .0537. So the threshold is below half of every one of them. A
 # true object behind an autoencoder of RMS error e differs by e²: .0036 at .06, lost from .089 on.
 THRESHOLD = .008
 
@@ -36,7 +37,7 @@ class Objects:
   shape: jax.Array  # int32 [B, 9] index into SHAPES, -1 where nothing was found.
   color: jax.Array  # int32 [B, 9] index into COLORS, -1 where nothing was found.
   box: jax.Array    # float32 [B, 9, 4] y0, x0, y1, x1 in canvas pixels; ends are exclusive.
-  error: jax.Array  # float32 [B, 9] mean squared difference to the nearest stamp, in [0, 1].
+  error: jax.Array  # float32 [B, 9] mean squared difference to the nearest drawing, in [0, 1].
 
 
 @flax.struct.dataclass
@@ -76,11 +77,12 @@ def encode_records(records: Sequence[dict]) -> Target:
 
 
 def detect(images: types.Images) -> Objects:
-  """Finds the object of every cell: the nearest stamp, if it is nearer than THRESHOLD.
+  """Finds the object of every cell: the nearest drawing, if it is nearer than THRESHOLD.
 
-  With x the cell and d_c the colour c, both minus the background, and m the coverage of a stamp:
-  |x - m d_c|² = |x|² - 2 Σ_p m_p (x_p · d_c) + |m|² |d_c|², so that all stamps cost one matmul of
-  [B * 9 * colors, 256] by [256, stamps].
+  With x the cell and d_c the colour c, both minus the background, and m the coverage of a drawing:
+  |x - m d_c|² = |x|² - 2 Σ_p m_p (x_p · d_c) + |m|² |d_c|², so that all drawings cost one matmul.
+  The colour is that of the nearest drawing on the pixel grid; then all drawings of that colour, at
+  half pixels too, are compared: [B * 9, 256] by [256, drawings].
 
   Args:
     images: uint8 [B, 48, 48, 3].
@@ -88,26 +90,35 @@ def detect(images: types.Images) -> Objects:
   Returns:
     The objects, one at most per cell.
   """
-  masks, boxes = _templates()
   background = np.float32(shapes.BACKGROUND) / 255
   tints = np.float32(shapes.PALETTE) / 255 - background  # [colors, 3]
   cells = _cells(images.astype(jnp.float32) / 255 - background)  # [B, 9, 256, 3]
-  dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-  overlap = dot("bncp,tp->bnct", dot("bnpk,ck->bncp", cells, tints), masks)
-  energy = np.sum(tints**2, 1)[:, None] * np.sum(masks**2, 1)  # [colors, stamps]
-  squares = jnp.sum(cells**2, (2, 3))[..., None, None] - 2 * overlap + energy
-  # The colour first, then its stamps: an argmin over all of them costs as much as the matmul.
-  color = jnp.argmin(jnp.min(squares, -1), -1)  # [B, 9]
-  of_color = jnp.take_along_axis(squares, color[..., None, None], 2)[:, :, 0]
-  stamp, error = jnp.argmin(of_color, -1), jnp.min(of_color, -1) / cells[0, 0].size
+  color = _nearest_color(cells, tints)
+  masks, boxes = _drawings(step=.5)
+  tint = jnp.asarray(tints)[color]  # [B, 9, 3]
+  overlap = _dot("bnp,tp->bnt", _dot("bnpk,bnk->bnp", cells, tint), masks)
+  energy = jnp.sum(tint**2, -1, keepdims=True) * np.sum(masks**2, 1)  # [B, 9, drawings]
+  squares = jnp.sum(cells**2, (2, 3))[..., None] - 2 * overlap + energy
+  nearest, error = jnp.argmin(squares, -1), jnp.min(squares, -1) / cells[0, 0].size
   found = error < THRESHOLD
-  shape = stamp // (len(masks) // len(shapes.SHAPES))
+  shape = nearest // (len(masks) // len(shapes.SHAPES))
   corner = shapes.CELL * np.stack(np.divmod(np.arange(len(shapes.CELLS)), shapes.GRID), 1)
   return Objects(
       shape=jnp.where(found, shape, -1).astype(jnp.int32),
       color=jnp.where(found, color, -1).astype(jnp.int32),
-      box=jnp.asarray(boxes)[stamp] + np.tile(corner, 2).astype(np.float32),
+      box=jnp.asarray(boxes)[nearest] + np.tile(corner, 2).astype(np.float32),
       error=error)
+
+
+_dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+def _nearest_color(cells: jax.Array, tints: np.ndarray) -> jax.Array:
+  """Returns the colour of the nearest drawing on the pixel grid, [B, 9]."""
+  masks, _ = _drawings(step=1)
+  overlap = _dot("bncp,tp->bnct", _dot("bnpk,ck->bncp", cells, tints), masks)
+  energy = np.sum(tints**2, 1)[:, None] * np.sum(masks**2, 1)  # [colors, drawings]
+  return jnp.argmin(jnp.min(energy - 2 * overlap, -1), -1)
 
 
 def score(objects: Objects, targets: Target) -> base.Score:
@@ -232,23 +243,26 @@ def _count(item: dict) -> int:
 
 
 @functools.cache
-def _templates() -> tuple[np.ndarray, np.ndarray]:
-  """Returns every legal stamp, shape by shape, and its box.
+def _drawings(step: float) -> tuple[np.ndarray, np.ndarray]:
+  """Returns every drawing of sizes and places that are multiples of `step`, shape by shape.
+
+  Places are those of the world's jitter and half a pixel beyond, inside the cell.
 
   Returns:
-    float32 coverages [T, 256] and boxes [T, 4] (y0, x0, y1, x1 in the cell); stamp t is of shape
+    float32 coverages [T, 256] and boxes [T, 4] (y0, x0, y1, x1 in the cell); drawing t is of shape
     t // (T / len(SHAPES)).
   """
   masks, boxes = [], []
-  for i, size in enumerate(shapes.SIZES):
-    low, high = shapes.jitter_range(size)
-    legal = slice(low + shapes.JITTER, high + shapes.JITTER + 1)
-    masks.append(shapes.STAMPS[:, i, legal, legal].reshape(len(shapes.SHAPES), -1, shapes.CELL**2))
-    starts = shapes.margin(size) + np.arange(low, high + 1)
-    corners = np.stack(np.meshgrid(starts, starts, indexing="ij"), -1).reshape(-1, 2)
-    boxes.append(np.concatenate([corners, corners + size], 1))
-  boxes = np.tile(np.concatenate(boxes), (len(shapes.SHAPES), 1))
-  return np.concatenate(masks, 1).reshape(-1, shapes.CELL**2), boxes.astype(np.float32)
+  for size in np.arange(shapes.SIZES[0], shapes.SIZES[-1] + step / 2, step):
+    middle, reach = (shapes.CELL - size) / 2, shapes.JITTER + .5
+    first = np.ceil(max(0, middle - reach) / step) * step
+    starts = np.arange(first, min(shapes.CELL - size, middle + reach) + 1e-6, step)
+    for top in starts:
+      for left in starts:
+        masks.append(shapes.coverage(size, top, left).reshape(len(shapes.SHAPES), -1))
+        boxes.append((top, left, top + size, left + size))
+  boxes = np.tile(np.float32(boxes), (len(shapes.SHAPES), 1))
+  return np.stack(masks, 1).reshape(-1, shapes.CELL**2), boxes
 
 
 def _cells(pixels: jax.Array) -> jax.Array:

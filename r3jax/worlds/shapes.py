@@ -125,8 +125,27 @@ def _masks(v: np.ndarray, u: np.ndarray) -> list[np.ndarray]:
   ]
 
 
+def coverage(size: float, top: float, left: float) -> np.ndarray:
+  """Returns how much of each pixel of a cell every shape covers, anti-aliased by supersampling.
+
+  Args:
+    size: side of the object's square in pixels; fractions are fine.
+    top: rows between the cell's upper edge and the square's.
+    left: columns between the left edges.
+
+  Returns:
+    float32 [shapes, CELL, CELL] in [0, 1].
+  """
+  fine = (np.arange(CELL * _SUPERSAMPLE) + .5) / _SUPERSAMPLE
+  v, u = np.meshgrid((fine - top) / size, (fine - left) / size, indexing="ij")
+  inside = (v >= 0) & (v <= 1) & (u >= 0) & (u <= 1)
+  covered = np.stack(_masks(v, u)) & inside
+  pixels = covered.reshape(len(SHAPES), CELL, _SUPERSAMPLE, CELL, _SUPERSAMPLE).mean((2, 4))
+  return pixels.astype(np.float32)
+
+
 def _stamps() -> np.ndarray:
-  """Returns the coverage of every shape, size and offset, anti-aliased by supersampling.
+  """Returns the coverage of every shape, size and offset.
 
   Returns:
     float32 [shapes, sizes, 2 * JITTER + 1 (dy), 2 * JITTER + 1 (dx), CELL, CELL] in [0, 1].
@@ -134,13 +153,10 @@ def _stamps() -> np.ndarray:
   offsets = range(-JITTER, JITTER + 1)
   stamps = np.zeros((len(SHAPES), len(SIZES), len(offsets), len(offsets), CELL, CELL), np.float32)
   for i, size in enumerate(SIZES):
-    axis = (np.arange(size * _SUPERSAMPLE) + .5) / (size * _SUPERSAMPLE)
-    fine = np.stack(_masks(*np.meshgrid(axis, axis, indexing="ij")))
-    masks = fine.reshape(len(SHAPES), size, _SUPERSAMPLE, size, _SUPERSAMPLE).mean((2, 4))
     starts = margin(size) + np.clip(offsets, *jitter_range(size))
     for j, top in enumerate(starts):
       for k, left in enumerate(starts):
-        stamps[:, i, j, k, top:top + size, left:left + size] = masks
+        stamps[:, i, j, k] = coverage(size, top, left)
   return stamps
 
 
