@@ -1,4 +1,4 @@
-"""Puts the tests on 8 virtual CPU devices with full float32 products and keeps what they compile."""
+"""Puts the tests on 8 virtual CPU devices, with full float32 products and quick compiles."""
 
 import os
 

@@ -219,7 +219,14 @@ def draft_scene(name: str) -> Scene:
   system, system_lengths = repeated(case(name)["system_ids"], len(prompt))
   size = tuple(constants()["image_hw"])
   capacities = stages.Capacities(
-      system.shape[1], prompt.shape[1], UNUSED, UNUSED, UNUSED, UNUSED, towers(size).latent_grid, (1, 1)
+      system.shape[1],
+      prompt.shape[1],
+      UNUSED,
+      UNUSED,
+      UNUSED,
+      UNUSED,
+      towers(size).latent_grid,
+      (1, 1),
   )
   layout = stages.reason(capacities)
   lengths = {"system": system_lengths, "prompt": prompt_lengths, "thought": 0 * prompt_lengths}

@@ -19,7 +19,9 @@ def _source(seed: int, slots: int, rows: int = ROWS) -> attention.Source:
   entry = (rows, slots, KV_HEADS, WIDTH)
   mask = np.random.default_rng(seed + 2).random((ROWS, SLOTS, slots)) < 0.5
   mask[:, :, 0] = True
-  return attention.Source(*(jnp.asarray(x) for x in (_normal(seed, *entry), _normal(seed + 1, *entry), mask)))
+  return attention.Source(
+      *(jnp.asarray(x) for x in (_normal(seed, *entry), _normal(seed + 1, *entry), mask))
+  )
 
 
 QUERY = jnp.asarray(_normal(99, ROWS, SLOTS, HEADS, WIDTH))
@@ -65,7 +67,9 @@ class TestAttend:
     source = _source(0, 5)
     unseen = ~source.mask.any(axis=1)[:, :, None, None]
     assert unseen.any()
-    other = attention.Source(*(jnp.where(unseen, 1e3, x) for x in (source.key, source.value)), source.mask)
+    other = attention.Source(
+        *(jnp.where(unseen, 1e3, x) for x in (source.key, source.value)), source.mask
+    )
     found, expected = (attention.attend(QUERY, [s]) for s in (other, source))
     np.testing.assert_array_equal(found, expected)
 

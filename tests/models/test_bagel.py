@@ -28,10 +28,12 @@ def _prompts(extra: int = 0):
   """Returns the layout, inputs, lengths and output of d_text's prompts and their greedy answers."""
   prompt, prompt_lengths = goldens_lib.texts(TEXT, "prompt_ids", extra)
   answer, answer_lengths = goldens_lib.texts(TEXT, "greedy_ids", extra)
-  layout = layout_lib.Layout((
-      layout_lib.text("prompt", prompt.shape[1]),
-      layout_lib.text("answer", answer.shape[1], ("prompt",)),
-  ))
+  layout = layout_lib.Layout(
+      (
+          layout_lib.text("prompt", prompt.shape[1]),
+          layout_lib.text("answer", answer.shape[1], ("prompt",)),
+      )
+  )
   inputs = {"prompt": prompt, "answer": answer}
   lengths = {"prompt": prompt_lengths, "answer": answer_lengths}
   return layout, inputs, lengths, goldens_lib.run(layout, inputs, lengths)
@@ -42,15 +44,19 @@ def _reflection():
   """Returns layout, inputs and lengths of e_reflect, with its greedy answers."""
   question, question_lengths = goldens_lib.texts(REFLECT, "text_ids")
   answer, answer_lengths = goldens_lib.texts(REFLECT, "greedy_ids")
-  system, system_lengths = goldens_lib.repeated(goldens_lib.case(REFLECT)["system_ids"], len(question))
+  system, system_lengths = goldens_lib.repeated(
+      goldens_lib.case(REFLECT)["system_ids"], len(question)
+  )
   pictures = goldens_lib.images(REFLECT)
   grid = goldens_lib.towers(pictures.shape[1:3]).vit_grid
-  layout = layout_lib.Layout((
-      layout_lib.text("system", system.shape[1]),
-      layout_lib.image("seen", "vit", grid, ("system",)),
-      layout_lib.text("question", question.shape[1], ("system", "seen")),
-      layout_lib.text("answer", answer.shape[1], ("system", "seen", "question")),
-  ))
+  layout = layout_lib.Layout(
+      (
+          layout_lib.text("system", system.shape[1]),
+          layout_lib.image("seen", "vit", grid, ("system",)),
+          layout_lib.text("question", question.shape[1], ("system", "seen")),
+          layout_lib.text("answer", answer.shape[1], ("system", "seen", "question")),
+      )
+  )
   features = goldens_lib.look(pictures)[0]
   inputs = {"system": system, "seen": features, "question": question, "answer": answer}
   lengths = {"system": system_lengths, "question": question_lengths, "answer": answer_lengths}
@@ -86,7 +92,9 @@ class TestEmbedVision:
     parts = np.split(arrays[f"{prefix}_vit_features"], cuts)
     connect = lambda module, x: module.connector(x)
     connected = [_apply(connect, jnp.asarray(part)) for part in parts]
-    final = [_apply("embed_vision", jnp.asarray(part)[None], grid)[0] for part, grid in zip(parts, grids)]
+    final = [
+        _apply("embed_vision", jnp.asarray(part)[None], grid)[0] for part, grid in zip(parts, grids)
+    ]
     goldens_lib.assert_close("b_vit", f"{prefix}_connector", np.concatenate(connected))
     goldens_lib.assert_close("b_vit", f"{prefix}_final", np.concatenate(final))
 
@@ -104,7 +112,9 @@ class TestResidual:
 
     @jax.jit
     def advance(x, kernels):
-      return _apply("residual", x, positions, masks, config=one_layer, params=policy | {"layers": kernels})
+      return _apply(
+          "residual", x, positions, masks, config=one_layer, params=policy | {"layers": kernels}
+      )
 
     residual = _apply("embed", layout, {"prompt": inputs["prompt"]})
     for i in range(c.llm.num_layers):
@@ -131,7 +141,9 @@ class TestCall:
 
   def test_equals_golden_for_an_image_between_texts(self):
     layout, inputs, lengths = _reflection()
-    vit = goldens_lib.pixels_nchw(goldens_lib.images(REFLECT), goldens_lib.config().vision_transform)
+    vit = goldens_lib.pixels_nchw(
+        goldens_lib.images(REFLECT), goldens_lib.config().vision_transform
+    )
     for i, pixels in enumerate(vit):
       goldens_lib.assert_close(REFLECT, f"vit_tensor_{i}", pixels)
     output = goldens_lib.run(layout, inputs, lengths)
@@ -179,11 +191,13 @@ class TestCall:
 
   def test_nobody_sees_a_noisy_latent(self):
     grid = (2, 2)
-    layout = layout_lib.Layout((
-        layout_lib.text("prompt", 4),
-        layout_lib.image("early", "noise", grid, ("prompt",)),
-        layout_lib.image("late", "noise", grid, ("prompt",)),
-    ))
+    layout = layout_lib.Layout(
+        (
+            layout_lib.text("prompt", 4),
+            layout_lib.image("early", "noise", grid, ("prompt",)),
+            layout_lib.image("late", "noise", grid, ("prompt",)),
+        )
+    )
     noise = jax.random.normal(jax.random.key(0), (2, 1, 4, goldens_lib.config().latent_dim))
     lengths = {"prompt": jnp.array([4])}
 
@@ -208,7 +222,9 @@ class TestStep:
     empty = jnp.zeros((length, rows, ids.shape[1], *entry))
 
     def step(own, place):
-      logits, own = model.apply(variables, layout, ids[:, place], place, lengths, past, own, method="step")
+      logits, own = model.apply(
+          variables, layout, ids[:, place], place, lengths, past, own, method="step"
+      )
       return own, logits
 
     own, logits = jax.lax.scan(step, bagel.Cache(empty, empty, ("answer",)), jnp.arange(steps))
@@ -242,7 +258,9 @@ class TestEverything:
     noised = bagel.Noised(jnp.zeros((2, 1, c.latent_dim)), jnp.zeros(2))
     inputs = inputs | {"seen": jnp.zeros((2, 1, c.vision.hidden_size)), "draft": noised}
     init = functools.partial(goldens_lib.bagel_model().init, method="everything")
-    boxed = jax.eval_shape(lambda key: init(key, layout, inputs, lengths), jax.random.key(0))["params"]
+    boxed = jax.eval_shape(lambda key: init(key, layout, inputs, lengths), jax.random.key(0))[
+        "params"
+    ]
     boxes = jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))
     assert all(len(box.names) == box.value.ndim for box in boxes)
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
@@ -260,7 +278,7 @@ class TestScannedLayers:
     def gradient(params, remat):
       def energy(params):
         model = bagel.Bagel(goldens_lib.config(), remat=remat)
-        return jnp.sum(model.apply({"params": params}, layout, inputs, lengths).hidden.und ** 2)
+        return jnp.sum(model.apply({"params": params}, layout, inputs, lengths).hidden.und**2)
 
       return jax.grad(energy)(params)["layers"]["und"]["q"]["kernel"]
 

@@ -53,7 +53,9 @@ class TestImprovement:
   def test_is_1_for_stopping_at_a_perfect_image_only(self):
     score, before = jnp.array([1.0, 0.4, 0.4, 1.0]), jnp.array([1.0, 1.0, 0.5, 1.0])
     stop = jnp.array([True, True, True, False])
-    np.testing.assert_allclose(advantages.improvement(score, before, stop), [1, 1, -0.1, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        advantages.improvement(score, before, stop), [1, 1, -0.1, 0], atol=1e-6
+    )
 
 
 class TestGroupAdvantage:
@@ -61,7 +63,9 @@ class TestGroupAdvantage:
   @pytest.mark.parametrize("name", ["divide_std", "single_sample"])
   def test_equals_golden(self, name):
     case = DIRECT[name]
-    found = _advantage(np.ravel(case["rewards"]), divide_by_std=case["kwargs"].get("first_divide_std", False))
+    found = _advantage(
+        np.ravel(case["rewards"]), divide_by_std=case["kwargs"].get("first_divide_std", False)
+    )
     np.testing.assert_allclose(found, np.ravel(case["advantages"]), atol=_golden()["tol"])
 
   def test_equals_golden_for_groups_over_several_replicas(self):

@@ -47,13 +47,21 @@ def _guidance(name: str, variant: str) -> guidance_lib.Guidance:
 
 def _flow(name: str, variant: str) -> settings_lib.FlowSettings:
   eta = schedule_lib.Eta("monotonic", float(goldens_lib.case(name)["constant_eta"]))
-  return settings_lib.FlowSettings(schedule_lib.Schedule(goldens_lib.constants()["ode_points"]), _guidance(name, variant), eta, 1)
+  return settings_lib.FlowSettings(
+      schedule_lib.Schedule(goldens_lib.constants()["ode_points"]), _guidance(name, variant), eta, 1
+  )
 
 
 def _loss() -> settings_lib.LossSettings:
   c = goldens_lib.constants()
   return settings_lib.LossSettings(
-      c["text_weight"], c["image_weight"], c["kl_weight_text"], c["kl_weight_image"], c["clip_range"], False, 1.0
+      c["text_weight"],
+      c["image_weight"],
+      c["kl_weight_text"],
+      c["kl_weight_image"],
+      c["clip_range"],
+      False,
+      1.0,
   )
 
 
@@ -72,12 +80,22 @@ def _bodies(name: str, array: str):
 
 
 def _actor(name: str, variant: str, capacities: stages.Capacities, tower) -> rollout_lib.Actor:
-  system, flow = tuple(_segment(goldens_lib.case(name)["system_ids"]).tolist()), _flow(name, variant)
+  system, flow = tuple(_segment(goldens_lib.case(name)["system_ids"]).tolist()), _flow(
+      name, variant
+  )
   plain = text_lib.TextSampling(1.0)
   settings = settings_lib.Settings(
-      groups=1, group_size=ROWS, capacities=capacities, reason_text=plain, reflect_text=plain,
-      reason_flow=flow, refine_flow=flow, loss=_loss(), pool_perfect=0.15,
-      system_reason=system, system_reflect=system,
+      groups=1,
+      group_size=ROWS,
+      capacities=capacities,
+      reason_text=plain,
+      reflect_text=plain,
+      reason_flow=flow,
+      refine_flow=flow,
+      loss=_loss(),
+      pool_perfect=0.15,
+      system_reason=system,
+      system_reflect=system,
   )
   modules = settings_lib.Modules(goldens_lib.bagel_model(), tower)
   return rollout_lib.Actor(modules, goldens_lib.weights()["policy"], goldens_lib.frozen(), settings)
@@ -98,11 +116,15 @@ def _recorded(name: str, case: str) -> tuple[rollout_lib.Text, flow_lib.Trajecto
   arrays, behavior = goldens_lib.case(name), goldens_lib.case(case)
   ids, lengths = goldens_lib.texts(name, "generated_ids")
   logprob = np.zeros((ROWS, ids.shape[1] - 1), np.float32)
-  logprob[np.asarray(losses.token_mask(lengths, ids.shape[1]))] = np.log(behavior["inference_probs"])
+  logprob[np.asarray(losses.token_mask(lengths, ids.shape[1]))] = np.log(
+      behavior["inference_probs"]
+  )
   latents = jnp.stack([jnp.asarray(arrays[f"latents_{row}"]) for row in range(ROWS)])
   t, dt = jnp.asarray(np.stack([arrays[f"t_dt_{row}"] for row in range(ROWS)])).T
   per_image = behavior["behavior_log_probs"].reshape(ROWS, -1).mean(axis=1)
-  trajectory = flow_lib.Trajectory(latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image))
+  trajectory = flow_lib.Trajectory(
+      latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image)
+  )
   return rollout_lib.Text(ids, lengths, jnp.asarray(logprob)), trajectory
 
 
@@ -113,7 +135,14 @@ def _gen_pack(case: str, variant: str) -> Pack:
   ids, lengths = _bodies(name, "prompt_ids")
   tower = goldens_lib.towers()
   capacities = stages.Capacities(
-      _system_capacity(name), ids.shape[1], text.ids.shape[1], UNUSED, UNUSED, UNUSED, tower.latent_grid, (1, 1)
+      _system_capacity(name),
+      ids.shape[1],
+      text.ids.shape[1],
+      UNUSED,
+      UNUSED,
+      UNUSED,
+      tower.latent_grid,
+      (1, 1),
   )
   prompts = rollout_lib.Prompts(ids, lengths, None, None, None, None)
 
@@ -127,13 +156,21 @@ def _edit_pack(case: str, variant: str) -> Pack:
   """Returns one group of two edits of one image."""
   name = "j_pack_edit"
   text, trajectory = _recorded(name, case)
-  question, question_length = goldens_lib.padded([_segment(goldens_lib.case(name)["reflection_ids"])])
+  question, question_length = goldens_lib.padded(
+      [_segment(goldens_lib.case(name)["reflection_ids"])]
+  )
   ids, lengths = _bodies(name, "edit_ids")
   image = jnp.asarray(goldens_lib.case(name)["image"])[None]
   tower = goldens_lib.towers(image.shape[1:3])
   capacities = stages.Capacities(
-      _system_capacity(name), UNUSED, UNUSED, question.shape[1], text.ids.shape[1], ids.shape[1],
-      tower.latent_grid, tower.vit_grid,
+      _system_capacity(name),
+      UNUSED,
+      UNUSED,
+      question.shape[1],
+      text.ids.shape[1],
+      ids.shape[1],
+      tower.latent_grid,
+      tower.vit_grid,
   )
   source = rollout_lib.Source(image, *goldens_lib.look(image))
   prompts = rollout_lib.Prompts(question, None, question, question_length, None, None)
@@ -141,7 +178,9 @@ def _edit_pack(case: str, variant: str) -> Pack:
 
   def forward(actor, text, trajectory):
     logprob = rollout_lib.score_reflect(actor, prompts, source, text)
-    return logprob, rollout_lib.score_refine(actor, source, instruction, rollout_lib.Refine(trajectory, None))
+    return logprob, rollout_lib.score_refine(
+        actor, source, instruction, rollout_lib.Refine(trajectory, None)
+    )
 
   return Pack(_actor(name, variant, capacities, tower), text, trajectory, forward)
 
@@ -154,7 +193,7 @@ def _reference(policy):
 
 @functools.cache
 def _step(name: str, variant: str):
-  """Returns the compiled objective: (policy, reference outputs, text, trajectory, advantages) -> everything."""
+  """Returns the compiled objective of a pack under a guidance."""
   make = _gen_pack if name == "j_pack_gen" else _edit_pack
   pack = make(f"k_loss_{name.removeprefix('j_pack_')}_onpolicy", variant)
   flow, loss, valid = _flow(name, variant), _loss(), jnp.ones(ROWS, bool)
@@ -162,8 +201,12 @@ def _step(name: str, variant: str):
   @jax.jit
   def step(policy, reference, text, trajectory, text_advantage, image_advantage):
     def objective_of(policy):
-      logprob, velocity = pack.forward(dataclasses.replace(pack.actor, policy=policy), text, trajectory)
-      texts = objective.text_terms(logprob, reference[0], text, text_advantage, valid, loss.clip_range)
+      logprob, velocity = pack.forward(
+          dataclasses.replace(pack.actor, policy=policy), text, trajectory
+      )
+      texts = objective.text_terms(
+          logprob, reference[0], text, text_advantage, valid, loss.clip_range
+      )
       images = objective.flow_terms(
           velocity, reference[1], trajectory, flow, image_advantage, valid, loss.clip_range
       )
@@ -244,7 +287,9 @@ class TestScores:
     goldens_lib.assert_close(name, "FIXED_log_prob" if fixed else "log_prob", tokens.reshape(-1))
     if not fixed:
       goldens_lib.assert_close(name, "sde_mean", _packed(mean))
-      goldens_lib.assert_close(name, "sde_std", np.repeat(std.reshape(-1, 1), tokens.shape[1], axis=0))
+      goldens_lib.assert_close(
+          name, "sde_std", np.repeat(std.reshape(-1, 1), tokens.shape[1], axis=0)
+      )
 
   def test_reference_equals_golden(self, stage, variant):
     name = f"k_loss_{stage}_{variant}"
@@ -300,13 +345,17 @@ class TestOnPolicy:
 
   @pytest.mark.parametrize("stage", ["gen", "edit"])
   def test_ratios_are_1_for_what_was_sampled(self, stage):
-    texts, images = (getattr(_outcome(stage, "consistent")[-1], name) for name in ("texts", "images"))
+    texts, images = (
+        getattr(_outcome(stage, "consistent")[-1], name) for name in ("texts", "images")
+    )
     assert float(texts.mismatch) < 1e-4 and float(images.mismatch) < 1e-3
     assert int(texts.clipped) == int(images.clipped) == 0
 
 
 TEXT = rollout_lib.Text(
-    ids=jnp.zeros((2, 4), jnp.int32), lengths=jnp.array([4, 3]), behavior_logprob=jnp.full((2, 3), -1.0)
+    ids=jnp.zeros((2, 4), jnp.int32),
+    lengths=jnp.array([4, 3]),
+    behavior_logprob=jnp.full((2, 3), -1.0),
 )
 
 
@@ -314,7 +363,9 @@ class TestTextTerms:
 
   def test_sums_over_scored_tokens_of_valid_samples(self):
     logprob = jnp.array([[-1.0, -0.5, 9.0], [-2.0, 9.0, 9.0]])  # 9: begin and end side, unscored
-    found = objective.text_terms(logprob, logprob - 1, TEXT, jnp.array([1.0, 2.0]), jnp.array([True, True]), 0.2)
+    found = objective.text_terms(
+        logprob, logprob - 1, TEXT, jnp.array([1.0, 2.0]), jnp.array([True, True]), 0.2
+    )
     np.testing.assert_allclose(found.policy, -1 - 1.2 - 2 * np.exp(-1), rtol=1e-5)
     np.testing.assert_allclose(found.kl, 3 * np.exp(-1), rtol=1e-5)
     assert (int(found.tokens), int(found.clipped)) == (3, 2)
@@ -322,7 +373,9 @@ class TestTextTerms:
 
   def test_leaves_invalid_samples_out(self):
     logprob = jnp.array([[-1.0, -1.0, 9.0], [jnp.nan, jnp.nan, 9.0]])
-    found = objective.text_terms(logprob, logprob, TEXT, jnp.array([1.0, 2.0]), jnp.array([True, False]), 0.2)
+    found = objective.text_terms(
+        logprob, logprob, TEXT, jnp.array([1.0, 2.0]), jnp.array([True, False]), 0.2
+    )
     np.testing.assert_allclose(found.policy, -2, rtol=1e-6)
     assert int(found.tokens) == 2 and float(found.kl) == 0
 
@@ -335,6 +388,8 @@ class TestTextTerms:
 
   def test_keeps_and_counts_an_extreme_kl(self):
     logprob = jnp.array([[-1.0, -4.0, 0.0], [-1.0, 0.0, 0.0]])
-    found = objective.text_terms(logprob, jnp.full((2, 3), -1.0), TEXT, jnp.ones(2), jnp.ones(2, bool), 0.2)
+    found = objective.text_terms(
+        logprob, jnp.full((2, 3), -1.0), TEXT, jnp.ones(2), jnp.ones(2, bool), 0.2
+    )
     np.testing.assert_allclose(found.kl, np.exp(3) - 4, rtol=1e-5)
     assert int(found.extreme_kl) == 1

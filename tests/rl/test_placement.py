@@ -23,7 +23,9 @@ def _mapped(method, replicas: int, out_specs, groups: int = GROUPS):
     pytest.skip(f"needs {replicas} devices; got {len(jax.devices())}")
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:replicas]), (placement.AXIS,))
   body = functools.partial(method, placement.Placement(groups, GROUP_SIZE, replicas))
-  return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=SHARED, out_specs=out_specs, check_vma=False))
+  return jax.jit(
+      jax.shard_map(body, mesh=mesh, in_specs=SHARED, out_specs=out_specs, check_vma=False)
+  )
 
 
 def _key_data(place, key):
@@ -77,7 +79,9 @@ class TestKeys:
   def test_are_all_different(self):
     found = np.asarray(_mapped(_key_data, 1, SPLIT)(jax.random.key(3)))  # [B, 4, words]
     samples, groups = found[:, [0, 2]], found[::GROUP_SIZE, [1, 3]]
-    keys = np.concatenate([samples.reshape(-1, found.shape[-1]), groups.reshape(-1, found.shape[-1])])
+    keys = np.concatenate(
+        [samples.reshape(-1, found.shape[-1]), groups.reshape(-1, found.shape[-1])]
+    )
     assert len(np.unique(keys, axis=0)) == len(keys)
 
   def test_a_group_shares_its_key(self):

@@ -70,7 +70,9 @@ class TestMakeOptimizer:
   def test_clips_the_global_norm(self, clip_norm, factor):
     norm = optax.tree.norm(GRADIENT)  # 1.5
     assert float(norm) == pytest.approx(1.5)
-    update = _updates(1, warmup_updates=0, clip_norm=clip_norm, eps=1.0)[0]["embed_tokens"]["embedding"]
+    update = _updates(1, warmup_updates=0, clip_norm=clip_norm, eps=1.0)[0]["embed_tokens"][
+        "embedding"
+    ]
     clipped = GRADIENT["embed_tokens"]["embedding"] * factor / norm
     expected = -SETTINGS.und_learning_rate * clipped / (jnp.abs(clipped) + 1)  # Adam's first step
     np.testing.assert_allclose(update, expected, rtol=1e-4)
@@ -89,12 +91,18 @@ class TestExpertLabels:
     assert set(jax.tree.leaves(labels["layers"]["gen"])) == {"gen"}
     assert set(jax.tree.leaves(labels["layers"]["und"])) == {"und"}
     whole = {
-        name: set(jax.tree.leaves(tree)) for name, tree in labels.items() if name not in ("layers", "norm")
+        name: set(jax.tree.leaves(tree))
+        for name, tree in labels.items()
+        if name not in ("layers", "norm")
     }
     und, gen = {"und"}, {"gen"}
     assert whole == {
-        "embed_tokens": und, "lm_head": und, "connector": und,
-        "vae2llm": gen, "llm2vae": gen, "time_embedder": gen,
+        "embed_tokens": und,
+        "lm_head": und,
+        "connector": und,
+        "vae2llm": gen,
+        "llm2vae": gen,
+        "time_embedder": gen,
     }
     assert labels["norm"] == {"und": {"scale": "und"}, "gen": {"scale": "gen"}}
 

@@ -38,13 +38,31 @@ def _packed(x: jax.Array) -> np.ndarray:
 @functools.partial(
     jax.jit, static_argnames=("layout", "noise", "guidance", "schedule", "interval", "eta")
 )
-def _sample(policy, initial, lengths, past, index, sde_noise, *, layout, noise, guidance, schedule, interval, eta):
+def _sample(
+    policy,
+    initial,
+    lengths,
+    past,
+    index,
+    sde_noise,
+    *,
+    layout,
+    noise,
+    guidance,
+    schedule,
+    interval,
+    eta,
+):
   """Samples a golden scene; `sde_noise` [B, N, C] or None is the noise of every SDE step."""
-  guidance = guidance_lib.Guidance(guidance.text_scale, guidance.image_scale, guidance.renorm, interval=interval)
+  guidance = guidance_lib.Guidance(
+      guidance.text_scale, guidance.image_scale, guidance.renorm, interval=interval
+  )
   names = noise[: 1 + guidance.uses_text + guidance.uses_image]
 
   def velocity(latent, t, guided):
-    found = goldens_lib.velocities(policy, layout, names if guided else names[:1], latent, t, lengths, past)
+    found = goldens_lib.velocities(
+        policy, layout, names if guided else names[:1], latent, t, lengths, past
+    )
     return guidance_lib.combine(guidance, *found) if guided else found[0]
 
   plan = None if sde_noise is None else flow_lib.SDEPlan(index, lambda step: sde_noise)
@@ -54,9 +72,18 @@ def _sample(policy, initial, lengths, past, index, sde_noise, *, layout, noise, 
 def _run(name, *, interval=(0.4, 1.0), index=None, sde_noise=None, eta=None) -> flow_lib.Trajectory:
   scene = goldens_lib.scene(name)
   return _sample(
-      goldens_lib.weights()["policy"], _initial(name), scene.lengths, scene.past, index, sde_noise,
-      layout=scene.layout, noise=scene.noise, guidance=scene.guidance,
-      schedule=_schedule(goldens_lib.constants()["ode_points"]), interval=interval, eta=eta,
+      goldens_lib.weights()["policy"],
+      _initial(name),
+      scene.lengths,
+      scene.past,
+      index,
+      sde_noise,
+      layout=scene.layout,
+      noise=scene.noise,
+      guidance=scene.guidance,
+      schedule=_schedule(goldens_lib.constants()["ode_points"]),
+      interval=interval,
+      eta=eta,
   )
 
 
@@ -194,7 +221,9 @@ class TestSdeMoments:
 
   def test_equals_golden_with_logprob_and_kl(self):
     arrays = goldens_lib.case(MATH)
-    x, v, v_ref, x_next = (jnp.asarray(arrays[name])[None] for name in ("x_t", "v", "v_ref", "x_prev"))
+    x, v, v_ref, x_next = (
+        jnp.asarray(arrays[name])[None] for name in ("x_t", "v", "v_ref", "x_prev")
+    )
     found = {name: [] for name in ("eta", "std", "mean", "log_prob", "kl")}
     cases = zip(*(arrays[name] for name in ("t", "dt", "eta_mode", "eta_scale")))
     for t, dt, mode, scale in cases:
@@ -202,7 +231,9 @@ class TestSdeMoments:
       eta = _math_eta(mode, scale)(t)
       mean, std = flow_lib.sde_moments(x, v, t, dt, eta)
       reference_mean, _ = flow_lib.sde_moments(x, v_ref, t, dt, eta)
-      logprob, kl = flow_lib.token_logprob(x_next, mean, std), flow_lib.token_kl(mean, reference_mean, std)
+      logprob, kl = flow_lib.token_logprob(x_next, mean, std), flow_lib.token_kl(
+          mean, reference_mean, std
+      )
       for name, value in zip(found, (eta, std[:, 0, 0], mean, logprob, kl)):
         found[name].append(np.asarray(value)[0])
     for name, values in found.items():

@@ -57,7 +57,7 @@ class TestBranches:
     goldens_lib.assert_close(EDIT, "hidden_vae_block", _packed(jnp.concatenate(block, axis=1)))
 
   def test_corrupted_context_of_an_edit_equals_golden(self):
-    """The golden ViT and text blocks are those of the reference's static cache (see its README, 14.1).
+    """The golden ViT and text blocks come from the reference's static cache (R3.md 8, defect 1).
 
     There the ViT block sees only itself and the text sees zeros in the place of the VAE block. Keys
     and values of the right context are held by the velocities.
@@ -70,7 +70,9 @@ class TestBranches:
     depth, rows, _, *entry = vit.cache.key.shape
     zeros = jnp.zeros((depth, rows, scene.layout["source"].capacity, *entry))
     past = (bagel.Cache(zeros, zeros, ("source",)), vit.cache)
-    hidden = goldens_lib.run(scene.layout, {"instruction": ids}, scene.lengths, past).text("instruction")
+    hidden = goldens_lib.run(scene.layout, {"instruction": ids}, scene.lengths, past).text(
+        "instruction"
+    )
     text = np.concatenate([np.asarray(row)[:length] for row, length in zip(hidden, lengths)])
     goldens_lib.assert_close(EDIT, "hidden_text_block", text)
 
@@ -123,7 +125,9 @@ class TestCombine:
     for suffix, scales in variants.items():
       if f"v_{renorm}{suffix}" in goldens_lib.case(EDIT):
         guidance = guidance_lib.Guidance(*scales, renorm)
-        goldens_lib.assert_close(EDIT, f"v_{renorm}{suffix}", _combined(guidance, _golden_branches(EDIT)))
+        goldens_lib.assert_close(
+            EDIT, f"v_{renorm}{suffix}", _combined(guidance, _golden_branches(EDIT))
+        )
 
   @pytest.mark.parametrize("renorm", ["global", "channel", "text_channel"])
   def test_equals_golden_of_the_trainer(self, renorm):
@@ -177,7 +181,9 @@ class TestGuidance:
     guidance = guidance_lib.Guidance(1.0, 1.5, "global")
     assert not guidance.uses_text and not guidance.uses_image
     assert not guidance.active(0.9)
-    flow = settings_lib.FlowSettings(schedule_lib.Schedule(4), guidance, schedule_lib.Eta("constant", 1.0), 0)
+    flow = settings_lib.FlowSettings(
+        schedule_lib.Schedule(4), guidance, schedule_lib.Eta("constant", 1.0), 0
+    )
     names = flow.branches(goldens_lib.edit_scene(EDIT).noise)
     assert names == ("edit",)  # what the golden says of an image scale alone:
     arrays = goldens_lib.case(EDIT)

@@ -72,7 +72,7 @@ class TestDraw:
     goldens_lib.assert_close(SAMPLING, f"c{i}_token", tokens)
     raw = jnp.exp(text_lib.logprob(logits, tokens))
     goldens_lib.assert_close(SAMPLING, f"c{i}_raw_prob", raw)
-    # The reference's sampler returns the filtered probability, but for top_p that of the whole softmax.
+    # The reference returns the filtered probability, but for top_p that of the whole softmax.
     warm = logits / sampling.temperature
     whole = jnp.exp(warm - jax.nn.logsumexp(warm, axis=-1, keepdims=True))
     returned = whole if sampling.top_p < 1 else _distribution(logits, sampling)
@@ -123,7 +123,9 @@ def _context(segments, inputs, lengths, max_length: int):
 
 
 def _text_context(prompt, lengths, max_length: int):
-  return _context((layout_lib.text("prompt", prompt.shape[1]),), {"prompt": prompt}, lengths, max_length)
+  return _context(
+      (layout_lib.text("prompt", prompt.shape[1]),), {"prompt": prompt}, lengths, max_length
+  )
 
 
 def _ids(decoded: text_lib.Decoded, row: int) -> np.ndarray:
@@ -177,11 +179,15 @@ class TestDecode:
       goldens_lib.assert_close(SAMPLING, f"gen_ids_{row}", _ids(decoded, row))
       probs = jnp.exp(decoded.behavior_logprob[row, : int(decoded.lengths[row]) - 1])
       goldens_lib.assert_close(SAMPLING, f"gen_probs_{row}", probs)
-    whole = goldens_lib.run(layout, {"answer": decoded.ids}, lengths | {"answer": decoded.lengths}, past)
+    whole = goldens_lib.run(
+        layout, {"answer": decoded.ids}, lengths | {"answer": decoded.lengths}, past
+    )
     logits = goldens_lib.read(whole.text("answer")[:, :-1], "logits")
     scored = text_lib.logprob(logits, decoded.ids[:, 1:])
     free = slice(0, limit - 1)  # the last entry belongs to the token that the end replaced
-    np.testing.assert_allclose(decoded.behavior_logprob[:, free], scored[:, free], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        decoded.behavior_logprob[:, free], scored[:, free], atol=1e-5, rtol=0
+    )
     np.testing.assert_allclose(decoded.cache.key, whole.cache.key, atol=1e-5, rtol=0)
     np.testing.assert_allclose(decoded.cache.value, whole.cache.value, atol=1e-5, rtol=0)
 
@@ -240,7 +246,9 @@ class TestDecodeEnds:
 
   def test_entry_j_belongs_to_the_next_token(self):
     decoded = _scripted(((5, END), (6, 4, 3, END)))
-    np.testing.assert_allclose(decoded.behavior_logprob[1, :4], [_entry(j) for j in range(4)], rtol=1e-5)
+    np.testing.assert_allclose(
+        decoded.behavior_logprob[1, :4], [_entry(j) for j in range(4)], rtol=1e-5
+    )
 
   def test_forces_the_end_at_the_limit(self):
     decoded = _scripted(((5,) * MAX_TOKENS, (5, END)))

@@ -1,4 +1,4 @@
-"""Tests of positions and masks: the golden mask (case j), the golden packs and hand-made layouts."""
+"""Tests of positions and masks: golden mask, golden packs (case j) and hand-made layouts."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -70,14 +70,16 @@ class TestVisibility:
 
 
 GRID = (1, 2)
-STORY = layout_lib.Layout((
-    layout_lib.text("system", 4),
-    layout_lib.image("seen", "vit", GRID, ("system",)),
-    layout_lib.image("source", "clean", GRID, ("system", "seen")),
-    layout_lib.text("answer", 3, ("system", "seen", "source")),
-    layout_lib.image("draft", "noise", GRID, ("system", "seen", "source", "answer")),
-    layout_lib.image("later", "noise", GRID, ("system", "seen", "source", "answer")),
-))
+STORY = layout_lib.Layout(
+    (
+        layout_lib.text("system", 4),
+        layout_lib.image("seen", "vit", GRID, ("system",)),
+        layout_lib.image("source", "clean", GRID, ("system", "seen")),
+        layout_lib.text("answer", 3, ("system", "seen", "source")),
+        layout_lib.image("draft", "noise", GRID, ("system", "seen", "source", "answer")),
+        layout_lib.image("later", "noise", GRID, ("system", "seen", "source", "answer")),
+    )
+)
 LENGTHS = {"system": jnp.array([4, 2]), "answer": jnp.array([1, 3])}
 
 
@@ -100,23 +102,35 @@ class TestPositions:
         len(arrays["system_ids"]) + 2,
         len(arrays[f"prompt_ids_{sample}"]) + 2,
         len(arrays[f"generated_ids_{sample}"]),
-        2, 2, 2, goldens_lib.towers().latent_grid, (1, 1),
+        2,
+        2,
+        2,
+        goldens_lib.towers().latent_grid,
+        (1, 1),
     )
     layout = stages.reason(capacities)
     first = int(arrays["sample_lens"][: 2 * sample].sum())
     second = first + int(arrays["sample_lens"][2 * sample])
-    for start, names in ((first, ("system", "prompt", "thought", "draft")), (second, ("system", "draft_without_text"))):
+    for start, names in (
+        (first, ("system", "prompt", "thought", "draft")),
+        (second, ("system", "draft_without_text")),
+    ):
       self._assert_packed(layout, names, arrays["packed_position_ids"][start:])
 
   @pytest.mark.parametrize("sample", [0, 1])
   def test_equal_golden_in_a_packed_edit_sample(self, sample):
-    arrays, tower = goldens_lib.case("j_pack_edit"), goldens_lib.towers(goldens_lib.case("j_pack_edit")["image"].shape[:2])
+    arrays, tower = goldens_lib.case("j_pack_edit"), goldens_lib.towers(
+        goldens_lib.case("j_pack_edit")["image"].shape[:2]
+    )
     capacities = stages.Capacities(
-        len(arrays["system_ids"]) + 2, 2, 2,
+        len(arrays["system_ids"]) + 2,
+        2,
+        2,
         len(arrays["reflection_ids"]) + 2,
         len(arrays[f"generated_ids_{sample}"]),
         len(arrays[f"edit_ids_{sample}"]) + 2,
-        tower.latent_grid, tower.vit_grid,
+        tower.latent_grid,
+        tower.vit_grid,
     )
     reflect, refine = stages.reflect(capacities), stages.refine(capacities)
     starts = np.cumsum([0, *arrays["sample_lens"]])[4 * sample :]
@@ -142,7 +156,13 @@ class TestStart:
     question, question_lengths = goldens_lib.texts(name, "text_ids")
     _, system_lengths = goldens_lib.repeated(arrays["system_ids"], len(question))
     capacities = stages.Capacities(
-        len(arrays["system_ids"]), 2, 2, question.shape[1], 2, 2, (1, 1),
+        len(arrays["system_ids"]),
+        2,
+        2,
+        question.shape[1],
+        2,
+        2,
+        (1, 1),
         goldens_lib.towers(pictures.shape[1:3]).vit_grid,
     )
     layout = stages.reflect(capacities)
@@ -150,7 +170,9 @@ class TestStart:
     names, stage = _names(layout), []
     for done in range(1, len(names)):
       held = layout_lib.filled(layout, names[:done], lengths, len(question)).sum(axis=1)
-      stage.append([held, jnp.broadcast_to(layout_lib.start(layout, names[done], lengths), held.shape)])
+      stage.append(
+          [held, jnp.broadcast_to(layout_lib.start(layout, names[done], lengths), held.shape)]
+      )
     goldens_lib.assert_close(name, "kv_len_rope_after", np.asarray(stage))
 
 
@@ -171,7 +193,9 @@ class TestMask:
   def test_hides_noise_from_other_segments(self):
     found = layout_lib.mask(STORY, ("later",), ("draft", "later"), LENGTHS, 2)
     key = STORY.slots(("draft", "later"))
-    np.testing.assert_array_equal(found, np.broadcast_to(key.segment == STORY.index("later"), found.shape))
+    np.testing.assert_array_equal(
+        found, np.broadcast_to(key.segment == STORY.index("later"), found.shape)
+    )
 
 
 class TestSlots:
@@ -181,7 +205,10 @@ class TestSlots:
     assert slots.num_und == 6
     np.testing.assert_array_equal(slots.segment, [0, 0, 0, 0, 2, 2, 2, 2])
     np.testing.assert_array_equal(slots.offset, [0, 1, 2, 3, 0, 3, 1, 2])
-    assert slots.ranges == {"system": (slice(0, 4), slice(0, 0)), "source": (slice(4, 6), slice(0, 2))}
+    assert slots.ranges == {
+        "system": (slice(0, 4), slice(0, 0)),
+        "source": (slice(4, 6), slice(0, 2)),
+    }
 
   def test_of_the_same_names_are_one_object(self):
     assert STORY.slots(("system",)) is STORY.slots(["system"])
