@@ -82,7 +82,7 @@ def _shapes(config: ConfigDict) -> ConfigDict:
   )
   config.text.temperature = 1.0
   config.reason.sde_index_max = 4
-  config.optimizer.update(und_learning_rate=3e-4, gen_learning_rate=1e-4, warmup_updates=4)
+  config.optimizer.update(und_learning_rate=1.5e-4, gen_learning_rate=1e-4, warmup_updates=4)
   config.reward.name = "shapes"
   config.checkpoint.every = 10
   config.eval.update(prompts=120, images_per_prompt=1, points=20, batch_size=120)

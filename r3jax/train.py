@@ -185,12 +185,14 @@ class Session:
 
     It consumes the state. In split mode the stages are compiled when they first run.
     """
-    seed = np.uint32(self.config.seed)
+    seed, shardings = np.uint32(self.config.seed), jax.tree.map(lambda x: x.sharding, state)
     batch = lambda rows: jax.tree.map(lambda x: x[rows], self.prompts)
     if self.config.step.mode == "split":
-      split = step_lib.Split(self.iteration, self.mesh)
+      split = step_lib.Split(self.iteration, self.mesh, shardings)
       return lambda state, rows: step_lib.run(split, state, self.frozen, batch(rows), seed)
-    fused = jax.jit(step_lib.fused(self.iteration, self.mesh), donate_argnums=0)
+    fused = jax.jit(
+        step_lib.fused(self.iteration, self.mesh), donate_argnums=0, out_shardings=(shardings, None, None)
+    )
     example = batch(np.zeros(self.config.groups_per_step, np.int32))
     compiled = fused.lower(state, self.frozen, example, seed).compile()
     return lambda state, rows: compiled(state, self.frozen, batch(rows), seed)

@@ -307,10 +307,12 @@ class Split:
   Attributes:
     iteration: the stages.
     mesh: mapped over its `data` axis.
+    shardings: of the state that an update returns; the compiler's choice if None.
   """
 
   iteration: Iteration
   mesh: jax.sharding.Mesh
+  shardings: state_lib.TrainState | None = None
 
   @property
   def settings(self) -> settings_lib.Settings:
@@ -323,7 +325,8 @@ class Split:
     mapped = jax.shard_map(
         method, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False
     )
-    compiled = jax.jit(mapped)
+    updates = name in ("learn_to_reason", "learn_to_edit")
+    compiled = jax.jit(mapped, out_shardings=(self.shardings, None) if updates else None)
     object.__setattr__(self, name, compiled)  # compile once
     return compiled
 
