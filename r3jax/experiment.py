@@ -191,7 +191,7 @@ def _system(tokenizer: tokenizer_lib.TextTokenizer, text: str) -> tuple[int, ...
 
 
 def _settings(config, tokenizer, towers: towers_lib.Towers) -> settings_lib.Settings:
-  text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k)
+  text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k, placement.AXIS)
   return settings_lib.Settings(
       groups=config.groups_per_step,
       group_size=config.group_size,

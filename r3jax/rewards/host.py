@@ -56,6 +56,8 @@ def reward_from_host(reward: HostReward, parts: tuple[str, ...], mesh: jax.shard
 
   def score(images: types.Images, target) -> base.Score:
     rows = images.shape[0]
+    # Else the sharding of the rows spreads back into the model, where the partitioner aborts.
+    images = jax.lax.with_sharding_constraint(images, jax.sharding.PartitionSpec())
     found = scored(*_padded((images, target), shards))
     return jax.tree.map(lambda x: x[:rows], found)
 

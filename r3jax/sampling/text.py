@@ -23,11 +23,14 @@ class TextSampling:
     temperature: 0 is greedy.
     top_p: below 1, keep the smallest set of best tokens whose probability exceeds it.
     top_k: above 0, keep that many best tokens; not together with top_p.
+    axis: mapped mesh axis whose replicas decode equally long, so that collectives of the other mesh
+      axes inside the loop meet; None where nothing is mapped.
   """
 
   temperature: float
   top_p: float = 1.0
   top_k: int = 0
+  axis: str | None = None
 
   def __post_init__(self):
     if self.top_p < 1 and self.top_k > 0:
@@ -104,6 +107,7 @@ class _Carry:
   step: jax.Array  # [] slot that is fed next
   decoded: Decoded
   ended: jax.Array  # [B] the end token has been fed
+  going: jax.Array  # [] a row, of any replica, has not ended
 
 
 def _begun(model: bagel.Bagel, name: str, shape: tuple[int, int], like: bagel.Cache) -> _Carry:
@@ -120,7 +124,7 @@ def _begun(model: bagel.Bagel, name: str, shape: tuple[int, int], like: bagel.Ca
   ids = jnp.zeros(shape, jnp.int32).at[:, 0].set(model.config.special_ids.text_begin)
   logprobs = jnp.zeros((rows, capacity - 1), layers.at_least_float32(model.dtype))
   cache = bagel.Cache(entries, entries, (name,))
-  return _Carry(jnp.int32(0), Decoded(ids, jnp.full(rows, capacity), logprobs, cache), jnp.zeros(rows, bool))
+  return _Carry(jnp.int32(0), Decoded(ids, jnp.full(rows, capacity), logprobs, cache), jnp.zeros(rows, bool), jnp.bool_(True))
 
 
 def _advanced(
@@ -133,6 +137,9 @@ def _advanced(
   drawn = draw(logits, uniforms[:, place], sampling)
   ended = carry.ended | ((decoded.ids[:, step] == end) & (step > 0))
   live = ~ended & (step <= last)
+  going = jnp.any(~ended)
+  if sampling.axis:
+    going = jax.lax.pmax(going.astype(jnp.int32), sampling.axis) > 0
   write = lambda array, new, at: array.at[:, at].set(jnp.where(live, new, array[:, at]))
   return _Carry(
       step=step + 1,
@@ -143,6 +150,7 @@ def _advanced(
           cache=cache,
       ),
       ended=ended,
+      going=going,
   )
 
 
@@ -177,7 +185,7 @@ def decode(
   capacity, end = layout[name].capacity, model.config.special_ids.text_end
 
   def unfinished(carry: _Carry) -> jax.Array:
-    return ~jnp.all(carry.ended) & (carry.step < capacity)
+    return carry.going & (carry.step < capacity)
 
   def advance(carry: _Carry) -> _Carry:
     fed = carry.decoded.ids[:, carry.step]
