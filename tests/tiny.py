@@ -33,7 +33,7 @@ SIZES = dict(
     vision_hidden_size=32, vision_intermediate_size=64, vision_num_layers=1, vision_num_heads=4,
     autoencoder_channels=32, autoencoder_multipliers=(1, 1, 1, 1),
 )
-LEAST, MOST = 82, 87  # of 255: the brightness that earns 0 and 1
+LEAST, RANGE = 80, 2**14  # mean brightness, of 255, that earns 0; sum beyond it that earns 1
 SCRIPT = {  # word -> {next word: probability}
     "<|im_start|>": {"<think>": 0.9, "red": 0.1},
     "<think>": {"red": 0.6, "</think>": 0.4},
@@ -115,11 +115,10 @@ def make_config(folder: pathlib.Path, changes: dict | None = None) -> ml_collect
 
 
 def brightness(images: jax.Array, target) -> rewards_base.Score:
-  """Scores images by the sum of their first channel, in whole numbers; the brighter are perfect."""
+  """Scores images by the sum of their first channel, exactly; the brighter ones are perfect."""
   del target
-  total = jnp.sum(images[..., 0].astype(jnp.int32), axis=(1, 2))
-  least, most = (level * images.shape[1] * images.shape[2] for level in (LEAST, MOST))
-  value = jnp.clip((total - least).astype(jnp.float32) / (most - least), 0.0, 1.0).astype(jnp.float32)
+  beyond = jnp.sum(images[..., 0].astype(jnp.int32) - LEAST, axis=(1, 2))
+  value = jnp.clip(beyond, 0, RANGE).astype(jnp.float32) / RANGE
   return rewards_base.Score(value, jnp.ones_like(value, bool), {"strict": (value == 1).astype(jnp.float32)})
 
 

@@ -16,6 +16,7 @@ from r3jax import types
 from r3jax.models import config as config_lib
 from r3jax.models import layers
 from r3jax.models import mot
+from r3jax.parallel import rules
 from r3jax.sequence import layout as layout_lib
 
 
@@ -54,6 +55,24 @@ class Output:
     return self.hidden.gen[:, self.slots.ranges[name][1]]
 
 
+class Embedding(nn.Module):
+  """Token embeddings.
+
+  The table is sharded on both dimensions; XLA's partitioner aborts the process on a gather from
+  such a table inside a partly mapped region, so one of them is gathered first.
+  """
+
+  size: int
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, ids: types.TokenIds) -> types.Hidden:
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+    table = self.param("embedding", init, (self.size, self.width)).astype(self.dtype)
+    return rules.constrain(table, None, "tensor")[ids]
+
+
 class TwoLayers(nn.Module):
   """Linear, activation, linear: the connector and the timestep MLP."""
 
@@ -86,8 +105,7 @@ class Bagel(nn.Module):
 
   def setup(self):
     llm = self.config.llm
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-    self.embed_tokens = nn.Embed(llm.vocab_size, llm.hidden_size, embedding_init=init, dtype=self.dtype)
+    self.embed_tokens = Embedding(llm.vocab_size, llm.hidden_size, self.dtype)
     self.layers = mot.scanned_layers(llm, self.dtype, self.remat)
     self.norm = mot.FinalNorm(llm, self.dtype)
     self.lm_head = layers.Projection((llm.vocab_size,), ("embed", "vocab"), dtype=self.dtype)

@@ -43,6 +43,18 @@ def parameter_shardings(boxed, mesh: jax.sharding.Mesh) -> types.Params:
   return shardings
 
 
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Asks the compiler for a sharding over the mesh axes that are left to it; does nothing without a mesh.
+
+  Args:
+    x: any array inside a compiled function.
+    *axes: mesh axis of every dimension, or None.
+  """
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*axes))
+
+
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   """Returns the sharding of what every device holds whole."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -17,7 +17,7 @@ def group_advantage(value: jax.Array, valid: jax.Array, divide_by_std: bool) -> 
     divide_by_std: also divide by the group's standard deviation (of a sample: n - 1) + 1e-6.
   """
   count = valid.sum(axis=1, keepdims=True)
-  kept = jnp.where(valid, value, 0.0)
+  kept = jnp.where(valid, value, 0.0).astype(float)  # as wide as JAX is set to
   centred = kept - kept.sum(axis=1, keepdims=True) / jnp.maximum(count, 1)
   centred = jnp.where(valid & (count >= 2), centred, 0.0)
   if not divide_by_std:

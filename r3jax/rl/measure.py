@@ -14,12 +14,12 @@ Metrics = dict[str, jax.Array]
 
 def _mean(value: jax.Array, where: jax.Array) -> jax.Array:
   """Returns the mean of the chosen entries, NaN where there are none."""
-  return jnp.sum(jnp.where(where, value, 0.0)) / jnp.sum(where)
+  return jnp.sum(jnp.where(where, value, 0.0).astype(float)) / jnp.sum(where)
 
 
 def _group_spread(value: jax.Array, valid: jax.Array) -> jax.Array:
   """Returns the standard deviation inside every group of [G, M], [G]."""
-  count = jnp.maximum(valid.sum(axis=1), 1)
+  count, value = jnp.maximum(valid.sum(axis=1), 1), value.astype(float)
   mean = jnp.sum(jnp.where(valid, value, 0.0), axis=1) / count
   square = jnp.where(valid, (value - mean[:, None]) ** 2, 0.0)
   return jnp.sqrt(square.sum(axis=1) / count)
