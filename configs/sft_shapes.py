@@ -34,13 +34,13 @@ def get_config() -> ml_collections.ConfigDict:
   autoencoder.kl_weight = 3e-5
 
   joint = config.joint = ml_collections.ConfigDict()
-  joint.num_steps = 1800
+  joint.num_steps = 2000
   joint.batch_size = 32  # examples of each kind
   joint.learning_rate = 2e-3
   joint.warmup = 100
   joint.copies = 3  # noisy copies of every image
   joint.flow_weight = 1.0
-  joint.save_every = 300
+  joint.save_every = 250
 
   mix = config.mix = ml_collections.ConfigDict()
   mix.plan_flaws = 0.5

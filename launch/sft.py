@@ -93,6 +93,7 @@ def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig
   )
   settings = small_bagel.sft_settings(tokenizer, modules.towers)
   params = jax.jit(lambda: init_params(modules, settings, config.seed))()
+  save(params)  # from here on the autoencoder can be reused
   joint = config.joint
   training = sft.JointTraining(modules, settings, autoencoder, joint.copies, joint.flow_weight, shift=3.0)
   mix = batches.Mix(**config.mix)

@@ -13,6 +13,8 @@ from r3jax.sequence import tokenizer as tokenizer_lib
 from r3jax.worlds import examples
 from r3jax.worlds import shapes
 
+_SMUDGED = 0.1  # of the objects that the autoencoder sees
+
 
 @flax.struct.dataclass
 class TextRows:
@@ -130,8 +132,9 @@ def iterate(example: Callable[[int], object], batch_size: int, num_steps: int) -
 
 
 def dense_scene(index: int, seed: int) -> shapes.Scene:
-  """Returns scene number `index` of 0 to 9 random objects, for the autoencoder."""
+  """Returns scene number `index` of 0 to 9 random objects, some smudged, for the autoencoder."""
   rng = np.random.default_rng((seed, index))
-  cells = rng.permutation(len(shapes.CELLS))[: rng.integers(len(shapes.CELLS) + 1)]
+  cells = rng.permutation(len(shapes.CELLS))[: rng.integers(len(shapes.CELLS) + 1)].tolist()
   draw = lambda names: int(rng.integers(len(names)))
-  return shapes.place([(draw(shapes.SHAPES), draw(shapes.COLORS), int(cell)) for cell in cells], rng)
+  scene = shapes.place([(draw(shapes.SHAPES), draw(shapes.COLORS), cell) for cell in cells], rng)
+  return shapes.smudge(scene, [cell for cell in cells if rng.random() < _SMUDGED], rng)

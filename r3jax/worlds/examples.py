@@ -10,7 +10,8 @@ from r3jax.worlds import grammar
 from r3jax.worlds import prompts
 from r3jax.worlds import shapes
 
-_RIGHT_SHARE = 0.3  # of the scenes to reflect on
+_RIGHT_SHARE = 0.45  # of the scenes to reflect on, before some are smudged
+_SMUDGED_SHARE = 0.3  # of the scenes to reflect on and to edit
 _DENSE_SHARE = 0.15
 _TWO_EDITS_SHARE = 0.3
 
@@ -83,23 +84,39 @@ def _scene_to_judge(record: dict, rng: np.random.Generator) -> shapes.Scene:
   return shapes.place(_imperfect_objects(record, rng), rng)
 
 
+def _smudge(scene: shapes.Scene, rng: np.random.Generator) -> shapes.Scene:
+  """Smudges one or two objects of some scenes."""
+  cells = [cell for _, _, cell in shapes.objects_of(scene)]
+  if not cells or rng.random() >= _SMUDGED_SHARE:
+    return scene
+  count = 1 + int(rng.random() < _TWO_EDITS_SHARE)
+  return shapes.smudge(scene, rng.permutation(cells)[:count].tolist(), rng)
+
+
 def reflect_example(record: dict, rng: np.random.Generator, flaw_rate: float) -> ReflectExample:
   """Draws an image for a record, right or not, and the edit that it needs.
 
   Args:
     record: what the image should show.
     rng: source of all draws.
-    flaw_rate: probability of an instruction that does not help (`grammar.flawed_instruction`).
+    flaw_rate: probability of an instruction that does not help (`grammar.flawed_instruction`; a
+      stop where there are smudges).
 
   Returns:
     The example; the question is the protocol's reflection question.
   """
-  scene = _scene_to_judge(record, rng)
-  objects = shapes.objects_of(scene)
-  flawed = rng.random() < flaw_rate
-  edits = (grammar.flawed_instruction if flawed else grammar.edits_towards)(record, objects, rng)
+  scene = _smudge(_scene_to_judge(record, rng), rng)
+  edits = _instruction(record, scene, rng, rng.random() < flaw_rate)
   question = protocol.reflection_question(record["prompt"])
-  return ReflectExample(scene, question, grammar.reflect_answer(objects, edits))
+  answer = grammar.reflect_answer(shapes.objects_of(scene), edits, shapes.smudges_of(scene))
+  return ReflectExample(scene, question, answer)
+
+
+def _instruction(record: dict, scene: shapes.Scene, rng, flawed: bool) -> list[grammar.Operation]:
+  objects, smudges = shapes.objects_of(scene), shapes.smudges_of(scene)
+  if not flawed:
+    return grammar.edits_of_smudged(record, objects, smudges, rng)
+  return [] if smudges else grammar.flawed_instruction(record, objects, rng)
 
 
 def question_example(record: dict, rng: np.random.Generator) -> ReflectExample:
@@ -131,26 +148,44 @@ def edit_scene(
     elif operation.kind == "add":
       for name in ("size", "dy", "dx"):
         fields[name][cell] = getattr(fresh, name)[cell]
+    if operation.kind in ("add", "redraw"):
       fields["shape"][cell], fields["color"][cell] = operation.shape, operation.color
-    if operation.kind in ("move", "remove"):
+    if operation.kind in ("move", "remove", "wipe"):
       fields["shape"][cell], fields["color"][cell] = -1, 0
+    if operation.kind in ("redraw", "wipe"):
+      fields["ghost_shape"][cell] = -1
   return shapes.Scene(**fields)
+
+
+def _random_operations(scene: shapes.Scene, rng: np.random.Generator) -> list[grammar.Operation]:
+  """Draws edits of a scene; they mend all its smudges, most of them by the object below."""
+  smudges = shapes.smudges_of(scene)
+  if not smudges:
+    count = 1 + int(rng.random() < _TWO_EDITS_SHARE)
+    return grammar.random_operations(shapes.objects_of(scene), rng, count)
+  operations = []
+  for cell in smudges:
+    shape, color = int(scene.shape[cell]), int(scene.color[cell])
+    fate = rng.random()
+    if fate < 0.2:
+      shape, color = int(rng.integers(len(shapes.SHAPES))), int(rng.integers(len(shapes.COLORS)))
+    wipe = fate > 0.8
+    operations.append(grammar.Operation("wipe", -1, -1, cell) if wipe else grammar.Operation("redraw", shape, color, cell))
+  return operations
 
 
 def refine_example(record: dict, rng: np.random.Generator) -> RefineExample:
   """Draws an image, an instruction and the image after it.
 
   Half of the examples mend an imperfect image of `record`, the others edit random scenes of one to
-  six objects at random.
+  six objects at random. No target has a smudge.
   """
-  if rng.random() < 0.5:
-    objects = _imperfect_objects(record, rng)
-    operations = grammar.edits_towards(record, objects, rng)[: grammar.MAX_OPERATIONS]
-  else:
-    objects, operations = _crowd([], rng), []
-  if not operations:
-    count = 1 + int(rng.random() < _TWO_EDITS_SHARE)
-    operations = grammar.random_operations(objects, rng, count)
-  scene = shapes.place(objects, rng)
+  about_record = rng.random() < 0.5
+  objects = _imperfect_objects(record, rng) if about_record else _crowd([], rng)
+  scene, operations = _smudge(shapes.place(objects, rng), rng), []
+  if about_record:
+    seen = shapes.objects_of(scene), shapes.smudges_of(scene)
+    operations = grammar.edits_of_smudged(record, *seen, rng)[: grammar.MAX_OPERATIONS]
+  operations = operations or _random_operations(scene, rng)
   target = edit_scene(scene, operations, rng)
   return RefineExample(scene, grammar.instruction_text(operations), target)

@@ -26,6 +26,8 @@ DIAGNOSES = {
     "recolor": "color",
     "replace": "shape",
     "move": "position",
+    "redraw": "smudge",
+    "wipe": "smudge",
 }
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # Every word that this module writes besides the names of shapes, colours, cells and numbers.
@@ -43,18 +45,20 @@ class Operation:
   """One edit of a scene."""
 
   kind: str  # a key of DIAGNOSES
-  shape: int  # of the object it is about
+  shape: int  # of the object it is about; -1 for "wipe"
   color: int
   cell: int
   value: int = -1  # new colour (recolor), shape (replace) or cell (move)
 
 
-def describe(objects: Sequence[Object]) -> str:
-  """Lists objects in cell order: "red square top-left , blue ring center"."""
-  return " , ".join(
-      f"{shapes.COLORS[color]} {shapes.SHAPES[shape]} {shapes.CELLS[cell]}"
-      for shape, color, cell in sorted(objects, key=lambda item: item[2])
-  )
+def describe(objects: Sequence[Object], smudges: Sequence[int] = ()) -> str:
+  """Lists objects and smudged cells in cell order: "red square top-left , smudge center"."""
+  named = {
+      cell: f"{shapes.COLORS[color]} {shapes.SHAPES[shape]} {shapes.CELLS[cell]}"
+      for shape, color, cell in objects
+  }
+  named |= {cell: f"smudge {shapes.CELLS[cell]}" for cell in smudges}
+  return " , ".join(named[cell] for cell in sorted(named))
 
 
 def plan_text(objects: Sequence[Object]) -> str:
@@ -241,7 +245,11 @@ def _edits_of(slots, chosen, cells, objects, rng) -> list[Operation]:
     edits += _attribute_edits(slot, item)
     if cell != item[2]:
       edits.append(Operation("move", *item, value=cell))
-  order = ("remove", "recolor", "replace", "move", "add")
+  return _in_order(edits)
+
+
+def _in_order(edits: Sequence[Operation]) -> list[Operation]:
+  order = ("wipe", "redraw", "remove", "recolor", "replace", "move", "add")
   return sorted(edits, key=lambda edit: (order.index(edit.kind), edit.cell))
 
 
@@ -276,19 +284,52 @@ def edits_towards(
   return _edits_of(slots, *plan, objects, rng)
 
 
+def edits_of_smudged(
+    record: dict, objects: Sequence[Object], smudges: Sequence[int], rng: np.random.Generator
+) -> list[Operation]:
+  """Finds edits after which a scene with smudges satisfies a record exactly and has none.
+
+  As `edits_towards`, but an object that is missing is drawn in place of a smudge where the record
+  allows that; the other smudges are wiped away.
+  """
+  edits, smudges = edits_towards(record, objects, rng), list(smudges)
+  for i, edit in enumerate(edits):
+    others = [*edits[:i], *edits[i + 1 :]]
+    redraw = _redraw(record, objects, edit, others, smudges) if edit.kind == "add" else None
+    if redraw:
+      edits[i] = redraw
+      smudges.remove(redraw.cell)
+  wiped = [Operation("wipe", -1, -1, cell) for cell in smudges]
+  return _in_order([*edits, *wiped])
+
+
+def _redraw(record, objects, add: Operation, others: Sequence[Operation], smudges) -> Operation | None:
+  """Returns what draws the object of `add` in place of a smudge and does as well, if there is one."""
+  taken = {other.value if other.kind == "move" else other.cell for other in others}
+  for cell in sorted(set(smudges) - taken, key=lambda cell: cell != add.cell):
+    redraw = dataclasses.replace(add, kind="redraw", cell=cell)
+    if satisfied(record, apply([*others, redraw], objects)):
+      return redraw
+  return None
+
+
 def apply(operations: Sequence[Operation], objects: Sequence[Object]) -> list[Object]:
   """Applies operations one after the other; returns the objects in cell order.
+
+  Smudges are not among the objects: to redraw one adds an object, to wipe one changes nothing here.
 
   Raises:
     ValueError: an operation names an object that is not there, or a cell that is taken.
   """
   scene = {cell: (shape, color) for shape, color, cell in objects}
   for operation in operations:
+    if operation.kind == "wipe":
+      continue
     named, cell = (operation.shape, operation.color), operation.cell
     target = operation.value if operation.kind == "move" else cell
-    if operation.kind in ("add", "move") and target in scene:
+    if operation.kind in ("add", "redraw", "move") and target in scene:
       raise ValueError(f"the target cell must be empty: {operation} in {sorted(scene)}")
-    if operation.kind != "add" and scene.pop(cell, None) != named:
+    if operation.kind not in ("add", "redraw") and scene.pop(cell, None) != named:
       raise ValueError(f"the object must be in the scene: {operation} in {list(objects)}")
     if operation.kind != "remove":
       scene[target] = _edited(operation)
@@ -387,6 +428,8 @@ def _other(excluded: set[int], size: int, rng: np.random.Generator) -> int:
 
 def _operation_text(operation: Operation) -> str:
   cell = shapes.CELLS[operation.cell]
+  if operation.kind == "wipe":
+    return f"remove the smudge at {cell}"
   thing = f"{shapes.COLORS[operation.color]} {shapes.SHAPES[operation.shape]} at {cell}"
   match operation.kind:
     case "add":
@@ -399,6 +442,9 @@ def _operation_text(operation: Operation) -> str:
       return f"replace the {thing} with a {shapes.SHAPES[operation.value]}"
     case "move":
       return f"move the {thing} to {shapes.CELLS[operation.value]}"
+    case "redraw":
+      kind = f"{shapes.COLORS[operation.color]} {shapes.SHAPES[operation.shape]}"
+      return f"replace the smudge at {cell} with a {kind}"
   raise ValueError(f"kind must be one of {list(DIAGNOSES)}, was {operation.kind!r}")
 
 
@@ -407,7 +453,9 @@ def instruction_text(operations: Sequence[Operation]) -> str:
   return " and ".join(map(_operation_text, operations)) or STOP_INSTRUCTION
 
 
-def reflect_answer(objects: Sequence[Object], operations: Sequence[Operation]) -> str:
+def reflect_answer(
+    objects: Sequence[Object], operations: Sequence[Operation], smudges: Sequence[int] = ()
+) -> str:
   """Writes the answer of the reflect stage: what is there, what is wrong, what to do.
 
   Names the first `MAX_OPERATIONS` operations, or fewer where they exceed `MAX_ANSWER_TOKENS`.
@@ -415,7 +463,7 @@ def reflect_answer(objects: Sequence[Object], operations: Sequence[Operation]) -
   for count in range(MAX_OPERATIONS, -1, -1):
     named = operations[:count]
     diagnosis = " ".join(dict.fromkeys(DIAGNOSES[edit.kind] for edit in named)) or "ok"
-    thought = " ".join(filter(None, (describe(objects), ":", diagnosis)))
+    thought = " ".join(filter(None, (describe(objects, smudges), ":", diagnosis)))
     answer = f"<think> {thought} </think> {instruction_text(named)}"
     if len(answer.split()) <= MAX_ANSWER_TOKENS:
       return answer

@@ -26,6 +26,8 @@ BACKGROUND = (240, 240, 240)
 PALETTE = ((235, 30, 10), (15, 185, 45), (10, 70, 235), (245, 215, 0), (170, 10, 190),
            (15, 15, 15))
 _SUPERSAMPLE = 8
+# Share of the second object in each pixel of a smudge: from 0 to 1 along the diagonal.
+_FADE = np.clip(.5 + (np.add.outer(np.arange(CELL), np.arange(CELL)) - (CELL - 1)) / 10, 0, 1)
 
 
 @flax.struct.dataclass
@@ -33,7 +35,8 @@ class Scene:
   """Holds what stands in each cell of a batch of canvases (row-major cells, int32).
 
   Pixels are counted from the cell's centre, rounded up-left when the object's size is odd. Only
-  `shape` matters where a cell is empty.
+  `shape` matters where a cell is empty. A second object in a cell of the same size and offset turns
+  it into a smudge: the first fades into it along the diagonal, as in drafts of a model in doubt.
   """
 
   shape: jax.Array  # [..., 9] index into SHAPES, -1 where the cell is empty.
@@ -41,6 +44,8 @@ class Scene:
   size: jax.Array   # [..., 9] side of the object's square in pixels, one of SIZES.
   dy: jax.Array     # [..., 9] downward offset in pixels, inside jitter_range(size).
   dx: jax.Array     # [..., 9] rightward offset in pixels, inside jitter_range(size).
+  ghost_shape: jax.Array  # [..., 9] of the second object, -1 where there is none.
+  ghost_color: jax.Array  # [..., 9]
 
 
 def margin(size: int) -> int:
@@ -62,15 +67,22 @@ def render(scene: Scene) -> jax.Array:
   Returns:
     uint8 [..., 48, 48, 3].
   """
-  alpha = jnp.asarray(STAMPS)[scene.shape, scene.size - SIZES[0], scene.dy + JITTER,
-                              scene.dx + JITTER]
-  alpha = jnp.where((scene.shape >= 0)[..., None, None], alpha, 0.)[..., None]
-  color = jnp.asarray(PALETTE, jnp.float32)[scene.color][..., None, None, :]
-  background = jnp.asarray(BACKGROUND, jnp.float32)
-  cells = jnp.round(background + alpha * (color - background)).astype(jnp.uint8)
+  first, second = _paint(scene, scene.shape, scene.color), _paint(scene, scene.ghost_shape, scene.ghost_color)
+  smudged = (scene.ghost_shape >= 0)[..., None, None, None]
+  cells = jnp.where(smudged, first + _FADE[..., None] * (second - first), first)
+  cells = jnp.round(cells).astype(jnp.uint8)
   batch = cells.shape[:-4]
   rows = cells.reshape(*batch, GRID, GRID, CELL, CELL, 3)
   return jnp.swapaxes(rows, -4, -3).reshape(*batch, CANVAS, CANVAS, 3)
+
+
+def _paint(scene: Scene, shape: jax.Array, color: jax.Array) -> jax.Array:
+  """Draws one object per cell at the scene's sizes and offsets, [..., 9, 16, 16, 3] in 0 to 255."""
+  alpha = jnp.asarray(STAMPS)[shape, scene.size - SIZES[0], scene.dy + JITTER, scene.dx + JITTER]
+  alpha = jnp.where((shape >= 0)[..., None, None], alpha, 0.)[..., None]
+  paint = jnp.asarray(PALETTE, jnp.float32)[color][..., None, None, :]
+  background = jnp.asarray(BACKGROUND, jnp.float32)
+  return background + alpha * (paint - background)
 
 
 def place(objects: Sequence[tuple[int, int, int]], rng: np.random.Generator) -> Scene:
@@ -99,14 +111,39 @@ def place(objects: Sequence[tuple[int, int, int]], rng: np.random.Generator) -> 
   size = rng.choice(SIZES, len(CELLS)).astype(np.int32)
   low, high = np.transpose([jitter_range(s) for s in size])
   dy, dx = rng.integers(low, high + 1, (2, len(CELLS)), dtype=np.int32)
-  return Scene(shape=shape, color=color, size=size, dy=dy, dx=dx)
+  return Scene(shape=shape, color=color, size=size, dy=dy, dx=dx,
+               ghost_shape=np.full_like(shape, -1), ghost_color=np.zeros_like(color))
+
+
+def smudge(scene: Scene, cells: Sequence[int], rng: np.random.Generator) -> Scene:
+  """Returns a numpy scene [9] with the objects of some cells smudged.
+
+  The second object differs in shape, colour or both, equally often; the verifier reads fewer than
+  one in twenty of such smudges as an object.
+  """
+  shape, color = scene.ghost_shape.copy(), scene.ghost_color.copy()
+  for cell in cells:
+    differs = ((True, False), (False, True), (True, True))[rng.integers(3)]
+    other = [int(rng.integers(1, len(names))) * d for names, d in zip((SHAPES, COLORS), differs)]
+    shape[cell] = (scene.shape[cell] + other[0]) % len(SHAPES)
+    color[cell] = (scene.color[cell] + other[1]) % len(COLORS)
+  return scene.replace(ghost_shape=shape, ghost_color=color)
 
 
 def objects_of(scene: Scene) -> list[tuple[int, int, int]]:
-  """Returns the (shape, color, cell) indices of one scene (arrays [9]), in cell order."""
+  """Returns the (shape, color, cell) indices of one scene (arrays [9]), in cell order.
+
+  Smudges are no objects.
+  """
   shape, color = np.asarray(scene.shape), np.asarray(scene.color)
+  clean = np.asarray(scene.ghost_shape) < 0
   return [(int(shape[cell]), int(color[cell]), cell) for cell in range(len(CELLS))
-          if shape[cell] >= 0]
+          if shape[cell] >= 0 and clean[cell]]
+
+
+def smudges_of(scene: Scene) -> list[int]:
+  """Returns the cells of one scene (arrays [9]) that hold a smudge."""
+  return [int(cell) for cell in np.flatnonzero(np.asarray(scene.ghost_shape) >= 0)]
 
 
 def _masks(v: np.ndarray, u: np.ndarray) -> list[np.ndarray]:

@@ -1,11 +1,13 @@
 """Verifies the embedded world a second time, in plain numpy and by another method.
 
-Pixels are classed by colour, the dominant colour's coverage is compared with shapes drawn here as
-polygons and discs, and GenEval's rules are loops over Python objects. It shares with r3jax the
-words and the palette, nothing else.
+The dominant colour of a cell comes from a vote of its pixels and the place of the object from where
+that colour begins and ends; then every shape, drawn here as polygons and discs, is tried at and
+around that place. GenEval's rules are loops over Python objects. It shares with r3jax the words, the
+palette and what counts as an object (`_MOST_DIFFERENT`), nothing else.
 """
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -15,44 +17,68 @@ from PIL import ImageDraw
 from r3jax.worlds import shapes
 
 _SCALE = 24
-_LEAST_OVERLAP = .85
+_MOST_DIFFERENT = .008  # mean squared difference to the nearest drawing, of numbers in [0, 1]
 
 
 @functools.cache
-def _drawings(size):
-  """Draws every shape in a square of `size` pixels; returns coverages by name."""
-  s = size * _SCALE
-  point = lambda x, y: (x * s, y * s)
+def _drawing(name, side):
+  """Draws a shape in a square of `side` fine pixels; returns its coverage, 0 or 1."""
+  point = lambda x, y: (x * side, y * side)
   disc = lambda x, y, r: [*point(x - r, y - r), *point(x + r, y + r)]
-  result = {}
-  for name in shapes.SHAPES:
-    image = Image.new("L", (s, s), 0)
-    draw = ImageDraw.Draw(image)
-    if name == "square":
-      draw.rectangle([0, 0, s, s], fill=255)
-    elif name == "ring":
-      draw.ellipse(disc(.5, .5, .5), fill=255)
-      draw.ellipse(disc(.5, .5, .27), fill=0)
-    elif name == "cross":
-      for a, b in (((.0, .0), (1., 1.)), ((1., .0), (.0, 1.))):
-        dx = .2 if a[0] < b[0] else -.2
-        draw.polygon([point(a[0] - dx, a[1]), point(a[0] + dx, a[1]), point(b[0] + dx, b[1]),
-                      point(b[0] - dx, b[1])], fill=255)
-    elif name == "spool":
-      draw.polygon([point(0, 0), point(1, 0), point(0, 1), point(1, 1)], fill=255)
-    elif name == "bow":
-      draw.polygon([point(0, 0), point(0, 1), point(1, 0), point(1, 1)], fill=255)
-    elif name == "heart":
-      draw.ellipse(disc(.25, .25, .26), fill=255)
-      draw.ellipse(disc(.75, .25, .26), fill=255)
-      flank = [(.5 - .5 * (1 - (d / .72)**1.3), .3 + d) for d in np.linspace(0, .7, 30)]
-      draw.polygon([point(x, y) for x, y in flank + [(1 - x, y) for x, y in flank[::-1]]], fill=255)
-    result[name] = np.asarray(image, float).reshape(size, _SCALE, size, _SCALE).mean((1, 3)) / 255
-  return result
+  image = Image.new("L", (side, side), 0)
+  draw = ImageDraw.Draw(image)
+  if name == "square":
+    draw.rectangle([0, 0, side, side], fill=1)
+  elif name == "ring":
+    draw.ellipse(disc(.5, .5, .5), fill=1)
+    draw.ellipse(disc(.5, .5, .27), fill=0)
+  elif name == "cross":
+    for a, b in (((.0, .0), (1., 1.)), ((1., .0), (.0, 1.))):
+      dx = .2 if a[0] < b[0] else -.2
+      draw.polygon([point(a[0] - dx, a[1]), point(a[0] + dx, a[1]), point(b[0] + dx, b[1]),
+                    point(b[0] - dx, b[1])], fill=1)
+  elif name == "spool":
+    draw.polygon([point(0, 0), point(1, 0), point(0, 1), point(1, 1)], fill=1)
+  elif name == "bow":
+    draw.polygon([point(0, 0), point(0, 1), point(1, 0), point(1, 1)], fill=1)
+  elif name == "heart":
+    draw.ellipse(disc(.25, .25, .26), fill=1)
+    draw.ellipse(disc(.75, .25, .26), fill=1)
+    flank = [(.5 - .5 * (1 - (d / .72)**1.3), .3 + d) for d in np.linspace(0, .7, 30)]
+    draw.polygon([point(x, y) for x, y in flank + [(1 - x, y) for x, y in flank[::-1]]], fill=1)
+  return np.asarray(image, float)
+
+
+@functools.cache
+def _coverage(name, size, top, left):
+  """Returns how much a shape covers of each pixel of a cell [16, 16]; all in pixels."""
+  fine = np.zeros((16 * _SCALE, 16 * _SCALE))
+  side, row, column = (round(_SCALE * x) for x in (size, top, left))
+  fine[row:row + side, column:column + side] = _drawing(name, side)
+  return fine.reshape(16, _SCALE, 16, _SCALE).mean((1, 3))
+
+
+def _edges(profile):
+  """Returns where a shape begins and ends in a profile of largest coverages [16], in pixels."""
+  inside = np.flatnonzero(profile > .5)
+  padded = np.pad(np.clip(profile, 0, 1), 1)  # pixel i is padded[i + 1]
+  begin = inside[0] + 1 - padded[inside[0]:inside[0] + 2].sum()
+  return begin, inside[-1] + padded[inside[-1] + 1:inside[-1] + 3].sum()
+
+
+def _boxes(alpha):
+  """Yields (size, top, left) at half pixels, around the place of what is seen in `alpha`."""
+  (top, bottom), (left, right) = (_edges(alpha.max(axis)) for axis in (1, 0))
+  half = lambda x: sorted({round(2 * (x + d)) / 2 for d in (-1, -.5, 0, .5, 1)})
+  size = max(bottom - top, right - left)
+  for box in itertools.product(half(size), half(top), half(left)):
+    inside = 0 <= min(box[1:]) and max(box[1:]) + box[0] <= 16
+    if shapes.SIZES[0] <= box[0] <= shapes.SIZES[-1] and inside:
+      yield box
 
 
 def _read_cell(cell):
-  """Returns (class, colour, y0, x0, size) of a cell [16, 16, 3], or None."""
+  """Returns (class, colour, top, left, size) of a cell [16, 16, 3], or None."""
   x = cell.astype(float)
   points = np.array((*shapes.PALETTE, shapes.BACKGROUND), float)
   nearest = np.argmin(((x[:, :, None] - points)**2).sum(-1), -1)
@@ -62,24 +88,16 @@ def _read_cell(cell):
   color = np.bincount(ink).argmax()
   tint = points[color] - points[-1]
   alpha = ((x - points[-1]) @ tint) / (tint @ tint)
-  if np.sqrt(((x - points[-1] - alpha[..., None] * tint)**2).mean()) > 20:
+  if not (alpha > .5).any():
     return None
-  rows, columns = (np.flatnonzero((alpha > .3).any(axis)) for axis in (1, 0))
-  if not rows.size:
-    return None
-  top, left, size = rows[0], columns[0], columns[-1] - columns[0] + 1
-  if size not in shapes.SIZES or top + size > 16:
-    return None
-  alpha = np.where(alpha < .15, 0, np.minimum(alpha, 1))
-  overlaps = {}
-  for name, drawing in _drawings(int(size)).items():
-    full = np.zeros((16, 16))
-    full[top:top + size, left:left + size] = drawing
-    overlaps[name] = np.minimum(full, alpha).sum() / np.maximum(full, alpha).sum()
-  name = max(overlaps, key=overlaps.get)
-  if overlaps[name] < _LEAST_OVERLAP:
-    return None
-  return name, shapes.COLORS[color], int(top), int(left), int(size)
+  best = None, math.inf
+  for size, top, left in _boxes(alpha):
+    for name in shapes.SHAPES:
+      drawn = points[-1] + _coverage(name, size, top, left)[..., None] * tint
+      difference = (((x - drawn) / 255)**2).mean()
+      if difference < best[1]:
+        best = (name, shapes.COLORS[color], top, left, size), difference
+  return best[0] if best[1] < _MOST_DIFFERENT else None
 
 
 def read(image):

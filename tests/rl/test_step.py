@@ -21,7 +21,7 @@ def _close(found, expected, tolerance: float):
   """Asserts that two trees of arrays agree, NaN where NaN; float32 metrics may round once."""
 
   def check(path, a, b):
-    rounding = 1e-7 if tolerance and np.asarray(b).dtype == np.float32 else 0.0
+    rounding = 2e-7 if tolerance and np.asarray(b).dtype == np.float32 else 0.0
     np.testing.assert_allclose(a, b, rtol=rounding, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
   jax.tree_util.tree_map_with_path(check, found, expected)

@@ -28,7 +28,7 @@ def _same(scene, other, cell):
   """Tells whether a cell is drawn alike in two scenes."""
   if scene.shape[cell] < 0 or other.shape[cell] < 0:
     return scene.shape[cell] == other.shape[cell]
-  fields = ("shape", "color", "size", "dy", "dx")
+  fields = ("shape", "color", "size", "dy", "dx", "ghost_shape")
   return all(getattr(scene, f)[cell] == getattr(other, f)[cell] for f in fields)
 
 
@@ -57,15 +57,19 @@ class TestReflectExample:
 
   def test_without_flaws_stop_means_satisfied(self):
     rng = np.random.default_rng(2)
-    stops = 0
+    stops = smudged = 0
     for record in _records(rng, 1000):
       example = examples.reflect_example(record, rng, flaw_rate=0.0)
       objects = shapes.objects_of(example.scene)
       assert grammar.objects_in(example.answer.split(" : ")[0]) == objects
       stop = example.answer.endswith("</think> no further edit needed")
-      assert stop == grammar.satisfied(record, objects)
+      smudges = shapes.smudges_of(example.scene)
+      assert stop == (grammar.satisfied(record, objects) and not smudges)
+      assert example.answer.count("smudge at") == len(smudges)
       stops += stop
+      smudged += bool(smudges)
     assert 0.3 < stops / 1000 < 0.45
+    assert 0.2 < smudged / 1000 < 0.35
 
   def test_flaws_are_a_share(self):
     rng = np.random.default_rng(3)
@@ -73,7 +77,8 @@ class TestReflectExample:
     for record in _records(rng, 1000):
       example = examples.reflect_example(record, rng, flaw_rate=0.5)
       stop = example.answer.endswith("</think> no further edit needed")
-      wrong += stop != grammar.satisfied(record, shapes.objects_of(example.scene))
+      right = grammar.satisfied(record, shapes.objects_of(example.scene))
+      wrong += stop != (right and not shapes.smudges_of(example.scene))
     assert 0.2 < wrong / 1000 < 0.4  # half of the flaws on wrong scenes keep an edit
 
   def test_question_is_the_protocol(self):
@@ -127,7 +132,8 @@ class TestRefineExample:
           shapes.CELLS[cell] for cell in range(9) if not _same(example.scene, example.target, cell)
       }
       assert changed == named, example.instruction
-      sizes[len(shapes.objects_of(example.scene))] += 1
+      assert not shapes.smudges_of(example.target)
+      sizes[len(shapes.objects_of(example.scene)) + len(shapes.smudges_of(example.scene))] += 1
       two += " and " in example.instruction
     assert min(sizes[size] for size in range(1, 7)) > 50
     assert 0.2 < two / 1000 < 0.6

@@ -89,6 +89,11 @@ class TestDescribe:
     assert grammar.plan_text([]) == "<think> </think>"
 
 
+  def test_smudges_stand_among_the_objects(self):
+    text = grammar.describe([(SQUARE, RED, TOP_LEFT), (RING, BLUE, BOTTOM)], [CENTER])
+    assert text == "red square top-left , smudge center , blue ring bottom"
+
+
 class TestObjectsIn:
 
   def test_reads_back_plans_and_answers(self):
@@ -203,6 +208,32 @@ class TestEditsTowards:
     assert edits == [grammar.Operation("remove", SQUARE, RED, CENTER)]
 
 
+class TestEditsOfSmudged:
+
+  def test_missing_object_is_drawn_in_place_of_the_smudge(self):
+    record = next(r for r in RECORDS if r["prompt"] == "a photo of a red square")
+    edits = grammar.edits_of_smudged(record, [], [CENTER], np.random.default_rng(0))
+    assert edits == [grammar.Operation("redraw", SQUARE, RED, CENTER)]
+
+  def test_superfluous_smudge_is_wiped(self):
+    record = next(r for r in RECORDS if r["prompt"] == "a photo of a red square")
+    edits = grammar.edits_of_smudged(record, [(SQUARE, RED, TOP_LEFT)], [CENTER], np.random.default_rng(0))
+    assert edits == [grammar.Operation("wipe", -1, -1, CENTER)]
+
+  def test_applying_reaches_the_record_and_leaves_no_smudge(self):
+    rng = np.random.default_rng(15)
+    kinds = collections.Counter()
+    for record, objects in _cases(rng, 1000):
+      free = sorted(set(range(9)) - {cell for _, _, cell in objects})
+      smudges = rng.permutation(free)[: rng.integers(3)].tolist()
+      edits = grammar.edits_of_smudged(record, objects, smudges, rng)
+      assert _fulfilled(record, grammar.apply(edits, objects))
+      mended = [edit.cell for edit in edits if edit.kind in ("redraw", "wipe")]
+      assert sorted(mended) == sorted(smudges)
+      kinds.update(edit.kind for edit in edits)
+    assert min(kinds["redraw"], kinds["wipe"]) > 100
+
+
 class TestApply:
 
   def test_operations(self):
@@ -239,7 +270,7 @@ class TestRandomOperations:
       assert edited != objects
       assert len(edited) <= grammar.MAX_OBJECTS
       kinds.update(operation.kind for operation in operations)
-    assert min(kinds[kind] for kind in grammar.DIAGNOSES) > 300
+    assert min(kinds[kind] for kind in ("add", "remove", "recolor", "replace", "move")) > 300
 
 
 class TestFlawedInstruction:
@@ -277,6 +308,13 @@ class TestInstructionText:
     assert text("replace", RING) == "replace the red square at center with a ring"
     assert text("move", BOTTOM) == "move the red square at center to bottom"
     assert grammar.instruction_text([]) == "no further edit needed"
+
+
+  def test_sentences_about_smudges(self):
+    edits = [grammar.Operation("wipe", -1, -1, TOP_LEFT), grammar.Operation("redraw", RING, BLUE, CENTER)]
+    assert grammar.instruction_text(edits) == (
+        "remove the smudge at top-left and replace the smudge at center with a blue ring"
+    )
 
 
 class TestReflectAnswer:

@@ -12,7 +12,8 @@ def _scene(cell=4, shape=0, color=0, size=12, dy=0, dx=0):
   full = lambda value: np.full(9, value, np.int32)
   kind = full(-1)
   kind[cell] = shape
-  return shapes.Scene(shape=kind, color=full(color), size=full(size), dy=full(dy), dx=full(dx))
+  return shapes.Scene(shape=kind, color=full(color), size=full(size), dy=full(dy), dx=full(dx),
+                      ghost_shape=full(-1), ghost_color=full(0))
 
 
 class TestJitterRange:
@@ -87,3 +88,28 @@ class TestPlace:
   def test_refuses_illegal_objects(self, objects, message):
     with pytest.raises(ValueError, match=message):
       shapes.place(objects, np.random.default_rng(0))
+
+
+class TestSmudge:
+
+  def test_fades_from_one_object_into_the_other_along_the_diagonal(self):
+    scene = _scene(cell=0, shape=0, color=0, size=12)
+    ghost = np.where(np.arange(9) == 0, 0, -1).astype(np.int32)
+    image = np.asarray(shapes.render(scene.replace(ghost_shape=ghost, ghost_color=scene.color + 2)))
+    assert tuple(image[3, 3]) == shapes.PALETTE[0]
+    assert tuple(image[13, 13]) == shapes.PALETTE[2]
+    middle = np.add(shapes.PALETTE[0], shapes.PALETTE[2]) / 2
+    np.testing.assert_allclose(image[7, 8], middle, atol=1)
+    np.testing.assert_array_equal(image[16:], np.broadcast_to(shapes.BACKGROUND, (32, 48, 3)))
+
+  def test_is_no_object_and_leaves_the_others(self):
+    rng = np.random.default_rng(0)
+    scene = shapes.place([(1, 2, 0), (0, 5, 4), (5, 0, 8)], rng)
+    smudged = shapes.smudge(scene, [4], rng)
+    assert shapes.objects_of(smudged) == [(1, 2, 0), (5, 0, 8)]
+    assert shapes.smudges_of(smudged) == [4]
+    assert shapes.smudges_of(scene) == []
+    before, after = (np.array(shapes.render(x)) for x in (scene, smudged))
+    assert (before != after)[16:32, 16:32].any()
+    before[16:32, 16:32] = after[16:32, 16:32]
+    np.testing.assert_array_equal(before, after)

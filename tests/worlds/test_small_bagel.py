@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import r3_geneval
+from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import shapes as verifier
 from r3jax.worlds import batches
 from r3jax.worlds import shapes
+from tests.rewards import numpy_verifier
 
 
 @functools.cache
@@ -20,8 +22,43 @@ def _experiment() -> experiment_lib.Experiment:
 
 
 @functools.cache
+def _mesh() -> jax.sharding.Mesh:
+  return mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+
+
+@functools.cache
 def _weights():
-  return _experiment().load(mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1))
+  return _experiment().load(_mesh())
+
+
+def _generate(number: int) -> list[evaluate.Round]:
+  """Returns the drafts of held-out prompts and what one reflect-refine round makes of them."""
+  experiment, config = _experiment(), r3_geneval.get_config("shapes")
+  with config.unlocked():
+    config.eval.points = 12
+  settings = experiment_lib.evaluation_settings(config, experiment.settings)
+  mesh = _mesh()
+  reward, parse = experiment.reward(mesh), experiment.parse(mesh)
+  evaluator = evaluate.Evaluator(
+      experiment.modules, settings, reward, parse, mesh, rounds=2, batch_size=number // 2, seed=3
+  )
+  prompts = experiment.encode(experiment.heldout[: number // 2])
+  with jax.set_mesh(mesh):
+    return evaluator.run(*_weights(), prompts, 1)
+
+
+class TestVerifierOnGeneratedImages:
+
+  def test_agrees_with_plain_numpy(self):
+    images = np.concatenate([found.images for found in _generate(200)])
+    objects = jax.device_get(jax.jit(verifier.detect)(images))
+    agreed = []
+    for shape, color, image in zip(objects.shape, objects.color, images):
+      seen = {o["cell"]: (o["class"], o["color"]) for o in numpy_verifier.read(image)}
+      found = {int(i): (shapes.SHAPES[shape[i]], shapes.COLORS[color[i]]) for i in np.flatnonzero(shape >= 0)}
+      agreed.append(seen == found)
+    assert len(agreed) == 200
+    assert np.mean(agreed) >= 0.98
 
 
 class TestAutoencoder:
