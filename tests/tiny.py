@@ -166,7 +166,7 @@ class Bench:
     return found
 
   def run_staged(self, stages, number: int) -> list[tuple]:
-    """Does the same with stages that are programs of their own, see `step.Split`."""
+    """Does the same with stages that are programs of their own, see `step.split`."""
     with jax.set_mesh(self.mesh):
       found, state = [], self.state()
       for i in range(number):

@@ -1,11 +1,12 @@
 """The R3 iteration: reason -> update -> pool -> reflect and refine -> update (R3.md 4 to 8).
 
 `Iteration` holds the stages as pure functions of one replica, mapped over the `data` axis.
-`fused` makes one compiled program of them, `split` runs the same stages as separate programs.
+`fused` makes one program of them, `split` separate ones.
 """
 
 import dataclasses
 import functools
+import types as types_lib
 from typing import Callable
 
 import flax.struct
@@ -300,37 +301,6 @@ def fused(iteration: Iteration, mesh: jax.sharding.Mesh):
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """The same stages as separate compiled programs; a drop-in for `Iteration` in `run`.
-
-  Attributes:
-    iteration: the stages.
-    mesh: mapped over its `data` axis.
-    shardings: of the state that an update returns; the compiler's choice if None.
-  """
-
-  iteration: Iteration
-  mesh: jax.sharding.Mesh
-  shardings: state_lib.TrainState | None = None
-
-  @property
-  def settings(self) -> settings_lib.Settings:
-    """The iteration's settings."""
-    return self.iteration.settings
-
-  def __getattr__(self, name: str):
-    in_specs, out_specs = _SPLIT_SPECS[name]
-    method = getattr(self.iteration, name)
-    mapped = jax.shard_map(
-        method, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False
-    )
-    updates = name in ("learn_to_reason", "learn_to_edit")
-    compiled = jax.jit(mapped, out_shardings=(self.shardings, None) if updates else None)
-    object.__setattr__(self, name, compiled)  # compile once
-    return compiled
-
-
 _ONE, _MANY = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(AXIS)
 _SPLIT_SPECS = {
     "draft": ((_ONE, _ONE, _ONE, _ONE), _MANY),
@@ -342,3 +312,26 @@ _SPLIT_SPECS = {
     "learn_to_edit": ((_ONE, _ONE, _MANY, _MANY), (_ONE, _ONE)),
     "pool_again": ((_MANY, _MANY), _ONE),
 }
+
+
+def split(
+    iteration: Iteration, mesh: jax.sharding.Mesh, shardings: state_lib.TrainState | None = None
+) -> types_lib.SimpleNamespace:
+  """Returns the same stages as separate compiled programs; takes the place of `iteration` in `run`.
+
+  Args:
+    iteration: the stages.
+    mesh: they are mapped over its `data` axis.
+    shardings: of the state that an update returns; the compiler's choice if None.
+  """
+
+  def compiled(name: str, in_specs, out_specs):
+    mapped = jax.shard_map(
+        getattr(iteration, name),
+        mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={AXIS}, check_vma=False,
+    )
+    updates = name in ("learn_to_reason", "learn_to_edit")
+    return jax.jit(mapped, out_shardings=(shardings, None) if updates else None)
+
+  stages = {name: compiled(name, *specs) for name, specs in _SPLIT_SPECS.items()}
+  return types_lib.SimpleNamespace(settings=iteration.settings, **stages)

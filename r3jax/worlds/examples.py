@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 
 from r3jax.sequence import prompts as protocol
+from r3jax.worlds import edits as edits_lib
 from r3jax.worlds import grammar
 from r3jax.worlds import prompts
 from r3jax.worlds import shapes
@@ -44,33 +45,33 @@ class RefineExample:
 
 
 def reason_example(record: dict, rng: np.random.Generator, flaw_rate: float) -> ReasonExample:
-  """Draws a plan for a record, flawed (`grammar.flawed_plan`) with probability `flaw_rate`."""
+  """Draws a plan for a record, flawed (`edits_lib.flawed_plan`) with probability `flaw_rate`."""
   scene = prompts.scene_for(record, rng)
   objects = shapes.objects_of(scene)
   if rng.random() < flaw_rate:
-    objects = grammar.flawed_plan(record, objects, rng)
+    objects = edits_lib.flawed_plan(record, objects, rng)
     scene = shapes.place(objects, rng)
   return ReasonExample(record["prompt"], grammar.plan_text(objects), scene)
 
 
-def _imperfect_objects(record: dict, rng: np.random.Generator) -> list[grammar.Object]:
+def _imperfect_objects(record: dict, rng: np.random.Generator) -> list[edits_lib.Object]:
   """Draws a flawed plan, or a right scene after one or two random edits, at times crowded."""
   objects = shapes.objects_of(prompts.scene_for(record, rng))
   if rng.random() < 0.5:
-    objects = grammar.flawed_plan(record, objects, rng)
+    objects = edits_lib.flawed_plan(record, objects, rng)
   else:
     count = 1 + int(rng.random() < _TWO_EDITS_SHARE)
-    objects = grammar.apply(grammar.random_operations(objects, rng, count), objects)
+    objects = edits_lib.apply(edits_lib.random_operations(objects, rng, count), objects)
   if rng.random() < _DENSE_SHARE:
     objects = _crowd(objects, rng)
   return objects
 
 
-def _crowd(objects: Sequence[grammar.Object], rng: np.random.Generator) -> list[grammar.Object]:
-  """Adds random objects up to a random number of at most `grammar.MAX_OBJECTS`."""
+def _crowd(objects: Sequence[edits_lib.Object], rng: np.random.Generator) -> list[edits_lib.Object]:
+  """Adds random objects up to a random number of at most `edits_lib.MAX_OBJECTS`."""
   cells = rng.permutation(len(shapes.CELLS)).tolist()
   free = [cell for cell in cells if cell not in {item[2] for item in objects}]
-  size = int(rng.integers(max(1, len(objects)), grammar.MAX_OBJECTS + 1))
+  size = int(rng.integers(max(1, len(objects)), edits_lib.MAX_OBJECTS + 1))
   added = [
       (int(rng.integers(len(shapes.SHAPES))), int(rng.integers(len(shapes.COLORS))), cell)
       for cell in free[: size - len(objects)]
@@ -99,7 +100,7 @@ def reflect_example(record: dict, rng: np.random.Generator, flaw_rate: float) ->
   Args:
     record: what the image should show.
     rng: source of all draws.
-    flaw_rate: probability of an instruction that does not help (`grammar.flawed_instruction`; a
+    flaw_rate: probability of an instruction that does not help (`edits_lib.flawed_instruction`; a
       stop where there are smudges).
 
   Returns:
@@ -112,11 +113,11 @@ def reflect_example(record: dict, rng: np.random.Generator, flaw_rate: float) ->
   return ReflectExample(scene, question, answer)
 
 
-def _instruction(record: dict, scene: shapes.Scene, rng, flawed: bool) -> list[grammar.Operation]:
+def _instruction(record: dict, scene: shapes.Scene, rng, flawed: bool) -> list[edits_lib.Operation]:
   objects, smudges = shapes.objects_of(scene), shapes.smudges_of(scene)
   if not flawed:
-    return grammar.edits_of_smudged(record, objects, smudges, rng)
-  return [] if smudges else grammar.flawed_instruction(record, objects, rng)
+    return edits_lib.edits_of_smudged(record, objects, smudges, rng)
+  return [] if smudges else edits_lib.flawed_instruction(record, objects, rng)
 
 
 def question_example(record: dict, rng: np.random.Generator) -> ReflectExample:
@@ -127,7 +128,7 @@ def question_example(record: dict, rng: np.random.Generator) -> ReflectExample:
 
 
 def edit_scene(
-    scene: shapes.Scene, operations: Sequence[grammar.Operation], rng: np.random.Generator
+    scene: shapes.Scene, operations: Sequence[edits_lib.Operation], rng: np.random.Generator
 ) -> shapes.Scene:
   """Applies operations to a numpy scene [9].
 
@@ -157,12 +158,12 @@ def edit_scene(
   return shapes.Scene(**fields)
 
 
-def _random_operations(scene: shapes.Scene, rng: np.random.Generator) -> list[grammar.Operation]:
+def _random_operations(scene: shapes.Scene, rng: np.random.Generator) -> list[edits_lib.Operation]:
   """Draws edits of a scene; they mend all its smudges, most of them by the object below."""
   smudges = shapes.smudges_of(scene)
   if not smudges:
     count = 1 + int(rng.random() < _TWO_EDITS_SHARE)
-    return grammar.random_operations(shapes.objects_of(scene), rng, count)
+    return edits_lib.random_operations(shapes.objects_of(scene), rng, count)
   operations = []
   for cell in smudges:
     shape, color = int(scene.shape[cell]), int(scene.color[cell])
@@ -170,7 +171,7 @@ def _random_operations(scene: shapes.Scene, rng: np.random.Generator) -> list[gr
     if fate < 0.2:
       shape, color = int(rng.integers(len(shapes.SHAPES))), int(rng.integers(len(shapes.COLORS)))
     wipe = fate > 0.8
-    operations.append(grammar.Operation("wipe", -1, -1, cell) if wipe else grammar.Operation("redraw", shape, color, cell))
+    operations.append(edits_lib.Operation("wipe", -1, -1, cell) if wipe else edits_lib.Operation("redraw", shape, color, cell))
   return operations
 
 
@@ -185,7 +186,7 @@ def refine_example(record: dict, rng: np.random.Generator) -> RefineExample:
   scene, operations = _smudge(shapes.place(objects, rng), rng), []
   if about_record:
     seen = shapes.objects_of(scene), shapes.smudges_of(scene)
-    operations = grammar.edits_of_smudged(record, *seen, rng)[: grammar.MAX_OPERATIONS]
+    operations = edits_lib.edits_of_smudged(record, *seen, rng)[: grammar.MAX_OPERATIONS]
   operations = operations or _random_operations(scene, rng)
   target = edit_scene(scene, operations, rng)
   return RefineExample(scene, grammar.instruction_text(operations), target)

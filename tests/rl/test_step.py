@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def fused(bench):
 
 @pytest.fixture(scope="module")
 def split(bench):
-  return step_lib.Split(bench.iteration, bench.mesh)
+  return step_lib.split(bench.iteration, bench.mesh)
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +56,13 @@ def wide_run(tiny_model):
   return run
 
 
-class Staged:
-  """A split iteration with other scores or rounds."""
-
-  def __init__(self, split: step_lib.Split, change=lambda score: score, rounds: int = 1):
-    self._split, self._change = split, change
-    self.settings = dataclasses.replace(split.settings, reflect_rounds=rounds)
-
-  def __getattr__(self, name: str):
-    return getattr(self._split, name)
-
-  def score_drafts(self, drafts):
-    return self._change(self._split.score_drafts(drafts))
-
-  def score_edits(self, edits):
-    return self._change(self._split.score_edits(edits))
+def _staged(split, change=lambda score: score, rounds: int = 1) -> types.SimpleNamespace:
+  """Returns a split iteration with other scores or rounds."""
+  return types.SimpleNamespace(**vars(split) | {
+      "settings": dataclasses.replace(split.settings, reflect_rounds=rounds),
+      "score_drafts": lambda drafts: change(split.score_drafts(drafts)),
+      "score_edits": lambda edits: change(split.score_edits(edits)),
+  })
 
 
 class TestFused:
@@ -123,7 +116,7 @@ class TestSplit:
 
   @pytest.mark.parametrize("rounds", [0, 2])
   def test_rounds_are_updates_on_edits(self, bench, split, rounds):
-    ((state, metrics, _),) = bench.run_staged(Staged(split, rounds=rounds), 1)
+    ((state, metrics, _),) = bench.run_staged(_staged(split, rounds=rounds), 1)
     counts = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32}
     assert counts == {1 + rounds}
     assert ("edit2/loss" in metrics) == (rounds == 2)
@@ -142,7 +135,7 @@ class TestInvalidRewards:
       fill = lambda x: jnp.where(known, x, value).astype(jnp.float32)
       return rewards_base.Score(fill(score.value), known, jax.tree.map(fill, score.parts))
 
-    return Staged(split, change)
+    return _staged(split, change)
 
   @pytest.mark.parametrize("valid", [
       [[True, False, True, True], [True, True, True, False]],
@@ -193,7 +186,7 @@ class TestMesh:
     bench = tiny.make_bench(folder, shape)
     iteration = dataclasses.replace(bench.iteration, optimizer=keep)
     session = dataclasses.replace(bench.session, iteration=iteration)
-    found, split = [], step_lib.Split(iteration, bench.mesh)
+    found, split = [], step_lib.split(iteration, bench.mesh)
     with jax.set_mesh(bench.mesh):
       state = session.init(jax.device_put(policy, session.experiment.policy_shardings(bench.mesh)))
       for learn, rollout, score in (

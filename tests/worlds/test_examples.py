@@ -9,6 +9,7 @@ import pytest
 from r3jax.sequence import prompts as protocol
 from r3jax.sequence import tokenizer as tokenizer_lib
 from r3jax.worlds import examples
+from r3jax.worlds import edits as edits_lib
 from r3jax.worlds import grammar
 from r3jax.worlds import prompts
 from r3jax.worlds import shapes
@@ -42,7 +43,7 @@ class TestReasonExample:
       objects = shapes.objects_of(example.scene)
       assert grammar.objects_in(example.thought) == objects
       assert example.prompt == record["prompt"]
-      right += grammar.satisfied(record, objects)
+      right += edits_lib.satisfied(record, objects)
     assert right / 1000 == pytest.approx(0.4, abs=0.05)
 
   def test_same_seed_gives_same_examples(self):
@@ -64,7 +65,7 @@ class TestReflectExample:
       assert grammar.objects_in(example.answer.split(" : ")[0]) == objects
       stop = example.answer.endswith("</think> no further edit needed")
       smudges = shapes.smudges_of(example.scene)
-      assert stop == (grammar.satisfied(record, objects) and not smudges)
+      assert stop == (edits_lib.satisfied(record, objects) and not smudges)
       assert example.answer.count("smudge at") == len(smudges)
       stops += stop
       smudged += bool(smudges)
@@ -77,7 +78,7 @@ class TestReflectExample:
     for record in _records(rng, 1000):
       example = examples.reflect_example(record, rng, flaw_rate=0.5)
       stop = example.answer.endswith("</think> no further edit needed")
-      right = grammar.satisfied(record, shapes.objects_of(example.scene))
+      right = edits_lib.satisfied(record, shapes.objects_of(example.scene))
       wrong += stop != (right and not shapes.smudges_of(example.scene))
     assert 0.2 < wrong / 1000 < 0.4  # half of the flaws on wrong scenes keep an edit
 
@@ -102,20 +103,20 @@ class TestEditScene:
     rng = np.random.default_rng(6)
     for _ in range(500):
       scene = shapes.place([(1, 2, 3), (4, 5, 6), (0, 0, 0)], rng)
-      operations = grammar.random_operations(shapes.objects_of(scene), rng, 2)
+      operations = edits_lib.random_operations(shapes.objects_of(scene), rng, 2)
       before = {name: value.copy() for name, value in vars(scene).items()}
       edited = examples.edit_scene(scene, operations, rng)
       objects = shapes.objects_of(scene)
-      assert shapes.objects_of(edited) == grammar.apply(operations, objects)
+      assert shapes.objects_of(edited) == edits_lib.apply(operations, objects)
       assert all((before[name] == getattr(scene, name)).all() for name in before)
 
   def test_edited_object_keeps_size_and_offset(self):
     rng = np.random.default_rng(7)
     scene = shapes.place([(1, 2, 3)], rng)
-    move = grammar.Operation("move", 1, 2, 3, 8)
+    move = edits_lib.Operation("move", 1, 2, 3, 8)
     moved = examples.edit_scene(scene, [move], rng)
     assert (moved.size[8], moved.dy[8], moved.dx[8]) == (scene.size[3], scene.dy[3], scene.dx[3])
-    recolored = examples.edit_scene(scene, [grammar.Operation("recolor", 1, 2, 3, 0)], rng)
+    recolored = examples.edit_scene(scene, [edits_lib.Operation("recolor", 1, 2, 3, 0)], rng)
     assert (recolored.size == scene.size).all()
     assert recolored.color[3] == 0
 

@@ -52,13 +52,18 @@ class TestVerifierOnGeneratedImages:
   def test_agrees_with_plain_numpy(self):
     images = np.concatenate([found.images for found in _generate(200)])
     objects = jax.device_get(jax.jit(verifier.detect)(images))
-    agreed = []
-    for shape, color, image in zip(objects.shape, objects.color, images):
+    differing, margins = set(), []
+    for i, image in enumerate(images):
       seen = {o["cell"]: (o["class"], o["color"]) for o in numpy_verifier.read(image)}
-      found = {int(i): (shapes.SHAPES[shape[i]], shapes.COLORS[color[i]]) for i in np.flatnonzero(shape >= 0)}
-      agreed.append(seen == found)
-    assert len(agreed) == 200
-    assert np.mean(agreed) >= 0.98
+      for cell in range(9):
+        shape, color = objects.shape[i, cell], objects.color[i, cell]
+        found = (shapes.SHAPES[shape], shapes.COLORS[color]) if shape >= 0 else None
+        if seen.get(cell) != found:
+          differing.add(i)
+          margins.append(abs(objects.error[i, cell] / verifier.THRESHOLD - 1))
+    assert len(images) == 200
+    assert len(differing) <= 6  # 97 % of the images in full,
+    assert max(margins, default=0) < 0.1  # and what differs lies at the threshold
 
 
 class TestAutoencoder:
@@ -74,5 +79,6 @@ class TestAutoencoder:
       return jnp.all((before.shape == after.shape) & (before.color == after.color), axis=-1)
 
     scenes = [batches.dense_scene(i, seed=9) for i in range(600)]
+    scenes = [scene.replace(ghost_shape=np.full(9, -1)) for scene in scenes]  # smudges are no objects
     stacked = [jax.tree.map(lambda *x: np.stack(x), *scenes[i : i + 100]) for i in range(0, 600, 100)]
     assert np.mean([right(scene) for scene in stacked]) >= 0.99
