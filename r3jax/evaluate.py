@@ -5,8 +5,8 @@ is finished and keeps its image and score. Noise comes from (seed, prompt, image
 do not depend on the batch size or the number of devices.
 """
 
+from collections.abc import Iterator
 import dataclasses
-from typing import Iterator
 
 import flax.struct
 import jax

@@ -3,10 +3,10 @@
 This is the only place below `launch/` and `train.py` that reads a ConfigDict.
 """
 
+from collections.abc import Callable
 import dataclasses
 import importlib.resources
 import pathlib
-from typing import Callable
 
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,8 @@ Next-token cross-entropy on thoughts, reflections and answers; flow-matching MSE
 edits, with and without the guidance branches, on the layouts that R3 samples with.
 """
 
+from collections.abc import Callable, Iterator
 import dataclasses
-from typing import Callable, Iterator
 
 import flax.struct
 import jax

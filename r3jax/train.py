@@ -1,5 +1,6 @@
 """The main job: evaluate, iterate, checkpoint, evaluate again, report."""
 
+from collections.abc import Iterator
 import ctypes
 import dataclasses
 import importlib.metadata
@@ -8,7 +9,6 @@ import os
 import pathlib
 import resource
 import time
-from typing import Iterator
 
 from absl import logging
 import jax

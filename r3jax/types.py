@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 Params = dict  # nested dict of arrays
 Key = jax.Array  # typed PRNG key, or an array of them
+DType = jax.typing.DTypeLike
 
 Latent = Float[Array, "B N C"]
 Hidden = Float[Array, "B T D"]
@@ -28,7 +29,9 @@ Positions = Int[Array, "B T"]
 TokenIds = Int[Array, "B T"]
 Lengths = Int[Array, "B"]
 Time = Float[Array, "B"]
+StepStd = Float[Array, "B 1 1"]  # of an SDE step, one per sample
 PerSample = Float[Array, "B"]
+Flags = Bool[Array, "B"]
 Logits = Float[Array, "B T V"]
 Images = UInt8[Array, "B h w 3"]
 Pixels = Float[Array, "B h w 3"]

@@ -1,7 +1,7 @@
 """Joint attention over several key/value sources without concatenating them."""
 
+from collections.abc import Sequence
 import dataclasses
-from typing import Sequence
 
 import jax
 import jax.numpy as jnp

@@ -20,7 +20,7 @@ SAME = ((1, 1), (1, 1))
 BOTTOM_RIGHT = ((0, 1), (0, 1))  # the stride-2 convolutions pad only there
 
 
-def _conv(features: int, dtype: jnp.dtype, **kwargs) -> nn.Conv:
+def _conv(features: int, dtype: types.DType, **kwargs) -> nn.Conv:
   settings = {"kernel_size": (3, 3), "padding": SAME} | kwargs
   kernel_axes = (None, None, "conv_in", "conv_out")
   return nn.Conv(
@@ -32,11 +32,11 @@ def _conv(features: int, dtype: jnp.dtype, **kwargs) -> nn.Conv:
   )
 
 
-def _pointwise(features: int, dtype: jnp.dtype) -> nn.Conv:
+def _pointwise(features: int, dtype: types.DType) -> nn.Conv:
   return _conv(features, dtype, kernel_size=(1, 1), padding="VALID")
 
 
-def _group_norm(dtype: jnp.dtype, name: str | None = None) -> nn.GroupNorm:
+def _group_norm(dtype: types.DType, name: str | None = None) -> nn.GroupNorm:
   return nn.GroupNorm(
       NUM_GROUPS,
       name=name,
@@ -53,7 +53,7 @@ class ResBlock(nn.Module):
 
   in_channels: int
   channels: int
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     self.norm1 = _group_norm(self.dtype)
@@ -73,7 +73,7 @@ class Attention(nn.Module):
   """Residual single-head attention over all positions."""
 
   channels: int
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     self.norm = _group_norm(self.dtype)
@@ -92,7 +92,7 @@ class Middle(nn.Module):
   """Residual block, attention, residual block at the deepest level."""
 
   channels: int
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     self.block_1 = ResBlock(self.channels, self.channels, self.dtype)
@@ -109,7 +109,7 @@ class Resample(nn.Module):
   channels: int
   stride: int
   padding: tuple[tuple[int, int], tuple[int, int]]  # zeros (before, after) per side
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     self.conv = _conv(self.channels, self.dtype, strides=self.stride, padding=self.padding)
@@ -124,7 +124,7 @@ class Level(nn.Module):
   in_channels: int
   channels: int
   num_blocks: int
-  dtype: jnp.dtype
+  dtype: types.DType
   resample: str = ""  # "downsample" halves the sides, "upsample" doubles them
 
   @nn.compact
@@ -144,7 +144,7 @@ class Encoder(nn.Module):
   """[B, H, W, 3] pixels -> [B, h, w, 2 z] means and log-variances."""
 
   config: config_lib.AutoencoderConfig
-  dtype: jnp.dtype
+  dtype: types.DType
 
   @nn.compact
   def __call__(self, pixels: types.Pixels) -> Features:
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
   """[B, h, w, z] unscaled latents -> [B, H, W, 3] pixels."""
 
   config: config_lib.AutoencoderConfig
-  dtype: jnp.dtype
+  dtype: types.DType
 
   @nn.compact
   def __call__(self, z: Features) -> types.Pixels:
@@ -183,7 +183,7 @@ class Autoencoder(nn.Module):
   """Deterministic autoencoder between pixels and the flow's latent tokens."""
 
   config: config_lib.AutoencoderConfig
-  dtype: jnp.dtype = jnp.float32
+  dtype: types.DType = jnp.float32
   latent_patch: int = 2  # latent cells per token side
 
   def setup(self):

@@ -4,8 +4,8 @@
 frozen and live in `siglip.py` and `autoencoder.py`.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Mapping, Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -64,7 +64,7 @@ class Embedding(nn.Module):
 
   size: int
   width: int
-  dtype: jnp.dtype
+  dtype: types.DType
 
   @nn.compact
   def __call__(self, ids: types.TokenIds) -> types.Hidden:
@@ -78,7 +78,7 @@ class TwoLayers(nn.Module):
 
   hidden: int
   activation: str  # "gelu_tanh" or "silu"
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     project = dict(features=(self.hidden,), use_bias=True, dtype=self.dtype)
@@ -100,7 +100,7 @@ class Bagel(nn.Module):
   """
 
   config: config_lib.BagelConfig
-  dtype: jnp.dtype = jnp.float32
+  dtype: types.DType = jnp.float32
   remat: str = "none"
 
   def setup(self):

@@ -1,9 +1,10 @@
 """Sizes of a BAGEL model, read from its folder or taken from a preset."""
 
+from collections.abc import Callable
 import dataclasses
 import json
 import pathlib
-from typing import Any, Callable
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)

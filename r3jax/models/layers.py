@@ -17,7 +17,7 @@ from r3jax import types
 MAX_PERIOD = 10000.0  # longest wavelength / (2 pi) of the fixed sinusoids
 
 
-def at_least_float32(dtype: jnp.dtype) -> jnp.dtype:
+def at_least_float32(dtype: types.DType) -> types.DType:
   """Returns `dtype`, or float32 where `dtype` is narrower (or an integer)."""
   return jnp.promote_types(dtype, jnp.float32)
 
@@ -26,7 +26,7 @@ class RMSNorm(nn.Module):
   """`x / sqrt(mean(x^2) + eps) * scale` over the last axis, computed in float32 or wider."""
 
   eps: float
-  dtype: jnp.dtype = jnp.float32
+  dtype: types.DType = jnp.float32
   axis: str = "norm"  # logical name of the scale
 
   @nn.compact
@@ -45,7 +45,7 @@ class Projection(nn.Module):
   axes: tuple[str, ...]  # logical names of the kernel's axes, inputs first
   num_contracted: int = 1  # how many of the last axes of the input are inputs
   use_bias: bool = False
-  dtype: jnp.dtype = jnp.float32
+  dtype: types.DType = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

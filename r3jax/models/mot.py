@@ -1,7 +1,6 @@
 """Qwen2 mixture of transformers: two experts per layer, one joint attention (R3.md section 2)."""
 
 import dataclasses
-from typing import Sequence
 
 import flax.linen as nn
 import jax
@@ -31,7 +30,7 @@ class Expert(nn.Module):
   """The parameters and the token-wise half of one expert of one layer."""
 
   config: config_lib.LLMConfig
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     c = self.config
@@ -66,7 +65,7 @@ class Layer(nn.Module):
   """One decoder layer: expert-wise projections, joint attention, expert-wise MLPs."""
 
   config: config_lib.LLMConfig
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     self.und = Expert(self.config, self.dtype)
@@ -103,7 +102,7 @@ class FinalNorm(nn.Module):
   """The doubled last norm."""
 
   config: config_lib.LLMConfig
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     self.und = layers.RMSNorm(self.config.rms_norm_eps, self.dtype)
@@ -119,7 +118,7 @@ REMAT_POLICIES = {
 }
 
 
-def scanned_layers(config: config_lib.LLMConfig, dtype: jnp.dtype, remat: str) -> nn.Module:
+def scanned_layers(config: config_lib.LLMConfig, dtype: types.DType, remat: str) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 
   Args:

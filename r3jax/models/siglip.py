@@ -4,11 +4,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from r3jax import types
 from r3jax.models import config as config_lib
 from r3jax.models import layers
 
 
-def _layer_norm(config: config_lib.VisionConfig, dtype: jnp.dtype) -> nn.LayerNorm:
+def _layer_norm(config: config_lib.VisionConfig, dtype: types.DType) -> nn.LayerNorm:
   return nn.LayerNorm(
       epsilon=config.layer_norm_eps,
       dtype=dtype,
@@ -22,7 +23,7 @@ class Layer(nn.Module):
   """Pre-norm encoder layer: full attention, then a tanh-GELU MLP; biases everywhere."""
 
   config: config_lib.VisionConfig
-  dtype: jnp.dtype
+  dtype: types.DType
 
   def setup(self):
     c = self.config
@@ -54,7 +55,7 @@ class VisionTransformer(nn.Module):
   """Patches of one image -> features, post layer norm included."""
 
   config: config_lib.VisionConfig
-  dtype: jnp.dtype = jnp.float32
+  dtype: types.DType = jnp.float32
 
   def setup(self):
     c = self.config

@@ -25,7 +25,7 @@ class Towers:
 
   config: config_lib.BagelConfig
   size: tuple[int, int]
-  dtype: jnp.dtype = jnp.float32
+  dtype: types.DType = jnp.float32
 
   @property
   def latent_grid(self) -> tuple[int, int]:

@@ -173,7 +173,7 @@ def _tail_table(tags: TagIds) -> tuple[np.ndarray, np.ndarray]:
 
 def _instruction_ids(
     ids: types.TokenIds, lengths: types.Lengths, last: Int[Array, "B"], tags: TagIds, width: int
-) -> tuple[types.TokenIds, types.Lengths]:
+) -> tuple[Int[Array, "B width"], types.Lengths]:
   """Returns the ids after the closing token at `last` [B], int32 [B, width], and their number."""
   table, sizes = _tail_table(tags)
   closing = jnp.take_along_axis(ids, last[:, None], 1)[:, 0]
@@ -188,7 +188,7 @@ def _instruction_ids(
   return jnp.where(slot < size[:, None], from_tail, from_ids), size + lengths - 2 - last
 
 
-def _segment(ids: types.TokenIds, count: types.Lengths, tags: TagIds) -> types.TokenIds:
+def _segment(ids: Int[Array, "B width"], count: types.Lengths, tags: TagIds) -> Int[Array, "B capacity"]:
   """Puts markers around the first `count` of ids [B, I - 2], zeros after; int32 [B, I]."""
   count = count[:, None]
   slot = jnp.arange(ids.shape[1] + 2)

@@ -4,8 +4,8 @@ Inside the step only `data` is mapped by hand. A nested, fully mapped region mak
 a replica handle its own rows, so each image is scored once, on the host that holds it.
 """
 
-from typing import Callable
 
+from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np

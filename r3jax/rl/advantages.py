@@ -31,7 +31,7 @@ def reason_return(score: types.PerSample, format_reward: types.PerSample, format
   return format_reward * score + format_weight * format_reward
 
 
-def improvement(score: types.PerSample, before: types.PerSample, stop: types.PerSample):
+def improvement(score: types.PerSample, before: types.PerSample, stop: types.Flags):
   """Returns d = r - r0, or 1 where r0 = 1 and the instruction says to stop."""
   return jnp.where((before == 1) & stop, 1.0, score - before)
 
@@ -39,7 +39,7 @@ def improvement(score: types.PerSample, before: types.PerSample, stop: types.Per
 def reflect_return(
     score: types.PerSample,
     before: types.PerSample,
-    stop: types.PerSample,
+    stop: types.Flags,
     format_reward: types.PerSample,
     format_weight: float,
 ):

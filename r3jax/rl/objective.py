@@ -47,7 +47,7 @@ def text_terms(
     reference_logprob: jax.Array,
     text: rollout_lib.Text,
     advantage: types.PerSample,
-    valid: jax.Array,
+    valid: types.Flags,
     clip_range: float,
 ) -> TextTerms:
   """Sums the text terms of this replica's samples.
@@ -80,7 +80,7 @@ def flow_terms(
     trajectory: flow_lib.Trajectory,
     flow: settings_lib.FlowSettings,
     advantage: types.PerSample,
-    valid: jax.Array,
+    valid: types.Flags,
     clip_range: float,
 ) -> FlowTerms:
   """Sums the image terms of this replica's samples at their SDE step; arguments as `text_terms`."""

@@ -4,8 +4,8 @@ Sampling and scoring share contexts, layouts and velocities, so on-policy ratios
 rounding. What a group shares (system prompt, prompt, source image) is computed once per group.
 """
 
+from collections.abc import Mapping
 import dataclasses
-from typing import Mapping
 
 import flax.struct
 import jax

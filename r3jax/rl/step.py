@@ -4,10 +4,10 @@
 `fused` makes one program of them, `split` separate ones.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import types as types_lib
-from typing import Callable
 
 import flax.struct
 import jax

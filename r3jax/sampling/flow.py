@@ -1,7 +1,7 @@
 """Flow matching: ODE, SDE and mixed trajectories, their log-probs and KL (R3.md section 6)."""
 
+from collections.abc import Callable
 import itertools
-from typing import Callable
 
 import flax.struct
 import jax
@@ -26,7 +26,7 @@ def ode_step(latent: types.Latent, velocity: types.Latent, dt: types.Time) -> ty
 
 def sde_moments(
     latent: types.Latent, velocity: types.Latent, t: types.Time, dt: types.Time, eta: types.Time
-) -> tuple[types.Latent, types.Latent]:
+) -> tuple[types.Latent, types.StepStd]:
   """Returns mean [B, N, C] and standard deviation [B, 1, 1] of one SDE step (Flow-GRPO).
 
     x0 = x - t v;  score = -(x - (1 - t) x0) / t^2
@@ -39,12 +39,12 @@ def sde_moments(
   return mean, eta * jnp.sqrt(dt)
 
 
-def token_logprob(next_latent: types.Latent, mean: types.Latent, std: types.Latent) -> jax.Array:
+def token_logprob(next_latent: types.Latent, mean: types.Latent, std: types.StepStd) -> jax.Array:
   """Returns -1/2 mean over channels of ((x' - mean) / std)^2, [B, N]; the normaliser is dropped."""
   return -0.5 * jnp.mean(((next_latent - mean) / std) ** 2, axis=-1)
 
 
-def token_kl(mean: types.Latent, reference_mean: types.Latent, std: types.Latent) -> jax.Array:
+def token_kl(mean: types.Latent, reference_mean: types.Latent, std: types.StepStd) -> jax.Array:
   """Returns the mean over channels of ((mean - reference mean) / std)^2, [B, N] (no 1/2)."""
   return jnp.mean(((mean - reference_mean) / std) ** 2, axis=-1)
 

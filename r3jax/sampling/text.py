@@ -1,7 +1,7 @@
 """Text decoding with a key/value cache (R3.md section 5)."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Mapping, Sequence
 
 import flax.struct
 import jax

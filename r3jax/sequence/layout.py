@@ -5,9 +5,10 @@ segments are full. From the layout and the lengths follow rotary positions and a
 (R3.md section 3); because the expert of a slot is static, routing needs no gather.
 """
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Literal, Mapping, Sequence
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -156,7 +157,7 @@ def positions(
   return starts + jnp.asarray(slots.offset * is_text)
 
 
-def _per_segment(layout: Layout, values: Mapping[str, types.Lengths], rows: int):
+def _per_segment(layout: Layout, values: Mapping[str, types.Lengths | int], rows: int):
   """Returns [B, segments] int32 of one value per segment, 0 where none is given."""
   columns = [values.get(segment.name, 0) for segment in layout.segments]
   return jnp.stack([jnp.broadcast_to(jnp.asarray(c, jnp.int32), (rows,)) for c in columns], axis=1)

@@ -1,7 +1,7 @@
 """Batches of supervised examples as arrays, for SFT (Grain pipeline)."""
 
+from collections.abc import Callable, Iterator
 import dataclasses
-from typing import Callable, Iterator
 
 import flax.struct
 import grain.python as grain
