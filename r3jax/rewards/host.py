@@ -4,12 +4,12 @@ Inside the step only `data` is mapped by hand. A nested, fully mapped region mak
 a replica handle its own rows, so each image is scored once, on the host that holds it.
 """
 
-
 from collections.abc import Callable
+
 import jax
+from jax.experimental import io_callback
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import io_callback
 
 from r3jax import types
 from r3jax.rewards import base
@@ -33,7 +33,8 @@ def reward_from_host(reward: HostReward, parts: tuple[str, ...], mesh: jax.shard
   """Makes a reward of the compiled step from a Python function.
 
   Args:
-    reward: scores numpy images; called once per device with that device's rows.
+    reward: scores numpy images; called once per device with that device's rows. It must not wait for
+      computations on the mesh's own devices, which wait for it.
     parts: names of the parts that it returns.
     mesh: the step's mesh.
 
