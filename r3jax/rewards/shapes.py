@@ -22,12 +22,17 @@ MAX_ITEMS = 3
 MAX_EXCLUDES = 2
 
 # A cell holds an object if the mean squared difference of its 768 numbers in [0, 1] to the nearest
-# drawing is below this. Drawings stand at half pixels and have half sizes in between, because a
-# model's objects do. The least differences over all colours, sizes and offsets of what is *not* the
-# object: half an object to any drawing .0189, another class of the same colour .0206, another colour
-# of the same class .0275, a blank cell .0537. So the threshold is below half of every one of them. A
-# true object behind an autoencoder of RMS error e differs by e²: .0036 at .06, lost from .089 on.
-THRESHOLD = .008
+# drawing is below the threshold of its colour. Drawings stand at half pixels and have half sizes in
+# between, because a model's objects do. With d_c the colour minus the background, the least
+# differences over all sizes and offsets of what is *not* the object: half an object to any drawing
+# .0211 |d_c|², another class of the same colour .0230 |d_c|², a blank cell .0599 |d_c|², the same
+# class in the colour b .0600 |d_b - d_c|². The thresholds are below half of every one of them; they
+# follow the contrast, as the eye does. A true object behind an autoencoder of RMS error e differs by
+# e²: .0036 at .06, and yellow, the faintest, is lost from .089 on.
+_TINTS = (np.float32(shapes.PALETTE) - np.float32(shapes.BACKGROUND)) / 255  # d_c, [colors, 3]
+_APART = np.sum((_TINTS[:, None] - _TINTS) ** 2, -1) + 9 * np.eye(len(_TINTS))
+THRESHOLDS = np.minimum(.0089 * np.sum(_TINTS**2, -1), .03 * np.min(_APART, -1)).astype(np.float32)
+MARKED = .008  # mean squared difference to the background from which on a cell is not blank
 
 
 @flax.struct.dataclass
@@ -77,7 +82,7 @@ def encode_records(records: Sequence[dict]) -> Target:
 
 
 def detect(images: types.Images) -> Objects:
-  """Finds the object of every cell: the nearest drawing, if it is nearer than THRESHOLD.
+  """Finds the object of every cell: the nearest drawing, if it is near enough.
 
   With x the cell and d_c the colour c, both minus the background, and m the coverage of a drawing:
   |x - m d_c|² = |x|² - 2 Σ_p m_p (x_p · d_c) + |m|² |d_c|², so that all drawings cost one matmul.
@@ -91,16 +96,15 @@ def detect(images: types.Images) -> Objects:
     The objects, one at most per cell.
   """
   background = np.float32(shapes.BACKGROUND) / 255
-  tints = np.float32(shapes.PALETTE) / 255 - background  # [colors, 3]
   cells = _cells(images.astype(jnp.float32) / 255 - background)  # [B, 9, 256, 3]
-  color = _nearest_color(cells, tints)
+  color = _nearest_color(cells, _TINTS)
   masks, boxes = _drawings(step=.5)
-  tint = jnp.asarray(tints)[color]  # [B, 9, 3]
+  tint = jnp.asarray(_TINTS)[color]  # [B, 9, 3]
   overlap = _dot("bnp,tp->bnt", _dot("bnpk,bnk->bnp", cells, tint), masks)
   energy = jnp.sum(tint**2, -1, keepdims=True) * np.sum(masks**2, 1)  # [B, 9, drawings]
   squares = jnp.sum(cells**2, (2, 3))[..., None] - 2 * overlap + energy
   nearest, error = jnp.argmin(squares, -1), jnp.min(squares, -1) / cells[0, 0].size
-  found = error < THRESHOLD
+  found = error < jnp.asarray(THRESHOLDS)[color]
   shape = nearest // (len(masks) // len(shapes.SHAPES))
   corner = shapes.CELL * np.stack(np.divmod(np.arange(len(shapes.CELLS)), shapes.GRID), 1)
   return Objects(
@@ -176,7 +180,7 @@ def verify(images: types.Images, targets: Target) -> base.Score:
   objects = detect(images)
   background = np.float32(shapes.BACKGROUND) / 255
   cells = _cells(images.astype(jnp.float32) / 255 - background)
-  marked = jnp.mean(cells**2, (2, 3)) > THRESHOLD
+  marked = jnp.mean(cells**2, (2, 3)) > MARKED
   clutter = jnp.mean(marked & (objects.shape < 0), -1)
   found = score(objects, targets)
   return found.replace(parts=found.parts | {"clutter": clutter})

@@ -119,7 +119,7 @@ def smudge(scene: Scene, cells: Sequence[int], rng: np.random.Generator) -> Scen
   """Returns a numpy scene [9] with the objects of some cells smudged.
 
   The second object differs in shape, colour or both, equally often; the verifier reads fewer than
-  one in twenty of such smudges as an object.
+  one in ten of such smudges as an object.
   """
   shape, color = scene.ghost_shape.copy(), scene.ghost_color.copy()
   for cell in cells:

@@ -17,7 +17,9 @@ from PIL import ImageDraw
 from r3jax.worlds import shapes
 
 _SCALE = 24
-_MOST_DIFFERENT = .008  # mean squared difference to the nearest drawing, of numbers in [0, 1]
+# Mean squared difference to the nearest drawing, of numbers in [0, 1], up to which it is an object.
+_MOST_DIFFERENT = {"red": .01328, "green": .01255, "blue": .0112, "yellow": .00797, "purple": .00825,
+                   "black": .01375}
 
 
 @functools.cache
@@ -97,7 +99,7 @@ def _read_cell(cell):
       difference = (((x - drawn) / 255)**2).mean()
       if difference < best[1]:
         best = (name, shapes.COLORS[color], top, left, size), difference
-  return best[0] if best[1] < _MOST_DIFFERENT else None
+  return best[0] if best[1] < _MOST_DIFFERENT[shapes.COLORS[color]] else None
 
 
 def read(image):
