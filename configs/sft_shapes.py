@@ -33,7 +33,14 @@ def get_config() -> ml_collections.ConfigDict:
   autoencoder.warmup = 50
   autoencoder.kl_weight = 3e-5
 
+  vision = config.vision = ml_collections.ConfigDict()
+  vision.num_steps = 600
+  vision.batch_size = 64
+  vision.learning_rate = 2e-3
+  vision.warmup = 50
+
   joint = config.joint = ml_collections.ConfigDict()
+  joint.folder = ""  # start from the policy of this BAGEL folder instead of a fresh one
   joint.num_steps = 2000
   joint.batch_size = 32  # examples of each kind
   joint.learning_rate = 2e-3

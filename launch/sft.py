@@ -1,4 +1,5 @@
-"""Trains a small BAGEL on the embedded world from nothing: autoencoder, then text and flow together.
+"""Trains a small BAGEL on the embedded world from nothing: autoencoder and ViT, then text
+and flow together.
 
   python launch/sft.py --config=configs/sft_shapes.py --out=DIR
 
@@ -7,6 +8,7 @@ Writes a folder in BAGEL's format.
 
 import dataclasses
 import functools
+import math
 import pathlib
 
 from absl import app
@@ -28,6 +30,7 @@ from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
 from r3jax.models import siglip
 from r3jax.models import towers as towers_lib
+from r3jax.parallel import mesh as mesh_lib
 from r3jax.rl import settings as settings_lib
 from r3jax.sequence import tokenizer as tokenizer_lib
 from r3jax.worlds import batches
@@ -75,27 +78,35 @@ def _borrowed_autoencoder(folder: str, sizes: config_lib.BagelConfig):
   return params, dataclasses.replace(sizes, autoencoder=other.autoencoder)
 
 
-def init_params(modules: settings_lib.Modules, settings: settings_lib.Settings, seed: int):
-  """Returns fresh {"policy", "vision"} parameters."""
-  policy_key, vision_key = jax.random.split(jax.random.key(seed))
-  policy = nn.unbox(experiment.init_policy(modules, settings, policy_key))
-  vision = modules.bagel.config.vision
+def train_vision(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig):
+  """Returns trained ViT parameters."""
+  vision, settings = sizes.vision, config.vision
+  tower = siglip.VisionTransformer(vision)
   patches = jnp.zeros((1, 1, 3 * vision.patch_size**2))
-  tower = nn.unbox(siglip.VisionTransformer(vision).init(vision_key, patches, jnp.zeros(1, jnp.int32)))
-  return {"policy": policy, "vision": tower["params"]}
+  params = nn.unbox(jax.jit(tower.init)(jax.random.key(config.seed), patches, jnp.zeros(1, jnp.int32)))["params"]
+  head = jnp.zeros((vision.hidden_size, 3 + len(shapes.SHAPES) + len(shapes.COLORS)))
+  scenes = functools.partial(batches.dense_scene, seed=config.seed + 2)
+  data = batches.iterate(scenes, settings.batch_size, settings.num_steps)
+  loss = lambda params, scene, key: sft.vision_loss(tower, params, scene)
+  optimizer = sft.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
+  watch = functools.partial(log, config.log_every)
+  return sft.fit(loss, {"tower": params, "head": head}, optimizer, data, config.seed, watch)["tower"]
 
 
-def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, autoencoder, save):
-  """Trains {"policy", "vision"}; hands them to `save` now and then, and at the end."""
+def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, frozen, save):
+  """Trains the policy; hands it to `save` now and then, and at the end."""
   tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
   modules = settings_lib.Modules(
       bagel_lib.Bagel(sizes), towers_lib.Towers(sizes, (shapes.CANVAS, shapes.CANVAS))
   )
   settings = small_bagel.sft_settings(tokenizer, modules.towers)
-  params = jax.jit(lambda: init_params(modules, settings, config.seed))()
-  save(params)  # from here on the autoencoder can be reused
   joint = config.joint
-  training = sft.JointTraining(modules, settings, autoencoder, joint.copies, joint.flow_weight, shift=3.0)
+  if joint.folder:
+    policy = bagel_checkpoint.load(joint.folder, sizes)["policy"]
+  else:
+    policy = jax.jit(lambda: nn.unbox(experiment.init_policy(modules, settings, jax.random.key(config.seed))))()
+  save(policy)  # from here on the autoencoder can be reused
+  training = sft.JointTraining(modules, settings, frozen, joint.copies, joint.flow_weight, shift=3.0)
   mix = batches.Mix(**config.mix)
   encoder = batches.Encoder(
       prompts.by_tag(prompts.train_records()), tokenizer, settings.capacities, mix, config.seed
@@ -103,31 +114,33 @@ def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig
   data = batches.iterate(encoder, joint.batch_size, joint.num_steps)
   optimizer = sft.adamw(joint.learning_rate, joint.num_steps, joint.warmup)
 
-  def watch(step: int, params, metrics: dict):
-    log(config.log_every, step, params, metrics)
+  def watch(step: int, policy, metrics: dict):
+    log(config.log_every, step, policy, metrics)
     if step % joint.save_every == 0 or step == joint.num_steps:
-      save(params)
+      save(policy)
 
-  sft.fit(training.loss, params, optimizer, data, config.seed, watch)
+  sft.fit(training.loss, policy, optimizer, data, config.seed, watch)
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
+  mesh_lib.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "joint"))))
   out.mkdir(parents=True, exist_ok=True)
   sizes = small_bagel.sizes(config.model)
   if config.autoencoder.folder:
     autoencoder, sizes = _borrowed_autoencoder(config.autoencoder.folder, sizes)
   else:
     autoencoder, sizes = train_autoencoder(config, sizes)
+  frozen = {"vision": train_vision(config, sizes), "autoencoder": autoencoder}
   vocabulary.build_tokenizer().save(str(out / "tokenizer.json"))
 
-  def save(params):
-    bagel_checkpoint.save({**params, "autoencoder": autoencoder}, sizes, out, config.stored_dtype)
+  def save(policy):
+    bagel_checkpoint.save(frozen | {"policy": policy}, sizes, out, config.stored_dtype)
     logging.info("wrote %s", out)
 
-  train_joint(config, sizes, autoencoder, save)
+  train_joint(config, sizes, frozen, save)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
   python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR [--config.KEY=VALUE ...]
 """
 
+import math
 import os
 import sys
 
@@ -14,6 +15,7 @@ from ml_collections import config_flags
 
 import r3jax
 from r3jax import train
+from r3jax.parallel import mesh as mesh_lib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run there is resumed.")
@@ -39,8 +41,11 @@ def main(argv):
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
   _keep_compiled_programs()
+  config = _CONFIG.value
+  if config.mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
+    mesh_lib.use_all_cores(math.gcd(config.groups_per_step, config.eval.batch_size))
   try:
-    train.run(_CONFIG.value, _WORKDIR.value)
+    train.run(config, _WORKDIR.value)
   except ValueError as error:
     logging.debug("traceback", exc_info=True)
     sys.exit(f"r3jax: {error}")

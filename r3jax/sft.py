@@ -1,7 +1,8 @@
-"""Supervised fine-tuning: the autoencoder first, then text and flow together.
+"""Supervised training of a small BAGEL: autoencoder and ViT first, then text and flow together.
 
-Next-token cross-entropy on thoughts, reflections and answers; flow-matching MSE on drafts and
-edits, with and without the guidance branches, on the layouts that R3 samples with.
+The ViT learns to tell what stands in every cell, as SigLIP comes pretrained to BAGEL. Then next-token cross-entropy on thoughts, reflections and answers, and
+flow-matching MSE on drafts and edits, with and without the guidance branches, on the layouts that
+R3 samples with.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +17,10 @@ from r3jax import types
 from r3jax.io import images as images_lib
 from r3jax.models import autoencoder as autoencoder_lib
 from r3jax.models import bagel as bagel_lib
+from r3jax.models import layers
+from r3jax.models import siglip
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import rules
 from r3jax.rl import losses
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import settings as settings_lib
@@ -47,6 +52,31 @@ def autoencoder_loss(
   return mse + kl_weight * kl, {"mse": mse, "kl": kl}
 
 
+def vision_loss(
+    tower: siglip.VisionTransformer, params: types.Params, scene: shapes.Scene
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the cross-entropy of a linear reading of every cell's ViT feature, and its parts.
+
+  Args:
+    tower: a ViT whose patches are the cells.
+    params: {"tower", "head"}, the head [hidden, 3 + shapes + colours]: empty, object or smudge;
+      the object's shape; its colour.
+    scene: [B, 9].
+  """
+  pixels = images_lib.to_pixels(shapes.render(scene))
+  positions = layers.grid_positions(shapes.GRID, shapes.GRID, shapes.GRID)
+  features = tower.apply({"params": params["tower"]}, layers.patchify(pixels, shapes.CELL), positions)
+  state, shape, color = jnp.split(features @ params["head"], (3, 3 + len(shapes.SHAPES)), axis=-1)
+  filled = scene.shape >= 0
+  clear = filled & (scene.ghost_shape < 0)
+  cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+  mean = lambda x: jnp.sum(jnp.where(clear, x, 0.0)) / jnp.maximum(jnp.sum(clear), 1)
+  of_state = jnp.mean(cross_entropy(state, jnp.where(filled, jnp.where(clear, 1, 2), 0)))
+  of_shape = mean(cross_entropy(shape, jnp.maximum(scene.shape, 0)))
+  value = of_state + of_shape + mean(cross_entropy(color, scene.color))
+  return value, {"vision": value, "shapes right": mean(jnp.argmax(shape, -1) == scene.shape)}
+
+
 def adamw(learning_rate: float, num_steps: int, warmup: int) -> optax.GradientTransformation:
   """Returns AdamW (0.9, 0.95) with clipping at norm 1, linear warm-up and cosine decay."""
   schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, num_steps, learning_rate * 0.01)
@@ -70,7 +100,7 @@ def fit(
     seed: int,
     watch: Callable[[int, types.Params, dict], None],
 ) -> types.Params:
-  """Minimises a loss over batches.
+  """Minimises a loss over batches, which are split over all devices.
 
   Args:
     loss: (params, batch, key) -> (value, metrics).
@@ -91,9 +121,12 @@ def fit(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     return SFTState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics
 
+  mesh = mesh_lib.make_mesh(data=-1, fsdp=1, tensor=1)
+  rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+  params = jax.device_put(params, rules.replicated(mesh))
   state = SFTState(params, optimizer.init(params), jnp.int32(0))
   for number, batch in enumerate(batches, 1):
-    state, metrics = step(state, batch)
+    state, metrics = step(state, jax.device_put(batch, rows))
     watch(number, state.params, metrics)
   return state.params
 
@@ -105,7 +138,7 @@ class JointTraining:
   Attributes:
     modules: the model.
     settings: layouts and system prompts.
-    autoencoder: frozen parameters.
+    frozen: {"vision", "autoencoder"} parameters.
     copies: noisy copies of every image per example.
     flow_weight: weight of the flow MSE against the cross-entropies.
     shift: of the times' logit-normal distribution, as in the sampling schedule.
@@ -113,15 +146,14 @@ class JointTraining:
 
   modules: settings_lib.Modules
   settings: settings_lib.Settings
-  autoencoder: types.Params
+  frozen: types.Params
   copies: int
   flow_weight: float
   shift: float
 
-  def loss(self, params: types.Params, batch: batches_lib.Batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss and its parts; params are {"policy", "vision"}."""
-    frozen = {"vision": params["vision"], "autoencoder": self.autoencoder}
-    actor = rollout_lib.Actor(self.modules, params["policy"], frozen, self.settings)
+  def loss(self, policy: types.Params, batch: batches_lib.Batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss and its parts."""
+    actor = rollout_lib.Actor(self.modules, policy, self.frozen, self.settings)
     reason_key, refine_key = jax.random.split(key)
     thought, draft = self._reason(actor, batch.reason, reason_key)
     answer = self._reflect(actor, batch.reflect)
@@ -148,7 +180,7 @@ class JointTraining:
 
   def _refine(self, actor: rollout_lib.Actor, rows: batches_lib.RefineRows, key) -> jax.Array:
     source = rollout_lib.look(actor, shapes.render(rows.scene))
-    context = rollout_lib.refine_context(actor, jax.lax.stop_gradient(source.latent), source.features, 1)
+    context = rollout_lib.refine_context(actor, source.latent, source.features, 1)
     lengths = {name: rows.instruction.lengths for name in ("instruction", "instruction_alone")}
     inputs = {name: rows.instruction.ids for name in lengths}
     own = actor.run(context.layout, inputs, lengths, (context.cache,)).cache
@@ -156,7 +188,7 @@ class JointTraining:
     return self._flow(actor, context.layout, clean, lengths, (context.cache, own), stages.EDIT, key)
 
   def _latent(self, actor: rollout_lib.Actor, scene: shapes.Scene) -> types.Latent:
-    return jax.lax.stop_gradient(actor.modules.towers.encode(actor.frozen, shapes.render(scene)))
+    return actor.modules.towers.encode(actor.frozen, shapes.render(scene))
 
   def _flow(self, actor, layout, clean, lengths, past, names, key) -> jax.Array:
     """Returns the MSE of the full branch on `copies` noisy copies and of the others on one."""

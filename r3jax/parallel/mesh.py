@@ -1,9 +1,23 @@
 """The device mesh: data replicas, parameter shards, tensor shards."""
 
+import os
+
 import jax
 import numpy as np
 
 AXES = ("data", "fsdp", "tensor")
+
+
+def use_all_cores(rows: int):
+  """Makes CPU cores into devices, as many as split `rows` evenly; call it before JAX starts.
+
+  Small programs keep two cores a third busier as two devices than as the threads of one. Nothing
+  changes where there is an accelerator, or where the user has set the number of CPU devices.
+  """
+  if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    return
+  count = max(n for n in range(1, (os.cpu_count() or 1) + 1) if rows % n == 0)
+  jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:

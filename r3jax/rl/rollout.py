@@ -6,6 +6,7 @@ rounding. What a group shares (system prompt, prompt, source image) is computed 
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -56,6 +57,12 @@ class Text:
   behavior_logprob: jax.Array  # [B, T - 1]
 
 
+# Compiled apart only to be traced once: the same segments run in rollout, loss and reference.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(bagel: bagel_lib.Bagel, layout: layout_lib.Layout, policy: types.Params, inputs, lengths, past):
+  return bagel.apply({"params": policy}, layout, inputs, lengths, past)
+
+
 @dataclasses.dataclass(frozen=True)
 class Actor:
   """A policy at work: modules, parameters and settings that every stage needs.
@@ -74,7 +81,7 @@ class Actor:
 
   def run(self, layout, inputs, lengths, past=()) -> bagel_lib.Output:
     """Runs segments through the policy, see `Bagel.__call__`."""
-    return self.modules.bagel.apply({"params": self.policy}, layout, inputs, lengths, past)
+    return _run(self.modules.bagel, layout, self.policy, inputs, lengths, past)
 
   def velocities(self, output: bagel_lib.Output, names: tuple[str, ...]) -> tuple[types.Latent, ...]:
     """Reads the velocities of the named noise segments."""
