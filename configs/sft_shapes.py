@@ -11,6 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the config of the supervised run on the embedded world."""
   config = ml_collections.ConfigDict()
   config.seed = 0
+  config.start = ""  # go on with the model of this BAGEL folder: only text and flow are trained
 
   model = config.model = ml_collections.ConfigDict()
   model.hidden_size = 128
@@ -26,7 +27,6 @@ def get_config() -> ml_collections.ConfigDict:
   model.autoencoder_multipliers = (1, 1, 2, 4)
 
   autoencoder = config.autoencoder = ml_collections.ConfigDict()
-  autoencoder.folder = ""  # reuse the autoencoder of this BAGEL folder instead of training one
   autoencoder.num_steps = 1300
   autoencoder.batch_size = 16
   autoencoder.learning_rate = 2e-3
@@ -40,7 +40,6 @@ def get_config() -> ml_collections.ConfigDict:
   vision.warmup = 50
 
   joint = config.joint = ml_collections.ConfigDict()
-  joint.folder = ""  # start from the policy of this BAGEL folder instead of a fresh one
   joint.num_steps = 2000
   joint.batch_size = 32  # examples of each kind
   joint.learning_rate = 2e-3
@@ -52,7 +51,8 @@ def get_config() -> ml_collections.ConfigDict:
   mix = config.mix = ml_collections.ConfigDict()
   mix.plan_flaws = 0.5
   mix.instruction_flaws = 0.3
-  mix.questions = 0.25
+  mix.questions = 0.15
+  mix.descriptions = 0.4
 
   config.log_every = 50
   config.stored_dtype = "float16"  # of the written files; training is in float32

@@ -72,12 +72,6 @@ def train_autoencoder(config: ml_collections.ConfigDict, sizes: config_lib.Bagel
   return params, dataclasses.replace(sizes, autoencoder=measured)
 
 
-def _borrowed_autoencoder(folder: str, sizes: config_lib.BagelConfig):
-  other = config_lib.from_folder(folder)
-  params = bagel_checkpoint.load(folder, other)["autoencoder"]
-  return params, dataclasses.replace(sizes, autoencoder=other.autoencoder)
-
-
 def train_vision(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig):
   """Returns trained ViT parameters."""
   vision, settings = sizes.vision, config.vision
@@ -93,19 +87,25 @@ def train_vision(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfi
   return sft.fit(loss, {"tower": params, "head": head}, optimizer, data, config.seed, watch)["tower"]
 
 
-def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, frozen, save):
-  """Trains the policy; hands it to `save` now and then, and at the end."""
-  tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
-  modules = settings_lib.Modules(
-      bagel_lib.Bagel(sizes), towers_lib.Towers(sizes, (shapes.CANVAS, shapes.CANVAS))
-  )
-  settings = small_bagel.sft_settings(tokenizer, modules.towers)
-  joint = config.joint
-  if joint.folder:
-    policy = bagel_checkpoint.load(joint.folder, sizes)["policy"]
-  else:
-    policy = jax.jit(lambda: nn.unbox(experiment.init_policy(modules, settings, jax.random.key(config.seed))))()
-  save(policy)  # from here on the autoencoder can be reused
+def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.TextTokenizer):
+  """Returns trained towers, a fresh policy and the sizes."""
+  sizes = small_bagel.sizes(config.model)
+  autoencoder, sizes = train_autoencoder(config, sizes)
+  modules, settings = _model(sizes, tokenizer)
+  fresh = lambda: nn.unbox(experiment.init_policy(modules, settings, jax.random.key(config.seed)))
+  weights = {"autoencoder": autoencoder, "vision": train_vision(config, sizes), "policy": jax.jit(fresh)()}
+  return weights, sizes
+
+
+def _model(sizes: config_lib.BagelConfig, tokenizer: tokenizer_lib.TextTokenizer):
+  towers = towers_lib.Towers(sizes, (shapes.CANVAS, shapes.CANVAS))
+  return settings_lib.Modules(bagel_lib.Bagel(sizes), towers), small_bagel.sft_settings(tokenizer, towers)
+
+
+def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, tokenizer, weights, save):
+  """Trains the policy of the weights; hands them to `save` now and then, and at the end."""
+  modules, settings = _model(sizes, tokenizer)
+  joint, frozen = config.joint, {name: weights[name] for name in ("autoencoder", "vision")}
   training = sft.JointTraining(modules, settings, frozen, joint.copies, joint.flow_weight, shift=3.0)
   mix = batches.Mix(**config.mix)
   encoder = batches.Encoder(
@@ -117,9 +117,9 @@ def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig
   def watch(step: int, policy, metrics: dict):
     log(config.log_every, step, policy, metrics)
     if step % joint.save_every == 0 or step == joint.num_steps:
-      save(policy)
+      save(frozen | {"policy": policy})
 
-  sft.fit(training.loss, policy, optimizer, data, config.seed, watch)
+  sft.fit(training.loss, weights["policy"], optimizer, data, config.seed, watch)
 
 
 def main(argv):
@@ -128,19 +128,20 @@ def main(argv):
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
   mesh_lib.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "joint"))))
   out.mkdir(parents=True, exist_ok=True)
-  sizes = small_bagel.sizes(config.model)
-  if config.autoencoder.folder:
-    autoencoder, sizes = _borrowed_autoencoder(config.autoencoder.folder, sizes)
-  else:
-    autoencoder, sizes = train_autoencoder(config, sizes)
-  frozen = {"vision": train_vision(config, sizes), "autoencoder": autoencoder}
   vocabulary.build_tokenizer().save(str(out / "tokenizer.json"))
+  tokenizer = tokenizer_lib.load(out)
+  if config.start:
+    sizes = config_lib.from_folder(config.start)
+    weights = bagel_checkpoint.load(config.start, sizes)
+  else:
+    weights, sizes = from_nothing(config, tokenizer)
 
-  def save(policy):
-    bagel_checkpoint.save(frozen | {"policy": policy}, sizes, out, config.stored_dtype)
+  def save(weights):
+    bagel_checkpoint.save(weights, sizes, out, config.stored_dtype)
     logging.info("wrote %s", out)
 
-  train_joint(config, sizes, frozen, save)
+  save(weights)  # the towers are done
+  train_joint(config, sizes, tokenizer, weights, save)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class TestJointTraining:
     )
     settings = small_bagel.sft_settings(tokenizer, modules.towers)
     training = sft.JointTraining(modules, settings, weights, copies=2, flow_weight=1.0, shift=3.0)
-    by_tag, mix = prompts.by_tag(prompts.train_records()), batches.Mix(0.5, 0.3, 0.25)
+    by_tag, mix = prompts.by_tag(prompts.train_records()), batches.Mix(0.5, 0.3, 0.25, 0.25)
     encoder = batches.Encoder(by_tag, tokenizer, settings.capacities, mix, seed=0)
     (batch,) = batches.iterate(encoder, batch_size=8, num_steps=1)
     same_noise = lambda params, rows, key: training.loss(params, rows, jax.random.key(0))

@@ -13,8 +13,6 @@ from r3jax.sequence import tokenizer as tokenizer_lib
 from r3jax.worlds import examples
 from r3jax.worlds import shapes
 
-_SMUDGED = 0.1  # of the objects that the autoencoder sees
-
 
 @flax.struct.dataclass
 class TextRows:
@@ -68,11 +66,13 @@ class Mix:
     plan_flaws: share of flawed plans.
     instruction_flaws: share of instructions that do not help.
     questions: share of reflect examples that are other questions about the image.
+    descriptions: share of reflect examples that ask what is there.
   """
 
   plan_flaws: float
   instruction_flaws: float
   questions: float
+  descriptions: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,10 @@ class Encoder:
     return ReasonRows(self._text(example.prompt, c.prompt), self._text(example.thought, c.thought), example.scene)
 
   def _reflect(self, rng: np.random.Generator) -> ReflectRows:
-    record = self._record(rng)
-    if rng.random() < self.mix.questions:
+    record, kind = self._record(rng), rng.random()
+    if kind < self.mix.descriptions:
+      example = examples.description_example(rng)
+    elif kind < self.mix.descriptions + self.mix.questions:
       example = examples.question_example(record, rng)
     else:
       example = examples.reflect_example(record, rng, self.mix.instruction_flaws)
@@ -132,9 +134,5 @@ def iterate(example: Callable[[int], object], batch_size: int, num_steps: int) -
 
 
 def dense_scene(index: int, seed: int) -> shapes.Scene:
-  """Returns scene number `index` of 0 to 9 random objects, some smudged, for the autoencoder."""
-  rng = np.random.default_rng((seed, index))
-  cells = rng.permutation(len(shapes.CELLS))[: rng.integers(len(shapes.CELLS) + 1)].tolist()
-  draw = lambda names: int(rng.integers(len(names)))
-  scene = shapes.place([(draw(shapes.SHAPES), draw(shapes.COLORS), cell) for cell in cells], rng)
-  return shapes.smudge(scene, [cell for cell in cells if rng.random() < _SMUDGED], rng)
+  """Returns dense scene number `index`, for the autoencoder and the ViT."""
+  return examples.dense_scene(np.random.default_rng((seed, index)))

@@ -13,7 +13,8 @@ from r3jax.worlds import shapes
 
 _RIGHT_SHARE = 0.45  # of the scenes to reflect on, before some are smudged
 _SMUDGED_SHARE = 0.3  # of the scenes to reflect on and to edit
-_DENSE_SHARE = 0.15
+_DENSE_SHARE = 0.3  # of the imperfect scenes: what stands there does not follow from the prompt
+_SMUDGED_OBJECTS = 0.1  # of the objects of dense scenes
 _TWO_EDITS_SHARE = 0.3
 
 
@@ -125,6 +126,21 @@ def question_example(record: dict, rng: np.random.Generator) -> ReflectExample:
   scene = _scene_to_judge(record, rng)
   question, answer = grammar.question_answer(shapes.objects_of(scene), record, rng)
   return ReflectExample(scene, question, answer)
+
+
+def dense_scene(rng: np.random.Generator) -> shapes.Scene:
+  """Draws a scene of 0 to 9 random objects, some of them smudged."""
+  cells = rng.permutation(len(shapes.CELLS))[: rng.integers(len(shapes.CELLS) + 1)].tolist()
+  draw = lambda names: int(rng.integers(len(names)))
+  scene = shapes.place([(draw(shapes.SHAPES), draw(shapes.COLORS), cell) for cell in cells], rng)
+  return shapes.smudge(scene, [cell for cell in cells if rng.random() < _SMUDGED_OBJECTS], rng)
+
+
+def description_example(rng: np.random.Generator) -> ReflectExample:
+  """Draws a dense scene and its description: nothing but the image tells what is there."""
+  scene = dense_scene(rng)
+  described = grammar.describe(shapes.objects_of(scene), shapes.smudges_of(scene))
+  return ReflectExample(scene, grammar.DESCRIBE, grammar.thought_text(described))
 
 
 def edit_scene(

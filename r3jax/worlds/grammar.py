@@ -14,6 +14,7 @@ from r3jax.worlds import shapes
 
 MAX_OPERATIONS = 2  # in one instruction
 MAX_ANSWER_TOKENS = 40  # of a reflect answer, markers not counted
+DESCRIBE = "what is there ?"  # the question whose answer is a description
 STOP_INSTRUCTION = "no further edit needed"
 DIAGNOSES = {
     "add": "missing",
@@ -43,9 +44,14 @@ def describe(objects: Sequence[edits_lib.Object], smudges: Sequence[int] = ()) -
   return " , ".join(named[cell] for cell in sorted(named))
 
 
+def thought_text(thought: str) -> str:
+  """Writes a thought, which may be empty, between its tags."""
+  return " ".join(filter(None, ("<think>", thought, "</think>")))
+
+
 def plan_text(objects: Sequence[edits_lib.Object]) -> str:
   """Writes the thought of the reason stage: the objects to draw."""
-  return " ".join(filter(None, ("<think>", describe(objects), "</think>")))
+  return thought_text(describe(objects))
 
 
 def objects_in(text: str) -> list[edits_lib.Object]:

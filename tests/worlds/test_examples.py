@@ -18,7 +18,7 @@ from r3jax.worlds import vocabulary
 RECORDS = prompts.train_records()
 # Slots of the longest text, begin and end included.
 LONGEST = {"prompt": 12, "thought": 19, "reflect answer": 42, "instruction": 21,
-           "reflection question": 14, "question": 18, "question answer": 28}
+           "reflection question": 14, "question": 18, "question answer": 28, "description": 39}
 
 
 def _records(rng, count):
@@ -97,6 +97,21 @@ class TestQuestionExample:
       assert grammar.objects_in(example.answer) == shapes.objects_of(example.scene)
 
 
+class TestDescriptionExample:
+
+  def test_answer_tells_what_stands_there(self):
+    rng = np.random.default_rng(11)
+    sizes, smudged = collections.Counter(), 0
+    for _ in range(500):
+      example = examples.description_example(rng)
+      assert grammar.objects_in(example.answer) == shapes.objects_of(example.scene)
+      assert example.answer.count("smudge") == len(shapes.smudges_of(example.scene))
+      sizes[int(np.sum(example.scene.shape >= 0))] += 1
+      smudged += len(shapes.smudges_of(example.scene))
+    assert sorted(sizes) == list(range(10))
+    assert smudged / sum(size * count for size, count in sizes.items()) == pytest.approx(0.1, abs=0.02)
+
+
 class TestEditScene:
 
   def test_equals_apply_and_keeps_the_rest(self):
@@ -163,6 +178,9 @@ class TestLengths:
       example = examples.question_example(record, rng)
       see("question", example.question)
       see("question answer", example.answer)
+      example = examples.description_example(rng)
+      see("question", example.question)
+      see("description", example.answer)
       see("instruction", examples.refine_example(record, rng).instruction)
     assert longest == LONGEST
 
