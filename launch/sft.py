@@ -1,9 +1,8 @@
-"""Trains a small BAGEL on the embedded world from nothing: autoencoder and ViT, then text
-and flow together.
+"""Trains a small BAGEL on the embedded world: autoencoder, ViT, then text and flow together.
 
   python launch/sft.py --config=configs/sft_shapes.py --out=DIR
 
-Writes a folder in BAGEL's format.
+Writes a folder in BAGEL's format. It starts from nothing unless `config.start` names such a folder.
 """
 
 import dataclasses

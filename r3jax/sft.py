@@ -1,8 +1,8 @@
 """Supervised training of a small BAGEL: autoencoder and ViT first, then text and flow together.
 
-The ViT learns to tell what stands in every cell, as SigLIP comes pretrained to BAGEL. Then next-token cross-entropy on thoughts, reflections and answers, and
-flow-matching MSE on drafts and edits, with and without the guidance branches, on the layouts that
-R3 samples with.
+The ViT learns to tell what stands in every cell, as SigLIP comes pretrained to BAGEL. Then
+next-token cross-entropy on thoughts, reflections and answers, and flow-matching MSE on drafts and
+edits, with and without the guidance branches, on the layouts that R3 samples with.
 """
 
 from collections.abc import Callable, Iterator
