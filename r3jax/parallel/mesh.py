@@ -11,8 +11,8 @@ AXES = ("data", "fsdp", "tensor")
 def use_all_cores(rows: int):
   """Makes CPU cores into devices, as many as split `rows` evenly; call it before JAX starts.
 
-  Small programs keep two cores a third busier as two devices than as the threads of one. Nothing
-  changes where there is an accelerator, or where the user has set the number of CPU devices.
+  Small operations leave the threads of one device idle. Nothing changes where there is an
+  accelerator, or where the user has set the number of CPU devices.
   """
   if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
     return
