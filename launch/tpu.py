@@ -10,6 +10,7 @@ import sys
 from absl import app
 from absl import flags
 from absl import logging
+from etils import epath
 import jax
 from ml_collections import config_flags
 
@@ -21,12 +22,17 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run there is resumed.")
 
 
-def _keep_compiled_programs():
-  """Lets JAX keep compiled programs between starts, unless the user has said where."""
+def _keep_programs() -> epath.Path | None:
+  """Lets JAX keep compiled programs between starts; returns a folder beside them for traced ones.
+
+  The user may say where (JAX_COMPILATION_CACHE_DIR), or that nothing is kept (empty).
+  """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = os.path.expanduser("~/.cache/r3jax/compiled")
     jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  folder = jax.config.jax_compilation_cache_dir
+  return epath.Path(folder) / "traced" if folder else None
 
 
 def _is_ours(record) -> bool:
@@ -40,12 +46,12 @@ def main(argv):
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(_is_ours)
-  _keep_compiled_programs()
+  programs = _keep_programs()
   config = _CONFIG.value
   if config.mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
     mesh_lib.use_all_cores(math.gcd(config.groups_per_step, config.eval.batch_size))
   try:
-    train.run(config, _WORKDIR.value)
+    train.run(config, _WORKDIR.value, programs)
   except ValueError as error:
     logging.debug("traceback", exc_info=True)
     sys.exit(f"r3jax: {error}")

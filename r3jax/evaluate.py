@@ -144,6 +144,7 @@ class Result:
   """What an evaluation found, per image."""
 
   tags: list[str]  # [n]
+  prompts: list[str]  # [n]
   score: np.ndarray  # [rounds, n]; NaN where the reward is missing
   strict: np.ndarray  # [rounds, n]; likewise
   stop: np.ndarray  # [rounds, n] bool
@@ -152,7 +153,7 @@ class Result:
   def to_json(self) -> dict:
     """Returns plain lists; what is missing becomes None, for JSON has no NaN."""
     plain = lambda x: np.where(np.isfinite(x), x.astype(object), None).tolist()
-    return {"tags": self.tags} | {
+    return {"tags": self.tags, "prompts": self.prompts} | {
         name: plain(getattr(self, name)) for name in ("score", "strict", "stop", "format")
     }
 
@@ -160,14 +161,18 @@ class Result:
   def from_json(cls, obj: dict) -> "Result":
     """Undoes `to_json`."""
     kinds = {"score": float, "strict": float, "stop": bool, "format": float}
-    return cls(obj["tags"], *(np.array(obj[name], kind) for name, kind in kinds.items()))
+    return cls(obj["tags"], obj["prompts"], *(np.array(obj[name], kind) for name, kind in kinds.items()))
+
+  def design(self, images: np.ndarray) -> statistics.Design:
+    """Returns how the given images (their numbers) were drawn: prompts, tag by tag."""
+    return statistics.Design(*([labels[i] for i in images] for labels in (self.prompts, self.tags)))
 
 
-def result(rounds: list[Round], tags: list[str]) -> Result:
-  """Collects what the rounds found; `tags` has one entry per image."""
+def result(rounds: list[Round], tags: list[str], prompts: list[str]) -> Result:
+  """Collects what the rounds found; `tags` and `prompts` have one entry per image."""
   stacked = lambda name: np.stack([getattr(one, name) for one in rounds])
   score, strict = (np.where(stacked("valid"), stacked(name), np.nan) for name in ("score", "strict"))
-  return Result(tags, score, strict, stacked("stop"), stacked("format"))
+  return Result(tags, prompts, score, strict, stacked("stop"), stacked("format"))
 
 
 def behaviour(found: Result) -> dict[str, float]:
@@ -196,13 +201,14 @@ def behaviour(found: Result) -> dict[str, float]:
   }
 
 
-def _views(found: Result) -> dict[str, np.ndarray]:
-  views = {"draft": found.score[0], "last round": found.score[-1], "draft, strict": found.strict[0]}
-  views["last round, strict"] = found.strict[-1]
-  tags = np.asarray(found.tags)
+def _views(found: Result) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Returns name -> (a value per image, the numbers of the images in the view)."""
+  tags, every = np.asarray(found.tags), np.arange(len(found.tags))
+  rounds = {"draft": 0, "last round": -1}
+  views = {name: (found.score[i], every) for name, i in rounds.items()}
+  views |= {f"{name}, strict": (found.strict[i], every) for name, i in rounds.items()}
   for tag in dict.fromkeys(found.tags):
-    views[f"draft, {tag}"] = found.score[0][tags == tag]
-    views[f"last round, {tag}"] = found.score[-1][tags == tag]
+    views |= {f"{name}, {tag}": (found.score[i], every[tags == tag]) for name, i in rounds.items()}
   return views
 
 
@@ -213,22 +219,23 @@ def compare(before: Result, after: Result, seed: int) -> dict[str, dict[str, lis
   """
   compared = {}
   old, new = _views(before), _views(after)
-  for name in old:
-    known = np.isfinite(old[name]) & np.isfinite(new[name])
-    if not known.any():
+  for name, (values, images) in old.items():
+    known = images[np.isfinite(values[images]) & np.isfinite(new[name][0][images])]
+    if not known.size:
       continue
-    a, b = old[name][known], new[name][known]
+    a, b, design = values[known], new[name][0][known], before.design(known)
     compared[name] = {
-        "before": list(statistics.bootstrap_mean(a, seed)),
-        "after": list(statistics.bootstrap_mean(b, seed)),
-        "difference": list(statistics.bootstrap_difference(a, b, seed)),
+        "before": list(statistics.bootstrap_mean(a, seed, design)),
+        "after": list(statistics.bootstrap_mean(b, seed, design)),
+        "difference": list(statistics.bootstrap_difference(a, b, seed, design)),
     }
   return compared
 
 
 def refinement(found: Result, seed: int) -> list[float] | None:
   """Returns the last round's score minus the draft's, with its 95 % interval; None without scores."""
-  known = np.isfinite(found.score[0]) & np.isfinite(found.score[-1])
-  if not known.any():
+  known = np.flatnonzero(np.isfinite(found.score[0]) & np.isfinite(found.score[-1]))
+  if not known.size:
     return None
-  return list(statistics.bootstrap_difference(found.score[0][known], found.score[-1][known], seed))
+  draft, last = found.score[0][known], found.score[-1][known]
+  return list(statistics.bootstrap_difference(draft, last, seed, found.design(known)))

@@ -52,6 +52,7 @@ class Experiment:
     train, heldout: records in GenEval's format.
     reward: makes the reward from the mesh.
     parse: makes the text parser from the mesh.
+    on_host: whether reward or parser call back to the host.
   """
 
   modules: settings_lib.Modules
@@ -63,6 +64,7 @@ class Experiment:
   heldout: tuple[dict, ...]
   reward: Callable[[jax.sharding.Mesh], step_lib.Reward]
   parse: Callable[[jax.sharding.Mesh], step_lib.Parse]
+  on_host: bool
 
   def iteration(self, mesh: jax.sharding.Mesh) -> step_lib.Iteration:
     """Returns the stages of an iteration on a mesh.
@@ -281,4 +283,5 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
       heldout=heldout,
       reward=_reward(config),
       parse=_parse(config, tokenizer, settings.capacities.instruction),
+      on_host=config.reward.name == "shapes_on_host" or config.sequence.parser == "strings",
   )

@@ -16,35 +16,65 @@ class Interval(NamedTuple):
   high: float
 
 
-def bootstrap_mean(values: Sequence[float], seed: int) -> Interval:
-  """Estimates a mean by the percentile bootstrap.
+class Design(NamedTuple):
+  """How measurements were drawn; one label a measurement.
 
-  Draws len(values) of the values with replacement, 2,000 times; the bounds are the 2.5 % and 97.5 %
-  quantiles of the means of the draws (Efron 1979).
+  Images of one prompt are no independent witnesses of how other prompts would fare, and a set that
+  holds as many of every tag does so in every draw.
+  """
+  clusters: Sequence[str]  # what was drawn at random: the prompt
+  strata: Sequence[str]  # within what it was drawn: the prompt's tag
+
+
+def _draws(values: np.ndarray, design: Design, rng: np.random.Generator) -> np.ndarray:
+  """Returns the means of RESAMPLES draws of whole clusters, as many of every stratum as there are."""
+  total, count = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+  clusters, strata = np.asarray(design.clusters), np.asarray(design.strata)
+  for stratum in dict.fromkeys(design.strata):
+    inside = strata == stratum
+    names, number = np.unique(clusters[inside], return_inverse=True)
+    sums, sizes = np.bincount(number, values[inside]), np.bincount(number)
+    drawn = rng.integers(len(names), size=(RESAMPLES, len(names)))
+    total, count = total + sums[drawn].sum(1), count + sizes[drawn].sum(1)
+  return total / count
+
+
+def bootstrap_mean(values: Sequence[float], seed: int, design: Design | None = None) -> Interval:
+  """Estimates a mean by the percentile bootstrap (Efron 1979), 2,000 draws with replacement.
+
+  The bounds are the 2.5 % and 97.5 % quantiles of the means of the draws.
 
   Args:
-    values: independent measurements, one a prompt. Missing ones are for the caller to leave out.
+    values: measurements. Missing ones are for the caller to leave out.
     seed: of the draws.
+    design: whole clusters are drawn, stratum by stratum; without it every value by itself.
 
   Raises:
-    ValueError: if there are no values or one is not finite.
+    ValueError: there are no values, one is not finite, or the design has another number of labels.
   """
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not values.size or not np.isfinite(values).all():
     raise ValueError(f"values must be a non-empty list of finite numbers, got {values}")
-  rng = np.random.default_rng(seed)
-  means = [rng.choice(values, values.size).mean() for _ in range(RESAMPLES)]
+  if design is None:
+    design = Design(range(values.size), [0] * values.size)
+  if not len(design.clusters) == len(design.strata) == values.size:
+    raise ValueError(
+        f"a design must label each of {values.size} values, got {len(design.clusters)} and {len(design.strata)} labels"
+    )
+  means = _draws(values, design, np.random.default_rng(seed))
   low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
   return Interval(float(values.mean()), float(low), float(high))
 
 
-def bootstrap_difference(before: Sequence[float], after: Sequence[float], seed: int) -> Interval:
+def bootstrap_difference(
+    before: Sequence[float], after: Sequence[float], seed: int, design: Design | None = None
+) -> Interval:
   """Estimates the mean of after - before, paired: both measured on the same prompts, in order.
 
   Raises:
-    ValueError: if the lengths differ, there are no values or one is not finite.
+    ValueError: the lengths differ, or as in `bootstrap_mean`.
   """
   if len(before) != len(after):
     raise ValueError("before and after must be of the same prompts, got "
                      f"{len(before)} and {len(after)} values")
-  return bootstrap_mean(np.subtract(after, before), seed)
+  return bootstrap_mean(np.subtract(after, before), seed, design)

@@ -42,6 +42,33 @@ class TestBootstrapMean:
       statistics.bootstrap_mean(values, seed=0)
 
 
+class TestDesign:
+
+  def test_repeats_of_a_prompt_are_no_further_witnesses(self):
+    values = np.random.default_rng(0).normal(size=200)
+    repeated, prompts = np.repeat(values, 9), np.repeat(np.arange(200), 9)
+    _, low, high = statistics.bootstrap_mean(repeated, 0, statistics.Design(prompts, ["tag"] * 1800))
+    half = 1.96 * values.std() / np.sqrt(200)
+    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half)
+
+  def test_what_differs_between_tags_is_no_uncertainty(self):
+    rng, tags = np.random.default_rng(0), np.repeat(["a", "b", "c"], 100)
+    values = rng.normal(size=300) + np.repeat([0.0, 10.0, 20.0], 100)
+    design = statistics.Design(range(300), tags)
+    mean, low, high = statistics.bootstrap_mean(values, 0, design)
+    half = 1.96 * np.sqrt(np.mean([values[tags == tag].var() for tag in "abc"]) / 300)
+    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.1 * half)
+
+  def test_prompts_of_unequal_size_weigh_by_their_images(self):
+    values, prompts = [1.0] * 3 + [0.0], ["p"] * 3 + ["q"]
+    mean, low, high = statistics.bootstrap_mean(values, 0, statistics.Design(prompts, ["tag"] * 4))
+    assert (mean, low, high) == (0.75, 0.0, 1.0)
+
+  def test_labels_that_are_missing_are_refused(self):
+    with pytest.raises(ValueError, match="each of 2 values, got 1 and 2 labels"):
+      statistics.bootstrap_mean([0.0, 1.0], 0, statistics.Design(["p"], ["a", "a"]))
+
+
 class TestBootstrapDifference:
 
   def test_pairing_removes_what_the_prompts_share(self):

@@ -1,0 +1,71 @@
+"""Keeps traced programs between starts.
+
+JAX's compilation cache spares a second start the compiler's work, but not Python's: tracing and
+lowering the step take longer than loading its compiled form. A program that was exported once
+(`jax.export`) needs neither.
+"""
+
+from collections.abc import Callable
+import hashlib
+import importlib.metadata
+import pathlib
+import pickle
+import uuid
+
+from absl import logging
+from etils import epath
+import jax
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_TRACED_BY = ("jax", "jaxlib", "flax", "optax")
+
+
+def _code() -> list[str]:
+  """Returns what decides how a function is traced: this package's source and its libraries' versions."""
+  sources = [path.read_text() for path in sorted(_PACKAGE.rglob("*.py"))]
+  return sources + [importlib.metadata.version(name) for name in _TRACED_BY]
+
+
+def _key(constants: list[str], arguments) -> str:
+  leaves, tree = jax.tree.flatten(arguments)
+  described = [f"{x.dtype} {x.shape} {getattr(x, 'sharding', None)}" for x in leaves]
+  parts = _code() + constants + described + [str(tree), jax.default_backend(), str(jax.device_count())]
+  return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _export(function: Callable, arguments):
+  """Returns `function` exported over flat leaves, and the structure of its result."""
+  tree, out_trees = jax.tree.structure(arguments), []
+
+  def over_leaves(*leaves):
+    leaves, out_tree = jax.tree.flatten(function(*jax.tree.unflatten(tree, leaves)))
+    out_trees.append(out_tree)
+    return leaves
+
+  # Leaves, for a structure with classes of its own could be stored only if each were registered.
+  exported = jax.export.export(jax.jit(over_leaves))(*jax.tree.leaves(arguments))
+  return exported, out_trees[0]
+
+
+def load_or_export(folder: epath.Path, constants: list[str], function: Callable, arguments: tuple) -> Callable:
+  """Returns `function` without its Python: from the folder if it was exported before, else exported now.
+
+  Args:
+    folder: gets one file per program. It holds pickles: only its owner should write there.
+    constants: everything that `function` computes with beside its arguments and this package's
+      source, as text; a program of other constants is another one.
+    function: array pytrees -> array pytree, traceable, without host callbacks.
+    arguments: arrays of the shapes, types and shardings that it will be called with.
+  """
+  path = folder / f"{_key(constants, arguments)}.program"
+  if path.exists():
+    serialized, out_tree = pickle.loads(path.read_bytes())
+    exported = jax.export.deserialize(bytearray(serialized))
+    logging.info("the step was traced before: %s", path)
+  else:
+    exported, out_tree = _export(function, arguments)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}")
+    partial.write_bytes(pickle.dumps((bytes(exported.serialize()), out_tree)))
+    partial.replace(path)
+  return lambda *arguments: jax.tree.unflatten(out_tree, exported.call(*jax.tree.leaves(arguments)))
