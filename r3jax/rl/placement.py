@@ -76,11 +76,12 @@ class Placement:
       turn: how often the stage has run before in this iteration.
     """
     stage_key = jax.random.fold_in(key, turn * len(STAGES) + STAGES.index(stage))
-    group_key = jax.vmap(lambda group: jax.random.fold_in(stage_key, group))
-    groups = group_key(self.group_ids())
+    # Two branches: a child of a group's key may equal one that the group splits off for itself.
+    of_groups, of_samples = (jax.random.fold_in(stage_key, branch) for branch in (0, 1))
+    groups = jax.vmap(lambda group: jax.random.fold_in(of_groups, group))(self.group_ids())
     ids = self.first_row() + jnp.arange(self.rows)
-    member = lambda i: jax.random.fold_in(jax.random.fold_in(stage_key, i // self.group_size), 1 + i % self.group_size)
-    return rollout.Keys(groups, jax.vmap(member)(ids))
+    samples = jax.vmap(lambda i: jax.random.fold_in(of_samples, i))(ids)
+    return rollout.Keys(groups, samples)
 
   def local_prompts(self, prompts: rollout.Prompts) -> rollout.Prompts:
     """Returns the rows of this replica's groups from the prompts of the whole iteration."""

@@ -37,6 +37,21 @@ def _key_data(place, key):
   return jnp.stack(found, axis=1)
 
 
+STEPS = 3
+
+
+def _drawn_from(place, key):
+  """Returns the keys that the stages of an iteration draw from, as `rl/rollout.py` derives them."""
+  data = lambda keys: jax.random.key_data(keys).reshape(-1, 2)
+  noise = lambda keys: data(jax.vmap(jax.random.split)(keys.group))  # initial noise, SDE index
+  step = lambda keys: data(jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(STEPS)))(keys.sample))
+  text, flow = rollout.split_keys(place.keys(key, "reason"))
+  reflect, refine = place.keys(key, "reflect"), place.keys(key, "refine")
+  pool = jax.vmap(lambda k: jax.random.fold_in(k, 0))(reflect.group)
+  parts = [data(text.sample), noise(flow), step(flow), data(pool), data(reflect.sample), noise(refine), step(refine)]
+  return jnp.concatenate(parts)
+
+
 class TestCheck:
 
   @pytest.mark.parametrize("groups, replicas", [(1, 4), (2, 8), (4, 2), (3, 3), (8, 8)])
@@ -83,6 +98,12 @@ class TestKeys:
         [samples.reshape(-1, found.shape[-1]), groups.reshape(-1, found.shape[-1])]
     )
     assert len(np.unique(keys, axis=0)) == len(keys)
+
+  def test_what_is_drawn_from_is_never_drawn_from_twice(self):
+    """Splitting and folding make equal children of one parent: what counts is what is drawn from."""
+    drawn = np.asarray(_mapped(_drawn_from, 1, SHARED)(jax.random.key(3)))
+    assert len(drawn) == 2 * GROUPS * (2 + GROUP_SIZE * STEPS) + 2 * GROUPS * GROUP_SIZE + GROUPS
+    assert len(np.unique(drawn, axis=0)) == len(drawn)
 
   def test_a_group_shares_its_key(self):
     found = np.asarray(_mapped(_key_data, 1, SPLIT)(jax.random.key(3)))
