@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import sys
 
 from absl import app
 from absl import flags
@@ -96,6 +97,18 @@ def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.Tex
   return weights, sizes
 
 
+def from_start(folder: str, tokenizer: tokenizer_lib.TextTokenizer):
+  """Returns weights and sizes of a model to go on with.
+
+  Raises:
+    ValueError: the folder holds no such model, or one of another vocabulary.
+  """
+  sizes = config_lib.from_folder(folder)
+  if tokenizer_lib.load(pathlib.Path(folder)).vocabulary != tokenizer.vocabulary:
+    raise ValueError(f"the vocabulary of config.start must be this world's; it differs: {folder}")
+  return bagel_checkpoint.load(folder, sizes), sizes
+
+
 def _model(sizes: config_lib.BagelConfig, tokenizer: tokenizer_lib.TextTokenizer):
   towers = towers_lib.Towers(sizes, (shapes.CANVAS, shapes.CANVAS))
   return settings_lib.Modules(bagel_lib.Bagel(sizes), towers), small_bagel.sft_settings(tokenizer, towers)
@@ -124,16 +137,17 @@ def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
   mesh_lib.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "joint"))))
+  tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+  try:
+    start = from_start(config.start, tokenizer) if config.start else None
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
   out.mkdir(parents=True, exist_ok=True)
   vocabulary.build_tokenizer().save(str(out / "tokenizer.json"))
-  tokenizer = tokenizer_lib.load(out)
-  if config.start:
-    sizes = config_lib.from_folder(config.start)
-    weights = bagel_checkpoint.load(config.start, sizes)
-  else:
-    weights, sizes = from_nothing(config, tokenizer)
+  weights, sizes = start or from_nothing(config, tokenizer)
 
   def save(weights):
     bagel_checkpoint.save(weights, sizes, out, config.stored_dtype)

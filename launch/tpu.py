@@ -51,10 +51,11 @@ def main(argv):
   if config.mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
     mesh_lib.use_all_cores(math.gcd(config.groups_per_step, config.eval.batch_size))
   try:
-    train.run(config, _WORKDIR.value, programs)
+    session, policy = train.prepare(config, _WORKDIR.value)
   except ValueError as error:
     logging.debug("traceback", exc_info=True)
     sys.exit(f"r3jax: {error}")
+  train.run(session, policy, programs)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,10 @@ def _records(source: str, split: str) -> list[dict]:
     raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; it is empty")
   if not pathlib.Path(source).is_file():
     raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; not found: {source}")
-  return [record.to_json() for record in prompts_lib.read_jsonl(source)]
+  records = [record.to_json() for record in prompts_lib.read_jsonl(source)]
+  if not records:
+    raise ValueError(f"data.{split} must hold at least one prompt; there is none in {source}")
+  return records
 
 
 def model_folder(folder: str) -> pathlib.Path:
@@ -207,6 +210,7 @@ def _settings(config, tokenizer, towers: towers_lib.Towers) -> settings_lib.Sett
       system_reason=_system(tokenizer, protocol.GEN_THINK),
       system_reflect=_system(tokenizer, protocol.VLM_THINK),
       reflect_rounds=config.reflect_rounds,
+      reference_loss=config.compat.reference_loss,
   )
 
 
@@ -229,12 +233,7 @@ def evaluation_settings(config, settings: settings_lib.Settings) -> settings_lib
 
 
 def _reward(config) -> Callable[[jax.sharding.Mesh], step_lib.Reward]:
-  rewards = {
-      "shapes": lambda mesh: shapes_reward.verify,
-      "shapes_on_host": lambda mesh: host.reward_from_host(
-          jax.jit(shapes_reward.verify, backend="cpu"), ("correct", "strict", "clutter"), mesh
-      ),
-  }
+  rewards = {"shapes": lambda mesh: shapes_reward.verify}
   name = config.reward.name
   if name not in rewards:
     raise ValueError(f"reward.name must be one of {sorted(rewards)}; got {name!r}")
@@ -283,5 +282,5 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
       heldout=heldout,
       reward=_reward(config),
       parse=_parse(config, tokenizer, settings.capacities.instruction),
-      on_host=config.reward.name == "shapes_on_host" or config.sequence.parser == "strings",
+      on_host=config.sequence.parser == "strings",
   )

@@ -5,21 +5,23 @@ import ctypes
 import dataclasses
 import importlib.metadata
 import json
-import os
-import pathlib
 import resource
+import sys
 import time
 
 from absl import logging
 from etils import epath
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax import metrics as metrics_lib
+from r3jax import types
 from r3jax.data import pipeline
+from r3jax.io import bagel_checkpoint
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import config_guard
 from r3jax.io import jsonl
@@ -27,12 +29,14 @@ from r3jax.io import programs as programs_lib
 from r3jax.io import report
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import rules
+from r3jax.rewards import format as format_lib
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import state as state_lib
 from r3jax.rl import step as step_lib
 
 # Keys of the config that do not change what an iteration computes.
 MAY_DIFFER = ("mesh", "total_steps", "log", "eval", "checkpoint", "step", "data.heldout")
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 _CHARTS = (
     "reason/score", "reason/strict", "edit/before", "edit/score", "edit/improvement", "edit/edit_rate",
     "edit/stop_when_right", "edit/stop_when_wrong", "reason/format", "edit/format", "reason/tokens",
@@ -56,13 +60,21 @@ class Clock:
     return spent
 
 
-def _shuffled(reward: step_lib.Reward) -> step_lib.Reward:
-  """Gives every sample the score of another one: the control in which nothing can be learned."""
+def _shuffled(reward: step_lib.Reward, seed: int) -> step_lib.Reward:
+  """Deals the scores of all replicas' samples out anew: the control in which images do not matter.
+
+  The order is drawn for the images themselves, so it is another one every time and does not depend
+  on the number of replicas. Format, and stopping at what a score calls perfect, still pay.
+  """
 
   def shuffled(images, target):
-    score = reward(images, target)
-    order = jax.random.permutation(jax.random.key(score.value.shape[0]), score.value.shape[0])
-    return jax.tree.map(lambda x: x[order], score)
+    rows = images.shape[0]
+    gather = lambda x: jax.lax.all_gather(x, step_lib.AXIS, tiled=True)
+    score = jax.tree.map(gather, reward(images, target))
+    digest = jax.lax.psum(jnp.sum(images, dtype=jnp.uint32), step_lib.AXIS)
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), digest), len(score.value))
+    mine = jax.lax.dynamic_slice_in_dim(order, jax.lax.axis_index(step_lib.AXIS) * rows, rows)
+    return jax.tree.map(lambda x: x[mine], score)
 
   return shuffled
 
@@ -71,7 +83,7 @@ def _iteration(config, experiment: experiment_lib.Experiment, mesh) -> step_lib.
   iteration = experiment.iteration(mesh)
   if not config.reward.shuffle:
     return iteration
-  return dataclasses.replace(iteration, reward=_shuffled(iteration.reward))
+  return dataclasses.replace(iteration, reward=_shuffled(iteration.reward, config.seed))
 
 
 def _evaluator(config, experiment: experiment_lib.Experiment, mesh) -> evaluate.Evaluator:
@@ -104,11 +116,13 @@ def _samples(experiment, step: int, rows: np.ndarray, samples: step_lib.Samples,
     if edits is None:
       continue
     record = experiment.train[rows[edits.row[i]]]
-    answer, _, instruction = text(edits.text, i).rpartition("</think>")
+    answer = text(edits.text, i)
+    thought, close, rest = answer.rpartition(format_lib.CLOSE)
     source = edits.source.images[i * edits.source.images.shape[0] // edits.row.shape[0]]
     yield report.RolloutSample(
         step=step, prompt=record["prompt"], tag=record["tag"], thought="(drawn from the pool)",
-        draft=source, draft_score=float(edits.before[i]), reflection=answer, instruction=instruction.strip(),
+        draft=source, draft_score=float(edits.before[i]), reflection=thought if close else rest,
+        instruction=format_lib.edit_instruction(answer),
         refined=edits.refined.images[i], refined_score=value(samples.edit_score, i),
     )
 
@@ -130,14 +144,19 @@ def _versions() -> dict[str, str]:
 class Workdir:
   """The files of a run."""
 
-  path: pathlib.Path
+  path: epath.Path
 
   @property
-  def report(self) -> pathlib.Path:
+  def checkpoints(self) -> epath.Path:
+    """Folder of the checkpoints."""
+    return self.path / "checkpoints"
+
+  @property
+  def report(self) -> epath.Path:
     """Folder of the page."""
     return self.path / "report"
 
-  def evaluation(self, step: int) -> pathlib.Path:
+  def evaluation(self, step: int) -> epath.Path:
     """File of an evaluation's result."""
     return self.path / "evaluation" / f"step_{step:06d}.json"
 
@@ -188,7 +207,7 @@ class Session:
     shardings = rules.like_parameters(abstract, self.experiment.policy_shardings(self.mesh), self.mesh)
     moments = jax.jit(self.iteration.optimizer.init, out_shardings=shardings)(policy)
     step = jax.device_put(np.int32(0), rules.replicated(self.mesh))
-    return state_lib.TrainState(jax.tree.map(jax.numpy.copy, policy), moments, step)
+    return state_lib.TrainState(jax.tree.map(jnp.copy, policy), moments, step)
 
   def compile(self, state: state_lib.TrainState, programs: epath.Path | None):
     """Returns the step, (state, rows of the training set) -> (state, metrics, samples).
@@ -226,18 +245,33 @@ class Session:
     return evaluate.result(rounds, labels("tag"), labels("prompt"))
 
 
-def _check(config: ml_collections.ConfigDict):
+def _check(config: ml_collections.ConfigDict, files: Workdir):
   """Raises ValueError for what only this module reads."""
   if config.step.mode not in ("fused", "split"):
     raise ValueError(f"step.mode must be 'fused' or 'split'; got {config.step.mode!r}")
   for section, key in (("checkpoint", "every"), ("checkpoint", "keep"), ("eval", "images_per_prompt")):
     if config[section][key] < 1:
       raise ValueError(f"{section}.{key} must be at least 1; got {config[section][key]}")
+  done = checkpoints_lib.latest_step(files.checkpoints) or 0
+  if config.total_steps < done:
+    raise ValueError(f"total_steps ({config.total_steps}) must be at least the iterations done there ({done})")
 
 
-def _open(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, dict]:
-  """Checks everything that can be checked before compilation; returns also the starting policy."""
-  _check(config)
+def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, types.Params]:
+  """Checks everything that can be checked before compilation, loads the model, opens the workdir.
+
+  Args:
+    config: see `configs/r3_geneval.py`.
+    workdir: of a new run, or of one to go on with; see `run`.
+
+  Returns:
+    What a run computes with, and the starting policy.
+
+  Raises:
+    ValueError: the config, the model or the workdir cannot be used; the workdir is as it was.
+  """
+  files = Workdir(epath.Path(workdir))
+  _check(config, files)
   experiment = experiment_lib.build(config)
   mesh = mesh_lib.make_mesh(**config.mesh)
   iteration = _iteration(config, experiment, mesh)
@@ -245,31 +279,27 @@ def _open(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, dic
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
   policy, towers = experiment.load(mesh)
   config_guard.check_writable(workdir)
-  config_guard.write_or_check(workdir, config.to_dict(), MAY_DIFFER)
+  weights = {"weights": bagel_checkpoint.fingerprint(experiment.folder)}  # the reference of the KL
+  config_guard.write_or_check(workdir, config.to_dict() | weights, MAY_DIFFER)
   reference = policy if experiment.settings.loss.needs_reference else None
   frozen = step_lib.Frozen(towers, reference)
-  files = Workdir(pathlib.Path(workdir))
   return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen, evaluator), policy
 
 
-def run(config: ml_collections.ConfigDict, workdir: str, programs: epath.Path | None = None) -> dict:
+def run(session: Session, policy: types.Params, programs: epath.Path | None = None) -> dict:
   """Runs the main job; resumes where a run in the same workdir stopped.
 
+  The workdir gets metrics.jsonl, TensorBoard events, checkpoints/, evaluation/, report/index.html
+  and summary.json, beside the config.json that is there.
+
   Args:
-    config: see `configs/r3_geneval.py`.
-    workdir: gets config.json, metrics.jsonl, TensorBoard events, checkpoints/, evaluation/,
-      report/index.html and summary.json.
+    session, policy: as `prepare` returns them.
     programs: folder that keeps the traced step between starts, see `io/programs.py`; None keeps none.
 
   Returns:
     The summary.
-
-  Raises:
-    ValueError: the config, the model or the workdir cannot be used; before anything is compiled.
   """
-  clock = Clock()
-  session, policy = _open(config, workdir)
-  files = session.files
+  clock, config, files = Clock(), session.config, session.files
   with jax.set_mesh(session.mesh):
     state = session.init(policy)
     clock.lap("setup")
@@ -296,12 +326,10 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   """Runs the iterations that are left; saves, logs and samples on the way."""
   config, files = session.config, session.files
   prompts = pipeline.prompt_iterator(len(session.experiment.train), config.groups_per_step, config.seed)
-  checkpoints = checkpoints_lib.Checkpoints(files.path / "checkpoints", config.checkpoint.every, config.checkpoint.keep)
+  checkpoints = checkpoints_lib.Checkpoints(files.checkpoints, config.checkpoint.every, config.checkpoint.keep)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   restored = checkpoints.restore(abstract, prompts)
   done, state = (restored[0], restored[1]) if restored else (0, state)
-  if done > config.total_steps:
-    raise ValueError(f"total_steps ({config.total_steps}) must be at least the iterations done there ({done})")
   writer = metrics_lib.MetricWriter(files.path, done if restored else None)
   report.drop_samples_after(files.report, done if restored else None)
   progress = metrics_lib.Progress(config.total_steps, done)
@@ -337,7 +365,7 @@ def _summary(config, files: Workdir, clock: Clock, before: evaluate.Result, afte
       "seed": config.seed,
       "seconds": clock.seconds | ({"median iteration": float(np.median(iterations))} if iterations else {}),
       "compile_seconds": clock.seconds["compile"],
-      "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+      "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES / 2**30,
       "versions": _versions(),
   }
 
@@ -349,4 +377,4 @@ def _write_summary(files: Workdir, summary: dict):
   partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
   metrics = jsonl.read(files.path / "metrics.jsonl")
   report.write_report(files.report, summary, metrics, report.read_samples(files.report), _CHARTS)
-  os.replace(partial, files.path / "summary.json")
+  partial.replace(files.path / "summary.json")

@@ -12,6 +12,8 @@ import pytest
 import safetensors.numpy
 
 from r3jax import train
+from r3jax.data import pipeline
+from r3jax.io import checkpoints as checkpoints_lib
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -37,7 +39,7 @@ def refused(tiny_model, tmp_path, monkeypatch):
   def message(changes: dict, folder: pathlib.Path = tiny_model) -> str:
     workdir = tmp_path / "workdir"
     with pytest.raises(ValueError) as error:
-      train.run(tiny.make_config(folder, {"mesh.data": 8, "eval.batch_size": 8} | changes), str(workdir))
+      train.prepare(tiny.make_config(folder, {"mesh.data": 8, "eval.batch_size": 8} | changes), str(workdir))
     assert not workdir.exists()
     return str(error.value)
 
@@ -86,11 +88,21 @@ class TestConfig:
       ("checkpoint.every", 0, "checkpoint.every must be at least 1; got 0"),
       ("checkpoint.keep", 0, "checkpoint.keep must be at least 1; got 0"),
       ("model.remat", "some", "remat"),
+      ("groups_per_step", 0, "groups_per_step must be at least 1; got 0"),
+      ("reflect_rounds", -1, "reflect_rounds must be at least 0; got -1"),
+      ("mesh.fsdp", 0, "mesh sizes must be at least 1 (data may be -1); got 8 * 0 * 1"),
+      ("total_steps", -1, "total_steps (-1) must be at least the iterations done there (0)"),
       ("data.train", "", "data.train must name"),
       ("data.train", "/nowhere/prompts.jsonl", "/nowhere/prompts.jsonl"),
   ])
   def test_value_that_cannot_be_is_refused(self, refused, key, value, named):
     assert named in refused({key: value})
+
+  @pytest.mark.parametrize("split", ["train", "heldout"])
+  def test_file_without_prompts_is_refused(self, refused, tmp_path, split):
+    (tmp_path / "empty.jsonl").write_text("")
+    message = refused({f"data.{split}": str(tmp_path / "empty.jsonl")})
+    assert f"data.{split} must hold at least one prompt; there is none in {tmp_path / 'empty.jsonl'}" in message
 
   def test_prompt_longer_than_its_segment_is_refused(self, refused):
     message = refused({"sequence.prompt_tokens": 7})
@@ -169,27 +181,43 @@ class TestWorkdir:
   def opened(self, tiny_model, tmp_path):
     """A workdir in which a run has begun."""
     workdir = tmp_path / "workdir"
-    train._open(self._config(tiny_model), str(workdir))
+    train.prepare(self._config(tiny_model), str(workdir))
     return workdir
 
   def test_file_in_place_of_the_folder_is_refused(self, tiny_model, tmp_path):
     (tmp_path / "workdir").write_text("mine")
     with pytest.raises(ValueError, match="workdir must be a writable folder, got '.*workdir'"):
-      train.run(self._config(tiny_model), str(tmp_path / "workdir"))
+      train.prepare(self._config(tiny_model), str(tmp_path / "workdir"))
     assert (tmp_path / "workdir").read_text() == "mine"
 
   def test_run_of_another_config_is_refused_by_key(self, tiny_model, opened):
     before = {path: path.read_bytes() for path in opened.iterdir()}
     with pytest.raises(ValueError) as error:
-      train.run(self._config(tiny_model, {"seed": 7, "optimizer.b2": 0.5, "total_steps": 9}), str(opened))
+      train.prepare(self._config(tiny_model, {"seed": 7, "optimizer.b2": 0.5, "total_steps": 9}), str(opened))
     lines = str(error.value).splitlines()[1:]
     assert lines == ["  optimizer.b2: 0.95 there, 0.5 now", "  seed: 0 there, 7 now"]
     assert {path: path.read_bytes() for path in opened.iterdir()} == before
 
+  def test_fewer_steps_than_are_done_are_refused(self, tiny_model, opened):
+    before = (opened / "config.json").read_bytes()
+    saved = checkpoints_lib.Checkpoints(opened / "checkpoints", 1, 1)
+    saved.save(3, {"x": np.zeros(1)}, pipeline.prompt_iterator(2, 1, 0), {})
+    saved.close()
+    with pytest.raises(ValueError, match=r"total_steps \(2\) must be at least the iterations done there \(3\)"):
+      train.prepare(self._config(tiny_model, {"total_steps": 2}), str(opened))
+    assert (opened / "config.json").read_bytes() == before
+
+  def test_run_of_another_model_in_the_same_place_is_refused(self, model, tmp_path):
+    workdir = str(tmp_path / "workdir")
+    train.prepare(self._config(model), workdir)
+    _edit(model / "ema.safetensors", lambda tensors: tensors["llm2vae.bias"].fill(0.5))
+    with pytest.raises(ValueError, match='  weights: "[0-9a-f]{16}" there, "[0-9a-f]{16}" now$'):
+      train.prepare(self._config(model), workdir)
+
   def test_listed_keys_may_differ_and_are_logged(self, tiny_model, opened, caplog):
     changes = {"total_steps": 9, "log.samples": 1, "checkpoint.every": 5, "eval.points": 4}
     with caplog.at_level("INFO", logger="absl"):
-      train._open(self._config(tiny_model, changes), str(opened))
+      train.prepare(self._config(tiny_model, changes), str(opened))
     for key, value in changes.items():
       assert f"config {key} was {tiny.SETTINGS[key]}, is now {value}" in caplog.text
     assert json.loads((opened / "config.json").read_text())["total_steps"] == 9
@@ -200,8 +228,12 @@ class TestCommand:
 
   @staticmethod
   def _run(tmp_path, *arguments):
-    command = [sys.executable, "launch/tpu.py", "--config=configs/r3_geneval.py:shapes",
-               f"--workdir={tmp_path / 'workdir'}", *arguments]
+    main = ["launch/tpu.py", "--config=configs/r3_geneval.py:shapes", f"--workdir={tmp_path / 'workdir'}"]
+    return TestCommand._start(*main, *arguments)
+
+  @staticmethod
+  def _start(*arguments):
+    command = [sys.executable, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -217,3 +249,11 @@ class TestCommand:
     assert found.stderr.splitlines()[-1].startswith("r3jax: a BAGEL folder must hold llm_config.json; not found")
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "workdir").exists()
+
+  def test_supervised_start_that_is_no_model_is_one_message_and_writes_nothing(self, tmp_path):
+    out = tmp_path / "out"
+    found = self._start("launch/sft.py", "--config=configs/sft_shapes.py", f"--out={out}",
+                        f"--config.start={tmp_path / 'nothing'}")
+    assert found.returncode == 1
+    assert found.stderr.splitlines()[-1].startswith("r3jax: a BAGEL folder must hold llm_config.json; not found")
+    assert not out.exists()

@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,8 @@ from r3jax import train
 from r3jax.data import pipeline
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import jsonl
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.rewards import base as rewards_base
 from r3jax.rl import step as step_lib
 from tests import tiny
 
@@ -96,7 +99,8 @@ class TestCommand:
     process.wait()
     assert not (workdir / "summary.json").exists()
     _finish(tiny_model, workdir)
-    assert re.search(r"restored step [4-8] from", (tmp_path / "workdir.log").read_text())
+    log = (tmp_path / "workdir.log").read_text()
+    assert re.search(r"restored step [4-8] from", log) and "the step was traced before" in log
     assert _metrics(workdir) == _metrics(finished)
     for name in ("step_000000.json", f"step_{STEPS:06d}.json"):
       assert (workdir / "evaluation" / name).read_text() == (finished / "evaluation" / name).read_text()
@@ -123,15 +127,44 @@ class TestRun:
     monkeypatch.setattr(
         train.metrics_lib.MetricWriter, "write", lambda *args: by_step.append(len(compiled)) or write(*args)
     )
-    summary = train.run(config, str(tmp_path))
+    summary = train.run(*train.prepare(config, str(tmp_path)))
     assert len(traces) == 1
     assert len(set(by_step)) == 1  # between the first and the last iteration nothing is compiled
     assert summary["scores"]["draft"]["difference"] == [0.0, 0.0, 0.0]
 
-    session, policy = train._open(config, str(tmp_path))
+    session, policy = train.prepare(config, str(tmp_path))
     with jax.set_mesh(session.mesh):
       abstract = jax.eval_shape(session.init, policy)
       prompts = pipeline.prompt_iterator(len(session.experiment.train), 2, 0)
       step, state, _ = checkpoints_lib.Checkpoints(tmp_path / "checkpoints", 1, 2).restore(abstract, prompts)
     assert step == 3
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.policy), jax.device_get(policy))
+
+
+class TestShuffled:
+
+  @staticmethod
+  def _score(images, replicas: int, seed: int = 0) -> np.ndarray:
+    """Returns the shuffled scores of images whose own score is their first byte."""
+    own = lambda images, target: rewards_base.Score(
+        images[:, 0, 0, 0].astype(jnp.float32), images[:, 0, 0, 0] >= 0, {"strict": target.astype(jnp.float32)}
+    )
+    mesh = mesh_lib.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
+    rows = jax.sharding.PartitionSpec("data")
+    mapped = jax.shard_map(train._shuffled(own, seed), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    found = jax.jit(mapped)(images, jnp.arange(len(images)))
+    np.testing.assert_array_equal(found.value, found.parts["strict"])  # a score moves as a whole
+    return np.asarray(found.value)
+
+  def test_deals_out_over_all_replicas_and_anew_for_other_images(self):
+    images = np.zeros((16, 1, 1, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(16)
+    found = self._score(images, 1)
+    np.testing.assert_array_equal(np.sort(found), np.arange(16))
+    assert (found != np.arange(16)).mean() > 0.5
+    for replicas in (2, 8):
+      np.testing.assert_array_equal(self._score(images, replicas), found)
+    other = images.copy()
+    other[0, 0, 0, 1] = 1
+    assert (self._score(other, 1) != found).any()
+    assert (self._score(images, 1, seed=1) != found).any()

@@ -20,6 +20,7 @@ def prompt_iterator(num_records: int, groups_per_step: int, seed: int) -> grain.
     raise ValueError("num_records and groups_per_step must be at least 1, got "
                      f"{num_records} and {groups_per_step}")
   indices = grain.MapDataset.range(num_records).seed(seed).shuffle().repeat()
-  steps = indices.batch(groups_per_step).map(lambda batch: batch.astype(np.int32))
+  # The remainder is that of an endless sequence: without dropping it, its length overflows for batches of 1.
+  steps = indices.batch(groups_per_step, drop_remainder=True).map(lambda batch: batch.astype(np.int32))
   # No threads: an index costs nothing to make.
   return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))

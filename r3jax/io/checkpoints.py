@@ -10,6 +10,13 @@ import orbax.checkpoint as ocp
 PyTree = Any
 
 
+def latest_step(folder: epath.PathLike) -> int | None:
+  """Returns the step of the last complete checkpoint, None where there is none; changes nothing."""
+  folder = epath.Path(folder).absolute()
+  steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else ()
+  return max(steps, default=None)
+
+
 class Checkpoints:
   """The checkpoints of a run: folder/<step>/{state, data, extra}.
 

@@ -20,16 +20,21 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 _TRACED_BY = ("jax", "jaxlib", "flax", "optax")
 
 
-def _code() -> list[str]:
-  """Returns what decides how a function is traced: this package's source and its libraries' versions."""
-  sources = [path.read_text() for path in sorted(_PACKAGE.rglob("*.py"))]
-  return sources + [importlib.metadata.version(name) for name in _TRACED_BY]
+def _code() -> str:
+  """Returns a hash of this package's source and its libraries' versions."""
+  parts = [path.read_text() for path in sorted(_PACKAGE.rglob("*.py"))]
+  parts += [importlib.metadata.version(name) for name in _TRACED_BY]
+  return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+_CODE = _code()  # at import: the source may be edited while the program runs
 
 
 def _key(constants: list[str], arguments) -> str:
   leaves, tree = jax.tree.flatten(arguments)
   described = [f"{x.dtype} {x.shape} {getattr(x, 'sharding', None)}" for x in leaves]
-  parts = _code() + constants + described + [str(tree), jax.default_backend(), str(jax.device_count())]
+  settings = sorted(f"{name}={value}" for name, value in jax.config.values.items())  # precision, PRNG, ...
+  parts = [_CODE, *constants, *described, *settings, str(tree), jax.default_backend(), str(jax.device_count())]
   return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -47,6 +52,32 @@ def _export(function: Callable, arguments):
   return exported, out_trees[0]
 
 
+def _load(path: epath.Path):
+  """Returns what `_export` returned when it was written; None where nothing readable is there."""
+  if not path.exists():
+    return None
+  try:
+    serialized, out_tree = pickle.loads(path.read_bytes())
+  except (pickle.UnpicklingError, EOFError) as error:
+    logging.warning("traced program is damaged and will be made anew: %s: %s", path, error)
+    return None
+  logging.info("the step was traced before: %s", path)
+  return jax.export.deserialize(bytearray(serialized)), out_tree
+
+
+def _export_to(path: epath.Path, function: Callable, arguments):
+  """Returns what `_export` returns, and writes it; a run needs no place to write it to."""
+  exported, out_tree = _export(function, arguments)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}")
+    partial.write_bytes(pickle.dumps((bytes(exported.serialize()), out_tree)))
+    partial.replace(path)
+  except OSError as error:
+    logging.warning("traced program is not kept for the next start: %s", error)
+  return exported, out_tree
+
+
 def load_or_export(folder: epath.Path, constants: list[str], function: Callable, arguments: tuple) -> Callable:
   """Returns `function` without its Python: from the folder if it was exported before, else exported now.
 
@@ -58,14 +89,5 @@ def load_or_export(folder: epath.Path, constants: list[str], function: Callable,
     arguments: arrays of the shapes, types and shardings that it will be called with.
   """
   path = folder / f"{_key(constants, arguments)}.program"
-  if path.exists():
-    serialized, out_tree = pickle.loads(path.read_bytes())
-    exported = jax.export.deserialize(bytearray(serialized))
-    logging.info("the step was traced before: %s", path)
-  else:
-    exported, out_tree = _export(function, arguments)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{uuid.uuid4().hex}")
-    partial.write_bytes(pickle.dumps((bytes(exported.serialize()), out_tree)))
-    partial.replace(path)
+  exported, out_tree = _load(path) or _export_to(path, function, arguments)
   return lambda *arguments: jax.tree.unflatten(out_tree, exported.call(*jax.tree.leaves(arguments)))

@@ -29,9 +29,11 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
     tensor: shards of heads and MLP.
 
   Raises:
-    ValueError: the product is not the number of devices.
+    ValueError: a size is below 1, or the product is not the number of devices.
   """
   count = jax.device_count()
+  if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
+    raise ValueError(f"mesh sizes must be at least 1 (data may be -1); got {data} * {fsdp} * {tensor}")
   if data == -1:
     data = count // (fsdp * tensor)
   if data * fsdp * tensor != count:

@@ -83,7 +83,12 @@ def flow_terms(
     valid: types.Flags,
     clip_range: float,
 ) -> FlowTerms:
-  """Sums the image terms of this replica's samples at their SDE step; arguments as `text_terms`."""
+  """Sums the image terms of this replica's samples at their SDE step; arguments as `text_terms`.
+
+  A stage that samples by ODE only (`flow.sde_index_max` 0) has no image terms.
+  """
+  if not flow.sde_index_max:
+    return FlowTerms(*[jnp.zeros(())] * 2, *[jnp.zeros((), jnp.int32)] * 2, jnp.zeros(()))
   t, dt = trajectory.t, trajectory.dt
   moments = lambda v: flow_lib.sde_moments(trajectory.before, v, t, dt, flow.eta(t))
   (mean, std), (reference_mean, _) = moments(velocity), moments(reference_velocity)

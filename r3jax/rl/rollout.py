@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import layers
+from r3jax.rl import compat
 from r3jax.rl import settings as settings_lib
 from r3jax.sampling import flow as flow_lib
 from r3jax.sampling import guidance as guidance_lib
@@ -262,9 +263,54 @@ def refine(actor: Actor, source: Source, instruction: Instruction, keys: Keys) -
   return Refine(flow, jnp.where(instruction.stop[:, None, None, None], kept, edited))
 
 
-def _score_flow(actor: Actor, output: bagel_lib.Output, flow: settings_lib.FlowSettings, names, t) -> types.Latent:
-  found = actor.velocities(output, names)
-  return guidance_lib.combine_where_active(flow.guidance, t, found) if len(found) > 1 else found[0]
+@flax.struct.dataclass
+class Pass:
+  """One forward pass over a recorded rollout."""
+
+  output: bagel_lib.Output
+  flow: settings_lib.FlowSettings = flax.struct.field(pytree_node=False)  # that images are scored with
+
+
+def reason_pass(actor: Actor, prompts: Prompts, rollout: Reason) -> Pass:
+  """Runs a reason rollout: the thought, and the latent before the SDE step in every branch."""
+  flow = actor.settings.reason_flow
+  samples = rollout.text.ids.shape[0] // prompts.ids.shape[0]
+  context = reason_context(actor, prompts, samples)
+  layout = context.layout
+  if actor.settings.reference_loss:
+    flow, layout = compat.reason(flow, layout)
+  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
+  inputs = {"thought": rollout.text.ids, **{name: noised for name in flow.branches(stages.DRAFT)}}
+  lengths = {**context.lengths, "thought": rollout.text.lengths}
+  return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
+
+
+def reflect_pass(actor: Actor, prompts: Prompts, source: Source, text: Text) -> bagel_lib.Output:
+  """Runs sampled reflections."""
+  samples = text.ids.shape[0] // prompts.ids.shape[0]
+  context = reflect_context(actor, prompts, source.features, samples)
+  lengths = {**context.lengths, "answer": text.lengths}
+  return actor.run(context.layout, {"answer": text.ids}, lengths, (context.cache,))
+
+
+def refine_pass(actor: Actor, source: Source, instruction: Instruction, rollout: Refine) -> Pass:
+  """Runs sampled edits: the instructions, and the latent before the SDE step in every branch."""
+  flow = actor.settings.refine_flow
+  samples = instruction.ids.shape[0] // source.latent.shape[0]
+  context = refine_context(actor, source.latent, source.features, samples)
+  layout = context.layout
+  if actor.settings.reference_loss:
+    flow, layout = compat.refine(flow, layout)
+  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
+  lengths = _instruction_lengths(instruction)
+  inputs = {name: instruction.ids for name in lengths} | {name: noised for name in flow.branches(stages.EDIT)}
+  return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
+
+
+def _velocity(actor: Actor, run: Pass, names, t: types.Time) -> types.Latent:
+  """Combines the velocities of the branches among `names` as the images are scored."""
+  found = actor.velocities(run.output, run.flow.branches(names))
+  return guidance_lib.combine_where_active(run.flow.guidance, t, found) if len(found) > 1 else found[0]
 
 
 def score_reason(actor: Actor, prompts: Prompts, rollout: Reason) -> tuple[jax.Array, types.Latent]:
@@ -273,37 +319,16 @@ def score_reason(actor: Actor, prompts: Prompts, rollout: Reason) -> tuple[jax.A
   Returns:
     Log-probs of the thought [B, T - 1] and the guided velocity at the SDE step [B, N, C].
   """
-  flow = actor.settings.reason_flow
-  samples = rollout.text.ids.shape[0] // prompts.ids.shape[0]
-  context = reason_context(actor, prompts, samples)
-  names = flow.branches(stages.DRAFT)
-  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
-  inputs = {"thought": rollout.text.ids, **{name: noised for name in names}}
-  lengths = {**context.lengths, "thought": rollout.text.lengths}
-  output = actor.run(context.layout, inputs, lengths, (context.cache,))
-  velocity = _score_flow(actor, output, flow, names, noised.t)
-  return actor.logprob(output.text("thought"), rollout.text.ids), velocity
+  run = reason_pass(actor, prompts, rollout)
+  velocity = _velocity(actor, run, stages.DRAFT, rollout.flow.t)
+  return actor.logprob(run.output.text("thought"), rollout.text.ids), velocity
 
 
 def score_reflect(actor: Actor, prompts: Prompts, source: Source, text: Text) -> jax.Array:
   """Recomputes the log-probs of sampled reflections, [B, T - 1]."""
-  samples = text.ids.shape[0] // prompts.ids.shape[0]
-  context = reflect_context(actor, prompts, source.features, samples)
-  lengths = {**context.lengths, "answer": text.lengths}
-  output = actor.run(context.layout, {"answer": text.ids}, lengths, (context.cache,))
-  return actor.logprob(output.text("answer"), text.ids)
+  return actor.logprob(reflect_pass(actor, prompts, source, text).text("answer"), text.ids)
 
 
-def score_refine(
-    actor: Actor, source: Source, instruction: Instruction, rollout: Refine
-) -> types.Latent:
+def score_refine(actor: Actor, source: Source, instruction: Instruction, rollout: Refine) -> types.Latent:
   """Recomputes the guided velocity of sampled edits at their SDE step, [B, N, C]."""
-  flow = actor.settings.refine_flow
-  samples = instruction.ids.shape[0] // source.latent.shape[0]
-  context = refine_context(actor, source.latent, source.features, samples)
-  names = flow.branches(stages.EDIT)
-  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
-  lengths = _instruction_lengths(instruction)
-  inputs = {name: instruction.ids for name in lengths} | {name: noised for name in names}
-  output = actor.run(context.layout, inputs, lengths, (context.cache,))
-  return _score_flow(actor, output, flow, names, noised.t)
+  return _velocity(actor, refine_pass(actor, source, instruction, rollout), stages.EDIT, rollout.flow.t)

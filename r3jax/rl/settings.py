@@ -86,6 +86,7 @@ class Settings:
     pool_perfect: probability that a group reflects on a perfect image.
     system_reason, system_reflect: ids of the system prompts, begin and end included.
     reflect_rounds: updates on reflect-refine per iteration; 0 trains the reason stage only.
+    reference_loss: compute the reference's literal loss, see `rl/compat.py`.
   """
 
   groups: int
@@ -100,8 +101,13 @@ class Settings:
   system_reason: tuple[int, ...]
   system_reflect: tuple[int, ...]
   reflect_rounds: int = 1
+  reference_loss: bool = False
 
   def __post_init__(self):
+    if self.groups < 1:
+      raise ValueError(f"groups_per_step must be at least 1; got {self.groups}")
+    if self.reflect_rounds < 0:
+      raise ValueError(f"reflect_rounds must be at least 0; got {self.reflect_rounds}")
     if self.group_size < 2:
       raise ValueError(f"group_size must be at least 2 to compare samples; got {self.group_size}")
     if not 0 <= self.pool_perfect <= 1:

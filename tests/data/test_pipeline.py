@@ -20,6 +20,12 @@ class TestPromptIterator:
     for epoch in indices.reshape(6, 10):
       assert sorted(epoch) == list(range(10))
 
+  def test_single_prompt_per_step_is_drawn(self):
+    iterator = pipeline.prompt_iterator(3, 1, seed=0)
+    drawn = [next(iterator) for _ in range(6)]
+    assert all(rows.shape == (1,) for rows in drawn)
+    assert sorted(int(rows[0]) for rows in drawn[:3]) == [0, 1, 2]
+
   def test_epochs_are_shuffled_differently(self):
     epochs = take(pipeline.prompt_iterator(num_records=20, groups_per_step=20, seed=0), 3)
     assert len({tuple(epoch) for epoch in epochs} | {tuple(range(20))}) == 4

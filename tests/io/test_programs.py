@@ -64,6 +64,31 @@ class TestLoadOrExport:
     for change in (dict(constants=["scale 3"]), dict(constants=["scale 2"], rows=6)):
       found, direct = _kept(tmp_path, Counted(3.0), **change)
       jax.tree.map(np.testing.assert_array_equal, found, direct)
-    monkeypatch.setattr(programs, "_code", lambda: ["another source"])
+    monkeypatch.setattr(programs, "_CODE", "another source")
     _kept(tmp_path, Counted(2.0), ["scale 2"])
-    assert len(list(tmp_path.iterdir())) == 4
+    with jax.default_matmul_precision("bfloat16"):
+      _kept(tmp_path, Counted(2.0), ["scale 2"])
+    assert len(list(tmp_path.iterdir())) == 5
+
+  def test_other_devices_make_another_program(self):
+    keys = set()
+    for count in (1, 2):
+      mesh = mesh_lib.make_mesh_of(jax.devices()[:count], count, 1, 1)
+      x = jax.device_put(np.zeros(4), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+      keys.add(programs._key([], (x,)))
+    assert len(keys) == 2
+
+  @pytest.mark.parametrize("content", [b"", b"no program"])
+  def test_damaged_file_is_made_anew(self, tmp_path, content):
+    _kept(tmp_path, Counted(2.0), [])
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(content)
+    found, direct = _kept(tmp_path, Counted(2.0), [])
+    jax.tree.map(np.testing.assert_array_equal, found, direct)
+    assert len(path.read_bytes()) == len(whole)
+
+  def test_unwritable_folder_keeps_nothing(self, tmp_path):
+    (tmp_path / "file").write_text("")
+    found, direct = _kept(tmp_path / "file" / "folder", Counted(2.0), [])
+    jax.tree.map(np.testing.assert_array_equal, found, direct)

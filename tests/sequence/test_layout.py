@@ -1,70 +1,33 @@
-"""Tests of positions and masks: golden mask, golden packs (case j) and hand-made layouts."""
+"""Tests of positions and masks: golden packs and hand-made layouts; the golden mask: tests/parity."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r3jax.parity import packing
+from r3jax.parity import rules
 from r3jax.sequence import layout as layout_lib
 from r3jax.sequence import stages
 from tests import goldens_lib
-
-CAUSAL, FULL, NOISE = 0, 1, 2
-
-
-def _golden_layouts(full_kind: str) -> list[layout_lib.Layout]:
-  """Returns the layouts of the golden mask's samples."""
-  arrays = goldens_lib.case("j_mask")
-  splits = iter(zip(arrays["split_lens"].tolist(), arrays["attn_modes"].tolist()))
-  layouts = []
-  for sample_length in arrays["sample_lens"].tolist():
-    segments, context, filled = [], [], 0
-    while filled < sample_length:
-      length, mode = next(splits)
-      name = f"{len(segments)}"
-      kind = {CAUSAL: "text", FULL: full_kind, NOISE: "noise" if length > 1 else "vit"}[mode]
-      segments.append(layout_lib.Segment(name, kind, length, tuple(context)))
-      context += [name] if mode != NOISE else []
-      filled += length
-    layouts.append(layout_lib.Layout(tuple(segments)))
-  return layouts
 
 
 def _names(layout: layout_lib.Layout) -> tuple[str, ...]:
   return tuple(segment.name for segment in layout.segments)
 
 
-def _order(layout: layout_lib.Layout, names) -> np.ndarray:
-  """Returns the place of every slot in a sequence that has not been sorted by expert."""
-  starts = np.cumsum([0] + [layout[name].capacity for name in names])[:-1]
-  starts = {layout.index(name): start for name, start in zip(names, starts)}
-  slots = layout.slots(names)
-  return np.array([starts[segment] for segment in slots.segment]) + slots.offset
-
-
 class TestVisibility:
 
-  @pytest.mark.parametrize("full_kind", ["vit", "clean"])
-  def test_equals_golden(self, full_kind):
-    size = goldens_lib.case("j_mask")["mask"].shape[0]
-    mask, start = np.zeros((size, size), bool), 0
-    for layout in _golden_layouts(full_kind):
-      names = _names(layout)
-      place = start + _order(layout, names)
-      mask[np.ix_(place, place)] = layout_lib.visibility(layout, names, names)
-      start += len(place)
-    goldens_lib.assert_close("j_mask", "mask", mask)
-
   def test_is_the_same_whatever_the_split_into_queries_and_keys(self):
-    for layout in _golden_layouts("clean"):
+    for layout in rules.mask_layouts(goldens_lib.GOLDEN, "j_mask", "clean"):
       names = _names(layout)
-      order = _order(layout, names)
+      order = packing.order(layout, names)
       whole = np.zeros((len(order), len(order)), bool)
       whole[np.ix_(order, order)] = layout_lib.visibility(layout, names, names)
       starts = np.cumsum([0] + [segment.capacity for segment in layout.segments])
       for i, query in enumerate(names):
         for j, key in enumerate(names):
           part = whole[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
-          rows, columns = _order(layout, (query,)), _order(layout, (key,))
+          rows, columns = packing.order(layout, (query,)), packing.order(layout, (key,))
           found = layout_lib.visibility(layout, (query,), (key,))
           np.testing.assert_array_equal(found, part[np.ix_(rows, columns)])
 
@@ -144,36 +107,7 @@ class TestPositions:
     texts = [segment for segment in layout.segments if segment.kind == "text"]
     lengths = {segment.name: jnp.array([segment.capacity]) for segment in texts}
     found = layout_lib.positions(layout, names, lengths, 1)[0]
-    np.testing.assert_array_equal(found, packed[_order(layout, names)])
-
-
-class TestStart:
-
-  def test_equals_golden_counters_with_the_filled_slots(self):
-    name = "e_reflect"
-    arrays = goldens_lib.case(name)
-    pictures = goldens_lib.images(name)
-    question, question_lengths = goldens_lib.texts(name, "text_ids")
-    _, system_lengths = goldens_lib.repeated(arrays["system_ids"], len(question))
-    capacities = stages.Capacities(
-        len(arrays["system_ids"]),
-        2,
-        2,
-        question.shape[1],
-        2,
-        2,
-        (1, 1),
-        goldens_lib.towers(pictures.shape[1:3]).vit_grid,
-    )
-    layout = stages.reflect(capacities)
-    lengths = {"system": system_lengths, "question": question_lengths}
-    names, stage = _names(layout), []
-    for done in range(1, len(names)):
-      held = layout_lib.filled(layout, names[:done], lengths, len(question)).sum(axis=1)
-      stage.append(
-          [held, jnp.broadcast_to(layout_lib.start(layout, names[done], lengths), held.shape)]
-      )
-    goldens_lib.assert_close(name, "kv_len_rope_after", np.asarray(stage))
+    np.testing.assert_array_equal(found, packed[packing.order(layout, names)])
 
 
 class TestFilled:

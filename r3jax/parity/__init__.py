@@ -1,0 +1,1 @@
+"""Comparison with recorded numbers of the reference, on any folder in the format of the goldens."""

@@ -1,0 +1,28 @@
+"""What a case computed, to be compared with what is recorded."""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+
+import numpy as np
+
+from r3jax.parity import golden as golden_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """One computed array.
+
+  Attributes:
+    name: of the recorded array, or of the rule that it checks.
+    value: computed here.
+    expected: recorded; None takes it from the case's arrays.
+    tolerance: as the manifest writes them; None takes it from there.
+  """
+
+  name: str
+  value: object
+  expected: np.ndarray | None = None
+  tolerance: float | str | None = None
+
+
+Case = Callable[[golden_lib.Golden, str], Iterator[Seen]]  # folder, name of the case
