@@ -84,7 +84,6 @@ def _shapes(config: ConfigDict) -> ConfigDict:
   config.text.temperature = 1.0
   config.reason.sde_index_max = 4
   config.loss.image_kl = 20.0  # else the images of so small a model soon stop following its plans
-  config.pool.perfect = 0.4  # most held-out images are right in the end, and must be left alone
   config.optimizer.update(und_learning_rate=1.5e-4, gen_learning_rate=1e-4, warmup_updates=4)
   config.reward.name = "shapes"
   config.checkpoint.every = 10
