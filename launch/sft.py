@@ -140,13 +140,14 @@ def main(argv):
   logging.set_verbosity(logging.INFO)
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
   mesh_lib.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "joint"))))
-  tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+  words = vocabulary.build_tokenizer()
+  tokenizer = tokenizer_lib.TextTokenizer(words)
   try:
     start = from_start(config.start, tokenizer) if config.start else None
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
   out.mkdir(parents=True, exist_ok=True)
-  vocabulary.build_tokenizer().save(str(out / "tokenizer.json"))
+  words.save(str(out / "tokenizer.json"))
   weights, sizes = start or from_nothing(config, tokenizer)
 
   def save(weights):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,8 +128,9 @@ class TestRun:
     monkeypatch.setattr(
         train.metrics_lib.MetricWriter, "write", lambda *args: by_step.append(len(compiled)) or write(*args)
     )
-    summary = train.run(*train.prepare(config, str(tmp_path)))
-    assert len(traces) == 1
+    programs = epath.Path(tmp_path / "traced")
+    summary = train.run(*train.prepare(config, str(tmp_path)), programs)
+    assert len(traces) == 1 and len(list(programs.iterdir())) == 1
     assert len(set(by_step)) == 1  # between the first and the last iteration nothing is compiled
     assert summary["scores"]["draft"]["difference"] == [0.0, 0.0, 0.0]
 

@@ -131,10 +131,11 @@ def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
   return Recorded(rollout_lib.Text(ids, lengths, jnp.asarray(logprob)), trajectory)
 
 
-def _outputs(actor: rollout_lib.Actor, ids, hidden, run: rollout_lib.Pass, velocity, names) -> Outputs:
+def _outputs(actor: rollout_lib.Actor, recorded: Recorded, hidden, run: rollout_lib.Pass, names) -> Outputs:
   logits = actor.modules.bagel.apply({"params": actor.policy}, hidden[:, :-1], method="logits")
   branches = actor.velocities(run.output, run.flow.branches(names))
-  return Outputs(actor.logprob(hidden, ids), velocity, logits, branches)
+  velocity = rollout_lib.scored_velocity(actor, run, names, recorded.trajectory.t)
+  return Outputs(actor.logprob(hidden, recorded.text.ids), velocity, logits, branches)
 
 
 def _actor(pack: Pack, policy, towers, capacities: stages.Capacities) -> rollout_lib.Actor:
@@ -154,8 +155,7 @@ def _score_drafts(pack: Pack, policy, recorded: Recorded) -> Outputs:
   prompts = rollout_lib.Prompts(ids, lengths, None, None, None, None)
   rollout = rollout_lib.Reason(recorded.text, recorded.trajectory, None)
   run = rollout_lib.reason_pass(actor, prompts, rollout)
-  _, velocity = rollout_lib.score_reason(actor, prompts, rollout)
-  return _outputs(actor, recorded.text.ids, run.output.text("thought"), run, velocity, stages.DRAFT)
+  return _outputs(actor, recorded, run.output.text("thought"), run, stages.DRAFT)
 
 
 def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
@@ -176,8 +176,7 @@ def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
   refined = rollout_lib.Refine(recorded.trajectory, None)
   reflected = rollout_lib.reflect_pass(actor, prompts, source, recorded.text)
   run = rollout_lib.refine_pass(actor, source, instruction, refined)
-  velocity = rollout_lib.score_refine(actor, source, instruction, refined)
-  return _outputs(actor, recorded.text.ids, reflected.text("answer"), run, velocity, stages.EDIT)
+  return _outputs(actor, recorded, reflected.text("answer"), run, stages.EDIT)
 
 
 @flax.struct.dataclass

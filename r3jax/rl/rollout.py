@@ -307,8 +307,8 @@ def refine_pass(actor: Actor, source: Source, instruction: Instruction, rollout:
   return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
 
 
-def _velocity(actor: Actor, run: Pass, names, t: types.Time) -> types.Latent:
-  """Combines the velocities of the branches among `names` as the images are scored."""
+def scored_velocity(actor: Actor, run: Pass, names, t: types.Time) -> types.Latent:
+  """Returns the velocity [B, N, C] that images are scored with, out of the branches among `names`."""
   found = actor.velocities(run.output, run.flow.branches(names))
   return guidance_lib.combine_where_active(run.flow.guidance, t, found) if len(found) > 1 else found[0]
 
@@ -320,7 +320,7 @@ def score_reason(actor: Actor, prompts: Prompts, rollout: Reason) -> tuple[jax.A
     Log-probs of the thought [B, T - 1] and the guided velocity at the SDE step [B, N, C].
   """
   run = reason_pass(actor, prompts, rollout)
-  velocity = _velocity(actor, run, stages.DRAFT, rollout.flow.t)
+  velocity = scored_velocity(actor, run, stages.DRAFT, rollout.flow.t)
   return actor.logprob(run.output.text("thought"), rollout.text.ids), velocity
 
 
@@ -331,4 +331,4 @@ def score_reflect(actor: Actor, prompts: Prompts, source: Source, text: Text) ->
 
 def score_refine(actor: Actor, source: Source, instruction: Instruction, rollout: Refine) -> types.Latent:
   """Recomputes the guided velocity of sampled edits at their SDE step, [B, N, C]."""
-  return _velocity(actor, refine_pass(actor, source, instruction, rollout), stages.EDIT, rollout.flow.t)
+  return scored_velocity(actor, refine_pass(actor, source, instruction, rollout), stages.EDIT, rollout.flow.t)
