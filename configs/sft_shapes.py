@@ -40,7 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
   vision.warmup = 50
 
   joint = config.joint = ml_collections.ConfigDict()
-  joint.num_steps = 2000
+  joint.num_steps = 2400
   joint.batch_size = 32  # examples of each kind
   joint.learning_rate = 2e-3
   joint.warmup = 100
@@ -51,8 +51,10 @@ def get_config() -> ml_collections.ConfigDict:
   mix = config.mix = ml_collections.ConfigDict()
   mix.plan_flaws = 0.5
   mix.instruction_flaws = 0.3
-  mix.questions = 0.15
-  mix.descriptions = 0.4
+  mix.questions = 0.1
+  mix.descriptions = 0.25
+  # Right from wrong is hardest to tell where every object alone looks right.
+  mix.reflect_tags = {"position": 4.0, "color_attr": 2.0}
 
   config.log_every = 50
   config.stored_dtype = "float16"  # of the written files; training is in float32

@@ -21,7 +21,7 @@ import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
-from r3jax import experiment
+from r3jax import pretrained
 from r3jax import sft
 from r3jax.io import bagel_checkpoint
 from r3jax.io import images as images_lib
@@ -91,8 +91,8 @@ def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.Tex
   """Returns trained towers, a fresh policy and the sizes."""
   sizes = small_bagel.sizes(config.model)
   autoencoder, sizes = train_autoencoder(config, sizes)
-  modules, settings = _model(sizes, tokenizer)
-  fresh = lambda: nn.unbox(experiment.init_policy(modules, settings, jax.random.key(config.seed)))
+  modules, _ = _model(sizes, tokenizer)
+  fresh = lambda: nn.unbox(pretrained.init_policy(modules.bagel, jax.random.key(config.seed)))
   weights = {"autoencoder": autoencoder, "vision": train_vision(config, sizes), "policy": jax.jit(fresh)()}
   return weights, sizes
 
@@ -104,7 +104,7 @@ def from_start(folder: str, tokenizer: tokenizer_lib.TextTokenizer):
     ValueError: the folder holds no such model, or one of another vocabulary.
   """
   sizes = config_lib.from_folder(folder)
-  if tokenizer_lib.load(pathlib.Path(folder)).vocabulary != tokenizer.vocabulary:
+  if tokenizer_lib.load(folder).vocabulary != tokenizer.vocabulary:
     raise ValueError(f"the vocabulary of config.start must be this world's; it differs: {folder}")
   return bagel_checkpoint.load(folder, sizes), sizes
 

@@ -5,22 +5,19 @@ This is the only place below `launch/` and `train.py` that reads a ConfigDict.
 
 from collections.abc import Callable
 import dataclasses
-import importlib.resources
-import pathlib
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from r3jax import pretrained as pretrained_lib
 from r3jax import types
 from r3jax.data import prompts as prompts_lib
 from r3jax.data import shapes as shapes_data
-from r3jax.io import bagel_checkpoint
 from r3jax.models import bagel as bagel_lib
-from r3jax.models import config as config_lib
 from r3jax.models import towers as towers_lib
-from r3jax.parallel import rules
 from r3jax.rewards import format as format_lib
 from r3jax.rewards import host
 from r3jax.rewards import shapes as shapes_reward
@@ -46,8 +43,7 @@ class Experiment:
   Attributes:
     modules: the model.
     settings: one iteration.
-    tokenizer: of the model's folder.
-    folder: the model's folder, in BAGEL's format.
+    pretrained: the model's folder: weights and tokenizer.
     optimizer: settings of AdamW.
     train, heldout: records in GenEval's format.
     reward: makes the reward from the mesh.
@@ -57,8 +53,7 @@ class Experiment:
 
   modules: settings_lib.Modules
   settings: settings_lib.Settings
-  tokenizer: tokenizer_lib.TextTokenizer
-  folder: pathlib.Path
+  pretrained: pretrained_lib.Pretrained
   optimizer: state_lib.OptimizerSettings
   train: tuple[dict, ...]
   heldout: tuple[dict, ...]
@@ -80,17 +75,8 @@ class Experiment:
     )
 
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy and the replicated frozen parameters from the model's folder."""
-    weights = bagel_checkpoint.load(self.folder, self.modules.bagel.config)
-    dtype = jnp.promote_types(self.modules.bagel.dtype, jnp.float32)
-    weights = jax.tree.map(lambda x: x.astype(dtype), weights)
-    policy = jax.device_put(weights.pop("policy"), self.policy_shardings(mesh))
-    return policy, jax.device_put(weights, rules.replicated(mesh))
-
-  def policy_shardings(self, mesh: jax.sharding.Mesh) -> types.Params:
-    """Returns the sharding of every trained parameter."""
-    boxed = jax.eval_shape(lambda: init_policy(self.modules, self.settings, jax.random.key(0)))
-    return rules.parameter_shardings(boxed, mesh)
+    """Returns the sharded policy and the replicated frozen parameters, see `Pretrained.load`."""
+    return self.pretrained.load(self.modules.bagel, mesh)
 
   def encode(self, records: tuple[dict, ...]) -> rollout_lib.Prompts:
     """Returns the arrays of prompts, one row per record (numpy).
@@ -98,7 +84,7 @@ class Experiment:
     Raises:
       ValueError: a prompt does not fit into its segment.
     """
-    c, segment = self.settings.capacities, self.tokenizer.segment
+    c, segment = self.settings.capacities, self.pretrained.tokenizer.segment
     prompts = [segment(record["prompt"], c.prompt) for record in records]
     questions = [segment(protocol.reflection_question(record["prompt"]), c.question) for record in records]
     ids, lengths = (np.stack(column) for column in zip(*prompts))
@@ -107,20 +93,6 @@ class Experiment:
     index = np.arange(len(records), dtype=np.int32)
     as_lengths = lambda x: x.astype(np.int32)
     return rollout_lib.Prompts(ids, as_lengths(lengths), question, as_lengths(question_lengths), target, index)
-
-
-def init_policy(modules: settings_lib.Modules, settings: settings_lib.Settings, key: types.Key):
-  """Returns freshly drawn trained parameters, boxed with their logical axis names."""
-  c, config = settings.capacities, modules.bagel.config
-  tokens = lambda grid: grid[0] * grid[1]
-  inputs = {
-      "source": bagel_lib.Noised(jnp.zeros((1, tokens(c.latent_grid), config.latent_dim)), jnp.zeros(1)),
-      "seen": jnp.zeros((1, tokens(c.vit_grid), config.vision.hidden_size)),
-      "instruction": jnp.zeros((1, c.instruction), jnp.int32),
-  }
-  lengths = {"instruction": jnp.ones(1, jnp.int32)}
-  arguments = (stages.refine(c), inputs, lengths)
-  return modules.bagel.init(key, *arguments, method="everything")["params"]
 
 
 def balanced(records: list[dict]) -> tuple[dict, ...]:
@@ -148,21 +120,12 @@ def _records(source: str, split: str) -> list[dict]:
     return shapes_data.load(split=split)
   if not source:
     raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; it is empty")
-  if not pathlib.Path(source).is_file():
+  if not epath.Path(source).is_file():
     raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; not found: {source}")
   records = [record.to_json() for record in prompts_lib.read_jsonl(source)]
   if not records:
     raise ValueError(f"data.{split} must hold at least one prompt; there is none in {source}")
   return records
-
-
-def model_folder(folder: str) -> pathlib.Path:
-  """Returns the folder of a model; "shapes" is the small model of the package."""
-  if folder == "shapes":
-    return pathlib.Path(str(importlib.resources.files("r3jax") / "assets" / "shapes"))
-  if not folder:
-    raise ValueError("model.folder must name a folder in BAGEL's format (or be 'shapes'); it is empty")
-  return pathlib.Path(folder)
 
 
 def _flow(section: ml_collections.ConfigDict) -> settings_lib.FlowSettings:
@@ -249,15 +212,6 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
-def _check_vocabulary(folder: pathlib.Path, sizes: config_lib.BagelConfig, tokenizer: tokenizer_lib.TextTokenizer):
-  if tokenizer.size > sizes.llm.vocab_size:
-    raise ValueError(
-        f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {folder}"
-    )
-  if tokenizer.special_ids != sizes.special_ids:
-    raise ValueError(f"markers must be {sizes.special_ids} for the model; the tokenizer has {tokenizer.special_ids}: {folder}")
-
-
 def build(config: ml_collections.ConfigDict) -> Experiment:
   """Checks a config and makes what a run computes with; reads no weights.
 
@@ -266,17 +220,15 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   """
   if config.model.dtype not in DTYPES:
     raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
-  folder, dtype = model_folder(config.model.folder), DTYPES[config.model.dtype]
-  sizes, tokenizer = config_lib.from_folder(folder), tokenizer_lib.load(folder)
-  _check_vocabulary(folder, sizes, tokenizer)
+  pretrained, dtype = pretrained_lib.find(config.model.folder), DTYPES[config.model.dtype]
+  sizes, tokenizer = pretrained.sizes, pretrained.tokenizer
   towers = towers_lib.Towers(sizes, (config.image.height, config.image.width), dtype)
   settings = _settings(config, tokenizer, towers)
   heldout = evenly(_records(config.data.heldout, "heldout"), config.eval.prompts, config.eval.seed)
   return Experiment(
       modules=settings_lib.Modules(bagel_lib.Bagel(sizes, dtype, config.model.remat), towers),
       settings=settings,
-      tokenizer=tokenizer,
-      folder=folder,
+      pretrained=pretrained,
       optimizer=state_lib.OptimizerSettings(**config.optimizer),
       train=balanced(_records(config.data.train, "train")),
       heldout=heldout,

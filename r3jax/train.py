@@ -19,9 +19,9 @@ import numpy as np
 from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax import metrics as metrics_lib
+from r3jax import pretrained
 from r3jax import types
 from r3jax.data import pipeline
-from r3jax.io import bagel_checkpoint
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import config_guard
 from r3jax.io import jsonl
@@ -102,7 +102,7 @@ def _evaluator(config, experiment: experiment_lib.Experiment, mesh) -> evaluate.
 
 def _samples(experiment, step: int, rows: np.ndarray, samples: step_lib.Samples, number: int) -> Iterator:
   """Yields report samples: the first sample of the first `number` groups of the edit half."""
-  size, decode = experiment.settings.group_size, experiment.tokenizer.decode
+  size, decode = experiment.settings.group_size, experiment.pretrained.tokenizer.decode
   text = lambda rollout, i: decode(rollout.ids[i, 1 : rollout.lengths[i] - 1].tolist())
   value = lambda score, i: float(score.value[i]) if score.valid[i] else float("nan")
   drafts, edits = samples.drafts, samples.edits
@@ -204,7 +204,7 @@ class Session:
   def init(self, policy) -> state_lib.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
     abstract = jax.eval_shape(self.iteration.optimizer.init, policy)
-    shardings = rules.like_parameters(abstract, self.experiment.policy_shardings(self.mesh), self.mesh)
+    shardings = rules.like_parameters(abstract, pretrained.policy_shardings(self.experiment.modules.bagel, self.mesh), self.mesh)
     moments = jax.jit(self.iteration.optimizer.init, out_shardings=shardings)(policy)
     step = jax.device_put(np.int32(0), rules.replicated(self.mesh))
     return state_lib.TrainState(jax.tree.map(jnp.copy, policy), moments, step)
@@ -233,7 +233,7 @@ class Session:
   def _constants(self) -> list[str]:
     """Returns what the step computes with beside its arguments: the config and the model's description."""
     used = {key: value for key, value in self.config.to_dict().items() if key not in (*MAY_DIFFER, "seed")}
-    folder = self.experiment.folder
+    folder = self.experiment.pretrained.folder
     described = sorted([*folder.glob("*.json"), *folder.glob("*.txt")])  # sizes and tokenizer
     return [json.dumps(used, sort_keys=True), *(path.read_text() for path in described)]
 
@@ -279,7 +279,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
   policy, towers = experiment.load(mesh)
   config_guard.check_writable(workdir)
-  weights = {"weights": bagel_checkpoint.fingerprint(experiment.folder)}  # the reference of the KL
+  weights = {"weights": experiment.pretrained.fingerprint()}  # the reference of the KL
   config_guard.write_or_check(workdir, config.to_dict() | weights, MAY_DIFFER)
   reference = policy if experiment.settings.loss.needs_reference else None
   frozen = step_lib.Frozen(towers, reference)

@@ -18,6 +18,7 @@ from configs import r3_geneval
 from r3jax import experiment as experiment_lib
 from r3jax import train
 from r3jax.io import bagel_checkpoint
+from r3jax.io import bagel_table
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import base as rewards_base
 from r3jax.rl import rollout as rollout_lib
@@ -63,7 +64,7 @@ def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 
 def _random_weights(sizes) -> dict:
   rng, leaves = np.random.default_rng(0), {}
-  for tensor in bagel_checkpoint.table(sizes):
+  for tensor in bagel_table.table(sizes):
     leaves.setdefault(tensor.path, []).append(_draw(tensor.path, tensor.shape, rng))
     if tensor.layer is None:
       (leaves[tensor.path],) = leaves[tensor.path]

@@ -1,261 +1,35 @@
-"""BAGEL's released files <-> the weights of r3jax.
+"""BAGEL's released files <-> the weights of r3jax, tensor by tensor.
 
-One table (`table`) says for every released tensor where it lives in the tree, with what shape, and
-how the two layouts are related; reading, writing, checking and counting all go through it. Files
-are read and written tensor by tensor, so memory holds the tree and one tensor.
+`bagel_table` says where every released tensor lives in the tree. Reading a sharded model, a process
+reads the rows that its devices hold and holds them and one tensor; writing, memory holds the tree
+and one tensor.
 """
 
-import dataclasses
-import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
 import itertools
 import json
 import math
-import pathlib
-import re
-from typing import Iterable, Iterator
 
+from etils import epath
 import flax.traverse_util
-import ml_dtypes
+import jax
+import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from r3jax import types
+from r3jax.io import bagel_table
+from r3jax.io import safetensors_files
 from r3jax.models import config as config_lib
 from r3jax.models import layers
 
 Shape = tuple[int, ...]
-Layout = tuple[tuple[int, ...], ...]  # each released axis as a product of axes of the tree
+Progress = Callable[[float], None]
+Spans = tuple[tuple[int, int], ...]  # start and stop in every axis: a piece of a leaf
 
 MODEL_FILES = ("ema.safetensors", "model.safetensors")  # the first that exists is read
+INDEX_FILE = "model.safetensors.index.json"  # or, without them, the files that this one names
 AUTOENCODER_FILES = ("ae.safetensors",)
-DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-LATENT_TABLE = "latent_pos_embed.pos_embed"
-VISION_TABLE = "vit_pos_embed.pos_embed"
-SELECT_LAYER = -2  # a ViT config counts one layer more than is used
-TIME_FEATURES = 256
-_SAMPLED_BLOCKS, _BLOCK = 64, 4096  # of a file's fingerprint
-EXPERT_SUFFIX = {"und": "", "gen": "_moe_gen"}
-
-VECTOR = ((0,),)
-TABLE = ((0,), (1,))
-LINEAR = ((1,), (0,))  # [in, out] -> [out, in]
-HEADS = ((0, 1),)  # [heads, head dim] -> [out]
-INTO_HEADS = ((1, 2), (0,))  # [in, heads, head dim] -> [out, in]
-FROM_HEADS = ((2,), (0, 1))  # [heads, head dim, out] -> [out, in]
-CONV = ((3,), (2,), (0,), (1,))  # [kernel, kernel, in, out] -> [out, in, kernel, kernel]
-
-_LLM = "language_model.model.layers.{layer}."
-_VIT = "vit_model.vision_model."
-_VIT_LAYER = _VIT + "encoder.layers.{layer}."
-_VIT_EMBED = _VIT + "embeddings."
-_EXPERT = "policy/layers/{expert}/"
-_VISION = "vision/layers/"
-_GRID = "vision/position_embedding/"
-
-# Released name, leaf of the tree, sizes of the tree's axes (see `_sizes`), layout. `{layer}` runs
-# over the layers, which the leaf stacks; `{suffix}` and `{expert}` run over the two experts.
-PATTERNS = (
-    ("language_model.model.embed_tokens.weight", "policy/embed_tokens/embedding", "V D", TABLE),
-    (_LLM + "input_layernorm{suffix}.weight", _EXPERT + "input_norm/scale", "D", VECTOR),
-    (_LLM + "self_attn.q_proj{suffix}.weight", _EXPERT + "q/kernel", "D H d", INTO_HEADS),
-    (_LLM + "self_attn.q_proj{suffix}.bias", _EXPERT + "q/bias", "H d", HEADS),
-    (_LLM + "self_attn.k_proj{suffix}.weight", _EXPERT + "k/kernel", "D K d", INTO_HEADS),
-    (_LLM + "self_attn.k_proj{suffix}.bias", _EXPERT + "k/bias", "K d", HEADS),
-    (_LLM + "self_attn.v_proj{suffix}.weight", _EXPERT + "v/kernel", "D K d", INTO_HEADS),
-    (_LLM + "self_attn.v_proj{suffix}.bias", _EXPERT + "v/bias", "K d", HEADS),
-    (_LLM + "self_attn.q_norm{suffix}.weight", _EXPERT + "q_norm/scale", "d", VECTOR),
-    (_LLM + "self_attn.k_norm{suffix}.weight", _EXPERT + "k_norm/scale", "d", VECTOR),
-    (_LLM + "self_attn.o_proj{suffix}.weight", _EXPERT + "o/kernel", "H d D", FROM_HEADS),
-    (_LLM + "post_attention_layernorm{suffix}.weight", _EXPERT + "post_norm/scale", "D", VECTOR),
-    (_LLM + "mlp{suffix}.gate_proj.weight", _EXPERT + "gate/kernel", "D F", LINEAR),
-    (_LLM + "mlp{suffix}.up_proj.weight", _EXPERT + "up/kernel", "D F", LINEAR),
-    (_LLM + "mlp{suffix}.down_proj.weight", _EXPERT + "down/kernel", "F D", LINEAR),
-    ("language_model.model.norm{suffix}.weight", "policy/norm/{expert}/scale", "D", VECTOR),
-    ("language_model.lm_head.weight", "policy/lm_head/kernel", "D V", LINEAR),
-    ("connector.fc1.weight", "policy/connector/fc1/kernel", "vD D", LINEAR),
-    ("connector.fc1.bias", "policy/connector/fc1/bias", "D", VECTOR),
-    ("connector.fc2.weight", "policy/connector/fc2/kernel", "D D", LINEAR),
-    ("connector.fc2.bias", "policy/connector/fc2/bias", "D", VECTOR),
-    ("vae2llm.weight", "policy/vae2llm/kernel", "C D", LINEAR),
-    ("vae2llm.bias", "policy/vae2llm/bias", "D", VECTOR),
-    ("llm2vae.weight", "policy/llm2vae/kernel", "D C", LINEAR),
-    ("llm2vae.bias", "policy/llm2vae/bias", "C", VECTOR),
-    ("time_embedder.mlp.0.weight", "policy/time_embedder/fc1/kernel", "time D", LINEAR),
-    ("time_embedder.mlp.0.bias", "policy/time_embedder/fc1/bias", "D", VECTOR),
-    ("time_embedder.mlp.2.weight", "policy/time_embedder/fc2/kernel", "D D", LINEAR),
-    ("time_embedder.mlp.2.bias", "policy/time_embedder/fc2/bias", "D", VECTOR),
-    (_VIT_EMBED + "patch_embedding.weight", "vision/patch_embedding/kernel", "patch vD", LINEAR),
-    (_VIT_EMBED + "patch_embedding.bias", "vision/patch_embedding/bias", "vD", VECTOR),
-    (_VIT_EMBED + "position_embedding.weight", _GRID + "embedding", "grid vD", TABLE),
-    (_VIT_LAYER + "layer_norm1.weight", _VISION + "norm1/scale", "vD", VECTOR),
-    (_VIT_LAYER + "layer_norm1.bias", _VISION + "norm1/bias", "vD", VECTOR),
-    (_VIT_LAYER + "self_attn.q_proj.weight", _VISION + "q/kernel", "vD vH vd", INTO_HEADS),
-    (_VIT_LAYER + "self_attn.q_proj.bias", _VISION + "q/bias", "vH vd", HEADS),
-    (_VIT_LAYER + "self_attn.k_proj.weight", _VISION + "k/kernel", "vD vH vd", INTO_HEADS),
-    (_VIT_LAYER + "self_attn.k_proj.bias", _VISION + "k/bias", "vH vd", HEADS),
-    (_VIT_LAYER + "self_attn.v_proj.weight", _VISION + "v/kernel", "vD vH vd", INTO_HEADS),
-    (_VIT_LAYER + "self_attn.v_proj.bias", _VISION + "v/bias", "vH vd", HEADS),
-    (_VIT_LAYER + "self_attn.out_proj.weight", _VISION + "out/kernel", "vH vd vD", FROM_HEADS),
-    (_VIT_LAYER + "self_attn.out_proj.bias", _VISION + "out/bias", "vD", VECTOR),
-    (_VIT_LAYER + "layer_norm2.weight", _VISION + "norm2/scale", "vD", VECTOR),
-    (_VIT_LAYER + "layer_norm2.bias", _VISION + "norm2/bias", "vD", VECTOR),
-    (_VIT_LAYER + "mlp.fc1.weight", _VISION + "fc1/kernel", "vD vF", LINEAR),
-    (_VIT_LAYER + "mlp.fc1.bias", _VISION + "fc1/bias", "vF", VECTOR),
-    (_VIT_LAYER + "mlp.fc2.weight", _VISION + "fc2/kernel", "vF vD", LINEAR),
-    (_VIT_LAYER + "mlp.fc2.bias", _VISION + "fc2/bias", "vD", VECTOR),
-    (_VIT + "post_layernorm.weight", "vision/post_norm/scale", "vD", VECTOR),
-    (_VIT + "post_layernorm.bias", "vision/post_norm/bias", "vD", VECTOR),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """One released tensor and its place in the tree."""
-
-  name: str  # released name
-  path: str  # leaf of the weights, joined by "/"
-  shape: Shape  # in the tree, without the layers axis
-  layout: Layout  # the released axes in terms of the tree's
-  layer: int | None = None  # index in the layers axis of the leaf; None: it has none
-
-  @property
-  def released_shape(self) -> Shape:
-    """The shape in the file."""
-    return tuple(math.prod(self.shape[i] for i in axes) for axes in self.layout)
-
-  def to_tree(self, array: np.ndarray) -> np.ndarray:
-    """Brings the released array into the tree's layout."""
-    order = sum(self.layout, ())
-    return array.reshape([self.shape[i] for i in order]).transpose(np.argsort(order))
-
-  def to_released(self, array: np.ndarray) -> np.ndarray:
-    """Brings the tree's array (of one layer) into the released layout."""
-    return array.transpose(sum(self.layout, ())).reshape(self.released_shape)
-
-
-def _sizes(config: config_lib.BagelConfig) -> dict[str, int]:
-  llm, vision = config.llm, config.vision
-  return {
-      "V": llm.vocab_size,
-      "D": llm.hidden_size,
-      "F": llm.intermediate_size,
-      "H": llm.num_heads,
-      "K": llm.num_kv_heads,
-      "d": llm.head_dim,
-      "C": config.latent_dim,
-      "time": TIME_FEATURES,
-      "vD": vision.hidden_size,
-      "vF": vision.intermediate_size,
-      "vH": vision.num_heads,
-      "vd": vision.hidden_size // vision.num_heads,
-      "patch": 3 * vision.patch_size**2,
-      "grid": vision.positions_per_side**2,
-  }
-
-
-def _transformer_tensors(config: config_lib.BagelConfig) -> Iterator[Tensor]:
-  sizes = _sizes(config)
-  for name, path, axes, layout in PATTERNS:
-    shape = tuple(sizes[axis] for axis in axes.split())
-    num_layers = config.vision.num_layers if name.startswith(_VIT) else config.llm.num_layers
-    stacked = range(num_layers) if "{layer}" in name else [None]
-    experts = EXPERT_SUFFIX if "{suffix}" in name else ["und"]
-    for layer in stacked:
-      for expert in experts:
-        full_name = name.format(layer=layer, suffix=EXPERT_SUFFIX[expert])
-        yield Tensor(full_name, path.format(expert=expert), shape, layout, layer)
-
-
-def _residual(name: str, before: int, width: int) -> Iterator[tuple[str, Shape]]:
-  yield f"{name}.norm1", (before,)
-  yield f"{name}.conv1", (3, 3, before, width)
-  yield f"{name}.norm2", (width,)
-  yield f"{name}.conv2", (3, 3, width, width)
-  if before != width:
-    yield f"{name}.nin_shortcut", (1, 1, before, width)
-
-
-def _level(name: str, before: int, width: int, num_blocks: int) -> Iterator[tuple[str, Shape]]:
-  for block in range(num_blocks):
-    yield from _residual(f"{name}.block.{block}", before if block == 0 else width, width)
-
-
-def _middle(name: str, width: int) -> Iterator[tuple[str, Shape]]:
-  yield from _residual(f"{name}.block_1", width, width)
-  yield f"{name}.attn_1.norm", (width,)
-  for part in ("q", "k", "v", "proj_out"):
-    yield f"{name}.attn_1.{part}", (1, 1, width, width)
-  yield from _residual(f"{name}.block_2", width, width)
-
-
-def _ends(name: str, deepest: int, width: int, outputs: int) -> Iterator[tuple[str, Shape]]:
-  yield from _middle(f"{name}.mid", deepest)
-  yield f"{name}.norm_out", (width,)
-  yield f"{name}.conv_out", (3, 3, width, outputs)
-
-
-def _autoencoder_modules(c: config_lib.AutoencoderConfig) -> Iterator[tuple[str, Shape]]:
-  """Yields the released name of every norm and convolution and the shape of its weight."""
-  widths = [c.channels * m for m in c.multipliers]
-  last = len(widths) - 1
-  yield "encoder.conv_in", (3, 3, 3, c.channels)
-  yield "decoder.conv_in", (3, 3, c.latent_channels, widths[last])
-  for i, width in enumerate(widths):
-    before_down = widths[i - 1] if i else c.channels
-    yield from _level(f"encoder.down.{i}", before_down, width, c.num_res_blocks)
-    yield from _level(f"decoder.up.{i}", widths[min(i + 1, last)], width, c.num_res_blocks + 1)
-    if i < last:
-      yield f"encoder.down.{i}.downsample.conv", (3, 3, width, width)
-    if i > 0:
-      yield f"decoder.up.{i}.upsample.conv", (3, 3, width, width)
-  yield from _ends("encoder", widths[last], widths[last], 2 * c.latent_channels)
-  yield from _ends("decoder", widths[last], widths[0], 3)
-
-
-def _autoencoder_tensors(config: config_lib.AutoencoderConfig) -> Iterator[Tensor]:
-  for name, shape in _autoencoder_modules(config):
-    path = "autoencoder/" + re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
-    leaf, layout = ("kernel", CONV) if len(shape) == 4 else ("scale", VECTOR)
-    yield Tensor(f"{name}.weight", f"{path}/{leaf}", shape, layout)
-    yield Tensor(f"{name}.bias", f"{path}/bias", shape[-1:], VECTOR)
-
-
-def table(config: config_lib.BagelConfig) -> tuple[Tensor, ...]:
-  """Returns every released tensor of a model of these sizes, but for the two sin-cos tables."""
-  return (*_transformer_tensors(config), *_autoencoder_tensors(config.autoencoder))
-
-
-def expected_shapes(config: config_lib.BagelConfig) -> dict[str, Shape]:
-  """Returns the released shape of every tensor of both files by name (without sin-cos tables)."""
-  return {tensor.name: tensor.released_shape for tensor in table(config)}
-
-
-def _fixed_tables(config: config_lib.BagelConfig) -> dict[str, tuple[int, int]]:
-  """Returns width and side of the two sin-cos tables, which have no parameters in the tree."""
-  width = config.llm.hidden_size
-  return {
-      LATENT_TABLE: (width, config.max_latent_side),
-      VISION_TABLE: (width, config.max_patches_per_side),
-  }
-
-
-def count_parameters(config: config_lib.BagelConfig) -> dict[str, int]:
-  """Counts parameters by part; keys are the released prefixes (sin-cos tables included)."""
-  fixed = _fixed_tables(config)
-  counts = {name.split(".")[0]: side**2 * width for name, (width, side) in fixed.items()}
-  for name, shape in expected_shapes(config).items():
-    part = name.split(".")[0]
-    part = "autoencoder" if part in ("encoder", "decoder") else part
-    counts[part] = counts.get(part, 0) + math.prod(shape)
-  return counts
-
-
-def _split(config: config_lib.BagelConfig) -> tuple[tuple[tuple[str, ...], list[Tensor]], ...]:
-  """Returns the file names and the tensors of the model's and of the autoencoder's file."""
-  model, autoencoder = [], []
-  for tensor in table(config):
-    (autoencoder if tensor.path.startswith("autoencoder/") else model).append(tensor)
-  return (MODEL_FILES, model), (AUTOENCODER_FILES, autoencoder)
 
 
 def _differences(kind: str, expected: dict[str, Shape], seen: dict[str, Shape]) -> Iterator[str]:
@@ -268,239 +42,262 @@ def _differences(kind: str, expected: dict[str, Shape], seen: dict[str, Shape]) 
     yield f"unexpected {kind} {name}: seen shape {seen[name]}"
 
 
-def _file_problems(path: pathlib.Path, tensors: list[Tensor]) -> list[str]:
-  """Compares a file's header with the table; reads no array."""
-  try:
-    with safetensors.safe_open(path, "np") as file:
-      header = {name: file.get_slice(name) for name in file.keys()}
-  except safetensors.SafetensorError as error:
-    return [f"unreadable file {path}: {error}"]
-  for name in (LATENT_TABLE, VISION_TABLE):
-    header.pop(name, None)
-  seen = {name: tuple(entry.get_shape()) for name, entry in header.items()}
-  expected = {tensor.name: tensor.released_shape for tensor in tensors}
-  wrong_types = [
-      f"wrong dtype of tensor {name}: expected one of {', '.join(DTYPES)}, seen {entry.get_dtype()}"
-      for name, entry in header.items()
-      if name in expected and entry.get_dtype() not in DTYPES
-  ]
-  return sorted(_differences("tensor", expected, seen)) + wrong_types
-
-
 def _refuse(what: str, problems: list[str]) -> None:
   if problems:
     listed = "\n".join(f"  {problem}" for problem in problems)
     raise ValueError(f"{what} must match the config; {len(problems)} problem(s):\n{listed}")
 
 
-def _read(
-    path: pathlib.Path, tensors: list[Tensor], num_layers: dict[str, int]
-) -> dict[str, np.ndarray]:
-  leaves = {}
-  with safetensors.safe_open(path, "np") as file:
-    for tensor in tensors:
-      if tensor.path not in leaves:
-        leaves[tensor.path] = np.empty(_leaf_shape(tensor, num_layers), np.float32)
-      place = ... if tensor.layer is None else tensor.layer
-      leaves[tensor.path][place] = tensor.to_tree(file.get_tensor(tensor.name))
-  return leaves
+# --- Finding and checking ----------------------------------------------------------------------
+
+
+def _headers(paths: Iterable[epath.Path]) -> tuple[dict[str, safetensors_files.Entry], list[str]]:
+  """Returns the tensors of files and what is wrong with the files."""
+  entries, problems = {}, []
+  for path in paths:
+    try:
+      header = safetensors_files.read_header(path)
+    except ValueError as error:
+      problems.append(str(error))
+      continue
+    problems += _twice(entries, header)
+    entries |= header
+  return entries, problems
+
+
+def _twice(first: dict[str, safetensors_files.Entry], second: dict[str, safetensors_files.Entry]) -> list[str]:
+  return [
+      f"tensor {name} must be in one file; it is in {first[name].path.name} and in {second[name].path.name}"
+      for name in sorted(first.keys() & second.keys())
+  ]
+
+
+def _indexed(index: epath.Path) -> tuple[dict[str, safetensors_files.Entry], list[str]]:
+  """Returns the tensors of the files that an index names, and all that contradicts it."""
+  try:
+    named = json.loads(index.read_text())["weight_map"]
+    files = sorted(set(named.values()))
+  except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    return {}, [f"unreadable file {index}: it must be JSON with a weight_map: {error!r}"]
+  missing = [name for name in files if not (index.parent / name).is_file()]
+  entries, problems = _headers(index.parent / name for name in files if name not in missing)
+  problems += [f"missing file {name}: {index.name} names it" for name in missing]
+  problems += [
+      f"tensor {name} must be in {file}, as {index.name} says"
+      for name, file in sorted(named.items())
+      if file not in missing and (name not in entries or entries[name].path.name != file)
+  ]
+  problems += [f"tensor {name} must be in {index.name}" for name in sorted(entries.keys() - named.keys())]
+  return entries, problems
+
+
+def _found(folder: epath.Path) -> tuple[dict[str, safetensors_files.Entry], list[str]]:
+  """Returns all tensors of a folder, and what is wrong with its files."""
+  first = lambda names: next((folder / name for name in names if (folder / name).is_file()), None)
+  model, autoencoder = first(MODEL_FILES), first(AUTOENCODER_FILES)
+  if model is None and (folder / INDEX_FILE).is_file():
+    entries, problems = _indexed(folder / INDEX_FILE)
+    model = folder / INDEX_FILE
+  else:
+    entries, problems = _headers([model] if model else [])
+  more, more_problems = _headers([autoencoder] if autoencoder else [])
+  wanted = {f"{' or '.join(MODEL_FILES)} or {INDEX_FILE}": model, AUTOENCODER_FILES[0]: autoencoder}
+  missing = [f"missing file {names}" for names, path in wanted.items() if path is None]
+  return entries | more, missing + problems + more_problems + _twice(entries, more)
+
+
+def find(folder: epath.PathLike, config: config_lib.BagelConfig) -> dict[str, safetensors_files.Entry]:
+  """Returns every tensor of a model by its released name; reads headers only.
+
+  Args:
+    folder: see `load`.
+    config: the sizes that the model must have.
+
+  Raises:
+    ValueError: lists everything that is missing, unexpected, mis-shaped or unreadable.
+  """
+  folder = epath.Path(folder)
+  if not folder.is_dir():
+    raise ValueError(f"a BAGEL folder must be a folder; not found: {folder}")
+  entries, problems = _found(folder)
+  if not problems:  # what a broken file holds cannot be told from what is missing
+    expected = bagel_table.expected_shapes(config)
+    tables = (bagel_table.LATENT_TABLE, bagel_table.VISION_TABLE)
+    entries = {name: entry for name, entry in entries.items() if name not in tables}
+    problems = sorted(_differences("tensor", expected, {name: entry.shape for name, entry in entries.items()}))
+    problems += [
+        f"wrong dtype of tensor {name}: expected one of {', '.join(safetensors_files.DTYPES)}, seen {entry.dtype}"
+        for name, entry in sorted(entries.items())
+        if name in expected and entry.dtype not in safetensors_files.DTYPES
+    ]
+  _refuse(f"the BAGEL folder {folder}", problems)
+  return entries
+
+
+# --- Reading -----------------------------------------------------------------------------------
 
 
 def _num_layers(config: config_lib.BagelConfig) -> dict[str, int]:
   return {"policy": config.llm.num_layers, "vision": config.vision.num_layers}
 
 
-def _leaf_shape(tensor: Tensor, num_layers: dict[str, int]) -> Shape:
+def leaf_shapes(config: config_lib.BagelConfig) -> dict[str, Shape]:
+  """Returns the shape of every leaf of the weights by its path, joined by "/"."""
+  return {tensor.path: _leaf_shape(tensor, _num_layers(config)) for tensor in bagel_table.table(config)}
+
+
+def _leaf_shape(tensor: bagel_table.Tensor, num_layers: dict[str, int]) -> Shape:
   if tensor.layer is None:
     return tensor.shape
   return (num_layers[tensor.path.split("/")[0]], *tensor.shape)
 
 
-def load(folder: str | pathlib.Path, config: config_lib.BagelConfig) -> types.Params:
-  """Reads a model in BAGEL's format; headers are checked before any array is read.
+def _fill(piece: np.ndarray, spans: Spans, tensor: bagel_table.Tensor, entry: safetensors_files.Entry) -> None:
+  """Reads what a tensor adds to a piece of its leaf; only rows that the piece needs."""
+  if tensor.layer is not None:
+    (first, last), *spans = spans
+    if not first <= tensor.layer < last:
+      return
+    piece = piece[tensor.layer - first]
+  axis = tensor.layout[0][0]  # of the tree, the slowest in the file
+  inner = math.prod(tensor.shape[i] for i in tensor.layout[0][1:])
+  start, stop = spans[axis]
+  rows = safetensors_files.read(entry, slice(start * inner, stop * inner))
+  parts = [slice(None) if i == axis else slice(*span) for i, span in enumerate(spans)]
+  piece[...] = tensor.to_tree(rows, {axis: stop - start})[tuple(parts)]
 
-  Sin-cos tables in the file are ignored (`layers.sincos_table` recomputes them).
+
+def _piece(tensors: list[bagel_table.Tensor], entries, spans: Spans, dtype) -> np.ndarray:
+  piece = np.empty([stop - start for start, stop in spans], dtype)
+  for tensor in tensors:
+    _fill(piece, spans, tensor, entries[tensor.name])
+  return piece
+
+
+def _placed(tensors, entries, shape: Shape, dtype, sharding: jax.sharding.Sharding) -> jax.Array:
+  """Reads one leaf onto this process's devices, piece by piece."""
+  holders: dict[Spans, list] = {}
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    spans = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
+    holders.setdefault(spans, []).append(device)
+  arrays = []
+  for spans, devices in holders.items():
+    piece = _piece(tensors, entries, spans, dtype)
+    arrays += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def load(
+    folder: epath.PathLike,
+    config: config_lib.BagelConfig,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    dtype: np.typing.DTypeLike | None = np.float32,
+    progress: Progress = lambda read: None,
+) -> types.Params:
+  """Reads a model in BAGEL's format; headers are checked before any tensor is read.
+
+  Sin-cos tables in the files are ignored (`layers.sincos_table` recomputes them).
 
   Args:
-    folder: holds `ema.safetensors` (or `model.safetensors`) and `ae.safetensors`; F32, F16 or BF16.
+    folder: holds `ema.safetensors` (or `model.safetensors`, or `model.safetensors.index.json` and
+      the files it names) and `ae.safetensors`; F32, F16 or BF16. May be in a bucket (gs://).
     config: the sizes that the model must have.
+    shardings: of the leaves to read by their paths ("policy/lm_head/kernel", see `leaf_shapes`).
+      This process reads the rows that its devices hold; a piece of one leaf at a time is on its
+      way. None: reads all leaves to the host.
+    dtype: of the leaves; None keeps the stored ones.
+    progress: called after every leaf with the share that has been read, up to 1.
 
   Returns:
-    {'policy', 'vision', 'autoencoder'}: nested dicts of numpy float32 arrays.
+    {'policy', 'vision', 'autoencoder'}: nested dicts of jax arrays, or of numpy arrays.
 
   Raises:
     ValueError: lists everything that is missing, unexpected, mis-shaped or unreadable.
   """
-  folder = pathlib.Path(folder)
-  if not folder.is_dir():
-    raise ValueError(f"a BAGEL folder must be a folder; not found: {folder}")
-  problems, found = [], []
-  for names, tensors in _split(config):
-    paths = [folder / name for name in names if (folder / name).is_file()]
-    if paths:
-      found.append((paths[0], tensors))
-      problems += _file_problems(paths[0], tensors)
+  entries, shapes = find(folder, config), leaf_shapes(config)
+  tensors: dict[str, list[bagel_table.Tensor]] = {}
+  for tensor in bagel_table.table(config):
+    tensors.setdefault(tensor.path, []).append(tensor)
+  wanted = sorted(tensors if shardings is None else shardings, key=lambda path: -math.prod(shapes[path]))
+  total, leaves = sum(math.prod(shapes[path]) for path in wanted), {}
+  for path in wanted:  # the largest first, while there is most memory
+    parts = tensors[path], entries
+    kept = functools.reduce(jnp.promote_types, {entries[tensor.name].numpy_dtype for tensor in tensors[path]})
+    leaf_dtype = kept if dtype is None else dtype
+    if shardings is None:
+      leaves[path] = _piece(*parts, tuple((0, size) for size in shapes[path]), leaf_dtype)
     else:
-      problems.append(f"missing file {' or '.join(names)}")
-  _refuse(f"the BAGEL folder {folder}", problems)
-  leaves = {}
-  for path, tensors in found:
-    leaves |= _read(path, tensors, _num_layers(config))
+      leaves[path] = _placed(*parts, shapes[path], leaf_dtype, shardings[path])
+    progress(sum(math.prod(shapes[path]) for path in leaves) / total)
   return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def fingerprint(folder: str | pathlib.Path) -> str:
-  """Returns 16 hex digits that tell the weights of a folder from others of the same shapes.
-
-  Of every safetensors file they are made of its size and of 64 blocks spread over it, so that even
-  a large model takes no time.
-  """
-  found = hashlib.sha256()
-  for path in sorted(pathlib.Path(folder).glob("*.safetensors")):
-    size = path.stat().st_size
-    found.update(f"{path.name} {size}\n".encode())
-    with path.open("rb") as file:
-      for i in range(_SAMPLED_BLOCKS):
-        file.seek(max(0, size - _BLOCK) * i // (_SAMPLED_BLOCKS - 1))
-        found.update(file.read(_BLOCK))
-  return found.hexdigest()[:16]
+# --- Writing -----------------------------------------------------------------------------------
 
 
-def _write(
-    path: pathlib.Path, shapes: dict[str, Shape], arrays: Iterable[np.ndarray], dtype: np.dtype
-) -> None:
-  """Writes a safetensors file tensor by tensor, under its name only once it is whole."""
-  label = next(label for label, known in DTYPES.items() if dtype == known)
-  header, end = {"__metadata__": {"format": "pt"}}, 0
-  for name, shape in shapes.items():
-    start, end = end, end + math.prod(shape) * dtype.itemsize
-    header[name] = {"dtype": label, "shape": list(shape), "data_offsets": [start, end]}
-  text = json.dumps(header).encode()
-  text += b" " * (-len(text) % 8)
-  partial = path.with_name(path.name + ".partial")
-  with partial.open("wb") as file:
-    file.write(len(text).to_bytes(8, "little") + text)
-    for array in arrays:
-      file.write(array.astype(dtype).tobytes())
-  partial.replace(path)
-
-
-def _released(leaves: dict[str, np.ndarray], tensors: list[Tensor]) -> Iterator[np.ndarray]:
-  for tensor in tensors:
-    leaf = leaves[tensor.path]
-    yield tensor.to_released(np.asarray(leaf if tensor.layer is None else leaf[tensor.layer]))
+def _split(config: config_lib.BagelConfig) -> tuple[list[bagel_table.Tensor], list[bagel_table.Tensor]]:
+  """Returns the tensors of the model's and of the autoencoder's file."""
+  model, autoencoder = [], []
+  for tensor in bagel_table.table(config):
+    (autoencoder if tensor.path.startswith("autoencoder/") else model).append(tensor)
+  return model, autoencoder
 
 
 def save(
     weights: types.Params,
     config: config_lib.BagelConfig,
-    folder: str | pathlib.Path,
-    dtype: np.typing.DTypeLike = np.float32,
+    folder: epath.PathLike,
+    dtype: np.typing.DTypeLike | None = np.float32,
+    progress: Progress = lambda written: None,
 ) -> None:
   """Writes a model in BAGEL's format: both safetensors files and the three JSON configs.
 
-  In float32 `load` gives the same numbers back. The sin-cos tables are written too: other programs
-  look for them.
+  `load` gives the same numbers back, rounded to the dtype. The sin-cos tables are written too:
+  other programs look for them.
 
   Args:
     weights: {'policy', 'vision', 'autoencoder'}: nested dicts of arrays (not boxed).
     config: the sizes of the model.
     folder: is made if missing; files in it are replaced.
-    dtype: of all tensors; float32, float16 or bfloat16.
+    dtype: of all tensors; float32, float16 or bfloat16. None keeps every leaf's; the sin-cos
+      tables then have that of the token embedding.
+    progress: called after every tensor with the share that has been written, up to 1.
 
   Raises:
     ValueError: the dtype is another one, or the weights are not those of the config (lists all).
   """
-  dtype = np.dtype(dtype)
-  if dtype not in [np.dtype(known) for known in DTYPES.values()]:
-    raise ValueError(f"dtype must be float32, float16 or bfloat16; got {dtype}")
   leaves = flax.traverse_util.flatten_dict(weights, sep="/")
-  expected = {t.path: _leaf_shape(t, _num_layers(config)) for t in table(config)}
   seen = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-  _refuse("the weights", sorted(_differences("leaf", expected, seen)))
-  folder = pathlib.Path(folder)
+  _refuse("the weights", sorted(_differences("leaf", leaf_shapes(config), seen)))
+  stored = {path: np.dtype(dtype or leaf.dtype) for path, leaf in leaves.items()}
+  known = [np.dtype(one) for one in safetensors_files.DTYPES.values()]
+  for path, one in stored.items():
+    if one not in known:
+      raise ValueError(f"dtype must be float32, float16 or bfloat16; got {one} for {path}")
+  folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  (_, model), (_, autoencoder) = _split(config)
-  fixed = _fixed_tables(config)
-  shapes = {t.name: t.released_shape for t in model}
-  shapes |= {name: (side**2, width) for name, (width, side) in fixed.items()}
+  total, written = sum(leaf.size for leaf in leaves.values()), 0
+
+  def released(tensors: list[bagel_table.Tensor]) -> Iterator[np.ndarray]:
+    nonlocal written
+    for tensor in tensors:
+      leaf = leaves[tensor.path]
+      yield tensor.to_released(np.asarray(leaf if tensor.layer is None else leaf[tensor.layer]))
+      written += math.prod(tensor.shape)
+      progress(written / total)
+
+  model, autoencoder = _split(config)
+  fixed = bagel_table.fixed_tables(config)
+  specs = {t.name: (t.released_shape, stored[t.path]) for t in model}
+  specs |= {name: ((side**2, width), stored["policy/embed_tokens/embedding"]) for name, (width, side) in fixed.items()}
   tables = (layers.sincos_table(width, side) for width, side in fixed.values())
-  arrays = itertools.chain(_released(leaves, model), tables)
-  _write(folder / MODEL_FILES[0], shapes, arrays, dtype)
-  shapes = {t.name: t.released_shape for t in autoencoder}
-  _write(folder / AUTOENCODER_FILES[0], shapes, _released(leaves, autoencoder), dtype)
-  for name, content in _configs(config).items():
-    (folder / name).write_text(json.dumps(content, indent=1) + "\n")
+  safetensors_files.write(folder / MODEL_FILES[0], specs, itertools.chain(released(model), tables))
+  specs = {t.name: (t.released_shape, stored[t.path]) for t in autoencoder}
+  safetensors_files.write(folder / AUTOENCODER_FILES[0], specs, released(autoencoder))
+  save_configs(config, folder)
 
 
-def _configs(config: config_lib.BagelConfig) -> dict[str, dict]:
-  """Returns the contents of the JSON files; `config.from_folder` reads them back."""
-  return {
-      "llm_config.json": _llm_json(config),
-      "vit_config.json": _vision_json(config.vision),
-      "constants.json": _constants_json(config),
-  }
-
-
-def _llm_json(config: config_lib.BagelConfig) -> dict:
-  llm, ids = config.llm, config.special_ids
-  return {
-      "architectures": ["Qwen2ForCausalLM"],
-      "model_type": "qwen2",
-      "hidden_act": "silu",
-      "tie_word_embeddings": False,
-      "bos_token_id": ids.text_begin,
-      "eos_token_id": ids.text_end,
-      "hidden_size": llm.hidden_size,
-      "intermediate_size": llm.intermediate_size,
-      "num_hidden_layers": llm.num_layers,
-      "num_attention_heads": llm.num_heads,
-      "num_key_value_heads": llm.num_kv_heads,
-      "vocab_size": llm.vocab_size,
-      "rope_theta": llm.rope_theta,
-      "rms_norm_eps": llm.rms_norm_eps,
-  }
-
-
-def _vision_json(vision: config_lib.VisionConfig) -> dict:
-  return {
-      "model_type": "siglip_vision_model",
-      "hidden_act": "gelu_pytorch_tanh",
-      "num_channels": 3,
-      "hidden_size": vision.hidden_size,
-      "intermediate_size": vision.intermediate_size,
-      "num_hidden_layers": vision.num_layers - 1 - SELECT_LAYER,
-      "num_attention_heads": vision.num_heads,
-      "patch_size": vision.patch_size,
-      "image_size": vision.patch_size * vision.positions_per_side,
-      "layer_norm_eps": vision.layer_norm_eps,
-  }
-
-
-def _transform_json(transform: config_lib.ImageTransform) -> dict:
-  return {"max": transform.max_size, "min": transform.min_size, "stride": transform.stride}
-
-
-def _constants_json(config: config_lib.BagelConfig) -> dict:
-  vae = config.autoencoder
-  return {
-      "special_ids": dataclasses.asdict(config.special_ids),
-      "latent_patch_size": config.latent_patch,
-      "vae": {
-          "downsample": vae.downsample,
-          "in_channels": 3,
-          "out_channels": 3,
-          "ch": vae.channels,
-          "ch_mult": list(vae.multipliers),
-          "num_res_blocks": vae.num_res_blocks,
-          "z_channels": vae.latent_channels,
-          "scale_factor": vae.scale,
-          "shift_factor": vae.shift,
-      },
-      "vit_select_layer": SELECT_LAYER,
-      "qk_norm": True,
-      "max_latent_size": config.max_latent_side,
-      "vit_max_num_patch_per_side": config.max_patches_per_side,
-      "vae_transform": _transform_json(config.autoencoder_transform),
-      "vit_transform": _transform_json(config.vision_transform),
-  }
+def save_configs(config: config_lib.BagelConfig, folder: epath.PathLike) -> None:
+  """Writes the JSON files that say the sizes of a model; the folder is there."""
+  for name, content in config_lib.to_json(config).items():
+    (epath.Path(folder) / name).write_text(json.dumps(content, indent=1) + "\n")

@@ -3,8 +3,11 @@
 from collections.abc import Callable
 import dataclasses
 import json
-import pathlib
 from typing import Any
+
+from etils import epath
+
+_SELECT_LAYER = -2  # a ViT config counts one layer more than is used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ def bagel_7b() -> BagelConfig:
   return BagelConfig()
 
 
-def _from_json(path: pathlib.Path, make: Callable[[dict], Any]) -> Any:
+def _from_json(path: epath.Path, make: Callable[[dict], Any]) -> Any:
   """Returns what `make` makes of a JSON file; ValueError if it is missing, no JSON or lacks a key."""
   if not path.exists():
     raise ValueError(f"a BAGEL folder must hold {path.name}; not found: {path}")
@@ -146,7 +149,7 @@ def _transform_from_json(raw: dict) -> ImageTransform:
   return ImageTransform(raw["max"], raw["min"], raw["stride"])
 
 
-def from_folder(folder: str | pathlib.Path) -> BagelConfig:
+def from_folder(folder: epath.PathLike) -> BagelConfig:
   """Reads `llm_config.json`, `vit_config.json` and, where present, `constants.json`.
 
   A released BAGEL folder has no `constants.json`; its constants are the defaults here.
@@ -160,11 +163,11 @@ def from_folder(folder: str | pathlib.Path) -> BagelConfig:
   Raises:
     ValueError: a config file is missing, is not JSON or lacks a key.
   """
-  folder = pathlib.Path(folder)
+  folder = epath.Path(folder)
   llm = _from_json(folder / "llm_config.json", _llm_from_json)
   vision = lambda layer: _from_json(folder / "vit_config.json", lambda raw: _vision_from_json(raw, layer))
   if not (folder / "constants.json").exists():
-    return BagelConfig(llm=llm, vision=vision(-2))
+    return BagelConfig(llm=llm, vision=vision(_SELECT_LAYER))
   constants = lambda raw: _with_constants(raw, llm, vision(raw["vit_select_layer"]))
   return _from_json(folder / "constants.json", constants)
 
@@ -189,3 +192,76 @@ def _with_constants(raw: dict, llm: LLMConfig, vision: VisionConfig) -> BagelCon
       autoencoder_transform=_transform_from_json(raw["vae_transform"]),
       vision_transform=_transform_from_json(raw["vit_transform"]),
   )
+
+
+def to_json(config: BagelConfig) -> dict[str, dict]:
+  """Returns the contents of the JSON files by name; `from_folder` reads them back."""
+  return {
+      "llm_config.json": _llm_json(config),
+      "vit_config.json": _vision_json(config.vision),
+      "constants.json": _constants_json(config),
+  }
+
+
+def _llm_json(config: BagelConfig) -> dict:
+  llm, ids = config.llm, config.special_ids
+  return {
+      "architectures": ["Qwen2ForCausalLM"],
+      "model_type": "qwen2",
+      "hidden_act": "silu",
+      "tie_word_embeddings": False,
+      "bos_token_id": ids.text_begin,
+      "eos_token_id": ids.text_end,
+      "hidden_size": llm.hidden_size,
+      "intermediate_size": llm.intermediate_size,
+      "num_hidden_layers": llm.num_layers,
+      "num_attention_heads": llm.num_heads,
+      "num_key_value_heads": llm.num_kv_heads,
+      "vocab_size": llm.vocab_size,
+      "rope_theta": llm.rope_theta,
+      "rms_norm_eps": llm.rms_norm_eps,
+  }
+
+
+def _vision_json(vision: VisionConfig) -> dict:
+  return {
+      "model_type": "siglip_vision_model",
+      "hidden_act": "gelu_pytorch_tanh",
+      "num_channels": 3,
+      "hidden_size": vision.hidden_size,
+      "intermediate_size": vision.intermediate_size,
+      "num_hidden_layers": vision.num_layers - 1 - _SELECT_LAYER,
+      "num_attention_heads": vision.num_heads,
+      "patch_size": vision.patch_size,
+      "image_size": vision.patch_size * vision.positions_per_side,
+      "layer_norm_eps": vision.layer_norm_eps,
+  }
+
+
+def _transform_json(transform: ImageTransform) -> dict:
+  return {"max": transform.max_size, "min": transform.min_size, "stride": transform.stride}
+
+
+def _constants_json(config: BagelConfig) -> dict:
+  vae = config.autoencoder
+  return {
+      "special_ids": dataclasses.asdict(config.special_ids),
+      "latent_patch_size": config.latent_patch,
+      "vae": {
+          "downsample": vae.downsample,
+          "in_channels": 3,
+          "out_channels": 3,
+          "ch": vae.channels,
+          "ch_mult": list(vae.multipliers),
+          "num_res_blocks": vae.num_res_blocks,
+          "z_channels": vae.latent_channels,
+          "scale_factor": vae.scale,
+          "shift_factor": vae.shift,
+      },
+      "vit_select_layer": _SELECT_LAYER,
+      "qk_norm": True,
+      "max_latent_size": config.max_latent_side,
+      "vit_max_num_patch_per_side": config.max_patches_per_side,
+      "vae_transform": _transform_json(config.autoencoder_transform),
+      "vit_transform": _transform_json(config.vision_transform),
+  }

@@ -2,8 +2,8 @@
 
 import functools
 import json
-import pathlib
 
+from etils import epath
 import numpy as np
 import tokenizers
 from tokenizers import decoders
@@ -13,6 +13,7 @@ from tokenizers import pre_tokenizers
 
 from r3jax.models import config
 
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")  # in a folder, where it has them
 SPECIAL_TOKENS = {  # field of SpecialIds -> content of the token
     "text_begin": "<|im_start|>",
     "text_end": "<|im_end|>",
@@ -103,7 +104,7 @@ class TextTokenizer:
     return slots, len(ids)
 
 
-def _added_tokens(folder: pathlib.Path) -> list[tokenizers.AddedToken]:
+def _added_tokens(folder: epath.Path) -> list[tokenizers.AddedToken]:
   path = folder / "tokenizer_config.json"
   raw = json.loads(path.read_text()).get("added_tokens_decoder", {}) if path.exists() else {}
   return [
@@ -112,9 +113,11 @@ def _added_tokens(folder: pathlib.Path) -> list[tokenizers.AddedToken]:
   ]
 
 
-def _byte_level_bpe(folder: pathlib.Path) -> tokenizers.Tokenizer:
+def _byte_level_bpe(folder: epath.Path) -> tokenizers.Tokenizer:
   """Builds Qwen2's tokenizer from its slow files, added tokens from `tokenizer_config.json`."""
-  bpe = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+  merges = (folder / "merges.txt").read_text().splitlines()
+  pairs = [tuple(line.split(" ")) for line in merges if line and not line.startswith("#version")]
+  bpe = models.BPE(json.loads((folder / "vocab.json").read_text()), pairs)
   tokenizer = tokenizers.Tokenizer(bpe)
   tokenizer.normalizer = normalizers.NFC()
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -126,7 +129,7 @@ def _byte_level_bpe(folder: pathlib.Path) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def load(folder: str | pathlib.Path) -> TextTokenizer:
+def load(folder: epath.PathLike) -> TextTokenizer:
   """Loads the tokenizer of a BAGEL folder.
 
   Args:
@@ -139,9 +142,9 @@ def load(folder: str | pathlib.Path) -> TextTokenizer:
   Raises:
     ValueError: neither set of files is there.
   """
-  folder = pathlib.Path(folder)
+  folder = epath.Path(folder)
   if (folder / "tokenizer.json").exists():
-    return TextTokenizer(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+    return TextTokenizer(tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text()))
   if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
     return TextTokenizer(_byte_level_bpe(folder))
   raise ValueError(

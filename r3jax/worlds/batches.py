@@ -1,6 +1,6 @@
 """Batches of supervised examples as arrays, for SFT (Grain pipeline)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 
 import flax.struct
@@ -67,19 +67,22 @@ class Mix:
     instruction_flaws: share of instructions that do not help.
     questions: share of reflect examples that are other questions about the image.
     descriptions: share of reflect examples that ask what is there.
+    reflect_tags: how often a tag is drawn for reflect examples, relative to the others; 1 where none
+      is given.
   """
 
   plan_flaws: float
   instruction_flaws: float
   questions: float
   descriptions: float
+  reflect_tags: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
   """Makes the arrays of example number i."""
 
-  records_by_tag: tuple[tuple[dict, ...], ...]  # every tag is drawn equally often
+  records_by_tag: tuple[tuple[dict, ...], ...]  # every tag is drawn equally often, but see `Mix`
   tokenizer: tokenizer_lib.TextTokenizer
   capacities: stages.Capacities
   mix: Mix
@@ -90,8 +93,9 @@ class Encoder:
     rng = np.random.default_rng((self.seed, index))
     return Batch(self._reason(rng), self._reflect(rng), self._refine(rng))
 
-  def _record(self, rng: np.random.Generator) -> dict:
-    records = self.records_by_tag[rng.integers(len(self.records_by_tag))]
+  def _record(self, rng: np.random.Generator, weights: Mapping[str, float]) -> dict:
+    shares = np.array([weights.get(records[0]["tag"], 1.0) for records in self.records_by_tag])
+    records = self.records_by_tag[rng.choice(len(shares), p=shares / shares.sum())]
     return records[rng.integers(len(records))]
 
   def _text(self, text: str, capacity: int) -> TextRows:
@@ -99,12 +103,12 @@ class Encoder:
     return TextRows(ids, np.int32(length))
 
   def _reason(self, rng: np.random.Generator) -> ReasonRows:
-    example = examples.reason_example(self._record(rng), rng, self.mix.plan_flaws)
+    example = examples.reason_example(self._record(rng, {}), rng, self.mix.plan_flaws)
     c = self.capacities
     return ReasonRows(self._text(example.prompt, c.prompt), self._text(example.thought, c.thought), example.scene)
 
   def _reflect(self, rng: np.random.Generator) -> ReflectRows:
-    record, kind = self._record(rng), rng.random()
+    record, kind = self._record(rng, self.mix.reflect_tags), rng.random()
     if kind < self.mix.descriptions:
       example = examples.description_example(rng)
     elif kind < self.mix.descriptions + self.mix.questions:
@@ -115,7 +119,7 @@ class Encoder:
     return ReflectRows(example.scene, self._text(example.question, c.question), self._text(example.answer, c.answer))
 
   def _refine(self, rng: np.random.Generator) -> RefineRows:
-    example = examples.refine_example(self._record(rng), rng)
+    example = examples.refine_example(self._record(rng, {}), rng)
     return RefineRows(example.scene, self._text(example.instruction, self.capacities.instruction), example.target)
 
 

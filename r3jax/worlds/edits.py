@@ -17,6 +17,7 @@ from r3jax.worlds import shapes
 
 MAX_OBJECTS = 6  # in any scene that these functions draw
 KINDS = ("wipe", "redraw", "remove", "recolor", "replace", "move", "add")  # in the order of doing
+_COST = {"replace": 1.01, "move": 1.02}  # others 1: between equally many, rather the easier to draw
 
 Object = tuple[int, int, int]  # indices of shape, color, cell
 
@@ -230,12 +231,13 @@ def edits_towards(
     present = [(slot, item) for slot, item in zip(slots, chosen) if item is not None]
     cost = len(slots) + len(objects) - 2 * len(present)
     edits = [edit for slot, item in present for edit in _attribute_edits(slot, item)]
-    cost += sum(1.01 if edit.kind == "replace" else 1 for edit in edits)  # rather a new colour
+    cost += sum(_COST.get(edit.kind, 1) for edit in edits)
     if best is not None and cost >= best:
       continue
     moves, cells = _target_cells(record, chosen, objects, rng)
-    if best is None or cost + moves < best:
-      best, plan = cost + moves, (chosen, cells)
+    cost += _COST["move"] * moves
+    if best is None or cost < best:
+      best, plan = cost, (chosen, cells)
   return _edits_of(slots, *plan, objects, rng)
 
 

@@ -13,7 +13,11 @@ from r3jax.worlds import shapes
 
 _RIGHT_SHARE = 0.45  # of the scenes to reflect on, before some are smudged
 _SMUDGED_SHARE = 0.3  # of the scenes to reflect on and to edit
-_DENSE_SHARE = 0.3  # of the imperfect scenes: what stands there does not follow from the prompt
+_DENSE_SHARE = 0.1  # of the imperfect scenes: what stands there does not follow from the prompt
+# Of the imperfect scenes: those with the error that is typical of the record's tag. Where the error
+# lies between objects, each of which looks right, telling it takes many examples of just that.
+_FLAWED_PLAN_SHARE = {"position": 0.8, "color_attr": 0.8}
+_OTHER_FLAWED_PLAN_SHARE = 0.5
 _SMUDGED_OBJECTS = 0.1  # of the objects of dense scenes
 _TWO_EDITS_SHARE = 0.3
 
@@ -58,7 +62,7 @@ def reason_example(record: dict, rng: np.random.Generator, flaw_rate: float) -> 
 def _imperfect_objects(record: dict, rng: np.random.Generator) -> list[edits_lib.Object]:
   """Draws a flawed plan, or a right scene after one or two random edits, at times crowded."""
   objects = shapes.objects_of(prompts.scene_for(record, rng))
-  if rng.random() < 0.5:
+  if rng.random() < _FLAWED_PLAN_SHARE.get(record["tag"], _OTHER_FLAWED_PLAN_SHARE):
     objects = edits_lib.flawed_plan(record, objects, rng)
   else:
     count = 1 + int(rng.random() < _TWO_EDITS_SHARE)
@@ -110,7 +114,9 @@ def reflect_example(record: dict, rng: np.random.Generator, flaw_rate: float) ->
   scene = _smudge(_scene_to_judge(record, rng), rng)
   edits = _instruction(record, scene, rng, rng.random() < flaw_rate)
   question = protocol.reflection_question(record["prompt"])
-  answer = grammar.reflect_answer(shapes.objects_of(scene), edits, shapes.smudges_of(scene))
+  objects = shapes.objects_of(scene)
+  relation = grammar.relation_seen(record, objects)
+  answer = grammar.reflect_answer(objects, edits, shapes.smudges_of(scene), relation)
   return ReflectExample(scene, question, answer)
 
 
@@ -186,7 +192,7 @@ def _random_operations(scene: shapes.Scene, rng: np.random.Generator) -> list[ed
     fate = rng.random()
     if fate < 0.2:
       shape, color = int(rng.integers(len(shapes.SHAPES))), int(rng.integers(len(shapes.COLORS)))
-    wipe = fate > 0.8
+    wipe = fate > 0.65
     operations.append(edits_lib.Operation("wipe", -1, -1, cell) if wipe else edits_lib.Operation("redraw", shape, color, cell))
   return operations
 

@@ -94,17 +94,42 @@ def instruction_text(operations: Sequence[edits_lib.Operation]) -> str:
   return " and ".join(map(_operation_text, operations)) or STOP_INSTRUCTION
 
 
+def relation_seen(record: dict, objects: Sequence[edits_lib.Object]) -> str:
+  """Says how the two things that a record relates stand to each other: "bow left of cross".
+
+  Empty where the record relates nothing, where one of the two is not there exactly once, and where
+  no relation holds between their cells.
+  """
+  if edits_lib.relation_of(record) is None:
+    return ""
+  base, other = [item["class"] for item in record["include"]]
+  cells = {name: [c for s, _, c in objects if shapes.SHAPES[s] == name] for name in (base, other)}
+  if not len(cells[base]) == len(cells[other]) == 1:
+    return ""
+  pair = (*cells[base], *cells[other])
+  held = [relation for relation in prompts.RELATIONS if pair in edits_lib.related_cells(relation)]
+  return " ".join([other, *held, base]) if held else ""
+
+
 def reflect_answer(
-    objects: Sequence[edits_lib.Object], operations: Sequence[edits_lib.Operation], smudges: Sequence[int] = ()
+    objects: Sequence[edits_lib.Object],
+    operations: Sequence[edits_lib.Operation],
+    smudges: Sequence[int] = (),
+    relation: str = "",
 ) -> str:
   """Writes the answer of the reflect stage: what is there, what is wrong, what to do.
 
-  Names the first `MAX_OPERATIONS` operations, or fewer where they exceed `MAX_ANSWER_TOKENS`.
+  Args:
+    objects: what is there.
+    operations: what to do. The first `MAX_OPERATIONS` are named, or fewer where they exceed
+      `MAX_ANSWER_TOKENS`.
+    smudges: cells.
+    relation: see `relation_seen`. A model that says it need not tell right from wrong in one step.
   """
   for count in range(MAX_OPERATIONS, -1, -1):
     named = operations[:count]
     diagnosis = " ".join(dict.fromkeys(DIAGNOSES[edit.kind] for edit in named)) or "ok"
-    thought = " ".join(filter(None, (describe(objects, smudges), ":", diagnosis)))
+    thought = " ".join(filter(None, (describe(objects, smudges), ":", relation, diagnosis)))
     answer = f"<think> {thought} </think> {instruction_text(named)}"
     if len(answer.split()) <= MAX_ANSWER_TOKENS:
       return answer

@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 
 from r3jax.io import bagel_checkpoint
+from r3jax.io import bagel_table
 from r3jax.models import autoencoder
 from r3jax.models import config as config_lib
 from r3jax.models import siglip
@@ -41,7 +42,7 @@ def _random_weights(config):
   rng = np.random.default_rng(0)
   num_layers = {"policy": config.llm.num_layers, "vision": config.vision.num_layers}
   tree = {}
-  for tensor in bagel_checkpoint.table(config):
+  for tensor in bagel_table.table(config):
     *parents, leaf = tensor.path.split("/")
     node = tree
     for parent in parents:
@@ -92,7 +93,7 @@ class TestTable:
     stacked = (sizes.vision.num_layers,)
     expected = {
         tensor.path: tensor.shape if tensor.layer is None else stacked + tensor.shape
-        for tensor in bagel_checkpoint.table(sizes)
+        for tensor in bagel_table.table(sizes)
         if not tensor.path.startswith("policy/")
     }
     assert {path: leaf.shape for path, leaf in leaves.items()} == expected
@@ -105,13 +106,13 @@ class TestExpectedShapes:
     for name in ("ema", "ae"):
       seen |= safetensors.numpy.load_file(GOLDENS / f"{name}.safetensors")
     seen = {name: array.shape for name, array in seen.items() if "pos_embed" not in name}
-    assert bagel_checkpoint.expected_shapes(config_lib.from_folder(GOLDENS)) == seen
+    assert bagel_table.expected_shapes(config_lib.from_folder(GOLDENS)) == seen
 
 
 class TestCountParameters:
 
   def test_are_the_released_counts_for_bagel_7b(self):
-    assert bagel_checkpoint.count_parameters(config_lib.bagel_7b()) == {
+    assert bagel_table.count_parameters(config_lib.bagel_7b()) == {
         "language_model": 14_141_252_608,
         "vit_model": 402_552_736,
         "connector": 16_980_992,

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from r3jax import pretrained
 from r3jax.rewards import base as rewards_base
 from r3jax.rewards import host
 from r3jax.rl import step as step_lib
@@ -188,7 +189,7 @@ class TestMesh:
     session = dataclasses.replace(bench.session, iteration=iteration)
     found, split = [], step_lib.split(iteration, bench.mesh)
     with jax.set_mesh(bench.mesh):
-      state = session.init(jax.device_put(policy, session.experiment.policy_shardings(bench.mesh)))
+      state = session.init(jax.device_put(policy, pretrained.policy_shardings(session.experiment.modules.bagel, bench.mesh)))
       for learn, rollout, score in (
           (split.learn_to_reason, samples.drafts, samples.draft_score),
           (split.learn_to_edit, samples.edits, samples.edit_score),

@@ -128,6 +128,15 @@ class TestEditsTowards:
         "change the blue square at top-left to red and change the red ring at center to blue"
     )
 
+  def test_two_new_shapes_are_rather_drawn_than_two_moves(self):
+    record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square right of a ring")
+    mirrored = [(SQUARE, RED, 3), (RING, BLUE, 5)]  # nothing is left of one or right of the other
+    edits = edits_lib.edits_towards(record, mirrored, np.random.default_rng(0))
+    assert [edit.kind for edit in edits] == ["replace", "replace"]
+    near = [(SQUARE, RED, 3), (RING, BLUE, 4)]
+    edits = edits_lib.edits_towards(record, near, np.random.default_rng(0))
+    assert [edit.kind for edit in edits] == ["move"]
+
   def test_extra_object_of_another_class_is_removed(self):
     record = {"tag": "single_object", "include": [{"class": "ring", "count": 1}]}
     objects = [(RING, RED, BOTTOM), (SQUARE, RED, CENTER)]

@@ -83,6 +83,35 @@ class TestReflectAnswer:
       assert len(answer.split()) <= 40
 
 
+class TestRelationSeen:
+
+  def test_says_what_holds_whatever_was_asked(self):
+    rng, seen = np.random.default_rng(17), collections.Counter()
+    for record, objects in cases.draw(rng, 3000):
+      text = grammar.relation_seen(record, objects)
+      if not text:
+        continue
+      assert record["tag"] == "position"
+      if len(objects) == 2:
+        asked = record["prompt"].removeprefix("a photo of ").replace("a ", "")
+        assert (text == asked) == cases.fulfilled(record, objects)
+      seen[text == record["prompt"].removeprefix("a photo of ").replace("a ", "")] += 1
+    assert min(seen[True], seen[False]) > 50
+
+  def test_is_silent_where_nothing_can_be_said(self):
+    record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square left of a ring")
+    square, ring = (SQUARE, RED, TOP_LEFT), (RING, BLUE, CENTER)
+    assert grammar.relation_seen(record, [square, (RING, BLUE, 1)]) == "square left of ring"
+    assert grammar.relation_seen(record, [square, ring]) == ""  # on the diagonal
+    assert grammar.relation_seen(record, [square]) == ""
+    assert grammar.relation_seen(record, [square, ring, (RING, RED, BOTTOM)]) == ""
+    assert grammar.relation_seen(cases.RECORDS[0], [square, ring]) == ""
+
+  def test_stands_before_the_diagnosis(self):
+    answer = grammar.reflect_answer([(SQUARE, RED, TOP_LEFT), (RING, BLUE, 1)], [], relation="square left of ring")
+    assert answer.startswith("<think> red square top-left , blue ring top : square left of ring ok </think>")
+
+
 class TestClauseQuestions:
 
   def test_relation_and_presence(self):

@@ -1,0 +1,191 @@
+"""A model out of its folder: sizes and tokenizer that fit each other, weights on a mesh.
+
+Three kinds of folders hold a model: one in BAGEL's format; one that `launch/convert.py` made, with
+the same JSON files and the weights in Orbax's format; and the workdir of the main job, whose last
+checkpoint holds the trained parameters and whose config names the folder of the others.
+"""
+
+import dataclasses
+import importlib.resources
+import json
+
+from etils import epath
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from r3jax import types
+from r3jax.io import bagel_checkpoint
+from r3jax.io import checkpoints
+from r3jax.io import fingerprint
+from r3jax.io import orbax_weights
+from r3jax.models import bagel as bagel_lib
+from r3jax.models import config as config_lib
+from r3jax.parallel import rules
+from r3jax.sequence import stages
+from r3jax.sequence import tokenizer as tokenizer_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """A model's folder, read but for its weights.
+
+  Attributes:
+    folder: with the JSON files and the tokenizer, and the weights in BAGEL's format or in Orbax's.
+    sizes: of the model.
+    tokenizer: fits the sizes.
+    trained: the state of a training checkpoint whose policy takes the place of the folder's.
+  """
+
+  folder: epath.Path
+  sizes: config_lib.BagelConfig
+  tokenizer: tokenizer_lib.TextTokenizer
+  trained: epath.Path | None = None
+
+  def load(self, bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
+    """Returns the sharded policy and the replicated {"vision", "autoencoder"} parameters.
+
+    They are float32, or float64 where the model computes in it.
+
+    Raises:
+      ValueError: the files are not those of a model of these sizes, or do not split over the mesh.
+    """
+    weights = self.weights(shardings(bagel, mesh), jnp.promote_types(bagel.dtype, jnp.float32))
+    return weights.pop("policy"), weights
+
+  def weights(
+      self,
+      placed: dict[str, jax.sharding.Sharding],
+      dtype: types.DType | None,
+      progress: bagel_checkpoint.Progress = lambda read: None,
+  ) -> types.Params:
+    """Returns {"policy", "vision", "autoencoder"}.
+
+    Args:
+      placed: the sharding of every leaf by path, see `shardings`.
+      dtype: of the leaves; None keeps the stored ones.
+      progress: called with the share that has been read, up to 1; once, if the files are Orbax's.
+
+    Raises:
+      ValueError: the files are not those of a model of these sizes.
+    """
+    trained = {path: one for path, one in placed.items() if self.trained and path.startswith("policy/")}
+    others = {path: one for path, one in placed.items() if path not in trained}
+    if (self.folder / orbax_weights.FOLDER).is_dir():
+      found = self._from_orbax(self.folder / orbax_weights.FOLDER, others, dtype)
+      progress(1.0)
+    else:
+      found = bagel_checkpoint.load(self.folder, self.sizes, others, dtype, progress)
+    return found | (self._from_orbax(self.trained, trained, dtype) if trained else {})
+
+  def fingerprint(self) -> str:
+    """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""
+    orbax = [self.folder / orbax_weights.FOLDER, *([self.trained] if self.trained else [])]
+    indices = [path for folder in orbax for path in folder.glob("*.ocdbt") if path.is_file()]  # new with every save
+    return fingerprint.of_files([*self.folder.glob("*.safetensors"), *indices])
+
+  def _from_orbax(self, path: epath.Path, placed: dict[str, jax.sharding.Sharding], dtype) -> types.Params:
+    shapes = bagel_checkpoint.leaf_shapes(self.sizes)
+    stored = flax.traverse_util.flatten_dict(orbax_weights.stored_dtypes(path), sep="/") if dtype is None else {}
+    wanted = {
+        leaf: jax.ShapeDtypeStruct(shapes[leaf], stored.get(leaf, dtype), sharding=sharding)
+        for leaf, sharding in placed.items()
+    }
+    return orbax_weights.load(path, flax.traverse_util.unflatten_dict(wanted, sep="/"))
+
+
+def find(folder: str) -> Pretrained:
+  """Reads what a folder says of its model; reads no weights.
+
+  Args:
+    folder: of any of the three kinds, on a disk or in a bucket; "shapes" is the small model of the
+      package.
+
+  Raises:
+    ValueError: there is no such folder, a file is missing or broken, or tokenizer and model differ.
+  """
+  if not folder:
+    raise ValueError("model.folder must name a folder with a model (or be 'shapes'); it is empty")
+  inside = importlib.resources.files("r3jax") / "assets" / "shapes"
+  path = epath.Path(str(inside) if folder == "shapes" else folder)
+  if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
+    return _trained(path)
+  sizes, tokenizer = config_lib.from_folder(path), tokenizer_lib.load(path)
+  if tokenizer.size > sizes.llm.vocab_size:
+    raise ValueError(
+        f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {path}"
+    )
+  if tokenizer.special_ids != sizes.special_ids:
+    raise ValueError(f"markers must be {sizes.special_ids} for the model; the tokenizer has {tokenizer.special_ids}: {path}")
+  return Pretrained(path, sizes, tokenizer)
+
+
+def save(
+    weights: types.Params,
+    like: Pretrained,
+    folder: epath.PathLike,
+    form: str,
+    progress: bagel_checkpoint.Progress = lambda written: None,
+) -> None:
+  """Writes a folder that `find` reads: weights in their dtypes, JSON files, tokenizer.
+
+  Args:
+    weights: {"policy", "vision", "autoencoder"}.
+    like: the model that they are weights of.
+    folder: to write; made if missing.
+    form: of the weights, "bagel" or "orbax".
+    progress: called with the share that has been written, up to 1.
+
+  Raises:
+    ValueError: weights are there already, or are not those of the model.
+  """
+  folder = epath.Path(folder)
+  if form == "bagel":
+    bagel_checkpoint.save(weights, like.sizes, folder, None, progress)
+  elif form == "orbax":
+    orbax_weights.save(folder, weights)
+    bagel_checkpoint.save_configs(like.sizes, folder)
+    progress(1.0)
+  else:
+    raise ValueError(f"form must be 'bagel' or 'orbax'; got {form!r}")
+  for name in tokenizer_lib.FILES:
+    if (like.folder / name).is_file():
+      (folder / name).write_text((like.folder / name).read_text())
+
+
+def _trained(workdir: epath.Path) -> Pretrained:
+  """Returns the model of the main job's last checkpoint."""
+  step = checkpoints.latest_step(workdir / "checkpoints")
+  if step is None:
+    raise ValueError(f"a workdir must hold a complete checkpoint to take a model from; there is none in {workdir}")
+  start = find(json.loads((workdir / "config.json").read_text())["model"]["folder"])
+  return dataclasses.replace(start, trained=workdir / "checkpoints" / str(step) / "state")
+
+
+def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.Sharding]:
+  """Returns the sharding of every leaf of the weights by its path; all but the policy is replicated."""
+  policy = flax.traverse_util.flatten_dict(policy_shardings(bagel, mesh), sep="/")
+  paths = bagel_checkpoint.leaf_shapes(bagel.config)
+  return {path: policy.get(path.removeprefix("policy/"), rules.replicated(mesh)) for path in paths}
+
+
+def init_policy(bagel: bagel_lib.Bagel, key: types.Key):
+  """Returns freshly drawn trained parameters, boxed with their logical axis names."""
+  c = stages.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))  # no parameter depends on them
+  inputs = {
+      "source": bagel_lib.Noised(jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)),
+      "seen": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
+      "instruction": jnp.zeros((1, 1), jnp.int32),
+  }
+  lengths = {"instruction": jnp.ones(1, jnp.int32)}
+  return bagel.init(key, stages.refine(c), inputs, lengths, method="everything")["params"]
+
+
+def policy_shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
+  """Returns the sharding of every trained parameter.
+
+  Raises:
+    ValueError: a sharded dimension does not divide over its mesh axis; lists all.
+  """
+  boxed = jax.eval_shape(lambda: init_policy(bagel, jax.random.key(0)))
+  return rules.parameter_shardings(boxed, mesh)

@@ -1,0 +1,91 @@
+"""Tests of loading a model of BAGEL's full key set, split over files, onto meshes of devices."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from r3jax import pretrained
+from r3jax.io import bagel_checkpoint
+from r3jax.io import bagel_table
+from r3jax.io import safetensors_files
+from r3jax.models import bagel as bagel_lib
+from r3jax.parallel import mesh as mesh_lib
+from tests.io import sharded_model
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("narrow")
+  return folder, sharded_model.write(folder, sharded_model.narrow_bagel())
+
+
+@pytest.fixture(scope="module")
+def loaded(model):
+  found = pretrained.find(str(model[0]))
+  mesh = mesh_lib.make_mesh_of(jax.devices(), 1, 4, 2)
+  policy, frozen = found.load(bagel_lib.Bagel(found.sizes), mesh)
+  return {"policy": policy, **frozen}
+
+
+def _free_port() -> int:
+  with socket.socket() as found:
+    found.bind(("localhost", 0))
+    return found.getsockname()[1]
+
+
+def _load_in_processes(folder: pathlib.Path, processes: int) -> list[dict]:
+  """Loads in fresh processes with 8 devices together; returns what each prints."""
+  flags = f"--xla_force_host_platform_device_count={8 // processes}"
+  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+  port, command = _free_port(), [sys.executable, "-m", "tests.io.load_sharded", str(folder)]
+  started = [
+      subprocess.Popen([*command, str(i), str(processes), str(port)], cwd=ROOT, env=environment,
+                       stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      for i in range(processes)
+  ]
+  outputs = [process.communicate(timeout=300) for process in started]
+  assert [process.returncode for process in started] == [0] * processes, outputs
+  return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+class TestSharded:
+
+  def test_is_split_over_the_devices_and_equals_the_files(self, model, loaded):
+    folder, tensors = model
+    leaves = flax.traverse_util.flatten_dict(loaded, sep="/")
+    for tensor in bagel_table.table(sharded_model.narrow_bagel()):
+      leaf = leaves[tensor.path]
+      seen = np.asarray(leaf if tensor.layer is None else leaf[tensor.layer])
+      np.testing.assert_array_equal(seen, tensor.to_tree(tensors[tensor.name]).astype(np.float32))
+    gate = leaves["policy/layers/gen/gate/kernel"]
+    assert gate.shape == (28, 112, 256)
+    assert {shard.data.shape for shard in gate.addressable_shards} == {(28, 28, 128)}
+    assert {s.data.shape for s in leaves["vision/layers/q/kernel"].addressable_shards} == {(26, 64, 16, 4)}
+
+  def test_bf16_round_trip_is_bit_exact(self, model, loaded, tmp_path):
+    folder, tensors = model
+    bagel_checkpoint.save(loaded, sharded_model.narrow_bagel(), tmp_path, sharded_model.BF16)
+    written = {}
+    for name in ("ema.safetensors", "ae.safetensors"):
+      written |= safetensors_files.read_header(tmp_path / name)
+    for name, tensor in tensors.items():
+      assert safetensors_files.read(written[name]).tobytes() == tensor.tobytes(), name
+
+  @pytest.mark.parametrize("processes", [1, 2])
+  def test_a_process_holds_its_shards_and_little_more(self, model, processes):
+    folder, tensors = model
+    largest = max(tensor.size for tensor in tensors.values()) * 4  # in float32
+    total = sum(tensor.size for tensor in tensors.values()) * 4
+    for found in _load_in_processes(folder, processes):
+      assert found["shards"] < total if processes == 2 else found["shards"] >= total
+      assert found["above_start"] <= found["shards"] + 1.5 * largest, found["above_start"] / found["shards"]

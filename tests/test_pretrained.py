@@ -1,0 +1,161 @@
+"""Tests of finding and loading a model in its three kinds of folders."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from r3jax import pretrained
+from r3jax.data import pipeline
+from r3jax.io import bagel_checkpoint
+from r3jax.io import checkpoints as checkpoints_lib
+from r3jax.io import orbax_weights
+from r3jax.models import bagel as bagel_lib
+from r3jax.parallel import mesh as mesh_lib
+
+# What docs/checkpoints.md shows; imports no r3jax.
+PLAIN_ORBAX = """
+import json, sys
+import jax, orbax.checkpoint as ocp
+
+weights = ocp.StandardCheckpointer().restore(sys.argv[1])
+kernel = weights["policy"]["lm_head"]["kernel"]
+assert not any(name.startswith("r3jax") for name in sys.modules)
+print(json.dumps({"leaves": len(jax.tree.leaves(weights)), "head": [*kernel.shape, str(kernel.dtype), float(kernel.sum())]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def source(tiny_model):
+  return pretrained.find(str(tiny_model))
+
+
+@pytest.fixture(scope="module")
+def weights(source, mesh):
+  return source.weights(pretrained.shardings(bagel_lib.Bagel(source.sizes), mesh), None)
+
+
+@pytest.fixture(scope="module")
+def converted(source, weights, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("orbax") / "model"
+  pretrained.save(weights, source, folder, "orbax")
+  return folder
+
+
+def _same(found, expected):
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
+
+
+class TestOrbaxFolder:
+
+  def test_holds_the_same_model_with_its_shardings(self, converted, source, weights, mesh):
+    found = pretrained.find(str(converted))
+    assert found.sizes == source.sizes
+    assert found.tokenizer.vocabulary == source.tokenizer.vocabulary
+    policy, frozen = found.load(bagel_lib.Bagel(found.sizes), mesh)
+    _same({"policy": policy, **frozen}, weights)
+    expected = pretrained.policy_shardings(bagel_lib.Bagel(found.sizes), mesh)
+    assert jax.tree.map(lambda leaf: leaf.sharding, policy) == expected
+
+  def test_goes_back_to_bagel_bit_by_bit(self, converted, source, tmp_path):
+    found = pretrained.find(str(converted))
+    one = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    back = found.weights(pretrained.shardings(bagel_lib.Bagel(found.sizes), one), None)
+    pretrained.save(back, found, tmp_path / "back", "bagel")
+    for name in ("ema.safetensors", "ae.safetensors", "llm_config.json", "tokenizer.json"):
+      assert (tmp_path / "back" / name).read_bytes() == (source.folder / name).read_bytes(), name
+
+  def test_is_restored_by_a_script_without_r3jax(self, converted, weights, tmp_path):
+    (tmp_path / "plain.py").write_text(PLAIN_ORBAX)
+    command = [sys.executable, str(tmp_path / "plain.py"), str(converted / "weights")]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert found.returncode == 0, found.stderr
+    seen, head = json.loads(found.stdout), np.asarray(weights["policy"]["lm_head"]["kernel"])
+    assert seen["leaves"] == len(jax.tree.leaves(weights))
+    assert seen["head"][:3] == [*head.shape, str(head.dtype)]
+    assert seen["head"][3] == pytest.approx(head.sum(), rel=1e-5)
+
+  def test_lists_what_differs_from_the_sizes(self, converted, mesh, tmp_path):
+    shutil.copytree(converted, tmp_path / "model")
+    path = tmp_path / "model" / "llm_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 40}))
+    found = pretrained.find(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"6 problem\(s\)") as error:  # gate, up and down of two experts
+      found.load(bagel_lib.Bagel(found.sizes), mesh)
+    assert "mis-shaped leaf policy/layers/gen/gate/kernel: expected shape" in str(error.value)
+
+  def test_is_never_overwritten(self, converted, source, weights):
+    with pytest.raises(ValueError, match="weights are never overwritten"):
+      pretrained.save(weights, source, converted, "orbax")
+
+  def test_a_form_must_be_known(self, source, weights, tmp_path):
+    with pytest.raises(ValueError, match="'bagel' or 'orbax'; got 'torch'"):
+      pretrained.save(weights, source, tmp_path / "new", "torch")
+
+
+@pytest.fixture(scope="module")
+def workdir(source, weights, tmp_path_factory):
+  """A workdir of the main job whose policy is twice that of the model it started from."""
+  folder = tmp_path_factory.mktemp("run")
+  (folder / "config.json").write_text(json.dumps({"model": {"folder": str(source.folder)}}))
+  (folder / "checkpoints").mkdir()
+  saved = checkpoints_lib.Checkpoints(folder / "checkpoints", every=1, keep=1)
+  policy = jax.tree.map(lambda x: 2 * x, weights["policy"])
+  state = {"policy": policy, "opt_state": {"mu": policy}, "step": np.int32(7)}
+  saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
+  saved.close()
+  return folder
+
+
+class TestWorkdir:
+
+  def test_gives_the_trained_policy_and_the_other_weights_of_its_start(self, workdir, weights, mesh):
+    found = pretrained.find(str(workdir))
+    policy, frozen = found.load(bagel_lib.Bagel(found.sizes), mesh)
+    _same(policy, jax.tree.map(lambda x: 2 * x, weights["policy"]))
+    _same(frozen, {name: weights[name] for name in ("vision", "autoencoder")})
+
+  def test_must_hold_a_checkpoint(self, workdir, tmp_path):
+    shutil.copy(workdir / "config.json", tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="must hold a complete checkpoint"):
+      pretrained.find(str(tmp_path))
+
+
+class TestFingerprint:
+
+  def test_tells_the_kinds_and_the_weights_apart(self, source, converted, weights, tmp_path):
+    shutil.copytree(source.folder, tmp_path / "copy")
+    assert pretrained.find(str(tmp_path / "copy")).fingerprint() == source.fingerprint()
+    changed = jax.tree.map(np.asarray, weights)
+    changed["policy"]["lm_head"]["kernel"] = -changed["policy"]["lm_head"]["kernel"]
+    pretrained.save(changed, source, tmp_path / "changed", "bagel")
+    prints = [pretrained.find(str(f)).fingerprint() for f in (source.folder, converted, tmp_path / "changed")]
+    assert len(set(prints)) == 3
+
+
+class TestShardings:
+
+  def test_name_every_leaf_once(self, source, mesh):
+    placed = pretrained.shardings(bagel_lib.Bagel(source.sizes), mesh)
+    policy = flax.traverse_util.flatten_dict(pretrained.policy_shardings(bagel_lib.Bagel(source.sizes), mesh), sep="/")
+    assert set(placed) == set(bagel_checkpoint.leaf_shapes(source.sizes))
+    assert {path: one for path, one in placed.items() if path.startswith("policy/")} == {
+        f"policy/{path}": one for path, one in policy.items()
+    }
+
+
+def test_orbax_weights_refuse_a_leaf_that_is_not_there(converted):
+  wanted = {"policy": {"nothing": jax.ShapeDtypeStruct((2,), np.float32)}}
+  with pytest.raises(ValueError, match=r"missing leaf policy/nothing: expected shape \(2,\)"):
+    orbax_weights.load(converted / "weights", wanted)
