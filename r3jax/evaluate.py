@@ -77,16 +77,8 @@ class Evaluator:
     object.__setattr__(self, "revise", compiled(self._revise, 3))
 
   def _keys(self, ids: jax.Array) -> rollout_lib.Keys:
-    """Returns the keys of rows that are their own group; ids are [B, 3] (prompt, image, round)."""
-
-    def fold(row):
-      key = jax.random.key(self.seed)
-      for number in row:
-        key = jax.random.fold_in(key, number)
-      return jax.random.split(key)
-
-    pair = jax.vmap(fold)(ids)
-    return rollout_lib.Keys(pair[:, 0], pair[:, 1])
+    """Returns the keys of rows; ids are [B, 3] (prompt, image, round)."""
+    return rollout_lib.numbered_keys(self.seed, ids)
 
   def _actor(self, policy, towers) -> rollout_lib.Actor:
     return rollout_lib.Actor(self.modules, policy, towers, self.settings)

@@ -212,27 +212,51 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
-def build(config: ml_collections.ConfigDict) -> Experiment:
-  """Checks a config and makes what a run computes with; reads no weights.
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """The model of a config and how it samples.
+
+  Attributes:
+    pretrained: the model's folder: weights and tokenizer.
+    modules: the model.
+    settings: one iteration.
+  """
+
+  pretrained: pretrained_lib.Pretrained
+  modules: settings_lib.Modules
+  settings: settings_lib.Settings
+
+
+def build_base(config: ml_collections.ConfigDict) -> Base:
+  """Checks what a config says of the model and its sampling; reads no weights.
 
   Raises:
     ValueError: the config cannot be run; the message says what must hold and what was seen.
   """
   if config.model.dtype not in DTYPES:
     raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
-  pretrained, dtype = pretrained_lib.find(config.model.folder), DTYPES[config.model.dtype]
-  sizes, tokenizer = pretrained.sizes, pretrained.tokenizer
-  towers = towers_lib.Towers(sizes, (config.image.height, config.image.width), dtype)
-  settings = _settings(config, tokenizer, towers)
+  found, dtype = pretrained_lib.find(config.model.folder), DTYPES[config.model.dtype]
+  towers = towers_lib.Towers(found.sizes, (config.image.height, config.image.width), dtype)
+  modules = settings_lib.Modules(bagel_lib.Bagel(found.sizes, dtype, config.model.remat), towers)
+  return Base(found, modules, _settings(config, found.tokenizer, towers))
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  """Checks a config and makes what a run computes with; reads no weights.
+
+  Raises:
+    ValueError: the config cannot be run; the message says what must hold and what was seen.
+  """
+  base = build_base(config)
   heldout = evenly(_records(config.data.heldout, "heldout"), config.eval.prompts, config.eval.seed)
   return Experiment(
-      modules=settings_lib.Modules(bagel_lib.Bagel(sizes, dtype, config.model.remat), towers),
-      settings=settings,
-      pretrained=pretrained,
+      modules=base.modules,
+      settings=base.settings,
+      pretrained=base.pretrained,
       optimizer=state_lib.OptimizerSettings(**config.optimizer),
       train=balanced(_records(config.data.train, "train")),
       heldout=heldout,
       reward=_reward(config),
-      parse=_parse(config, tokenizer, settings.capacities.instruction),
+      parse=_parse(config, base.pretrained.tokenizer, base.settings.capacities.instruction),
       on_host=config.sequence.parser == "strings",
   )

@@ -1,11 +1,13 @@
 """8-bit images <-> model pixels, and the resize rule with PIL's bicubic filter inside the graph."""
 
 import functools
+import io
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 
 from r3jax import types
 from r3jax.models import config as config_lib
@@ -26,6 +28,20 @@ def to_uint8(pixels: types.Pixels) -> types.Images:
   """Returns `floor(clip(y/2 + 1/2, 0, 1) * 255)` as uint8 (R3.md section 4)."""
   pixels = pixels.astype(jnp.promote_types(pixels.dtype, jnp.float32))
   return jnp.floor(jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+  """Returns a uint8 [H, W, 3] image as a PNG file.
+
+  Raises:
+    ValueError: if it is something else.
+  """
+  image = np.asarray(image)
+  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+    raise ValueError(f"an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(image).save(buffer, format="PNG", optimize=True)
+  return buffer.getvalue()
 
 
 def target_size(

@@ -23,6 +23,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from r3jax.io import images as images_lib
 from r3jax.io import jsonl
 
 _CHART_WIDTH, _CHART_HEIGHT, _CHART_POINTS = 320, 120, 400
@@ -176,17 +177,7 @@ def _from_json(obj: dict) -> RolloutSample:
 
 
 def _png_base64(image: np.ndarray) -> str:
-  """Encodes a uint8 [H, W, 3] image.
-
-  Raises:
-    ValueError: if it is something else.
-  """
-  image = np.asarray(image)
-  if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-    raise ValueError(f"an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-  buffer = io.BytesIO()
-  Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-  return base64.b64encode(buffer.getvalue()).decode()
+  return base64.b64encode(images_lib.png(image)).decode()
 
 
 def _from_png_base64(text: str) -> np.ndarray:

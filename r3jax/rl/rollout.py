@@ -176,7 +176,7 @@ def _sample_flow(
   if flow.sde_index_max:
     draw = lambda key, step: jax.random.normal(jax.random.fold_in(key, step), shape, dtype)
     plan = flow_lib.SDEPlan(index, lambda step: jax.vmap(lambda key: draw(key, step))(keys.sample))
-  return flow_lib.sample(velocity, initial, flow.schedule, flow.guided, flow.eta, plan)
+  return flow_lib.sample(velocity, initial, flow.schedule, flow.guided, flow.eta, plan, flow.on_step)
 
 
 @flax.struct.dataclass
@@ -188,6 +188,19 @@ class Reason:
   images: types.Images  # [B, H, W, 3]
 
 
+def numbered_keys(seed: int, ids: jax.Array) -> Keys:
+  """Returns the keys of rows that are groups of one sample; ids are [B, n] int32 numbers of each row."""
+
+  def fold(row):
+    key = jax.random.key(seed)
+    for number in row:
+      key = jax.random.fold_in(key, number)
+    return jax.random.split(key)
+
+  pair = jax.vmap(fold)(ids)
+  return Keys(pair[:, 0], pair[:, 1])
+
+
 def split_keys(keys: Keys) -> tuple[Keys, Keys]:
   """Returns two independent sets of keys."""
   pair = jax.vmap(lambda key: jax.random.split(key))
@@ -195,16 +208,34 @@ def split_keys(keys: Keys) -> tuple[Keys, Keys]:
   return Keys(group[:, 0], sample[:, 0]), Keys(group[:, 1], sample[:, 1])
 
 
+@flax.struct.dataclass
+class Thought:
+  """A sampled thought, and what drafting an image of it needs."""
+
+  text: Text
+  context: Context
+  cache: bagel_lib.Cache  # of the thought
+
+
+def think(actor: Actor, prompts: Prompts, keys: Keys) -> Thought:
+  """Thinks about every prompt, `keys.samples` times per group."""
+  context = reason_context(actor, prompts, keys.samples)
+  found = _decode(actor, context, "thought", actor.settings.reason_text, keys)
+  return Thought(Text(found.ids, found.lengths, found.behavior_logprob), context, found.cache)
+
+
+def draft(actor: Actor, thought: Thought, keys: Keys) -> Reason:
+  """Draws an image of every thought."""
+  context, flow_settings = thought.context, actor.settings.reason_flow
+  lengths = {**context.lengths, "thought": thought.text.lengths}
+  flow = _sample_flow(actor, context, thought.cache, lengths, flow_settings, stages.DRAFT, keys)
+  return Reason(thought.text, flow, actor.modules.towers.decode(actor.frozen, flow.latent))
+
+
 def reason(actor: Actor, prompts: Prompts, keys: Keys) -> Reason:
   """Thinks about every prompt and drafts an image, `keys.samples` times per group."""
-  settings = actor.settings
   text_keys, flow_keys = split_keys(keys)
-  context = reason_context(actor, prompts, keys.samples)
-  thought = _decode(actor, context, "thought", settings.reason_text, text_keys)
-  lengths = {**context.lengths, "thought": thought.lengths}
-  flow = _sample_flow(actor, context, thought.cache, lengths, settings.reason_flow, stages.DRAFT, flow_keys)
-  images = actor.modules.towers.decode(actor.frozen, flow.latent)
-  return Reason(Text(thought.ids, thought.lengths, thought.behavior_logprob), flow, images)
+  return draft(actor, think(actor, prompts, text_keys), flow_keys)
 
 
 @flax.struct.dataclass

@@ -1,5 +1,6 @@
 """What an R3 run computes: frozen values that the compiled step closes over."""
 
+from collections.abc import Callable
 import dataclasses
 
 import numpy as np
@@ -21,12 +22,14 @@ class FlowSettings:
     guidance: scales, renorm and interval.
     eta: noise scale of the SDE step.
     sde_index_max: the SDE step is uniform over 0 .. sde_index_max - 1; 0 samples by ODE only.
+    on_step: called on the host with the number of every step, see `flow.sample`.
   """
 
   schedule: schedule_lib.Schedule
   guidance: guidance_lib.Guidance
   eta: schedule_lib.Eta
   sde_index_max: int
+  on_step: Callable[[np.ndarray], None] | None = None
 
   def __post_init__(self):
     if not 0 <= self.sde_index_max <= self.schedule.num_steps:

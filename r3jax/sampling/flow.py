@@ -91,6 +91,7 @@ def sample(
     guided: np.ndarray,
     eta: schedule_lib.Eta | None = None,
     plan: SDEPlan | None = None,
+    on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Trajectory:
   """Integrates the flow from noise to data.
 
@@ -105,6 +106,7 @@ def sample(
     guided: [points - 1] bool, static; which steps are guided.
     eta: noise scale of the SDE steps; needed with a plan.
     plan: the SDE steps.
+    on_step: called on the host with the number of every step that begins, for progress bars.
 
   Returns:
     The final latent and what is recorded of the SDE step (zeros without a plan).
@@ -117,6 +119,8 @@ def sample(
   def advance(is_guided: bool, state: Trajectory, step: jax.Array):
     t = jnp.broadcast_to(times[step], (rows,))
     dt = jnp.broadcast_to(times[step] - times[step + 1], (rows,))
+    if on_step is not None:
+      jax.debug.callback(on_step, step)
     v = velocity(state.latent, t, is_guided)
     if plan is None:
       return state.replace(latent=ode_step(state.latent, v, dt)), None

@@ -94,21 +94,24 @@ def instruction_text(operations: Sequence[edits_lib.Operation]) -> str:
   return " and ".join(map(_operation_text, operations)) or STOP_INSTRUCTION
 
 
-def relation_seen(record: dict, objects: Sequence[edits_lib.Object]) -> str:
-  """Says how the two things that a record relates stand to each other: "bow left of cross".
+_INVERSE = dict(zip(prompts.RELATIONS, ("right of", "left of", "below", "above"), strict=True))
 
-  Empty where the record relates nothing, where one of the two is not there exactly once, and where
-  no relation holds between their cells.
+
+def relation_seen(record: dict, objects: Sequence[edits_lib.Object]) -> str:
+  """Says how two objects stand to each other, from both sides: "ring left of bow , bow right of ring".
+
+  The first side is in the order of the description, and one of both is in the order of the prompt.
+  Empty where the record relates nothing, where anything but its two things is there, and where no
+  relation holds between their cells.
   """
-  if edits_lib.relation_of(record) is None:
+  if edits_lib.relation_of(record) is None or len(objects) != 2:
     return ""
-  base, other = [item["class"] for item in record["include"]]
-  cells = {name: [c for s, _, c in objects if shapes.SHAPES[s] == name] for name in (base, other)}
-  if not len(cells[base]) == len(cells[other]) == 1:
+  (first, _, cell), (second, _, other_cell) = sorted(objects, key=lambda item: item[2])
+  names = [shapes.SHAPES[shape] for shape in (first, second)]
+  if sorted(names) != sorted(item["class"] for item in record["include"]):
     return ""
-  pair = (*cells[base], *cells[other])
-  held = [relation for relation in prompts.RELATIONS if pair in edits_lib.related_cells(relation)]
-  return " ".join([other, *held, base]) if held else ""
+  held = [name for name in prompts.RELATIONS if (other_cell, cell) in edits_lib.related_cells(name)]
+  return "".join(f"{names[0]} {name} {names[1]} , {names[1]} {_INVERSE[name]} {names[0]}" for name in held)
 
 
 def reflect_answer(

@@ -1,0 +1,290 @@
+"""A model at work: the R3 loop for any prompt, image editing, visual question answering.
+
+  from configs import r3_geneval
+  from r3jax import inference
+
+  model = inference.load(r3_geneval.get_config("shapes"))
+  (sample,) = model.generate("a photo of a red ring and a blue bow", seed=0)
+  print(sample.turns[0].text, sample.turns[-1].image.shape)
+  (image,) = model.edit(sample.turns[-1].image, "add a green heart at bottom-left", seed=0)
+  print(model.ask(image, "how many hearts are there ?"))
+
+Everything is deterministic for a seed. Images are uint8 arrays [height, width, 3], of the size that
+the model was loaded for.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from r3jax import experiment as experiment_lib
+from r3jax import pretrained
+from r3jax import types
+from r3jax.io import images as images_lib
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.rewards import format as format_lib
+from r3jax.rl import rollout as rollout_lib
+from r3jax.sequence import prompts as protocol
+
+_EDIT, _ASK = -1, -2  # in place of the round's number, in the randomness of edits and answers
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One round of a sample.
+
+  Attributes:
+    image: uint8 [height, width, 3] after the round.
+    text: what the model wrote: its thought, and from the second round on its instruction.
+    instruction: the edit it asked for; empty for the draft.
+    stop: whether it asked for none, so that the image is that of the round before.
+    seconds: of the round, compilation included, for all images that were drawn together.
+  """
+
+  image: np.ndarray
+  text: str
+  instruction: str
+  stop: bool
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A draft and its revisions, up to the round in which the model asked for no further edit."""
+
+  prompt: str
+  turns: tuple[Turn, ...]
+
+
+# on_text(number of the image, number of the round, text): a text has been written
+OnText = Callable[[int, int, str], None]
+
+
+_stage = functools.partial(jax.jit, static_argnums=0)  # compiles a method of a model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A loaded model.
+
+  Attributes:
+    base: its folder, modules and settings of sampling.
+    policy, frozen: its weights.
+    mesh: that they are on.
+  """
+
+  base: experiment_lib.Base
+  policy: types.Params
+  frozen: types.Params
+  mesh: jax.sharding.Mesh
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Height and width of its images."""
+    return self.base.modules.towers.size
+
+  def generate(
+      self,
+      prompt: str,
+      num_images: int = 1,
+      rounds: int = 4,
+      seed: int = 0,
+      number: int = 0,
+      on_text: OnText = lambda image, turn, text: None,
+  ) -> list[Sample]:
+    """Thinks about a prompt, drafts images, then looks at them and edits them.
+
+    Args:
+      prompt: what the images should show.
+      num_images: independent images, drawn together.
+      rounds: at most, the draft included; at least 1.
+      seed: of all randomness.
+      number: of the prompt among others of the same seed; another number draws other images.
+      on_text: called after every text.
+
+    Returns:
+      One sample per image.
+
+    Raises:
+      ValueError: the prompt does not fit its segment, or holds words that a word-level vocabulary
+        lacks; a number is too small.
+    """
+    if num_images < 1 or rounds < 1:
+      raise ValueError(f"num_images and rounds must be at least 1; got {num_images} and {rounds}")
+    prompts = self._prompts(prompt, protocol.reflection_question(prompt), num_images)
+    turns: list[list[Turn]] = [[] for _ in range(num_images)]
+    images, stop = None, np.zeros(num_images, bool)
+    for turn in range(rounds):
+      start = time.monotonic()
+      keys = self._keys(seed, number, turn, num_images)
+      make = self._draft if turn == 0 else functools.partial(self._revise, images, stop)
+      texts, images, stop, open_rows = make(prompts, keys, functools.partial(self._tell, on_text, turn))
+      seconds = time.monotonic() - start
+      for i in open_rows:
+        instruction = format_lib.edit_instruction(texts[i]) if turn else ""
+        turns[i].append(Turn(images[i], texts[i], instruction, bool(stop[i]), seconds))
+      if stop.all():
+        break
+    return [Sample(prompt, tuple(made)) for made in turns]
+
+  def edit(self, image: np.ndarray, instruction: str, num_images: int = 1, seed: int = 0) -> list[np.ndarray]:
+    """Edits an image as told, `num_images` times.
+
+    Raises:
+      ValueError: the image has another size or dtype than the model's, or the instruction does not
+        fit its segment.
+    """
+    self._check(image)
+    capacity = self.base.settings.capacities.instruction
+    repeat = lambda x: np.repeat(np.asarray(x)[None], num_images, axis=0)
+    ids, length = map(repeat, self.base.pretrained.tokenizer.segment(instruction, capacity))
+    with jax.set_mesh(self.mesh):
+      source = self._look(self.policy, self.frozen, repeat(image))
+      told = rollout_lib.Instruction(ids, length.astype(np.int32), np.zeros(num_images, bool))
+      keys = self._keys(seed, 0, _EDIT, num_images)
+      return list(np.asarray(self._refine(self.policy, self.frozen, source, told, keys)))
+
+  def ask(self, image: np.ndarray, question: str, seed: int = 0) -> str:
+    """Answers a question about an image; the answer begins with the model's thought in <think> tags.
+
+    Raises:
+      ValueError: the image has another size or dtype than the model's, or the question does not fit
+        its segment.
+    """
+    self._check(image)
+    prompts = self._prompts("", question, 1)
+    with jax.set_mesh(self.mesh):
+      source = self._look(self.policy, self.frozen, image[None])
+      text = self._reflect(self.policy, self.frozen, prompts, source, self._keys(seed, 0, _ASK, 1))
+    return self._decode(text)[0]
+
+  # --- Stages ------------------------------------------------------------------------------------
+
+  def _draft(self, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
+    with jax.set_mesh(self.mesh):
+      text_keys, flow_keys = rollout_lib.split_keys(keys)
+      thought = self._think(self.policy, self.frozen, prompts, text_keys)
+      texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
+      tell(rows, texts)
+      images = np.asarray(self._paint(self.policy, self.frozen, thought, flow_keys))
+    return texts, images, np.zeros(len(rows), bool), rows
+
+  def _revise(self, images, stopped: np.ndarray, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
+    rows = np.flatnonzero(~stopped)
+    with jax.set_mesh(self.mesh):
+      reflect_keys, refine_keys = rollout_lib.split_keys(keys)
+      source = self._look(self.policy, self.frozen, images)
+      text = self._reflect(self.policy, self.frozen, prompts, source, reflect_keys)
+      texts = self._decode(text)
+      tell(rows, texts)
+      parsed = self._parse(text)
+      stop = stopped | parsed.stop
+      if not stop.all():
+        told = rollout_lib.Instruction(parsed.instruction, parsed.instruction_length, stop)
+        images = np.asarray(self._refine(self.policy, self.frozen, source, told, refine_keys))
+    return texts, images, stop, rows
+
+  @_stage
+  def _think(self, policy, frozen, prompts, keys) -> rollout_lib.Thought:
+    return rollout_lib.think(self._actor(policy, frozen), prompts, keys)
+
+  @_stage
+  def _paint(self, policy, frozen, thought, keys) -> types.Images:
+    return rollout_lib.draft(self._actor(policy, frozen), thought, keys).images
+
+  @_stage
+  def _look(self, policy, frozen, images) -> rollout_lib.Source:
+    return rollout_lib.look(self._actor(policy, frozen), images)
+
+  @_stage
+  def _reflect(self, policy, frozen, prompts, source, keys) -> rollout_lib.Text:
+    return rollout_lib.reflect(self._actor(policy, frozen), prompts, source, keys)
+
+  @_stage
+  def _refine(self, policy, frozen, source, told, keys) -> types.Images:
+    return rollout_lib.refine(self._actor(policy, frozen), source, told, keys).images
+
+  def _actor(self, policy, frozen) -> rollout_lib.Actor:
+    return rollout_lib.Actor(self.base.modules, policy, frozen, self.base.settings)
+
+  # --- In and out --------------------------------------------------------------------------------
+
+  def _keys(self, seed: int, number: int, turn: int, num_images: int) -> rollout_lib.Keys:
+    """Returns the keys of evaluation: the same prompt number, image and round draw the same."""
+    ids = np.stack([np.full(num_images, number), np.arange(num_images), np.full(num_images, turn)], axis=1)
+    return rollout_lib.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
+
+  def _prompts(self, prompt: str, question: str, rows: int) -> rollout_lib.Prompts:
+    c, segment = self.base.settings.capacities, self.base.pretrained.tokenizer.segment
+    column = lambda text, capacity: [np.repeat(np.asarray(x)[None], rows, axis=0) for x in segment(text, capacity)]
+    columns = [*column(prompt, c.prompt), *column(question, c.question)]
+    return rollout_lib.Prompts(*(x.astype(np.int32) for x in columns), None, np.zeros(rows, np.int32))
+
+  def _parse(self, text: rollout_lib.Text) -> format_lib.Parsed:
+    tokenizer, capacity = self.base.pretrained.tokenizer, self.base.settings.capacities.instruction
+    return format_lib.parse_strings(text.ids, text.lengths, "reflect", tokenizer, capacity)
+
+  def _decode(self, text: rollout_lib.Text) -> list[str]:
+    ids, lengths = np.asarray(text.ids), np.asarray(text.lengths)
+    return [self.base.pretrained.tokenizer.decode(row[1 : n - 1].tolist()) for row, n in zip(ids, lengths)]
+
+  def _tell(self, on_text: OnText, turn: int, rows, texts: list[str]):
+    for i in rows:
+      on_text(int(i), turn, texts[i])
+
+  def _check(self, image: np.ndarray):
+    if image.dtype != np.uint8 or image.shape != (*self.size, 3):
+      raise ValueError(f"an image must be uint8 {[*self.size, 3]}; got {image.dtype} {list(image.shape)}")
+
+
+def load(
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh | None = None,
+    on_step: Callable[[np.ndarray], None] | None = None,
+) -> Model:
+  """Loads the model of a config.
+
+  Args:
+    config: as for the main job (`configs/r3_geneval.py`): model.folder, image, sequence, the
+      guidance of reason and refine, and eval.points and eval.temperature are used.
+    mesh: that the weights are sharded over; None arranges all devices as config.mesh says.
+    on_step: called on the host with the number of every step of sampling an image.
+
+  Raises:
+    ValueError: the config or the model's folder cannot be used.
+  """
+  base = experiment_lib.build_base(config)
+  settings = experiment_lib.evaluation_settings(config, base.settings)
+  flow = lambda stage: dataclasses.replace(stage, on_step=on_step)
+  text = lambda stage: dataclasses.replace(stage, axis=None)  # nothing is mapped here
+  settings = dataclasses.replace(
+      settings,
+      reason_text=text(settings.reason_text),
+      reflect_text=text(settings.reflect_text),
+      reason_flow=flow(settings.reason_flow),
+      refine_flow=flow(settings.refine_flow),
+  )
+  mesh = mesh or mesh_lib.make_mesh(**config.mesh)
+  policy, frozen = base.pretrained.load(base.modules.bagel, mesh)
+  return Model(dataclasses.replace(base, settings=settings), policy, frozen, mesh)
+
+
+def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
+  """Resizes an image to the nearest size that the config's model takes, and sets `config.image` to it.
+
+  Args:
+    config: as for `load`.
+    image: uint8 [height, width, 3] of any size.
+
+  Raises:
+    ValueError: the model's folder cannot be read.
+  """
+  size = images_lib.target_size(*image.shape[:2], pretrained.find(config.model.folder).sizes.autoencoder_transform)
+  config.image.update(height=size[0], width=size[1])
+  return np.asarray(images_lib.resize(image[None], size))[0]
