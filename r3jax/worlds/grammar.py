@@ -98,9 +98,10 @@ _INVERSE = dict(zip(prompts.RELATIONS, ("right of", "left of", "below", "above")
 
 
 def relation_seen(record: dict, objects: Sequence[edits_lib.Object]) -> str:
-  """Says how two objects stand to each other, from both sides: "ring left of bow , bow right of ring".
+  """Says how the two things that a record relates stand to each other.
 
-  The first side is in the order of the description, and one of both is in the order of the prompt.
+  In the order of the description, for the cells tell it at once; then, if the prompt has the other
+  order, in that one: "ring left of bow , bow right of ring". The last words compare with the prompt's.
   Empty where the record relates nothing, where anything but its two things is there, and where no
   relation holds between their cells.
   """
@@ -108,10 +109,12 @@ def relation_seen(record: dict, objects: Sequence[edits_lib.Object]) -> str:
     return ""
   (first, _, cell), (second, _, other_cell) = sorted(objects, key=lambda item: item[2])
   names = [shapes.SHAPES[shape] for shape in (first, second)]
-  if sorted(names) != sorted(item["class"] for item in record["include"]):
-    return ""
+  base, other = [item["class"] for item in record["include"]]
   held = [name for name in prompts.RELATIONS if (other_cell, cell) in edits_lib.related_cells(name)]
-  return "".join(f"{names[0]} {name} {names[1]} , {names[1]} {_INVERSE[name]} {names[0]}" for name in held)
+  if sorted(names) != sorted((base, other)) or not held:
+    return ""
+  described = f"{names[0]} {held[0]} {names[1]}"
+  return described if names == [other, base] else f"{described} , {names[1]} {_INVERSE[held[0]]} {names[0]}"
 
 
 def reflect_answer(

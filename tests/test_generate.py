@@ -1,0 +1,126 @@
+"""`launch/generate.py` and `launch/convert.py` as a user runs them."""
+
+import html
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from r3jax.worlds import prompts as world_prompts
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECORD = world_prompts.heldout_records()[0]
+OTHER = "a photo of a red ring and a ring"  # no prompt of the world's
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess:
+  command = [sys.executable, f"launch/{program}.py", *arguments]
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
+  environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+  return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def _refusal(program: str, *arguments: str) -> str:
+  found = _run(program, *arguments)
+  assert found.returncode == 1, found.stderr
+  return found.stderr.splitlines()[-1]
+
+
+def _arguments(model: pathlib.Path, folder: pathlib.Path) -> list[str]:
+  few = ["--num_images=2", "--rounds=2", "--points=3", "--config.reason.sde_index_max=0", "--config.refine.sde_index_max=0"]
+  return [f"--model={model}", f"--prompts={folder / 'prompts.txt'}", f"--out={folder / 'out'}", *few]
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_model, tmp_path_factory):
+  """What the command left in the folder of two prompts, and what it printed."""
+  folder = tmp_path_factory.mktemp("generate")
+  (folder / "prompts.txt").write_text(json.dumps(RECORD) + "\n\n" + OTHER + "\n")
+  found = _run("generate", *_arguments(tiny_model, folder))
+  assert found.returncode == 0, found.stderr
+  return folder, found.stdout
+
+
+class TestGenerate:
+
+  def test_writes_every_image_of_every_round_and_what_was_said(self, drawn):
+    folder, printed = drawn
+    samples = [json.loads(path.read_text()) for path in sorted((folder / "out").glob("0*.json"))]
+    assert [(s["prompt"], s["prompt_number"], s["image_number"]) for s in samples] == [
+        (RECORD["prompt"], 0, 0), (RECORD["prompt"], 0, 1), (OTHER, 1, 0), (OTHER, 1, 1)
+    ]
+    for sample in samples:
+      assert sample["size"] == [48, 48] and len(sample["turns"]) == 2 and sample["seed"] == 0
+      for turn in sample["turns"]:
+        assert np.asarray(PIL.Image.open(folder / "out" / turn["image"])).shape == (48, 48, 3)
+        assert turn["text"] in printed and turn["seconds"] > 0
+        assert (turn["score"] is not None) == (sample["prompt"] == RECORD["prompt"])
+
+  def test_the_page_shows_all_of_it_escaped(self, drawn):
+    folder, _ = drawn
+    page = (folder / "out" / "index.html").read_text()
+    for path in (folder / "out").glob("0*.json"):
+      for turn in json.loads(path.read_text())["turns"]:
+        assert f'src="{turn["image"]}"' in page
+        assert html.escape(turn["text"]) in page
+
+  def test_goes_on_where_it_stopped_with_the_same_images(self, drawn, tiny_model):
+    folder, _ = drawn
+    before = {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
+    (folder / "out" / "00001_01.json").unlink()
+    (folder / "out" / "00001_01_1.png").unlink()
+    found = _run("generate", *_arguments(tiny_model, folder))
+    assert found.returncode == 0, found.stderr
+    assert OTHER in found.stdout and RECORD["prompt"] not in found.stdout
+    assert {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")} == before
+
+  def test_refuses_to_mix_two_seeds_in_a_folder(self, drawn, tiny_model):
+    found = _run("generate", *_arguments(tiny_model, drawn[0]), "--seed=1")
+    assert found.returncode == 1
+    assert "eval.seed: 0 there, 1 now" in found.stderr
+
+  @pytest.mark.parametrize("arguments, message", [
+      ([], "r3jax: one of --prompt, --prompts, --instruction, --question must be given; got none"),
+      (["--prompt=a ring", "--question=why ?"], "must be given; got ['--prompt', '--question']"),
+      (["--instruction=add a ring"], "need --image"),
+      (["--prompt=a ring"], "--out must name the folder to write"),
+  ])
+  def test_says_what_is_missing(self, arguments, message):
+    assert message in _refusal("generate", *arguments)
+
+
+class TestReviseAnImage:
+
+  def test_edits_and_answers(self, drawn, tiny_model, tmp_path):
+    image = f"--image={drawn[0] / 'out' / '00000_00_0.png'}"
+    few = [f"--model={tiny_model}", "--points=3", "--config.refine.sde_index_max=0", "--config.reason.sde_index_max=0"]
+    found = _run("generate", *few, image, "--instruction=add a red ring", f"--out={tmp_path}", "--num_images=2")
+    assert found.returncode == 0, found.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit_00.png", "edit_01.png"]
+    found = _run("generate", *few, image, "--question=what is there ?")
+    assert found.returncode == 0, found.stderr
+    assert len(found.stdout.splitlines()) == 1
+
+
+class TestConvert:
+
+  def test_there_and_back_gives_the_same_bytes(self, tiny_model, tmp_path):
+    for source, out, form in ((tiny_model, "orbax", "orbax"), (tmp_path / "orbax", "bagel", "bagel")):
+      found = _run("convert", f"--source={source}", f"--out={tmp_path / out}", f"--format={form}")
+      assert found.returncode == 0, found.stderr
+      assert found.stdout == f"wrote {tmp_path / out}\n"
+      assert "100%" in found.stderr
+    for name in ("ema.safetensors", "ae.safetensors", "tokenizer.json", "llm_config.json"):
+      assert (tmp_path / "bagel" / name).read_bytes() == (tiny_model / name).read_bytes()
+
+  def test_refuses_a_folder_with_a_model_and_a_missing_source(self, tiny_model, tmp_path):
+    message = _refusal("convert", "--source=shapes", f"--out={tiny_model}", "--format=bagel")
+    assert f"{tiny_model} has ae.safetensors, ema.safetensors" in message
+    message = _refusal("convert", f"--source={tmp_path / 'no'}", f"--out={tmp_path / 'out'}", "--format=bagel")
+    assert "must hold llm_config.json; not found" in message
+    assert not (tmp_path / "out").exists()
