@@ -35,6 +35,7 @@ setuptools.setup(
         "aot": ["libtpu==0.0.42"],  # Compiles for TPU topologies on a machine without one.
         "gcs": ["etils[epath-gcs]", "gcsfs"],
         "wandb": ["wandb"],
+        "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
         "detector": ["torch", "transformers"],
         "test": ["beartype>=0.23", "pytest>=9.0", "pytest-xdist>=3.8"],
     },

@@ -39,6 +39,12 @@ def get_config() -> ml_collections.ConfigDict:
   vision.learning_rate = 2e-3
   vision.warmup = 50
 
+  text = config.text = ml_collections.ConfigDict()
+  text.num_steps = 1500
+  text.batch_size = 64  # examples of each kind
+  text.learning_rate = 2e-3
+  text.warmup = 100
+
   joint = config.joint = ml_collections.ConfigDict()
   joint.num_steps = 2400
   joint.batch_size = 32  # examples of each kind
@@ -46,7 +52,6 @@ def get_config() -> ml_collections.ConfigDict:
   joint.warmup = 100
   joint.copies = 3  # noisy copies of every image
   joint.flow_weight = 1.0
-  joint.save_every = 250
 
   mix = config.mix = ml_collections.ConfigDict()
   mix.plan_flaws = 0.5
@@ -57,5 +62,6 @@ def get_config() -> ml_collections.ConfigDict:
   mix.reflect_tags = {"position": 4.0, "color_attr": 2.0}
 
   config.log_every = 50
+  config.save_every = 250
   config.stored_dtype = "float16"  # of the written files; training is in float32
   return config.lock()

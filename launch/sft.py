@@ -1,4 +1,4 @@
-"""Trains a small BAGEL on the embedded world: autoencoder, ViT, then text and flow together.
+"""Trains a small BAGEL on the embedded world: autoencoder, ViT, texts, then texts and flow together.
 
   python launch/sft.py --config=configs/sft_shapes.py --out=DIR
 
@@ -114,24 +114,26 @@ def _model(sizes: config_lib.BagelConfig, tokenizer: tokenizer_lib.TextTokenizer
   return settings_lib.Modules(bagel_lib.Bagel(sizes), towers), small_bagel.sft_settings(tokenizer, towers)
 
 
-def train_joint(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, tokenizer, weights, save):
-  """Trains the policy of the weights; hands them to `save` now and then, and at the end."""
+def train_policy(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, tokenizer, weights, save):
+  """Trains the policy of the weights, texts alone and then all; hands it to `save` now and then."""
   modules, settings = _model(sizes, tokenizer)
   joint, frozen = config.joint, {name: weights[name] for name in ("autoencoder", "vision")}
   training = sft.JointTraining(modules, settings, frozen, joint.copies, joint.flow_weight, shift=3.0)
-  mix = batches.Mix(**config.mix)
-  encoder = batches.Encoder(
-      prompts.by_tag(prompts.train_records()), tokenizer, settings.capacities, mix, config.seed
-  )
-  data = batches.iterate(encoder, joint.batch_size, joint.num_steps)
-  optimizer = sft.adamw(joint.learning_rate, joint.num_steps, joint.warmup)
+  policy = weights["policy"]
+  for number, (loss, stage) in enumerate(((training.text_loss, config.text), (training.loss, joint))):
+    seed = 2 * config.seed + number
+    encoder = batches.Encoder(
+        prompts.by_tag(prompts.train_records()), tokenizer, settings.capacities, batches.Mix(**config.mix), seed
+    )
+    data = batches.iterate(encoder, stage.batch_size, stage.num_steps)
+    optimizer = sft.adamw(stage.learning_rate, stage.num_steps, stage.warmup)
 
-  def watch(step: int, policy, metrics: dict):
-    log(config.log_every, step, policy, metrics)
-    if step % joint.save_every == 0 or step == joint.num_steps:
-      save(frozen | {"policy": policy})
+    def watch(step: int, policy, metrics: dict, last=stage.num_steps):
+      log(config.log_every, step, policy, metrics)
+      if step % config.save_every == 0 or step == last:
+        save(frozen | {"policy": policy})
 
-  sft.fit(training.loss, weights["policy"], optimizer, data, config.seed, watch)
+    policy = sft.fit(loss, policy, optimizer, data, seed, watch)
 
 
 def main(argv):
@@ -139,7 +141,7 @@ def main(argv):
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
-  mesh_lib.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "joint"))))
+  mesh_lib.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "text", "joint"))))
   words = vocabulary.build_tokenizer()
   tokenizer = tokenizer_lib.TextTokenizer(words)
   try:
@@ -155,7 +157,7 @@ def main(argv):
     logging.info("wrote %s", out)
 
   save(weights)  # the towers are done
-  train_joint(config, sizes, tokenizer, weights, save)
+  train_policy(config, sizes, tokenizer, weights, save)
 
 
 if __name__ == "__main__":

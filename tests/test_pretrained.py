@@ -1,12 +1,16 @@
 """Tests of finding and loading a model in its three kinds of folders."""
 
+import collections
 import json
+import math
 import shutil
 import subprocess
 import sys
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +19,10 @@ from r3jax.data import pipeline
 from r3jax.io import bagel_checkpoint
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import orbax_weights
+from r3jax.models import autoencoder
 from r3jax.models import bagel as bagel_lib
+from r3jax.models import config as config_lib
+from r3jax.models import siglip
 from r3jax.parallel import mesh as mesh_lib
 
 # What docs/checkpoints.md shows; imports no r3jax.
@@ -153,6 +160,63 @@ class TestShardings:
     assert {path: one for path, one in placed.items() if path.startswith("policy/")} == {
         f"policy/{path}": one for path, one in policy.items()
     }
+
+
+class TestSevenBillion:
+
+  def test_eval_shape_gives_the_released_counts_part_by_part(self):
+    """R3.md section 2; the sin-cos tables (two more parts of the release) are no parameters here."""
+    sizes = config_lib.bagel_7b()
+    boxed = jax.eval_shape(lambda: pretrained.init_policy(bagel_lib.Bagel(sizes), jax.random.key(0)))
+    towers = _abstract_towers(sizes)
+    leaves = flax.traverse_util.flatten_dict({"policy": nn.unbox(boxed), **towers}, sep="/")
+    assert {path: leaf.shape for path, leaf in leaves.items()} == bagel_checkpoint.leaf_shapes(sizes)
+    counts = collections.Counter()
+    for path, leaf in leaves.items():
+      part = path.split("/")[1] if path.startswith("policy/") else path.split("/")[0]
+      counts[{"layers": "language_model", "embed_tokens": "language_model", "lm_head": "language_model",
+              "norm": "language_model"}.get(part, part)] += math.prod(leaf.shape)
+    assert counts == {
+        "language_model": 14_141_252_608, "vision": 402_552_736, "connector": 16_980_992,
+        "time_embedder": 13_769_728, "vae2llm": 232_960, "llm2vae": 229_440, "autoencoder": 83_819_683,
+    }
+
+
+def _abstract_towers(sizes: config_lib.BagelConfig) -> dict:
+  """Returns shapes of the parameters of ViT and autoencoder."""
+  tower = siglip.VisionTransformer(sizes.vision)
+  patches = jnp.zeros((1, 1, 3 * sizes.vision.patch_size**2))
+  model = autoencoder.Autoencoder(sizes.autoencoder, latent_patch=sizes.latent_patch)
+  pixels = jnp.zeros((1, sizes.pixels_per_token, sizes.pixels_per_token, 3))
+  vision = jax.eval_shape(tower.init, jax.random.key(0), patches, jnp.zeros(1, int))["params"]
+  return nn.unbox({"vision": vision, "autoencoder": jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]})
+
+
+class TestBucket:
+
+  def test_a_model_in_a_bucket_is_read_by_ranges(self, source, weights, mesh, bucket):
+    shutil.copytree(source.folder, bucket / "model")
+    found = pretrained.find("gs://bucket/model")
+    assert str(found.folder).startswith("gs://")
+    policy, frozen = found.load(bagel_lib.Bagel(found.sizes), mesh)
+    _same({"policy": policy, **frozen}, weights)
+    assert found.fingerprint() == source.fingerprint()
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A folder that epath finds at gs://bucket, through TensorFlow's files as on a machine with it."""
+  gfile = pytest.importorskip("tensorflow").io.gfile
+  local = lambda path: str(path).replace("gs://bucket", str(tmp_path))
+  back = lambda path: path.replace(str(tmp_path), "gs://bucket")
+  opened = gfile.GFile
+  monkeypatch.setattr(gfile, "GFile", lambda path, mode="r": opened(local(path), mode))
+  for name in ("exists", "isdir", "listdir", "stat"):
+    function = getattr(gfile, name)
+    monkeypatch.setattr(gfile, name, lambda path, function=function: function(local(path)))
+  glob = gfile.glob
+  monkeypatch.setattr(gfile, "glob", lambda path: [back(found) for found in glob(local(path))])
+  return tmp_path
 
 
 def test_orbax_weights_refuse_a_leaf_that_is_not_there(converted):

@@ -98,23 +98,20 @@ _INVERSE = dict(zip(prompts.RELATIONS, ("right of", "left of", "below", "above")
 
 
 def relation_seen(record: dict, objects: Sequence[edits_lib.Object]) -> str:
-  """Says how the two things that a record relates stand to each other.
+  """Says how the two things that a record relates stand to each other, from both sides.
 
-  In the order of the description, for the cells tell it at once; then, if the prompt has the other
-  order, in that one: "ring left of bow , bow right of ring". The last words compare with the prompt's.
-  Empty where the record relates nothing, where anything but its two things is there, and where no
-  relation holds between their cells.
+  "ring left of bow , bow right of ring": first in the order of the description, for the cells tell
+  that at once; one of both is in the order of the prompt. Empty where the record relates nothing,
+  where anything but its two things is there, and where no relation holds between their cells.
   """
   if edits_lib.relation_of(record) is None or len(objects) != 2:
     return ""
   (first, _, cell), (second, _, other_cell) = sorted(objects, key=lambda item: item[2])
   names = [shapes.SHAPES[shape] for shape in (first, second)]
-  base, other = [item["class"] for item in record["include"]]
   held = [name for name in prompts.RELATIONS if (other_cell, cell) in edits_lib.related_cells(name)]
-  if sorted(names) != sorted((base, other)) or not held:
+  if sorted(names) != sorted(item["class"] for item in record["include"]) or not held:
     return ""
-  described = f"{names[0]} {held[0]} {names[1]}"
-  return described if names == [other, base] else f"{described} , {names[1]} {_INVERSE[held[0]]} {names[0]}"
+  return f"{names[0]} {held[0]} {names[1]} , {names[1]} {_INVERSE[held[0]]} {names[0]}"
 
 
 def reflect_answer(

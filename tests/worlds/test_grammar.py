@@ -92,19 +92,17 @@ class TestRelationSeen:
       if text:
         assert record["tag"] == "position"
         asked = record["prompt"].removeprefix("a photo of ").replace("a ", "")
-        last = text.split(" , ")[-1]
-        assert (last == asked) == cases.fulfilled(record, objects)
-        assert last.split()[0] == asked.split()[0]
-        seen[last == asked] += 1
+        assert (asked in text.split(" , ")) == cases.fulfilled(record, objects)
+        seen[asked in text.split(" , ")] += 1
     assert min(seen[True], seen[False]) > 50
 
-  def test_is_in_the_order_of_the_description_and_then_of_the_prompt(self):
+  def test_is_in_the_order_of_the_description_and_then_from_the_other_side(self):
     record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square left of a ring")
     objects = [(RING, BLUE, TOP_LEFT), (SQUARE, RED, 1)]
     assert grammar.relation_seen(record, objects) == "ring left of square , square right of ring"
     assert grammar.relation_seen(record, objects[::-1]) == "ring left of square , square right of ring"
     objects = [(RING, BLUE, BOTTOM), (SQUARE, RED, 1)]
-    assert grammar.relation_seen(record, objects) == "square above ring"
+    assert grammar.relation_seen(record, objects) == "square above ring , ring below square"
 
   def test_is_silent_where_nothing_can_be_said(self):
     record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square left of a ring")
