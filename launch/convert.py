@@ -49,9 +49,7 @@ def main(argv):
   jax.config.update("jax_platforms", "cpu")  # weights only pass through the host
   out, dtype = epath.Path(_OUT.value), jnp.dtype(_DTYPE.value) if _DTYPE.value else None
   try:
-    taken = [path.name for pattern in ("*.safetensors", "weights") for path in out.glob(pattern)]
-    if taken:
-      raise ValueError(f"--out must not hold a model yet; {out} has {', '.join(sorted(taken))}")
+    pretrained.check_free(out)  # before a large model is read
     source = pretrained.find(_SOURCE.value)
     mesh = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     placed = pretrained.shardings(bagel_lib.Bagel(source.sizes), mesh)

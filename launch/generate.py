@@ -6,11 +6,12 @@
   python launch/generate.py --image=FILE --question="what is there ?"
 
 The model is the small one of the package unless --model names another: a folder in BAGEL's format, a
-converted one, or the workdir of a run. --out gets a PNG file per round, a JSON file per sample, and
-index.html. Started again with the same arguments, it goes on where it stopped.
+converted one, or the workdir of a run. For prompts, --out gets a PNG file per round, a JSON file per
+image, and index.html; started again with the same arguments, the command goes on where it stopped.
+For edits it gets edit_00.png, ... and edit.json.
 """
 
-from collections.abc import Iterator
+import importlib.util
 import json
 import os
 import sys
@@ -26,17 +27,20 @@ import numpy as np
 import PIL.Image
 import tqdm
 
+from r3jax import experiment
 from r3jax import inference
+from r3jax import pretrained
 from r3jax.io import config_guard
 from r3jax.io import gallery
 from r3jax.io import images as images_lib
 from r3jax.rewards import shapes as shapes_reward
 from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds import vocabulary
 
-_MODEL = flags.DEFINE_string("model", None, "Folder of the model. Default: what the config names.")
+_MODEL = flags.DEFINE_string("model", None, "Folder of the model. Default: the small one of the package.")
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", os.path.join(os.path.dirname(__file__), "../configs/r3_geneval.py:shapes"),
-    "Config file; without :shapes for BAGEL-7B.", lock_config=True,
+    "config", None, "Config file, to set more than the flags do. Default: configs/r3_geneval.py, with :shapes where "
+    "the model's vocabulary is that of the embedded world.", lock_config=True,
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "What to draw.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts: lines of text, or of JSON with a key 'prompt'.")
@@ -50,6 +54,7 @@ _INSTRUCTION = flags.DEFINE_string("instruction", None, "How to edit --image.")
 _QUESTION = flags.DEFINE_string("question", None, "What to ask about --image.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 
+_CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../configs/r3_geneval.py")
 _MAY_DIFFER = ("mesh", "num_images", "log", "checkpoint", "total_steps", "data")
 
 
@@ -69,9 +74,20 @@ class Steps:
       self._bar = None
 
 
-def _settings() -> ml_collections.ConfigDict:
-  """Returns the config with the flags in it."""
+def _config() -> ml_collections.ConfigDict:
+  """Returns the config with the flags in it.
+
+  Raises:
+    ValueError: the model cannot be read.
+  """
   config = _CONFIG.value
+  if config is None:
+    ours = pretrained.find(_MODEL.value or "shapes").tokenizer.vocabulary == vocabulary.build_tokenizer().get_vocab()
+    spec = importlib.util.spec_from_file_location("r3_geneval", _CONFIGS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config("shapes" if ours else "bagel")
+    config.model.folder = "shapes"
   if _MODEL.value:
     config.model.folder = _MODEL.value
   config.eval.update(points=_POINTS.value, temperature=_TEMPERATURE.value, seed=_SEED.value, rounds=_ROUNDS.value)
@@ -82,85 +98,136 @@ def _records() -> list[dict]:
   """Returns what to draw: objects with a "prompt", and with "include" where it can be scored.
 
   Raises:
-    ValueError: the file is missing or has a line that is no prompt.
+    ValueError: the file is missing or has lines that are no prompts; lists them.
   """
   if _PROMPT.value:
     return [{"prompt": _PROMPT.value}]
   path = epath.Path(_PROMPTS.value)
   if not path.is_file():
     raise ValueError(f"--prompts must be a file; not found: {path}")
-  lines = [line for line in path.read_text().splitlines() if line.strip()]
-  records = [json.loads(line) if line.startswith("{") else {"prompt": line.strip()} for line in lines]
-  bad = [line for line, record in zip(lines, records) if not isinstance(record.get("prompt"), str)]
-  if bad or not records:
-    raise ValueError(f"--prompts must hold prompts; {path} has {bad[0] if bad else 'none'}")
+  records, problems = [], []
+  for number, line in enumerate(path.read_text().splitlines(), start=1):
+    line = line.strip()
+    try:
+      record = json.loads(line) if line.startswith("{") else {"prompt": line}
+    except json.JSONDecodeError as error:
+      problems.append(f"{path}:{number}: the line must be JSON: {error}")
+      continue
+    if line and not isinstance(record.get("prompt"), str):
+      problems.append(f"{path}:{number}: the object must have a text 'prompt'")
+    records += [record] if line else []
+  if problems or not records:
+    raise ValueError("--prompts must hold prompts:\n" + "\n".join(problems or [f"{path} has none"]))
   return records
 
 
-def _scores(config: ml_collections.ConfigDict, record: dict, images: np.ndarray) -> list[float | None]:
-  """Returns the verifier's score of every image where the world knows the prompt, else None."""
+def _targets(config: ml_collections.ConfigDict, records: list[dict]) -> list[shapes_reward.Target | None]:
+  """Returns what the verifier compares with, where it is the reward and the world knows the prompt.
+
+  Raises:
+    ValueError: a record's "include" is not of this world.
+  """
+  if config.reward.name != "shapes":
+    return [None] * len(records)
   known = {one["prompt"]: one for one in (*world_prompts.train_records(), *world_prompts.heldout_records())}
-  record = record if "include" in record else known.get(record["prompt"])
-  if config.reward.name != "shapes" or record is None:
+  scored = [record if "include" in record else known.get(record["prompt"]) for record in records]
+  return [shapes_reward.encode_records([one]) if one else None for one in scored]
+
+
+def _scores(target: shapes_reward.Target | None, images: np.ndarray) -> list[float | None]:
+  """Returns the verifier's score of every image, None without a target."""
+  if target is None:
     return [None] * len(images)
-  target = jax.tree.map(lambda x: np.repeat(x, len(images), axis=0), shapes_reward.encode_records([record]))
-  return [float(value) for value in jax.jit(shapes_reward.verify)(images, target).value]
+  repeated = jax.tree.map(lambda x: np.repeat(x, len(images), axis=0), target)
+  return [float(value) for value in jax.jit(shapes_reward.verify)(images, repeated).value]
 
 
-def _facts(config, record: dict, number: int, image: int, sample: inference.Sample) -> dict:
+def _write(folder: epath.Path, name: str, sample: inference.Sample, target, facts: dict):
   images = np.stack([turn.image for turn in sample.turns])
   turns = [
       {"text": turn.text, "instruction": turn.instruction, "stop": turn.stop, "score": score,
        "seconds": round(turn.seconds, 3)}
-      for turn, score in zip(sample.turns, _scores(config, record, images))
+      for turn, score in zip(sample.turns, _scores(target, images))
   ]
-  return {"prompt": sample.prompt, "prompt_number": number, "image_number": image, "seed": _SEED.value,
-          "model": config.model.folder, "size": list(images.shape[1:3]), "turns": turns}
+  gallery.write(folder, name, facts | {"size": list(images.shape[1:3]), "turns": turns}, list(images))
 
 
-def _missing(records: list[dict], folder: epath.Path) -> Iterator[tuple[int, dict]]:
-  """Yields the prompts, with their numbers, that lack an image."""
-  for number, record in enumerate(records):
-    names = (gallery.name_of(number, image) for image in range(_NUM_IMAGES.value))
-    if not all(gallery.is_there(folder, name) for name in names):
-      yield number, record
+def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
+  """Returns the images of a prompt that are not there yet.
+
+  Raises:
+    ValueError: an image of this number is there, of another prompt.
+  """
+  missing = []
+  for image in range(_NUM_IMAGES.value):
+    found = gallery.read_one(folder, gallery.name_of(number, image))
+    if found is None:
+      missing.append(image)
+    elif found["prompt"] != prompt:
+      raise ValueError(f"prompt {number} must be {found['prompt']!r} as in {folder}; it is {prompt!r}")
+  return missing
 
 
 def draw(config: ml_collections.ConfigDict):
   """Draws what is missing in --out, and writes the page."""
   folder, records = epath.Path(_OUT.value), _records()
-  model = inference.load(config, on_step=Steps(config.eval.points - 1))
+  base, targets = experiment.build_base(config), _targets(config, records)
+  for record in records:
+    base.pretrained.tokenizer.segment(record["prompt"], base.settings.capacities.prompt)  # does it fit?
   config_guard.check_writable(folder)
-  facts = {"num_images": _NUM_IMAGES.value, "prompts": records, "weights": model.base.pretrained.fingerprint()}
+  facts = {"num_images": _NUM_IMAGES.value, "weights": base.pretrained.fingerprint()}
   config_guard.write_or_check(folder, config.to_dict() | facts, _MAY_DIFFER)
-  for number, record in _missing(records, folder):
+  missing = [_missing(folder, number, record["prompt"]) for number, record in enumerate(records)]
+  title, model = f"R3: {len(records)} prompt{'s' * (len(records) > 1)}", None
+  for number, record in enumerate(records):
+    if not missing[number]:
+      continue
+    model = model or inference.load(config, on_step=Steps(config.eval.points - 1))
     print(f"\n{record['prompt']}")
     tell = lambda image, turn, text: print(f"  image {image + 1}, {f'round {turn + 1}' if turn else 'draft'}: {text}")
     samples = model.generate(record["prompt"], _NUM_IMAGES.value, _ROUNDS.value, _SEED.value, number, tell)
-    for image, sample in enumerate(samples):
-      name = gallery.name_of(number, image)
-      gallery.write(folder, name, _facts(config, record, number, image, sample), [turn.image for turn in sample.turns])
-  print(f"\npage: {gallery.write_page(folder, f'R3: {len(records)} prompts')}")
+    for image in missing[number]:
+      facts = {"prompt": record["prompt"], "prompt_number": number, "image_number": image, "seed": _SEED.value,
+               "model": config.model.folder}
+      _write(folder, gallery.name_of(number, image), samples[image], targets[number], facts)
+    gallery.write_page(folder, title)
+  print(f"\npage: {gallery.write_page(folder, title)}")
 
 
-def _read_image(config: ml_collections.ConfigDict) -> np.ndarray:
-  """Returns --image at a size that the model takes, and sets the config to it."""
-  image = np.asarray(PIL.Image.open(_IMAGE.value).convert("RGB"))
-  return inference.fit(config, image)
+def _read_image() -> np.ndarray:
+  """Returns --image on white.
+
+  Raises:
+    ValueError: it is no image.
+  """
+  try:
+    with epath.Path(_IMAGE.value).open("rb") as file:
+      image = PIL.Image.open(file).convert("RGBA")
+  except OSError as error:
+    raise ValueError(f"--image must be an image file: {error}") from error
+  white = PIL.Image.new("RGBA", image.size, "white")
+  return np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB"))
 
 
 def revise(config: ml_collections.ConfigDict):
   """Edits --image, or asks about it."""
-  image = _read_image(config)
-  model = inference.load(config, on_step=Steps(config.eval.points - 1) if _INSTRUCTION.value else None)
+  image = inference.fit(config, _read_image())
   if _QUESTION.value:
-    print(model.ask(image, _QUESTION.value, _SEED.value))
+    print(inference.load(config).ask(image, _QUESTION.value, _SEED.value))
     return
-  config_guard.check_writable(_OUT.value)
-  for i, edited in enumerate(model.edit(image, _INSTRUCTION.value, _NUM_IMAGES.value, _SEED.value)):
-    path = epath.Path(_OUT.value) / f"edit_{i:02d}.png"
-    path.write_bytes(images_lib.png(edited))
-    print(path)
+  folder = epath.Path(_OUT.value)
+  if (folder / "edit.json").exists():
+    raise ValueError(f"edits are never overwritten: choose another --out than {folder}")
+  config_guard.check_writable(folder)
+  model = inference.load(config, on_step=Steps(config.eval.points - 1))
+  edits = model.edit(image, _INSTRUCTION.value, _NUM_IMAGES.value, _SEED.value)
+  names = [f"edit_{i:02d}.png" for i in range(len(edits))]
+  for name, edited in zip(names, edits):
+    (folder / name).write_bytes(images_lib.png(edited))
+    print(folder / name)
+  facts = {"image": _IMAGE.value, "instruction": _INSTRUCTION.value, "seed": _SEED.value,
+           "model": config.model.folder, "size": list(image.shape[:2]), "edits": names}
+  (folder / "edit.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _check_flags():
@@ -174,6 +241,10 @@ def _check_flags():
     raise ValueError("--instruction and --question need --image, and only they do")
   if not _OUT.value and given[0] != "--question":
     raise ValueError("--out must name the folder to write")
+  unused = {"--question": ("out", "num_images", "points", "rounds"), "--instruction": ("rounds",)}.get(given[0], ())
+  useless = [f"--{name}" for name in unused if flags.FLAGS[name].present]
+  if useless:
+    raise ValueError(f"{given[0]} has no use for {', '.join(useless)}")
 
 
 def main(argv):
@@ -182,7 +253,7 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)
   try:
     _check_flags()
-    config = _settings()
+    config = _config()
     (revise if _IMAGE.value else draw)(config)
   except ValueError as error:
     sys.exit(f"r3jax: {error}")

@@ -16,6 +16,7 @@ from r3jax import pretrained as pretrained_lib
 from r3jax import types
 from r3jax.data import prompts as prompts_lib
 from r3jax.data import shapes as shapes_data
+from r3jax.io import images as images_lib
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import towers as towers_lib
 from r3jax.rewards import format as format_lib
@@ -236,7 +237,11 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
   if config.model.dtype not in DTYPES:
     raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
   found, dtype = pretrained_lib.find(config.model.folder), DTYPES[config.model.dtype]
-  towers = towers_lib.Towers(found.sizes, (config.image.height, config.image.width), dtype)
+  size = (config.image.height, config.image.width)
+  kept = images_lib.target_size(*size, found.sizes.autoencoder_transform)
+  if kept != size:
+    raise ValueError(f"image.height and image.width must be a size that the model keeps; it makes {size} {kept}")
+  towers = towers_lib.Towers(found.sizes, size, dtype)
   modules = settings_lib.Modules(bagel_lib.Bagel(found.sizes, dtype, config.model.remat), towers)
   return Base(found, modules, _settings(config, found.tokenizer, towers))
 

@@ -10,12 +10,14 @@
   print(model.ask(image, "how many hearts are there ?"))
 
 Everything is deterministic for a seed. Images are uint8 arrays [height, width, 3], of the size that
-the model was loaded for.
+the model was loaded for. Every image has noise and randomness of its own, those of evaluation, so
+that it does not depend on how many are drawn together.
 """
 
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 import time
 
 import jax
@@ -30,6 +32,7 @@ from r3jax.io import images as images_lib
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import format as format_lib
 from r3jax.rl import rollout as rollout_lib
+from r3jax.rl import settings as settings_lib
 from r3jax.sequence import prompts as protocol
 
 _EDIT, _ASK = -1, -2  # in place of the round's number, in the randomness of edits and answers
@@ -66,7 +69,44 @@ class Sample:
 OnText = Callable[[int, int, str], None]
 
 
-_stage = functools.partial(jax.jit, static_argnums=0)  # compiles a method of a model
+@dataclasses.dataclass(frozen=True)
+class _Stages:
+  """What the stages compute with beside arrays; holds no weights, for JAX keeps what it compiled for."""
+
+  modules: settings_lib.Modules
+  settings: settings_lib.Settings
+
+  def actor(self, policy: types.Params, frozen: types.Params) -> rollout_lib.Actor:
+    """Returns the model at work."""
+    return rollout_lib.Actor(self.modules, policy, frozen, self.settings)
+
+
+_compiled = functools.partial(jax.jit, static_argnums=0)
+
+
+@_compiled
+def _think(stages: _Stages, policy, frozen, prompts, keys) -> rollout_lib.Thought:
+  return rollout_lib.think(stages.actor(policy, frozen), prompts, keys)
+
+
+@_compiled
+def _paint(stages: _Stages, policy, frozen, thought, keys) -> types.Images:
+  return rollout_lib.draft(stages.actor(policy, frozen), thought, keys).images
+
+
+@_compiled
+def _look(stages: _Stages, policy, frozen, images) -> rollout_lib.Source:
+  return rollout_lib.look(stages.actor(policy, frozen), images)
+
+
+@_compiled
+def _reflect(stages: _Stages, policy, frozen, prompts, source, keys) -> rollout_lib.Text:
+  return rollout_lib.reflect(stages.actor(policy, frozen), prompts, source, keys)
+
+
+@_compiled
+def _refine(stages: _Stages, policy, frozen, source, told, keys) -> types.Images:
+  return rollout_lib.refine(stages.actor(policy, frozen), source, told, keys).images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +164,7 @@ class Model:
       start = time.monotonic()
       keys = self._keys(seed, number, turn, num_images)
       make = self._draft if turn == 0 else functools.partial(self._revise, images, stop)
-      texts, images, stop, open_rows = make(prompts, keys, functools.partial(self._tell, on_text, turn))
+      texts, images, stop, open_rows = make(prompts, keys, functools.partial(_tell, on_text, turn))
       seconds = time.monotonic() - start
       for i in open_rows:
         instruction = format_lib.edit_instruction(texts[i]) if turn else ""
@@ -140,15 +180,13 @@ class Model:
       ValueError: the image has another size or dtype than the model's, or the instruction does not
         fit its segment.
     """
-    self._check(image)
+    self._check(image, num_images)
     capacity = self.base.settings.capacities.instruction
     repeat = lambda x: np.repeat(np.asarray(x)[None], num_images, axis=0)
     ids, length = map(repeat, self.base.pretrained.tokenizer.segment(instruction, capacity))
-    with jax.set_mesh(self.mesh):
-      source = self._look(self.policy, self.frozen, repeat(image))
-      told = rollout_lib.Instruction(ids, length.astype(np.int32), np.zeros(num_images, bool))
-      keys = self._keys(seed, 0, _EDIT, num_images)
-      return list(np.asarray(self._refine(self.policy, self.frozen, source, told, keys)))
+    source = self._run(_look, repeat(image))
+    told = rollout_lib.Instruction(ids, length.astype(np.int32), np.zeros(num_images, bool))
+    return list(np.asarray(self._run(_refine, source, told, self._keys(seed, 0, _EDIT, num_images))))
 
   def ask(self, image: np.ndarray, question: str, seed: int = 0) -> str:
     """Answers a question about an image; the answer begins with the model's thought in <think> tags.
@@ -157,61 +195,38 @@ class Model:
       ValueError: the image has another size or dtype than the model's, or the question does not fit
         its segment.
     """
-    self._check(image)
-    prompts = self._prompts("", question, 1)
-    with jax.set_mesh(self.mesh):
-      source = self._look(self.policy, self.frozen, image[None])
-      text = self._reflect(self.policy, self.frozen, prompts, source, self._keys(seed, 0, _ASK, 1))
+    self._check(image, 1)
+    source = self._run(_look, image[None])
+    text = self._run(_reflect, self._prompts("", question, 1), source, self._keys(seed, 0, _ASK, 1))
     return self._decode(text)[0]
 
   # --- Stages ------------------------------------------------------------------------------------
 
   def _draft(self, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
-    with jax.set_mesh(self.mesh):
-      text_keys, flow_keys = rollout_lib.split_keys(keys)
-      thought = self._think(self.policy, self.frozen, prompts, text_keys)
-      texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
-      tell(rows, texts)
-      images = np.asarray(self._paint(self.policy, self.frozen, thought, flow_keys))
-    return texts, images, np.zeros(len(rows), bool), rows
+    text_keys, flow_keys = rollout_lib.split_keys(keys)
+    thought = self._run(_think, prompts, text_keys)
+    texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
+    tell(rows, texts)
+    return texts, np.asarray(self._run(_paint, thought, flow_keys)), np.zeros(len(rows), bool), rows
 
   def _revise(self, images, stopped: np.ndarray, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
-    rows = np.flatnonzero(~stopped)
-    with jax.set_mesh(self.mesh):
-      reflect_keys, refine_keys = rollout_lib.split_keys(keys)
-      source = self._look(self.policy, self.frozen, images)
-      text = self._reflect(self.policy, self.frozen, prompts, source, reflect_keys)
-      texts = self._decode(text)
-      tell(rows, texts)
-      parsed = self._parse(text)
-      stop = stopped | parsed.stop
-      if not stop.all():
-        told = rollout_lib.Instruction(parsed.instruction, parsed.instruction_length, stop)
-        images = np.asarray(self._refine(self.policy, self.frozen, source, told, refine_keys))
+    reflect_keys, refine_keys = rollout_lib.split_keys(keys)
+    source = self._run(_look, images)
+    text = self._run(_reflect, prompts, source, reflect_keys)
+    texts, rows = self._decode(text), np.flatnonzero(~stopped)
+    tell(rows, texts)
+    parsed = self._parse(text)
+    stop = stopped | parsed.stop
+    if not stop.all():
+      told = rollout_lib.Instruction(parsed.instruction, parsed.instruction_length, stop)
+      images = np.asarray(self._run(_refine, source, told, refine_keys))
     return texts, images, stop, rows
 
-  @_stage
-  def _think(self, policy, frozen, prompts, keys) -> rollout_lib.Thought:
-    return rollout_lib.think(self._actor(policy, frozen), prompts, keys)
-
-  @_stage
-  def _paint(self, policy, frozen, thought, keys) -> types.Images:
-    return rollout_lib.draft(self._actor(policy, frozen), thought, keys).images
-
-  @_stage
-  def _look(self, policy, frozen, images) -> rollout_lib.Source:
-    return rollout_lib.look(self._actor(policy, frozen), images)
-
-  @_stage
-  def _reflect(self, policy, frozen, prompts, source, keys) -> rollout_lib.Text:
-    return rollout_lib.reflect(self._actor(policy, frozen), prompts, source, keys)
-
-  @_stage
-  def _refine(self, policy, frozen, source, told, keys) -> types.Images:
-    return rollout_lib.refine(self._actor(policy, frozen), source, told, keys).images
-
-  def _actor(self, policy, frozen) -> rollout_lib.Actor:
-    return rollout_lib.Actor(self.base.modules, policy, frozen, self.base.settings)
+  def _run(self, stage, *arguments):
+    """Runs a compiled stage with the weights."""
+    stages = _Stages(self.base.modules, self.base.settings)
+    with jax.set_mesh(self.mesh):
+      return stage(stages, self.policy, self.frozen, *arguments)
 
   # --- In and out --------------------------------------------------------------------------------
 
@@ -234,13 +249,16 @@ class Model:
     ids, lengths = np.asarray(text.ids), np.asarray(text.lengths)
     return [self.base.pretrained.tokenizer.decode(row[1 : n - 1].tolist()) for row, n in zip(ids, lengths)]
 
-  def _tell(self, on_text: OnText, turn: int, rows, texts: list[str]):
-    for i in rows:
-      on_text(int(i), turn, texts[i])
-
-  def _check(self, image: np.ndarray):
+  def _check(self, image: np.ndarray, num_images: int):
     if image.dtype != np.uint8 or image.shape != (*self.size, 3):
       raise ValueError(f"an image must be uint8 {[*self.size, 3]}; got {image.dtype} {list(image.shape)}")
+    if num_images < 1:
+      raise ValueError(f"num_images must be at least 1; got {num_images}")
+
+
+def _tell(on_text: OnText, turn: int, rows, texts: list[str]):
+  for i in rows:
+    on_text(int(i), turn, texts[i])
 
 
 def load(
@@ -248,17 +266,20 @@ def load(
     mesh: jax.sharding.Mesh | None = None,
     on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Model:
-  """Loads the model of a config.
+  """Loads the model of a config, with parameters in the dtype that it computes in.
 
   Args:
-    config: as for the main job (`configs/r3_geneval.py`): model.folder, image, sequence, the
-      guidance of reason and refine, and eval.points and eval.temperature are used.
-    mesh: that the weights are sharded over; None arranges all devices as config.mesh says.
+    config: as for the main job (`configs/r3_geneval.py`): model, image, sequence, text.top_p and
+      text.top_k, shift and guidance of reason and refine, eval.points and eval.temperature are used.
+    mesh: that the weights are sharded over; None shards them over all devices as config.mesh says,
+      or, where that leaves data at -1, over tensor as far as the key/value heads go and then fsdp.
     on_step: called on the host with the number of every step of sampling an image.
 
   Raises:
-    ValueError: the config or the model's folder cannot be used.
+    ValueError: the config or the model's folder cannot be used, or there are several processes.
   """
+  if jax.process_count() > 1:
+    raise ValueError(f"inference runs in one process; there are {jax.process_count()}")
   base = experiment_lib.build_base(config)
   settings = experiment_lib.evaluation_settings(config, base.settings)
   flow = lambda stage: dataclasses.replace(stage, on_step=on_step)
@@ -270,9 +291,17 @@ def load(
       reason_flow=flow(settings.reason_flow),
       refine_flow=flow(settings.refine_flow),
   )
-  mesh = mesh or mesh_lib.make_mesh(**config.mesh)
-  policy, frozen = base.pretrained.load(base.modules.bagel, mesh)
+  mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
+  bagel = base.modules.bagel
+  policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
   return Model(dataclasses.replace(base, settings=settings), policy, frozen, mesh)
+
+
+def _mesh(config: ml_collections.ConfigDict, heads: int) -> jax.sharding.Mesh:
+  if config.mesh.data != -1:
+    return mesh_lib.make_mesh(**config.mesh)
+  tensor = math.gcd(jax.device_count(), heads)
+  return mesh_lib.make_mesh(data=1, fsdp=jax.device_count() // tensor, tensor=tensor)
 
 
 def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:

@@ -42,15 +42,21 @@ class Pretrained:
   tokenizer: tokenizer_lib.TextTokenizer
   trained: epath.Path | None = None
 
-  def load(self, bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
+  def load(
+      self, bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, dtype: types.DType | None = None
+  ) -> tuple[types.Params, types.Params]:
     """Returns the sharded policy and the replicated {"vision", "autoencoder"} parameters.
 
-    They are float32, or float64 where the model computes in it.
+    Args:
+      bagel: the model.
+      mesh: to shard them over.
+      dtype: of the parameters; None is that of training: float32, or float64 where the model
+        computes in it.
 
     Raises:
       ValueError: the files are not those of a model of these sizes, or do not split over the mesh.
     """
-    weights = self.weights(shardings(bagel, mesh), jnp.promote_types(bagel.dtype, jnp.float32))
+    weights = self.weights(shardings(bagel, mesh), dtype or jnp.promote_types(bagel.dtype, jnp.float32))
     return weights.pop("policy"), weights
 
   def weights(
@@ -81,17 +87,20 @@ class Pretrained:
   def fingerprint(self) -> str:
     """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""
     orbax = [self.folder / orbax_weights.FOLDER, *([self.trained] if self.trained else [])]
-    indices = [path for folder in orbax for path in folder.glob("*.ocdbt") if path.is_file()]  # new with every save
-    return fingerprint.of_files([*self.folder.glob("*.safetensors"), *indices])
+    # Orbax writes a new index with every save.
+    indices = [path for folder in orbax if folder.is_dir() for path in folder.iterdir() if path.suffix == ".ocdbt"]
+    return fingerprint.of_files([*_safetensors(self.folder), *indices])
 
   def _from_orbax(self, path: epath.Path, placed: dict[str, jax.sharding.Sharding], dtype) -> types.Params:
     shapes = bagel_checkpoint.leaf_shapes(self.sizes)
-    stored = flax.traverse_util.flatten_dict(orbax_weights.stored_dtypes(path), sep="/") if dtype is None else {}
     wanted = {
-        leaf: jax.ShapeDtypeStruct(shapes[leaf], stored.get(leaf, dtype), sharding=sharding)
-        for leaf, sharding in placed.items()
+        leaf: jax.ShapeDtypeStruct(shapes[leaf], jnp.float32, sharding=sharding) for leaf, sharding in placed.items()
     }
-    return orbax_weights.load(path, flax.traverse_util.unflatten_dict(wanted, sep="/"))
+    return orbax_weights.load(path, flax.traverse_util.unflatten_dict(wanted, sep="/"), dtype)
+
+
+def _safetensors(folder: epath.Path) -> list[epath.Path]:
+  return [path for path in folder.iterdir() if path.suffix == ".safetensors"]
 
 
 def find(folder: str) -> Pretrained:
@@ -127,30 +136,39 @@ def save(
     form: str,
     progress: bagel_checkpoint.Progress = lambda written: None,
 ) -> None:
-  """Writes a folder that `find` reads: weights in their dtypes, JSON files, tokenizer.
+  """Writes a folder that `find` reads: weights in their dtypes, and the JSON files and tokenizer of `like`.
 
   Args:
     weights: {"policy", "vision", "autoencoder"}.
     like: the model that they are weights of.
     folder: to write; made if missing.
     form: of the weights, "bagel" or "orbax".
-    progress: called with the share that has been written, up to 1.
+    progress: called with the share that has been written, up to 1; once, for Orbax.
 
   Raises:
     ValueError: weights are there already, or are not those of the model.
   """
   folder = epath.Path(folder)
+  check_free(folder)
   if form == "bagel":
     bagel_checkpoint.save(weights, like.sizes, folder, None, progress)
   elif form == "orbax":
     orbax_weights.save(folder, weights)
-    bagel_checkpoint.save_configs(like.sizes, folder)
     progress(1.0)
   else:
     raise ValueError(f"form must be 'bagel' or 'orbax'; got {form!r}")
-  for name in tokenizer_lib.FILES:
+  for name in (*config_lib.FILES, *tokenizer_lib.FILES):
     if (like.folder / name).is_file():
       (folder / name).write_text((like.folder / name).read_text())
+
+
+def check_free(folder: epath.Path) -> None:
+  """Raises a ValueError if a folder holds weights."""
+  taken = _safetensors(folder) if folder.is_dir() else []
+  taken += [path for path in [folder / orbax_weights.FOLDER] if path.exists()]
+  if taken:
+    names = ", ".join(sorted(path.name for path in taken))
+    raise ValueError(f"weights are never overwritten: choose another folder than {folder}, which has {names}")
 
 
 def _trained(workdir: epath.Path) -> Pretrained:
@@ -158,7 +176,12 @@ def _trained(workdir: epath.Path) -> Pretrained:
   step = checkpoints.latest_step(workdir / "checkpoints")
   if step is None:
     raise ValueError(f"a workdir must hold a complete checkpoint to take a model from; there is none in {workdir}")
-  start = find(json.loads((workdir / "config.json").read_text())["model"]["folder"])
+  path = workdir / "config.json"
+  try:
+    folder = json.loads(path.read_text())["model"]["folder"]
+  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    raise ValueError(f"{path} must be the config of a run, with model.folder: {error!r}") from error
+  start = find(folder)
   return dataclasses.replace(start, trained=workdir / "checkpoints" / str(step) / "state")
 
 

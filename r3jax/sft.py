@@ -162,7 +162,7 @@ class JointTraining:
     return value, {"loss": value, "thought": thought, "answer": answer, "draft": draft, "edit": edit}
 
   def text_loss(self, policy: types.Params, batch: batches_lib.Batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the part of the loss that is about texts, at a fifth of the cost, and its parts."""
+    """Returns the part of the loss that is about texts, and its parts; images cost most of the other."""
     del key  # nothing is drawn
     actor = rollout_lib.Actor(self.modules, policy, self.frozen, self.settings)
     thought, *_ = self._think(actor, batch.reason)

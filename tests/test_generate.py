@@ -32,7 +32,7 @@ def _refusal(program: str, *arguments: str) -> str:
 
 
 def _arguments(model: pathlib.Path, folder: pathlib.Path) -> list[str]:
-  few = ["--num_images=2", "--rounds=2", "--points=3", "--config.reason.sde_index_max=0", "--config.refine.sde_index_max=0"]
+  few = ["--num_images=2", "--rounds=2", "--points=3"]
   return [f"--model={model}", f"--prompts={folder / 'prompts.txt'}", f"--out={folder / 'out'}", *few]
 
 
@@ -84,11 +84,43 @@ class TestGenerate:
     assert found.returncode == 1
     assert "eval.seed: 0 there, 1 now" in found.stderr
 
+  def test_more_images_and_prompts_keep_those_that_are_there(self, drawn, tiny_model):
+    folder, _ = drawn
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.stem[:1] == "0"}
+    with (folder / "prompts.txt").open("a") as file:
+      file.write("a photo of a bow\n")
+    found = _run("generate", *_arguments(tiny_model, folder), "--num_images=3")
+    assert found.returncode == 0, found.stderr
+    after = {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.stem[:1] == "0"}
+    assert {name: after[name] for name in before} == before
+    assert {"00000_02.json", "00001_02.json", "00002_00.json"} <= after.keys()
+
+  def test_refuses_another_prompt_of_the_same_number(self, drawn, tiny_model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a photo of a heart\n")
+    changed = [*_arguments(tiny_model, drawn[0]), f"--prompts={tmp_path / 'prompts.txt'}"]
+    message = _refusal("generate", *changed)
+    assert f"prompt 0 must be {RECORD['prompt']!r} as in" in message and "it is 'a photo of a heart'" in message
+
+  @pytest.mark.parametrize("lines, messages", [
+      (['{"prompt": 3}', "{broken", "a photo of a ring"], ["txt:1: the object must have a text", "txt:2: the line must be JSON"]),
+      (["", " "], ["txt has none"]),
+      (["a photo of a dragon"], ["unknown ['dragon'] in 'a photo of a dragon'"]),
+      ([json.dumps({"prompt": "a photo of a ring", "include": [{"class": "dragon", "count": 1}]})], ["cannot encode the record"]),
+  ])
+  def test_bad_prompts_are_named_before_anything_is_drawn(self, tiny_model, tmp_path, lines, messages):
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    found = _run("generate", *_arguments(tiny_model, tmp_path))
+    assert found.returncode == 1 and all(message in found.stderr for message in messages), found.stderr
+    assert "Traceback" not in found.stderr and not (tmp_path / "out").exists()
+
   @pytest.mark.parametrize("arguments, message", [
       ([], "r3jax: one of --prompt, --prompts, --instruction, --question must be given; got none"),
       (["--prompt=a ring", "--question=why ?"], "must be given; got ['--prompt', '--question']"),
       (["--instruction=add a ring"], "need --image"),
       (["--prompt=a ring"], "--out must name the folder to write"),
+      (["--image=setup.py", "--question=why ?", "--points=9"], "--question has no use for --points"),
+      (["--image=setup.py", "--question=why ?"], "--image must be an image file: cannot identify"),
+      (["--image=nothing.png", "--question=why ?"], "--image must be an image file: [Errno 2]"),
   ])
   def test_says_what_is_missing(self, arguments, message):
     assert message in _refusal("generate", *arguments)
@@ -98,11 +130,14 @@ class TestReviseAnImage:
 
   def test_edits_and_answers(self, drawn, tiny_model, tmp_path):
     image = f"--image={drawn[0] / 'out' / '00000_00_0.png'}"
-    few = [f"--model={tiny_model}", "--points=3", "--config.refine.sde_index_max=0", "--config.reason.sde_index_max=0"]
+    few = [f"--model={tiny_model}", "--points=3"]
     found = _run("generate", *few, image, "--instruction=add a red ring", f"--out={tmp_path}", "--num_images=2")
     assert found.returncode == 0, found.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit_00.png", "edit_01.png"]
-    found = _run("generate", *few, image, "--question=what is there ?")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["edit.json", "edit_00.png", "edit_01.png"]
+    assert json.loads((tmp_path / "edit.json").read_text())["instruction"] == "add a red ring"
+    again = _refusal("generate", *few, image, "--instruction=add a ring", f"--out={tmp_path}")
+    assert "edits are never overwritten" in again
+    found = _run("generate", f"--model={tiny_model}", image, "--question=what is there ?")
     assert found.returncode == 0, found.stderr
     assert len(found.stdout.splitlines()) == 1
 
@@ -120,7 +155,7 @@ class TestConvert:
 
   def test_refuses_a_folder_with_a_model_and_a_missing_source(self, tiny_model, tmp_path):
     message = _refusal("convert", "--source=shapes", f"--out={tiny_model}", "--format=bagel")
-    assert f"{tiny_model} has ae.safetensors, ema.safetensors" in message
+    assert f"another folder than {tiny_model}, which has ae.safetensors, ema.safetensors" in message
     message = _refusal("convert", f"--source={tmp_path / 'no'}", f"--out={tmp_path / 'out'}", "--format=bagel")
     assert "must hold llm_config.json; not found" in message
     assert not (tmp_path / "out").exists()

@@ -1,11 +1,17 @@
 """Tests of a model at work: the same chains as evaluation, edits, answers."""
 
 import dataclasses
+import gc
+import pathlib
+import re
+import weakref
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import r3_geneval
 from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax import inference
@@ -133,6 +139,14 @@ class TestEdit:
       model.ask(image, "what is there ?")
 
 
+  def test_a_canvas_need_not_be_square(self, tiny_model, mesh):
+    config = tiny.make_config(tiny_model)
+    image = inference.fit(config, np.full((96, 64, 3), 240, np.uint8))
+    assert image.shape == (48, 32, 3)
+    (edited,) = inference.load(config, mesh).edit(image, "add a red ring")
+    assert edited.shape == (48, 32, 3)
+
+
 class TestAsk:
 
   def test_answers_in_its_own_words_and_deterministically(self, model):
@@ -141,6 +155,38 @@ class TestAsk:
     assert set(" ".join(answers).split()) <= {*tiny.SCRIPT, "<|im_start|>", "<|im_end|>"}
     assert len(set(answers)) > 1
     assert model.ask(image, "what is there ?", 0) == answers[0]
+
+
+class TestLoad:
+
+  def test_shards_over_all_devices_and_computes_in_the_models_dtype(self, tiny_model):
+    model = inference.load(tiny.make_config(tiny_model, {"mesh.data": -1, "model.dtype": "bfloat16"}))
+    assert dict(model.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.policy)} == {jnp.dtype(jnp.bfloat16)}
+
+  def test_a_model_is_freed_with_its_last_name(self, tiny_model, mesh):
+    model = inference.load(tiny.make_config(tiny_model), mesh)
+    model.ask(np.full(SIZE, 240, np.uint8), "what is there ?")
+    leaf = weakref.ref(jax.tree.leaves(model.policy)[0])
+    del model
+    gc.collect()
+    assert leaf() is None
+
+  def test_refuses_a_size_that_the_model_does_not_keep(self, tiny_model, mesh):
+    with pytest.raises(ValueError, match="must be a size that the model keeps"):
+      inference.load(tiny.make_config(tiny_model, {"image.height": 40}), mesh)
+
+
+class TestReadme:
+
+  def test_its_example_runs(self, tiny_model, capsys, monkeypatch):
+    monkeypatch.setattr(mesh_lib, "make_mesh", lambda **unused: mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1))
+    config = tiny.make_config(tiny_model, {"sequence.instruction_tokens": 14})
+    monkeypatch.setattr(r3_geneval, "get_config", lambda variant: config)
+    text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, {})  # pylint: disable=exec-used
+    assert capsys.readouterr().out
 
 
 class TestFit:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from r3jax import pretrained
 from r3jax.data import pipeline
@@ -24,6 +25,8 @@ from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
 from r3jax.models import siglip
 from r3jax.parallel import mesh as mesh_lib
+from r3jax.rl import state as state_lib
+from tests import tiny
 
 # What docs/checkpoints.md shows; imports no r3jax.
 PLAIN_ORBAX = """
@@ -101,9 +104,11 @@ class TestOrbaxFolder:
       found.load(bagel_lib.Bagel(found.sizes), mesh)
     assert "mis-shaped leaf policy/layers/gen/gate/kernel: expected shape" in str(error.value)
 
-  def test_is_never_overwritten(self, converted, source, weights):
-    with pytest.raises(ValueError, match="weights are never overwritten"):
-      pretrained.save(weights, source, converted, "orbax")
+  @pytest.mark.parametrize("form", ["orbax", "bagel"])
+  def test_no_model_is_overwritten(self, converted, source, weights, form):
+    for folder, held in ((converted, "weights"), (source.folder, "ae.safetensors, ema.safetensors")):
+      with pytest.raises(ValueError, match=f"never overwritten: .* which has {held}"):
+        pretrained.save(weights, source, folder, form)
 
   def test_a_form_must_be_known(self, source, weights, tmp_path):
     with pytest.raises(ValueError, match="'bagel' or 'orbax'; got 'torch'"):
@@ -111,15 +116,15 @@ class TestOrbaxFolder:
 
 
 @pytest.fixture(scope="module")
-def workdir(source, weights, tmp_path_factory):
-  """A workdir of the main job whose policy is twice that of the model it started from."""
-  folder = tmp_path_factory.mktemp("run")
-  (folder / "config.json").write_text(json.dumps({"model": {"folder": str(source.folder)}}))
+def workdir(tiny_model, weights, tmp_path_factory):
+  """A workdir as the main job leaves it, whose policy is twice that of the model it started from."""
+  folder, config = tmp_path_factory.mktemp("run"), tiny.make_config(tiny_model)
+  (folder / "config.json").write_text(json.dumps(config.to_dict()))
   (folder / "checkpoints").mkdir()
   saved = checkpoints_lib.Checkpoints(folder / "checkpoints", every=1, keep=1)
   policy = jax.tree.map(lambda x: 2 * x, weights["policy"])
-  state = {"policy": policy, "opt_state": {"mu": policy}, "step": np.int32(7)}
-  saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
+  optimizer = state_lib.make_optimizer(state_lib.OptimizerSettings(**config.optimizer))
+  saved.save(7, state_lib.init_state(policy, optimizer), pipeline.prompt_iterator(12, 2, 0), {})
   saved.close()
   return folder
 
@@ -131,6 +136,23 @@ class TestWorkdir:
     policy, frozen = found.load(bagel_lib.Bagel(found.sizes), mesh)
     _same(policy, jax.tree.map(lambda x: 2 * x, weights["policy"]))
     _same(frozen, {name: weights[name] for name in ("vision", "autoencoder")})
+
+  def test_is_exported_for_pytorch(self, workdir, weights, tmp_path):
+    found = pretrained.find(str(workdir))
+    one = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    stored = found.weights(pretrained.shardings(bagel_lib.Bagel(found.sizes), one), None)
+    pretrained.save(stored, found, tmp_path / "out", "bagel")
+    written = safetensors.numpy.load_file(tmp_path / "out" / "ema.safetensors")
+    head = np.asarray(weights["policy"]["lm_head"]["kernel"])
+    np.testing.assert_array_equal(written["language_model.lm_head.weight"], 2 * head.T)
+    assert (tmp_path / "out" / "ae.safetensors").read_bytes() == (found.folder / "ae.safetensors").read_bytes()
+
+  @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}'])
+  def test_must_hold_the_config_of_a_run(self, workdir, tmp_path, content):
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "config.json").write_text(content)
+    with pytest.raises(ValueError, match="config.json must be the config of a run, with model.folder"):
+      pretrained.find(str(tmp_path / "run"))
 
   def test_must_hold_a_checkpoint(self, workdir, tmp_path):
     shutil.copy(workdir / "config.json", tmp_path)
@@ -222,4 +244,10 @@ def bucket(tmp_path, monkeypatch):
 def test_orbax_weights_refuse_a_leaf_that_is_not_there(converted):
   wanted = {"policy": {"nothing": jax.ShapeDtypeStruct((2,), np.float32)}}
   with pytest.raises(ValueError, match=r"missing leaf policy/nothing: expected shape \(2,\)"):
-    orbax_weights.load(converted / "weights", wanted)
+    orbax_weights.load(converted / "weights", wanted, None)
+
+
+def test_orbax_weights_need_a_checkpoint(tmp_path):
+  (tmp_path / "weights").mkdir()
+  with pytest.raises(ValueError, match="must be at .*weights; its metadata is missing"):
+    orbax_weights.load(tmp_path / "weights", {}, None)

@@ -1,11 +1,11 @@
 """BAGEL's released files <-> the weights of r3jax, tensor by tensor.
 
 `bagel_table` says where every released tensor lives in the tree. Reading a sharded model, a process
-reads the rows that its devices hold and holds them and one tensor; writing, memory holds the tree
-and one tensor.
+holds what its devices hold of one leaf at a time, and one tensor; writing, it holds two copies of
+one tensor beside the tree.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import functools
 import itertools
 import json
@@ -30,6 +30,7 @@ Spans = tuple[tuple[int, int], ...]  # start and stop in every axis: a piece of 
 MODEL_FILES = ("ema.safetensors", "model.safetensors")  # the first that exists is read
 INDEX_FILE = "model.safetensors.index.json"  # or, without them, the files that this one names
 AUTOENCODER_FILES = ("ae.safetensors",)
+_ALIGNMENT = 64  # bytes; what XLA's CPU devices ask of memory that they take over
 
 
 def _differences(kind: str, expected: dict[str, Shape], seen: dict[str, Shape]) -> Iterator[str]:
@@ -152,38 +153,59 @@ def _leaf_shape(tensor: bagel_table.Tensor, num_layers: dict[str, int]) -> Shape
   return (num_layers[tensor.path.split("/")[0]], *tensor.shape)
 
 
-def _fill(piece: np.ndarray, spans: Spans, tensor: bagel_table.Tensor, entry: safetensors_files.Entry) -> None:
-  """Reads what a tensor adds to a piece of its leaf; only rows that the piece needs."""
+def _rows(tensor: bagel_table.Tensor, spans: Spans) -> tuple[int, int] | None:
+  """Returns the part that a piece needs of the tree's axis that is the slowest in the file, if any."""
   if tensor.layer is not None:
     (first, last), *spans = spans
     if not first <= tensor.layer < last:
-      return
-    piece = piece[tensor.layer - first]
-  axis = tensor.layout[0][0]  # of the tree, the slowest in the file
+      return None
+  return spans[tensor.layout[0][0]]
+
+
+def _read(tensor: bagel_table.Tensor, entry: safetensors_files.Entry, start: int, stop: int) -> np.ndarray:
+  """Reads a part of the slowest axis of a tensor, in the tree's layout."""
+  axis = tensor.layout[0][0]
   inner = math.prod(tensor.shape[i] for i in tensor.layout[0][1:])
-  start, stop = spans[axis]
-  rows = safetensors_files.read(entry, slice(start * inner, stop * inner))
-  parts = [slice(None) if i == axis else slice(*span) for i, span in enumerate(spans)]
-  piece[...] = tensor.to_tree(rows, {axis: stop - start})[tuple(parts)]
+  return tensor.to_tree(safetensors_files.read(entry, slice(start * inner, stop * inner)), {axis: stop - start})
 
 
-def _piece(tensors: list[bagel_table.Tensor], entries, spans: Spans, dtype) -> np.ndarray:
-  piece = np.empty([stop - start for start, stop in spans], dtype)
+def _pieces(tensors: list[bagel_table.Tensor], entries, spans: Collection[Spans], dtype) -> dict[Spans, np.ndarray]:
+  """Returns pieces of a leaf; every tensor is read once, as far as the pieces together need it."""
+  pieces = {one: _aligned([stop - start for start, stop in one], dtype) for one in spans}
   for tensor in tensors:
-    _fill(piece, spans, tensor, entries[tensor.name])
-  return piece
+    needed = {one: rows for one in pieces if (rows := _rows(tensor, one))}
+    if not needed:
+      continue
+    start = min(first for first, _ in needed.values())
+    found = _read(tensor, entries[tensor.name], start, max(last for _, last in needed.values()))
+    for one in needed:
+      piece, inside = pieces[one], list(one)
+      if tensor.layer is not None:
+        piece, inside = piece[tensor.layer - one[0][0]], inside[1:]
+      axis = tensor.layout[0][0]
+      inside[axis] = (inside[axis][0] - start, inside[axis][1] - start)
+      piece[...] = found[tuple(slice(*span) for span in inside)]
+  return pieces
+
+
+def _aligned(shape: Collection[int], dtype) -> np.ndarray:
+  """Returns an empty array that a CPU device can take over without a copy."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(size + _ALIGNMENT, np.uint8)
+  offset = -memory.ctypes.data % _ALIGNMENT
+  return memory[offset : offset + size].view(dtype).reshape(shape)
 
 
 def _placed(tensors, entries, shape: Shape, dtype, sharding: jax.sharding.Sharding) -> jax.Array:
-  """Reads one leaf onto this process's devices, piece by piece."""
+  """Reads one leaf onto this process's devices."""
   holders: dict[Spans, list] = {}
   for device, index in sharding.addressable_devices_indices_map(shape).items():
     spans = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
     holders.setdefault(spans, []).append(device)
-  arrays = []
+  arrays, pieces = [], _pieces(tensors, entries, holders, dtype)
   for spans, devices in holders.items():
-    piece = _piece(tensors, entries, spans, dtype)
-    arrays += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+    piece = pieces.pop(spans)
+    arrays += jax.block_until_ready([jax.device_put(piece, device, may_alias=True) for device in devices])
   return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
@@ -203,8 +225,8 @@ def load(
       the files it names) and `ae.safetensors`; F32, F16 or BF16. May be in a bucket (gs://).
     config: the sizes that the model must have.
     shardings: of the leaves to read by their paths ("policy/lm_head/kernel", see `leaf_shapes`).
-      This process reads the rows that its devices hold; a piece of one leaf at a time is on its
-      way. None: reads all leaves to the host.
+      Of every tensor this process reads the rows (of the file's first axis) that its devices
+      need, once; one leaf at a time is on its way. None: reads all leaves to the host.
     dtype: of the leaves; None keeps the stored ones.
     progress: called after every leaf with the share that has been read, up to 1.
 
@@ -225,7 +247,8 @@ def load(
     kept = functools.reduce(jnp.promote_types, {entries[tensor.name].numpy_dtype for tensor in tensors[path]})
     leaf_dtype = kept if dtype is None else dtype
     if shardings is None:
-      leaves[path] = _piece(*parts, tuple((0, size) for size in shapes[path]), leaf_dtype)
+      whole = tuple((0, size) for size in shapes[path])
+      leaves[path] = _pieces(*parts, [whole], leaf_dtype)[whole]
     else:
       leaves[path] = _placed(*parts, shapes[path], leaf_dtype, shardings[path])
     progress(sum(math.prod(shapes[path]) for path in leaves) / total)

@@ -6,12 +6,15 @@ a sample is there whole or not at all. The page refers to the images; it moves w
 
 from collections.abc import Sequence
 import json
+import re
 
 from etils import epath
 import jinja2
 import numpy as np
 
 from r3jax.io import images as images_lib
+
+_NAME = re.compile(r"\d+_\d+\.json")
 
 
 def name_of(prompt: int, image: int) -> str:
@@ -25,7 +28,8 @@ def write(folder: epath.PathLike, name: str, facts: dict, images: Sequence[np.nd
   Args:
     folder: is there.
     name: see `name_of`.
-    facts: JSON; "turns" is a list with an object per image, which gets the image's file name.
+    facts: JSON: "prompt", "prompt_number", "image_number", "size" of the images, and "turns", a list
+      with an object per image, which gets the image's file name.
     images: uint8 [H, W, 3], one per turn.
   """
   folder, turns = epath.Path(folder), []
@@ -37,15 +41,17 @@ def write(folder: epath.PathLike, name: str, facts: dict, images: Sequence[np.nd
   partial.replace(folder / f"{name}.json")
 
 
-def is_there(folder: epath.PathLike, name: str) -> bool:
-  """Tells whether a sample has been written."""
-  return (epath.Path(folder) / f"{name}.json").is_file()
+def read_one(folder: epath.PathLike, name: str) -> dict | None:
+  """Returns the facts of a sample, None where it has not been written."""
+  path = epath.Path(folder) / f"{name}.json"
+  return json.loads(path.read_text()) | {"name": name} if path.is_file() else None
 
 
 def read(folder: epath.PathLike) -> list[dict]:
-  """Returns the facts of all samples of a folder, by name."""
-  paths = sorted(epath.Path(folder).glob("[0-9]*_[0-9]*.json"))
-  return [json.loads(path.read_text()) | {"name": path.stem} for path in paths]
+  """Returns the facts of all samples of a folder, by the numbers of prompt and image."""
+  names = [path.stem for path in epath.Path(folder).iterdir() if _NAME.fullmatch(path.name)]
+  samples = [read_one(folder, name) for name in names]
+  return sorted(samples, key=lambda sample: (sample["prompt_number"], sample["image_number"]))
 
 
 def write_page(folder: epath.PathLike, title: str) -> epath.Path:

@@ -26,46 +26,47 @@ def save(folder: epath.PathLike, weights: types.Params) -> None:
     checkpointer.save(path, weights)
 
 
-def load(path: epath.PathLike, wanted: types.Params) -> types.Params:
+def load(path: epath.PathLike, wanted: types.Params, dtype: types.DType | None) -> types.Params:
   """Restores a part of a saved tree; a process reads what its devices hold.
 
   Args:
     path: of the tree: `folder/weights`, or the `state` of a training checkpoint.
-    wanted: the subtree to restore, of `jax.ShapeDtypeStruct`s; without a dtype (None) a leaf keeps
-      the stored one, without a sharding it is put on the first device.
+    wanted: the subtree to restore, of `jax.ShapeDtypeStruct`s with shardings; their dtypes do not
+      matter.
+    dtype: of the leaves; None keeps the stored ones.
 
   Raises:
-    ValueError: a leaf is missing or has another shape; lists all.
+    ValueError: there is no checkpoint, or a leaf is missing or has another shape; lists all.
   """
   path = epath.Path(path).absolute()
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    stored = checkpointer.metadata(path).item_metadata.tree
-    _check(path, stored, wanted)
+    stored = checkpointer.metadata(path).item_metadata
+    if stored is None:
+      raise ValueError(f"an Orbax checkpoint of a tree must be at {path}; its metadata is missing")
+    found = _matching(path, stored.tree, wanted)
+    typed = lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, dtype or there.dtype, sharding=leaf.sharding)
+    wanted = jax.tree.map(typed, wanted, found)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
     return checkpointer.restore(path, args=arguments)
 
 
-def stored_dtypes(path: epath.PathLike) -> types.Params:
-  """Returns the stored tree with every leaf's dtype."""
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    return jax.tree.map(lambda leaf: leaf.dtype, checkpointer.metadata(epath.Path(path).absolute()).item_metadata.tree)
-
-
-def _check(path: epath.Path, stored: types.Params, wanted: types.Params) -> None:
+def _matching(path: epath.Path, stored: types.Params, wanted: types.Params) -> types.Params:
+  """Returns the stored leaves' descriptions in the shape of the wanted tree."""
   problems = []
 
-  def look(keys, leaf):
-    found = stored
+  def find(keys, leaf):
+    found, name = stored, "/".join(key.key for key in keys)
     for key in keys:
       found = found.get(key.key) if isinstance(found, dict) else None
-    name = "/".join(key.key for key in keys)
     if found is None:
       problems.append(f"missing leaf {name}: expected shape {leaf.shape}")
     elif tuple(found.shape) != leaf.shape:
       problems.append(f"mis-shaped leaf {name}: expected shape {leaf.shape}, seen {tuple(found.shape)}")
+    return found
 
-  jax.tree_util.tree_map_with_path(look, wanted)
+  matching = jax.tree_util.tree_map_with_path(find, wanted)
   if problems:
     listed = "\n".join(f"  {problem}" for problem in problems)
     raise ValueError(f"the Orbax checkpoint {path} must match the config; {len(problems)} problem(s):\n{listed}")
+  return matching

@@ -60,12 +60,12 @@ def read_header(path: epath.PathLike) -> dict[str, Entry]:
   try:
     header = json.loads(text)
     header.pop("__metadata__", None)
-    spans = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
-    entries = {
-        name: Entry(path, entry["dtype"], tuple(entry["shape"]), _LENGTH + length + spans[name][0])
-        for name, entry in header.items()
-    }
-  except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    spans, entries = {}, {}
+    for name, entry in header.items():
+      start, _ = spans[name] = tuple(map(int, entry["data_offsets"]))
+      shape = tuple(map(int, entry["shape"]))
+      entries[name] = Entry(path, str(entry["dtype"]), shape, _LENGTH + length + start)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ValueError(f"unreadable file {path}: its header is none of safetensors: {error!r}") from error
   _check_spans(entries, spans, size - _LENGTH - length, path)
   return entries
@@ -119,7 +119,7 @@ def write(path: epath.PathLike, specs: Mapping[str, tuple[Shape, np.dtype]], arr
   Args:
     path: of the file; one that is there is replaced.
     specs: shape and stored dtype (one of `DTYPES`) of the tensors by name, in the order of `arrays`.
-    arrays: the tensors; only one is held at a time.
+    arrays: the tensors; one at a time is asked for.
   """
   path, labels = epath.Path(path), {np.dtype(known): label for label, known in DTYPES.items()}
   header, end = {"__metadata__": {"format": "pt"}}, 0
@@ -132,5 +132,5 @@ def write(path: epath.PathLike, specs: Mapping[str, tuple[Shape, np.dtype]], arr
   with partial.open("wb") as file:
     file.write(len(text).to_bytes(_LENGTH, "little") + text)
     for array, (_, dtype) in zip(arrays, specs.values(), strict=True):
-      file.write(array.astype(dtype).tobytes())
+      file.write(array.astype(dtype, copy=False).tobytes())
   partial.replace(path)

@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+FILES = ("llm_config.json", "vit_config.json", "constants.json")  # in a model's folder; the last may be missing
 _SELECT_LAYER = -2  # a ViT config counts one layer more than is used
 
 
@@ -118,6 +119,8 @@ def _from_json(path: epath.Path, make: Callable[[dict], Any]) -> Any:
     raise ValueError(f"{path} must be JSON: {error}") from error
   except KeyError as error:
     raise ValueError(f"{path} must have the key {error}") from error
+  except TypeError as error:  # a list for an object, an unknown special token
+    raise ValueError(f"{path} must hold a model's sizes: {error}") from error
 
 
 def _llm_from_json(raw: dict) -> LLMConfig:

@@ -104,20 +104,38 @@ class TextTokenizer:
     return slots, len(ids)
 
 
+def _json(path: epath.Path) -> dict:
+  """Returns the object in a JSON file; ValueError names the file if there is none."""
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} must be JSON: {error}") from error
+  if not isinstance(found, dict):
+    raise ValueError(f"{path} must hold a JSON object; it holds a {type(found).__name__}")
+  return found
+
+
 def _added_tokens(folder: epath.Path) -> list[tokenizers.AddedToken]:
   path = folder / "tokenizer_config.json"
-  raw = json.loads(path.read_text()).get("added_tokens_decoder", {}) if path.exists() else {}
+  raw = _json(path).get("added_tokens_decoder", {}) if path.exists() else {}
   return [
       tokenizers.AddedToken(raw[key]["content"], normalized=False, special=raw[key]["special"])
       for key in sorted(raw, key=int)
   ]
 
 
+def _merges(path: epath.Path) -> list[tuple[str, str]]:
+  lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#version")]
+  pairs = [tuple(line.split(" ")) for line in lines]
+  bad = [line for line, pair in zip(lines, pairs) if len(pair) != 2]
+  if bad:
+    raise ValueError(f"{path} must have two tokens a line; one is {bad[0]!r}")
+  return pairs
+
+
 def _byte_level_bpe(folder: epath.Path) -> tokenizers.Tokenizer:
   """Builds Qwen2's tokenizer from its slow files, added tokens from `tokenizer_config.json`."""
-  merges = (folder / "merges.txt").read_text().splitlines()
-  pairs = [tuple(line.split(" ")) for line in merges if line and not line.startswith("#version")]
-  bpe = models.BPE(json.loads((folder / "vocab.json").read_text()), pairs)
+  bpe = models.BPE(_json(folder / "vocab.json"), _merges(folder / "merges.txt"))
   tokenizer = tokenizers.Tokenizer(bpe)
   tokenizer.normalizer = normalizers.NFC()
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -140,11 +158,11 @@ def load(folder: epath.PathLike) -> TextTokenizer:
     The tokenizer.
 
   Raises:
-    ValueError: neither set of files is there.
+    ValueError: neither set of files is there, or one of them is broken.
   """
   folder = epath.Path(folder)
   if (folder / "tokenizer.json").exists():
-    return TextTokenizer(tokenizers.Tokenizer.from_str((folder / "tokenizer.json").read_text()))
+    return TextTokenizer(tokenizers.Tokenizer.from_str(json.dumps(_json(folder / "tokenizer.json"))))
   if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
     return TextTokenizer(_byte_level_bpe(folder))
   raise ValueError(

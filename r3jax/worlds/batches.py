@@ -11,6 +11,7 @@ import numpy as np
 from r3jax.sequence import stages
 from r3jax.sequence import tokenizer as tokenizer_lib
 from r3jax.worlds import examples
+from r3jax.worlds import prompts
 from r3jax.worlds import shapes
 
 
@@ -76,6 +77,11 @@ class Mix:
   questions: float
   descriptions: float
   reflect_tags: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    unknown = sorted(set(self.reflect_tags) - set(prompts.TAGS))
+    if unknown:
+      raise ValueError(f"mix.reflect_tags must name tags of {prompts.TAGS}; got {unknown}")
 
 
 @dataclasses.dataclass(frozen=True)

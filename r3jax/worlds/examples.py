@@ -115,8 +115,7 @@ def reflect_example(record: dict, rng: np.random.Generator, flaw_rate: float) ->
   edits = _instruction(record, scene, rng, rng.random() < flaw_rate)
   question = protocol.reflection_question(record["prompt"])
   objects = shapes.objects_of(scene)
-  relation = grammar.relation_seen(record, objects)
-  answer = grammar.reflect_answer(objects, edits, shapes.smudges_of(scene), relation)
+  answer = grammar.reflect_answer(objects, edits, shapes.smudges_of(scene), grammar.related(record, objects))
   return ReflectExample(scene, question, answer)
 
 

@@ -4,6 +4,7 @@ Texts are short, for every token costs time. What they say is worked out in `wor
 """
 
 from collections.abc import Sequence
+import dataclasses
 import itertools
 
 import numpy as np
@@ -94,31 +95,32 @@ def instruction_text(operations: Sequence[edits_lib.Operation]) -> str:
   return " and ".join(map(_operation_text, operations)) or STOP_INSTRUCTION
 
 
-_INVERSE = dict(zip(prompts.RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+@dataclasses.dataclass(frozen=True)
+class Related:
+  """The two objects that a record relates, in the prompt's order, and how they stand to each other."""
+
+  objects: tuple[edits_lib.Object, edits_lib.Object]
+  relation: str  # of the first to the second; empty where none holds between their cells
 
 
-def relation_seen(record: dict, objects: Sequence[edits_lib.Object]) -> str:
-  """Says how the two things that a record relates stand to each other, from both sides.
-
-  "ring left of bow , bow right of ring": first in the order of the description, for the cells tell
-  that at once; one of both is in the order of the prompt. Empty where the record relates nothing,
-  where anything but its two things is there, and where no relation holds between their cells.
-  """
+def related(record: dict, objects: Sequence[edits_lib.Object]) -> Related | None:
+  """Finds what a record relates; None where it relates nothing or anything but its two things is there."""
   if edits_lib.relation_of(record) is None or len(objects) != 2:
-    return ""
-  (first, _, cell), (second, _, other_cell) = sorted(objects, key=lambda item: item[2])
-  names = [shapes.SHAPES[shape] for shape in (first, second)]
-  held = [name for name in prompts.RELATIONS if (other_cell, cell) in edits_lib.related_cells(name)]
-  if sorted(names) != sorted(item["class"] for item in record["include"]) or not held:
-    return ""
-  return f"{names[0]} {held[0]} {names[1]} , {names[1]} {_INVERSE[held[0]]} {names[0]}"
+    return None
+  base, other = [shapes.SHAPES.index(item["class"]) for item in record["include"]]
+  pair = sorted(objects, key=lambda item: item[0] != other)
+  if [item[0] for item in pair] != [other, base]:
+    return None
+  cells = pair[1][2], pair[0][2]
+  held = [name for name in prompts.RELATIONS if cells in edits_lib.related_cells(name)]
+  return Related(tuple(pair), "".join(held))
 
 
 def reflect_answer(
     objects: Sequence[edits_lib.Object],
     operations: Sequence[edits_lib.Operation],
     smudges: Sequence[int] = (),
-    relation: str = "",
+    pair: Related | None = None,
 ) -> str:
   """Writes the answer of the reflect stage: what is there, what is wrong, what to do.
 
@@ -127,12 +129,16 @@ def reflect_answer(
     operations: what to do. The first `MAX_OPERATIONS` are named, or fewer where they exceed
       `MAX_ANSWER_TOKENS`.
     smudges: cells.
-    relation: see `relation_seen`. A model that says it need not tell right from wrong in one step.
+    pair: see `related`. Told in the prompt's order and with its relation, right and wrong differ by
+      one word: that of the answer is the prompt's, or it is not.
   """
+  seen = describe(objects, smudges)
+  if pair is not None and not smudges:
+    seen = " , ".join(describe([item]) for item in pair.objects)
   for count in range(MAX_OPERATIONS, -1, -1):
     named = operations[:count]
     diagnosis = " ".join(dict.fromkeys(DIAGNOSES[edit.kind] for edit in named)) or "ok"
-    thought = " ".join(filter(None, (describe(objects, smudges), ":", relation, diagnosis)))
+    thought = " ".join(filter(None, (seen, ":", pair.relation if pair else "", diagnosis)))
     answer = f"<think> {thought} </think> {instruction_text(named)}"
     if len(answer.split()) <= MAX_ANSWER_TOKENS:
       return answer

@@ -56,7 +56,8 @@ def main(folder: str, process: int, processes: int, port: int):
   pretrained.policy_shardings(bagel, mesh)  # its compilations are part of the start
   jax.block_until_ready([jax.device_put(np.zeros(8), device) for device in jax.local_devices()])
   with Peak() as seen:
-    weights = dict(zip(("policy", "frozen"), found.load(bagel, mesh)))
+    policy, frozen = found.load(bagel, mesh)
+  weights = {"policy": policy, **frozen}
   leaves = jax.tree.leaves(weights)
   shards = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
   sums = {

@@ -119,6 +119,11 @@ DAMAGES = {
         "llm_config.json", _json(lambda c: c.pop("hidden_size")), "llm_config.json must have the key 'hidden_size'"),
     "other sizes": ("llm_config.json", _json(lambda c: c.update(num_hidden_layers=2)), r"unexpected tensor .*layers\.2\."),
     "missing tokenizer": ("tokenizer.json", pathlib.Path.unlink, "must hold tokenizer.json"),
+    "tokenizer that is no JSON": ("tokenizer.json", _cut(-2), "tokenizer.json must be JSON"),
+    "tokenizer that is a list": ("tokenizer.json", lambda p: p.write_text("[]"), "tokenizer.json must hold a JSON object"),
+    "sizes that are a list": ("llm_config.json", lambda p: p.write_text("[]"), "llm_config.json must hold a model's sizes"),
+    "unknown special id": (
+        "constants.json", _json(lambda c: c["special_ids"].update(pause=9)), "constants.json must hold a model's sizes"),
     "missing special token": ("tokenizer.json", _json(_rename_special), r"must hold .*missing: \['<\|im_end\|>'\]"),
     "other special ids": (
         "constants.json", _json(lambda c: c["special_ids"].update(text_end=9)), "markers must be .*text_end=9"),

@@ -49,12 +49,19 @@ class TestRead:
       safetensors_files.read(entry)
 
 
+def _file(header: bytes) -> bytes:
+  return len(header).to_bytes(8, "little") + header
+
+
 class TestReadHeader:
 
   @pytest.mark.parametrize("content", [
-      b"", b"1234567", b"\xff" * 64, (5).to_bytes(8, "little") + b"hello", (2).to_bytes(8, "little") + b"[]",
-      (13).to_bytes(8, "little") + b'{"a": {"b":1}}',
-  ], ids=["empty", "short", "huge header", "no JSON", "a list", "no offsets"])
+      b"", b"1234567", b"\xff" * 64, _file(b"hello"), _file(b"[]"),
+      _file(b'{"a": {"b": 1}}'),
+      _file(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}'),
+      _file(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}'),
+      _file(b'{"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}'),
+  ], ids=["empty", "short", "huge header", "no JSON", "a list", "no dtype", "no offsets", "three offsets", "no shape"])
   def test_refuses_what_is_no_safetensors_file(self, tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match="unreadable file .*a.safetensors"):

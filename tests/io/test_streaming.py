@@ -68,8 +68,8 @@ class TestSharded:
       seen = np.asarray(leaf if tensor.layer is None else leaf[tensor.layer])
       np.testing.assert_array_equal(seen, tensor.to_tree(tensors[tensor.name]).astype(np.float32))
     gate = leaves["policy/layers/gen/gate/kernel"]
-    assert gate.shape == (28, 112, 256)
-    assert {shard.data.shape for shard in gate.addressable_shards} == {(28, 28, 128)}
+    assert gate.shape == (28, 112, 2816)
+    assert {shard.data.shape for shard in gate.addressable_shards} == {(28, 28, 1408)}
     assert {s.data.shape for s in leaves["vision/layers/q/kernel"].addressable_shards} == {(26, 64, 16, 4)}
 
   def test_bf16_round_trip_is_bit_exact(self, model, loaded, tmp_path):
@@ -82,10 +82,32 @@ class TestSharded:
       assert safetensors_files.read(written[name]).tobytes() == tensor.tobytes(), name
 
   @pytest.mark.parametrize("processes", [1, 2])
-  def test_a_process_holds_its_shards_and_little_more(self, model, processes):
+  def test_a_process_holds_its_shards_and_little_more(self, model, loaded, processes):
     folder, tensors = model
-    largest = max(tensor.size for tensor in tensors.values()) * 4  # in float32
-    total = sum(tensor.size for tensor in tensors.values()) * 4
+    largest = max(tensor.nbytes for tensor in tensors.values())
+    sums = {}
     for found in _load_in_processes(folder, processes):
-      assert found["shards"] < total if processes == 2 else found["shards"] >= total
       assert found["above_start"] <= found["shards"] + 1.5 * largest, found["above_start"] / found["shards"]
+      for path, parts in found["sums"].items():
+        sums.setdefault(path, []).extend(parts)
+    leaves = flax.traverse_util.flatten_dict(loaded, sep="/")
+    assert {path: sorted(parts) for path, parts in sums.items()} == {
+        path: sorted(_sum(shard.data) for shard in leaf.addressable_shards) for path, leaf in leaves.items()
+    }
+
+  @pytest.mark.parametrize("fsdp, tensor", [(8, 1), (4, 2)])
+  def test_every_byte_is_read_once(self, model, monkeypatch, fsdp, tensor):
+    folder, tensors = model
+    found, read, bytes_read = pretrained.find(str(folder)), safetensors_files.read, []
+
+    def counted(entry, rows):
+      bytes_read.append((array := read(entry, rows)).nbytes)
+      return array
+
+    monkeypatch.setattr(safetensors_files, "read", counted)
+    found.load(bagel_lib.Bagel(found.sizes), mesh_lib.make_mesh_of(jax.devices(), 1, fsdp, tensor))
+    assert sum(bytes_read) == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _sum(array: jax.Array) -> float:
+  return float(np.sum(np.asarray(array, np.float64)))

@@ -83,39 +83,39 @@ class TestReflectAnswer:
       assert len(answer.split()) <= 40
 
 
-class TestRelationSeen:
+class TestRelated:
 
   def test_says_what_holds_whatever_was_asked(self):
     rng, seen = np.random.default_rng(17), collections.Counter()
     for record, objects in cases.draw(rng, 3000):
-      text = grammar.relation_seen(record, objects)
-      if text:
-        assert record["tag"] == "position"
-        asked = record["prompt"].removeprefix("a photo of ").replace("a ", "")
-        assert (asked in text.split(" , ")) == cases.fulfilled(record, objects)
-        seen[asked in text.split(" , ")] += 1
+      pair = grammar.related(record, objects)
+      if pair is None:
+        continue
+      assert record["tag"] == "position"
+      asked = record["prompt"].removeprefix("a photo of ").replace("a ", "")
+      first, second = (shapes.SHAPES[item[0]] for item in pair.objects)
+      assert asked.startswith(f"{first} ") and asked.endswith(f" {second}")
+      assert sorted(pair.objects) == sorted(objects)
+      right = f"{first} {pair.relation} {second}" == asked
+      assert right == cases.fulfilled(record, objects)
+      seen[right] += 1
     assert min(seen[True], seen[False]) > 50
 
-  def test_is_in_the_order_of_the_description_and_then_from_the_other_side(self):
+  def test_says_nothing_where_nothing_can_be_said(self):
     record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square left of a ring")
+    square, ring = (SQUARE, RED, TOP_LEFT), (RING, BLUE, 1)
+    assert grammar.related(record, [ring, square]) == grammar.Related((square, ring), "left of")
+    assert grammar.related(record, [square, (RING, BLUE, CENTER)]).relation == ""  # on the diagonal
+    assert grammar.related(record, [square]) is None
+    assert grammar.related(record, [square, (SQUARE, RED, 1)]) is None
+    assert grammar.related(record, [square, ring, (RING, RED, BOTTOM)]) is None
+    assert grammar.related(cases.RECORDS[0], [square, ring]) is None
+
+  def test_is_told_in_the_order_of_the_prompt(self):
     objects = [(RING, BLUE, TOP_LEFT), (SQUARE, RED, 1)]
-    assert grammar.relation_seen(record, objects) == "ring left of square , square right of ring"
-    assert grammar.relation_seen(record, objects[::-1]) == "ring left of square , square right of ring"
-    objects = [(RING, BLUE, BOTTOM), (SQUARE, RED, 1)]
-    assert grammar.relation_seen(record, objects) == "square above ring , ring below square"
-
-  def test_is_silent_where_nothing_can_be_said(self):
-    record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square left of a ring")
-    square, ring = (SQUARE, RED, TOP_LEFT), (RING, BLUE, CENTER)
-    assert grammar.relation_seen(record, [square, ring]) == ""  # on the diagonal
-    assert grammar.relation_seen(record, [square]) == ""
-    assert grammar.relation_seen(record, [square, (SQUARE, RED, 1)]) == ""
-    assert grammar.relation_seen(record, [square, (RING, BLUE, 1), (RING, RED, BOTTOM)]) == ""
-    assert grammar.relation_seen(cases.RECORDS[0], [square, (RING, BLUE, 1)]) == ""
-
-  def test_stands_before_the_diagnosis(self):
-    answer = grammar.reflect_answer([(SQUARE, RED, TOP_LEFT), (RING, BLUE, 1)], [], relation="square left of ring")
-    assert answer.startswith("<think> red square top-left , blue ring top : square left of ring ok </think>")
+    pair = grammar.Related(tuple(objects[::-1]), "right of")
+    answer = grammar.reflect_answer(objects, [], pair=pair)
+    assert answer.startswith("<think> red square top , blue ring top-left : right of ok </think>")
 
 
 class TestClauseQuestions:
