@@ -85,7 +85,6 @@ def _shapes(config: ConfigDict) -> ConfigDict:
   config.reason.sde_index_max = 4
   # So small a model needs anchors: its images soon stop following its plans, see docs/embedded_world.md.
   config.loss.update(text_kl=0.02, image_kl=20.0)
-  config.pool.perfect = 0.3
   config.optimizer.update(und_learning_rate=1.5e-4, gen_learning_rate=1e-4, warmup_updates=4)
   config.reward.name = "shapes"
   config.checkpoint.every = 10
