@@ -64,7 +64,7 @@ class Steps:
   def __init__(self, steps: int):
     self._steps, self._bar = steps, None
 
-  def __call__(self, step: np.ndarray):
+  def __call__(self, unused_step: np.ndarray):
     """Notes that a step begins; steps may be told out of order."""
     if self._bar is None:
       self._bar = tqdm.tqdm(total=self._steps, desc="drawing", leave=False, disable=None)

@@ -266,6 +266,15 @@ def _split(config: config_lib.BagelConfig) -> tuple[list[bagel_table.Tensor], li
   return model, autoencoder
 
 
+def _stored_dtypes(leaves: Mapping[str, np.ndarray], dtype: np.typing.DTypeLike | None) -> dict[str, np.dtype]:
+  known = [np.dtype(one) for one in safetensors_files.DTYPES.values()]
+  stored = {path: np.dtype(dtype or leaf.dtype) for path, leaf in leaves.items()}
+  for path, one in stored.items():
+    if one not in known:
+      raise ValueError(f"dtype must be float32, float16 or bfloat16; got {one} for {path}")
+  return stored
+
+
 def save(
     weights: types.Params,
     config: config_lib.BagelConfig,
@@ -292,11 +301,7 @@ def save(
   leaves = flax.traverse_util.flatten_dict(weights, sep="/")
   seen = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
   _refuse("the weights", sorted(_differences("leaf", leaf_shapes(config), seen)))
-  stored = {path: np.dtype(dtype or leaf.dtype) for path, leaf in leaves.items()}
-  known = [np.dtype(one) for one in safetensors_files.DTYPES.values()]
-  for path, one in stored.items():
-    if one not in known:
-      raise ValueError(f"dtype must be float32, float16 or bfloat16; got {one} for {path}")
+  stored = _stored_dtypes(leaves, dtype)
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   total, written = sum(leaf.size for leaf in leaves.values()), 0
