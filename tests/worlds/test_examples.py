@@ -62,9 +62,10 @@ class TestReflectExample:
     for record in _records(rng, 1000):
       example = examples.reflect_example(record, rng, flaw_rate=0.0)
       objects = shapes.objects_of(example.scene)
-      assert grammar.objects_in(example.answer.split(" : ")[0]) == objects
+      smudges, pair = shapes.smudges_of(example.scene), grammar.related(record, objects)
+      in_order = list(pair.objects) if pair and not smudges else objects
+      assert grammar.objects_in(example.answer.split(" : ")[0]) == in_order
       stop = example.answer.endswith("</think> no further edit needed")
-      smudges = shapes.smudges_of(example.scene)
       assert stop == (edits_lib.satisfied(record, objects) and not smudges)
       assert example.answer.count("smudge at") == len(smudges)
       stops += stop
