@@ -3,8 +3,7 @@
   python launch/convert.py --source=DIR --out=DIR --format=orbax [--dtype=bfloat16]
 
 The source is a folder in BAGEL's format, one that this command made, or the workdir of the main job
-(its last checkpoint). Numbers keep their stored dtype unless --dtype says otherwise. Local paths
-and buckets (gs://) work for both.
+(its last checkpoint). Numbers keep their stored dtype unless --dtype says otherwise.
 """
 
 import sys

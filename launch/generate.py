@@ -39,22 +39,23 @@ from r3jax.worlds import vocabulary
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of the model. Default: the small one of the package.")
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, to set more than the flags do. Default: configs/r3_geneval.py, with :shapes where "
+    "config", None, "Config file, to set more than the flags do; its eval.* are the defaults of the flags then. Default: configs/r3_geneval.py, with :shapes where "
     "the model's vocabulary is that of the embedded world.", lock_config=True,
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "What to draw.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts: lines of text, or of JSON with a key 'prompt'.")
-_ROUNDS = flags.DEFINE_integer("rounds", 4, "Rounds at most, the draft included.", lower_bound=1)
+flags.DEFINE_integer("rounds", None, "Rounds at most, the draft included. Default: 4.", lower_bound=1)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 4, "Images per prompt, or edits of --image.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of all randomness.")
-_POINTS = flags.DEFINE_integer("points", 50, "Points of the ODE.", lower_bound=2)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.3, "Of texts.", lower_bound=0)
+flags.DEFINE_integer("seed", None, "Of all randomness. Default: 0.")
+flags.DEFINE_integer("points", None, "Points of the ODE. Default: 50.", lower_bound=2)
+flags.DEFINE_float("temperature", None, "Of texts. Default: 0.3.", lower_bound=0)
 _IMAGE = flags.DEFINE_string("image", None, "Image file to edit, or to ask about.")
 _INSTRUCTION = flags.DEFINE_string("instruction", None, "How to edit --image.")
 _QUESTION = flags.DEFINE_string("question", None, "What to ask about --image.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 
 _CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../configs/r3_geneval.py")
+_DEFAULTS = {"rounds": 4, "seed": 0, "points": 50, "temperature": 0.3}  # of flags that stand for config.eval
 _MAY_DIFFER = ("mesh", "num_images", "log", "checkpoint", "total_steps", "data")
 
 
@@ -87,10 +88,10 @@ def _config() -> ml_collections.ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config("shapes" if ours else "bagel")
-    config.model.folder = "shapes"
+    config.eval.update(_DEFAULTS)
   if _MODEL.value:
     config.model.folder = _MODEL.value
-  config.eval.update(points=_POINTS.value, temperature=_TEMPERATURE.value, seed=_SEED.value, rounds=_ROUNDS.value)
+  config.eval.update({name: flags.FLAGS[name].value for name in _DEFAULTS if flags.FLAGS[name].value is not None})
   return config
 
 
@@ -185,9 +186,9 @@ def draw(config: ml_collections.ConfigDict):
     model = model or inference.load(config, on_step=Steps(config.eval.points - 1))
     print(f"\n{record['prompt']}")
     tell = lambda image, turn, text: print(f"  image {image + 1}, {f'round {turn + 1}' if turn else 'draft'}: {text}")
-    samples = model.generate(record["prompt"], _NUM_IMAGES.value, _ROUNDS.value, _SEED.value, number, tell)
+    samples = model.generate(record["prompt"], _NUM_IMAGES.value, config.eval.rounds, config.eval.seed, number, tell)
     for image in missing[number]:
-      facts = {"prompt": record["prompt"], "prompt_number": number, "image_number": image, "seed": _SEED.value,
+      facts = {"prompt": record["prompt"], "prompt_number": number, "image_number": image, "seed": config.eval.seed,
                "model": config.model.folder}
       _write(folder, gallery.name_of(number, image), samples[image], targets[number], facts)
     gallery.write_page(folder, title)
@@ -213,19 +214,19 @@ def revise(config: ml_collections.ConfigDict):
   """Edits --image, or asks about it."""
   image = inference.fit(config, _read_image())
   if _QUESTION.value:
-    print(inference.load(config).ask(image, _QUESTION.value, _SEED.value))
+    print(inference.load(config).ask(image, _QUESTION.value, config.eval.seed))
     return
   folder = epath.Path(_OUT.value)
   if (folder / "edit.json").exists():
     raise ValueError(f"edits are never overwritten: choose another --out than {folder}")
   config_guard.check_writable(folder)
   model = inference.load(config, on_step=Steps(config.eval.points - 1))
-  edits = model.edit(image, _INSTRUCTION.value, _NUM_IMAGES.value, _SEED.value)
+  edits = model.edit(image, _INSTRUCTION.value, _NUM_IMAGES.value, config.eval.seed)
   names = [f"edit_{i:02d}.png" for i in range(len(edits))]
   for name, edited in zip(names, edits):
     (folder / name).write_bytes(images_lib.png(edited))
     print(folder / name)
-  facts = {"image": _IMAGE.value, "instruction": _INSTRUCTION.value, "seed": _SEED.value,
+  facts = {"image": _IMAGE.value, "instruction": _INSTRUCTION.value, "seed": config.eval.seed,
            "model": config.model.folder, "size": list(image.shape[:2]), "edits": names}
   (folder / "edit.json").write_text(json.dumps(facts, indent=1) + "\n")
 

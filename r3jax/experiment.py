@@ -3,7 +3,7 @@
 This is the only place below `launch/` and `train.py` that reads a ConfigDict.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from etils import epath
@@ -38,13 +38,34 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-  """A run's constants.
+class Base:
+  """The model of a config and how it samples.
 
   Attributes:
+    pretrained: the model's folder: weights and tokenizer.
     modules: the model.
     settings: one iteration.
-    pretrained: the model's folder: weights and tokenizer.
+  """
+
+  pretrained: pretrained_lib.Pretrained
+  modules: settings_lib.Modules
+  settings: settings_lib.Settings
+
+  def segments(self, texts: Sequence[str], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids [B, capacity] and lengths [B] (int32) of text segments.
+
+    Raises:
+      ValueError: a text does not fit, or holds unknown words.
+    """
+    ids, lengths = zip(*(self.pretrained.tokenizer.segment(text, capacity) for text in texts))
+    return np.stack(ids), np.array(lengths, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Base):
+  """A run's constants.
+
+  Attributes (beside those of `Base`):
     optimizer: settings of AdamW.
     train, heldout: records in GenEval's format.
     reward: makes the reward from the mesh.
@@ -52,9 +73,6 @@ class Experiment:
     on_host: whether reward or parser call back to the host.
   """
 
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
-  pretrained: pretrained_lib.Pretrained
   optimizer: state_lib.OptimizerSettings
   train: tuple[dict, ...]
   heldout: tuple[dict, ...]
@@ -76,8 +94,9 @@ class Experiment:
     )
 
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy and the replicated frozen parameters, see `Pretrained.load`."""
-    return self.pretrained.load(self.modules.bagel, mesh)
+    """Returns the sharded policy and the replicated frozen parameters, in float32 or the wider dtype computed in."""
+    bagel = self.modules.bagel
+    return self.pretrained.load(bagel, mesh, jnp.promote_types(bagel.dtype, jnp.float32))
 
   def encode(self, records: tuple[dict, ...]) -> rollout_lib.Prompts:
     """Returns the arrays of prompts, one row per record (numpy).
@@ -85,15 +104,10 @@ class Experiment:
     Raises:
       ValueError: a prompt does not fit into its segment.
     """
-    c, segment = self.settings.capacities, self.pretrained.tokenizer.segment
-    prompts = [segment(record["prompt"], c.prompt) for record in records]
-    questions = [segment(protocol.reflection_question(record["prompt"]), c.question) for record in records]
-    ids, lengths = (np.stack(column) for column in zip(*prompts))
-    question, question_lengths = (np.stack(column) for column in zip(*questions))
-    target = shapes_reward.encode_records(records)
-    index = np.arange(len(records), dtype=np.int32)
-    as_lengths = lambda x: x.astype(np.int32)
-    return rollout_lib.Prompts(ids, as_lengths(lengths), question, as_lengths(question_lengths), target, index)
+    c, prompts = self.settings.capacities, [record["prompt"] for record in records]
+    questions = [protocol.reflection_question(prompt) for prompt in prompts]
+    target, index = shapes_reward.encode_records(records), np.arange(len(records), dtype=np.int32)
+    return rollout_lib.Prompts(*self.segments(prompts, c.prompt), *self.segments(questions, c.question), target, index)
 
 
 def balanced(records: list[dict]) -> tuple[dict, ...]:
@@ -213,21 +227,6 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Base:
-  """The model of a config and how it samples.
-
-  Attributes:
-    pretrained: the model's folder: weights and tokenizer.
-    modules: the model.
-    settings: one iteration.
-  """
-
-  pretrained: pretrained_lib.Pretrained
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
-
-
 def build_base(config: ml_collections.ConfigDict) -> Base:
   """Checks what a config says of the model and its sampling; reads no weights.
 
@@ -255,9 +254,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   base = build_base(config)
   heldout = evenly(_records(config.data.heldout, "heldout"), config.eval.prompts, config.eval.seed)
   return Experiment(
-      modules=base.modules,
-      settings=base.settings,
-      pretrained=base.pretrained,
+      **vars(base),
       optimizer=state_lib.OptimizerSettings(**config.optimizer),
       train=balanced(_records(config.data.train, "train")),
       heldout=heldout,

@@ -182,10 +182,9 @@ class Model:
     """
     self._check(image, num_images)
     capacity = self.base.settings.capacities.instruction
-    repeat = lambda x: np.repeat(np.asarray(x)[None], num_images, axis=0)
-    ids, length = map(repeat, self.base.pretrained.tokenizer.segment(instruction, capacity))
-    source = self._run(_look, repeat(image))
-    told = rollout_lib.Instruction(ids, length.astype(np.int32), np.zeros(num_images, bool))
+    segments = self.base.segments([instruction] * num_images, capacity)
+    source = self._run(_look, np.repeat(image[None], num_images, axis=0))
+    told = rollout_lib.Instruction(*segments, np.zeros(num_images, bool))
     return list(np.asarray(self._run(_refine, source, told, self._keys(seed, 0, _EDIT, num_images))))
 
   def ask(self, image: np.ndarray, question: str, seed: int = 0) -> str:
@@ -236,10 +235,9 @@ class Model:
     return rollout_lib.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
 
   def _prompts(self, prompt: str, question: str, rows: int) -> rollout_lib.Prompts:
-    c, segment = self.base.settings.capacities, self.base.pretrained.tokenizer.segment
-    column = lambda text, capacity: [np.repeat(np.asarray(x)[None], rows, axis=0) for x in segment(text, capacity)]
-    columns = [*column(prompt, c.prompt), *column(question, c.question)]
-    return rollout_lib.Prompts(*(x.astype(np.int32) for x in columns), None, np.zeros(rows, np.int32))
+    c = self.base.settings.capacities
+    asked = *self.base.segments([prompt] * rows, c.prompt), *self.base.segments([question] * rows, c.question)
+    return rollout_lib.Prompts(*asked, None, np.zeros(rows, np.int32))
 
   def _parse(self, text: rollout_lib.Text) -> format_lib.Parsed:
     tokenizer, capacity = self.base.pretrained.tokenizer, self.base.settings.capacities.instruction

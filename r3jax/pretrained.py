@@ -43,20 +43,19 @@ class Pretrained:
   trained: epath.Path | None = None
 
   def load(
-      self, bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, dtype: types.DType | None = None
+      self, bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, dtype: types.DType = jnp.float32
   ) -> tuple[types.Params, types.Params]:
     """Returns the sharded policy and the replicated {"vision", "autoencoder"} parameters.
 
     Args:
       bagel: the model.
       mesh: to shard them over.
-      dtype: of the parameters; None is that of training: float32, or float64 where the model
-        computes in it.
+      dtype: of the parameters.
 
     Raises:
       ValueError: the files are not those of a model of these sizes, or do not split over the mesh.
     """
-    weights = self.weights(shardings(bagel, mesh), dtype or jnp.promote_types(bagel.dtype, jnp.float32))
+    weights = self.weights(shardings(bagel, mesh), dtype)
     return weights.pop("policy"), weights
 
   def weights(

@@ -79,6 +79,13 @@ class TestGenerate:
     assert OTHER in found.stdout and RECORD["prompt"] not in found.stdout
     assert {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")} == before
 
+  def test_a_config_gives_the_defaults_of_the_flags(self, drawn, tiny_model):
+    config = ["--config=configs/r3_geneval.py:shapes", "--config.eval.temperature=0.9"]
+    found = _run("generate", *_arguments(tiny_model, drawn[0]), *config)
+    assert found.returncode == 1
+    assert "eval.temperature: 0.3 there, 0.9 now" in found.stderr and "eval.seed: 0 there, 1 now" in found.stderr
+    assert "eval.points" not in found.stderr
+
   def test_refuses_to_mix_two_seeds_in_a_folder(self, drawn, tiny_model):
     found = _run("generate", *_arguments(tiny_model, drawn[0]), "--seed=1")
     assert found.returncode == 1

@@ -17,7 +17,6 @@ from r3jax import experiment as experiment_lib
 from r3jax import inference
 from r3jax.io import images as images_lib
 from r3jax.parallel import mesh as mesh_lib
-from r3jax.rl import placement
 from tests import tiny
 
 PROMPT, NUMBER, IMAGES, ROUNDS, SEED = "a photo of a ring", 5, 6, 4, 3
@@ -61,7 +60,6 @@ def rounds(tiny_model, mesh):
       experiment.encode(({"prompt": PROMPT, "tag": "single_object", "include": [{"class": "ring", "count": 1}]},)),
       index=np.array([NUMBER], np.int32),
   )
-  assert placement.AXIS in mesh.shape
   with jax.set_mesh(mesh):
     return evaluator.run(*experiment.load(mesh), prompts, IMAGES)
 

@@ -9,10 +9,10 @@ import json
 import re
 
 from etils import epath
-import jinja2
 import numpy as np
 
 from r3jax.io import images as images_lib
+from r3jax.io import pages
 
 _NAME = re.compile(r"\d+_\d+\.json")
 
@@ -44,7 +44,7 @@ def write(folder: epath.PathLike, name: str, facts: dict, images: Sequence[np.nd
 def read_one(folder: epath.PathLike, name: str) -> dict | None:
   """Returns the facts of a sample, None where it has not been written."""
   path = epath.Path(folder) / f"{name}.json"
-  return json.loads(path.read_text()) | {"name": name} if path.is_file() else None
+  return json.loads(path.read_text()) if path.is_file() else None
 
 
 def read(folder: epath.PathLike) -> list[dict]:
@@ -56,12 +56,9 @@ def read(folder: epath.PathLike) -> list[dict]:
 
 def write_page(folder: epath.PathLike, title: str) -> epath.Path:
   """Writes folder/index.html of all samples there; returns its path."""
-  environment = jinja2.Environment(
-      loader=jinja2.PackageLoader("r3jax", "io"), autoescape=True, trim_blocks=True,
-      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
   prompts: dict[str, list[dict]] = {}
   for sample in read(folder):
     prompts.setdefault(sample["prompt"], []).append(sample)
   path = epath.Path(folder) / "index.html"
-  path.write_text(environment.get_template("gallery.html.j2").render(title=title, prompts=prompts))
+  path.write_text(pages.template("gallery.html.j2").render(title=title, prompts=prompts))
   return path

@@ -13,17 +13,11 @@ def save(folder: epath.PathLike, weights: types.Params) -> None:
   """Writes `folder/weights`, whole or not at all.
 
   Args:
-    folder: of the model; is made if missing.
+    folder: of the model; is made if missing, and has no weights.
     weights: {'policy', 'vision', 'autoencoder'}, stored in their dtypes.
-
-  Raises:
-    ValueError: `folder/weights` is there already.
   """
-  path = epath.Path(folder).absolute() / FOLDER
-  if path.exists():
-    raise ValueError(f"weights are never overwritten; choose another folder or remove {path}")
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path, weights)
+    checkpointer.save(epath.Path(folder).absolute() / FOLDER, weights)
 
 
 def load(path: epath.PathLike, wanted: types.Params, dtype: types.DType | None) -> types.Params:

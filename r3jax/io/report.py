@@ -19,12 +19,12 @@ import math
 import sys
 
 from etils import epath
-import jinja2
 import numpy as np
 from PIL import Image
 
 from r3jax.io import images as images_lib
 from r3jax.io import jsonl
+from r3jax.io import pages
 
 _CHART_WIDTH, _CHART_HEIGHT, _CHART_POINTS = 320, 120, 400
 
@@ -88,7 +88,8 @@ def write_report(folder: epath.PathLike, summary: dict, metrics: Sequence[dict],
   """
   names = charts if charts is not None else sorted({name for row in metrics for name in row}
                                                    - {"step"})
-  page = _template().render(
+  filters = {"png": _png_base64, "score": _format_score}
+  page = pages.template("report.html.j2", filters).render(
       title=summary.get("title", "r3jax run"),
       scores=summary.get("scores", {}),
       seconds=summary.get("seconds", {}),
@@ -113,15 +114,6 @@ def summary_lines(summary: dict) -> list[str]:
     lines.append(f"{name}: {score['before'][0]:.3f} -> {score['after'][0]:.3f}  "
                  f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {verdict})")
   return lines
-
-
-def _template() -> jinja2.Template:
-  """Loads the page's template, which escapes every value."""
-  environment = jinja2.Environment(
-      loader=jinja2.PackageLoader("r3jax", "io"), autoescape=True, trim_blocks=True,
-      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-  environment.filters |= {"png": _png_base64, "score": _format_score}
-  return environment.get_template("report.html.j2")
 
 
 def _by_step(samples: Sequence[RolloutSample]) -> list[tuple[int, list[RolloutSample]]]:

@@ -95,6 +95,17 @@ class TestSharded:
         path: sorted(_sum(shard.data) for shard in leaf.addressable_shards) for path, leaf in leaves.items()
     }
 
+  def test_replicas_may_share_memory_and_be_donated(self, model):
+    """CPU replicas take over the same memory; an update must not write into it."""
+    found, mesh = pretrained.find(str(model[0])), mesh_lib.make_mesh_of(jax.devices()[:2], 2, 1, 1)
+    policy, _ = found.load(bagel_lib.Bagel(found.sizes), mesh)
+    shards = [np.asarray(shard.data) for shard in policy["llm2vae"]["kernel"].addressable_shards]
+    before = shards[0].copy()
+    after = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(policy)
+    for shard, updated in zip(shards, after["llm2vae"]["kernel"].addressable_shards, strict=True):
+      np.testing.assert_array_equal(shard, before)
+      np.testing.assert_array_equal(np.asarray(updated.data), before + 1)
+
   @pytest.mark.parametrize("fsdp, tensor", [(8, 1), (4, 2)])
   def test_every_byte_is_read_once(self, model, monkeypatch, fsdp, tensor):
     folder, tensors = model

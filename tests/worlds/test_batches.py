@@ -27,12 +27,12 @@ class TestEncoder:
       batch = encoder(i)
       text = lambda rows: tokenizer.decode(rows.ids[1 : rows.lengths - 1].tolist())
       reasoned[tags[text(batch.reason.prompt)]] += 1
-      reflected[next(tags[p] for p in tags if p in _asked(text(batch.reflect.question), tags))] += 1
+      reflected[tags[_asked(text(batch.reflect.question), tags)]] += 1
     assert [reasoned[tag] / 1200 for tag in prompts.TAGS] == pytest.approx([1 / 6] * 6, abs=0.04)
     expected = np.array([1, 1, 1, 1, 6, 2]) / 12
     assert [reflected[tag] / 1200 for tag in prompts.TAGS] == pytest.approx(expected, abs=0.04)
 
 
-def _asked(question: str, known: dict) -> set[str]:
-  """Returns the one prompt that a question quotes: the longest that is in it."""
-  return {max((prompt for prompt in known if prompt in question), key=len)}
+def _asked(question: str, known: dict) -> str:
+  """Returns the prompt that a question quotes: the longest that is in it."""
+  return max((prompt for prompt in known if prompt in question), key=len)
