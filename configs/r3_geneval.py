@@ -3,8 +3,16 @@
   python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR
 
 `:shapes` is the embedded world: the small BAGEL that comes with the package, an exact verifier in
-the graph, minutes on two CPU cores. Without it the config is BAGEL-7B on GenEval and needs
-`model.folder` (the weights) and `data.train` (prompts).
+the graph, minutes on two CPU cores.
+
+  python launch/tpu.py --config=configs/r3_geneval.py --workdir=DIR --config.model.folder=DIR \
+    --config.data.heldout=FILE --config.reward.endpoints="('http://HOST:8000',)"
+
+Without it the config is BAGEL-7B on GenEval, for a TPU pod: `model.folder` holds the weights (see
+docs/checkpoints.md), `data.heldout` is GenEval's file of 553 prompts, the reward a service with a
+detector (`launch/serve_reward.py --reward=geneval`, or another, see docs/rewards.md). Training
+prompts are generated, without those of the test. Hyperparameters are those of the reference's
+script; nothing of this size has been run with r3jax.
 """
 
 import ml_collections
@@ -25,7 +33,15 @@ def _reference_script() -> ConfigDict:
       dtype="bfloat16",
       remat="full",
   ))
-  config.data = ConfigDict(dict(train="", heldout=""))  # JSON lines, or "shapes"
+  config.data = ConfigDict(dict(
+      benchmark="geneval",
+      train="generated",  # or a file or URL of JSON lines, or "shapes"
+      heldout="",  # GenEval's 553 prompts: a file or URL of JSON lines
+      generated=20_000,
+      generated_seed=0,
+      more_tests=(),  # further files whose prompts must not be trained on
+      keep_tags=(),  # e.g. ("single_object",): all its prompts are in the test; the run is then contaminated
+  ))
   config.image = ConfigDict(dict(height=512, width=512))
   config.sequence = ConfigDict(dict(
       prompt_tokens=96,
@@ -55,7 +71,20 @@ def _reference_script() -> ConfigDict:
       weight_decay=0.0, clip_norm=1.0, freeze_und=False,
   ))
   config.reward = ConfigDict(dict(
-      name="geneval",
+      name="service",  # "shapes", "service", "flow_grpo", "unirl", "judge" or "sum", see docs/rewards.md
+      value="score",  # what training uses: "score" (shaped), or a part: "correct", "strict"
+      endpoints=("http://localhost:8000",),
+      token_env="",  # name of the environment variable that holds the service's token
+      batch=16,  # images per request
+      image_format="png",  # or "jpeg", smaller and not exact
+      cache=4096,  # scores that are remembered; 0 asks every time
+      client=dict(
+          deadline=60.0, attempts=4, pause=0.5, concurrency=8, failures_to_open=5, open_seconds=10.0,
+      ),
+      judge=dict(task="geneval_plus", model="", prompt_file="", max_tokens=4096, image_format="jpeg"),
+      members={},  # of "sum": name -> {"name": ..., "weight": ..., other keys of this section}
+      max_failed_fraction=0.2,  # images without a score, of those of `failure_window` iterations
+      failure_window=20,
       shuffle=False,  # control experiment: give every sample the reward of another one
   ))
   config.compat = ConfigDict(dict(reference_loss=False))  # the reference's literal loss, see rl/compat.py

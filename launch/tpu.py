@@ -17,6 +17,7 @@ from ml_collections import config_flags
 import r3jax
 from r3jax import train
 from r3jax.parallel import mesh as mesh_lib
+from r3jax.rewards import budget
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run there is resumed.")
@@ -55,7 +56,10 @@ def main(argv):
   except ValueError as error:
     logging.debug("traceback", exc_info=True)
     sys.exit(f"r3jax: {error}")
-  train.run(session, policy, programs)
+  try:
+    train.run(session, policy, programs)
+  except budget.BudgetExceeded as error:
+    sys.exit(f"r3jax: {error}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """From a config to the frozen values that a run computes with; everything is checked here.
 
-This is the only place below `launch/` and `train.py` that reads a ConfigDict.
+This and `rewards/config.py` are the only places below `launch/` and `train.py` that read a ConfigDict.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
 
-from etils import epath
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -14,14 +13,15 @@ import numpy as np
 
 from r3jax import pretrained as pretrained_lib
 from r3jax import types
-from r3jax.data import prompts as prompts_lib
-from r3jax.data import shapes as shapes_data
+from r3jax.data import contamination as contamination_lib
+from r3jax.data import sets as prompt_sets
 from r3jax.io import images as images_lib
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import towers as towers_lib
+from r3jax.rewards import config as rewards_config
 from r3jax.rewards import format as format_lib
+from r3jax.rewards import graph
 from r3jax.rewards import host
-from r3jax.rewards import shapes as shapes_reward
 from r3jax.rl import placement
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import settings as settings_lib
@@ -67,18 +67,25 @@ class Experiment(Base):
 
   Attributes (beside those of `Base`):
     optimizer: settings of AdamW.
-    train, heldout: records in GenEval's format.
-    reward: makes the reward from the mesh.
+    train, heldout: records, see `data/prompts.py`.
+    contamination: what the two had in common.
+    reward: scores images.
     parse: makes the text parser from the mesh.
-    on_host: whether reward or parser call back to the host.
+    parses_on_host: whether the parser calls back to the host.
   """
 
   optimizer: state_lib.OptimizerSettings
   train: tuple[dict, ...]
   heldout: tuple[dict, ...]
-  reward: Callable[[jax.sharding.Mesh], step_lib.Reward]
+  contamination: contamination_lib.Contamination
+  reward: graph.GraphReward
   parse: Callable[[jax.sharding.Mesh], step_lib.Parse]
-  on_host: bool
+  parses_on_host: bool
+
+  @property
+  def on_host(self) -> bool:
+    """Whether the step calls back to the host."""
+    return self.parses_on_host or bool(self.reward.scorers)
 
   def iteration(self, mesh: jax.sharding.Mesh) -> step_lib.Iteration:
     """Returns the stages of an iteration on a mesh.
@@ -90,7 +97,7 @@ class Experiment(Base):
     placement.check(self.settings.groups, self.settings.group_size, replicas)
     optimizer = state_lib.make_optimizer(self.optimizer)
     return step_lib.Iteration(
-        self.modules, self.settings, self.reward(mesh), self.parse(mesh), optimizer, replicas
+        self.modules, self.settings, self.reward.on(mesh), self.parse(mesh), optimizer, replicas
     )
 
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
@@ -106,7 +113,7 @@ class Experiment(Base):
     """
     c, prompts = self.settings.capacities, [record["prompt"] for record in records]
     questions = [protocol.reflection_question(prompt) for prompt in prompts]
-    target, index = shapes_reward.encode_records(records), np.arange(len(records), dtype=np.int32)
+    target, index = self.reward.encode(records), np.arange(len(records), dtype=np.int32)
     return rollout_lib.Prompts(*self.segments(prompts, c.prompt), *self.segments(questions, c.question), target, index)
 
 
@@ -128,19 +135,6 @@ def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
     by_tag.setdefault(records[i]["tag"], []).append(records[i])
   each = -(-number // len(by_tag))
   return tuple(group[i % len(group)] for group in by_tag.values() for i in range(each))
-
-
-def _records(source: str, split: str) -> list[dict]:
-  if source == "shapes":
-    return shapes_data.load(split=split)
-  if not source:
-    raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; it is empty")
-  if not epath.Path(source).is_file():
-    raise ValueError(f"data.{split} must name a JSON-lines file of prompts, or be 'shapes'; not found: {source}")
-  records = [record.to_json() for record in prompts_lib.read_jsonl(source)]
-  if not records:
-    raise ValueError(f"data.{split} must hold at least one prompt; there is none in {source}")
-  return records
 
 
 def _flow(section: ml_collections.ConfigDict) -> settings_lib.FlowSettings:
@@ -210,14 +204,6 @@ def evaluation_settings(config, settings: settings_lib.Settings) -> settings_lib
   )
 
 
-def _reward(config) -> Callable[[jax.sharding.Mesh], step_lib.Reward]:
-  rewards = {"shapes": lambda mesh: shapes_reward.verify}
-  name = config.reward.name
-  if name not in rewards:
-    raise ValueError(f"reward.name must be one of {sorted(rewards)}; got {name!r}")
-  return rewards[name]
-
-
 def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], step_lib.Parse]:
   if config.sequence.parser == "strings":
     return lambda mesh: host.parse_on_host(tokenizer, capacity)
@@ -252,13 +238,14 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
     ValueError: the config cannot be run; the message says what must hold and what was seen.
   """
   base = build_base(config)
-  heldout = evenly(_records(config.data.heldout, "heldout"), config.eval.prompts, config.eval.seed)
+  sets = prompt_sets.load(prompt_sets.Settings(**config.data))
   return Experiment(
       **vars(base),
       optimizer=state_lib.OptimizerSettings(**config.optimizer),
-      train=balanced(_records(config.data.train, "train")),
-      heldout=heldout,
-      reward=_reward(config),
+      train=balanced(sets.train),
+      heldout=evenly(sets.heldout, config.eval.prompts, config.eval.seed),
+      contamination=sets.contamination,
+      reward=rewards_config.build(config.reward),
       parse=_parse(config, base.pretrained.tokenizer, base.settings.capacities.instruction),
-      on_host=config.sequence.parser == "strings",
+      parses_on_host=config.sequence.parser == "strings",
   )

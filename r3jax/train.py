@@ -29,13 +29,19 @@ from r3jax.io import programs as programs_lib
 from r3jax.io import report
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import rules
+from r3jax.rewards import budget as budget_lib
 from r3jax.rewards import format as format_lib
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import state as state_lib
 from r3jax.rl import step as step_lib
 
 # Keys of the config that do not change what an iteration computes.
-MAY_DIFFER = ("mesh", "total_steps", "log", "eval", "checkpoint", "step", "data.heldout")
+MAY_DIFFER = (
+    "mesh", "total_steps", "log", "eval", "checkpoint", "step", "data.heldout",
+    *(f"reward.{key}" for key in (
+        "endpoints", "token_env", "batch", "cache", "client", "max_failed_fraction", "failure_window",
+    )),
+)
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 _CHARTS = (
     "reason/score", "reason/strict", "edit/before", "edit/score", "edit/improvement", "edit/edit_rate",
@@ -91,7 +97,7 @@ def _evaluator(config, experiment: experiment_lib.Experiment, mesh) -> evaluate.
   return evaluate.Evaluator(
       experiment.modules,
       experiment_lib.evaluation_settings(config, experiment.settings),
-      experiment.reward(mesh),
+      experiment.reward.on(mesh),
       experiment.parse(mesh),
       mesh,
       e.rounds,
@@ -155,6 +161,11 @@ class Workdir:
   def report(self) -> epath.Path:
     """Folder of the page."""
     return self.path / "report"
+
+  @property
+  def rewards(self) -> epath.Path:
+    """Folder of what host rewards answered."""
+    return self.path / "rewards"
 
   def evaluation(self, step: int) -> epath.Path:
     """File of an evaluation's result."""
@@ -241,6 +252,7 @@ class Session:
     """Evaluates a policy on the held-out prompts."""
     images = self.config.eval.images_per_prompt
     rounds = self.evaluator.run(policy, self.frozen.towers, self.heldout, images)
+    self.experiment.reward.raise_together()
     labels = lambda key: [record[key] for record in self.experiment.heldout for _ in range(images)]
     return evaluate.result(rounds, labels("tag"), labels("prompt"))
 
@@ -279,8 +291,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
   policy, towers = experiment.load(mesh)
   config_guard.check_writable(workdir)
-  weights = {"weights": experiment.pretrained.fingerprint()}  # the reference of the KL
-  config_guard.write_or_check(workdir, config.to_dict() | weights, MAY_DIFFER)
+  constants = {"weights": experiment.pretrained.fingerprint()}  # the reference of the KL
+  if services := experiment.reward.describe():
+    constants["reward_services"] = services
+  config_guard.write_or_check(workdir, config.to_dict() | constants, MAY_DIFFER)
   reference = policy if experiment.settings.loss.needs_reference else None
   frozen = step_lib.Frozen(towers, reference)
   return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen, evaluator), policy
@@ -290,7 +304,7 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
   """Runs the main job; resumes where a run in the same workdir stopped.
 
   The workdir gets metrics.jsonl, TensorBoard events, checkpoints/, evaluation/, report/index.html
-  and summary.json, beside the config.json that is there.
+  and summary.json, beside the config.json that is there; rewards/ where Python computes the reward.
 
   Args:
     session, policy: as `prepare` returns them.
@@ -298,6 +312,9 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
 
   Returns:
     The summary.
+
+  Raises:
+    budget.BudgetExceeded: too many images got no score; the run is saved and can go on.
   """
   clock, config, files = Clock(), session.config, session.files
   with jax.set_mesh(session.mesh):
@@ -307,6 +324,8 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
     _return_freed_memory()
     clock.lap("compile")
     logging.info("compiled the step in %.1f s", clock.seconds["compile"])
+    reward, done = session.experiment.reward, checkpoints_lib.latest_step(files.checkpoints) or 0
+    reward.log_to(files.rewards, done)
     settings = config.eval.to_dict() | {"heldout": config.data.heldout}
     before = files.load_evaluation(0, settings)
     if before is None:
@@ -314,17 +333,18 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
       files.save_evaluation(0, before, settings)
       clock.lap("evaluate before")
     state = _iterate(session, step, state, clock)
+    reward.begin(config.total_steps + 1)
     after = session.evaluate(state.policy)
   files.save_evaluation(config.total_steps, after, settings)
   clock.lap("evaluate after")
-  summary = _summary(config, files, clock, before, after)
+  summary = _summary(session, clock, before, after)
   _write_summary(files, summary)
   return summary
 
 
 def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) -> state_lib.TrainState:
   """Runs the iterations that are left; saves, logs and samples on the way."""
-  config, files = session.config, session.files
+  config, files, reward, stop = session.config, session.files, session.experiment.reward, False
   prompts = pipeline.prompt_iterator(len(session.experiment.train), config.groups_per_step, config.seed)
   checkpoints = checkpoints_lib.Checkpoints(files.checkpoints, config.checkpoint.every, config.checkpoint.keep)
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
@@ -333,34 +353,46 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   writer = metrics_lib.MetricWriter(files.path, done if restored else None)
   report.drop_samples_after(files.report, done if restored else None)
   progress = metrics_lib.Progress(config.total_steps, done)
+  budget = budget_lib.Budget(config.reward.max_failed_fraction, config.reward.failure_window)
   clock.lap("setup")
   for number in range(done + 1, config.total_steps + 1):
     rows = next(prompts)
+    reward.begin(number)
     state, metrics, samples = step(state, rows)
     metrics = jax.device_get(metrics)
+    reward.raise_together()
+    metrics |= reward.metrics()
     metrics["seconds/iteration"] = clock.lap("train")
     writer.write(number, metrics)
     progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
     if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
       shown = _samples(session.experiment, number, rows, jax.device_get(samples), config.log.samples)
       report.append_samples(files.report, list(shown))
-    checkpoints.save(number, state, prompts, {}, force=number == config.total_steps)
+    stop = budget.add(budget_lib.failed_share(metrics))
+    checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
+    if stop:
+      break
   checkpoints.close()
   writer.close()
   clock.lap("train")
+  if stop:
+    raise budget.error()
   return state
 
 
-def _summary(config, files: Workdir, clock: Clock, before: evaluate.Result, after: evaluate.Result) -> dict:
+def _summary(session: Session, clock: Clock, before: evaluate.Result, after: evaluate.Result) -> dict:
+  config, files, contamination = session.config, session.files, session.experiment.contamination
   metrics = jsonl.read(files.path / "metrics.jsonl")
   iterations = [row["seconds/iteration"] for row in metrics[1:] or metrics]
   return {
-      "title": f"r3jax: {config.total_steps} iterations, seed {config.seed}",
+      "title": f"r3jax: {config.total_steps} iterations, seed {config.seed}"
+               + (" (CONTAMINATED: trained on test prompts)" if contamination.contaminated else ""),
       "scores": evaluate.compare(before, after, config.seed),
       "last round minus draft": {
           "before": evaluate.refinement(before, config.seed), "after": evaluate.refinement(after, config.seed)
       },
       "behaviour": {"before": evaluate.behaviour(before), "after": evaluate.behaviour(after)},
+      "contamination": contamination.to_json(),
       "iterations": config.total_steps,
       "seed": config.seed,
       "seconds": clock.seconds | ({"median iteration": float(np.median(iterations))} if iterations else {}),

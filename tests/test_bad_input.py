@@ -102,7 +102,7 @@ class TestConfig:
   def test_file_without_prompts_is_refused(self, refused, tmp_path, split):
     (tmp_path / "empty.jsonl").write_text("")
     message = refused({f"data.{split}": str(tmp_path / "empty.jsonl")})
-    assert f"data.{split} must hold at least one prompt; there is none in {tmp_path / 'empty.jsonl'}" in message
+    assert f"{tmp_path / 'empty.jsonl'} must hold at least one prompt; there is none" in message
 
   def test_prompt_longer_than_its_segment_is_refused(self, refused):
     message = refused({"sequence.prompt_tokens": 7})

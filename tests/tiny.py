@@ -21,6 +21,8 @@ from r3jax.io import bagel_checkpoint
 from r3jax.io import bagel_table
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import base as rewards_base
+from r3jax.rewards import graph
+from r3jax.rewards import shapes as shapes_reward
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import state as state_lib
 from r3jax.rl import step as step_lib
@@ -186,7 +188,8 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   """
   config = make_config(folder, changes)
   experiment = experiment_lib.build(config)
-  experiment = dataclasses.replace(experiment, reward=lambda mesh: brightness)
+  reward = graph.GraphReward(shapes_reward.encode_records, lambda mesh: brightness)
+  experiment = dataclasses.replace(experiment, reward=reward)
   mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
   policy, towers = experiment.load(mesh)
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)

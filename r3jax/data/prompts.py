@@ -1,14 +1,17 @@
-"""Reads prompt records in GenEval's JSON-lines format, refusing a file that holds a bad one."""
+"""Reads prompt records from JSON lines, refusing a file that holds a bad one."""
 
+import collections
 from collections.abc import Collection, Sequence
 import dataclasses
 import hashlib
 import json
 
+from absl import logging
 from etils import epath
 
-# What an item may say of its objects beside class and count; GenEval++ adds the last two.
-_ATTRIBUTES = ("color", "region", "size")
+from r3jax.data import validation
+
+MAX_LISTED = 50  # Problems that an error lists; a file of another kind has one on every line.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,144 +28,193 @@ class Expectation:
   def from_json(cls, item: dict) -> "Expectation":
     """Builds the expectation of a valid item."""
     position = tuple(item["position"]) if "position" in item else None
-    attributes = {name: item.get(name) for name in _ATTRIBUTES}
+    attributes = {name: item.get(name) for name in validation.ATTRIBUTES}
     return cls(item["class"], item["count"], position=position, **attributes)
 
   def to_json(self) -> dict:
     """Returns the item as GenEval writes it, without the fields that say nothing."""
+    said = {name: getattr(self, name) for name in validation.ATTRIBUTES}
     item = {"class": self.class_name, "count": self.count}
-    item |= {name: getattr(self, name) for name in _ATTRIBUTES if getattr(self, name) is not None}
+    item |= {name: value for name, value in said.items() if value is not None}
     return item | ({"position": list(self.position)} if self.position else {})
 
 
 @dataclasses.dataclass(frozen=True)
+class Question:
+  """A question about the image with the answer that the prompt implies."""
+  text: str
+  answer: str    # "yes" or "no"
+
+  @classmethod
+  def from_json(cls, pair: Sequence[str]) -> "Question":
+    """Builds the question of a valid (text, answer); TIIF pads texts and writes "yes" and "Yes"."""
+    text, answer = pair
+    return cls(text.strip(), answer.strip().lower())
+
+  def to_json(self) -> list[str]:
+    """Returns [text, answer]."""
+    return [self.text, self.answer]
+
+
+@dataclasses.dataclass(frozen=True)
 class PromptRecord:
-  """A prompt with what its image must show (R3.md section 11)."""
+  """A prompt with what its image must show (R3.md section 11): include or questions, never both."""
   id: str                                # 16 hex digits of a hash of the other fields
   tag: str                               # the task of the benchmark: "counting", "colors", ...
   prompt: str
-  include: tuple[Expectation, ...]
+  include: tuple[Expectation, ...] = ()  # GenEval, GenEval++
   exclude: tuple[Expectation, ...] = ()
+  questions: tuple[Question, ...] = ()   # TIIF
 
   @classmethod
   def from_json(cls, obj: dict, where: str) -> "PromptRecord":
     """Builds a record.
 
     Args:
-      obj: {"tag", "prompt", "include", "exclude"?}; further keys are ignored.
+      obj: one of the forms of data/validation.py; further keys are ignored.
       where: names the record in the error, for example "train.jsonl:12".
 
     Raises:
       ValueError: with everything that is wrong with the record.
     """
-    problems = find_problems(obj)
+    problems = validation.find_problems(obj)
     if problems:
       raise ValueError("\n".join(f"{where}: {problem}" for problem in problems))
-    include = tuple(map(Expectation.from_json, obj["include"]))
-    exclude = tuple(map(Expectation.from_json, obj.get("exclude") or ()))
-    return cls(_hash(obj), obj["tag"], obj["prompt"], include, exclude)
+    if "include" in obj:
+      include = tuple(map(Expectation.from_json, obj["include"]))
+      exclude = tuple(map(Expectation.from_json, obj.get("exclude") or ()))
+      record = cls("", obj["tag"], obj["prompt"], include, exclude)
+    elif "questions" in obj:
+      questions = tuple(map(Question.from_json, obj["questions"]))
+      record = cls("", obj["tag"], obj["prompt"], questions=questions)
+    else:
+      questions = map(Question.from_json, zip(obj["yn_question_list"], obj["yn_answer_list"]))
+      prompt = obj["short_description"].strip()
+      record = cls("", obj["type"], prompt, questions=tuple(questions))
+    return dataclasses.replace(record, id=_hash(record))
 
   def to_json(self) -> dict:
-    """Returns the record as GenEval writes it: what the worlds and the rewards take."""
-    record = {"tag": self.tag, "prompt": self.prompt,
-              "include": [item.to_json() for item in self.include]}
-    exclude = [item.to_json() for item in self.exclude]
-    return record | ({"exclude": exclude} if exclude else {})
+    """Returns the record as the worlds and the rewards take it.
+
+    Returns:
+      {"tag", "prompt", "include", "exclude"?} as GenEval writes it, or {"tag", "prompt",
+      "questions": [[text, answer], ...]}. `from_json` takes it back.
+    """
+    record = {"tag": self.tag, "prompt": self.prompt}
+    for field in ("include", "exclude", "questions"):
+      items = [item.to_json() for item in getattr(self, field)]
+      record |= {field: items} if items else {}
+    return record
 
 
 def read_jsonl(path: epath.PathLike, tags: Collection[str] | None = None) -> list[PromptRecord]:
-  """Reads the records of a file, one JSON object a line; empty lines are skipped.
+  """Reads the records of a file, see `parse_jsonl`."""
+  return parse_jsonl(epath.Path(path).read_bytes(), str(path), tags)
+
+
+def parse_jsonl(
+    content: bytes, name: str, tags: Collection[str] | None = None
+) -> list[PromptRecord]:
+  """Parses records, one JSON object a line; empty lines and a byte order mark are skipped.
+
+  A prompt may stand once; of records with questions, which share prompts, the whole record. A file
+  of k > 1 copies of each record, as the reference's own, is taken as it is.
 
   Args:
-    path: the file.
+    content: UTF-8 text.
+    name: names the content in the error, for example its path.
     tags: the tags that may occur; any if None.
 
   Raises:
-    ValueError: if a record is invalid, has another tag or repeats a prompt. It lists every
-      problem of the file with its line number.
+    ValueError: if the text or a record is invalid, has another tag or repeats. It lists the
+      problems (the first 50) with their line numbers.
   """
-  records, problems, first_line = [], [], {}
-  for number, line in enumerate(epath.Path(path).read_text().splitlines(), start=1):
+  problems, entries = [], []
+  for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
     if not line.strip():
       continue
     found, obj = _parse(line)
-    found = found or find_problems(obj, tags) or _repeats(obj["prompt"], number, first_line)
-    if found:
-      problems += [f"{path}:{number}: {problem}" for problem in found]
-    else:
-      records.append(PromptRecord.from_json(obj, f"{path}:{number}"))
+    found = found or validation.find_problems(obj, tags)
+    problems += [f"{name}:{number}: {problem}" for problem in found]
+    if not found:
+      entries.append(_Entry.from_json(obj, name, number))
+  copies = _copies(entries)
+  if copies > 1 and not problems:
+    logging.info("%s holds each of its prompts %d times", name, copies)
+  else:
+    problems += [f"{name}:{problem}" for problem in _repeats(entries)]
   if problems:
-    raise ValueError(f"{len(problems)} problems with prompts:\n" + "\n".join(problems))
-  return records
+    raise ValueError(_list(problems))
+  return [entry.record for entry in entries]
 
 
-def find_problems(obj: object, tags: Collection[str] | None = None) -> list[str]:
-  """Lists what keeps an object from being a prompt record with one of `tags` (any if None)."""
-  if not isinstance(obj, dict):
-    return [f"a record must be a JSON object, got {type(obj).__name__}"]
-  problems = [f"{field} must be a non-empty string, got {obj.get(field)!r}"
-              for field in ("tag", "prompt") if not _is_text(obj.get(field))]
-  if tags is not None and _is_text(obj.get("tag")) and obj["tag"] not in tags:
-    problems.append(f"tag must be one of {sorted(tags)}, got {obj['tag']!r}")
-  include, exclude = obj.get("include"), obj.get("exclude") or []
-  if not isinstance(include, list) or not include:
-    return problems + [f"include must be a non-empty list, got {include!r}"]
-  if not isinstance(exclude, list):
-    return problems + [f"exclude must be a list, got {exclude!r}"]
-  for index, item in enumerate(include):
-    problems += [f"include[{index}]: {problem}" for problem in _item_problems(item, index, include)]
-  for index, item in enumerate(exclude):
-    problems += [f"exclude[{index}]: {problem}" for problem in _item_problems(item, index, ())]
-  return problems
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  """A valid record of a file."""
+  line: int
+  record: PromptRecord
+  once: tuple    # what may stand once in a file
+
+  @classmethod
+  def from_json(cls, obj: dict, name: str, line: int) -> "_Entry":
+    record = PromptRecord.from_json(obj, f"{name}:{line}")
+    once = (record.prompt,) if record.include else (record, obj.get("long_description"))
+    return cls(line, record, once)
 
 
-def _item_problems(item: object, index: int, others: Sequence) -> list[str]:
-  """Lists what is wrong with an item; a position must point at another one of `others`."""
-  if not isinstance(item, dict):
-    return [f"an item must be a JSON object, got {item!r}"]
-  problems = []
-  if not _is_text(item.get("class")):
-    problems.append(f"class must be a non-empty string, got {item.get('class')!r}")
-  if not _is_index(item.get("count")) or item["count"] < 1:
-    problems.append(f"count must be an integer of at least 1, got {item.get('count')!r}")
-  problems += [f"{name} must be a non-empty string, got {item[name]!r}"
-               for name in _ATTRIBUTES if name in item and not _is_text(item[name])]
-  if "position" in item and not _is_position(item["position"], index, others):
-    problems.append("position must be [relation, index of another include item (0 to "
-                    f"{len(others) - 1})], got {item['position']!r}")
-  return problems
-
-
-def _is_position(position: object, index: int, others: Sequence) -> bool:
-  return (isinstance(position, list) and len(position) == 2 and _is_text(position[0])
-          and _is_index(position[1]) and position[1] in range(len(others))
-          and position[1] != index)
-
-
-def _is_text(value: object) -> bool:
-  return isinstance(value, str) and bool(value.strip())
-
-
-def _is_index(value: object) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _parse(line: str) -> tuple[list[str], object]:
+def _parse(line: bytes) -> tuple[list[str], object]:
   """Returns (problems, object) of a line of JSON."""
   try:
-    return [], json.loads(line)
+    obj = json.loads(line.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    return [], obj
   except json.JSONDecodeError as error:
+    return [f"the line must be JSON: {error.msg} (column {error.colno})"], None
+  except (ValueError, RecursionError) as error:  # Not UTF-8, too long a number, too deep, a hook.
     return [f"the line must be JSON: {error}"], None
 
 
-def _repeats(prompt: str, number: int, first_line: dict[str, int]) -> list[str]:
-  """Reports a prompt that stood on an earlier line; notes the line of a new one."""
-  first = first_line.setdefault(prompt, number)
-  return [] if first == number else [f"prompt {prompt!r} repeats line {first}"]
+def _object(pairs: list[tuple[str, object]]) -> dict:
+  """Returns the object, which `json` would let a key stand in twice."""
+  obj = dict(pairs)
+  if len(obj) != len(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    raise ValueError(f"key {validation.show(counts.most_common(1)[0][0])} must stand once")
+  return obj
 
 
-def _hash(obj: dict) -> str:
+def _refuse_constant(name: str) -> None:
+  raise ValueError(f"{name} is no JSON number")
+
+
+def _copies(entries: list[_Entry]) -> int:
+  """Returns k if every record stands exactly k times, else 1."""
+  counts = collections.Counter((entry.once, entry.record) for entry in entries)
+  distinct, same = {once for once, _ in counts}, set(counts.values())
+  return same.pop() if len(same) == 1 and len(distinct) == len(counts) else 1
+
+
+def _repeats(entries: list[_Entry]) -> list[str]:
+  """Reports the records that stood on an earlier line, each after its line number."""
+  first_line, problems = {}, []
+  for entry in entries:
+    first = first_line.setdefault(entry.once, entry.line)
+    if first != entry.line:
+      what = "prompt" if entry.record.include else "record of prompt"
+      prompt = validation.show(entry.record.prompt)
+      problems.append(f"{entry.line}: {what} {prompt} repeats line {first}")
+  return problems
+
+
+def _list(problems: list[str]) -> str:
+  """Returns the text of an error."""
+  head, more = f"{len(problems)} problems with prompts:", len(problems) - MAX_LISTED
+  tail = [f"... and {more} more"] if more > 0 else []
+  return "\n".join([head, *problems[:MAX_LISTED], *tail])
+
+
+def _hash(record: PromptRecord) -> str:
   """Returns 16 hex digits that depend on the record's meaning, not on the order of its keys."""
-  content = [obj["tag"], obj["prompt"], obj["include"], obj.get("exclude") or []]
-  text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+  obj = record.to_json()
+  asked = [obj["include"], obj.get("exclude") or []] if record.include else [obj["questions"]]
+  text = json.dumps([record.tag, record.prompt, *asked], sort_keys=True, ensure_ascii=False)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,14 +4,18 @@ Inside the step only `data` is mapped by hand. A nested, fully mapped region mak
 a replica handle its own rows, so each image is scored once, on the host that holds it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import threading
+import time
 
+from etils import epath
 import jax
 from jax.experimental import io_callback
 import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
+from r3jax.io import jsonl
 from r3jax.rewards import base
 from r3jax.rewards import format as format_lib
 
@@ -63,6 +67,81 @@ def reward_from_host(reward: HostReward, parts: tuple[str, ...], mesh: jax.shard
     return jax.tree.map(lambda x: x[:rows], found)
 
   return score
+
+
+class Scorer:
+  """A host reward at work: knows the records by number, keeps a log, and never breaks the step.
+
+  An exception inside a callback would end this host's program while the others wait for it in a
+  collective. It is kept instead, the images count as not scored, and the run raises it on all hosts
+  together once the step is over, see `train.py`.
+  """
+
+  def __init__(self, reward: base.HostReward):
+    """Scores with `reward`."""
+    self._reward = reward
+    self._records: list[dict] = []
+    self._lock = threading.Lock()
+    self._log: epath.Path | None = None
+    self.step = 0  # iteration that the log's lines belong to; 0 is the evaluation before the first
+    self._counts = dict.fromkeys((base.Ok, base.Failed, base.Invalid), 0)
+    self.error: Exception | None = None
+
+  def log_to(self, path: epath.PathLike, restored_step: int | None):
+    """Appends what every image got to a file of JSON lines, from which later steps are dropped first."""
+    self._log = epath.Path(path)
+    self._log.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.drop_after(self._log, restored_step)
+
+  def encode(self, records: Sequence[dict]) -> np.ndarray:
+    """Returns the numbers by which the step knows the records, int32 [n].
+
+    Raises:
+      ValueError: the reward cannot be asked about one of them.
+    """
+    for record in records:
+      self._reward.check(record)
+    first = len(self._records)
+    self._records.extend(records)
+    return np.arange(first, len(self._records), dtype=np.int32)
+
+  def on(self, mesh: jax.sharding.Mesh):
+    """Returns the reward as the step takes it, see `reward_from_host`."""
+    return reward_from_host(self._score, self._reward.parts, mesh)
+
+  def _score(self, images, rows) -> base.Score:
+    records = [self._records[row] for row in np.asarray(rows)]
+    try:
+      outcomes = self._reward.score(np.asarray(images), records)
+      self._note(records, outcomes)
+      return base.to_score(outcomes, self._reward.parts)
+    except Exception as error:  # kept for the run to raise, see above
+      with self._lock:
+        self.error = self.error or error
+      return base.to_score([base.Failed(str(error))] * len(records), self._reward.parts)
+
+  def _note(self, records: Sequence[dict], outcomes: Sequence[base.Outcome]):
+    now = {"step": self.step, "time": round(time.time(), 3)}
+    lines = [
+        now | {"prompt": record["prompt"], "tag": record["tag"]} | base.to_json(outcome)
+        for record, outcome in zip(records, outcomes, strict=True)
+    ]
+    with self._lock:
+      for outcome in outcomes:
+        self._counts[type(outcome)] += 1
+      if self._log:
+        jsonl.append(self._log, lines)
+
+  def describe(self) -> dict:
+    """Returns what scores, see `base.HostReward`."""
+    return self._reward.describe()
+
+  def metrics(self) -> dict[str, float]:
+    """Returns the reward's numbers, and how many images were ok, failed, invalid since the last call."""
+    with self._lock:
+      counts = {f"images_{kind.__name__.lower()}": float(n) for kind, n in self._counts.items()}
+      self._counts = dict.fromkeys(self._counts, 0)
+    return self._reward.metrics() | counts
 
 
 def parse_on_host(tokenizer, instruction_capacity: int):

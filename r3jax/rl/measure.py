@@ -100,9 +100,9 @@ def update(text: objective.TextTerms, images: objective.FlowTerms, gradients) ->
       "image_policy": image_sum.policy / count,
       "image_kl": image_sum.kl / count,
       "image_clipped": image_sum.clipped / count,
-      "gradient_norm": optax.global_norm(gradients),
-      "gradient_norm_und": optax.global_norm(part("und")),
-      "gradient_norm_gen": optax.global_norm(part("gen")),
+      "gradient_norm": optax.tree.norm(gradients),
+      "gradient_norm_und": optax.tree.norm(part("und")),
+      "gradient_norm_gen": optax.tree.norm(part("gen")),
       "mismatch_text": text_mismatch,
       "mismatch_image": image_mismatch,
   }

@@ -129,9 +129,9 @@ class Iteration:
       self, state: state_lib.TrainState, frozen: Frozen, drafts: Drafts, score: rewards_base.Score
   ) -> tuple[state_lib.TrainState, Metrics]:
     """Updates the policy on the reason stage."""
-    loss, rollout, advantage = self.settings.loss, drafts.rollout, self._advantage
+    loss, rollout, valid = self.settings.loss, drafts.rollout, self._comparable(score.valid)
     text_return = advantages.reason_return(score.value, drafts.format, loss.format_weight)
-    text_advantage, image_advantage = (advantage(x, score.valid) for x in (text_return, score.value))
+    text_advantage, image_advantage = (self._advantage(x, valid) for x in (text_return, score.value))
 
     def forward(policy):
       return rollout_lib.score_reason(self._actor(policy, frozen), drafts.prompts, rollout)
@@ -139,11 +139,11 @@ class Iteration:
     def terms(logprob, velocity, reference):
       return (
           objective.text_terms(
-              logprob, reference[0], rollout.text, text_advantage, score.valid, loss.clip_range
+              logprob, reference[0], rollout.text, text_advantage, valid, loss.clip_range
           ),
           objective.flow_terms(
               velocity, reference[1], rollout.flow, self.settings.reason_flow,
-              image_advantage, score.valid, loss.clip_range,
+              image_advantage, valid, loss.clip_range,
           ),
       )
 
@@ -184,7 +184,7 @@ class Iteration:
   ) -> tuple[state_lib.TrainState, Metrics]:
     """Updates the policy on the reflect and refine stages."""
     loss, parsed = self.settings.loss, edits.parsed
-    valid = score.valid & edits.before_valid
+    valid = self._comparable(score.valid & edits.before_valid)
     text_return = advantages.reflect_return(
         score.value, edits.before, parsed.stop, parsed.format, loss.format_weight
     )
@@ -208,6 +208,11 @@ class Iteration:
     state, metrics = self._update(state, frozen, forward, terms)
     return state, measure.edit(self.place, edits, score, text_advantage, image_advantage) | metrics
 
+  def _comparable(self, valid: jax.Array) -> jax.Array:
+    """Returns this replica's valid samples without those that are the only one of their group."""
+    by_group = self.place.by_group(valid)
+    return self.place.local_rows(by_group & (by_group.sum(axis=1, keepdims=True) >= 2))
+
   def _advantage(self, value: jax.Array, valid: jax.Array) -> jax.Array:
     """Returns this replica's advantages; the statistics are over whole groups."""
     by_group = self.place.by_group
@@ -215,7 +220,7 @@ class Iteration:
     return self.place.local_rows(found)
 
   def _update(self, state: state_lib.TrainState, frozen: Frozen, forward, terms):
-    """Takes one optimizer step on the objective summed over all replicas.
+    """Takes one optimizer step on the objective summed over all replicas; none where nothing counts.
 
     Args:
       state: before.
@@ -236,9 +241,11 @@ class Iteration:
     (value, (text, images)), gradients = jax.value_and_grad(objective_of, has_aux=True)(state.policy)
     value, gradients = jax.lax.psum((value, gradients), AXIS)
     updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.policy)
-    policy = optax.apply_updates(state.policy, updates)
-    metrics = {"loss": value} | measure.update(text, images, gradients)
-    return state.replace(policy=policy, opt_state=opt_state), metrics
+    changed = state.replace(policy=optax.apply_updates(state.policy, updates), opt_state=opt_state)
+    # Momentum alone would move the policy on, and a decay or a warm-up count, with nothing learned.
+    counts = jax.lax.psum(text.tokens + images.images, AXIS) > 0
+    state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), changed, state)
+    return state, {"loss": value} | measure.update(text, images, gradients)
 
 
 @flax.struct.dataclass

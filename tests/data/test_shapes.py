@@ -1,23 +1,11 @@
 """Tests of data/shapes.py."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from r3jax.data import shapes
 from r3jax.worlds import prompts as world_prompts
+from tests.data import processes
 
-ROOT = pathlib.Path(__file__).parents[2]
-# Makes Python see no TensorFlow, as on a machine that does not have it.
-WITHOUT_TENSORFLOW = """
-import importlib.machinery as machinery
-find = machinery.PathFinder.find_spec
-machinery.PathFinder.find_spec = classmethod(
-    lambda cls, name, *args: None if name.split('.')[0] == 'tensorflow' else find(name, *args))
-"""
 LOAD = """
 import sys
 from r3jax.data import shapes
@@ -25,18 +13,6 @@ records = shapes.load(sys.argv[1], 'heldout')
 assert 'tensorflow' not in sys.modules
 print(len(records))
 """
-
-
-def start(code, data_dir):
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-  return subprocess.Popen([sys.executable, "-c", code, str(data_dir)], env=environment,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def result(process):
-  output, errors = process.communicate(timeout=120)
-  assert process.returncode == 0, errors
-  return int(output.split()[-1])
 
 
 class TestLoad:
@@ -47,7 +23,7 @@ class TestLoad:
 
   def test_second_load_reads_what_the_first_prepared(self, tmp_path, monkeypatch):
     shapes.load(tmp_path, "heldout")
-    monkeypatch.setattr(shapes, "_examples", None)
+    monkeypatch.setattr(shapes.Shapes, "_generate_examples", None)
     assert len(shapes.load(tmp_path, "heldout")) == len(world_prompts.heldout_records())
 
   def test_changed_world_is_prepared_anew(self, tmp_path, monkeypatch):
@@ -66,6 +42,6 @@ class TestLoad:
       shapes.load(tmp_path, "test")
 
   def test_two_processes_at_once_without_tensorflow(self, tmp_path):
-    processes = [start(WITHOUT_TENSORFLOW + LOAD, tmp_path) for _ in range(2)]
-    counts = [result(process) for process in processes]
+    started = [processes.start(LOAD, tmp_path) for _ in range(2)]
+    counts = [processes.result(process) for process in started]
     assert counts == [len(world_prompts.heldout_records())] * 2

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from r3jax.io import jsonl
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import base
 from r3jax.rewards import format as format_lib
@@ -79,6 +80,81 @@ class TestRewardFromHost:
     found = _mapped(mesh, host.reward_from_host(reward, (), mesh), images, target)
     assert found.valid.tolist() == [True] * 3 + [False] * 5
     assert found.value[:3].tolist() == [0.5] * 3
+
+
+RECORDS = [{"tag": "t", "prompt": f"number {i}", "include": []} for i in range(10)]
+
+
+class Numbered:
+  """Scores the number of the record over ten; some numbers fail, are invalid, or break the reward."""
+
+  parts = ("strict",)
+
+  def __init__(self, broken=()):
+    self.broken = broken
+
+  def check(self, record):
+    if record["prompt"] == "nothing":
+      raise ValueError("there is nothing to ask")
+
+  def score(self, images, records):
+    return [self._outcome(int(record["prompt"].split()[1])) for record in records]
+
+  def _outcome(self, number: int):
+    if number in self.broken:
+      raise ZeroDivisionError("a bug")
+    if number == 3:
+      return base.Failed("down")
+    return base.Invalid("odd") if number == 7 else base.Ok(number / 10, {"strict": 0.0}, {"answer": "é"})
+
+  def describe(self):
+    return {"model": "m"}
+
+  def metrics(self):
+    return {"requests": 1.0}
+
+
+class TestScorer:
+
+  def test_every_row_gets_the_outcome_of_its_record(self, mesh, tmp_path):
+    scorer = host.Scorer(Numbered())
+    scorer.encode(RECORDS[:2])
+    rows = scorer.encode(RECORDS[2:])
+    assert rows.tolist() == list(range(2, 10))
+    scorer.log_to(tmp_path / "rewards" / "a.jsonl", 0)
+    scorer.step = 5
+    found = _mapped(mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows)
+    assert found.valid.tolist() == [number not in (3, 7) for number in rows]
+    expected = [np.nan if number in (3, 7) else np.float32(number / 10) for number in rows]
+    np.testing.assert_array_equal(found.value, np.float32(expected))
+    lines = jsonl.read(tmp_path / "rewards" / "a.jsonl")
+    assert sorted(line["prompt"] for line in lines) == sorted(record["prompt"] for record in RECORDS[2:])
+    assert {line["step"] for line in lines} == {5}
+    (failed,) = [line for line in lines if line["status"] == "failed"]
+    assert (failed["prompt"], failed["reason"]) == ("number 3", "down")
+    metrics = scorer.metrics()
+    assert metrics == {"requests": 1, "images_ok": 6, "images_failed": 1, "images_invalid": 1}
+    assert scorer.metrics()["images_ok"] == 0
+
+  def test_bug_is_kept_and_scores_nothing(self, mesh):
+    scorer = host.Scorer(Numbered(broken=range(10)))
+    rows = scorer.encode(RECORDS[:8])
+    found = _mapped(mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows)
+    assert not found.valid.any() and np.isnan(found.value).all()
+    assert isinstance(scorer.error, ZeroDivisionError)
+
+  def test_lines_of_repeated_steps_are_dropped(self, tmp_path):
+    scorer, path = host.Scorer(Numbered()), tmp_path / "a.jsonl"
+    rows = scorer.encode(RECORDS[:1])
+    scorer.log_to(path, 0)
+    for scorer.step in (0, 1, 2):
+      scorer._score(np.zeros((1, 4, 4, 3), np.uint8), rows)
+    host.Scorer(Numbered()).log_to(path, 1)
+    assert [line["step"] for line in jsonl.read(path)] == [0, 1]
+
+  def test_record_that_cannot_be_asked_about_is_refused(self):
+    with pytest.raises(ValueError, match="there is nothing to ask"):
+      host.Scorer(Numbered()).encode(RECORDS + [{"prompt": "nothing"}])
 
 
 class TestParseOnHost:

@@ -158,6 +158,31 @@ class TestInvalidRewards:
     assert metrics["reason/loss"] == metrics["edit/loss"] == metrics["reason/valid"] == 0
     assert np.isnan(metrics["reason/score"])
 
+  def test_momentum_moves_nothing_without_rewards(self, bench, split):
+    some, none = self._staged(split, np.ones((2, 4), bool), 0.0), self._staged(split, np.zeros((2, 4), bool), np.nan)
+    ((first, _, _),) = bench.run_staged(some, 1)
+    calls = iter([some.score_drafts, some.score_edits, none.score_drafts, none.score_edits])
+    turning = types.SimpleNamespace(**vars(some) | {
+        "score_drafts": lambda drafts: next(calls)(drafts), "score_edits": lambda edits: next(calls)(edits)})
+    _, (second, _, _) = bench.run_staged(turning, 2)
+    _close((second.policy, second.opt_state), (first.policy, first.opt_state), 0.0)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(first.opt_state))
+
+  def test_group_with_one_score_contributes_nothing(self, bench, split):
+    alone, none = np.array([[True] + [False] * 3, [True] * 4]), np.array([[False] * 4, [True] * 4])
+    iteration = lambda valid: self._staged(split, valid, np.nan)
+    one, two = (self._reason(bench, iteration(valid)) for valid in (alone, none))
+    _close(one, two, 0.0)
+
+  @staticmethod
+  def _reason(bench, stages):
+    """Returns the policy after the reason stage's update."""
+    with jax.set_mesh(bench.mesh):
+      state, key = bench.state(), jax.random.key(3)
+      drafts = stages.draft(state, bench.frozen, bench.batch(0), key)
+      state, _ = stages.learn_to_reason(state, bench.frozen, drafts, stages.score_drafts(drafts))
+      return jax.device_get(state.policy)
+
 
 class TestMesh:
 

@@ -39,7 +39,7 @@ def _generate(number: int) -> evaluate.Round:
     config.eval.points = 12
   settings = experiment_lib.evaluation_settings(config, experiment.settings)
   mesh = _mesh()
-  reward, parse = experiment.reward(mesh), experiment.parse(mesh)
+  reward, parse = experiment.reward.on(mesh), experiment.parse(mesh)
   evaluator = evaluate.Evaluator(
       experiment.modules, settings, reward, parse, mesh, rounds=1, batch_size=number // 2, seed=3
   )

@@ -1,0 +1,26 @@
+"""R3 on GenEval++ with BAGEL-7B, rewarded by a vision-language judge.
+
+  python launch/tpu.py --config=configs/r3_geneval_plus.py --workdir=DIR --config.model.folder=DIR \
+    --config.data.heldout=FILE --config.reward.endpoints="('http://HOST:8000',)"
+
+`data.heldout` is GenEval++'s file of 280 prompts; the benchmark's training prompts were never
+published, so that they are generated, without those of the test. The judge is any OpenAI-compatible
+server with a vision-language model; the paper's is Qwen2.5-VL-72B, for example behind vLLM on GPUs
+of its own: `vllm serve Qwen/Qwen2.5-VL-72B-Instruct`. An iteration asks it about 256 images.
+
+Hyperparameters are those of the reference's script. The paper reports GenEval++ 0.371 -> 0.689
+(figures from secondary sources); nothing of this size has been run with r3jax.
+"""
+
+import ml_collections
+
+from configs import r3_geneval
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Returns the config."""
+  config = r3_geneval.get_config().unlock()
+  config.data.benchmark = "geneval_plus"
+  config.reward.name = "judge"
+  config.reward.judge.task = "geneval_plus"
+  return config.lock()

@@ -1,0 +1,63 @@
+"""Serves a reward over HTTP until SIGTERM or Ctrl-C, then finishes what it has and ends.
+
+  python launch/serve_reward.py --reward=shapes --port=8000
+  python launch/serve_reward.py --reward=geneval --detector=MODEL --clip=MODEL     needs r3jax[detector]
+
+Runs of `launch/tpu.py` use it with --config.reward.name=service and
+--config.reward.endpoints="('http://HOST:8000',)". docs/rewards.md has the protocol.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from r3jax.rewards import local
+from r3jax.rewards import server as server_lib
+
+_REWARD = flags.DEFINE_enum("reward", "shapes", sorted(local.REWARDS), "What scores.")
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all.")
+_PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one; the log says which.", 0, 65535)
+_TOKEN_ENV = flags.DEFINE_string("token_env", "", "Environment variable with the token that clients must send.")
+_DETECTOR = flags.DEFINE_string("detector", "", "Folder or name of the detector (geneval).")
+_CLIP = flags.DEFINE_string("clip", "", "Folder or name of the CLIP model that tells colours (geneval).")
+_LIMITS = server_lib.Limits()
+_MAX_BODY_BYTES = flags.DEFINE_integer("max_body_bytes", _LIMITS.max_body_bytes, "Of a request.", 1)
+_MAX_ITEMS = flags.DEFINE_integer("max_items", _LIMITS.max_items, "Images of a request.", 1)
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", _LIMITS.max_pixels, "Of an image.", 1)
+_QUEUE = flags.DEFINE_integer("queue", _LIMITS.queue, "Requests that wait; further ones get 429.", 0)
+_GRACE = flags.DEFINE_float("grace", 30.0, "Seconds that work under way is given at the end.", 0)
+
+
+def _token() -> str:
+  """Returns the token that clients must send; empty if none is asked for."""
+  if _TOKEN_ENV.value and not os.environ.get(_TOKEN_ENV.value):
+    raise ValueError(f"--token_env names {_TOKEN_ENV.value}, which is not set in the environment")
+  return os.environ[_TOKEN_ENV.value] if _TOKEN_ENV.value else ""
+
+
+def main(argv):
+  if len(argv) > 1:
+    raise app.UsageError(f"unknown arguments: {argv[1:]}")
+  logging.set_verbosity(logging.INFO)
+  limits = server_lib.Limits(_MAX_BODY_BYTES.value, _MAX_ITEMS.value, _MAX_PIXELS.value, _QUEUE.value)
+  try:
+    reward = local.REWARDS[_REWARD.value](_DETECTOR.value, _CLIP.value)
+    server = server_lib.Server((_HOST.value, _PORT.value), reward, _token(), limits)
+  except (ValueError, OSError) as error:
+    sys.exit(f"r3jax: {error}")
+  end = lambda *_: threading.Thread(target=server.drain, args=(_GRACE.value,)).start()
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
+  logging.info("serving %s at http://%s:%d", _REWARD.value, *server.server_address[:2])
+  server.serve_forever(poll_interval=0.1)
+  server.server_close()
+  logging.info("ended: %s", server.statistics())
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,90 @@
+"""The prompts of a run: what is trained on, what is held out, and that the two do not meet."""
+
+import dataclasses
+
+from absl import logging
+
+from r3jax.data import builders
+from r3jax.data import contamination
+from r3jax.data import geneval
+from r3jax.data import geneval_plus
+from r3jax.data import shapes
+
+GENERATED, EMBEDDED = "generated", "shapes"
+_GENERATORS = {"geneval": geneval.generate, "geneval_plus": geneval_plus.generate}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Where prompts come from.
+
+  Attributes:
+    benchmark: format and tags of the files: "geneval", "geneval_plus" or "tiif".
+    train: a file of JSON lines (a path or URL), "generated", or "shapes", the embedded world's.
+    heldout: a file, or "shapes".
+    generated: number of training prompts where they are generated.
+    generated_seed: of the generator.
+    more_tests: further files whose prompts must not be trained on.
+    keep_tags: tags of which training prompts that are in a test set are kept; the run is then called
+      contaminated.
+  """
+
+  benchmark: str
+  train: str
+  heldout: str
+  generated: int = 10_000
+  generated_seed: int = 0
+  more_tests: tuple[str, ...] = ()
+  keep_tags: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSets:
+  """Records as `PromptRecord.to_json` gives them.
+
+  Attributes:
+    train: without what occurs in a test set.
+    heldout: the whole held-out set.
+    contamination: what was found in both, and dropped or kept.
+  """
+
+  train: list[dict]
+  heldout: list[dict]
+  contamination: contamination.Contamination
+
+
+def load(settings: Settings) -> PromptSets:
+  """Loads both sets and drops training prompts that are in a test set.
+
+  Raises:
+    ValueError: a source is not named or not there, holds an invalid record, or nothing is left to
+      train on.
+  """
+  heldout = _read(settings, "heldout", settings.heldout)
+  tests = [_read(settings, "more_tests", source) for source in settings.more_tests]
+  train = _generate(settings) if settings.train == GENERATED else _read(settings, "train", settings.train)
+  kept, found = contamination.clean(train, sum(tests, heldout), settings.keep_tags)
+  if len(kept) < len(train) or found.contaminated:
+    logging.info("training prompts that are in a test set:\n%s", found.describe())
+  if found.contaminated:
+    logging.warning("this run is CONTAMINATED: it trains on prompts of its test set (data.keep_tags)")
+  return PromptSets(kept, heldout, found)
+
+
+def _generate(settings: Settings) -> list[dict]:
+  if settings.benchmark not in _GENERATORS:
+    raise ValueError(
+        f"data.train may be 'generated' for {sorted(_GENERATORS)}; data.benchmark is {settings.benchmark!r}"
+    )
+  return _GENERATORS[settings.benchmark](settings.generated, settings.generated_seed)
+
+
+def _read(settings: Settings, name: str, source: str) -> list[dict]:
+  if source == EMBEDDED:
+    return shapes.load(split=name if name == "train" else "heldout")
+  if not source:
+    raise ValueError(f"data.{name} must name a file of prompts in JSON lines, or a URL of one; it is empty")
+  try:
+    return builders.load(settings.benchmark, source)
+  except OSError as error:
+    raise ValueError(f"data.{name} must name a file of prompts that can be read: {error}") from error

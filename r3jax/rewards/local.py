@@ -1,0 +1,124 @@
+"""Rewards that a server computes on its own machine."""
+
+from collections.abc import Sequence
+import dataclasses
+
+import jax
+import numpy as np
+
+from r3jax.data import validation
+from r3jax.rewards import base
+from r3jax.rewards import detector as detector_lib
+from r3jax.rewards import geneval
+from r3jax.rewards import shapes
+from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds import shapes as world
+
+
+class Shapes:
+  """The embedded world's exact verifier, outside the step.
+
+  Not for use inside the step's own process: it computes on JAX's devices, which wait for the step.
+  """
+
+  parts = ("correct", "strict", "clutter")
+
+  def __init__(self):
+    """Compiles, so that the first request need not wait for it."""
+    self._verify([np.zeros((world.CANVAS, world.CANVAS, 3), np.uint8)], world_prompts.heldout_records()[:1])
+
+  def check(self, record: dict):
+    """See `base.HostReward`."""
+    shapes.encode_records([record])
+
+  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[base.Outcome]:
+    """See `base.HostReward`; images of another size and unknown records are invalid."""
+    problems = [self._problem(image, record) for image, record in zip(images, records, strict=True)]
+    outcomes = [base.Invalid(problem) if problem else None for problem in problems]
+    rows = [row for row, problem in enumerate(problems) if not problem]
+    for row, outcome in zip(rows, self._verify([images[row] for row in rows], [records[row] for row in rows])):
+      outcomes[row] = outcome
+    return outcomes
+
+  def _problem(self, image: np.ndarray, record: dict) -> str:
+    if image.shape != (world.CANVAS, world.CANVAS, 3):
+      return f"an image must be {world.CANVAS} x {world.CANVAS} pixels; got {image.shape}"
+    if problems := validation.find_problems(record):
+      return f"the record cannot be judged: {problems[0]}"
+    try:
+      self.check(record)
+    except ValueError as error:
+      return f"the record cannot be judged: {error}"
+    return ""
+
+  def _verify(self, images: list[np.ndarray], records: list[dict]) -> list[base.Outcome]:
+    return [
+        outcome
+        for start in range(0, len(images), _BATCH)
+        for outcome in self._verify_batch(images[start : start + _BATCH], records[start : start + _BATCH])
+    ]
+
+  def _verify_batch(self, images: list[np.ndarray], records: list[dict]) -> list[base.Outcome]:
+    padding = _BATCH - len(images)  # one size to compile for
+    target = shapes.encode_records(records + records[:1] * padding)
+    found = jax.device_get(_verify(np.stack(images + images[:1] * padding), target))
+    return [
+        base.Ok(float(found.value[i]), {name: float(found.parts[name][i]) for name in self.parts})
+        for i in range(len(images))
+    ]
+
+  def describe(self) -> dict:
+    """See `base.HostReward`."""
+    return {"model": "shapes verifier", "thresholds": [round(float(x), 6) for x in shapes.THRESHOLDS]}
+
+  def metrics(self) -> dict[str, float]:
+    """See `base.HostReward`."""
+    return {}
+
+
+_BATCH = 16
+_verify = jax.jit(shapes.verify)
+
+
+class GenEval:
+  """GenEval's rules on what a detector finds, see `geneval.py` and `detector.py`."""
+
+  parts = ("correct", "strict")
+
+  def __init__(self, detector: detector_lib.Detector, thresholds: geneval.Thresholds = geneval.Thresholds()):
+    self._detector, self._thresholds = detector, thresholds
+
+  def check(self, record: dict):
+    """See `base.HostReward`."""
+    geneval.check_record(record)
+
+  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[base.Outcome]:
+    """See `base.HostReward`; records that the rules do not know are invalid."""
+    return [self._score_one(image, record) for image, record in zip(images, records, strict=True)]
+
+  def _score_one(self, image: np.ndarray, record: dict) -> base.Outcome:
+    if problems := validation.find_problems(record):
+      return base.Invalid(f"the record cannot be judged: {problems[0]}")
+    try:
+      self.check(record)
+    except ValueError as error:
+      return base.Invalid(f"the record cannot be judged: {error}")
+    detections = self._detector.detect(image, record)
+    found = geneval.judge(record, detections, self._thresholds)
+    detail = {"reasons": list(found.reasons), "detections": [dataclasses.asdict(one) for one in detections]}
+    return base.Ok(found.score, {"correct": float(found.correct), "strict": float(found.strict)}, detail)
+
+  def describe(self) -> dict:
+    """See `base.HostReward`."""
+    return {"model": self._detector.name, "thresholds": dataclasses.asdict(self._thresholds)}
+
+  def metrics(self) -> dict[str, float]:
+    """See `base.HostReward`."""
+    return {}
+
+
+# name -> makes the reward from the flags of launch/serve_reward.py (detector, clip)
+REWARDS = {
+    "geneval": lambda detector, clip: GenEval(detector_lib.load(detector, clip)),
+    "shapes": lambda detector, clip: Shapes(),
+}

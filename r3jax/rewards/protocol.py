@@ -1,0 +1,211 @@
+"""The JSON protocol of reward services, version 1: what client and server say to each other.
+
+  POST /v1/score  {"protocol": 1, "request_id": str, "items": [
+                    {"image": base64 text, "format": "png" | "jpeg", "record": {...}}, ...]}
+              ->  {"protocol": 1, "request_id": the same, "outcomes": [
+                    {"status": "ok", "score": 0..1, "parts": {name: number}, "detail": {...}}
+                    | {"status": "failed" | "invalid", "reason": str}, ...]}   in the order of items
+  GET /health ->  {"protocol": 1, "status": "ready" | "draining", "parts": [name, ...], "reward": {...}}
+
+"reward" says what scores (model, thresholds, ...). A record is a prompt in GenEval's format, see
+`data/prompts.py`. Where a token is asked for, it comes as "Authorization: Bearer TOKEN".
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+import io
+import json
+import math
+
+import numpy as np
+from PIL import Image
+
+from r3jax.rewards import base
+from r3jax.rewards import client
+
+VERSION = 1
+FORMATS = ("png", "jpeg")
+SCORE_PATH, HEALTH_PATH = "/v1/score", "/health"
+
+
+class ProtocolError(ValueError):
+  """What was sent is not of the protocol."""
+
+
+def encode_image(image: np.ndarray, kind: str = "png") -> bytes:
+  """Returns a file of an image, uint8 [H, W, 3]; "png" is exact, "jpeg" (quality 95) is small."""
+  file = io.BytesIO()
+  Image.fromarray(np.asarray(image)).save(file, kind, **({"quality": 95} if kind == "jpeg" else {}))
+  return file.getvalue()
+
+
+def decode_image(file: bytes, kind: str, max_pixels: int) -> np.ndarray:
+  """Returns the image of a file, uint8 [H, W, 3].
+
+  Raises:
+    ProtocolError: it is no file of the kind, damaged, or has more than `max_pixels` pixels.
+  """
+  if kind not in FORMATS:
+    raise ProtocolError(f"format must be one of {list(FORMATS)}; got {kind!r}")
+  try:
+    with Image.open(io.BytesIO(file), formats=[kind]) as image:
+      if image.width * image.height > max_pixels:
+        raise ProtocolError(f"an image must have at most {max_pixels} pixels; got {image.width} x {image.height}")
+      return np.array(image.convert("RGB"))
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    if isinstance(error, ProtocolError):
+      raise
+    raise ProtocolError(f"the image must be a readable {kind} file: {error}") from error
+
+
+def parse_object(body: bytes) -> dict:
+  """Returns the JSON object of a message's body.
+
+  Raises:
+    ProtocolError: it is something else.
+  """
+  try:
+    found = json.loads(body, parse_constant=_refuse_constant)
+  except (ValueError, RecursionError) as error:  # of bad UTF-8, too
+    raise ProtocolError(f"it must be a JSON object, not {body[:40]!r}") from error
+  if not isinstance(found, dict):
+    raise ProtocolError(f"it must be a JSON object, not a {type(found).__name__}")
+  return found
+
+
+def _refuse_constant(name: str):
+  raise ValueError(f"{name} is no JSON")
+
+
+def _versioned(body: bytes) -> dict:
+  found = parse_object(body)
+  if found.get("protocol") != VERSION:
+    raise ProtocolError(f"protocol must be {VERSION}; got {found.get('protocol')!r}")
+  return found
+
+
+def make_request(request_id: str, images: Sequence[np.ndarray], records: Sequence[dict], kind: str) -> bytes:
+  """Returns the body of a request."""
+  encode = lambda image: base64.b64encode(encode_image(image, kind)).decode()
+  items = [{"image": encode(image), "format": kind, "record": record} for image, record in zip(images, records)]
+  return json.dumps({"protocol": VERSION, "request_id": request_id, "items": items}).encode()
+
+
+def read_request(body: bytes) -> tuple[str, list[dict]]:
+  """Returns id and items of a request; each item holds `image` (bytes), `format` and `record`.
+
+  Raises:
+    ProtocolError: it is not of the protocol.
+  """
+  message = _versioned(body)
+  request_id, items = message.get("request_id"), message.get("items")
+  if not isinstance(request_id, str) or not isinstance(items, list) or not items:
+    raise ProtocolError("a request must have request_id (a text) and items (a list that is not empty)")
+  return request_id, [_read_item(item) for item in items]
+
+
+def _read_item(item: object) -> dict:
+  if not isinstance(item, dict) or not isinstance(item.get("record"), dict):
+    raise ProtocolError("an item must be an object with image, format and record")
+  try:
+    image = base64.b64decode(item.get("image", ""), validate=True)
+  except (TypeError, ValueError, binascii.Error) as error:
+    raise ProtocolError(f"an item's image must be base64 text: {error}") from error
+  return {"image": image, "format": item.get("format"), "record": item["record"]}
+
+
+def make_reply(request_id: str, outcomes: Sequence[base.Outcome]) -> bytes:
+  """Returns the body of a reply."""
+  return json.dumps({
+      "protocol": VERSION, "request_id": request_id, "outcomes": [base.to_json(outcome) for outcome in outcomes]
+  }).encode()
+
+
+def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str]) -> list[base.Outcome]:
+  """Returns the outcomes of a reply.
+
+  Args:
+    body: of the reply.
+    request_id: that was sent.
+    number: of items that were sent.
+    parts: that the service said it gives.
+
+  Raises:
+    client.BadReply: it is not the answer to the request; no outcome of it is used.
+  """
+  try:
+    message = _versioned(body)
+  except ProtocolError as error:
+    raise client.BadReply(str(error)) from error
+  outcomes = message.get("outcomes")
+  if message.get("request_id") != request_id:
+    raise client.BadReply("it answers another request")
+  if not isinstance(outcomes, list) or len(outcomes) != number:
+    seen = len(outcomes) if isinstance(outcomes, list) else type(outcomes).__name__
+    raise client.BadReply(f"it must have {number} outcomes; got {seen}")
+  return [_read_outcome(outcome, parts) for outcome in outcomes]
+
+
+def _read_outcome(outcome: object, parts: Sequence[str]) -> base.Outcome:
+  if not isinstance(outcome, dict):
+    raise client.BadReply(f"an outcome must be an object; got {outcome!r:.40}")
+  status, reason = outcome.get("status"), str(outcome.get("reason", ""))
+  if status == "failed":
+    return base.Failed(reason)
+  if status == "invalid":
+    return base.Invalid(reason)
+  if status != "ok":
+    raise client.BadReply(f"an outcome's status must be ok, failed or invalid; got {status!r:.40}")
+  given, detail = outcome.get("parts"), outcome.get("detail", {})
+  if not isinstance(given, dict) or set(given) != set(parts) or not isinstance(detail, dict):
+    raise client.BadReply(f"an outcome must have the parts {sorted(parts)}; got {given!r:.80}")
+  score, *numbers = [as_number(value) for value in (outcome.get("score"), *(given[name] for name in parts))]
+  if not 0 <= score <= 1:
+    raise client.BadReply(f"a score must be in [0, 1]; got {score}")
+  return base.Ok(score, dict(zip(parts, numbers)), detail)
+
+
+def as_number(value: object) -> float:
+  """Returns a finite number of a reply as float; booleans are none.
+
+  Raises:
+    client.BadReply: it is something else.
+  """
+  if not isinstance(value, (int, float)) or isinstance(value, bool):
+    raise client.BadReply(f"a score or part must be a number; got {value!r:.40}")
+  try:
+    number = float(value)
+  except OverflowError as error:
+    raise client.BadReply("a score or part must be a finite number; got a huge integer") from error
+  if not math.isfinite(number):
+    raise client.BadReply(f"a score or part must be a finite number; got {number}")
+  return number
+
+
+def make_health(reward: base.HostReward, draining: bool) -> bytes:
+  """Returns the body of an answer to GET /health."""
+  return json.dumps({
+      "protocol": VERSION, "status": "draining" if draining else "ready",
+      "parts": list(reward.parts), "reward": reward.describe(),
+  }).encode()
+
+
+def read_health(body: bytes) -> dict:
+  """Returns {"parts", "reward"} of a service.
+
+  Raises:
+    client.BadReply: it is not of the protocol, or the service is about to end.
+  """
+  try:
+    message = _versioned(body)
+  except ProtocolError as error:
+    raise client.BadReply(str(error)) from error
+  parts = message.get("parts")
+  if not isinstance(parts, list) or not all(isinstance(name, str) for name in parts):
+    raise client.BadReply(f"parts must be a list of names; got {parts!r:.80}")
+  if "strict" not in parts or not isinstance(message.get("reward"), dict):
+    raise client.BadReply("a service must give the part \"strict\" and say what its reward is")
+  if message.get("status") != "ready":
+    raise client.BadReply(f"the service is not ready but {message.get('status')!r:.40}")
+  return {name: message[name] for name in ("parts", "reward")}

@@ -1,0 +1,65 @@
+"""Tests of rewards/cache.py."""
+
+import numpy as np
+
+from r3jax.rewards import base
+from r3jax.rewards import cache
+
+IMAGES = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+RECORD = {"tag": "t", "prompt": "p", "include": []}
+
+
+class Counting:
+  """Scores the first pixel and notes what it is asked; fails for 3."""
+
+  parts = ("strict",)
+
+  def __init__(self):
+    self.asked = []
+
+  def check(self, record):
+    pass
+
+  def score(self, images, records):
+    self.asked += [int(image[0, 0, 0]) for image in images]
+    return [base.Failed("3") if image[0, 0, 0] == 3 else base.Ok(image[0, 0, 0] / 4, {"strict": 0.0}) for image in images]
+
+  def describe(self):
+    return {"model": "m"}
+
+  def metrics(self):
+    return {}
+
+
+class TestCached:
+
+  def test_known_images_are_not_asked_again_and_failures_are(self):
+    inner = Counting()
+    reward = cache.Cached(inner, 100)
+    first = reward.score(IMAGES, [RECORD] * 4)
+    assert [getattr(one, "score", None) for one in first] == [0, 0.25, 0.5, None]
+    assert reward.score(IMAGES, [RECORD] * 4) == first
+    assert inner.asked == [0, 1, 2, 3, 3]
+    assert reward.metrics() == {"cache_hits": 3}
+    assert reward.metrics() == {"cache_hits": 0}
+
+  def test_equal_images_of_a_batch_are_asked_once(self):
+    inner = Counting()
+    found = cache.Cached(inner, 100).score(IMAGES[[1, 1, 2, 1]], [RECORD] * 4)
+    assert [one.score for one in found] == [0.25, 0.25, 0.5, 0.25]
+    assert inner.asked == [1, 2]
+
+  def test_another_prompt_or_shape_is_another_question(self):
+    inner = Counting()
+    reward = cache.Cached(inner, 100)
+    reward.score(IMAGES[1:2], [RECORD])
+    reward.score(IMAGES[1:2], [RECORD | {"prompt": "q"}])
+    reward.score(IMAGES[1:2].reshape(1, 4, 1, 3), [RECORD])
+    assert inner.asked == [1, 1, 1]
+
+  def test_least_recently_used_is_forgotten(self):
+    inner = Counting()
+    reward = cache.Cached(inner, 2)
+    for i in (0, 1, 0, 2, 0, 1):
+      reward.score(IMAGES[i : i + 1], [RECORD])
+    assert inner.asked == [0, 1, 2, 1]

@@ -1,0 +1,217 @@
+"""Tests of rewards/client.py against a server that does as it is told."""
+
+import dataclasses
+import json
+import threading
+import time
+
+import pytest
+
+from r3jax.rewards import client as client_lib
+from tests.rewards import scripted
+
+QUICK = dict(deadline=5.0, attempts=3, pause=0.01, open_seconds=0.3)
+
+
+def make(*urls, **changes):
+  return client_lib.Client(client_lib.Settings(endpoints=urls, **QUICK | changes))
+
+
+def parse(body: bytes) -> dict:
+  try:
+    return json.loads(body)
+  except ValueError as error:
+    raise client_lib.BadReply("no JSON") from error
+
+
+def post(client, body=b"{}"):
+  return client.post("/", body, "application/json", parse)
+
+
+def failing_first(number: int, failure):
+  """Answers the first `number` requests with a failure and {"n": k} afterwards."""
+  count = iter(range(10**6))
+
+  def answer(request):
+    k = next(count)
+    return failure if k < number else (200, json.dumps({"n": k}).encode())
+
+  return answer
+
+
+class TestSettings:
+
+  @pytest.mark.parametrize("changes, message", [
+      ({"endpoints": ()}, "reward.endpoints must name at least one service"),
+      ({"endpoints": ("localhost:8000",)}, "an endpoint must be http://HOST"),
+      ({"endpoints": ("ftp://a",)}, "an endpoint must be http://HOST"),
+      ({"deadline": 0.0}, "reward.deadline must be above 0; got 0.0"),
+      ({"attempts": 0}, "reward.attempts must be at least 1; got 0"),
+      ({"token_env": "R3JAX_NO_SUCH"}, "reward.token_env names R3JAX_NO_SUCH, which is not set"),
+  ])
+  def test_bad_setting_is_refused(self, changes, message):
+    with pytest.raises(ValueError, match=message):
+      client_lib.Settings(**{"endpoints": ("http://a",)} | changes)
+
+  @pytest.mark.parametrize("url", ["http://me:hunter2@host/", "http://host/?key=hunter2"])
+  def test_key_in_an_endpoint_is_refused_without_showing_it(self, url):
+    with pytest.raises(ValueError, match="must hold no key") as error:
+      client_lib.Settings(endpoints=(url,))
+    assert "hunter2" not in str(error.value)
+
+
+class TestPost:
+
+  def test_returns_what_the_parser_makes(self):
+    with scripted.serve(lambda request: (200, request.body)) as server:
+      assert post(make(server.url), b'{"a": 1}') == {"a": 1}
+      assert server.requests[0].headers["Content-Type"] == "application/json"
+
+  @pytest.mark.parametrize("failure", [(500, b"x"), (503, b""), (429, b""), (200, b"<html>"), None],
+                           ids=["500", "503", "429", "html", "dropped"])
+  def test_passing_failure_is_tried_again(self, failure):
+    with scripted.serve(failing_first(2, failure)) as server:
+      client = make(server.url)
+      assert post(client) == {"n": 2}
+      assert client.metrics()["retries"] == 2
+
+  def test_gives_up_after_the_attempts(self):
+    with scripted.serve(lambda request: (500, b"secret traceback")) as server:
+      client = make(server.url)
+      with pytest.raises(client_lib.RequestFailed, match="^the service answered with status 500$") as error:
+        post(client)
+      assert not error.value.refused
+      assert len(server.requests) == 3
+
+  @pytest.mark.parametrize("status", [400, 401, 404, 413])
+  def test_refusal_is_final(self, status):
+    with scripted.serve(lambda request: (status, b"")) as server:
+      with pytest.raises(client_lib.RequestFailed, match=f"status {status}") as error:
+        post(make(server.url, failures_to_open=1))
+      assert error.value.refused
+      assert len(server.requests) == 1
+
+  def test_redirect_is_not_followed(self):
+    with scripted.serve(lambda request: (302, b"")) as server:
+      with pytest.raises(client_lib.RequestFailed, match="status 302"):
+        post(make(server.url))
+
+  def test_deadline_holds_over_all_tries(self):
+    release = threading.Event()
+    with scripted.serve(lambda request: release.wait(20) and None) as server:
+      start = time.monotonic()
+      with pytest.raises(client_lib.RequestFailed, match="no reply in time"):
+        post(make(server.url, deadline=0.4, attempts=10))
+      assert time.monotonic() - start < 2
+      release.set()
+
+  def test_no_server_is_a_failure(self):
+    with scripted.serve(lambda request: (200, b"{}")) as server:
+      pass
+    with pytest.raises(client_lib.RequestFailed, match="no connection or a broken one"):
+      post(make(server.url))
+
+  def test_long_reply_is_refused(self):
+    with scripted.serve(lambda request: (200, b"1" * 1001)) as server:
+      with pytest.raises(client_lib.RequestFailed, match="longer than 1000 bytes"):
+        post(make(server.url, max_reply_bytes=1000))
+
+  def test_token_is_sent_and_never_said(self, monkeypatch):
+    monkeypatch.setenv("R3JAX_TEST_TOKEN", "hunter2")
+    with scripted.serve(lambda request: (401, b"")) as server:
+      client = make(server.url, token_env="R3JAX_TEST_TOKEN")
+      with pytest.raises(client_lib.RequestFailed) as error:
+        post(client)
+      assert server.requests[0].headers["Authorization"] == "Bearer hunter2"
+      assert "hunter2" not in str(error.value) + repr(client.settings) + str(dataclasses.asdict(client.settings))
+
+  def test_proxy_of_the_environment_is_not_used(self, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with scripted.serve(lambda request: (200, b"{}")) as server:
+      assert post(make(server.url)) == {}
+
+
+class TestRouting:
+
+  def test_goes_where_least_is_under_way(self):
+    busy = threading.Event()
+    with scripted.serve(lambda request: busy.wait(20) and (200, b"{}")) as slow, \
+         scripted.serve(lambda request: (200, b"{}")) as quick:
+      client = make(slow.url, quick.url, concurrency=4)
+      first = threading.Thread(target=post, args=(client,))
+      first.start()
+      while not slow.requests:
+        time.sleep(0.005)
+      for _ in range(6):
+        post(client)
+      busy.set()
+      first.join()
+      assert (len(slow.requests), len(quick.requests)) == (1, 6)
+
+  def test_broken_endpoint_is_left_alone_and_tried_again(self):
+    state = {"status": 500}
+    with scripted.serve(lambda request: (state["status"], b"{}")) as server:
+      client = make(server.url, failures_to_open=3, attempts=3)
+      with pytest.raises(client_lib.RequestFailed, match="status 500"):
+        post(client)
+      with pytest.raises(client_lib.RequestFailed, match="every endpoint has failed repeatedly"):
+        post(client)
+      assert len(server.requests) == 3  # the second request went nowhere
+      assert client.metrics()["endpoints_open"] == 1
+      state["status"] = 200
+      time.sleep(0.35)
+      assert post(client) == {}
+      assert client.metrics()["endpoints_open"] == 0
+
+  def test_others_wait_for_the_one_that_tries_again(self):
+    answers = failing_first(1, (500, b""))
+    slow = lambda request: time.sleep(0.2) or answers(request)
+    with scripted.serve(slow) as server:
+      client = make(server.url, failures_to_open=1, attempts=1)
+      with pytest.raises(client_lib.RequestFailed):
+        post(client)
+      time.sleep(0.35)
+      found = client.map(lambda _: post(client), range(4))
+      assert sorted(one["n"] for one in found) == [1, 2, 3, 4]
+
+  def test_good_endpoint_serves_what_a_broken_one_cannot(self):
+    with scripted.serve(lambda request: (500, b"")) as broken, scripted.serve(lambda request: (200, b"{}")) as good:
+      client = make(broken.url, good.url, attempts=4)
+      assert client.map(lambda _: post(client), range(40)) == [{}] * 40
+      assert client.metrics()["failed"] == 0
+
+
+class TestMap:
+
+  def test_keeps_the_order_and_bounds_concurrency(self):
+    with scripted.serve(lambda request: time.sleep(0.02) or (200, request.body)) as server:
+      client = make(server.url, concurrency=3)
+      assert client.map(lambda i: post(client, json.dumps(i).encode()), range(12)) == list(range(12))
+      assert 2 <= server.most_under_way <= 3
+
+  def test_exception_of_the_call_comes_out(self):
+    with pytest.raises(ZeroDivisionError):
+      make("http://127.0.0.1:9").map(lambda i: 1 // i, [1, 0])
+
+
+class TestMetrics:
+
+  def test_counts_since_the_last_reading(self):
+    with scripted.serve(failing_first(4, (500, b""))) as server:
+      client = make(server.url, failures_to_open=100)
+      for _ in range(3):
+        try:
+          post(client)
+        except client_lib.RequestFailed:
+          pass
+      found = client.metrics()
+      assert (found["requests"], found["failed"], found["retries"]) == (3, 1, 3)
+      assert found["failure_rate"] == pytest.approx(1 / 3)
+      assert 0 < found["p50_seconds"] <= found["p99_seconds"] < 2
+      assert client.metrics() == {"requests": 0, "failed": 0, "retries": 0, "queue": 0, "endpoints_open": 0}
+
+  def test_queue_is_the_most_that_waited(self):
+    with scripted.serve(lambda request: (200, b"{}")) as server:
+      client = make(server.url, concurrency=2)
+      client.map(lambda _: post(client), range(9))
+      assert client.metrics()["queue"] == 9
