@@ -36,7 +36,7 @@ setuptools.setup(
         "gcs": ["etils[epath-gcs]", "gcsfs"],
         "wandb": ["wandb"],
         "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
-        "detector": ["torch", "transformers"],
+        "detector": ["torch", "transformers", "scipy"],  # scipy: OWLv2's image processor
         "test": ["beartype>=0.23", "pytest>=9.0", "pytest-xdist>=3.8"],
     },
 )

@@ -16,6 +16,7 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from r3jax.rewards import geneval
 from r3jax.rewards import local
 from r3jax.rewards import server as server_lib
 
@@ -25,6 +26,11 @@ _PORT = flags.DEFINE_integer("port", 8000, "0 takes a free one; the log says whi
 _TOKEN_ENV = flags.DEFINE_string("token_env", "", "Environment variable with the token that clients must send.")
 _DETECTOR = flags.DEFINE_string("detector", "", "Folder or name of the detector (geneval).")
 _CLIP = flags.DEFINE_string("clip", "", "Folder or name of the CLIP model that tells colours (geneval).")
+_THRESHOLDS = geneval.Thresholds()
+_CONFIDENCE = flags.DEFINE_float("confidence", _THRESHOLDS.confidence, "An object must be surer (geneval).")
+_COUNTING_CONFIDENCE = flags.DEFINE_float(
+    "counting_confidence", _THRESHOLDS.counting_confidence,
+    "The same for counting prompts; the default is that of GenEval's own detector (geneval).")
 _LIMITS = server_lib.Limits()
 _MAX_BODY_BYTES = flags.DEFINE_integer("max_body_bytes", _LIMITS.max_body_bytes, "Of a request.", 1)
 _MAX_ITEMS = flags.DEFINE_integer("max_items", _LIMITS.max_items, "Images of a request.", 1)
@@ -46,7 +52,8 @@ def main(argv):
   logging.set_verbosity(logging.INFO)
   limits = server_lib.Limits(_MAX_BODY_BYTES.value, _MAX_ITEMS.value, _MAX_PIXELS.value, _QUEUE.value)
   try:
-    reward = local.REWARDS[_REWARD.value](_DETECTOR.value, _CLIP.value)
+    thresholds = geneval.Thresholds(_CONFIDENCE.value, _COUNTING_CONFIDENCE.value)
+    reward = local.REWARDS[_REWARD.value](_DETECTOR.value, _CLIP.value, thresholds)
     server = server_lib.Server((_HOST.value, _PORT.value), reward, _token(), limits)
   except (ValueError, OSError) as error:
     sys.exit(f"r3jax: {error}")

@@ -6,7 +6,7 @@ On the host a reward gives an `Outcome` for each image; in the graph a batch of 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
-from typing import Protocol
+import typing
 
 import flax.struct
 import jax
@@ -61,7 +61,8 @@ class Invalid:
 Outcome = Ok | Failed | Invalid
 
 
-class HostReward(Protocol):
+@typing.runtime_checkable
+class HostReward(typing.Protocol):
   """Scores images in Python, outside the compiled step.
 
   Attributes:

@@ -1,12 +1,17 @@
-"""Objects and their colours in photographs: an object detector and CLIP, by Hugging Face's pipelines.
+"""Objects and their colours in photographs, by an object detector and CLIP from Hugging Face.
 
-Needs the extra `r3jax[detector]`. GenEval itself uses a Mask2Former of COCO's classes and cuts the
-background away before it asks for a colour; here the whole crop is asked about. Not verified with real
-weights: scores of another detector are not the benchmark's, compare them before you rely on them.
+Needs the extra `r3jax[detector]`. Not verified with real weights. What differs from GenEval itself:
+- It has a Mask2Former of COCO's classes, for which its thresholds were chosen. An open-vocabulary
+  detector is rarely as sure as the 0.9 that counting asks for, and may report an object twice:
+  choose `geneval.Thresholds` for it. As in GenEval, overlapping boxes are not suppressed.
+- It greys out what is outside the object's mask before it asks for a colour. There is no mask here,
+  so that the background in the crop has a say.
+Scores of another detector are not the benchmark's: compare them before you rely on them.
 """
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 
 import numpy as np
 from PIL import Image
@@ -16,12 +21,14 @@ from r3jax.rewards import geneval
 
 # (image, class names) -> [{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}}, ...]
 Find = Callable[[Image.Image, Sequence[str]], list[dict]]
-# (image, labels) -> [{"label", "score"}, ...]
+# (image, labels) -> [{"label", "score"}, ...]; a label follows "a photo of a".
 Classify = Callable[[Image.Image, Sequence[str]], list[dict]]
 
 _OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino")
 _COCO_NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
+_COLOR_LABELS = ("{color} {name}", "{color}-colored {name}", "{color} object")  # GenEval's
 _LEAST = 0.1  # below what any threshold asks for; keeps the lists short
+_TINY = 1e-30  # the logarithm of a score of 0 is taken of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,33 +53,46 @@ class Detector:
       record: in GenEval's format.
     """
     picture = Image.fromarray(image)
-    items = [*record["include"], *record.get("exclude", [])]
+    items = [*record["include"], *(record.get("exclude") or ())]
     classes = sorted({item["class"] for item in items})
     colored = {item["class"] for item in items if "color" in item}
     found = []
     for one in self.find(picture, classes):
-      name, box = _COCO_NAMES.get(one["label"], one["label"]), _box(one["box"])
+      label, box = one["label"], _box(one["box"], picture)
+      name = label if label in classes else _COCO_NAMES.get(label, label)
       if name in classes:
         color = self._color(picture, box, name) if name in colored else None
         found.append(geneval.Detection(name, float(one["score"]), box, color))
     return found
 
   def _color(self, picture: Image.Image, box: tuple[float, ...], name: str) -> str | None:
-    """Returns the colour that fits the crop best; None where the box is empty."""
-    crop = picture.crop((int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))))
-    if not crop.width or not crop.height:
+    """Returns the colour whose labels fit the crop best together; None where the box is empty.
+
+    A colour's labels are taken together by the sum of the logarithms of their scores: with CLIP's
+    softmax that is the mean of their similarities to the crop.
+    """
+    if box[0] >= box[2] or box[1] >= box[3]:
       return None
-    labels = {f"{color} {name}": color for color in vocabulary.COLORS}
-    best = max(self.classify(crop, list(labels)), key=lambda one: one["score"])
-    return labels[best["label"]]
+    crop = picture.crop((*map(math.floor, box[:2]), *map(math.ceil, box[2:])))
+    labels = {
+        label.format(color=color, name=name): color
+        for color in vocabulary.COLORS for label in _COLOR_LABELS
+    }
+    fit = dict.fromkeys(vocabulary.COLORS, 0.0)
+    for one in self.classify(crop, list(labels)):
+      fit[labels[one["label"]]] += math.log(max(one["score"], _TINY))
+    return max(fit, key=fit.get)
 
 
-def _box(box: dict) -> tuple[float, float, float, float]:
-  return tuple(float(box[name]) for name in ("xmin", "ymin", "xmax", "ymax"))
+def _box(box: dict, picture: Image.Image) -> tuple[float, float, float, float]:
+  """Returns what of a box is inside the picture; outside it a crop would be black."""
+  clip = lambda name, size: min(max(float(box[name]), 0.0), float(size))
+  width, height = picture.size
+  return clip("xmin", width), clip("ymin", height), clip("xmax", width), clip("ymax", height)
 
 
 def load(detector: str, clip: str) -> Detector:
-  """Loads models by folder or name.
+  """Loads models by folder or name, and tries them once.
 
   Args:
     detector: an open-vocabulary one (OWL-ViT, OWLv2, Grounding DINO) or one of COCO's classes.
@@ -84,13 +104,23 @@ def load(detector: str, clip: str) -> Detector:
   if not detector or not clip:
     raise ValueError("GenEval's rules need --detector and --clip, each a folder or name of a model")
   try:
+    import torch  # transformers can be imported without it, and fails later
     import transformers  # an optional extra, and slow to import
+    is_open = transformers.AutoConfig.from_pretrained(detector).model_type in _OPEN_VOCABULARY
+    task = "zero-shot-object-detection" if is_open else "object-detection"
+    detecting = transformers.pipeline(task, model=detector)
+    telling = transformers.pipeline("zero-shot-image-classification", model=clip)
+
+    def find(image: Image.Image, names: Sequence[str]) -> list[dict]:
+      asked = {"candidate_labels": list(names)} if is_open else {}
+      return detecting(image, threshold=_LEAST, **asked)
+
+    def classify(crop: Image.Image, labels: Sequence[str]) -> list[dict]:
+      return telling(crop, candidate_labels=list(labels), hypothesis_template="a photo of a {}")
+
+    blank = Image.new("RGB", (64, 64))
+    find(blank, vocabulary.CLASSES[:1])  # image processors may miss packages only when they run
+    classify(blank, vocabulary.COLORS)
   except ImportError as error:
     raise ValueError(f"a detector needs `pip install r3jax[detector]`: {error}") from error
-  classify = transformers.pipeline("zero-shot-image-classification", model=clip)
-  by_label = lambda crop, labels: classify(crop, candidate_labels=labels, hypothesis_template="a photo of a {}")
-  if transformers.AutoConfig.from_pretrained(detector).model_type in _OPEN_VOCABULARY:
-    find = transformers.pipeline("zero-shot-object-detection", model=detector)
-    return Detector(f"{detector} + {clip}", lambda image, names: find(image, candidate_labels=names, threshold=_LEAST), by_label)
-  find = transformers.pipeline("object-detection", model=detector)
-  return Detector(f"{detector} + {clip}", lambda image, names: find(image, threshold=_LEAST), by_label)
+  return Detector(f"{detector} + {clip}", find, classify)

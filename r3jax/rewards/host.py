@@ -5,6 +5,7 @@ a replica handle its own rows, so each image is scored once, on the host that ho
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import threading
 import time
 
@@ -155,19 +156,26 @@ def parse_on_host(tokenizer, instruction_capacity: int):
     A function (ids [B, T], lengths [B], stage) -> Parsed for use inside the step.
   """
 
+  def on_host(ids, lengths, stage: str) -> np.ndarray:
+    """Returns what was parsed side by side: the instruction's slots and four numbers, [B, slots + 4]."""
+    found = format_lib.parse_strings(ids, lengths, stage, tokenizer, instruction_capacity)
+    numbers = [found.instruction_length, found.stop, found.truncated, found.format]
+    return np.concatenate([found.instruction, np.stack(numbers, axis=1)], axis=1).astype(np.int32)
+
   def parse(ids: types.TokenIds, lengths: types.Lengths, stage: str) -> format_lib.Parsed:
-    rows = ids.shape[0]
-    like = format_lib.Parsed(
-        format=jax.ShapeDtypeStruct((rows,), jnp.float32),
-        instruction=jax.ShapeDtypeStruct((rows, instruction_capacity), jnp.int32),
-        instruction_length=jax.ShapeDtypeStruct((rows,), jnp.int32),
-        stop=jax.ShapeDtypeStruct((rows,), jnp.bool_),
-        truncated=jax.ShapeDtypeStruct((rows,), jnp.bool_),
-    )
-    host = lambda i, n: format_lib.parse_strings(i, n, stage, tokenizer, instruction_capacity)
+    # One result: for TPUs, JAX 0.10 gives all results of a callback the sharding of the first one's rank.
+    like = jax.ShapeDtypeStruct((ids.shape[0], instruction_capacity + 4), jnp.int32)
+    call = lambda i, n: jax.pure_callback(functools.partial(on_host, stage=stage), like, i, n)
     spec = jax.sharding.PartitionSpec()
-    call = lambda i, n: jax.pure_callback(host, like, i, n)
     mapped = jax.shard_map(call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False)
-    return mapped(ids, lengths)
+    found = mapped(ids, lengths)
+    length, stop, truncated, has_format = jnp.moveaxis(found[:, instruction_capacity:], 1, 0)
+    return format_lib.Parsed(
+        format=has_format.astype(jnp.float32),
+        instruction=found[:, :instruction_capacity],
+        instruction_length=length,
+        stop=stop.astype(bool),
+        truncated=truncated.astype(bool),
+    )
 
   return parse

@@ -97,8 +97,6 @@ class GenEval:
     return [self._score_one(image, record) for image, record in zip(images, records, strict=True)]
 
   def _score_one(self, image: np.ndarray, record: dict) -> base.Outcome:
-    if problems := validation.find_problems(record):
-      return base.Invalid(f"the record cannot be judged: {problems[0]}")
     try:
       self.check(record)
     except ValueError as error:
@@ -117,8 +115,8 @@ class GenEval:
     return {}
 
 
-# name -> makes the reward from the flags of launch/serve_reward.py (detector, clip)
+# name -> makes the reward from the flags of launch/serve_reward.py: detector, clip, thresholds
 REWARDS = {
-    "geneval": lambda detector, clip: GenEval(detector_lib.load(detector, clip)),
-    "shapes": lambda detector, clip: Shapes(),
+    "geneval": lambda detector, clip, thresholds: GenEval(detector_lib.load(detector, clip), thresholds),
+    "shapes": lambda detector, clip, thresholds: Shapes(),
 }

@@ -235,7 +235,8 @@ class TestCommand:
     assert all(isinstance(one, base.Invalid) and "cannot be judged" in one.reason for one in found)
 
   def test_ends_on_sigterm_with_a_line_about_its_work(self, command):
-    process, _, log = command
+    process, url, log = command
+    assert score(url, request(), headers={"Authorization": "Bearer hunter2"}).status_code == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
     assert re.search(r"ended: \d+ requests, \d+ images, [\d.]+ images/s, seconds per request p50 [\d.]+ p99", log.read_text())
