@@ -15,6 +15,7 @@ import threading
 from absl import app
 from absl import flags
 from absl import logging
+import jax
 
 from r3jax.rewards import geneval
 from r3jax.rewards import local
@@ -50,6 +51,7 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
+  jax.config.update("jax_platforms", "cpu")  # the accelerator, if there is one, belongs to the run that asks
   limits = server_lib.Limits(_MAX_BODY_BYTES.value, _MAX_ITEMS.value, _MAX_PIXELS.value, _QUEUE.value)
   try:
     thresholds = geneval.Thresholds(_CONFIDENCE.value, _COUNTING_CONFIDENCE.value)

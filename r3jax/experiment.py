@@ -206,7 +206,7 @@ def evaluation_settings(config, settings: settings_lib.Settings) -> settings_lib
 
 def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], step_lib.Parse]:
   if config.sequence.parser == "strings":
-    return lambda mesh: host.parse_on_host(tokenizer, capacity)
+    return lambda mesh: host.parse_on_host(tokenizer, capacity, mesh)
   if config.sequence.parser == "tokens":
     tags = format_lib.tag_ids(tokenizer)
     return lambda mesh: lambda ids, lengths, stage: format_lib.parse_tokens(ids, lengths, stage, tags, capacity)

@@ -11,6 +11,7 @@ import time
 
 from etils import epath
 import jax
+from jax.experimental import buffer_callback
 from jax.experimental import io_callback
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +35,31 @@ def _padded(tree, multiple: int):
   return jax.tree.map(pad, tree)
 
 
+def _call_host(function: Callable, like, mesh: jax.sharding.Mesh, pure: bool) -> Callable:
+  """Makes a numpy function callable in the graph, once per device.
+
+  JAX's own callbacks copy large arguments with the threads that run the CPU's devices. When all of
+  those wait for a callback, nobody copies, and the program hangs; so on CPUs the function gets XLA's
+  buffers themselves.
+
+  Args:
+    function: arrays -> arrays.
+    like: shapes and dtypes of what it returns.
+    mesh: tells the platform.
+    pure: whether calls may be left out or repeated.
+  """
+  if mesh.devices.flat[0].platform != "cpu":
+    call = jax.pure_callback if pure else io_callback
+    return functools.partial(call, function, like)
+
+  def fill(context, out, *args):
+    del context
+    found = function(*jax.tree.map(np.asarray, args))
+    jax.tree.map(lambda buffer, x: np.copyto(np.asarray(buffer), x), out, found)
+
+  return buffer_callback.buffer_callback(fill, like, has_side_effect=not pure)
+
+
 def reward_from_host(reward: HostReward, parts: tuple[str, ...], mesh: jax.sharding.Mesh):
   """Makes a reward of the compiled step from a Python function.
 
@@ -55,7 +81,7 @@ def reward_from_host(reward: HostReward, parts: tuple[str, ...], mesh: jax.shard
         jax.ShapeDtypeStruct((rows,), jnp.bool_),
         {name: jax.ShapeDtypeStruct((rows,), jnp.float32) for name in parts},
     )
-    return io_callback(reward, like, images, target)
+    return _call_host(reward, like, mesh, pure=False)(images, target)
 
   spec = jax.sharding.PartitionSpec(_INNER)
   scored = jax.shard_map(call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False)
@@ -145,12 +171,13 @@ class Scorer:
     return self._reward.metrics() | counts
 
 
-def parse_on_host(tokenizer, instruction_capacity: int):
+def parse_on_host(tokenizer, instruction_capacity: int, mesh: jax.sharding.Mesh):
   """Makes the step's parser from the real tokenizer, for vocabularies without a token parser.
 
   Args:
     tokenizer: a `sequence.tokenizer.TextTokenizer`.
     instruction_capacity: slots of an instruction.
+    mesh: the step's mesh.
 
   Returns:
     A function (ids [B, T], lengths [B], stage) -> Parsed for use inside the step.
@@ -165,7 +192,7 @@ def parse_on_host(tokenizer, instruction_capacity: int):
   def parse(ids: types.TokenIds, lengths: types.Lengths, stage: str) -> format_lib.Parsed:
     # One result: for TPUs, JAX 0.10 gives all results of a callback the sharding of the first one's rank.
     like = jax.ShapeDtypeStruct((ids.shape[0], instruction_capacity + 4), jnp.int32)
-    call = lambda i, n: jax.pure_callback(functools.partial(on_host, stage=stage), like, i, n)
+    call = _call_host(functools.partial(on_host, stage=stage), like, mesh, pure=True)
     spec = jax.sharding.PartitionSpec()
     mapped = jax.shard_map(call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False)
     found = mapped(ids, lengths)

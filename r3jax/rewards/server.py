@@ -31,7 +31,7 @@ class Limits:
     max_items: images of a request.
     max_pixels: of an image, checked before it is decoded.
     queue: requests that wait while another is scored.
-    idle_seconds: after which a silent connection is closed.
+    idle_seconds: after which a silent connection is closed, and one whose request has not arrived.
   """
 
   max_body_bytes: int = 2**26
@@ -148,17 +148,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self.server.answering(-1)
 
   def _post(self):
-    body = self._read_body()
-    if body is None:
-      return
+    # All of this before the body is read: what waits in memory is bounded by the queue.
     if self.path != protocol.SCORE_PATH:
-      return self._refuse(404, f"POST {protocol.SCORE_PATH} is all there is")
+      return self._turn_away(404, f"POST {protocol.SCORE_PATH} is all there is")
     if not self._is_allowed():
-      return self._refuse(401, "a bearer token is needed")
+      return self._turn_away(401, "a bearer token is needed")
     if not self.server.admit():
-      return self._refuse(503 if self.server.draining else 429, "busy", {"Retry-After": "1"})
+      return self._turn_away(503 if self.server.draining else 429, "busy")
     try:
-      self._score(body)
+      body = self._read_body()
+      if body is not None:
+        self._score(body)
     finally:
       self.server.leave()
 
@@ -172,16 +172,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return self._send(200, protocol.make_reply(request_id, self.server.score(items)))
 
   def _read_body(self) -> bytes | None:
-    """Returns the request's body; None after refusing one that is too long or of unknown length."""
-    length = self.headers.get("Content-Length", "")
+    """Returns the request's body; None after turning away one that is too long, late or of unknown length."""
+    length, limits = self.headers.get("Content-Length", ""), self.server.limits
     if not length.isdecimal():
-      return self._refuse(411, "Content-Length is needed")
-    if int(length) > self.server.limits.max_body_bytes:
-      return self._refuse(413, f"at most {self.server.limits.max_body_bytes} bytes; got {length}")
-    chunks, left = [], int(length)
+      return self._turn_away(411, "Content-Length is needed")
+    if int(length) > limits.max_body_bytes:
+      return self._turn_away(413, f"at most {limits.max_body_bytes} bytes; got {length}")
+    end, chunks, left = time.monotonic() + limits.idle_seconds, [], int(length)
     while left:
-      chunk = self.rfile.read(min(left, _CHUNK))
-      if not chunk:
+      chunk = self.rfile.read1(min(left, _CHUNK))
+      if not chunk or time.monotonic() > end:
         self.close_connection = True
         return None
       chunks.append(chunk)
@@ -194,9 +194,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     given = self.headers.get("Authorization", "").encode()
     return hmac.compare_digest(given, f"Bearer {self.server.token}".encode())
 
-  def _refuse(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
-    if status in (411, 413):  # the body is still on the line
-      self.close_connection = True
+  def _turn_away(self, status: int, reason: str) -> None:
+    """Refuses a request whose body is still on the line, and closes the connection."""
+    self.close_connection = True
+    self._refuse(status, reason)
+
+  def _refuse(self, status: int, reason: str) -> None:
+    headers = {"Retry-After": "1"} if status in (429, 503) else {}
     self._send(status, json.dumps({"protocol": protocol.VERSION, "error": reason}).encode(), headers)
 
   def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None):

@@ -1,5 +1,10 @@
 """Tests of calls to the host from inside a mapped program, on one device and on a 2x2x2 mesh."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from r3jax.rewards import host
 from r3jax.sequence import tokenizer as tokenizer_lib
 from r3jax.worlds import vocabulary
 
+ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = (
     "<think> a red ring </think>",
     "<think> a red ring </think> add a blue bow",
@@ -157,6 +163,34 @@ class TestScorer:
       host.Scorer(Numbered()).encode(RECORDS + [{"prompt": "nothing"}])
 
 
+# Two devices on two threads, each with more to hand over than JAX copies in place (100 kB).
+LARGE = """
+import jax, numpy as np
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.rewards import base, host
+
+def reward(images, rows):
+  return base.Score(np.asarray(images).mean((1, 2, 3)).astype(np.float32), np.ones(len(rows), bool), {})
+
+mesh, rows = mesh_lib.make_mesh(2, 1, 1), jax.sharding.PartitionSpec("data")
+score = host.reward_from_host(reward, (), mesh)
+images = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3)).astype(np.uint8)
+with jax.set_mesh(mesh):
+  mapped = jax.shard_map(score, in_specs=rows, out_specs=rows, axis_names={"data"}, check_vma=False)
+  for _ in range(5):
+    found = jax.device_get(jax.jit(mapped)(images, np.arange(8)))
+np.testing.assert_allclose(found.value, images.mean((1, 2, 3)), rtol=1e-6)
+"""
+
+
+class TestLargeImages:
+
+  def test_no_device_waits_for_a_copy_by_the_others(self):
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "NPROC": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", LARGE], env=environment, check=True, timeout=120)
+
+
 class TestParseOnHost:
 
   @pytest.mark.parametrize("stage", ["reason", "reflect"])
@@ -166,7 +200,7 @@ class TestParseOnHost:
     ids, lengths = (np.stack(column).astype(np.int32) for column in zip(*segments))
     tags = format_lib.tag_ids(tokenizer)
     in_graph = lambda ids, lengths: format_lib.parse_tokens(ids, lengths, stage, tags, 9)
-    on_host = host.parse_on_host(tokenizer, 9)
+    on_host = host.parse_on_host(tokenizer, 9, mesh)
     found = _mapped(mesh, lambda ids, lengths: on_host(ids, lengths, stage), ids, lengths)
     expected = _mapped(mesh, in_graph, ids, lengths)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
