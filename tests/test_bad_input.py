@@ -76,6 +76,7 @@ class TestConfig:
   @pytest.mark.parametrize("key, value, named", [
       ("model.dtype", "float8", "model.dtype must be one of"),
       ("reward.name", "pickle", "reward.name must be one of"),
+      ("reward.value", "beauty", "reward.value must be 'score' or one of ['clutter', 'correct', 'strict']; got 'beauty'"),
       ("sequence.parser", "regex", "sequence.parser must be"),
       ("step.mode", "pmap", "step.mode must be"),
       ("reason.renorm", "none", "renorm must be"),

@@ -188,7 +188,7 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   """
   config = make_config(folder, changes)
   experiment = experiment_lib.build(config)
-  reward = graph.GraphReward(shapes_reward.encode_records, lambda mesh: brightness)
+  reward = graph.GraphReward(shapes_reward.encode_records, lambda mesh: brightness, ("strict",))
   experiment = dataclasses.replace(experiment, reward=reward)
   mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
   policy, towers = experiment.load(mesh)

@@ -24,11 +24,13 @@ class GraphReward:
   Attributes:
     encode: makes the target rows of records (a pytree of numpy arrays [n, ...]).
     on: makes the scoring function from the mesh.
+    parts: names of the parts of its scores, "strict" among them.
     scorers: the parts that call Python on the host, by name.
   """
 
   encode: Callable[[Sequence[dict]], object]
   on: Callable[[jax.sharding.Mesh], Scoring]
+  parts: tuple[str, ...]
   scorers: Mapping[str, host.Scorer] = dataclasses.field(default_factory=dict)
 
   def describe(self) -> dict:
@@ -61,12 +63,12 @@ class GraphReward:
 
 def embedded() -> GraphReward:
   """Returns the exact verifier of the embedded world, which runs in the graph."""
-  return GraphReward(shapes.encode_records, lambda mesh: shapes.verify)
+  return GraphReward(shapes.encode_records, lambda mesh: shapes.verify, shapes.PARTS)
 
 
 def on_host(name: str, scorer: host.Scorer) -> GraphReward:
   """Returns a reward that Python computes."""
-  return GraphReward(scorer.encode, scorer.on, {name: scorer})
+  return GraphReward(scorer.encode, scorer.on, scorer.parts, {name: scorer})
 
 
 def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphReward:
@@ -99,6 +101,7 @@ def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphRewar
   return GraphReward(
       encode=lambda records: {name: reward.encode(records) for name, reward in rewards.items()},
       on=on,
+      parts=("strict", *rewards, *(f"{name}/{part}" for name, reward in rewards.items() for part in reward.parts)),
       scorers={f"{name}/{inner}": scorer for name, reward in rewards.items() for inner, scorer in reward.scorers.items()},
   )
 
@@ -122,19 +125,22 @@ def trained_by(reward: GraphReward, part: str) -> GraphReward:
   Args:
     reward: has the part.
     part: its name; "score" leaves the reward as it is.
+
+  Raises:
+    ValueError: the reward has no such part.
   """
   if part == "score":
     return reward
+  if part not in reward.parts:
+    raise ValueError(f"reward.value must be 'score' or one of {sorted(reward.parts)}; got {part!r}")
 
   def on(mesh: jax.sharding.Mesh) -> Scoring:
     scoring = reward.on(mesh)
 
     def score(images: types.Images, target) -> base.Score:
       found = scoring(images, target)
-      if part not in found.parts:
-        raise ValueError(f"reward.value must be 'score' or one of {sorted(found.parts)}; got {part!r}")
       return found.replace(value=found.parts[part], parts=found.parts | {"shaped": found.value})
 
     return score
 
-  return dataclasses.replace(reward, on=on)
+  return dataclasses.replace(reward, on=on, parts=(*reward.parts, "shaped"))

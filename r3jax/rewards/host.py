@@ -114,6 +114,11 @@ class Scorer:
     self._counts = dict.fromkeys((base.Ok, base.Failed, base.Invalid), 0)
     self.error: Exception | None = None
 
+  @property
+  def parts(self) -> tuple[str, ...]:
+    """Names of the parts of its scores."""
+    return self._reward.parts
+
   def log_to(self, path: epath.PathLike, restored_step: int | None):
     """Appends what every image got to a file of JSON lines, from which later steps are dropped first."""
     self._log = epath.Path(path)
@@ -134,7 +139,7 @@ class Scorer:
 
   def on(self, mesh: jax.sharding.Mesh):
     """Returns the reward as the step takes it, see `reward_from_host`."""
-    return reward_from_host(self._score, self._reward.parts, mesh)
+    return reward_from_host(self._score, self.parts, mesh)
 
   def _score(self, images, rows) -> base.Score:
     records = [self._records[row] for row in np.asarray(rows)]

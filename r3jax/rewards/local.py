@@ -21,7 +21,7 @@ class Shapes:
   Not for use inside the step's own process: it computes on JAX's devices, which wait for the step.
   """
 
-  parts = ("correct", "strict", "clutter")
+  parts = shapes.PARTS
 
   def __init__(self):
     """Compiles, so that the first request need not wait for it."""

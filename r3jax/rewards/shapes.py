@@ -18,6 +18,7 @@ from r3jax.rewards import base
 from r3jax.worlds import prompts
 from r3jax.worlds import shapes
 
+PARTS = ("correct", "strict", "clutter")  # of what `verify` returns
 MAX_ITEMS = 3
 MAX_EXCLUDES = 2
 

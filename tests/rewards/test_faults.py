@@ -102,6 +102,18 @@ class Bench:
       return train._iterate(session, step, session.init(self.policy), train.Clock())
 
 
+class Broken:
+  """A reward with a bug."""
+
+  parts = ("correct", "strict", "clutter")
+
+  def score(self, images, records):
+    raise ZeroDivisionError("a bug")
+
+  def metrics(self):
+    return {}
+
+
 def check_scores(session, rows, samples):
   """Asserts that scores which are there are those of the images, and that missing ones are NaN."""
   size = session.experiment.settings.group_size
@@ -181,6 +193,14 @@ class TestQuick:
 
   def test_all_requests_fail(self, bench, tmp_path):
     check_complete(bench, tmp_path, "garbage")
+
+  def test_bug_in_the_reward_ends_the_run(self, bench, tmp_path, monkeypatch):
+    scorer = bench.session.experiment.reward.scorers["service"]
+    monkeypatch.setattr(scorer, "_reward", Broken())
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+      bench.run(tmp_path, 3)
+    scorer.error = None
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow

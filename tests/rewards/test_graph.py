@@ -12,7 +12,7 @@ IMAGES = jnp.zeros((3, 2, 2, 3), jnp.uint8)
 
 def fixed(values, valid=(True, True, True), strict=(0.0, 0.0, 0.0)) -> graph.GraphReward:
   score = base.Score(jnp.float32(values), jnp.array(valid), {"strict": jnp.float32(strict)})
-  return graph.GraphReward(lambda records: np.arange(len(records)), lambda mesh: lambda images, target: score)
+  return graph.GraphReward(lambda records: np.arange(len(records)), lambda mesh: lambda images, target: score, ("strict",))
 
 
 class TestWeightedSum:
@@ -25,7 +25,7 @@ class TestWeightedSum:
     found = reward.on(None)(IMAGES, target)
     np.testing.assert_allclose(found.value, [1, 0.375, 0.25])
     assert found.parts["strict"].tolist() == [1, 0, 0]
-    assert set(found.parts) == {"a", "b", "a/strict", "b/strict", "strict"}
+    assert set(found.parts) == {"a", "b", "a/strict", "b/strict", "strict"} == set(reward.parts)
     assert found.parts["b"].tolist() == [1, 0, 1]
 
   def test_sample_is_missing_where_a_part_is(self):
@@ -60,4 +60,4 @@ class TestTrainedBy:
 
   def test_unknown_part_is_refused(self):
     with pytest.raises(ValueError, match=r"reward.value must be 'score' or one of \['strict'\]; got 'beauty'"):
-      graph.trained_by(fixed([0, 0, 0]), "beauty").on(None)(IMAGES, None)
+      graph.trained_by(fixed([0, 0, 0]), "beauty")
