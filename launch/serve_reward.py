@@ -36,6 +36,8 @@ _LIMITS = server_lib.Limits()
 _MAX_BODY_BYTES = flags.DEFINE_integer("max_body_bytes", _LIMITS.max_body_bytes, "Of a request.", 1)
 _MAX_ITEMS = flags.DEFINE_integer("max_items", _LIMITS.max_items, "Images of a request.", 1)
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", _LIMITS.max_pixels, "Of an image.", 1)
+_MAX_REQUEST_PIXELS = flags.DEFINE_integer(
+    "max_request_pixels", _LIMITS.max_request_pixels, "Of all images of a request.", 1)
 _QUEUE = flags.DEFINE_integer("queue", _LIMITS.queue, "Requests that wait; further ones get 429.", 0)
 _GRACE = flags.DEFINE_float("grace", 30.0, "Seconds that work under way is given at the end.", 0)
 
@@ -43,7 +45,7 @@ _GRACE = flags.DEFINE_float("grace", 30.0, "Seconds that work under way is given
 def _token() -> str:
   """Returns the token that clients must send; empty if none is asked for."""
   if _TOKEN_ENV.value and not os.environ.get(_TOKEN_ENV.value):
-    raise ValueError(f"--token_env names {_TOKEN_ENV.value}, which is not set in the environment")
+    raise ValueError("--token_env must name a variable of the environment that is set")
   return os.environ[_TOKEN_ENV.value] if _TOKEN_ENV.value else ""
 
 
@@ -52,7 +54,10 @@ def main(argv):
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   jax.config.update("jax_platforms", "cpu")  # the accelerator, if there is one, belongs to the run that asks
-  limits = server_lib.Limits(_MAX_BODY_BYTES.value, _MAX_ITEMS.value, _MAX_PIXELS.value, _QUEUE.value)
+  limits = server_lib.Limits(
+      max_body_bytes=_MAX_BODY_BYTES.value, max_items=_MAX_ITEMS.value, max_pixels=_MAX_PIXELS.value,
+      max_request_pixels=_MAX_REQUEST_PIXELS.value, queue=_QUEUE.value,
+  )
   try:
     thresholds = geneval.Thresholds(_CONFIDENCE.value, _COUNTING_CONFIDENCE.value)
     reward = local.REWARDS[_REWARD.value](_DETECTOR.value, _CLIP.value, thresholds)

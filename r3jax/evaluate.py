@@ -15,6 +15,7 @@ import numpy as np
 
 from r3jax import statistics
 from r3jax import types
+from r3jax.parallel import multihost
 from r3jax.rl import placement
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import settings as settings_lib
@@ -128,7 +129,7 @@ class Evaluator:
     found = [self.draft(policy, towers, taken, ids(0))]
     for turn in range(1, self.rounds):
       found.append(self.revise(policy, towers, taken, ids(turn), found[-1]))
-    return [jax.tree.map(np.asarray, one) for one in found]
+    return [multihost.fetch(one) for one in found]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,11 @@ class Result:
   strict: np.ndarray  # [rounds, n]; likewise
   stop: np.ndarray  # [rounds, n] bool
   format: np.ndarray  # [rounds, n]
+
+  @property
+  def missing(self) -> float:
+    """Share of the images of all rounds that have no score."""
+    return float(np.isnan(self.score).mean())
 
   def to_json(self) -> dict:
     """Returns plain lists; what is missing becomes None, for JSON has no NaN."""

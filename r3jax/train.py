@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import ctypes
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import resource
@@ -28,6 +29,7 @@ from r3jax.io import jsonl
 from r3jax.io import programs as programs_lib
 from r3jax.io import report
 from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import multihost
 from r3jax.parallel import rules
 from r3jax.rewards import budget as budget_lib
 from r3jax.rewards import format as format_lib
@@ -172,7 +174,9 @@ class Workdir:
     return self.path / "evaluation" / f"step_{step:06d}.json"
 
   def save_evaluation(self, step: int, found: evaluate.Result, settings: dict):
-    """Writes a result and what it was evaluated with; complete or not at all."""
+    """Writes a result and what it was evaluated with; complete or not at all. Only process 0 does."""
+    if jax.process_index():
+      return
     path = self.evaluation(step)
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -249,12 +253,14 @@ class Session:
     return [json.dumps(used, sort_keys=True), *(path.read_text() for path in described)]
 
   def evaluate(self, policy) -> evaluate.Result:
-    """Evaluates a policy on the held-out prompts."""
+    """Evaluates a policy on the held-out prompts; raises BudgetExceeded where too few images have a score."""
     images = self.config.eval.images_per_prompt
     rounds = self.evaluator.run(policy, self.frozen.towers, self.heldout, images)
     self.experiment.reward.raise_together()
     labels = lambda key: [record[key] for record in self.experiment.heldout for _ in range(images)]
-    return evaluate.result(rounds, labels("tag"), labels("prompt"))
+    found = evaluate.result(rounds, labels("tag"), labels("prompt"))
+    budget_lib.check_evaluation(found.missing, self.config.reward.max_failed_fraction)
+    return found
 
 
 def _check(config: ml_collections.ConfigDict, files: Workdir):
@@ -291,7 +297,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
   policy, towers = experiment.load(mesh)
   config_guard.check_writable(workdir)
-  constants = {"weights": experiment.pretrained.fingerprint()}  # the reference of the KL
+  constants = {
+      "weights": experiment.pretrained.fingerprint(),  # the reference of the KL
+      "training_prompts": hashlib.sha256(json.dumps(experiment.train).encode()).hexdigest(),
+  }
   if services := experiment.reward.describe():
     constants["reward_services"] = services
   config_guard.write_or_check(workdir, config.to_dict() | constants, MAY_DIFFER)
@@ -324,14 +333,15 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
     _return_freed_memory()
     clock.lap("compile")
     logging.info("compiled the step in %.1f s", clock.seconds["compile"])
-    reward, done = session.experiment.reward, checkpoints_lib.latest_step(files.checkpoints) or 0
-    reward.log_to(files.rewards, done)
-    settings = config.eval.to_dict() | {"heldout": config.data.heldout}
+    reward, settings = session.experiment.reward, config.eval.to_dict() | {"heldout": config.data.heldout}
     before = files.load_evaluation(0, settings)
+    done = checkpoints_lib.latest_step(files.checkpoints) or 0
+    reward.log_to(files.rewards, done if before else -1)  # without what is asked again
     if before is None:
       before = session.evaluate(policy)
       files.save_evaluation(0, before, settings)
       clock.lap("evaluate before")
+    reward.metrics()  # those of the iterations begin here, in the first start as in any other
     state = _iterate(session, step, state, clock)
     reward.begin(config.total_steps + 1)
     after = session.evaluate(state.policy)
@@ -340,6 +350,13 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
   summary = _summary(session, clock, before, after)
   _write_summary(files, summary)
   return summary
+
+
+def _save_samples(session: Session, step: int, rows: np.ndarray, samples: step_lib.Samples):
+  """Keeps an iteration's first samples for the report."""
+  if not jax.process_index():
+    shown = _samples(session.experiment, step, rows, samples, session.config.log.samples)
+    report.append_samples(session.files.report, list(shown))
 
 
 def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) -> state_lib.TrainState:
@@ -351,7 +368,8 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   restored = checkpoints.restore(abstract, prompts)
   done, state = (restored[0], restored[1]) if restored else (0, state)
   writer = metrics_lib.MetricWriter(files.path, done if restored else None)
-  report.drop_samples_after(files.report, done if restored else None)
+  if not jax.process_index():
+    report.drop_samples_after(files.report, done if restored else None)
   progress = metrics_lib.Progress(config.total_steps, done)
   budget = budget_lib.Budget(config.reward.max_failed_fraction, config.reward.failure_window)
   clock.lap("setup")
@@ -359,15 +377,14 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
     rows = next(prompts)
     reward.begin(number)
     state, metrics, samples = step(state, rows)
-    metrics = jax.device_get(metrics)
+    metrics = multihost.fetch(metrics)
     reward.raise_together()
     metrics |= reward.metrics()
     metrics["seconds/iteration"] = clock.lap("train")
     writer.write(number, metrics)
     progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
     if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
-      shown = _samples(session.experiment, number, rows, jax.device_get(samples), config.log.samples)
-      report.append_samples(files.report, list(shown))
+      _save_samples(session, number, rows, multihost.fetch(samples))
     stop = budget.add(budget_lib.failed_share(metrics))
     checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
     if stop:
@@ -391,6 +408,7 @@ def _summary(session: Session, clock: Clock, before: evaluate.Result, after: eva
       "last round minus draft": {
           "before": evaluate.refinement(before, config.seed), "after": evaluate.refinement(after, config.seed)
       },
+      "images without a score": {"before": before.missing, "after": after.missing},
       "behaviour": {"before": evaluate.behaviour(before), "after": evaluate.behaviour(after)},
       "contamination": contamination.to_json(),
       "iterations": config.total_steps,

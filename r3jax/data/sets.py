@@ -8,7 +8,10 @@ from r3jax.data import builders
 from r3jax.data import contamination
 from r3jax.data import geneval
 from r3jax.data import geneval_plus
+from r3jax.data import prompts
 from r3jax.data import shapes
+from r3jax.data import sources
+from r3jax.data import storage
 
 GENERATED, EMBEDDED = "generated", "shapes"
 _GENERATORS = {"geneval": geneval.generate, "geneval_plus": geneval_plus.generate}
@@ -24,7 +27,7 @@ class Settings:
     heldout: a file, or "shapes".
     generated: number of training prompts where they are generated.
     generated_seed: of the generator.
-    more_tests: further files whose prompts must not be trained on.
+    more_tests: further files, of any benchmark, whose prompts must not be trained on.
     keep_tags: tags of which training prompts that are in a test set are kept; the run is then called
       contaminated.
   """
@@ -61,7 +64,7 @@ def load(settings: Settings) -> PromptSets:
       train on.
   """
   heldout = _read(settings, "heldout", settings.heldout)
-  tests = [_read(settings, "more_tests", source) for source in settings.more_tests]
+  tests = [_read_any(source) for source in settings.more_tests]
   train = _generate(settings) if settings.train == GENERATED else _read(settings, "train", settings.train)
   kept, found = contamination.clean(train, sum(tests, heldout), settings.keep_tags)
   if len(kept) < len(train) or found.contaminated:
@@ -77,6 +80,15 @@ def _generate(settings: Settings) -> list[dict]:
         f"data.train may be 'generated' for {sorted(_GENERATORS)}; data.benchmark is {settings.benchmark!r}"
     )
   return _GENERATORS[settings.benchmark](settings.generated, settings.generated_seed)
+
+
+def _read_any(source: str) -> list[dict]:
+  """Returns the records of a file of any benchmark."""
+  try:
+    content = sources.read(source, storage.downloads(storage.root(None)))
+  except OSError as error:
+    raise ValueError(f"data.more_tests must name files of prompts that can be read: {error}") from error
+  return [record.to_json() for record in prompts.parse_jsonl(content, source)]
 
 
 def _read(settings: Settings, name: str, source: str) -> list[dict]:

@@ -5,7 +5,6 @@ On the host a reward gives an `Outcome` for each image; in the graph a batch of 
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import math
 import typing
 
 import flax.struct
@@ -28,7 +27,7 @@ class Ok:
 
   Attributes:
     score: in [0, 1].
-    parts: further numbers by name, the same names for every image of a reward.
+    parts: further numbers in [0, 1] by name, the same names for every image of a reward.
     detail: what a reader of the log wants to know: reasons, a judge's raw answer.
   """
 
@@ -40,8 +39,8 @@ class Ok:
     if not 0 <= self.score <= 1:
       raise ValueError(f"a score must be in [0, 1]; got {self.score}")
     for name, value in self.parts.items():
-      if not math.isfinite(value):
-        raise ValueError(f"part {name} of a score must be a finite number; got {value}")
+      if not 0 <= value <= 1:
+        raise ValueError(f"part {name} of a score must be in [0, 1]; got {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,4 +110,4 @@ def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> Score:
 
 def to_json(outcome: Outcome) -> dict:
   """Returns an outcome as JSON values, {"status": "ok" | "failed" | "invalid", ...}."""
-  return {"status": type(outcome).__name__.lower()} | dataclasses.asdict(outcome)
+  return {"status": type(outcome).__name__.lower()} | vars(outcome)

@@ -1,6 +1,7 @@
 """How much of a reward may be missing before a run stops."""
 
 import collections
+import re
 
 
 class BudgetExceeded(RuntimeError):
@@ -47,7 +48,22 @@ class Budget:
     )
 
 
+def check_evaluation(missing: float, max_failed_fraction: float):
+  """Raises BudgetExceeded where too many images of an evaluation have no score.
+
+  Args:
+    missing: share of the scores that are not there.
+    max_failed_fraction: of the config.
+  """
+  if missing > max_failed_fraction:
+    raise BudgetExceeded(
+        f"images without a score must be at most {max_failed_fraction:.3g} of an evaluation "
+        f"(reward.max_failed_fraction); they were {missing:.3g}. See to the reward service and start again: "
+        "the evaluation is made anew, training goes on from its checkpoint"
+    )
+
+
 def failed_share(metrics: dict) -> float:
   """Returns the share of an iteration's images without a score, the mean over its stages."""
-  shares = [1 - float(value) for name, value in metrics.items() if name.endswith("/valid")]
+  shares = [1 - float(value) for name, value in metrics.items() if re.fullmatch(r"(reason|edit\d*)/valid", name)]
   return sum(shares) / len(shares)

@@ -19,7 +19,13 @@ class Cached:
   """
 
   def __init__(self, reward: base.HostReward, capacity: int):
-    """Keeps up to `capacity` scores, the most recently used."""
+    """Keeps up to `capacity` scores, the most recently used.
+
+    Raises:
+      ValueError: the capacity is below 1.
+    """
+    if capacity < 1:
+      raise ValueError(f"reward.cache must be at least 1, or 0 for none; got {capacity}")
     self._reward, self._capacity = reward, capacity
     self._identity = json.dumps(reward.describe(), sort_keys=True).encode()
     self._kept: collections.OrderedDict[bytes, base.Ok] = collections.OrderedDict()

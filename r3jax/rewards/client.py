@@ -2,9 +2,11 @@
 
 A request goes to the endpoint with the fewest requests under way. An endpoint that fails several
 times in a row is left alone for a while, then tried with a single request, for which the others
-wait. What can go right the
-next time (no connection, a timeout, 429, 5xx, a reply that makes no sense) is tried again, after a
-pause that doubles and is drawn at random; all tries share one deadline.
+wait. What can go right the next time (no connection, a timeout, 5xx, a reply that makes no sense)
+is tried again, after a pause that doubles and is drawn at random; a service that says it is busy
+(429, 503) is asked again when it says so. All tries share one deadline, which holds for every read
+and write of the connection. When no endpoint has worked for a whole deadline, requests fail at once
+but for the ones that try again.
 
 Keys come from the environment and go into no message, log or config.
 """
@@ -19,7 +21,7 @@ import time
 from typing import TypeVar
 import urllib.parse
 
-import httpx
+import httpcore
 import numpy as np
 
 T = TypeVar("T")
@@ -49,8 +51,7 @@ class Settings:
   Attributes:
     endpoints: base URLs, "http://host:port"; all of them serve the same.
     token_env: name of the environment variable that holds the bearer token; empty sends none.
-    deadline: seconds for a request, all its tries together. A reply that arrives in drops may take
-      up to twice as long.
+    deadline: seconds for a request, all its tries and waits together.
     attempts: tries of a request at most.
     pause: seconds before the second try, doubled before each further one; drawn from the upper half.
     concurrency: requests under way at once.
@@ -72,12 +73,12 @@ class Settings:
   def __post_init__(self):
     if not self.endpoints:
       raise ValueError("reward.endpoints must name at least one service, for example http://localhost:8000")
-    for url in self.endpoints:
-      parts = urllib.parse.urlsplit(url)
+    for number, url in enumerate(self.endpoints):
+      parts = urllib.parse.urlsplit(url)  # what is wrong is not shown: it may be a key
       if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"an endpoint must be http://HOST[:PORT] or https://...; got {parts.hostname or url!r}")
-      if parts.username or parts.password or parts.query:
-        raise ValueError(f"an endpoint must hold no key; give it in the environment (endpoint at {parts.hostname})")
+        raise ValueError(f"reward.endpoints[{number}] must be http://HOST[:PORT] or https://HOST[:PORT]")
+      if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(f"reward.endpoints[{number}] must hold no key; give it in the environment")
     for name in ("deadline", "pause", "open_seconds"):
       if not getattr(self, name) > 0:
         raise ValueError(f"reward.{name} must be above 0; got {getattr(self, name)}")
@@ -85,7 +86,7 @@ class Settings:
       if getattr(self, name) < 1:
         raise ValueError(f"reward.{name} must be at least 1; got {getattr(self, name)}")
     if self.token_env and not os.environ.get(self.token_env):
-      raise ValueError(f"reward.token_env names {self.token_env}, which is not set in the environment")
+      raise ValueError("reward.token_env must name a variable of the environment that is set")
 
   @property
   def headers(self) -> dict[str, str]:
@@ -106,16 +107,93 @@ class _Endpoint:
   def available(self, now: float) -> bool:
     return now >= self.open_until and not self.probing
 
-  def start(self, failures_to_open: int):
+  def start(self, failures_to_open: int) -> "_Turn":
     self.outstanding += 1
     self.probing = self.failures >= failures_to_open
+    return _Turn(self, self.probing)
 
-  def finish(self, worked: bool, now: float, settings: Settings):
-    self.outstanding -= 1
-    self.probing = False
-    self.failures = 0 if worked else self.failures + 1
-    if self.failures >= settings.failures_to_open:
-      self.open_until = now + settings.open_seconds
+
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+  """A request's turn at an endpoint; `probe` if it tries out one that was left alone."""
+
+  endpoint: _Endpoint
+  probe: bool
+
+  def finish(self, worked: bool | None, now: float, settings: Settings):
+    """Books how it went: None says neither good nor bad of the endpoint, it was only busy."""
+    endpoint = self.endpoint
+    endpoint.outstanding -= 1
+    if self.probe:
+      endpoint.probing = False
+    if worked is not None:
+      endpoint.failures = 0 if worked else endpoint.failures + 1
+    if worked is False and endpoint.failures >= settings.failures_to_open:
+      endpoint.open_until = now + settings.open_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reply:
+  """How one try ended.
+
+  Attributes:
+    parsed: what the parser made of the body, where `reason` is empty.
+    reason: why there is nothing.
+    refused: the service works and refuses the request.
+    busy: seconds after which the service wants to be asked again; None if it was not busy.
+  """
+
+  parsed: object = None
+  reason: str = ""
+  refused: bool = False
+  busy: float | None = None
+
+
+class _Deadline(threading.local):
+  """When this thread's request must be over."""
+
+  end = float("inf")
+
+  def left(self) -> float:
+    """Returns the seconds that are left; raises where there are none."""
+    left = self.end - time.monotonic()
+    if left <= 0:
+      raise httpcore.ReadTimeout("the deadline has passed")
+    return left
+
+
+class _Stream(httpcore.NetworkStream):
+  """A connection whose every read and write ends at the deadline."""
+
+  def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline):
+    self._stream, self._deadline = stream, deadline
+
+  def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    return self._stream.read(max_bytes, self._deadline.left())
+
+  def write(self, buffer: bytes, timeout: float | None = None):
+    for start in range(0, len(buffer), 2**16):
+      self._stream.write(buffer[start : start + 2**16], self._deadline.left())
+
+  def close(self):
+    self._stream.close()
+
+  def start_tls(self, ssl_context, server_hostname=None, timeout=None) -> "_Stream":
+    return _Stream(self._stream.start_tls(ssl_context, server_hostname, self._deadline.left()), self._deadline)
+
+  def get_extra_info(self, info: str):
+    return self._stream.get_extra_info(info)
+
+
+class _Network(httpcore.NetworkBackend):
+  """Opens such connections."""
+
+  def __init__(self, deadline: _Deadline):
+    self._inner, self._deadline = httpcore.SyncBackend(), deadline
+
+  def connect_tcp(self, host, port, timeout=None, local_address=None, socket_options=None) -> _Stream:
+    left = self._deadline.left()
+    return _Stream(self._inner.connect_tcp(host, port, left, local_address, socket_options), self._deadline)
 
 
 class _Meter:
@@ -135,11 +213,16 @@ class Client:
     self._endpoints = [_Endpoint(url) for url in settings.endpoints]
     self._lock = threading.Condition()  # notified when an endpoint has answered or failed
     self._meter, self._waiting = _Meter(), 0
+    self._failing_since: float | None = None  # the first failure since anything worked
     self._random = random.Random()  # for pauses only: no result depends on it
     self._pool = futures.ThreadPoolExecutor(settings.concurrency, "reward")
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=settings.concurrency)
-    # Services are spoken to directly: no proxy or .netrc of the environment.
-    self._http = httpx.Client(limits=limits, trust_env=False)
+    # httpcore alone, which httpx stands on: only there can a deadline hold for every read. It follows no
+    # redirects, decodes no contents and knows no proxies of the environment.
+    self._deadline = _Deadline()
+    self._http = httpcore.ConnectionPool(
+        max_connections=None, max_keepalive_connections=settings.concurrency,
+        network_backend=_Network(self._deadline),
+    )
 
   def close(self):
     """Ends the connections."""
@@ -166,11 +249,10 @@ class Client:
     found = {}
     for endpoint in self._endpoints:
       with self._lock:
-        endpoint.start(self.settings.failures_to_open)
-      reply, reason, refused = self._try(
-          endpoint, "GET", path, None, self.settings.headers, parse, self.settings.deadline
-      )
-      found[endpoint.url] = RequestFailed(reason, refused) if reason else reply
+        turn = endpoint.start(self.settings.failures_to_open)
+      end = time.monotonic() + self.settings.deadline
+      reply = self._try(turn, "GET", path, None, self.settings.headers, parse, end)
+      found[endpoint.url] = RequestFailed(reply.reason, reply.refused) if reply.reason else reply.parsed
     return found
 
   def post(self, path: str, content: bytes, content_type: str, parse: Callable[[bytes], R]) -> R:
@@ -195,80 +277,92 @@ class Client:
     return found
 
   def _try_all(self, method, path, content, headers, parse, start: float):
-    settings, reason, refused = self.settings, "", False
-    for attempt in range(settings.attempts):
-      if attempt:
-        pause = settings.pause * 2 ** (attempt - 1) * self._random.uniform(0.5, 1)
-        if time.monotonic() - start + pause >= settings.deadline:
-          break
-        time.sleep(pause)
-        self._count(retries=1)
-      endpoint = self._take(start + settings.deadline)
-      if endpoint is None:
+    settings, end, failures, reason = self.settings, start + self.settings.deadline, 0, ""
+    while failures < settings.attempts:
+      turn = self._take(end)
+      if turn is None:
         reason = reason or "every endpoint has failed repeatedly and is left alone for a while"
-        continue
-      left = settings.deadline - (time.monotonic() - start)
-      reply, reason, refused = self._try(endpoint, method, path, content, headers, parse, left)
-      if not reason:
-        return reply
-      if refused:
         break
-    raise RequestFailed(reason, refused)
+      reply = self._try(turn, method, path, content, headers, parse, end)
+      if not reply.reason:
+        return reply.parsed
+      reason = reply.reason
+      if reply.refused:
+        raise RequestFailed(reason, refused=True)
+      failures += reply.busy is None
+      pause = settings.pause * 2 ** max(failures - 1, 0) * self._random.uniform(0.5, 1)
+      pause = max(pause, reply.busy or 0.0)
+      if failures == settings.attempts or time.monotonic() + pause >= end:
+        break
+      time.sleep(pause)
+      self._count(retries=1)
+    raise RequestFailed(reason)
 
-  def _try(self, endpoint: _Endpoint, method, path, content, headers, parse, left: float):
-    """Returns (parsed reply, "", False), or (None, reason, whether the service refused)."""
-    worked = refused = False
-    reason, found = "", None
+  def _try(self, turn: _Turn, method, path, content, headers, parse, end: float) -> _Reply:
+    """Sends the request once."""
+    worked: bool | None = False
     try:
-      status, body = self._exchange(method, endpoint.url + path, content, headers, left)
-      refused = 400 <= status < 500 and status not in (408, 429)
-      if status == 200:
-        found = parse(body)
-      else:
-        reason = f"the service answered with status {status}"
-      worked = status == 200 or refused  # a service that refuses is not broken
-    except httpx.TimeoutException as error:
-      reason = f"no reply in time ({type(error).__name__})"
-    except httpx.HTTPError as error:
-      reason = f"no connection or a broken one ({type(error).__name__})"
+      status, sent, body = self._exchange(method, turn.endpoint.url + path, content, headers, end)
+      if status in (429, 503):
+        worked = None
+        return _Reply(reason=f"the service answered with status {status}", busy=_retry_after(sent))
+      worked = status == 200 or 400 <= status < 500 and status != 408  # a service that refuses is not broken
+      if status != 200:
+        return _Reply(reason=f"the service answered with status {status}", refused=worked)
+      worked = False  # until the reply makes sense
+      parsed, worked = parse(body), True
+      return _Reply(parsed)
+    except httpcore.TimeoutException as error:
+      return _Reply(reason=f"no reply in time ({type(error).__name__})")
+    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
+      return _Reply(reason=f"no connection or a broken one ({type(error).__name__})")
     except BadReply as error:
-      reason = f"a reply that is not of the protocol: {error}"
+      return _Reply(reason=f"a reply that is not of the protocol: {error}")
     finally:
-      with self._lock:
-        endpoint.finish(worked, time.monotonic(), self.settings)
-        self._lock.notify_all()
-    return found, reason, refused
+      self._finish(turn, worked)
 
-  def _exchange(self, method, url, content, headers, left: float) -> tuple[int, bytes]:
-    """Returns status and body; raises where the body is too long or late."""
-    end = time.monotonic() + left
-    with self._http.stream(method, url, content=content, headers=headers, timeout=left) as reply:
+  def _finish(self, turn: _Turn, worked: bool | None):
+    with self._lock:
+      now = time.monotonic()
+      turn.finish(worked, now, self.settings)
+      if worked:
+        self._failing_since = None
+      elif worked is False and self._failing_since is None:
+        self._failing_since = now
+      self._lock.notify_all()
+
+  def _exchange(self, method, url, content, headers, end: float) -> tuple[int, dict[str, str], bytes]:
+    """Returns status, headers and body; raises where the body is too long or late."""
+    self._deadline.end = end
+    headers = {"Accept-Encoding": "identity"} | headers
+    with self._http.stream(method, url, headers=headers, content=content) as reply:
+      sent = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reply.headers}
+      if sent.get("content-encoding", "identity") != "identity":
+        raise BadReply("it is compressed, which was not asked for")
       chunks, size = [], 0
-      for chunk in reply.iter_bytes():
+      for chunk in reply.iter_stream():
         chunks.append(chunk)
         size += len(chunk)
         if size > self.settings.max_reply_bytes:
           raise BadReply(f"longer than {self.settings.max_reply_bytes} bytes")
-        if time.monotonic() > end:
-          raise httpx.ReadTimeout("the deadline has passed")
-      return reply.status_code, b"".join(chunks)
+      return reply.status, sent, b"".join(chunks)
 
-  def _take(self, end: float) -> _Endpoint | None:
-    """Books the available endpoint with the fewest requests under way.
+  def _take(self, end: float) -> _Turn | None:
+    """Books the available endpoint with the fewest requests under way, waiting for one until `end`.
 
-    Returns None if all are left alone, or if one is being tried again and that is not over at `end`.
+    Returns None if there is none by then, or none has worked for a whole deadline.
     """
     with self._lock:
-      while True:
-        now = time.monotonic()
+      while (now := time.monotonic()) < end:
         free = [endpoint for endpoint in self._endpoints if endpoint.available(now)]
         if free:
-          endpoint = min(free, key=lambda one: one.outstanding)
-          endpoint.start(self.settings.failures_to_open)
-          return endpoint
-        if now >= end or not any(endpoint.probing for endpoint in self._endpoints):
+          return min(free, key=lambda one: one.outstanding).start(self.settings.failures_to_open)
+        probing = any(endpoint.probing for endpoint in self._endpoints)
+        if not probing and self._failing_since is not None and now - self._failing_since > self.settings.deadline:
           return None
-        self._lock.wait(end - now)
+        opening = [endpoint.open_until for endpoint in self._endpoints if not endpoint.probing]
+        self._lock.wait(max(min([end, *opening]) - now, 1e-3))
+      return None
 
   def _count(self, **more: int):
     with self._lock:
@@ -293,3 +387,9 @@ class Client:
       found |= {"p50_seconds": float(p50), "p99_seconds": float(p99)}
       found["failure_rate"] = found["failed"] / found["requests"]
     return found
+
+
+def _retry_after(headers: dict[str, str]) -> float:
+  """Returns the seconds of a Retry-After header; 0 where there is none that is a number."""
+  text = headers.get("retry-after", "")
+  return float(text) if text.isdecimal() and len(text) < 6 else 0.0

@@ -1,5 +1,7 @@
 """From the config's `reward` section to a reward. Everything is checked here, services included."""
 
+import dataclasses
+
 import ml_collections
 
 from r3jax.rewards import cache
@@ -9,6 +11,7 @@ from r3jax.rewards import host
 from r3jax.rewards import judge
 from r3jax.rewards import services
 
+_OF_THE_RUN = ("shuffle", "max_failed_fraction", "failure_window")  # not a member's
 _SERVICES = ("service", "flow_grpo", "unirl", "judge")
 
 
@@ -41,15 +44,18 @@ def _weighted(section, name: str, member) -> tuple[float, graph.GraphReward]:
   changes = {key: member[key] for key in member if key != "weight"}
   if "name" not in changes or "weight" not in member:
     raise ValueError(f"reward.members.{name} must have a name and a weight; got {sorted(member)}")
-  unknown = sorted(set(changes) - set(section))
+  unknown = sorted(set(changes) - set(section) | set(changes) & set(_OF_THE_RUN))
   if unknown:
     raise ValueError(f"reward.members.{name} has keys that reward does not have: {unknown}")
-  inner = ml_collections.ConfigDict(section.to_dict() | {"members": {}})
+  inner = ml_collections.ConfigDict(section.to_dict() | {"members": {}, "value": "score"})
   inner.update(changes)
   return member["weight"], build(inner)
 
 
 def _host_reward(section):
+  unknown = sorted(set(section.client) - {field.name for field in dataclasses.fields(client_lib.Settings)})
+  if unknown:
+    raise ValueError(f"reward.client has keys that a client does not have: {unknown}")
   client = client_lib.Client(client_lib.Settings(
       endpoints=tuple(section.endpoints), token_env=section.token_env, **section.client,
   ))

@@ -82,11 +82,13 @@ def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphRewar
     members: name -> (weight, reward).
 
   Raises:
-    ValueError: there are no members, or a weight is not above 0.
+    ValueError: there are no members, a name cannot be used, or a weight is not above 0.
   """
   if not members:
     raise ValueError("reward.members must name at least one reward")
   for name, (weight, _) in members.items():
+    if name == "strict" or "/" in name:
+      raise ValueError(f"a name in reward.members must hold no slash and not be 'strict'; got {name!r}")
     if not weight > 0:
       raise ValueError(f"reward.members.{name}.weight must be above 0; got {weight}")
   weights = {name: weight / sum(w for w, _ in members.values()) for name, (weight, _) in members.items()}

@@ -76,6 +76,8 @@ class Settings:
   def __post_init__(self):
     if self.task not in _TASKS:
       raise ValueError(f"reward.judge.task must be one of {sorted(_TASKS)}; got {self.task!r}")
+    if self.max_tokens < 1:
+      raise ValueError(f"reward.judge.max_tokens must be at least 1; got {self.max_tokens}")
     if self.image_format not in protocol.FORMATS:
       raise ValueError(f"reward.judge.image_format must be one of {list(protocol.FORMATS)}; got {self.image_format!r}")
 
@@ -84,7 +86,7 @@ class Settings:
     """What the judge is told.
 
     Raises:
-      ValueError: the file cannot be read or inserts something unknown, or nothing of the record.
+      ValueError: the file cannot be read, inserts something unknown, or does not tell what to judge.
     """
     if not self.prompt_file:
       return string.Template(_TASKS[self.task].wording)
@@ -93,8 +95,12 @@ class Settings:
     except OSError as error:
       raise ValueError(f"reward.judge.prompt_file must be readable: {error}") from error
     names = set(template.get_identifiers()) if template.is_valid() else {"an invalid $"}
-    if not names or names - _FIELDS:
-      raise ValueError(f"{self.prompt_file} must insert some of {sorted(_FIELDS)} by $name; it has {sorted(names)}")
+    needed = _TASKS[self.task].needed
+    if names - _FIELDS or not names & needed:
+      raise ValueError(
+          f"{self.prompt_file} must insert ${' or $'.join(sorted(needed))}, and may insert {sorted(_FIELDS)}; "
+          f"it has {sorted(names)}"
+      )
     return template
 
 
@@ -121,11 +127,13 @@ class _Task:
     wording: template of the instruction.
     questions: what is asked about a record; raises ValueError where the record has nothing to ask.
     answers: the allowed values of an answer, "yes" first, "no" second.
+    needed: fields of which a wording must insert one, or the judge would not know what it is asked.
   """
 
   wording: str
   questions: Callable[[dict], list[Question]]
   answers: tuple
+  needed: frozenset[str]
 
 
 def _verdict_questions(record: dict) -> list[Question]:
@@ -167,10 +175,11 @@ def _phrase(item: dict, others: Sequence[dict]) -> str:
   return text
 
 
+_ASKED = frozenset(["questions"])
 _TASKS = {
-    "geneval_plus": _Task(_VERDICT, _verdict_questions, (1, 0)),
-    "tiif": _Task(_QUESTIONS, _tiif_questions, ("yes", "no")),
-    "checklist": _Task(_QUESTIONS, _checklist_questions, ("yes", "no")),
+    "geneval_plus": _Task(_VERDICT, _verdict_questions, (1, 0), frozenset(["expectations", "prompt"])),
+    "tiif": _Task(_QUESTIONS, _tiif_questions, ("yes", "no"), _ASKED),
+    "checklist": _Task(_QUESTIONS, _checklist_questions, ("yes", "no"), _ASKED),
 }
 
 
@@ -201,16 +210,24 @@ class Judge:
 
   def _takes_schema(self) -> bool:
     """Tells whether the server accepts response_format; one that refuses it is asked without."""
-    question = [{"type": "text", "text": 'Answer {"correct": 1}.'}]
-    body = self._body(question, [Question("correct", "", 1)], (1, 0), structured=True)
     try:
-      self._client.post(CHAT_PATH, body, "application/json", _read_content)
+      self._probe(structured=True)
+      return True
     except client_lib.RequestFailed as error:
       if not error.refused:
         raise ValueError(f"the judge must answer a first question before a run starts: {error}") from error
-      logging.warning("the judge's server refuses response_format (%s); asking without it", error)
-      return False
-    return True
+    try:
+      self._probe(structured=False)
+    except client_lib.RequestFailed as error:
+      raise ValueError(f"the judge must answer a first question before a run starts: {error}") from error
+    logging.warning("the judge's server refuses response_format; asking without it")
+    return False
+
+  def _probe(self, structured: bool):
+    """Asks a question without an image; raises client.RequestFailed."""
+    question = [{"type": "text", "text": 'Answer {"correct": 1}.'}]
+    body = self._body(question, [Question("correct", "", 1)], (1, 0), structured)
+    self._client.post(CHAT_PATH, body, "application/json", _read_content)
 
   def check(self, record: dict):
     """See `base.HostReward`."""
@@ -262,7 +279,8 @@ class Judge:
   def describe(self) -> dict:
     """See `base.HostReward`."""
     wording = hashlib.sha256(self._wording.template.encode()).hexdigest()
-    return {"judge": self._model, "wording_sha256": wording} | dataclasses.asdict(self._settings)
+    found = {"judge": self._model, "wording_sha256": wording, "structured": self._structured}
+    return found | dataclasses.asdict(self._settings)
 
   def metrics(self) -> dict[str, float]:
     """See `base.HostReward`; adds how the judge answered, see `_Tally`."""

@@ -2,8 +2,8 @@
 
   POST /v1/score  {"protocol": 1, "request_id": str, "items": [
                     {"image": base64 text, "format": "png" | "jpeg", "record": {...}}, ...]}
-              ->  {"protocol": 1, "request_id": the same, "outcomes": [
-                    {"status": "ok", "score": 0..1, "parts": {name: number}, "detail": {...}}
+              ->  {"protocol": 1, "request_id": the same, "reward_id": `identity` of what scored, "outcomes": [
+                    {"status": "ok", "score": 0..1, "parts": {name: 0..1}, "detail": {...}}
                     | {"status": "failed" | "invalid", "reason": str}, ...]}   in the order of items
   GET /health ->  {"protocol": 1, "status": "ready" | "draining", "parts": [name, ...], "reward": {...}}
 
@@ -14,6 +14,7 @@
 import base64
 import binascii
 from collections.abc import Sequence
+import hashlib
 import io
 import json
 import math
@@ -26,6 +27,7 @@ from r3jax.rewards import client
 
 VERSION = 1
 FORMATS = ("png", "jpeg")
+_MAX_REASON, _MAX_DETAIL = 2_000, 65_536  # characters
 SCORE_PATH, HEALTH_PATH = "/v1/score", "/health"
 
 
@@ -81,7 +83,7 @@ def _refuse_constant(name: str):
 def _versioned(body: bytes) -> dict:
   found = parse_object(body)
   if found.get("protocol") != VERSION:
-    raise ProtocolError(f"protocol must be {VERSION}; got {found.get('protocol')!r}")
+    raise ProtocolError(f"protocol must be {VERSION}")
   return found
 
 
@@ -115,14 +117,20 @@ def _read_item(item: object) -> dict:
   return {"image": image, "format": item.get("format"), "record": item["record"]}
 
 
-def make_reply(request_id: str, outcomes: Sequence[base.Outcome]) -> bytes:
+def identity(reward: dict) -> str:
+  """Returns 16 hex digits of what a reward says it is, so that another one behind the same address is seen."""
+  return hashlib.sha256(json.dumps(reward, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_reply(request_id: str, outcomes: Sequence[base.Outcome], reward_id: str) -> bytes:
   """Returns the body of a reply."""
   return json.dumps({
-      "protocol": VERSION, "request_id": request_id, "outcomes": [base.to_json(outcome) for outcome in outcomes]
+      "protocol": VERSION, "request_id": request_id, "reward_id": reward_id,
+      "outcomes": [base.to_json(outcome) for outcome in outcomes],
   }).encode()
 
 
-def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str]) -> list[base.Outcome]:
+def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str], reward_id: str) -> list[base.Outcome]:
   """Returns the outcomes of a reply.
 
   Args:
@@ -130,6 +138,7 @@ def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str]) 
     request_id: that was sent.
     number: of items that were sent.
     parts: that the service said it gives.
+    reward_id: of what it said it is.
 
   Raises:
     client.BadReply: it is not the answer to the request; no outcome of it is used.
@@ -141,6 +150,8 @@ def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str]) 
   outcomes = message.get("outcomes")
   if message.get("request_id") != request_id:
     raise client.BadReply("it answers another request")
+  if message.get("reward_id") != reward_id:
+    raise client.BadReply("another reward answers than the one that the run began with")
   if not isinstance(outcomes, list) or len(outcomes) != number:
     seen = len(outcomes) if isinstance(outcomes, list) else type(outcomes).__name__
     raise client.BadReply(f"it must have {number} outcomes; got {seen}")
@@ -148,22 +159,40 @@ def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str]) 
 
 
 def _read_outcome(outcome: object, parts: Sequence[str]) -> base.Outcome:
+  # What is wrong is named by type: the text of what a stranger sent can be endless.
   if not isinstance(outcome, dict):
-    raise client.BadReply(f"an outcome must be an object; got {outcome!r:.40}")
-  status, reason = outcome.get("status"), str(outcome.get("reason", ""))
-  if status == "failed":
-    return base.Failed(reason)
-  if status == "invalid":
-    return base.Invalid(reason)
+    raise client.BadReply(f"an outcome must be an object; got a {type(outcome).__name__}")
+  status = outcome.get("status")
+  if status in ("failed", "invalid"):
+    reason = outcome.get("reason")
+    reason = reason[:_MAX_REASON] if isinstance(reason, str) else "no reason was given"
+    return base.Failed(reason) if status == "failed" else base.Invalid(reason)
   if status != "ok":
-    raise client.BadReply(f"an outcome's status must be ok, failed or invalid; got {status!r:.40}")
-  given, detail = outcome.get("parts"), outcome.get("detail", {})
-  if not isinstance(given, dict) or set(given) != set(parts) or not isinstance(detail, dict):
-    raise client.BadReply(f"an outcome must have the parts {sorted(parts)}; got {given!r:.80}")
-  score, *numbers = [as_number(value) for value in (outcome.get("score"), *(given[name] for name in parts))]
-  if not 0 <= score <= 1:
-    raise client.BadReply(f"a score must be in [0, 1]; got {score}")
-  return base.Ok(score, dict(zip(parts, numbers)), detail)
+    raise client.BadReply("an outcome's status must be ok, failed or invalid")
+  given = outcome.get("parts")
+  if not isinstance(given, dict) or set(given) != set(parts):
+    raise client.BadReply(f"an outcome must have the parts {sorted(parts)}")
+  score, *numbers = [as_share(value) for value in (outcome.get("score"), *(given[name] for name in parts))]
+  return base.Ok(score, dict(zip(parts, numbers)), _read_detail(outcome.get("detail", {})))
+
+
+def _read_detail(detail: object) -> dict:
+  """Returns what goes into the log; raises client.BadReply where it cannot."""
+  try:
+    fits = isinstance(detail, dict) and _is_shallow(detail, 20)
+    fits = fits and len(json.dumps(detail, allow_nan=False)) <= _MAX_DETAIL
+  except ValueError:  # infinite numbers
+    fits = False
+  if not fits:
+    raise client.BadReply(
+        f"an outcome's detail must be a shallow object of finite values, of at most {_MAX_DETAIL} characters")
+  return detail
+
+
+def _is_shallow(value: object, levels: int) -> bool:
+  """Tells whether objects and lists lie at most so many levels deep in each other."""
+  inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+  return not inner or levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)
 
 
 def as_number(value: object) -> float:
@@ -173,13 +202,21 @@ def as_number(value: object) -> float:
     client.BadReply: it is something else.
   """
   if not isinstance(value, (int, float)) or isinstance(value, bool):
-    raise client.BadReply(f"a score or part must be a number; got {value!r:.40}")
+    raise client.BadReply(f"a score or part must be a number; got a {type(value).__name__}")
   try:
     number = float(value)
   except OverflowError as error:
     raise client.BadReply("a score or part must be a finite number; got a huge integer") from error
   if not math.isfinite(number):
     raise client.BadReply(f"a score or part must be a finite number; got {number}")
+  return number
+
+
+def as_share(value: object) -> float:
+  """Returns a number of a reply that is in [0, 1]; raises client.BadReply for anything else."""
+  number = as_number(value)
+  if not 0 <= number <= 1:
+    raise client.BadReply(f"a score or part must be in [0, 1]; got {number}")
   return number
 
 
@@ -203,9 +240,9 @@ def read_health(body: bytes) -> dict:
     raise client.BadReply(str(error)) from error
   parts = message.get("parts")
   if not isinstance(parts, list) or not all(isinstance(name, str) for name in parts):
-    raise client.BadReply(f"parts must be a list of names; got {parts!r:.80}")
+    raise client.BadReply("parts must be a list of names")
   if "strict" not in parts or not isinstance(message.get("reward"), dict):
     raise client.BadReply("a service must give the part \"strict\" and say what its reward is")
   if message.get("status") != "ready":
-    raise client.BadReply(f"the service is not ready but {message.get('status')!r:.40}")
+    raise client.BadReply("the service must say that it is ready")
   return {name: message[name] for name in ("parts", "reward")}

@@ -30,6 +30,7 @@ class Limits:
     max_body_bytes: of a request.
     max_items: images of a request.
     max_pixels: of an image, checked before it is decoded.
+    max_request_pixels: of all images of a request.
     queue: requests that wait while another is scored.
     idle_seconds: after which a silent connection is closed, and one whose request has not arrived.
   """
@@ -37,6 +38,7 @@ class Limits:
   max_body_bytes: int = 2**26
   max_items: int = 256
   max_pixels: int = 2**22
+  max_request_pixels: int = 2**26
   queue: int = 32
   idle_seconds: float = 60.0
 
@@ -45,6 +47,7 @@ class Server(http.server.ThreadingHTTPServer):
   """A reward at an address; `serve_forever` until `drain` has ended it."""
 
   daemon_threads = True  # an idle connection must not keep the process alive
+  request_queue_size = 128  # connections that wait to be taken
 
   def __init__(self, address: tuple[str, int], reward: base.HostReward, token: str = "", limits: Limits = Limits()):
     """Binds the address, (host, port); port 0 takes a free one. An empty token lets everyone in."""
@@ -55,6 +58,7 @@ class Server(http.server.ThreadingHTTPServer):
     self._scoring = threading.Lock()
     self._changed = threading.Condition()
     self._under_way = 0
+    self._identity = protocol.identity(reward.describe())
     self._requests = collections.deque(maxlen=100_000)  # (start, end, images) of the latest
 
   def admit(self) -> bool:
@@ -71,34 +75,44 @@ class Server(http.server.ThreadingHTTPServer):
       self._under_way += change
       self._changed.notify_all()
 
+  def reply(self, request_id: str, items: list[dict]) -> bytes:
+    """Returns the answer to a request."""
+    start = time.monotonic()
+    with self._scoring:  # around decoding too: the images of one request are in memory at a time
+      outcomes = self.score(items)
+    self._requests.append((start, time.monotonic(), len(items)))
+    return protocol.make_reply(request_id, outcomes, self._identity)
+
   def score(self, items: list[dict]) -> list[base.Outcome]:
     """Returns the outcomes of a request's items; an image that cannot be read is invalid."""
-    start = time.monotonic()
-    images = [self._decoded(item) for item in items]
+    images = self._decoded(items)
     outcomes = [base.Invalid(image) if isinstance(image, str) else None for image in images]
     # Images of one size go to the reward together.
     by_shape: dict[tuple, list[int]] = {}
     for row, image in enumerate(images):
       if not isinstance(image, str):
         by_shape.setdefault(image.shape, []).append(row)
-    with self._scoring:
-      for rows in by_shape.values():
-        found = self.reward.score(np.stack([images[row] for row in rows]), [items[row]["record"] for row in rows])
-        for row, outcome in zip(rows, found, strict=True):
-          outcomes[row] = outcome
-      self._requests.append((start, time.monotonic(), len(items)))
+    for rows in by_shape.values():
+      found = self.reward.score(np.stack([images[row] for row in rows]), [items[row]["record"] for row in rows])
+      for row, outcome in zip(rows, found, strict=True):
+        outcomes[row] = outcome
     return outcomes
 
-  def _decoded(self, item: dict) -> np.ndarray | str:
-    try:
-      return protocol.decode_image(item["image"], item["format"], self.limits.max_pixels)
-    except protocol.ProtocolError as error:
-      return str(error)
+  def _decoded(self, items: list[dict]) -> list[np.ndarray | str]:
+    """Returns every image, or what is wrong with it."""
+    found, left = [], self.limits.max_request_pixels
+    for item in items:
+      try:
+        image = protocol.decode_image(item["image"], item["format"], min(self.limits.max_pixels, left))
+        left -= image.shape[0] * image.shape[1]
+        found.append(image)
+      except protocol.ProtocolError as error:
+        found.append(str(error))
+    return found
 
   def statistics(self) -> str:
     """Returns a line for the log: requests, images, images per second, seconds per request."""
-    with self._scoring:
-      requests = list(self._requests)
+    requests = list(self._requests)
     if not requests:
       return "no requests"
     starts, ends, images = np.array(requests).T
@@ -169,12 +183,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self._refuse(400, str(error))
     if len(items) > self.server.limits.max_items:
       return self._refuse(413, f"at most {self.server.limits.max_items} items; got {len(items)}")
-    return self._send(200, protocol.make_reply(request_id, self.server.score(items)))
+    try:
+      reply = self.server.reply(request_id, items)
+    except Exception:  # whatever the reward raises: the client is told, and the next request may go well
+      logging.exception("the reward failed")
+      return self._refuse(500, "the reward failed, see the server's log")
+    return self._send(200, reply)
 
   def _read_body(self) -> bytes | None:
     """Returns the request's body; None after turning away one that is too long, late or of unknown length."""
     length, limits = self.headers.get("Content-Length", ""), self.server.limits
-    if not length.isdecimal():
+    if not length.isdecimal() or len(length) > 18:
       return self._turn_away(411, "Content-Length is needed")
     if int(length) > limits.max_body_bytes:
       return self._turn_away(413, f"at most {limits.max_body_bytes} bytes; got {length}")

@@ -2,9 +2,9 @@
 
 import base64
 from collections.abc import Callable, Sequence
-import io
 import json
 import pickle
+import pickletools
 from typing import TypeVar
 import uuid
 
@@ -79,14 +79,17 @@ class JsonService(_Service):
       ValueError: no endpoint answers as it should.
     """
     super().__init__(client, batch)
+    if kind not in protocol.FORMATS:
+      raise ValueError(f"reward.image_format must be one of {list(protocol.FORMATS)}; got {kind!r}")
     self._kind = kind
     health = survey(client, protocol.HEALTH_PATH, protocol.read_health)
     self.parts, self._reward = tuple(health["parts"]), health["reward"]
+    self._identity = protocol.identity(self._reward)
 
   def _send(self, images, records) -> list[base.Outcome]:
     request_id = uuid.uuid4().hex
     body = protocol.make_request(request_id, images, records, self._kind)
-    read = lambda reply: protocol.read_reply(reply, request_id, len(images), self.parts)
+    read = lambda reply: protocol.read_reply(reply, request_id, len(images), self.parts, self._identity)
     return self._client.post(protocol.SCORE_PATH, body, "application/json", read)
 
   def describe(self) -> dict:
@@ -129,8 +132,8 @@ class FlowGrpoService(_Service):
 
   The score is the shaped one, clipped to [0, 1].
 
-  A pickle can run code when it is read. Replies are read by an unpickler that knows numbers,
-  strings, lists and dicts only, and refuses all else. The server reads pickles too and asks for no
+  A pickle can run code when it is read. Replies are read only if they are made of numbers, strings,
+  lists, tuples and dicts, see `read_plain_pickle`. The server reads pickles too and asks for no
   key: use it on a network that you trust. It has no health route, so a run starts without a check.
   """
 
@@ -145,6 +148,7 @@ class FlowGrpoService(_Service):
       if not isinstance(found, dict):
         raise client_lib.BadReply(f"it must be a dict, not a {type(found).__name__}")
       columns = [_column(found, name, len(images)) for name in ("scores", "rewards", "strict_rewards")]
+      columns[1:] = [[protocol.as_share(value) for value in column] for column in columns[1:]]
       return [_clipped(score, {"correct": right, "strict": strict}) for score, right, strict in zip(*columns)]
 
     return self._client.post("/", body, "application/octet-stream", read)
@@ -177,24 +181,32 @@ def _clipped(score: float, parts: dict[str, float]) -> base.Ok:
   return base.Ok(clipped, {"strict": float(score >= 1)} | parts, {} if clipped == score else {"unclipped": score})
 
 
-class _PlainUnpickler(pickle.Unpickler):
-  """Reads numbers, strings, lists, tuples and dicts; nothing that has to be imported."""
-
-  def find_class(self, module: str, name: str):
-    raise pickle.UnpicklingError(f"{module}.{name} is refused: replies hold plain values only")
-
-  def persistent_load(self, pid):
-    raise pickle.UnpicklingError("persistent ids are refused")
+# What a pickle of numbers, texts, lists, tuples and dicts is made of: nothing that imports or calls.
+_PLAIN_OPCODES = frozenset("""
+    PROTO FRAME STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE
+    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
+    STRING BINSTRING SHORT_BINSTRING EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    EMPTY_DICT DICT SETITEM SETITEMS
+""".split())
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 def read_plain_pickle(body: bytes) -> object:
   """Returns the plain values of a pickle; nothing that it names is imported or run.
 
+  Every opcode is looked at before the first is obeyed. Memo indices beyond the length of the body are
+  refused too, for the unpickler would make room for them.
+
   Raises:
     client.BadReply: it is damaged or holds anything but numbers, strings, lists, tuples and dicts.
   """
   try:
-    return _PlainUnpickler(io.BytesIO(body)).load()
+    for opcode, argument, _ in pickletools.genops(body):
+      if opcode.name not in _PLAIN_OPCODES:
+        raise client_lib.BadReply(f"it must be a pickle of plain values; it has the opcode {opcode.name}")
+      if opcode.name in _PUTS and int(argument) > len(body):
+        raise client_lib.BadReply("it must be a pickle of plain values; it asks for room that it does not need")
+    return pickle.loads(body)
   except (pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError, AttributeError, TypeError,
           MemoryError, OverflowError, RecursionError) as error:
-    raise client_lib.BadReply(f"it must be a pickle of plain values: {error}") from error
+    raise client_lib.BadReply(f"it must be a pickle of plain values: {type(error).__name__}") from error

@@ -36,7 +36,13 @@ def _common(place, score: rewards_base.Score, valid, text_advantage, image_advan
       "text_advantage": _mean(jnp.abs(place.by_group(text_advantage)), valid),
       "image_advantage": _mean(jnp.abs(place.by_group(image_advantage)), valid),
   }
-  return found | {name: _mean(place.by_group(part), valid) for name, part in score.parts.items()}
+  return found
+
+
+def _parts(place, score: rewards_base.Score, valid: jax.Array) -> Metrics:
+  """Returns the means of the score's parts, where they are there: a kept image may lack them."""
+  known = lambda part: place.by_group(valid & jnp.isfinite(part))
+  return {name: _mean(place.by_group(part), known(part)) for name, part in score.parts.items()}
 
 
 def _spread_by_index(place, score: rewards_base.Score, t: jax.Array) -> Metrics:
@@ -53,6 +59,7 @@ def reason(place: placement_lib.Placement, drafts, score: rewards_base.Score, te
   """Measures the reason stage; `drafts` and `score` are this replica's."""
   every = jnp.ones((place.groups, place.group_size), bool)
   return {
+      **_parts(place, score, score.valid),  # first: a part may have a name of ours
       "format": _mean(place.by_group(drafts.format), every),
       "tokens": _mean(place.by_group(drafts.rollout.text.lengths), every),
       **_common(place, score, score.valid, text_advantage, image_advantage),
@@ -69,6 +76,7 @@ def edit(place: placement_lib.Placement, edits, score: rewards_base.Score, text_
   before, after = by_group(edits.before), by_group(score.value)
   change, right = after - before, before == 1
   return {
+      **_parts(place, score, valid),  # first: a part may have a name of ours
       "format": _mean(by_group(edits.parsed.format), every),
       "tokens": _mean(by_group(edits.text.lengths), every),
       "truncated": _mean(by_group(edits.parsed.truncated), every),

@@ -17,7 +17,7 @@ BENCH = {"tag": "single_object", "prompt": "a photo of a bench", "include": [{"c
 def settings(tmp_path, monkeypatch):
   """Returns settings of three training prompts, one of which is the held-out one in other words."""
   monkeypatch.setenv("R3JAX_DATA", str(tmp_path / "data"))
-  for name, records in {"train": [RED, BLUE, BENCH], "test": [BENCH | {"prompt": "A photo of  the bench."}], "more": [RED]}.items():
+  for name, records in {"train": [RED, BLUE, BENCH], "test": [BENCH | {"prompt": "A photo of  the bench."}], "more": [RED | {"tag": "of another benchmark"}]}.items():
     (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
   return sets.Settings("geneval", str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl"))
 

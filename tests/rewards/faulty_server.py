@@ -79,7 +79,7 @@ class _FaultyHandler(server_lib._Handler):
   def _wrong_answer(self, fault: str, body: bytes) -> tuple[int, bytes]:
     request_id, items = protocol.read_request(body)
     if fault in ("missing", "excess", "out_of_range"):
-      reply = json.loads(protocol.make_reply(request_id, self.server.score(items)))
+      reply = json.loads(self.server.reply(request_id, items))
       outcomes = reply["outcomes"]
       changed = {"missing": outcomes[:-1], "excess": outcomes + outcomes[:1],
                  "out_of_range": [outcome | {"score": 14.0} for outcome in outcomes]}

@@ -6,7 +6,7 @@ import dataclasses
 import http.server
 import threading
 
-Answer = tuple[int, bytes]
+Answer = tuple[int, bytes] | tuple[int, bytes, dict[str, str]]  # status, body, further headers
 
 
 @dataclasses.dataclass
@@ -52,6 +52,8 @@ def serve(answer: Callable[[Request], Answer | None], port: int = 0):
         return
       self.send_response(found[0])
       self.send_header("Content-Length", str(len(found[1])))
+      for header in (found[2] if len(found) > 2 else {}).items():
+        self.send_header(*header)
       self.end_headers()
       self.wfile.write(found[1])
 

@@ -14,7 +14,7 @@ class TestOk:
       base.Ok(score)
 
   def test_part_that_is_no_number_is_refused(self):
-    with pytest.raises(ValueError, match="part strict of a score must be a finite number; got nan"):
+    with pytest.raises(ValueError, match=r"part strict of a score must be in \[0, 1\]; got nan"):
       base.Ok(0.5, {"strict": float("nan")})
 
 

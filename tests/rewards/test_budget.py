@@ -44,4 +44,12 @@ class TestBudget:
 class TestFailedShare:
 
   def test_is_the_mean_over_the_stages(self):
-    assert budget_lib.failed_share({"reason/valid": 0.5, "edit/valid": 1.0, "edit/score": 0.1}) == 0.25
+    assert budget_lib.failed_share({"reason/valid": 0.5, "edit/valid": 1.0, "edit/score": 0.1, "edit/x/valid": 0.0}) == 0.25
+
+
+class TestCheckEvaluation:
+
+  def test_too_few_scores_are_no_evaluation(self):
+    budget_lib.check_evaluation(0.2, 0.2)
+    with pytest.raises(budget_lib.BudgetExceeded, match="at most 0.2 of an evaluation .* they were 0.21"):
+      budget_lib.check_evaluation(0.21, 0.2)

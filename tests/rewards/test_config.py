@@ -51,7 +51,15 @@ class TestBuild:
     assert target["net"].tolist() == [0, 1, 2]
     jax.tree.map(np.testing.assert_array_equal, target["eye"], shapes.encode_records(records))
 
+  def test_part_of_a_sum_can_be_trained(self):
+    members = {"eye": {"name": "shapes", "weight": 1.0, "value": "correct"}}
+    for value in ("strict", "eye", "eye/correct"):
+      assert "shaped" in rewards_config.build(section(name="sum", members=members, value=value)).parts
+
   @pytest.mark.parametrize("changes, message", [
+      ({"name": "sum", "members": {"a": {"name": "shapes", "weight": 1.0, "shuffle": True}}}, "does not have: .'shuffle'."),
+      ({"name": "service", "image_format": "gif", "endpoints": ("http://127.0.0.1:9",)}, "reward.image_format must be one of"),
+      ({"name": "service", "client": {"deadlin": 3}}, "reward.client has keys that a client does not have: .'deadlin'."),
       ({"name": "beauty"}, "reward.name must be one of .*; got 'beauty'"),
       ({"name": "sum"}, "reward.members must name at least one reward"),
       ({"name": "sum", "members": {"a": {"name": "shapes"}}}, "reward.members.a must have a name and a weight; got .'name'."),

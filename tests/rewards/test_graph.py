@@ -40,6 +40,7 @@ class TestWeightedSum:
 
   @pytest.mark.parametrize("members, message", [
       ({}, "reward.members must name at least one"),
+      ({"strict": (1.0, fixed([1, 1, 1]))}, "must hold no slash and not be 'strict'"),
       ({"a": (0.0, fixed([1, 1, 1]))}, "reward.members.a.weight must be above 0; got 0.0"),
   ])
   def test_bad_members_are_refused(self, members, message):

@@ -160,8 +160,9 @@ class TestRequest:
     assert text.startswith(f"Judge: {PLUS['prompt']}\n- exactly 1 x") and text.endswith('Say {"correct": 0 or 1}.')
 
   @pytest.mark.parametrize("text, message", [
-      ("Is it good?", r"must insert some of .*; it has \[\]"),
-      ("$promt", "it has .'promt'"),
+      ("Is it good?", r"must insert \$questions, and may insert .*; it has \[\]"),
+      ("Is the picture of $prompt good?", r"must insert \$questions, .*; it has \['prompt'\]"),
+      ("$promt $questions", "it has .'promt', 'questions'"),
       ("costs 5$", "an invalid"),
       (None, "must be readable"),
   ])
@@ -189,6 +190,12 @@ class TestStart:
     answer = lambda request: Chat()(request) if request.method == "GET" else (500, b"")
     with scripted.serve(answer) as server:
       with pytest.raises(ValueError, match="must answer a first question before a run starts"):
+        make(server, "tiif")
+
+  def test_judge_that_refuses_everything_is_refused(self):
+    answer = lambda request: Chat()(request) if request.method == "GET" else (401, b"")
+    with scripted.serve(answer) as server:
+      with pytest.raises(ValueError, match="first question before a run starts: the service answered with status 401"):
         make(server, "tiif")
 
   @pytest.mark.parametrize("task, record", [("tiif", PLUS), ("geneval_plus", TIIF), ("checklist", TIIF)])

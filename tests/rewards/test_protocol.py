@@ -15,7 +15,7 @@ OUTCOMES = [base.Ok(0.5, {"strict": 0.0}, {"why": "half"}), base.Failed("down"),
 
 
 def reply(**changes) -> bytes:
-  return json.dumps({"protocol": 1, "request_id": "a", "outcomes": [
+  return json.dumps({"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": [
       {"status": "ok", "score": 1, "parts": {"strict": 1}}]} | changes).encode()
 
 
@@ -59,7 +59,7 @@ class TestRequest:
       (b"[1]", "not a list"),
       (b"[" * 100_000, "must be a JSON object"),
       (b'{"protocol": NaN}', "must be a JSON object"),
-      (b'{"protocol": 2}', "protocol must be 1; got 2"),
+      (b'{"protocol": 2}', "protocol must be 1"),
       (b'{"protocol": 1}', "must have request_id"),
       (b'{"protocol": 1, "request_id": "a", "items": []}', "must have request_id"),
       (b'{"protocol": 1, "request_id": "a", "items": [3]}', "must be an object with image"),
@@ -74,36 +74,44 @@ class TestRequest:
 class TestReply:
 
   def test_round_trip(self):
-    assert protocol.read_reply(protocol.make_reply("a", OUTCOMES), "a", 3, ("strict",)) == OUTCOMES
+    assert protocol.read_reply(protocol.make_reply("a", OUTCOMES, "r"), "a", 3, ("strict",), "r") == OUTCOMES
 
   @pytest.mark.parametrize("body, message", [
       (b"<html>", "must be a JSON object"),
       (reply(protocol=0), "protocol must be 1"),
       (reply(request_id="b"), "answers another request"),
+      (reply(reward_id="s"), "another reward answers than the one that the run began with"),
       (reply(outcomes=[]), "must have 1 outcomes; got 0"),
       (reply(outcomes=None), "must have 1 outcomes; got NoneType"),
       (reply(outcomes=[1]), "an outcome must be an object"),
-      (reply(outcomes=[{"status": "fine"}]), "status must be ok, failed or invalid; got 'fine'"),
+      (reply(outcomes=[{"status": "fine"}]), "status must be ok, failed or invalid"),
       (reply(outcomes=[{"status": "ok", "score": 1}]), "must have the parts"),
       (reply(outcomes=[{"status": "ok", "score": 1, "parts": {"strict": 1, "more": 1}}]), "must have the parts"),
       (reply(outcomes=[{"status": "ok", "score": 1.01, "parts": {"strict": 1}}]), r"in \[0, 1\]; got 1.01"),
-      (reply(outcomes=[{"status": "ok", "score": "1", "parts": {"strict": 1}}]), "must be a number; got '1'"),
-      (reply(outcomes=[{"status": "ok", "score": True, "parts": {"strict": 1}}]), "must be a number; got True"),
-      (reply(outcomes=[{"status": "ok", "score": None, "parts": {"strict": 1}}]), "must be a number; got None"),
+      (reply(outcomes=[{"status": "ok", "score": "1", "parts": {"strict": 1}}]), "must be a number; got a str"),
+      (reply(outcomes=[{"status": "ok", "score": True, "parts": {"strict": 1}}]), "must be a number; got a bool"),
+      (reply(outcomes=[{"status": "ok", "score": None, "parts": {"strict": 1}}]), "must be a number; got a NoneType"),
       (reply(outcomes=[{"status": "ok", "score": 10**400, "parts": {"strict": 1}}]), "huge integer"),
-      (b'{"protocol": 1, "request_id": "a", "outcomes": [{"status": "ok", "score": NaN, "parts": {"strict": 1}}]}',
+      (b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": [{"status": "ok", "score": NaN, "parts": {"strict": 1}}]}',
        "must be a JSON object"),
-      (reply(outcomes=[{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": 3}]), "must have the parts"),
+      (reply(outcomes=[{"status": "ok", "score": 1, "parts": {"strict": -14}}]), r"in \[0, 1\]; got -14"),
+      (reply(outcomes=[{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": 3}]), "detail must be a shallow object"),
+      (reply(outcomes=[{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": {"x": "y" * 70_000}}]),
+       "shallow object of finite values, of at most 65536"),
+      (b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": '
+       b'[{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": {"x": 1e999}}]}', "detail must be a shallow object"),
+      (b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": [{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": '
+       + b'{"x": ' * 900 + b"1" + b"}" * 900 + b"}]}", "detail must be a shallow object"),
   ])
   def test_other_reply_gives_no_outcome(self, body, message):
     with pytest.raises(client.BadReply, match=message):
-      protocol.read_reply(body, "a", 1, ("strict",))
+      protocol.read_reply(body, "a", 1, ("strict",), "r")
 
 
 class TestHealth:
 
   @pytest.mark.parametrize("changes, message", [
-      ({"status": "draining"}, "not ready but 'draining'"),
+      ({"status": "draining"}, "must say that it is ready"),
       ({"parts": ["correct"]}, 'must give the part "strict"'),
       ({"parts": "strict"}, "parts must be a list"),
       ({"reward": None}, "say what its reward is"),

@@ -27,6 +27,7 @@ from r3jax.worlds import prompts as world_prompts
 from r3jax.worlds import shapes as world
 
 ROOT = pathlib.Path(__file__).parents[2]
+HALF = protocol.identity({"model": "half"})
 RECORD = {"tag": "t", "prompt": "p", "include": [{"class": "x", "count": 1}]}
 
 
@@ -84,7 +85,7 @@ class TestServer:
   def test_scores_what_it_is_sent(self):
     with serving() as (_, _, url):
       reply = score(url, request(3))
-      assert protocol.read_reply(reply.content, "id", 3, ("strict",)) == [base.Ok(0.5, {"strict": 0.0})] * 3
+      assert protocol.read_reply(reply.content, "id", 3, ("strict",), HALF) == [base.Ok(0.5, {"strict": 0.0})] * 3
 
   def test_health_says_what_scores(self):
     with serving() as (_, _, url):
@@ -95,7 +96,7 @@ class TestServer:
     message = json.loads(request(3))
     message["items"][1]["format"] = "gif"
     with serving() as (_, reward, url):
-      found = protocol.read_reply(score(url, json.dumps(message).encode()).content, "id", 3, ("strict",))
+      found = protocol.read_reply(score(url, json.dumps(message).encode()).content, "id", 3, ("strict",), HALF)
       assert [type(one) for one in found] == [base.Ok, base.Invalid, base.Ok]
       assert found[1].reason == "format must be one of ['png', 'jpeg']; got 'gif'"
       assert reward.shapes == [(2, 4, 4, 3)]
@@ -104,7 +105,7 @@ class TestServer:
     message = json.loads(request(2))
     message["items"] += json.loads(request(1, size=6))["items"]
     with serving() as (_, reward, url):
-      found = protocol.read_reply(score(url, json.dumps(message).encode()).content, "id", 3, ("strict",))
+      found = protocol.read_reply(score(url, json.dumps(message).encode()).content, "id", 3, ("strict",), HALF)
       assert [type(one) for one in found] == [base.Ok] * 3
       assert reward.shapes == [(2, 4, 4, 3), (1, 6, 6, 3)]
 
@@ -120,8 +121,20 @@ class TestServer:
 
   def test_large_image_is_invalid(self):
     with serving(max_pixels=15) as (_, _, url):
-      (found,) = protocol.read_reply(score(url, request()).content, "id", 1, ("strict",))
+      (found,) = protocol.read_reply(score(url, request()).content, "id", 1, ("strict",), HALF)
       assert found == base.Invalid("an image must have at most 15 pixels; got 4 x 4")
+
+  def test_images_of_a_request_are_bounded_together(self):
+    with serving(max_request_pixels=40) as (_, _, url):
+      found = protocol.read_reply(score(url, request(4)).content, "id", 4, ("strict",), HALF)
+      assert [type(one) for one in found] == [base.Ok] * 2 + [base.Invalid] * 2
+
+  def test_reward_that_fails_is_said(self, monkeypatch):
+    with serving() as (_, reward, url):
+      monkeypatch.setattr(reward, "score", lambda images, records: 1 // 0)
+      assert score(url, request()).status_code == 500
+      monkeypatch.undo()
+      assert score(url, request()).status_code == 200
 
   def test_body_of_unknown_length_is_refused(self):
     with serving() as (_, _, url):
@@ -172,6 +185,19 @@ class TestServer:
       thread.join()
       drain.join()
       assert replies[0].status_code == 200
+
+  def test_drain_gives_up_after_its_time(self):
+    with serving() as (server, reward, url):
+      reward.free.clear()
+      thread = threading.Thread(target=score, args=(url, request()))
+      thread.start()
+      while not server._under_way:
+        time.sleep(0.01)
+      start = time.monotonic()
+      server.drain(0.3)
+      assert time.monotonic() - start < 3
+      reward.free.set()
+      thread.join()
 
   def test_silent_connection_is_closed(self):
     with serving(idle_seconds=0.2) as (server, _, _):
@@ -246,4 +272,4 @@ class TestCommand:
     line = [sys.executable, "launch/serve_reward.py", "--port=0", "--token_env=R3JAX_NO_SUCH"]
     done = subprocess.run(line, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("r3jax: --token_env names R3JAX_NO_SUCH, which is not set in the environment")
+    assert done.stderr.strip().endswith("r3jax: --token_env must name a variable of the environment that is set")

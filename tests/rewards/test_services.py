@@ -34,7 +34,7 @@ def brightness(request):
       base.Invalid("no 3") if item["record"]["prompt"].endswith("3") else base.Ok(score(item), {"strict": 0.0})
       for item in items
   ]
-  return 200, protocol.make_reply(request_id, outcomes)
+  return 200, protocol.make_reply(request_id, outcomes, protocol.identity(HEALTH["reward"]))
 
 
 class TestJsonService:
@@ -129,7 +129,7 @@ class TestFlowGrpoService:
 
   @pytest.mark.parametrize("reply", [
       flow_grpo_reply(scores=[1.0]), flow_grpo_reply(rewards=[1] * 6), flow_grpo_reply(strict_rewards=[np.float64(1)] * 5),
-      flow_grpo_reply(scores=[float("nan")] * 5), pickle.dumps([1]), b"Traceback", b"",
+      flow_grpo_reply(scores=[float("nan")] * 5), flow_grpo_reply(rewards=[-14.0] * 5), pickle.dumps([1]), b"Traceback", b"",
   ])
   def test_other_reply_is_a_failure(self, reply):
     with scripted.serve(lambda request: (200, reply)) as server:
@@ -158,9 +158,28 @@ class TestReadPlainPickle:
   def test_nothing_is_run(self, level, tmp_path):
     made = tmp_path / "made"
     for bomb in (_Runs(os.mkdir, str(made)), _Runs(eval, f"__import__('os').mkdir({str(made)!r})"), np.float64(1)):
-      with pytest.raises(client_lib.BadReply, match="is refused: replies hold plain values only"):
+      with pytest.raises(client_lib.BadReply, match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|SHORT_BINBYTES)"):
         services.read_plain_pickle(pickle.dumps({"scores": [bomb]}, level))
     assert not made.exists()
+
+  @pytest.mark.parametrize("value", [b"bytes", bytearray(b"b"), {1, 2}, frozenset([1])])
+  def test_other_values_are_refused(self, value):
+    with pytest.raises(client_lib.BadReply, match="must be a pickle of plain values; it has the opcode"):
+      services.read_plain_pickle(pickle.dumps({"scores": [value]}, 5))
+
+  def test_room_for_nothing_is_refused(self):
+    body = b"\x80\x04K\x01r\x00\x00\x00\x7f."  # 1, kept under the number 0x7f000000
+    with pytest.raises(client_lib.BadReply, match="asks for room that it does not need"):
+      services.read_plain_pickle(body)
+
+  def test_value_of_endless_text_is_named_by_its_type(self):
+    nested = []
+    for _ in range(60):
+      nested = [nested, nested]
+    body = flow_grpo_reply(scores=[nested] * 5)
+    with scripted.serve(lambda request: (200, body)) as server:
+      found = services.FlowGrpoService(make(server.url), batch=8).score(IMAGES, RECORDS)
+    assert found[0].reason.endswith("a score or part must be a number; got a list")
 
   def test_damaged_pickle_is_no_reply(self):
     rng, whole = random.Random(0), flow_grpo_reply()
