@@ -40,7 +40,7 @@ def _call_host(function: Callable, like, mesh: jax.sharding.Mesh, pure: bool) ->
 
   JAX's own callbacks copy large arguments with the threads that run the CPU's devices. When all of
   those wait for a callback, nobody copies, and the program hangs; so on CPUs the function gets XLA's
-  buffers themselves.
+  buffers themselves, copied: they are XLA's again when it returns.
 
   Args:
     function: arrays -> arrays.
@@ -54,7 +54,7 @@ def _call_host(function: Callable, like, mesh: jax.sharding.Mesh, pure: bool) ->
 
   def fill(context, out, *args):
     del context
-    found = function(*jax.tree.map(np.asarray, args))
+    found = function(*jax.tree.map(lambda x: np.asarray(x).copy(), args))
     jax.tree.map(lambda buffer, x: np.copyto(np.asarray(buffer), x), out, found)
 
   return buffer_callback.buffer_callback(fill, like, has_side_effect=not pure)
