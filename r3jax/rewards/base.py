@@ -3,13 +3,15 @@
 On the host a reward gives an `Outcome` for each image; in the graph a batch of them is a `Score`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import typing
 
 import flax.struct
 import jax
 import numpy as np
+
+from r3jax import types
 
 
 @flax.struct.dataclass
@@ -19,6 +21,9 @@ class Score:
   value: jax.Array  # float32 [B] in [0, 1], what training uses; read it only where `valid`.
   valid: jax.Array  # bool [B], False where the reward could not be had.
   parts: dict[str, jax.Array]  # float32 [B] each, for the log.
+
+
+Scoring = Callable[[types.Images, object], Score]  # in the graph: images [B, ...], target rows [B, ...]
 
 
 @dataclasses.dataclass(frozen=True)

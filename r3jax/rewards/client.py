@@ -224,11 +224,6 @@ class Client:
         network_backend=_Network(self._deadline),
     )
 
-  def close(self):
-    """Ends the connections."""
-    self._pool.shutdown(cancel_futures=True)
-    self._http.close()
-
   def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
     """Returns call(item) of all items, `concurrency` at a time."""
     with self._lock:

@@ -14,8 +14,6 @@ from r3jax.rewards import base
 from r3jax.rewards import host
 from r3jax.rewards import shapes
 
-Scoring = Callable[[types.Images, object], base.Score]  # images [B, ...], target rows [B, ...]
-
 
 @dataclasses.dataclass(frozen=True)
 class GraphReward:
@@ -29,7 +27,7 @@ class GraphReward:
   """
 
   encode: Callable[[Sequence[dict]], object]
-  on: Callable[[jax.sharding.Mesh], Scoring]
+  on: Callable[[jax.sharding.Mesh], base.Scoring]
   parts: tuple[str, ...]
   scorers: Mapping[str, host.Scorer] = dataclasses.field(default_factory=dict)
 
@@ -94,7 +92,7 @@ def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphRewar
   weights = {name: weight / sum(w for w, _ in members.values()) for name, (weight, _) in members.items()}
   rewards = {name: reward for name, (_, reward) in members.items()}
 
-  def on(mesh: jax.sharding.Mesh) -> Scoring:
+  def on(mesh: jax.sharding.Mesh) -> base.Scoring:
     scoring = {name: reward.on(mesh) for name, reward in rewards.items()}
     return lambda images, target: _combined(
         {name: score(images, target[name]) for name, score in scoring.items()}, weights
@@ -136,7 +134,7 @@ def trained_by(reward: GraphReward, part: str) -> GraphReward:
   if part not in reward.parts:
     raise ValueError(f"reward.value must be 'score' or one of {sorted(reward.parts)}; got {part!r}")
 
-  def on(mesh: jax.sharding.Mesh) -> Scoring:
+  def on(mesh: jax.sharding.Mesh) -> base.Scoring:
     scoring = reward.on(mesh)
 
     def score(images: types.Images, target) -> base.Score:

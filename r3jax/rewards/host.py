@@ -23,9 +23,6 @@ from r3jax.rewards import format as format_lib
 
 _INNER = ("fsdp", "tensor")
 
-# images uint8 [n, H, W, 3], rows of targets -> (value [n], valid [n], parts {name: [n]})
-HostReward = Callable[[np.ndarray, object], base.Score]
-
 
 def _padded(tree, multiple: int):
   """Repeats the last row until the number of rows is a multiple."""
@@ -60,11 +57,11 @@ def _call_host(function: Callable, like, mesh: jax.sharding.Mesh, pure: bool) ->
   return buffer_callback.buffer_callback(fill, like, has_side_effect=not pure)
 
 
-def reward_from_host(reward: HostReward, parts: tuple[str, ...], mesh: jax.sharding.Mesh):
+def reward_from_host(reward: Callable[[np.ndarray, object], base.Score], parts: tuple[str, ...], mesh: jax.sharding.Mesh):
   """Makes a reward of the compiled step from a Python function.
 
   Args:
-    reward: scores numpy images; called once per device with that device's rows. It must not wait for
+    reward: scores numpy images [n, H, W, 3] by the rows of their targets; called once per device with that device's rows. It must not wait for
       computations on the mesh's own devices, which wait for it.
     parts: names of the parts that it returns.
     mesh: the step's mesh.

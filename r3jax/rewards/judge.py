@@ -163,7 +163,7 @@ def _expectations(record: dict) -> list[str]:
 
 
 def _phrase(item: dict, others: Sequence[dict]) -> str:
-  # "class (number)" needs no plural, which naive rules get wrong.
+  # "2 x clock" needs no plural, which naive rules get wrong.
   words = [item.get("size"), item.get("color"), item["class"]]
   text = f"exactly {item['count']} x {' '.join(word for word in words if word)}"
   if "region" in item:

@@ -28,7 +28,7 @@ from r3jax.rl import state as state_lib
 
 AXIS = placement_lib.AXIS
 Metrics = dict[str, jax.Array]
-Reward = Callable[[types.Images, object], rewards_base.Score]  # images [B, ...], target rows [B, ...]
+Reward = rewards_base.Scoring
 Parse = Callable[[jax.Array, jax.Array, str], format_lib.Parsed]  # ids [B, T], lengths [B], stage
 
 

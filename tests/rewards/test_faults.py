@@ -173,7 +173,7 @@ def check_partial(bench: Bench, workdir: pathlib.Path, fault: str, iterations: i
 
 
 def check_complete(bench: Bench, workdir: pathlib.Path, fault: str) -> dict:
-  """Runs with every request failing; the run must stop at the budget, saved, with its weights as they were."""
+  """Runs with every request failing; the run must stop at the budget, saved."""
   start = time.monotonic()
   bench.service.behave(fault)
   with pytest.raises(budget.BudgetExceeded, match="See to the reward service and start again"):
