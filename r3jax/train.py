@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import pathlib
+import re
 import resource
 import sys
 import time
@@ -44,7 +46,6 @@ MAY_DIFFER = (
         "endpoints", "token_env", "batch", "cache", "client", "max_failed_fraction", "failure_window",
     )),
 )
-_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 _CHARTS = (
     "reason/score", "reason/strict", "edit/before", "edit/score", "edit/improvement", "edit/edit_rate",
     "edit/stop_when_right", "edit/stop_when_wrong", "reason/format", "edit/format", "reason/tokens",
@@ -397,6 +398,18 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   return state
 
 
+def _peak_memory() -> int:
+  """Returns the most bytes of memory that this process has held.
+
+  Not `ru_maxrss` where there is another figure: on Linux a process starts with that of its parent.
+  """
+  status = pathlib.Path("/proc/self/status")
+  found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+  if found:
+    return int(found[1]) * 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _summary(session: Session, clock: Clock, before: evaluate.Result, after: evaluate.Result) -> dict:
   config, files, contamination = session.config, session.files, session.experiment.contamination
   metrics = jsonl.read(files.path / "metrics.jsonl")
@@ -415,7 +428,7 @@ def _summary(session: Session, clock: Clock, before: evaluate.Result, after: eva
       "seed": config.seed,
       "seconds": clock.seconds | ({"median iteration": float(np.median(iterations))} if iterations else {}),
       "compile_seconds": clock.seconds["compile"],
-      "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES / 2**30,
+      "peak_memory_gib": _peak_memory() / 2**30,
       "versions": _versions(),
   }
 

@@ -109,6 +109,16 @@ class TestCommand:
       assert (workdir / "report" / part).read_text() == (finished / "report" / part).read_text()
 
 
+class TestPeakMemory:
+
+  def test_is_not_that_of_the_process_that_started_it(self):
+    ours = bytearray(2**30)  # touched, and held until the other has answered
+    script = "from r3jax import train; print(train._peak_memory())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    theirs = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert train._peak_memory() > len(ours) > int(theirs.stdout) > 2**26
+
+
 class TestRun:
 
   def test_step_is_traced_once_and_rate_zero_learns_nothing(self, tiny_model, tmp_path, monkeypatch):
