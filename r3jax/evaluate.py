@@ -29,7 +29,7 @@ class Round:
   images: types.Images
   score: jax.Array
   valid: jax.Array
-  strict: jax.Array  # the reward's "strict" part
+  parts: dict[str, jax.Array]  # of the reward
   format: jax.Array
   stop: jax.Array  # finished in this round or before; False for drafts
   text: rollout_lib.Text
@@ -89,7 +89,7 @@ class Evaluator:
     parsed = self.parse(made.text.ids, made.text.lengths, "reason")
     score = self.reward(made.images, prompts.target)
     stop = jnp.zeros_like(score.valid)
-    return Round(made.images, score.value, score.valid, score.parts["strict"], parsed.format, stop, made.text)
+    return Round(made.images, score.value, score.valid, score.parts, parsed.format, stop, made.text)
 
   def _revise(self, policy, towers, prompts: rollout_lib.Prompts, ids, last: Round) -> Round:
     actor = self._actor(policy, towers)
@@ -104,7 +104,7 @@ class Evaluator:
     keep = lambda old, new: jnp.where(stop, old, new)
     return Round(
         refined.images, keep(last.score, score.value), keep(last.valid, score.valid),
-        keep(last.strict, score.parts["strict"]), parsed.format, stop, text,
+        jax.tree.map(keep, last.parts, score.parts), parsed.format, stop, text,
     )
 
   def run(self, policy, towers, prompts: rollout_lib.Prompts, images_per_prompt: int) -> list[Round]:
@@ -139,7 +139,7 @@ class Result:
   tags: list[str]  # [n]
   prompts: list[str]  # [n]
   score: np.ndarray  # [rounds, n]; NaN where the reward is missing
-  strict: np.ndarray  # [rounds, n]; likewise
+  parts: dict[str, np.ndarray]  # name -> [rounds, n]; likewise
   stop: np.ndarray  # [rounds, n] bool
   format: np.ndarray  # [rounds, n]
 
@@ -151,15 +151,16 @@ class Result:
   def to_json(self) -> dict:
     """Returns plain lists; what is missing becomes None, for JSON has no NaN."""
     plain = lambda x: np.where(np.isfinite(x), x.astype(object), None).tolist()
-    return {"tags": self.tags, "prompts": self.prompts} | {
-        name: plain(getattr(self, name)) for name in ("score", "strict", "stop", "format")
-    }
+    rounds = {name: plain(getattr(self, name)) for name in ("score", "stop", "format")}
+    parts = {name: plain(values) for name, values in self.parts.items()}
+    return {"tags": self.tags, "prompts": self.prompts, "parts": parts} | rounds
 
   @classmethod
   def from_json(cls, obj: dict) -> "Result":
     """Undoes `to_json`."""
-    kinds = {"score": float, "strict": float, "stop": bool, "format": float}
-    return cls(obj["tags"], obj["prompts"], *(np.array(obj[name], kind) for name, kind in kinds.items()))
+    parts = {name: np.array(values, float) for name, values in obj["parts"].items()}
+    score, stop, format_ = (np.array(obj[name], kind) for name, kind in (("score", float), ("stop", bool), ("format", float)))
+    return cls(obj["tags"], obj["prompts"], score, parts, stop, format_)
 
   def design(self, images: np.ndarray) -> statistics.Design:
     """Returns how the given images (their numbers) were drawn: prompts, tag by tag."""
@@ -168,9 +169,10 @@ class Result:
 
 def result(rounds: list[Round], tags: list[str], prompts: list[str]) -> Result:
   """Collects what the rounds found; `tags` and `prompts` have one entry per image."""
-  stacked = lambda name: np.stack([getattr(one, name) for one in rounds])
-  score, strict = (np.where(stacked("valid"), stacked(name), np.nan) for name in ("score", "strict"))
-  return Result(tags, prompts, score, strict, stacked("stop"), stacked("format"))
+  stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(one.replace(images=None, text=None) for one in rounds))
+  known = lambda values: np.where(stacked.valid, values, np.nan)
+  score, parts = known(stacked.score), {name: known(values) for name, values in stacked.parts.items()}
+  return Result(tags, prompts, score, parts, stacked.stop, stacked.format)
 
 
 def behaviour(found: Result) -> dict[str, float]:
@@ -204,7 +206,7 @@ def _views(found: Result) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   tags, every = np.asarray(found.tags), np.arange(len(found.tags))
   rounds = {"draft": 0, "last round": -1}
   views = {name: (found.score[i], every) for name, i in rounds.items()}
-  views |= {f"{name}, strict": (found.strict[i], every) for name, i in rounds.items()}
+  views |= {f"{name}, {part}": (values[i], every) for part, values in found.parts.items() for name, i in rounds.items()}
   for tag in dict.fromkeys(found.tags):
     views |= {f"{name}, {tag}": (found.score[i], every[tags == tag]) for name, i in rounds.items()}
   return views

@@ -81,7 +81,7 @@ def _result() -> evaluate.Result:
       tags=["a", "a", "b", "b", "b"],
       prompts=["p", "q", "r", "r", "s"],
       score=np.array([[1, 0.5, 0.0, 0.5, 0.2], [1, 1, 0.5, 0.25, 0.2], [1, 1, 1, nan, 0.2]]),
-      strict=np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], float),
+      parts={"strict": np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, nan, 0]])},
       stop=np.array([[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [1, 1, 0, 0, 1]], bool),
       format=np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 1]], float),
   )
@@ -94,19 +94,20 @@ class TestResult:
     # Through text: what stands for a missing score must survive it.
     back = evaluate.Result.from_json(json.loads(json.dumps(found.to_json(), allow_nan=False)))
     assert (back.tags, back.prompts) == (found.tags, found.prompts)
-    for name in ("score", "strict", "stop", "format"):
+    for name in ("score", "stop", "format"):
       np.testing.assert_array_equal(getattr(back, name), getattr(found, name))
       assert getattr(back, name).dtype == getattr(found, name).dtype
+    np.testing.assert_array_equal(back.parts["strict"], found.parts["strict"])
 
   def test_invalid_scores_are_missing(self):
     row = lambda *values: np.array(values)
     made = evaluate.Round(
         images=np.zeros((2, 1, 1, 3), np.uint8), score=row(0.5, 0.9), valid=row(True, False),
-        strict=row(0.0, 1.0), format=row(1.0, 1.0), stop=row(False, False), text=None,
+        parts={"strict": row(0.0, 1.0)}, format=row(1.0, 1.0), stop=row(False, False), text=None,
     )
     found = evaluate.result([made, made], ["a", "b"], ["p", "q"])
     np.testing.assert_array_equal(found.score, [[0.5, np.nan]] * 2)
-    np.testing.assert_array_equal(found.strict, [[0.0, np.nan]] * 2)
+    np.testing.assert_array_equal(found.parts["strict"], [[0.0, np.nan]] * 2)
 
 
 class TestBehaviour:
@@ -125,7 +126,7 @@ class TestBehaviour:
 
   def test_nothing_edited_is_no_improvement(self):
     score, stop = np.ones((2, 3)), np.array([[False] * 3, [True] * 3])
-    found = evaluate.behaviour(evaluate.Result(["a"] * 3, ["p"] * 3, score, score, stop, score))
+    found = evaluate.behaviour(evaluate.Result(["a"] * 3, ["p"] * 3, score, {}, stop, score))
     assert (found["edit_rate"], found["improvement"], found["stop_precision"]) == (0.0, 0.0, 1.0)
 
 
@@ -134,12 +135,13 @@ class TestCompare:
   def test_difference_is_paired_and_leaves_missing_out(self):
     before, nan = _result(), np.nan
     score = np.array([[1, 1, 0.5, nan, 0.2], [1, 1, 1, 1, 0.2], [1, 1, 1, 1, 1]])
-    after = evaluate.Result(before.tags, before.prompts, score, before.strict, before.stop, before.format)
+    after = evaluate.Result(before.tags, before.prompts, score, before.parts, before.stop, before.format)
     found = evaluate.compare(before, after, seed=0)
     assert found["draft"]["before"][0] == pytest.approx((1 + 0.5 + 0 + 0.2) / 4)
     assert found["draft"]["after"][0] == pytest.approx((1 + 1 + 0.5 + 0.2) / 4)
     assert found["draft"]["difference"][0] == pytest.approx(1.0 / 4)
     assert found["last round"]["difference"][0] == pytest.approx(0.8 / 4)
+    assert found["last round, strict"]["before"][0] == pytest.approx(3 / 4)  # of the four images with a score
     assert found["last round, b"]["difference"][0] == pytest.approx(0.8 / 2)
     mean, low, high = found["draft"]["difference"]
     assert low <= mean <= high
@@ -147,7 +149,7 @@ class TestCompare:
   def test_tag_without_any_score_is_left_out(self):
     before = _result()
     score = np.where(np.array(before.tags) == "a", np.nan, before.score)
-    after = evaluate.Result(before.tags, before.prompts, score, before.strict, before.stop, before.format)
+    after = evaluate.Result(before.tags, before.prompts, score, before.parts, before.stop, before.format)
     found = evaluate.compare(before, after, seed=0)
     assert "draft, a" not in found and "draft, b" in found
 

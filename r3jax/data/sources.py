@@ -27,11 +27,12 @@ def read(source: str, downloads: pathlib.Path) -> bytes:
 
   Args:
     source: a path that etils.epath opens, or an http(s) URL, to which "#sha256=" and 64 hex digits
-      may be added: the content must have this hash, whatever the note says.
+      may be added: the content must have this hash, whatever the note says. It goes into configs
+      and notes, so it must hold no user, password or query.
     downloads: the folder of downloads.
 
   Raises:
-    ValueError: if the hash is malformed or is not that of the content.
+    ValueError: if the hash is malformed or is not that of the content, or the URL may hold a key.
     OSError: if the source cannot be read.
   """
   if not source.startswith(("http://", "https://")):
@@ -55,6 +56,12 @@ def read(source: str, downloads: pathlib.Path) -> bytes:
 def _split(source: str) -> tuple[str, str | None]:
   """Returns the URL and the hash it must have, if one is given."""
   url, _, fragment = source.partition("#")
+  before, _, host = url.split("/")[2].rpartition("@")
+  if before or "?" in url:  # neither is shown
+    raise ValueError(
+        "a URL of prompts must hold no user, password or query, for they could be keys; got one at "
+        f"{host.partition('?')[0]}. Download the file and give its path"
+    )
   if not fragment:
     return url, None
   pin = _PIN.fullmatch(fragment)

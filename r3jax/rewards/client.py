@@ -4,7 +4,7 @@ A request goes to the endpoint with the fewest requests under way. An endpoint t
 times in a row is left alone for a while, then tried with a single request, for which the others
 wait. What can go right the next time (no connection, a timeout, 5xx, a reply that makes no sense)
 is tried again, after a pause that doubles and is drawn at random; a service that says it is busy
-(429, 503) is asked again when it says so. All tries share one deadline, which holds for every read
+(429, or 503 with Retry-After) is asked again when it says so. All tries share one deadline, which holds for every read
 and write of the connection. When no endpoint has worked for a whole deadline, requests fail at once
 but for the ones that try again.
 
@@ -298,7 +298,7 @@ class Client:
     worked: bool | None = False
     try:
       status, sent, body = self._exchange(method, turn.endpoint.url + path, content, headers, end)
-      if status in (429, 503):
+      if status == 429 or status == 503 and "retry-after" in sent:  # without, it is a proxy whose service is down
         worked = None
         return _Reply(reason=f"the service answered with status {status}", busy=_retry_after(sent))
       worked = status == 200 or 400 <= status < 500 and status != 408  # a service that refuses is not broken

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
+from r3jax.io import jsonl
 from r3jax.parallel import multihost
 from r3jax.rewards import base
 from r3jax.rewards import host
@@ -38,7 +39,12 @@ class GraphReward:
   def log_to(self, folder: epath.Path, restored_step: int):
     """Keeps what every image got in folder/NAME.PROCESS.jsonl, without lines after a step."""
     for name, scorer in self.scorers.items():
-      scorer.log_to(folder / f"{name.replace('/', '.')}.{jax.process_index()}.jsonl", restored_step)
+      stem = name.replace("/", ".")
+      scorer.log_to(folder / f"{stem}.{jax.process_index()}.jsonl", restored_step)
+      if not jax.process_index():  # the run may have had more processes before
+        for path in folder.glob(f"{stem}.*.jsonl"):
+          if int(path.name.split(".")[-2]) >= jax.process_count():
+            jsonl.drop_after(path, restored_step)
 
   def begin(self, step: int):
     """Says which iteration the next calls belong to."""

@@ -91,6 +91,15 @@ class TestRead:
       sources.read(f"{url}#{end}", tmp_path)
     assert site.requests == []
 
+  @pytest.mark.parametrize("source", [
+      "http://reader:SECRET@localhost/p.jsonl", "http://SECRET@localhost/p.jsonl", "https://localhost/p.jsonl?key=SECRET#sha256=" + 64 * "0",
+  ])
+  def test_url_that_may_hold_a_key_is_refused_without_showing_it(self, tmp_path, source):
+    with pytest.raises(ValueError, match="could be keys; got one at localhost. Download the file") as refused:
+      sources.read(source, tmp_path)
+    assert "SECRET" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
   def test_page_that_is_not_there_is_refused(self, site, tmp_path):
     with pytest.raises(OSError, match=f"{site.url}/none must answer with status 200, got 404"):
       sources.read(f"{site.url}/none", tmp_path)

@@ -53,9 +53,13 @@ def metrics(workdir) -> list[dict]:
   return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in rows]
 
 
-def policy(workdir) -> list[np.ndarray]:
-  """Returns the parameters of the last checkpoint, read by plain Orbax."""
-  restored = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(STEPS) / "state")
+def state(workdir) -> list[np.ndarray]:
+  """Returns the last checkpoint's parameters and moments, read by plain Orbax."""
+  path = workdir / "checkpoints" / str(STEPS) / "state"
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    tree = checkpointer.metadata(path).item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
   return [np.asarray(leaf) for leaf in jax.tree.leaves(restored)]
 
 
@@ -77,6 +81,7 @@ class TestRaiseTogether:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 class TestTwoProcesses:
 
   @pytest.fixture(scope="class")
@@ -99,7 +104,7 @@ class TestTwoProcesses:
         assert two[name] == (value if value is None else pytest.approx(value, abs=1e-8, rel=1e-8)), name
 
   def test_parameters_are_those_of_one_process(self, alone, together):
-    for one, two in zip(policy(alone), policy(together), strict=True):
+    for one, two in zip(state(alone), state(together), strict=True):
       np.testing.assert_allclose(two, one, atol=1e-8, rtol=0)
 
   def test_files_are_written_once(self, alone, together):

@@ -90,8 +90,8 @@ class TestPost:
       assert post(make(server.url), b'{"a": 1}') == {"a": 1}
       assert server.requests[0].headers["Content-Type"] == "application/json"
 
-  @pytest.mark.parametrize("failure", [(500, b"x"), (502, b""), (200, b"<html>"), None],
-                           ids=["500", "502", "html", "dropped"])
+  @pytest.mark.parametrize("failure", [(500, b"x"), (502, b""), (503, b""), (200, b"<html>"), None],
+                           ids=["500", "502", "503", "html", "dropped"])
   def test_passing_failure_is_tried_again(self, failure):
     with scripted.serve(failing_first(2, failure)) as server:
       client = make(server.url)

@@ -25,6 +25,7 @@ from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import jsonl
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import budget
+from r3jax.rewards import config as config_lib
 from r3jax.rewards import shapes
 from tests import tiny
 from tests.rewards import faulty_server
@@ -116,13 +117,16 @@ class Broken:
 
 def check_scores(session, rows, samples):
   """Asserts that scores which are there are those of the images, and that missing ones are NaN."""
-  size = session.experiment.settings.group_size
-  drafts = samples.drafts.rollout.images
-  records = [session.experiment.train[row] for row in rows for _ in range(size)]
-  truth = np.asarray(shapes.verify(drafts, shapes.encode_records(records)).value)
-  value, valid = np.asarray(samples.draft_score.value), np.asarray(samples.draft_score.valid)
-  np.testing.assert_array_equal(value[valid], truth[valid])
-  assert np.isnan(value[~valid]).all()
+  size, edits = session.experiment.settings.group_size, samples.edits
+  for score, images, taken in (
+      (samples.draft_score, samples.drafts.rollout.images, np.repeat(rows, size)),
+      (samples.edit_score, edits.refined.images, rows[edits.row]),
+  ):
+    records = [session.experiment.train[row] for row in taken]
+    truth = np.asarray(shapes.verify(images, shapes.encode_records(records)).value)
+    value, valid = np.asarray(score.value), np.asarray(score.valid)
+    np.testing.assert_array_equal(value[valid], truth[valid])
+    assert np.isnan(value[~valid]).all()
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +208,7 @@ class TestQuick:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 class TestTwentyIterations:
 
   @pytest.mark.parametrize("fault", FAULTS)
@@ -213,6 +218,19 @@ class TestTwentyIterations:
   @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in HARMLESS])
   def test_all_requests_fail(self, bench, tmp_path, fault):
     print(check_complete(bench, tmp_path, fault))
+
+  def test_default_client_loses_next_to_nothing(self, bench, tmp_path, monkeypatch):
+    section = bench.session.config.reward.copy_and_resolve_references()
+    with section.unlocked():
+      section.client = {}
+    reward = config_lib.build(section).scorers["service"]._reward
+    monkeypatch.setattr(bench.session.experiment.reward.scorers["service"], "_reward", reward)
+    bench.service.behave("error500", 0.5)
+    bench.run(tmp_path, 20)
+    rows = jsonl.read(tmp_path / "metrics.jsonl")
+    counted, retries = outcomes(tmp_path), sum(row["service/service/retries"] for row in rows)
+    print(counted, {"retries": retries})
+    assert counted["ok"] >= 0.95 * 20 * 2 * IMAGES and retries > 20
 
   def test_server_is_killed_and_started_again(self, bench, tmp_path):
     bench.service.behave("none")
@@ -239,6 +257,7 @@ class TestTwentyIterations:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 class TestTwoProcesses:
 
   def test_they_go_on_or_stop_together(self, tiny_model, tmp_path):

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r3jax.io import jsonl
 from r3jax.rewards import base
 from r3jax.rewards import graph
+from r3jax.rewards import host
 
 IMAGES = jnp.zeros((3, 2, 2, 3), jnp.uint8)
 
@@ -62,3 +64,14 @@ class TestTrainedBy:
   def test_unknown_part_is_refused(self):
     with pytest.raises(ValueError, match=r"reward.value must be 'score' or one of \['strict'\]; got 'beauty'"):
       graph.trained_by(fixed([0, 0, 0]), "beauty")
+
+
+class TestLogTo:
+
+  def test_later_steps_are_dropped_also_of_processes_that_are_gone(self, tmp_path):
+    for name in ("a.0", "a.3", "b.1"):
+      jsonl.append(tmp_path / f"{name}.jsonl", [{"step": step} for step in (1, 2, 3)])
+    scorer = host.Scorer(None)
+    graph.GraphReward(None, None, (), {"a": scorer}).log_to(tmp_path, 2)
+    kept = {path.name: [line["step"] for line in jsonl.read(path)] for path in tmp_path.iterdir()}
+    assert kept == {"a.0.jsonl": [1, 2], "a.3.jsonl": [1, 2], "b.1.jsonl": [1, 2, 3]}
