@@ -209,5 +209,13 @@ def policy_shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.P
   Raises:
     ValueError: a sharded dimension does not divide over its mesh axis; lists all.
   """
-  boxed = jax.eval_shape(lambda: init_policy(bagel, jax.random.key(0)))
-  return rules.parameter_shardings(boxed, mesh)
+  return rules.parameter_shardings(_boxed(bagel), bagel.rules, mesh)
+
+
+def policy_specs(bagel: bagel_lib.Bagel):
+  """Returns the partition of every trained parameter, for inside a compiled function."""
+  return rules.parameter_specs(_boxed(bagel), bagel.rules)
+
+
+def _boxed(bagel: bagel_lib.Bagel):
+  return jax.eval_shape(lambda: init_policy(bagel, jax.random.key(0)))

@@ -25,6 +25,7 @@ Hidden = Float[Array, "B T D"]
 Heads = Float[Array, "B T H d"]
 KeyValue = Float[Array, "b S K d"]  # b divides B: a row is shared by B / b consecutive queries
 Mask = Bool[Array, "B T S"]
+Filled = Bool[Array, "B S"]
 Positions = Int[Array, "B T"]
 TokenIds = Int[Array, "B T"]
 Lengths = Int[Array, "B"]

@@ -16,7 +16,7 @@ from r3jax import types
 from r3jax.models import config as config_lib
 from r3jax.models import layers
 from r3jax.models import mot
-from r3jax.parallel import rules
+from r3jax.parallel import rules as rules_lib
 from r3jax.sequence import layout as layout_lib
 
 
@@ -58,19 +58,21 @@ class Output:
 class Embedding(nn.Module):
   """Token embeddings.
 
-  The table is sharded on both dimensions; XLA's partitioner aborts the process on a gather from
-  such a table inside a partly mapped region, so one of them is gathered first.
+  The table is sharded along its width only: XLA's partitioner aborts the process on a gather from a
+  table that is sharded on both dimensions inside a partly mapped region.
   """
 
   size: int
   width: int
   dtype: types.DType
+  rules: rules_lib.Rules
 
   @nn.compact
   def __call__(self, ids: types.TokenIds) -> types.Hidden:
-    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "table"))
     table = self.param("embedding", init, (self.size, self.width)).astype(self.dtype)
-    return rules.constrain(table, None, "tensor")[ids]
+    found = self.rules.constrain(table[ids], "rows", None, "table")
+    return self.rules.constrain(found, "rows", None, None)
 
 
 class TwoLayers(nn.Module):
@@ -97,16 +99,20 @@ class Bagel(nn.Module):
     config: sizes.
     dtype: compute dtype; parameters are float32.
     remat: recomputation of the layers in the backward pass, see `mot.scanned_layers`.
+    attention: what attends, "xla" or "splash" (JAX's block-sparse TPU kernel).
+    rules: where parameters and activations go.
   """
 
   config: config_lib.BagelConfig
   dtype: types.DType = jnp.float32
   remat: str = "none"
+  attention: str = "xla"
+  rules: rules_lib.Rules = rules_lib.TRAIN
 
   def setup(self):
     llm = self.config.llm
-    self.embed_tokens = Embedding(llm.vocab_size, llm.hidden_size, self.dtype)
-    self.layers = mot.scanned_layers(llm, self.dtype, self.remat)
+    self.embed_tokens = Embedding(llm.vocab_size, llm.hidden_size, self.dtype, self.rules)
+    self.layers = mot.scanned_layers(llm, self.dtype, self.remat, self.rules)
     self.norm = mot.FinalNorm(llm, self.dtype)
     self.lm_head = layers.Projection((llm.vocab_size,), ("embed", "vocab"), dtype=self.dtype)
     self.connector = TwoLayers(llm.hidden_size, "gelu_tanh", self.dtype)
@@ -139,6 +145,8 @@ class Bagel(nn.Module):
     x = self.embed(layout, inputs)
     rows = x.und.shape[0]
     masks = tuple(layout_lib.mask(layout, names, keys, lengths, rows) for keys in [*(c.names for c in past), names])
+    if self.attention == "xla":
+      masks = tuple(mask.dense() for mask in masks)
     positions = layout_lib.positions(layout, names, lengths, rows)
     hidden, (key, value) = self.transform(x, positions, masks, past)
     return Output(hidden, Cache(key, value, names), layout.slots(names))
@@ -172,7 +180,7 @@ class Bagel(nn.Module):
     """
     rows, (name,) = ids.shape[0], own.names
     before = jnp.arange(own.key.shape[2]) < place
-    masks = tuple(layout_lib.mask(layout, own.names, cache.names, lengths, rows)[:, :1] for cache in past)
+    masks = tuple(layout_lib.mask(layout, own.names, cache.names, lengths, rows).dense()[:, :1] for cache in past)
     masks += (jnp.broadcast_to(before, (rows, 1, before.size)), jnp.ones((rows, 1, 1), bool))
     position = jnp.zeros((rows, 1), jnp.int32) + place + jnp.reshape(layout_lib.start(layout, name, lengths), (-1, 1))
     und = self.embed_tokens(ids[:, None])
@@ -223,7 +231,8 @@ class Bagel(nn.Module):
 
   def logits(self, hidden: types.Hidden) -> types.Logits:
     """Returns next-token logits in float32 or wider."""
-    return self.lm_head(hidden).astype(layers.at_least_float32(self.dtype))
+    found = self.lm_head(self.rules.constrain(hidden, "rows", None, None, without="vocab"))
+    return self.rules.constrain(found, "rows", None, "vocab").astype(layers.at_least_float32(self.dtype))
 
   def velocity(self, hidden: types.Hidden) -> types.Latent:
     """Returns the flow velocity (noise minus data) in float32 or wider."""

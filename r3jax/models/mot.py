@@ -10,6 +10,9 @@ from r3jax import types
 from r3jax.models import attention
 from r3jax.models import config as config_lib
 from r3jax.models import layers
+from r3jax.models import splash
+from r3jax.parallel import rules as rules_lib
+from r3jax.sequence import layout as layout_lib
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +34,7 @@ class Expert(nn.Module):
 
   config: config_lib.LLMConfig
   dtype: types.DType
+  rules: rules_lib.Rules
 
   def setup(self):
     c = self.config
@@ -51,14 +55,16 @@ class Expert(nn.Module):
 
   def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE."""
-    y = self.input_norm(x)
+    y = self.input_norm(self.rules.constrain(x, "rows", None, None))
     return self.q_norm(self.q(y)), self.k_norm(self.k(y)), self.v(y)
 
   def finish(self, x: types.Hidden, attended: types.Heads) -> types.Hidden:
     """Adds the attention output and the SwiGLU MLP to the residual stream."""
-    x = x + self.o(attended)
-    y = self.post_norm(x)
-    return x + self.down(nn.silu(self.gate(y)) * self.up(y))
+    constrain = self.rules.constrain
+    x = constrain(x + self.o(attended), "rows", None, None)
+    y = constrain(self.post_norm(x), "rows", None, None, without="mlp")
+    z = constrain(nn.silu(self.gate(y)) * self.up(y), "rows", None, "mlp")
+    return constrain(x + self.down(z), "rows", None, None)
 
 
 class Layer(nn.Module):
@@ -66,16 +72,17 @@ class Layer(nn.Module):
 
   config: config_lib.LLMConfig
   dtype: types.DType
+  rules: rules_lib.Rules
 
   def setup(self):
-    self.und = Expert(self.config, self.dtype)
-    self.gen = Expert(self.config, self.dtype)
+    self.und = Expert(self.config, self.dtype, self.rules)
+    self.gen = Expert(self.config, self.dtype, self.rules)
 
   def __call__(
       self,
       x: Streams,
       positions: types.Positions,
-      masks: tuple[types.Mask, ...],
+      masks: tuple[types.Mask | layout_lib.Mask, ...],
       past: tuple[tuple[types.KeyValue, types.KeyValue], ...],
   ) -> tuple[Streams, tuple[jax.Array, jax.Array]]:
     """Returns the new residual streams and this layer's keys (after RoPE) and values.
@@ -83,17 +90,24 @@ class Layer(nn.Module):
     Args:
       x: residual streams.
       positions: [B, T] rotary positions.
-      masks: one [B, T, S] per past source, then [B, T, T] for the slots themselves.
+      masks: one per past source, then that of the slots themselves: whole, [B, T, S], where XLA
+        attends, `layout.Mask`s where the TPU kernel does.
       past: keys and values of the past sources.
     """
     parts = zip(self.und.project(x.und), self.gen.project(x.gen))
     query, key, value = (jnp.concatenate(part, axis=1) for part in parts)
-    query = layers.rope(query, positions, self.config.rope_theta)
-    key = layers.rope(key, positions, self.config.rope_theta)
+    constrain, theta = self.rules.constrain, self.config.rope_theta
+    query = constrain(layers.rope(query, positions, theta), "rows", None, "heads", None)
+    key = constrain(layers.rope(key, positions, theta), "rows", None, "kv_heads", None)
+    value = constrain(value, "rows", None, "kv_heads", None)
     sources = [
         attention.Source(k, v, mask) for (k, v), mask in zip((*past, (key, value)), masks, strict=True)
     ]
-    attended = _split(attention.attend(query, sources), x)
+    if isinstance(masks[0], layout_lib.Mask):
+      mixed = splash.attend(query, sources, self.rules)
+    else:
+      mixed = attention.attend(query, sources)
+    attended = _split(constrain(mixed, "rows", None, "heads", None), x)
     out = Streams(self.und.finish(x.und, attended.und), self.gen.finish(x.gen, attended.gen))
     return out, (key, value)
 
@@ -118,13 +132,14 @@ REMAT_POLICIES = {
 }
 
 
-def scanned_layers(config: config_lib.LLMConfig, dtype: types.DType, remat: str) -> nn.Module:
+def scanned_layers(config: config_lib.LLMConfig, dtype: types.DType, remat: str, rules: rules_lib.Rules) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 
   Args:
     config: sizes.
     dtype: compute dtype.
     remat: "none", "full" (recompute each layer in the backward pass) or "dots" (keep products).
+    rules: where parameters and activations go.
   """
   layer = Layer
   if remat != "none":
@@ -140,4 +155,4 @@ def scanned_layers(config: config_lib.LLMConfig, dtype: types.DType, remat: str)
       length=config.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
   )
-  return scanned(config, dtype)
+  return scanned(config, dtype, rules)

@@ -47,7 +47,7 @@ def _after_every_layer(golden: Golden, layout, ids, lengths) -> Iterator[jax.Arr
   """Yields the residual stream [B, T, D] of the prompts after every layer."""
   rows, names = len(ids), ("prompt",)
   positions = layout_lib.positions(layout, names, lengths, rows)
-  masks = (layout_lib.mask(layout, names, names, lengths, rows),)
+  masks = (layout_lib.mask(layout, names, names, lengths, rows).dense(),)
   residual = golden.bagel.apply({"params": golden.policy}, layout, {"prompt": ids}, method="embed")
   for i in range(golden.config.llm.num_layers):
     kernels = jax.tree.map(lambda x: x[i : i + 1], golden.policy["layers"])

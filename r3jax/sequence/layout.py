@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -179,7 +180,7 @@ def visibility(layout: Layout, queries: Sequence[str], keys: Sequence[str]) -> n
 
 def filled(
     layout: Layout, names: Sequence[str], lengths: Mapping[str, types.Lengths], rows: int
-):
+) -> types.Filled:
   """Returns which slots hold a token, [B, T]; image slots always do."""
   slots = layout.slots(names)
   held = {
@@ -190,12 +191,43 @@ def filled(
   return _per_segment(layout, held, rows)[:, slots.segment] > jnp.asarray(slots.offset)
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+  """The static half of a mask: which segments ask, and which are asked."""
+
+  layout: Layout
+  queries: tuple[str, ...]
+  keys: tuple[str, ...]
+
+  def visible(self) -> np.ndarray:
+    """Returns who may see whom if every slot is filled, [T, S]."""
+    return _visible(self)
+
+
+@functools.lru_cache(maxsize=None)
+def _visible(view: View) -> np.ndarray:
+  return visibility(view.layout, view.queries, view.keys)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+  """Who attends to whom: static structure, and which keys hold a token."""
+
+  filled: types.Filled  # [B, S]
+  view: View = dataclasses.field(metadata=dict(static=True))
+
+  def dense(self) -> types.Mask:
+    """Returns the whole mask, [B, T, S]."""
+    return jnp.asarray(self.view.visible()) & self.filled[:, None]
+
+
 def mask(
     layout: Layout,
     queries: Sequence[str],
     keys: Sequence[str],
     lengths: Mapping[str, types.Lengths],
     rows: int,
-) -> types.Mask:
-  """Returns who attends to whom, [B, T, S]: static structure and dynamic validity of the keys."""
-  return jnp.asarray(visibility(layout, queries, keys)) & filled(layout, keys, lengths, rows)[:, None]
+) -> Mask:
+  """Returns who attends to whom: the slots of the segments `queries` to those of `keys`."""
+  return Mask(filled(layout, keys, lengths, rows), View(layout, tuple(queries), tuple(keys)))

@@ -120,12 +120,12 @@ class TestFilled:
 class TestMask:
 
   def test_hides_empty_slots_from_everybody(self):
-    found = layout_lib.mask(STORY, ("answer",), ("system",), LENGTHS, 2)
+    found = layout_lib.mask(STORY, ("answer",), ("system",), LENGTHS, 2).dense()
     np.testing.assert_array_equal(found[0], np.ones((3, 4)))
     np.testing.assert_array_equal(found[1], [[1, 1, 0, 0]] * 3)
 
   def test_hides_noise_from_other_segments(self):
-    found = layout_lib.mask(STORY, ("later",), ("draft", "later"), LENGTHS, 2)
+    found = layout_lib.mask(STORY, ("later",), ("draft", "later"), LENGTHS, 2).dense()
     key = STORY.slots(("draft", "later"))
     np.testing.assert_array_equal(
         found, np.broadcast_to(key.segment == STORY.index("later"), found.shape)
