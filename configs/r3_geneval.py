@@ -31,7 +31,8 @@ def _reference_script() -> ConfigDict:
   config.model = ConfigDict(dict(
       folder="",  # in BAGEL's format; "shapes" is the small model of the package
       dtype="bfloat16",
-      remat="full",
+      remat="full",  # or "dots", "none": what the backward pass computes again
+      attention="auto",  # "splash" (block-sparse TPU kernel) or "xla"; auto is the first on a TPU
   ))
   config.data = ConfigDict(dict(
       benchmark="geneval",
@@ -88,8 +89,21 @@ def _reference_script() -> ConfigDict:
       shuffle=False,  # control experiment: give every sample the reward of another one
   ))
   config.compat = ConfigDict(dict(reference_loss=False))  # the reference's literal loss, see rl/compat.py
-  config.step = ConfigDict(dict(mode="fused"))  # "split" runs the stages as separate programs
+  config.step = ConfigDict(dict(
+      mode="fused",  # "split" runs the stages as separate programs
+      micro_batches=1,  # parts of a replica's samples whose gradients are computed one after the other
+  ))
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+  config.sharding = ConfigDict(dict(  # logical axis -> mesh axes, see parallel/rules.py
+      train=dict(
+          embed=("fsdp",), table=("fsdp", "tensor"), vocab=("tensor",), heads=("tensor",), kv_heads=("tensor",),
+          mlp=("tensor",), rows=("fsdp",),
+      ),
+      rollout=dict(  # nothing is gathered per token: without the fsdp axis for a layer's inputs
+          table=("fsdp", "tensor"), vocab=("tensor",), heads=("tensor",), kv_heads=("tensor",), mlp=("tensor",),
+          rows=("fsdp",),
+      ),
+  ))
   config.checkpoint = ConfigDict(dict(every=50, keep=2))
   config.eval = ConfigDict(dict(
       prompts=0,  # 0 = all

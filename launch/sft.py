@@ -28,6 +28,7 @@ from r3jax.io import images as images_lib
 from r3jax.models import autoencoder as autoencoder_lib
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
+from r3jax.models import policy as policy_lib
 from r3jax.models import siglip
 from r3jax.models import towers as towers_lib
 from r3jax.parallel import mesh as mesh_lib
@@ -92,7 +93,7 @@ def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.Tex
   sizes = small_bagel.sizes(config.model)
   autoencoder, sizes = train_autoencoder(config, sizes)
   modules, _ = _model(sizes, tokenizer)
-  fresh = lambda: nn.unbox(pretrained.init_policy(modules.bagel, jax.random.key(config.seed)))
+  fresh = lambda: nn.unbox(policy_lib.init(modules.bagel, jax.random.key(config.seed)))
   weights = {"autoencoder": autoencoder, "vision": train_vision(config, sizes), "policy": jax.jit(fresh)()}
   return weights, sizes
 

@@ -82,7 +82,7 @@ class Evaluator:
     return rollout_lib.numbered_keys(self.seed, ids)
 
   def _actor(self, policy, towers) -> rollout_lib.Actor:
-    return rollout_lib.Actor(self.modules, policy, towers, self.settings)
+    return rollout_lib.sampler(self.modules, policy, towers, self.settings)
 
   def _draft(self, policy, towers, prompts: rollout_lib.Prompts, ids) -> Round:
     made = rollout_lib.reason(self._actor(policy, towers), prompts, self._keys(ids))

@@ -17,7 +17,10 @@ from r3jax.data import contamination as contamination_lib
 from r3jax.data import sets as prompt_sets
 from r3jax.io import images as images_lib
 from r3jax.models import bagel as bagel_lib
+from r3jax.models import config as config_lib
+from r3jax.models import policy as policy_lib
 from r3jax.models import towers as towers_lib
+from r3jax.parallel import rules as rules_lib
 from r3jax.rewards import config as rewards_config
 from r3jax.rewards import format as format_lib
 from r3jax.rewards import graph
@@ -94,16 +97,17 @@ class Experiment(Base):
       ValueError: the samples do not split over the mesh's replicas.
     """
     replicas = mesh.shape[placement.AXIS]
-    placement.check(self.settings.groups, self.settings.group_size, replicas)
+    placement.check(self.settings.groups, self.settings.group_size, replicas, self.settings.micro_batches)
     optimizer = state_lib.make_optimizer(self.optimizer)
     return step_lib.Iteration(
         self.modules, self.settings, self.reward.on(mesh), self.parse(mesh), optimizer, replicas
     )
 
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy and the replicated frozen parameters, in float32 or the wider dtype computed in."""
+    """Returns the sharded policy, in float32 or the wider dtype computed in, and the replicated frozen parameters."""
     bagel = self.modules.bagel
-    return self.pretrained.load(bagel, mesh, jnp.promote_types(bagel.dtype, jnp.float32))
+    policy, frozen = self.pretrained.load(bagel, mesh, jnp.promote_types(bagel.dtype, jnp.float32))
+    return policy, policy_lib.narrowed(frozen, bagel.dtype)
 
   def encode(self, records: tuple[dict, ...]) -> rollout_lib.Prompts:
     """Returns the arrays of prompts, one row per record (numpy).
@@ -183,6 +187,7 @@ def _settings(config, tokenizer, towers: towers_lib.Towers) -> settings_lib.Sett
       system_reflect=_system(tokenizer, protocol.VLM_THINK),
       reflect_rounds=config.reflect_rounds,
       reference_loss=config.compat.reference_loss,
+      micro_batches=config.step.micro_batches,
   )
 
 
@@ -213,6 +218,25 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
+def _modules(config, sizes: config_lib.BagelConfig, towers: towers_lib.Towers) -> settings_lib.Modules:
+  rules, rollout_rules = (rules_lib.Rules.of(config.sharding[part].to_dict()) for part in ("train", "rollout"))
+  attention = _attention(config.model.attention, sizes.llm.head_dim)
+  bagel = bagel_lib.Bagel(sizes, towers.dtype, config.model.remat, attention, rules)
+  return settings_lib.Modules(bagel, towers, rollout_rules)
+
+
+def _attention(name: str, head_dim: int) -> str:
+  """Returns what attends: the TPU kernel takes heads whose width is a multiple of 128."""
+  if name not in ("auto", "xla", "splash"):
+    raise ValueError(f"model.attention must be 'auto', 'xla' or 'splash'; got {name!r}")
+  fits = head_dim % 128 == 0
+  if name == "splash" and not fits:
+    raise ValueError(f"model.attention 'splash' needs heads whose width is a multiple of 128; the model's are {head_dim}")
+  if name == "auto":
+    return "splash" if fits and jax.default_backend() == "tpu" else "xla"
+  return name
+
+
 def build_base(config: ml_collections.ConfigDict) -> Base:
   """Checks what a config says of the model and its sampling; reads no weights.
 
@@ -227,8 +251,7 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
   if kept != size:
     raise ValueError(f"image.height and image.width must be a size that the model keeps; it makes {size} {kept}")
   towers = towers_lib.Towers(found.sizes, size, dtype)
-  modules = settings_lib.Modules(bagel_lib.Bagel(found.sizes, dtype, config.model.remat), towers)
-  return Base(found, modules, _settings(config, found.tokenizer, towers))
+  return Base(found, _modules(config, found.sizes, towers), _settings(config, found.tokenizer, towers))
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

@@ -21,8 +21,8 @@ from r3jax.io import fingerprint
 from r3jax.io import orbax_weights
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
+from r3jax.models import policy as policy_lib
 from r3jax.parallel import rules
-from r3jax.sequence import stages
 from r3jax.sequence import tokenizer as tokenizer_lib
 
 
@@ -186,36 +186,6 @@ def _trained(workdir: epath.Path) -> Pretrained:
 
 def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.Sharding]:
   """Returns the sharding of every leaf of the weights by its path; all but the policy is replicated."""
-  policy = flax.traverse_util.flatten_dict(policy_shardings(bagel, mesh), sep="/")
+  policy = flax.traverse_util.flatten_dict(policy_lib.shardings(bagel, mesh), sep="/")
   paths = bagel_checkpoint.leaf_shapes(bagel.config)
   return {path: policy.get(path.removeprefix("policy/"), rules.replicated(mesh)) for path in paths}
-
-
-def init_policy(bagel: bagel_lib.Bagel, key: types.Key):
-  """Returns freshly drawn trained parameters, boxed with their logical axis names."""
-  c = stages.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))  # no parameter depends on them
-  inputs = {
-      "source": bagel_lib.Noised(jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)),
-      "seen": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
-      "instruction": jnp.zeros((1, 1), jnp.int32),
-  }
-  lengths = {"instruction": jnp.ones(1, jnp.int32)}
-  return bagel.init(key, stages.refine(c), inputs, lengths, method="everything")["params"]
-
-
-def policy_shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
-  """Returns the sharding of every trained parameter.
-
-  Raises:
-    ValueError: a sharded dimension does not divide over its mesh axis; lists all.
-  """
-  return rules.parameter_shardings(_boxed(bagel), bagel.rules, mesh)
-
-
-def policy_specs(bagel: bagel_lib.Bagel):
-  """Returns the partition of every trained parameter, for inside a compiled function."""
-  return rules.parameter_specs(_boxed(bagel), bagel.rules)
-
-
-def _boxed(bagel: bagel_lib.Bagel):
-  return jax.eval_shape(lambda: init_policy(bagel, jax.random.key(0)))

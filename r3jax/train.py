@@ -22,7 +22,6 @@ import numpy as np
 from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax import metrics as metrics_lib
-from r3jax import pretrained
 from r3jax import types
 from r3jax.data import pipeline
 from r3jax.io import checkpoints as checkpoints_lib
@@ -30,6 +29,7 @@ from r3jax.io import config_guard
 from r3jax.io import jsonl
 from r3jax.io import programs as programs_lib
 from r3jax.io import report
+from r3jax.models import policy as policy_lib
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import multihost
 from r3jax.parallel import rules
@@ -41,7 +41,7 @@ from r3jax.rl import step as step_lib
 
 # Keys of the config that do not change what an iteration computes.
 MAY_DIFFER = (
-    "mesh", "total_steps", "log", "eval", "checkpoint", "step", "data.heldout",
+    "mesh", "sharding", "total_steps", "log", "eval", "checkpoint", "step", "data.heldout",
     *(f"reward.{key}" for key in (
         "endpoints", "token_env", "batch", "cache", "client", "max_failed_fraction", "failure_window",
     )),
@@ -220,7 +220,7 @@ class Session:
   def init(self, policy) -> state_lib.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
     abstract = jax.eval_shape(self.iteration.optimizer.init, policy)
-    shardings = rules.like_parameters(abstract, pretrained.policy_shardings(self.experiment.modules.bagel, self.mesh), self.mesh)
+    shardings = rules.like_parameters(abstract, policy_lib.shardings(self.experiment.modules.bagel, self.mesh), self.mesh)
     moments = jax.jit(self.iteration.optimizer.init, out_shardings=shardings)(policy)
     step = jax.device_put(np.int32(0), rules.replicated(self.mesh))
     return state_lib.TrainState(jax.tree.map(jnp.copy, policy), moments, step)
@@ -305,7 +305,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   if services := experiment.reward.describe():
     constants["reward_services"] = services
   config_guard.write_or_check(workdir, config.to_dict() | constants, MAY_DIFFER)
-  reference = policy if experiment.settings.loss.needs_reference else None
+  reference = None
+  if experiment.settings.loss.needs_reference:
+    reference = policy_lib.narrowed(policy, experiment.modules.bagel.dtype)
   frozen = step_lib.Frozen(towers, reference)
   return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen, evaluator), policy
 

@@ -75,6 +75,10 @@ class TestConfig:
 
   @pytest.mark.parametrize("key, value, named", [
       ("model.dtype", "float8", "model.dtype must be one of"),
+      ("model.attention", "flash", "model.attention must be 'auto', 'xla' or 'splash'; got 'flash'"),
+      ("model.attention", "splash", "needs heads whose width is a multiple of 128; the model's are 8"),
+      ("step.micro_batches", 3, "step.micro_batches (3) must split the samples of a data replica"),
+      ("sharding.rollout.mlp", ("data",), "unknown: ['data']"),
       ("reward.name", "pickle", "reward.name must be one of"),
       ("reward.value", "beauty", "reward.value must be 'score' or one of ['clutter', 'correct', 'strict']; got 'beauty'"),
       ("sequence.parser", "regex", "sequence.parser must be"),

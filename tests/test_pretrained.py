@@ -23,6 +23,7 @@ from r3jax.io import orbax_weights
 from r3jax.models import autoencoder
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
+from r3jax.models import policy as policy_lib
 from r3jax.models import siglip
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rl import state as state_lib
@@ -74,7 +75,7 @@ class TestOrbaxFolder:
     assert found.tokenizer.vocabulary == source.tokenizer.vocabulary
     policy, frozen = found.load(bagel_lib.Bagel(found.sizes), mesh)
     _same({"policy": policy, **frozen}, weights)
-    expected = pretrained.policy_shardings(bagel_lib.Bagel(found.sizes), mesh)
+    expected = policy_lib.shardings(bagel_lib.Bagel(found.sizes), mesh)
     assert jax.tree.map(lambda leaf: leaf.sharding, policy) == expected
 
   def test_goes_back_to_bagel_bit_by_bit(self, converted, source, tmp_path):
@@ -177,7 +178,7 @@ class TestShardings:
 
   def test_name_every_leaf_once(self, source, mesh):
     placed = pretrained.shardings(bagel_lib.Bagel(source.sizes), mesh)
-    policy = flax.traverse_util.flatten_dict(pretrained.policy_shardings(bagel_lib.Bagel(source.sizes), mesh), sep="/")
+    policy = flax.traverse_util.flatten_dict(policy_lib.shardings(bagel_lib.Bagel(source.sizes), mesh), sep="/")
     assert set(placed) == set(bagel_checkpoint.leaf_shapes(source.sizes))
     assert {path: one for path, one in placed.items() if path.startswith("policy/")} == {
         f"policy/{path}": one for path, one in policy.items()
@@ -189,7 +190,7 @@ class TestSevenBillion:
   def test_eval_shape_gives_the_released_counts_part_by_part(self):
     """R3.md section 2; the sin-cos tables (two more parts of the release) are no parameters here."""
     sizes = config_lib.bagel_7b()
-    boxed = jax.eval_shape(lambda: pretrained.init_policy(bagel_lib.Bagel(sizes), jax.random.key(0)))
+    boxed = jax.eval_shape(lambda: policy_lib.init(bagel_lib.Bagel(sizes), jax.random.key(0)))
     towers = _abstract_towers(sizes)
     leaves = flax.traverse_util.flatten_dict({"policy": nn.unbox(boxed), **towers}, sep="/")
     assert {path: leaf.shape for path, leaf in leaves.items()} == bagel_checkpoint.leaf_shapes(sizes)

@@ -186,7 +186,8 @@ class Bagel(nn.Module):
     und = self.embed_tokens(ids[:, None])
     hidden, (key, value) = self.transform(mot.Streams(und, und[:, :0]), position, masks, (*past, own))
     write = lambda filled, new: jax.lax.dynamic_update_slice_in_dim(filled, new, place, axis=2)
-    return self.logits(hidden.und)[:, 0], own.replace(key=write(own.key, key), value=write(own.value, value))
+    logits = self.rules.constrain(self.logits(hidden.und)[:, 0], "rows", None)
+    return logits, own.replace(key=write(own.key, key), value=write(own.value, value))
 
   def residual(self, x: mot.Streams, positions: types.Positions, masks) -> mot.Streams:
     """Returns the residual streams before the final norm (to look inside)."""

@@ -38,12 +38,11 @@ def attend(
   Returns:
     [B, T, H, d] in the query's dtype.
   """
-  rows, slots, heads, width = query.shape
+  rows, slots, _, width = query.shape
   key, value = (jnp.concatenate([_every_row(getattr(s, name), rows) for s in sources], axis=1) for name in ("key", "value"))
   filled = jnp.concatenate([source.mask.filled for source in sources], axis=1)
-  num_keys, kv_heads = key.shape[1:3]
-  kernel = _kernel(tuple(source.mask.view for source in sources), heads // kv_heads, interpret)
-  padded_slots, padded_keys = _padded(slots), _padded(num_keys + 1)  # at least one empty key
+  table = _table(tuple(source.mask.view for source in sources))
+  padded_slots, padded_keys = table.shape
   query_ids = _segment_ids(sources[-1].mask.filled, padded_slots)
   key_ids = _segment_ids(filled, padded_keys)
   by_head = lambda x, size: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)))
@@ -52,15 +51,21 @@ def attend(
   heads_spec = rules.spec(query.shape, ("rows", "heads", None, None))
   kv_spec, ids_spec = rules.spec(key.shape, ("rows", "kv_heads", None, None)), rules.spec(query_ids.shape, ("rows", None))
   run = rules_lib.by_hand(
-      functools.partial(_run, kernel), (heads_spec, kv_spec, kv_spec, ids_spec, ids_spec), heads_spec
+      functools.partial(_run, table, interpret), (heads_spec, kv_spec, kv_spec, ids_spec, ids_spec), heads_spec
   )
   return run(query, key, value, query_ids, key_ids)[:, :, :slots].swapaxes(1, 2)
 
 
-def _run(kernel, query, key, value, query_ids, key_ids):
+def _run(table: np.ndarray, interpret: bool, query, key, value, query_ids, key_ids):
   """Runs the kernel on [b, h, T, d] queries and [b, k, S, d] keys and values."""
   rows, heads, slots, width = query.shape
   query = query.reshape(rows, key.shape[1], -1, slots, width)
+  block_q, block_kv = (min(_BLOCK, size) for size in table.shape)
+  blocks = kernel_lib.BlockSizes(
+      block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv, block_q_dq=block_q, block_kv_dq=block_kv
+  )
+  mask = mask_lib.MultiHeadMask([mask_lib.NumpyMask(table)] * query.shape[2])
+  kernel = kernel_lib.make_splash_mqa_single_device(mask, block_sizes=blocks, interpret=interpret)
   one_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
   ids = kernel_lib.SegmentIds(query_ids, key_ids)
   return jax.vmap(one_head)(query, key, value, ids).reshape(rows, heads, slots, width)
@@ -81,19 +86,13 @@ def _segment_ids(filled: jax.Array, size: int) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=None)
-def _kernel(views: tuple[layout_lib.View, ...], heads: int, interpret: bool):
-  """Returns the kernel for the query heads of one key/value head; its tables are numpy arrays."""
+def _table(views: tuple[layout_lib.View, ...]) -> np.ndarray:
+  """Returns who may see whom, filled up to whole blocks.
+
+  Queries without a token see the empty keys at the end, so that every query sees something.
+  """
   visible = np.concatenate([view.visible() for view in views], axis=1)
   slots, keys = visible.shape
-  # Queries without a token see the empty keys at the end, so that every query sees something.
   table = np.zeros((_padded(slots), _padded(keys + 1)), bool)
   table[:slots, :keys], table[:, keys:] = visible, True
-  block_q, block_kv = min(_BLOCK, table.shape[0]), min(_BLOCK, table.shape[1])
-  blocks = kernel_lib.BlockSizes(
-      block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv, block_q_dq=block_q, block_kv_dq=block_kv
-  )
-  with jax.ensure_compile_time_eval():
-    kernel = kernel_lib.make_splash_mqa_single_device(
-        mask_lib.MultiHeadMask([mask_lib.NumpyMask(table)] * heads), block_sizes=blocks, interpret=interpret
-    )
-    return jax.tree.map(np.asarray, kernel)
+  return table

@@ -16,7 +16,7 @@ from r3jax import types
 
 DATA = "data"  # the step is mapped over this mesh axis by hand
 INNER = ("fsdp", "tensor")  # these are left to the compiler
-LOGICAL = ("embed", "table", "vocab", "heads", "kv_heads", "mlp", "vit_embed", "vit_heads", "vit_mlp", "rows")
+LOGICAL = ("embed", "table", "vocab", "heads", "kv_heads", "mlp", "rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Rules:
     for size, name in zip(shape, names, strict=True):
       wanted = self.axes(name)
       if name == "rows":
-        outer = (DATA,) if _is_auto(mesh, DATA) else ()
-        wanted = outer + tuple(axis for axis in wanted if axis not in taken)
+        wanted = (DATA, *(axis for axis in wanted if axis not in taken))
+      wanted = tuple(axis for axis in wanted if _is_auto(mesh, axis))
       parts = math.prod(mesh.shape[axis] for axis in wanted)
       entries.append(wanted if parts > 1 and size % parts == 0 else None)
     return jax.sharding.PartitionSpec(*entries)
@@ -72,15 +72,15 @@ class Rules:
   def constrain(self, x: jax.Array, *names: str | None, without: str | None = None) -> jax.Array:
     """Asks the compiler for the sharding that `spec` tells; does nothing where there is one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    if math.prod(mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis)) == 1 or not x.size:
+    inner = math.prod(mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis))
+    if inner == 1 or not x.size:
       return x
     return jax.lax.with_sharding_constraint(x, self.spec(x.shape, names, without))
 
 
 TRAIN = Rules.of({
     "embed": ("fsdp",), "table": ("fsdp", "tensor"), "vocab": ("tensor",), "heads": ("tensor",),
-    "kv_heads": ("tensor",), "mlp": ("tensor",), "vit_embed": ("fsdp",), "vit_heads": ("tensor",),
-    "vit_mlp": ("tensor",), "rows": ("fsdp",),
+    "kv_heads": ("tensor",), "mlp": ("tensor",), "rows": ("fsdp",),
 })
 
 
@@ -120,7 +120,8 @@ def parameter_shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh) -> types.P
 
   def check(path, leaf, spec):
     for size, axes in zip(leaf.shape, spec):
-      parts = math.prod(mesh.shape[axis] for axis in axes or ())
+      axes = (axes,) if isinstance(axes, str) else axes or ()  # a spec writes a tuple of one as its member
+      parts = math.prod(mesh.shape[axis] for axis in axes)
       if size % parts:
         named = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
         problems.append(f"{jax.tree_util.keystr(path)}: {size} by {named}")

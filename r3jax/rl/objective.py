@@ -42,6 +42,16 @@ def _clipped(log_ratio: jax.Array, valid: jax.Array, clip_range: float) -> jax.A
   return jnp.sum(valid & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
 
 
+def text_count(text: rollout_lib.Text, valid: types.Flags) -> jax.Array:
+  """Returns T of this replica: the tokens that carry loss."""
+  return jnp.sum(losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None])
+
+
+def image_count(flow: settings_lib.FlowSettings, valid: types.Flags) -> jax.Array:
+  """Returns J of this replica: the images that carry loss."""
+  return jnp.sum(valid) if flow.sde_index_max else jnp.int32(0)
+
+
 def text_terms(
     logprob: jax.Array,
     reference_logprob: jax.Array,

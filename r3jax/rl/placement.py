@@ -6,6 +6,7 @@ group and the sample, never on the replica.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ AXIS = "data"  # the mesh axis that the step is mapped over
 STAGES = ("reason", "reflect", "refine")
 
 
-def check(groups: int, group_size: int, replicas: int):
-  """Raises ValueError unless the samples split evenly over the replicas, group by group."""
+def check(groups: int, group_size: int, replicas: int, micro_batches: int):
+  """Raises ValueError unless the samples split evenly over replicas and micro-batches, group by group."""
   if (groups * group_size) % replicas:
     raise ValueError(
         f"groups_per_step * group_size ({groups} * {group_size}) must be divisible by the number of"
@@ -27,6 +28,12 @@ def check(groups: int, group_size: int, replicas: int):
     raise ValueError(
         f"groups_per_step ({groups}) must be a multiple or a divisor of the number of data replicas"
         f" ({replicas}), so that every replica holds whole groups or a part of one"
+    )
+  place = Placement(groups, group_size, replicas)
+  if place.samples % (micro_batches // math.gcd(micro_batches, place.local_groups)):
+    raise ValueError(
+        f"step.micro_batches ({micro_batches}) must split the samples of a data replica "
+        f"({place.local_groups} groups of {place.samples}) into whole groups or equal parts of groups"
     )
 
 
@@ -91,6 +98,31 @@ class Placement:
   def repeat(self, tree):
     """Repeats rows of groups into rows of samples."""
     return jax.tree.map(lambda x: jnp.repeat(x, self.samples, axis=0), tree)
+
+  def micro_batches(self, groups, samples, number: int):
+    """Cuts this replica's rows into equal parts: whole groups, or the same part of each group.
+
+    Args:
+      groups: tree of rows of groups, [local_groups, ...].
+      samples: tree of rows of samples, [rows, ...].
+      number: of parts, see `check`.
+
+    Returns:
+      Both trees with a leading axis of parts.
+    """
+    by_group = math.gcd(number, self.local_groups)
+    by_sample = number // by_group
+    size = self.samples // by_sample
+
+    def cut_groups(x):
+      parts = x.reshape(by_group, -1, *x.shape[1:])
+      return jnp.repeat(parts, by_sample, axis=0)
+
+    def cut_samples(x):
+      cells = x.reshape(by_group, self.local_groups // by_group, by_sample, size, *x.shape[1:])
+      return jnp.moveaxis(cells, 2, 1).reshape(number, -1, *x.shape[1:])
+
+    return jax.tree.map(cut_groups, groups), jax.tree.map(cut_samples, samples)
 
   def gather(self, tree):
     """Returns the rows of all replicas, in sample order."""

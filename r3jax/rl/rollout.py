@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import layers
+from r3jax.models import policy as policy_lib
 from r3jax.rl import compat
 from r3jax.rl import settings as settings_lib
 from r3jax.sampling import flow as flow_lib
@@ -64,6 +65,9 @@ def _run(bagel: bagel_lib.Bagel, layout: layout_lib.Layout, policy: types.Params
   return bagel.apply({"params": policy}, layout, inputs, lengths, past)
 
 
+_SLOTS = 64  # of a text whose logits exist at once
+
+
 @dataclasses.dataclass(frozen=True)
 class Actor:
   """A policy at work: modules, parameters and settings that every stage needs.
@@ -89,11 +93,32 @@ class Actor:
     return tuple(self._read(output.latent(name), "velocity") for name in names)
 
   def logprob(self, hidden: types.Hidden, ids: types.TokenIds) -> jax.Array:
-    """Returns the log-probs of ids[:, 1:] given the hidden states of a text segment, [B, T - 1]."""
-    return text_lib.logprob(self._read(hidden[:, :-1], "logits"), ids[:, 1:])
+    """Returns the log-probs of ids[:, 1:] given the hidden states of a text segment, [B, T - 1].
+
+    The logits of a long segment exist for some of its slots at a time, in the backward pass too.
+    """
+    hidden, ids = hidden[:, :-1], ids[:, 1:]
+
+    @jax.checkpoint
+    def read(hidden, ids):
+      return text_lib.logprob(self._read(hidden, "logits"), ids)
+
+    parts = [slice(at, at + _SLOTS) for at in range(0, ids.shape[1], _SLOTS)]
+    return jnp.concatenate([read(hidden[:, part], ids[:, part]) for part in parts], axis=1)
 
   def _read(self, hidden: types.Hidden, method: str) -> jax.Array:
     return self.modules.bagel.apply({"params": self.policy}, hidden, method=method)
+
+
+def sampler(modules: settings_lib.Modules, policy: types.Params, frozen: types.Params, settings) -> Actor:
+  """Returns an actor for rollouts; takes what `Actor` takes.
+
+  Its weights are in the compute dtype and where the rollouts' rules put them: gathered once, and
+  not once per token.
+  """
+  bagel = modules.bagel.clone(rules=modules.rollout_rules)
+  policy = policy_lib.placed(bagel, policy_lib.narrowed(policy, bagel.dtype))
+  return Actor(dataclasses.replace(modules, bagel=bagel), policy, frozen, settings)
 
 
 def _system(actor: Actor, ids: tuple[int, ...], rows: int) -> jax.Array:

@@ -7,6 +7,7 @@ import numpy as np
 
 from r3jax.models import bagel
 from r3jax.models import towers as towers_lib
+from r3jax.parallel import rules as rules_lib
 from r3jax.sampling import guidance as guidance_lib
 from r3jax.sampling import schedule as schedule_lib
 from r3jax.sampling import text as text_lib
@@ -90,6 +91,7 @@ class Settings:
     system_reason, system_reflect: ids of the system prompts, begin and end included.
     reflect_rounds: updates on reflect-refine per iteration; 0 trains the reason stage only.
     reference_loss: compute the reference's literal loss, see `rl/compat.py`.
+    micro_batches: parts of a replica's samples whose gradients are computed one after the other.
   """
 
   groups: int
@@ -105,8 +107,11 @@ class Settings:
   system_reflect: tuple[int, ...]
   reflect_rounds: int = 1
   reference_loss: bool = False
+  micro_batches: int = 1
 
   def __post_init__(self):
+    if self.micro_batches < 1:
+      raise ValueError(f"step.micro_batches must be at least 1; got {self.micro_batches}")
     if self.groups < 1:
       raise ValueError(f"groups_per_step must be at least 1; got {self.groups}")
     if self.reflect_rounds < 0:
@@ -119,7 +124,14 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Modules:
-  """The model: its trained half and its frozen half."""
+  """The model.
+
+  Attributes:
+    bagel: its trained half, with the rules of training.
+    towers: its frozen half.
+    rollout_rules: where parameters and activations of rollouts go.
+  """
 
   bagel: bagel.Bagel
   towers: towers_lib.Towers
+  rollout_rules: rules_lib.Rules = rules_lib.TRAIN

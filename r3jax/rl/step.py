@@ -25,6 +25,7 @@ from r3jax.rl import pool as pool_lib
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import settings as settings_lib
 from r3jax.rl import state as state_lib
+from r3jax.rl import update
 
 AXIS = placement_lib.AXIS
 Metrics = dict[str, jax.Array]
@@ -75,7 +76,7 @@ class Frozen:
   """Parameters that an iteration reads and never changes."""
 
   towers: types.Params  # {"vision", "autoencoder"}
-  reference: types.Params | None  # the policy that the KL is taken to
+  reference: types.Params | None  # the policy that the KL is taken to; None where no KL is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +107,12 @@ class Iteration:
   def _actor(self, policy: types.Params, frozen: Frozen) -> rollout_lib.Actor:
     return rollout_lib.Actor(self.modules, policy, frozen.towers, self.settings)
 
+  def _sampler(self, state: state_lib.TrainState, frozen: Frozen) -> rollout_lib.Actor:
+    return rollout_lib.sampler(self.modules, state.policy, frozen.towers, self.settings)
+
   def draft(self, state: state_lib.TrainState, frozen: Frozen, prompts: rollout_lib.Prompts, key) -> Drafts:
     """Rolls the reason stage out."""
-    actor, keys = self._actor(state.policy, frozen), self.place.keys(key, "reason")
+    actor, keys = self._sampler(state, frozen), self.place.keys(key, "reason")
     local = self.place.local_prompts(prompts)
     rollout = rollout_lib.reason(actor, local, keys)
     parsed = self.parse(rollout.text.ids, rollout.text.lengths, "reason")
@@ -133,21 +137,12 @@ class Iteration:
     text_return = advantages.reason_return(score.value, drafts.format, loss.format_weight)
     text_advantage, image_advantage = (self._advantage(x, valid) for x in (text_return, score.value))
 
-    def forward(policy):
-      return rollout_lib.score_reason(self._actor(policy, frozen), drafts.prompts, rollout)
+    def forward(policy, prompts, recorded: update.Recorded):
+      drafted = rollout_lib.Reason(recorded.text, recorded.flow, None)
+      return rollout_lib.score_reason(self._actor(policy, frozen), prompts, drafted)
 
-    def terms(logprob, velocity, reference):
-      return (
-          objective.text_terms(
-              logprob, reference[0], rollout.text, text_advantage, valid, loss.clip_range
-          ),
-          objective.flow_terms(
-              velocity, reference[1], rollout.flow, self.settings.reason_flow,
-              image_advantage, valid, loss.clip_range,
-          ),
-      )
-
-    state, metrics = self._update(state, frozen, forward, terms)
+    recorded = update.Recorded(rollout.text, rollout.flow, None, text_advantage, image_advantage, valid)
+    state, metrics = self._update(state, frozen, forward, drafts.prompts, recorded, self.settings.reason_flow)
     return state, measure.reason(self.place, drafts, score, text_advantage, image_advantage) | metrics
 
   def pool(self, drafts: Drafts, score: rewards_base.Score) -> Pool:
@@ -165,7 +160,7 @@ class Iteration:
       self, state: state_lib.TrainState, frozen: Frozen, prompts: rollout_lib.Prompts, pool: Pool, key, turn: int
   ) -> Edits:
     """Draws a source image for every group, reflects on it and refines it."""
-    place, actor = self.place, self._actor(state.policy, frozen)
+    place, actor = self.place, self._sampler(state, frozen)
     reflect_keys, refine_keys = place.keys(key, "reflect", turn), place.keys(key, "refine", turn)
     draw = lambda key: pool_lib.draw(key, pool.score, pool.valid, self.settings.pool_perfect)
     chosen = jax.vmap(lambda key: draw(jax.random.fold_in(key, 0)))(reflect_keys.group)
@@ -191,21 +186,17 @@ class Iteration:
     text_advantage, image_advantage = (self._advantage(x, valid) for x in (text_return, score.value))
     image_advantage = jnp.where(parsed.stop, 0.0, image_advantage)
 
-    def forward(policy):
-      actor = self._actor(policy, frozen)
-      logprob = rollout_lib.score_reflect(actor, edits.prompts, edits.source, edits.text)
-      return logprob, rollout_lib.score_refine(actor, edits.source, edits.instruction, edits.refined)
+    def forward(policy, groups, recorded: update.Recorded):
+      (prompts, source), actor = groups, self._actor(policy, frozen)
+      logprob = rollout_lib.score_reflect(actor, prompts, source, recorded.text)
+      refined = rollout_lib.Refine(recorded.flow, None)
+      return logprob, rollout_lib.score_refine(actor, source, recorded.told, refined)
 
-    def terms(logprob, velocity, reference):
-      return (
-          objective.text_terms(logprob, reference[0], edits.text, text_advantage, valid, loss.clip_range),
-          objective.flow_terms(
-              velocity, reference[1], edits.refined.flow, self.settings.refine_flow,
-              image_advantage, valid, loss.clip_range,
-          ),
-      )
-
-    state, metrics = self._update(state, frozen, forward, terms)
+    groups = (edits.prompts, edits.source)
+    recorded = update.Recorded(
+        edits.text, edits.refined.flow, edits.instruction, text_advantage, image_advantage, valid
+    )
+    state, metrics = self._update(state, frozen, forward, groups, recorded, self.settings.refine_flow)
     return state, measure.edit(self.place, edits, score, text_advantage, image_advantage) | metrics
 
   def _comparable(self, valid: jax.Array) -> jax.Array:
@@ -219,33 +210,37 @@ class Iteration:
     found = advantages.group_advantage(by_group(value), by_group(valid), self.settings.loss.divide_by_std)
     return self.place.local_rows(found)
 
-  def _update(self, state: state_lib.TrainState, frozen: Frozen, forward, terms):
+  def _update(
+      self,
+      state: state_lib.TrainState,
+      frozen: Frozen,
+      forward: update.Forward,
+      groups,
+      recorded: update.Recorded,
+      flow: settings_lib.FlowSettings,
+  ) -> tuple[state_lib.TrainState, Metrics]:
     """Takes one optimizer step on the objective summed over all replicas; none where nothing counts.
 
     Args:
       state: before.
       frozen: holds the reference.
-      forward: policy -> (logprob, velocity).
-      terms: (logprob, velocity, reference outputs) -> (TextTerms, FlowTerms).
+      forward: scores the samples.
+      groups: rows of groups that it needs.
+      recorded: the samples.
+      flow: of their images.
     """
-    loss = self.settings.loss
-    reference = forward(frozen.reference) if loss.needs_reference else None
-
-    def objective_of(policy):
-      outputs = forward(policy)
-      anchor = outputs if reference is None else reference
-      text, images = terms(*outputs, jax.lax.stop_gradient(anchor))
-      tokens, count = jax.lax.psum((text.tokens, images.images), AXIS)
-      return objective.total(text, images, tokens, count, loss), (text, images)
-
-    (value, (text, images)), gradients = jax.value_and_grad(objective_of, has_aux=True)(state.policy)
-    value, gradients = jax.lax.psum((value, gradients), AXIS)
+    tokens, images = objective.text_count(recorded.text, recorded.valid), objective.image_count(flow, recorded.valid)
+    totals = jax.lax.psum((tokens, images), AXIS)
+    reference = frozen.reference if self.settings.loss.needs_reference else None
+    batch = self.place.micro_batches(groups, recorded, self.settings.micro_batches)
+    found = update.gradients(state.policy, reference, forward, batch, totals, flow, self.settings.loss)
+    value, gradients = jax.lax.psum((found.value, found.gradients), AXIS)
     updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.policy)
     changed = state.replace(policy=optax.apply_updates(state.policy, updates), opt_state=opt_state)
     # Momentum alone would move the policy on, and a decay or a warm-up count, with nothing learned.
-    counts = jax.lax.psum(text.tokens + images.images, AXIS) > 0
+    counts = sum(totals) > 0
     state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), changed, state)
-    return state, {"loss": value} | measure.update(text, images, gradients)
+    return state, {"loss": value} | measure.update(found.text, found.images, gradients)
 
 
 @flax.struct.dataclass

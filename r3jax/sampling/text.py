@@ -86,7 +86,8 @@ def draw(logits: jax.Array, uniform: types.PerSample, sampling: TextSampling) ->
 
 def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
   """Returns log softmax(logits)[ids] over the last axis: temperature 1, no filter."""
-  chosen = jnp.take_along_axis(logits, ids[..., None], axis=-1)
+  # Not a gather: the vocabulary may be split over devices.
+  chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0), axis=-1, keepdims=True)
   best = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
   rest = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1, keepdims=True))
   return (chosen - best - rest)[..., 0]  # in this order: small differences of large logits stay exact

@@ -16,6 +16,7 @@ import numpy as np
 
 from r3jax import pretrained
 from r3jax.models import bagel as bagel_lib
+from r3jax.models import policy as policy_lib
 from r3jax.parallel import mesh as mesh_lib
 
 
@@ -53,7 +54,7 @@ def main(folder: str, process: int, processes: int, port: int):
   mesh = mesh_lib.make_mesh(data=1, fsdp=4, tensor=2)
   found = pretrained.find(folder)
   bagel = bagel_lib.Bagel(found.sizes)
-  pretrained.policy_shardings(bagel, mesh)  # its compilations are part of the start
+  policy_lib.shardings(bagel, mesh)  # its compilations are part of the start
   jax.block_until_ready([jax.device_put(np.zeros(8), device) for device in jax.local_devices()])
   with Peak() as seen:
     policy, frozen = found.load(bagel, mesh)

@@ -63,6 +63,14 @@ class TestAttend:
     repeated = attention.attend(QUERY, [_joined(*sources)])
     np.testing.assert_allclose(attention.attend(QUERY, sources), repeated, atol=1e-6)
 
+  def test_long_query_in_blocks_equals_the_whole(self, monkeypatch):
+    sources = [_source(0, 5, 2), _source(10, 2)]
+    energy = lambda q: jnp.sum(attention.attend(q, sources) ** 2)
+    whole, gradient = attention.attend(QUERY, sources), jax.grad(energy)(QUERY)
+    monkeypatch.setattr(attention, "_BLOCK", 1)
+    np.testing.assert_allclose(attention.attend(QUERY, sources), whole, atol=1e-6)
+    np.testing.assert_allclose(jax.grad(energy)(QUERY), gradient, atol=1e-5)
+
   def test_does_not_read_masked_values(self):
     source = _source(0, 5)
     unseen = ~source.mask.any(axis=1)[:, :, None, None]

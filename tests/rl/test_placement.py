@@ -56,19 +56,24 @@ class TestCheck:
 
   @pytest.mark.parametrize("groups, replicas", [(1, 4), (2, 8), (4, 2), (3, 3), (8, 8)])
   def test_accepts_an_even_split(self, groups, replicas):
-    placement.check(groups, GROUP_SIZE, replicas)
+    placement.check(groups, GROUP_SIZE, replicas, 1)
 
   def test_refuses_a_rest(self):
     with pytest.raises(ValueError, match=r"\(2 \* 8\) must be divisible .* \(3\)"):
-      placement.check(2, 8, 3)
+      placement.check(2, 8, 3, 1)
 
   def test_refuses_replicas_with_parts_of_several_groups(self):
     with pytest.raises(ValueError, match=r"groups_per_step \(3\) .* \(2\)"):
-      placement.check(3, 8, 2)
+      placement.check(3, 8, 2, 1)
 
   def test_refuses_more_replicas_than_samples(self):
     with pytest.raises(ValueError, match="must be divisible"):
-      placement.check(1, 2, 4)
+      placement.check(1, 2, 4, 1)
+
+  def test_refuses_micro_batches_that_do_not_divide(self):
+    placement.check(6, 8, 1, 12)  # sixths of the groups, halves of each
+    with pytest.raises(ValueError, match=r"step.micro_batches \(4\) must split .* \(3 groups of 6\)"):
+      placement.check(3, 6, 1, 4)
 
 
 class TestPlacement:
@@ -80,6 +85,21 @@ class TestPlacement:
   def test_counts_its_share(self, groups, replicas, rows, samples, local_groups):
     place = placement.Placement(groups, GROUP_SIZE, replicas)
     assert (place.rows, place.samples, place.local_groups) == (rows, samples, local_groups)
+
+  @pytest.mark.parametrize("number, expected", [
+      (1, [[[0, 1], [0, 1, 2, 3, 4, 5, 6, 7]]]),
+      (2, [[[0], [0, 1, 2, 3]], [[1], [4, 5, 6, 7]]]),
+      (4, [[[0], [0, 1]], [[0], [2, 3]], [[1], [4, 5]], [[1], [6, 7]]]),
+  ])
+  def test_micro_batches_are_groups_or_parts_of_them(self, number, expected):
+    place = placement.Placement(2, 4, 1)
+    groups, samples = place.micro_batches(jnp.arange(2), jnp.arange(8), number)
+    assert [list(part) for part in zip(groups.tolist(), samples.tolist())] == expected
+
+  def test_micro_batch_may_hold_parts_of_several_groups(self):
+    groups, samples = placement.Placement(3, 4, 1).micro_batches(jnp.arange(3), jnp.arange(12), 2)
+    assert groups.tolist() == [[0, 1, 2]] * 2
+    assert samples.tolist() == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
 
 
 class TestKeys:

@@ -10,13 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from r3jax import pretrained
+from r3jax.models import policy as policy_lib
 from r3jax.rewards import base as rewards_base
 from r3jax.rewards import host
 from r3jax.rl import step as step_lib
 from tests import tiny
 
-MESHES = {"one device": (1, 1, 1), "2x2x2": (2, 2, 2), "groups over two replicas": (4, 1, 1)}
+MESHES = {  # with the number of micro-batches
+    "one device": ((1, 1, 1), 1), "2x2x2, halves of groups": ((2, 2, 2), 2), "groups over two replicas": ((4, 1, 1), 1)
+}
 
 
 def _close(found, expected, tolerance: float):
@@ -52,7 +54,8 @@ def wide_run(tiny_model):
   @functools.cache
   def run(name: str):
     with jax.enable_x64(True):
-      return tiny.make_bench(tiny_model, MESHES[name], {"model.dtype": "float64"}).run(2)
+      shape, parts = MESHES[name]
+      return tiny.make_bench(tiny_model, shape, {"model.dtype": "float64", "step.micro_batches": parts}).run(2)
 
   return run
 
@@ -186,7 +189,7 @@ class TestInvalidRewards:
 
 class TestMesh:
 
-  @pytest.mark.parametrize("name", ["2x2x2", "groups over two replicas"])
+  @pytest.mark.parametrize("name", ["2x2x2, halves of groups", "groups over two replicas"])
   def test_two_iterations_equal_those_of_one_device(self, wide_run, name):
     for (state, metrics, samples), (one_state, one_metrics, one_samples) in zip(wide_run(name), wide_run("one device")):
       np.testing.assert_array_equal(samples.drafts.rollout.images, one_samples.drafts.rollout.images)
@@ -199,22 +202,22 @@ class TestMesh:
 
   def test_losses_and_gradients_in_float32_equal_those_of_one_device(self, tiny_model, fused):
     state, _, samples = fused[-1]  # off-policy by then: ratios differ from 1, the KL from 0
-    found = [self._learned(tiny_model, MESHES[name], state.policy, samples) for name in ("2x2x2", "one device")]
+    found = [self._learned(tiny_model, *MESHES[name], state.policy, samples) for name in ("2x2x2, halves of groups", "one device")]
     _close(*found, 1e-5)
 
   @staticmethod
-  def _learned(folder, shape, policy, samples: step_lib.Samples):
+  def _learned(folder, shape, parts, policy, samples: step_lib.Samples):
     """Returns losses and gradients of both updates from a recorded iteration."""
     keep = optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda updates, *_: (jax.tree.map(jnp.zeros_like, updates), updates),
     )
-    bench = tiny.make_bench(folder, shape)
+    bench = tiny.make_bench(folder, shape, {"step.micro_batches": parts})
     iteration = dataclasses.replace(bench.iteration, optimizer=keep)
     session = dataclasses.replace(bench.session, iteration=iteration)
     found, split = [], step_lib.split(iteration, bench.mesh)
     with jax.set_mesh(bench.mesh):
-      state = session.init(jax.device_put(policy, pretrained.policy_shardings(session.experiment.modules.bagel, bench.mesh)))
+      state = session.init(jax.device_put(policy, policy_lib.shardings(session.experiment.modules.bagel, bench.mesh)))
       for learn, rollout, score in (
           (split.learn_to_reason, samples.drafts, samples.draft_score),
           (split.learn_to_edit, samples.edits, samples.edit_score),
@@ -235,7 +238,7 @@ class TestHost:
 
     with jax.enable_x64(True):
       changes = {"model.dtype": "float64", "sequence.parser": "strings"}
-      bench = tiny.make_bench(tiny_model, MESHES["2x2x2"], changes)
+      bench = tiny.make_bench(tiny_model, (2, 2, 2), changes)
       called = host.reward_from_host(reward, ("strict",), bench.mesh)
       iteration = dataclasses.replace(bench.iteration, reward=called)
       bench = dataclasses.replace(bench, session=dataclasses.replace(bench.session, iteration=iteration))

@@ -1,0 +1,54 @@
+"""The trained parameters as a tree: drawn, placed on a mesh, narrowed to what a forward pass reads."""
+
+import jax
+import jax.numpy as jnp
+
+from r3jax import types
+from r3jax.models import bagel as bagel_lib
+from r3jax.parallel import rules
+from r3jax.sequence import stages
+
+
+def init(bagel: bagel_lib.Bagel, key: types.Key):
+  """Returns freshly drawn trained parameters, boxed with their logical axis names."""
+  c = stages.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))  # no parameter depends on them
+  inputs = {
+      "source": bagel_lib.Noised(jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)),
+      "seen": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
+      "instruction": jnp.zeros((1, 1), jnp.int32),
+  }
+  lengths = {"instruction": jnp.ones(1, jnp.int32)}
+  plain = bagel.clone(attention="xla")  # the kernel wants longer segments
+  return plain.init(key, stages.refine(c), inputs, lengths, method="everything")["params"]
+
+
+def _boxed(bagel: bagel_lib.Bagel):
+  return jax.eval_shape(lambda: init(bagel, jax.random.key(0)))
+
+
+def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
+  """Returns the sharding of every trained parameter.
+
+  Raises:
+    ValueError: a sharded dimension does not divide over its mesh axes; lists all.
+  """
+  return rules.parameter_shardings(_boxed(bagel), bagel.rules, mesh)
+
+
+def placed(bagel: bagel_lib.Bagel, policy: types.Params) -> types.Params:
+  """Asks the compiler, inside a compiled function, to put parameters where the rules of `bagel` say."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return policy
+  return jax.lax.with_sharding_constraint(policy, rules.parameter_specs(_boxed(bagel), bagel.rules))
+
+
+def narrowed(params: types.Params, dtype: types.DType) -> types.Params:
+  """Returns parameters in the dtype that a forward pass computes in, with the same results.
+
+  Norms read their parameters in float32 whatever they compute in; these stay as they are.
+  """
+  if not isinstance(params, dict):
+    return params
+  if "kernel" in params or "embedding" in params:
+    return {name: leaf.astype(dtype) for name, leaf in params.items()}
+  return {name: narrowed(part, dtype) for name, part in params.items()}
