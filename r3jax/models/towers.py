@@ -11,6 +11,7 @@ from r3jax.models import autoencoder
 from r3jax.models import config as config_lib
 from r3jax.models import layers
 from r3jax.models import siglip
+from r3jax.parallel import rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,23 +56,37 @@ class Towers:
       images: [B, *size, 3] uint8.
     """
     vision = self.config.vision
-    pixels = self._pixels(images, self.config.vision_transform)
-    patches = layers.patchify(pixels, vision.patch_size)
     ids = layers.grid_positions(*self.vit_grid, vision.positions_per_side)
     tower = siglip.VisionTransformer(vision, self.dtype)
-    return tower.apply({"params": frozen["vision"]}, patches, ids)
+
+    def some(params, images):
+      pixels = self._pixels(images, self.config.vision_transform)
+      return tower.apply({"params": params}, layers.patchify(pixels, vision.patch_size), ids)
+
+    return rules.over_rows(some, frozen["vision"], images, self._at_once)
 
   def encode(self, frozen: types.Params, images: types.Images) -> types.Latent:
     """Returns the latent tokens of 8-bit images, [B, N, C]."""
-    pixels = self._pixels(images, self.config.autoencoder_transform)
-    return self._autoencoder().apply({"params": frozen["autoencoder"]}, pixels, method="encode")
+
+    def some(params, images):
+      pixels = self._pixels(images, self.config.autoencoder_transform)
+      return self._autoencoder().apply({"params": params}, pixels, method="encode")
+
+    return rules.over_rows(some, frozen["autoencoder"], images, self._at_once)
 
   def decode(self, frozen: types.Params, latent: types.Latent) -> types.Images:
     """Returns the 8-bit images of latent tokens, [B, *size, 3] (floor of value * 255)."""
-    pixels = self._autoencoder().apply(
-        {"params": frozen["autoencoder"]}, latent, self.latent_grid, method="decode"
-    )
-    return images_lib.to_uint8(pixels)
+
+    def some(params, latent):
+      pixels = self._autoencoder().apply({"params": params}, latent, self.latent_grid, method="decode")
+      return images_lib.to_uint8(pixels)
+
+    return rules.over_rows(some, frozen["autoencoder"], latent, self._at_once)
+
+  @property
+  def _at_once(self) -> int:
+    """Images that a device handles at a time: one of 512x512 pixels, or as many smaller ones."""
+    return max(1, 512 * 512 // (self.size[0] * self.size[1]))
 
   def _autoencoder(self) -> autoencoder.Autoencoder:
     return autoencoder.Autoencoder(self.config.autoencoder, self.dtype, self.config.latent_patch)

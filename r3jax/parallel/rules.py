@@ -7,10 +7,12 @@ a rollout must not, for it needs them once per token.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from r3jax import types
 
@@ -102,6 +104,31 @@ def by_hand(function: Callable, in_specs, out_specs) -> Callable:
   if not axes:
     return function
   return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+
+
+def over_rows(function: Callable, shared, rows: jax.Array, at_once: int) -> jax.Array:
+  """Maps a function over rows: every device of a data replica takes some, a few at a time.
+
+  Args:
+    function: (shared, rows [b, ...]) -> [b, ...]; rows do not depend on each other.
+    shared: a tree that every device has whole.
+    rows: [B, ...].
+    at_once: rows that a device handles at a time.
+  """
+  def some(shared, rows):
+    if rows.shape[0] <= at_once:
+      return function(shared, rows)
+    groups = jnp.concatenate([rows, jnp.repeat(rows[-1:], -rows.shape[0] % at_once, axis=0)])
+    found = jax.lax.map(functools.partial(function, shared), groups.reshape(-1, at_once, *rows.shape[1:]))
+    return found.reshape(-1, *found.shape[2:])[: rows.shape[0]]
+
+  mesh, number = jax.sharding.get_abstract_mesh(), rows.shape[0]
+  devices = math.prod(mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis))
+  if devices == 1:
+    return some(shared, rows)
+  padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], -number % devices, axis=0)])
+  split, whole = jax.sharding.PartitionSpec(INNER), jax.sharding.PartitionSpec()
+  return by_hand(some, (whole, split), split)(shared, padded)[:number]
 
 
 def parameter_shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh) -> types.Params:

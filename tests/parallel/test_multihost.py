@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,14 +24,16 @@ STEPS = 3
 MESH = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
 
 
-def start(model, workdir, process: int = 0, processes: int = 1, port: int = 0, **changes) -> subprocess.Popen:
-  """Starts one process of the main job in float64; together the processes have 8 devices."""
+def start(
+    model, workdir, process: int = 0, processes: int = 1, port: int = 0, devices: int = 8, **changes
+) -> subprocess.Popen:
+  """Starts one process of the main job in float64; together the processes have `devices`."""
   settings = tiny.settings(model) | MESH | {"total_steps": STEPS, "model.dtype": "float64"} | changes
   command = [sys.executable, "launch/tpu.py", "--config=configs/r3_geneval.py:shapes", f"--workdir={workdir}"]
   command += [f"--config.{key}={value}" for key, value in settings.items()]
   if processes > 1:
     command += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={processes}", f"--process_id={process}"]
-  flags = re.sub(r"(force_host_platform_device_count)=\d+", rf"\1={8 // processes}", os.environ["XLA_FLAGS"])
+  flags = re.sub(r"(force_host_platform_device_count)=\d+", rf"\1={devices // processes}", os.environ["XLA_FLAGS"])
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
   with (workdir.parent / f"{workdir.name}.{process}.log").open("a") as log:
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
@@ -85,13 +88,15 @@ class TestRaiseTogether:
 class TestTwoProcesses:
 
   @pytest.fixture(scope="class")
-  def alone(self, tiny_model, tmp_path_factory):
+  @classmethod
+  def alone(cls, tiny_model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone") / "workdir"
     assert start(tiny_model, workdir).wait(timeout=1200) == 0, logs(workdir)
     return workdir
 
   @pytest.fixture(scope="class")
-  def together(self, tiny_model, tmp_path_factory):
+  @classmethod
+  def together(cls, tiny_model, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("together") / "workdir"
     assert [process.wait(timeout=1200) for process in start_two(tiny_model, workdir)] == [0, 0], logs(workdir)
     return workdir
@@ -113,6 +118,28 @@ class TestTwoProcesses:
         name for name in names(alone) if "checkpoints" not in name]
     for name in ("evaluation/step_000000.json", "evaluation/step_000003.json", "report/samples.jsonl"):
       assert (together / name).read_text() == (alone / name).read_text()
+
+  @pytest.fixture(scope="class")
+  @classmethod
+  def longer(cls, tiny_model, alone):
+    """The numbers of the iteration after the last, by the process that made those before."""
+    return cls._one_more(tiny_model, alone)
+
+  @staticmethod
+  def _one_more(model, workdir, **where) -> dict:
+    """Goes on in a copy of a workdir for one iteration; returns its metrics."""
+    copy = workdir.parent / "_".join(["longer", *map(str, where.values())])
+    shutil.copytree(workdir, copy)
+    assert start(model, copy, **{"total_steps": STEPS + 1, "eval.batch_size": 8} | where).wait(timeout=1200) == 0, logs(copy)
+    rows = metrics(copy)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    return rows[-1]
+
+  @pytest.mark.parametrize("devices, data", [(8, 8), (1, 1)])
+  def test_checkpoint_of_two_goes_on_in_one_on_another_mesh(self, tiny_model, together, longer, devices, data):
+    where = {"devices": devices, "mesh.data": data, "mesh.fsdp": 1, "mesh.tensor": 1}
+    for name, value in self._one_more(tiny_model, together, **where).items():
+      assert longer[name] == (value if value is None else pytest.approx(value, abs=1e-8, rel=1e-8)), name
 
   def test_one_that_cannot_start_ends_both(self, tiny_model, tmp_path):
     processes = start_two(tiny_model, tmp_path / "workdir", {"step.mode": "pmap"})

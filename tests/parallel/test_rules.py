@@ -80,3 +80,19 @@ class TestNarrowed:
     for method, inputs in (("logits", hidden), ("velocity", hidden), ("embed_time", jnp.ones(1)), ("embed_tokens", jnp.array([[1, 2]]))):
       apply = lambda params: bagel.apply({"params": params}, inputs, method=lambda module, x: getattr(module, method)(x))
       np.testing.assert_array_equal(apply(policy), apply(narrow))
+
+
+class TestOverRows:
+
+  @pytest.mark.parametrize("rows, at_once", [(5, 1), (5, 2), (8, 8)])
+  @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
+  def test_is_the_function_of_all_rows(self, rows, at_once, shape):
+    function = lambda shared, x: jnp.cumsum(x, axis=1) * shared["scale"]
+    x = jnp.arange(2.0 * rows * 3).reshape(2 * rows, 3)
+    split, whole = P("data"), P()
+    mapped = lambda shared, x: rules.over_rows(function, shared, x, at_once)
+    mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+    with jax.set_mesh(mesh):
+      run = jax.jit(jax.shard_map(mapped, in_specs=(whole, split), out_specs=split, axis_names={"data"}, check_vma=False))
+      found = run({"scale": jnp.float32(3)}, x)
+    np.testing.assert_array_equal(found, 3 * np.cumsum(x, axis=1))
