@@ -32,6 +32,12 @@ def _reference_script() -> ConfigDict:
       folder="",  # in BAGEL's format; "shapes" is the small model of the package
       dtype="bfloat16",
       remat="full",
+      lora=dict(  # trains low-rank updates of these projections alone, scaled by alpha / rank
+          rank=0,  # 0 trains the whole policy
+          alpha=32.0,
+          und=("q", "k", "v", "o", "gate", "up", "down"),
+          gen=("q", "k", "v", "o", "gate", "up", "down"),
+      ),
   ))
   config.data = ConfigDict(dict(
       benchmark="geneval",

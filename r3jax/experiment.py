@@ -17,6 +17,8 @@ from r3jax.data import contamination as contamination_lib
 from r3jax.data import sets as prompt_sets
 from r3jax.io import images as images_lib
 from r3jax.models import bagel as bagel_lib
+from r3jax.models import config as config_lib
+from r3jax.models import lora as lora_lib
 from r3jax.models import towers as towers_lib
 from r3jax.rewards import config as rewards_config
 from r3jax.rewards import format as format_lib
@@ -101,9 +103,26 @@ class Experiment(Base):
     )
 
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy and the replicated frozen parameters, in float32 or the wider dtype computed in."""
+    """Returns the sharded policy and the replicated frozen parameters, in float32 or the wider dtype computed in.
+
+    A policy that is only the base of adapters is in the dtype computed in.
+    """
     bagel = self.modules.bagel
-    return self.pretrained.load(bagel, mesh, jnp.promote_types(bagel.dtype, jnp.float32))
+    dtype = jnp.promote_types(bagel.dtype, jnp.float32)
+    return self.pretrained.load(bagel, mesh, dtype, bagel.dtype if bagel.lora.rank else None)
+
+  def start(self, mesh: jax.sharding.Mesh, seed: int) -> tuple[types.Params, step_lib.Frozen]:
+    """Returns what training changes and what it reads, before the first iteration.
+
+    Args:
+      mesh: to shard the parameters over.
+      seed: of the adapters, where only these are trained.
+    """
+    (policy, towers), needs_reference = self.load(mesh), self.settings.loss.needs_reference
+    if not self.modules.bagel.lora.rank:
+      return policy, step_lib.Frozen(towers, policy if needs_reference else None)
+    adapters = pretrained_lib.init_adapters(self.modules.bagel, mesh, seed)
+    return adapters, step_lib.Frozen(towers, {} if needs_reference else None, policy)
 
   def encode(self, records: tuple[dict, ...]) -> rollout_lib.Prompts:
     """Returns the arrays of prompts, one row per record (numpy).
@@ -213,6 +232,14 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
+def _lora(config, sizes: config_lib.BagelConfig) -> lora_lib.LoRA:
+  lora = lora_lib.LoRA(**config.model.lora)
+  lora.check(sizes.llm)
+  if lora.rank and lora.und and config.optimizer.freeze_und:
+    raise ValueError(f"model.lora.und must be () where optimizer.freeze_und is set, which keeps it; got {lora.und}")
+  return lora
+
+
 def build_base(config: ml_collections.ConfigDict) -> Base:
   """Checks what a config says of the model and its sampling; reads no weights.
 
@@ -226,8 +253,8 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
   kept = images_lib.target_size(*size, found.sizes.autoencoder_transform)
   if kept != size:
     raise ValueError(f"image.height and image.width must be a size that the model keeps; it makes {size} {kept}")
-  towers = towers_lib.Towers(found.sizes, size, dtype)
-  modules = settings_lib.Modules(bagel_lib.Bagel(found.sizes, dtype, config.model.remat), towers)
+  towers, lora = towers_lib.Towers(found.sizes, size, dtype), _lora(config, found.sizes)
+  modules = settings_lib.Modules(bagel_lib.Bagel(found.sizes, dtype, config.model.remat, lora), towers)
   return Base(found, modules, _settings(config, found.tokenizer, towers))
 
 

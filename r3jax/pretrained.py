@@ -6,10 +6,12 @@ checkpoint holds the trained parameters and whose config names the folder of the
 """
 
 import dataclasses
+import functools
 import importlib.resources
 import json
 
 from etils import epath
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,8 @@ from r3jax.io import fingerprint
 from r3jax.io import orbax_weights
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
+from r3jax.models import layers
+from r3jax.models import lora as lora_lib
 from r3jax.parallel import rules
 from r3jax.sequence import stages
 from r3jax.sequence import tokenizer as tokenizer_lib
@@ -35,27 +39,38 @@ class Pretrained:
     sizes: of the model.
     tokenizer: fits the sizes.
     trained: the state of a training checkpoint whose policy takes the place of the folder's.
+    adapted: states of training checkpoints whose adapters are merged into that policy, in order.
   """
 
   folder: epath.Path
   sizes: config_lib.BagelConfig
   tokenizer: tokenizer_lib.TextTokenizer
   trained: epath.Path | None = None
+  adapted: tuple[tuple[lora_lib.LoRA, epath.Path], ...] = ()
 
   def load(
-      self, bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, dtype: types.DType = jnp.float32
+      self,
+      bagel: bagel_lib.Bagel,
+      mesh: jax.sharding.Mesh,
+      dtype: types.DType = jnp.float32,
+      policy_dtype: types.DType | None = None,
   ) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy and the replicated {"vision", "autoencoder"} parameters.
+    """Returns the sharded policy, without new adapters, and the replicated {"vision", "autoencoder"} parameters.
 
     Args:
       bagel: the model.
       mesh: to shard them over.
       dtype: of the parameters.
+      policy_dtype: of the policy's, where it may be another one.
 
     Raises:
       ValueError: the files are not those of a model of these sizes, or do not split over the mesh.
     """
-    weights = self.weights(shardings(bagel, mesh), dtype)
+    placed, policy = shardings(bagel, mesh), {}
+    if policy_dtype is not None:
+      of_policy = {path: placed.pop(path) for path in list(placed) if path.startswith("policy/")}
+      policy = self.weights(of_policy, policy_dtype)
+    weights = self.weights(placed, dtype) | policy
     return weights.pop("policy"), weights
 
   def weights(
@@ -68,24 +83,52 @@ class Pretrained:
 
     Args:
       placed: the sharding of every leaf by path, see `shardings`.
-      dtype: of the leaves; None keeps the stored ones.
+      dtype: of the leaves; None keeps the stored ones, or makes those float32 (or wider) that
+        adapters are merged into.
       progress: called with the share that has been read, up to 1; once, if the files are Orbax's.
 
     Raises:
       ValueError: the files are not those of a model of these sizes.
     """
+    stored = None if self.adapted else dtype  # adapters are merged before anything is rounded
     trained = {path: one for path, one in placed.items() if self.trained and path.startswith("policy/")}
     others = {path: one for path, one in placed.items() if path not in trained}
     if (self.folder / orbax_weights.FOLDER).is_dir():
-      found = self._from_orbax(self.folder / orbax_weights.FOLDER, others, dtype)
+      found = self._from_orbax(self.folder / orbax_weights.FOLDER, others, stored)
       progress(1.0)
     else:
-      found = bagel_checkpoint.load(self.folder, self.sizes, others, dtype, progress)
-    return found | (self._from_orbax(self.trained, trained, dtype) if trained else {})
+      found = bagel_checkpoint.load(self.folder, self.sizes, others, stored, progress)
+    found |= self._from_orbax(self.trained, trained, stored) if trained else {}
+    for lora, state in self.adapted:
+      found = self._merged(found, lora, state, placed)
+    return jax.tree.map(lambda x: x.astype(dtype), found) if self.adapted and dtype else found
+
+  def _merged(
+      self, weights: types.Params, lora: lora_lib.LoRA, state: epath.Path, placed: dict[str, jax.sharding.Sharding]
+  ) -> types.Params:
+    """Returns weights with the adapters of a training checkpoint merged into their kernels, these in float32 or wider."""
+    flatten = functools.partial(flax.traverse_util.flatten_dict, sep="/")
+    policy = nn.unbox(_abstract_policy(bagel_lib.Bagel(self.sizes, lora=lora)))
+    wanted = {}
+    for path, leaf in flatten({"policy": lora_lib.adapters(policy)}).items():
+      kernel = f"{path.rpartition('/')[0]}/kernel"
+      if kernel in placed:
+        whole = rules.replicated(placed[kernel].mesh)
+        wanted[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+    if not wanted:
+      return weights
+    adapters = flatten(orbax_weights.load(state, flax.traverse_util.unflatten_dict(wanted, sep="/"), None))
+    found = flatten(weights)
+    for parent in {path.rpartition("/")[0] for path in wanted}:
+      kernel, down, up = f"{parent}/kernel", *(adapters[f"{parent}/{name}"] for name in layers.ADAPTERS)
+      merge = jax.jit(lora_lib.merge, static_argnums=3, out_shardings=placed[kernel])
+      found[kernel] = merge(found[kernel], down, up, lora.scale)
+    return flax.traverse_util.unflatten_dict(found, sep="/")
 
   def fingerprint(self) -> str:
     """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""
-    orbax = [self.folder / orbax_weights.FOLDER, *([self.trained] if self.trained else [])]
+    states = [*([self.trained] if self.trained else []), *(state for _, state in self.adapted)]
+    orbax = [self.folder / orbax_weights.FOLDER, *states]
     # Orbax writes a new index with every save.
     indices = [path for folder in orbax if folder.is_dir() for path in folder.iterdir() if path.suffix == ".ocdbt"]
     return fingerprint.of_files([*_safetensors(self.folder), *indices])
@@ -177,11 +220,14 @@ def _trained(workdir: epath.Path) -> Pretrained:
     raise ValueError(f"a workdir must hold a complete checkpoint to take a model from; there is none in {workdir}")
   path = workdir / "config.json"
   try:
-    folder = json.loads(path.read_text())["model"]["folder"]
+    model = json.loads(path.read_text())["model"]
+    folder, lora = model["folder"], lora_lib.LoRA(**model.get("lora", {}))
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(f"{path} must be the config of a run, with model.folder: {error!r}") from error
-  start = find(folder)
-  return dataclasses.replace(start, trained=workdir / "checkpoints" / str(step) / "state")
+  start, state = find(folder), workdir / "checkpoints" / str(step) / "state"
+  if lora.rank:
+    return dataclasses.replace(start, adapted=(*start.adapted, (lora, state)))
+  return dataclasses.replace(start, trained=state, adapted=())
 
 
 def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.Sharding]:
@@ -192,7 +238,7 @@ def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> dict[str, jax.
 
 
 def init_policy(bagel: bagel_lib.Bagel, key: types.Key):
-  """Returns freshly drawn trained parameters, boxed with their logical axis names."""
+  """Returns a freshly drawn policy, adapters included, boxed with logical axis names."""
   c = stages.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))  # no parameter depends on them
   inputs = {
       "source": bagel_lib.Noised(jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)),
@@ -203,11 +249,25 @@ def init_policy(bagel: bagel_lib.Bagel, key: types.Key):
   return bagel.init(key, stages.refine(c), inputs, lengths, method="everything")["params"]
 
 
+def _abstract_policy(bagel: bagel_lib.Bagel):
+  return jax.eval_shape(lambda: init_policy(bagel, jax.random.key(0)))
+
+
 def policy_shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
-  """Returns the sharding of every trained parameter.
+  """Returns the sharding of every parameter of the policy, adapters included.
 
   Raises:
     ValueError: a sharded dimension does not divide over its mesh axis; lists all.
   """
-  boxed = jax.eval_shape(lambda: init_policy(bagel, jax.random.key(0)))
-  return rules.parameter_shardings(boxed, mesh)
+  return rules.parameter_shardings(_abstract_policy(bagel), mesh)
+
+
+def init_adapters(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, seed: int) -> types.Params:
+  """Returns the sharded adapters of a policy that still is its base, in float32 or the wider dtype computed in."""
+  dtype = layers.at_least_float32(bagel.dtype)
+
+  def draw():
+    found = lora_lib.adapters(nn.unbox(init_policy(bagel, jax.random.key(seed))))
+    return jax.tree.map(lambda x: x.astype(dtype), found)
+
+  return jax.jit(draw, out_shardings=lora_lib.adapters(policy_shardings(bagel, mesh)))()

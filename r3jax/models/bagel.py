@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.models import config as config_lib
 from r3jax.models import layers
+from r3jax.models import lora as lora_lib
 from r3jax.models import mot
 from r3jax.parallel import rules
 from r3jax.sequence import layout as layout_lib
@@ -97,16 +98,18 @@ class Bagel(nn.Module):
     config: sizes.
     dtype: compute dtype; parameters are float32.
     remat: recomputation of the layers in the backward pass, see `mot.scanned_layers`.
+    lora: which projections have adapters; they count where the parameters hold them.
   """
 
   config: config_lib.BagelConfig
   dtype: types.DType = jnp.float32
   remat: str = "none"
+  lora: lora_lib.LoRA = lora_lib.LoRA()
 
   def setup(self):
     llm = self.config.llm
     self.embed_tokens = Embedding(llm.vocab_size, llm.hidden_size, self.dtype)
-    self.layers = mot.scanned_layers(llm, self.dtype, self.remat)
+    self.layers = mot.scanned_layers(llm, self.dtype, self.remat, self.lora)
     self.norm = mot.FinalNorm(llm, self.dtype)
     self.lm_head = layers.Projection((llm.vocab_size,), ("embed", "vocab"), dtype=self.dtype)
     self.connector = TwoLayers(llm.hidden_size, "gelu_tanh", self.dtype)
