@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r3jax import types
 from r3jax.io import bagel_checkpoint
@@ -266,8 +267,9 @@ def init_adapters(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, seed: int) ->
   """Returns the sharded adapters of a policy that still is its base, in float32 or the wider dtype computed in."""
   dtype = layers.at_least_float32(bagel.dtype)
 
-  def draw():
+  def draw(seed):
     found = lora_lib.adapters(nn.unbox(init_policy(bagel, jax.random.key(seed))))
     return jax.tree.map(lambda x: x.astype(dtype), found)
 
-  return jax.jit(draw, out_shardings=lora_lib.adapters(policy_shardings(bagel, mesh)))()
+  # Compiled, so that the rest of the policy is not drawn.
+  return jax.jit(draw, out_shardings=lora_lib.adapters(policy_shardings(bagel, mesh)))(np.uint32(seed))

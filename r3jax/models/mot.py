@@ -127,7 +127,7 @@ REMAT_POLICIES = {
 
 
 def scanned_layers(
-    config: config_lib.LLMConfig, dtype: types.DType, remat: str, lora: lora_lib.LoRA
+    config: config_lib.LLMConfig, dtype: types.DType, remat: str, lora: lora_lib.LoRA = lora_lib.LoRA()
 ) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 
