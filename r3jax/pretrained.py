@@ -6,7 +6,6 @@ checkpoint holds the trained parameters and whose config names the folder of the
 """
 
 import dataclasses
-import functools
 import importlib.resources
 import json
 
@@ -94,37 +93,26 @@ class Pretrained:
     stored = None if self.adapted else dtype  # adapters are merged before anything is rounded
     trained = {path: one for path, one in placed.items() if self.trained and path.startswith("policy/")}
     others = {path: one for path, one in placed.items() if path not in trained}
-    if (self.folder / orbax_weights.FOLDER).is_dir():
+    if not others:
+      found = {}
+    elif (self.folder / orbax_weights.FOLDER).is_dir():
       found = self._from_orbax(self.folder / orbax_weights.FOLDER, others, stored)
       progress(1.0)
     else:
       found = bagel_checkpoint.load(self.folder, self.sizes, others, stored, progress)
     found |= self._from_orbax(self.trained, trained, stored) if trained else {}
-    for lora, state in self.adapted:
-      found = self._merged(found, lora, state, placed)
-    return jax.tree.map(lambda x: x.astype(dtype), found) if self.adapted and dtype else found
+    if "policy" in found:
+      for lora, state in self.adapted:
+        found["policy"] = self._merged(found["policy"], lora, state)
+    return jax.tree.map(lambda x: x.astype(dtype), found) if stored != dtype else found
 
-  def _merged(
-      self, weights: types.Params, lora: lora_lib.LoRA, state: epath.Path, placed: dict[str, jax.sharding.Sharding]
-  ) -> types.Params:
-    """Returns weights with the adapters of a training checkpoint merged into their kernels, these in float32 or wider."""
-    flatten = functools.partial(flax.traverse_util.flatten_dict, sep="/")
-    policy = nn.unbox(_abstract_policy(bagel_lib.Bagel(self.sizes, lora=lora)))
-    wanted = {}
-    for path, leaf in flatten({"policy": lora_lib.adapters(policy)}).items():
-      kernel = f"{path.rpartition('/')[0]}/kernel"
-      if kernel in placed:
-        whole = rules.replicated(placed[kernel].mesh)
-        wanted[path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
-    if not wanted:
-      return weights
-    adapters = flatten(orbax_weights.load(state, flax.traverse_util.unflatten_dict(wanted, sep="/"), None))
-    found = flatten(weights)
-    for parent in {path.rpartition("/")[0] for path in wanted}:
-      kernel, down, up = f"{parent}/kernel", *(adapters[f"{parent}/{name}"] for name in layers.ADAPTERS)
-      merge = jax.jit(lora_lib.merge, static_argnums=3, out_shardings=placed[kernel])
-      found[kernel] = merge(found[kernel], down, up, lora.scale)
-    return flax.traverse_util.unflatten_dict(found, sep="/")
+  def _merged(self, policy: types.Params, lora: lora_lib.LoRA, state: epath.Path) -> types.Params:
+    """Returns a policy with the adapters of a training checkpoint merged into its kernels."""
+    shapes = lora_lib.adapters(nn.unbox(_abstract_policy(bagel_lib.Bagel(self.sizes, lora=lora))))
+    whole = rules.replicated(jax.tree.leaves(policy)[0].sharding.mesh)
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+    found = orbax_weights.load(state, {"policy": wanted}, None)
+    return lora_lib.merge(policy, found["policy"], lora.scale)
 
   def fingerprint(self) -> str:
     """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""

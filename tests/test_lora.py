@@ -133,7 +133,8 @@ def _write_workdir(folder, config, policy):
   (folder / "config.json").write_text(json.dumps(config.to_dict()))
   saved = checkpoints_lib.Checkpoints(folder / "checkpoints", every=1, keep=1)
   optimizer = state_lib.make_optimizer(state_lib.OptimizerSettings(**config.optimizer))
-  saved.save(7, state_lib.init_state(jax.tree.map(jnp.asarray, policy), optimizer), pipeline.prompt_iterator(12, 2, 0), {})
+  state = state_lib.init_state(jax.tree.map(jnp.asarray, policy), optimizer)
+  saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
   saved.close()
   return folder
 
@@ -210,12 +211,13 @@ class TestRefusals:
       ({"model.lora.rank": -1}, "lora.rank must be at least 0"),
       ({"model.lora.rank": 33}, r"lora.rank \(33\) must be at most the smaller side .* q 32x32, .*v 32x16"),
       ({"model.lora.und": ("lm_head",)}, r"lora.und must be a tuple of names among \['q', .*got \('lm_head',\)"),
-      ({"model.lora.und": (), "model.lora.gen": ()}, "must name a projection where lora.rank is above 0"),
+      ({"model.lora.und": (), "model.lora.gen": ()}, "must name a projection where model.lora.rank is above 0"),
       ({"optimizer.freeze_und": True}, r"model.lora.und must be \(\) where optimizer.freeze_und is set"),
   ])
   def test_a_config_that_makes_no_sense_is_refused(self, tiny_model, tmp_path, changes, message):
+    config = tiny.make_config(tiny_model, {"mesh.data": 8, "eval.batch_size": 8} | LORA | changes)
     with pytest.raises(ValueError, match=message):
-      train.prepare(tiny.make_config(tiny_model, {"mesh.data": 8, "eval.batch_size": 8} | LORA | changes), str(tmp_path / "run"))
+      train.prepare(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
   def test_a_run_with_another_rank_is_refused(self, tiny_model, tmp_path, monkeypatch):

@@ -46,16 +46,18 @@ class LoRA:
 
   def __post_init__(self):
     if self.rank < 0:
-      raise ValueError(f"lora.rank must be at least 0 (0 trains the whole policy); got {self.rank}")
+      raise ValueError(f"model.lora.rank must be at least 0 (0 trains the whole policy); got {self.rank}")
     if self.alpha <= 0:
-      raise ValueError(f"lora.alpha must be above 0; got {self.alpha}")
+      raise ValueError(f"model.lora.alpha must be above 0; got {self.alpha}")
     for expert in ("und", "gen"):
       names = getattr(self, expert)
       if not set(names) <= set(PROJECTIONS):
-        raise ValueError(f"lora.{expert} must be a tuple of names among {list(PROJECTIONS)}; got {tuple(names)}")
+        raise ValueError(f"model.lora.{expert} must be a tuple of names among {list(PROJECTIONS)}; got {tuple(names)}")
       object.__setattr__(self, expert, tuple(names))  # hashable, also when it was read from JSON
     if self.rank and not self.und + self.gen:
-      raise ValueError(f"lora.und or lora.gen must name a projection where lora.rank is above 0; rank is {self.rank}")
+      raise ValueError(
+          f"model.lora.und or model.lora.gen must name a projection where model.lora.rank is above 0; it is {self.rank}"
+      )
 
   @property
   def scale(self) -> float:
@@ -69,7 +71,8 @@ class LoRA:
     if too_small:
       listed = ", ".join(f"{name} {inputs}x{outputs}" for name, (inputs, outputs) in too_small.items())
       raise ValueError(
-          f"lora.rank ({self.rank}) must be at most the smaller side of every kernel that it updates; not so for {listed}"
+          f"model.lora.rank ({self.rank}) must be at most the smaller side of every kernel that it updates;"
+          f" not so for {listed}"
       )
 
 
@@ -92,15 +95,27 @@ def adapters(policy: types.Params) -> types.Params:
   return flax.traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] in layers.ADAPTERS})
 
 
-def merge(kernel: jax.Array, down: jax.Array, up: jax.Array, scale: float) -> jax.Array:
-  """Returns `W + scale A B` of all layers, in float32 or wider.
-
-  Args:
-    kernel: [L, inputs..., outputs...] W.
-    down: [L, inputs..., rank] A.
-    up: [L, rank, outputs...] B.
-    scale: alpha / rank.
-  """
+def _sum(kernel: jax.Array, down: jax.Array, up: jax.Array, scale: float) -> jax.Array:
+  """Returns `W + scale A B` of all layers: [L, inputs..., outputs...], [L, inputs..., rank], [L, rank, outputs...]."""
   dtype = layers.at_least_float32(jnp.promote_types(kernel.dtype, down.dtype))
   product = lambda a, b: jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
   return kernel.astype(dtype) + scale * jax.vmap(product)(down.astype(dtype), up.astype(dtype))
+
+
+def merge(base: types.Params, trained: types.Params, scale: float) -> types.Params:
+  """Returns a policy without adapters that computes the same: `W + scale A B` in place of every W that has them.
+
+  Args:
+    base: parameters, jax arrays.
+    trained: the adapters.
+    scale: alpha / rank.
+
+  Returns:
+    The policy; merged kernels are in float32 or wider, and sharded as they were.
+  """
+  policy, updates = (flax.traverse_util.flatten_dict(tree) for tree in (base, trained))
+  for path in sorted({path[:-1] for path in updates}):
+    kernel = policy[*path, "kernel"]
+    add = jax.jit(_sum, static_argnums=3, out_shardings=kernel.sharding)
+    policy[*path, "kernel"] = add(kernel, *(updates[*path, name] for name in layers.ADAPTERS), scale)
+  return flax.traverse_util.unflatten_dict(policy)

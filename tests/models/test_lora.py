@@ -43,16 +43,6 @@ def adapters(fresh):
   return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32), fresh)
 
 
-def _merged(base, adapters):
-  """Returns the base with the adapters merged."""
-  flat, updates = (flax.traverse_util.flatten_dict(tree) for tree in (base, adapters))
-  pairs = {path[:-1]: (updates[path], updates[*path[:-1], "lora_b"]) for path in updates if path[-1] == "lora_a"}
-  assert len(pairs) == len(LORA.und + LORA.gen)
-  for path, pair in pairs.items():
-    flat[*path, "kernel"] = lora_lib.merge(flat[*path, "kernel"], *pair, LORA.scale)
-  return flax.traverse_util.unflatten_dict(flat)
-
-
 def _energy(model: bagel.Bagel, policy):
   """Returns a number that both experts' hidden states weigh on, and these."""
   c = goldens_lib.config()
@@ -73,9 +63,10 @@ class TestLoRA:
   @pytest.mark.parametrize("settings, message", [
       ((-1, 1.0, ("q",)), "rank must be at least 0 .* got -1"),
       ((2, 0.0, ("q",)), "alpha must be above 0; got 0.0"),
-      ((2, 1.0, ("q", "lm_head")), r"und must be a tuple of names among \['q', 'k', 'v', 'o', 'gate', 'up', 'down'\]; got \('q', 'lm_head'\)"),
+      ((2, 1.0, ("q", "lm_head")), r"und must be a tuple of names among \['q', 'k', 'v', 'o', 'gate', 'up', 'down'\]; "
+                                   r"got \('q', 'lm_head'\)"),
       ((2, 1.0, (), ("q,k",)), r"gen must be .*; got \('q,k',\)"),
-      ((2, 1.0), "lora.und or lora.gen must name a projection where lora.rank is above 0; rank is 2"),
+      ((2, 1.0), "model.lora.und or model.lora.gen must name a projection where model.lora.rank is above 0; it is 2"),
   ])
   def test_refuses_what_makes_no_sense(self, settings, message):
     with pytest.raises(ValueError, match=message):
@@ -140,7 +131,7 @@ class TestPolicy:
     assert lora_lib.join(None, base) is base
 
   def test_new_adapters_change_nothing(self, base, fresh):
-    gate = np.asarray(fresh["layers"]["und"]["gate"]["lora_a"])  # [L, D, r]: of variance 1 / D, another one in every layer
+    gate = np.asarray(fresh["layers"]["und"]["gate"]["lora_a"])  # [L, D, r] of variance 1 / D
     assert 0.7 < float(gate.var() * gate.shape[1]) < 1.4
     assert not np.array_equal(gate[0], gate[1])
     jax.tree.map(np.testing.assert_array_equal, _hidden(lora_lib.join(base, jax.device_get(fresh))), _hidden(base))
@@ -152,7 +143,7 @@ class TestPolicy:
     assert spec("gen", "down", "lora_a") == (None, "tensor", None)
 
   def test_merged_equals_joined(self, base, adapters):
-    policies = lora_lib.join(base, adapters), _merged(base, adapters), base
+    policies = lora_lib.join(base, adapters), lora_lib.merge(base, adapters, LORA.scale), base
     joined, merged, plain = (_hidden(policy) for policy in policies)
     for expert in ("und", "gen"):
       found, expected, start = (getattr(hidden, expert) for hidden in (joined, merged, plain))
@@ -163,7 +154,7 @@ class TestPolicy:
     """dL/dA = s (dL/dW) B^T and dL/dB = s A^T (dL/dW) at the merged W."""
     scalar = lambda policy: _energy(_model(), policy)[0]
     found = jax.jit(jax.grad(lambda trained: scalar(lora_lib.join(base, trained))))(adapters)
-    of_kernels = jax.jit(jax.grad(scalar))(_merged(base, adapters))
+    of_kernels = jax.jit(jax.grad(scalar))(lora_lib.merge(base, adapters, LORA.scale))
     for expert, name, count in (("und", "q", 1), ("und", "k", 1), ("gen", "o", 2), ("gen", "down", 1)):
       get = lambda tree, leaf: np.asarray(tree["layers"][expert][name][leaf], np.float64)
       kernel, a, b = get(of_kernels, "kernel"), get(adapters, "lora_a"), get(adapters, "lora_b")
