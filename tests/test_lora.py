@@ -17,8 +17,11 @@ from r3jax.data import pipeline
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.models import bagel as bagel_lib
 from r3jax.parallel import mesh as mesh_lib
+from r3jax.rewards import base as rewards_base
+from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import state as state_lib
 from r3jax.rl import step as step_lib
+from r3jax.sampling import flow as flow_lib
 from tests import tiny
 
 TARGETS = {"und": ("q", "v", "down"), "gen": ("o", "gate")}
@@ -47,14 +50,28 @@ def bench(tiny_model):
   return tiny.make_bench(tiny_model, changes=LORA | {"optimizer.warmup_updates": 0, "reason.text_scale": 1.0})
 
 
+def _drafts(bench: tiny.Bench) -> step_lib.Drafts:
+  """Makes up a rollout of the reason stage: there is no program for one to compile."""
+  settings, rng = bench.iteration.settings, np.random.default_rng(0)
+  rows, tokens = settings.groups * settings.group_size, settings.capacities.thought
+  latent = lambda: rng.normal(size=(rows, 9, bench.iteration.modules.bagel.config.latent_dim)).astype(np.float32)
+  number = lambda value: np.full(rows, value, np.float32)
+  text = rollout_lib.Text(
+      rng.integers(4, 90, (rows, tokens)).astype(np.int32), np.full(rows, tokens, np.int32),
+      np.zeros((rows, tokens - 1), np.float32))
+  flow = flow_lib.Trajectory(latent(), latent(), latent(), number(0.8), number(0.1), number(0.0))
+  rollout = rollout_lib.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
+  return step_lib.Drafts(rollout, bench.batch(0), number(1.0))
+
+
 @pytest.fixture(scope="module")
 def updates(bench):
   """State and metrics after each of two updates on the same drafts."""
-  stages, found = step_lib.split(bench.iteration, bench.mesh), []
+  stages, found, drafts = step_lib.split(bench.iteration, bench.mesh), [], _drafts(bench)
+  value = np.linspace(0, 1, len(drafts.format), dtype=np.float32)
+  score = rewards_base.Score(value, np.ones_like(value, bool), {"strict": value})
   with jax.set_mesh(bench.mesh):
     state = bench.state()
-    drafts = stages.draft(state, bench.frozen, bench.batch(0), jax.random.key(3))
-    score = stages.score_drafts(drafts)
     for _ in range(2):
       state, metrics = stages.learn_to_reason(state, bench.frozen, drafts, score)
       found.append(jax.device_get((state, metrics)))
@@ -74,7 +91,6 @@ class TestStep:
 
   def test_policy_starts_as_its_reference_and_leaves_it(self, updates):
     (_, first), (_, second) = updates
-    assert first["mismatch_text"] < 1e-4 and first["mismatch_image"] < 1e-4
     for kl in ("text_kl", "image_kl"):
       assert abs(first[kl]) < 1e-9 < second[kl]
 
@@ -91,6 +107,8 @@ class TestStep:
     with jax.enable_x64(True):
       changes = LORA | {"model.dtype": "float64"}
       found, expected = (tiny.make_bench(tiny_model, shape, changes).run(2) for shape in ((2, 2, 2), (1, 1, 1)))
+    for name in ("reason_text", "reason_image", "edit_text", "edit_image"):
+      assert found[-1][1][f"mismatch/{name}"] < 1e-8  # sampled and scored with adapters that have learned
     for (state, metrics, _), (one_state, one_metrics, _) in zip(found, expected):
       check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-7, atol=1e-8)
       jax.tree.map(check, (state, metrics), (one_state, one_metrics))
