@@ -33,6 +33,12 @@ def _reference_script() -> ConfigDict:
       dtype="bfloat16",
       remat="full",  # or "dots", "none": what the backward pass computes again
       attention="auto",  # "splash" (block-sparse TPU kernel) or "xla"; auto is the first on a TPU
+      lora=dict(  # trains low-rank updates of these projections alone, scaled by alpha / rank
+          rank=0,  # 0 trains the whole policy
+          alpha=32.0,
+          und=("q", "k", "v", "o", "gate", "up", "down"),
+          gen=("q", "k", "v", "o", "gate", "up", "down"),
+      ),
   ))
   config.data = ConfigDict(dict(
       benchmark="geneval",

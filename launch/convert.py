@@ -3,7 +3,8 @@
   python launch/convert.py --source=DIR --out=DIR --format=orbax [--dtype=bfloat16]
 
 The source is a folder in BAGEL's format, one that this command made, or the workdir of the main job
-(its last checkpoint). Numbers keep their stored dtype unless --dtype says otherwise.
+(its last checkpoint), whose low-rank adapters are merged into the weights. Numbers keep their stored
+dtype unless --dtype says otherwise; what adapters were merged into is float32.
 """
 
 import sys

@@ -18,6 +18,7 @@ from r3jax.data import sets as prompt_sets
 from r3jax.io import images as images_lib
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
+from r3jax.models import lora as lora_lib
 from r3jax.models import policy as policy_lib
 from r3jax.models import towers as towers_lib
 from r3jax.parallel import rules as rules_lib
@@ -104,10 +105,28 @@ class Experiment(Base):
     )
 
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy, in float32 or the wider dtype computed in, and the replicated frozen parameters."""
+    """Returns the sharded policy and the replicated frozen parameters.
+
+    The policy is in float32 or the wider dtype computed in; where it is only the base of adapters, in
+    the dtype computed in, as the frozen parameters are.
+    """
     bagel = self.modules.bagel
-    policy, frozen = self.pretrained.load(bagel, mesh, jnp.promote_types(bagel.dtype, jnp.float32))
+    dtype = jnp.promote_types(bagel.dtype, jnp.float32)
+    policy, frozen = self.pretrained.load(bagel, mesh, dtype, bagel.dtype if bagel.lora.rank else None)
     return policy, policy_lib.narrowed(frozen, bagel.dtype)
+
+  def start(self, mesh: jax.sharding.Mesh, seed: int) -> tuple[types.Params, step_lib.Frozen]:
+    """Returns what training changes and what it reads, before the first iteration.
+
+    Args:
+      mesh: to shard the parameters over.
+      seed: of the adapters, where only these are trained.
+    """
+    (policy, towers), bagel = self.load(mesh), self.modules.bagel
+    needs_reference = self.settings.loss.needs_reference
+    if not bagel.lora.rank:
+      return policy, step_lib.Frozen(towers, policy_lib.narrowed(policy, bagel.dtype) if needs_reference else None)
+    return policy_lib.init_adapters(bagel, mesh, seed), step_lib.Frozen(towers, {} if needs_reference else None, policy)
 
   def encode(self, records: tuple[dict, ...]) -> rollout_lib.Prompts:
     """Returns the arrays of prompts, one row per record (numpy).
@@ -221,7 +240,7 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
 def _modules(config, sizes: config_lib.BagelConfig, towers: towers_lib.Towers) -> settings_lib.Modules:
   rules, rollout_rules = (rules_lib.Rules.of(config.sharding[part].to_dict()) for part in ("train", "rollout"))
   attention = _attention(config.model.attention, sizes.llm.head_dim)
-  bagel = bagel_lib.Bagel(sizes, towers.dtype, config.model.remat, attention, rules)
+  bagel = bagel_lib.Bagel(sizes, towers.dtype, config.model.remat, attention, rules, _lora(config, sizes))
   return settings_lib.Modules(bagel, towers, rollout_rules)
 
 
@@ -235,6 +254,14 @@ def _attention(name: str, head_dim: int) -> str:
   if name == "auto":
     return "splash" if fits and jax.default_backend() == "tpu" else "xla"
   return name
+
+
+def _lora(config, sizes: config_lib.BagelConfig) -> lora_lib.LoRA:
+  lora = lora_lib.LoRA(**config.model.lora)
+  lora.check(sizes.llm)
+  if lora.rank and lora.und and config.optimizer.freeze_und:
+    raise ValueError(f"model.lora.und must be () where optimizer.freeze_und is set, which keeps it; got {lora.und}")
+  return lora
 
 
 def build_base(config: ml_collections.ConfigDict) -> Base:

@@ -10,6 +10,7 @@ import importlib.resources
 import json
 
 from etils import epath
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from r3jax.io import fingerprint
 from r3jax.io import orbax_weights
 from r3jax.models import bagel as bagel_lib
 from r3jax.models import config as config_lib
+from r3jax.models import lora as lora_lib
 from r3jax.models import policy as policy_lib
 from r3jax.parallel import rules
 from r3jax.sequence import tokenizer as tokenizer_lib
@@ -35,27 +37,38 @@ class Pretrained:
     sizes: of the model.
     tokenizer: fits the sizes.
     trained: the state of a training checkpoint whose policy takes the place of the folder's.
+    adapted: states of training checkpoints whose adapters are merged into that policy, in order.
   """
 
   folder: epath.Path
   sizes: config_lib.BagelConfig
   tokenizer: tokenizer_lib.TextTokenizer
   trained: epath.Path | None = None
+  adapted: tuple[tuple[lora_lib.LoRA, epath.Path], ...] = ()
 
   def load(
-      self, bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, dtype: types.DType = jnp.float32
+      self,
+      bagel: bagel_lib.Bagel,
+      mesh: jax.sharding.Mesh,
+      dtype: types.DType = jnp.float32,
+      policy_dtype: types.DType | None = None,
   ) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy and the replicated {"vision", "autoencoder"} parameters.
+    """Returns the sharded policy, without new adapters, and the replicated {"vision", "autoencoder"} parameters.
 
     Args:
       bagel: the model.
       mesh: to shard them over.
       dtype: of the parameters.
+      policy_dtype: of the policy's, where it may be another one.
 
     Raises:
       ValueError: the files are not those of a model of these sizes, or do not split over the mesh.
     """
-    weights = self.weights(shardings(bagel, mesh), dtype)
+    placed, policy = shardings(bagel, mesh), {}
+    if policy_dtype is not None:
+      of_policy = {path: placed.pop(path) for path in list(placed) if path.startswith("policy/")}
+      policy = self.weights(of_policy, policy_dtype)
+    weights = self.weights(placed, dtype) | policy
     return weights.pop("policy"), weights
 
   def weights(
@@ -68,24 +81,41 @@ class Pretrained:
 
     Args:
       placed: the sharding of every leaf by path, see `shardings`.
-      dtype: of the leaves; None keeps the stored ones.
+      dtype: of the leaves; None keeps the stored ones, or makes those float32 (or wider) that
+        adapters are merged into.
       progress: called with the share that has been read, up to 1; once, if the files are Orbax's.
 
     Raises:
       ValueError: the files are not those of a model of these sizes.
     """
+    stored = None if self.adapted else dtype  # adapters are merged before anything is rounded
     trained = {path: one for path, one in placed.items() if self.trained and path.startswith("policy/")}
     others = {path: one for path, one in placed.items() if path not in trained}
-    if (self.folder / orbax_weights.FOLDER).is_dir():
-      found = self._from_orbax(self.folder / orbax_weights.FOLDER, others, dtype)
+    if not others:
+      found = {}
+    elif (self.folder / orbax_weights.FOLDER).is_dir():
+      found = self._from_orbax(self.folder / orbax_weights.FOLDER, others, stored)
       progress(1.0)
     else:
-      found = bagel_checkpoint.load(self.folder, self.sizes, others, dtype, progress)
-    return found | (self._from_orbax(self.trained, trained, dtype) if trained else {})
+      found = bagel_checkpoint.load(self.folder, self.sizes, others, stored, progress)
+    found |= self._from_orbax(self.trained, trained, stored) if trained else {}
+    if "policy" in found:
+      for lora, state in self.adapted:
+        found["policy"] = self._merged(found["policy"], lora, state)
+    return jax.tree.map(lambda x: x.astype(dtype), found) if stored != dtype else found
+
+  def _merged(self, policy: types.Params, lora: lora_lib.LoRA, state: epath.Path) -> types.Params:
+    """Returns a policy with the adapters of a training checkpoint merged into its kernels."""
+    shapes = lora_lib.adapters(nn.unbox(policy_lib.boxed(bagel_lib.Bagel(self.sizes, lora=lora))))
+    whole = rules.replicated(jax.tree.leaves(policy)[0].sharding.mesh)
+    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+    found = orbax_weights.load(state, {"policy": wanted}, None)
+    return lora_lib.merge(policy, found["policy"], lora.scale)
 
   def fingerprint(self) -> str:
     """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""
-    orbax = [self.folder / orbax_weights.FOLDER, *([self.trained] if self.trained else [])]
+    states = [*([self.trained] if self.trained else []), *(state for _, state in self.adapted)]
+    orbax = [self.folder / orbax_weights.FOLDER, *states]
     # Orbax writes a new index with every save.
     indices = [path for folder in orbax if folder.is_dir() for path in folder.iterdir() if path.suffix == ".ocdbt"]
     return fingerprint.of_files([*_safetensors(self.folder), *indices])
@@ -177,11 +207,14 @@ def _trained(workdir: epath.Path) -> Pretrained:
     raise ValueError(f"a workdir must hold a complete checkpoint to take a model from; there is none in {workdir}")
   path = workdir / "config.json"
   try:
-    folder = json.loads(path.read_text())["model"]["folder"]
+    model = json.loads(path.read_text())["model"]
+    folder, lora = model["folder"], lora_lib.LoRA(**model.get("lora", {}))
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(f"{path} must be the config of a run, with model.folder: {error!r}") from error
-  start = find(folder)
-  return dataclasses.replace(start, trained=workdir / "checkpoints" / str(step) / "state")
+  start, state = find(folder), workdir / "checkpoints" / str(step) / "state"
+  if lora.rank:
+    return dataclasses.replace(start, adapted=(*start.adapted, (lora, state)))
+  return dataclasses.replace(start, trained=state, adapted=())
 
 
 def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.Sharding]:

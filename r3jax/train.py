@@ -143,6 +143,17 @@ def _return_freed_memory():
     trim(0)
 
 
+def _parameters(session: "Session", policy: types.Params) -> dict[str, int]:
+  """Returns how many numbers training changes, and how many the model has."""
+  sizes = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+  und = jax.tree.map(lambda leaf, expert: leaf if expert == "und" else (), policy, state_lib.expert_labels(policy))
+  kept = sizes(und) if session.config.optimizer.freeze_und else 0
+  return {
+      "trainable": sizes(policy) - kept,
+      "all": sizes(session.frozen.whole(policy)) + sizes(session.frozen.towers),
+  }
+
+
 def _versions() -> dict[str, str]:
   names = ("r3jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
   found = {name: importlib.metadata.version(name) for name in names[1:]}
@@ -256,7 +267,7 @@ class Session:
   def evaluate(self, policy) -> evaluate.Result:
     """Evaluates a policy on the held-out prompts; raises BudgetExceeded where too few images have a score."""
     images = self.config.eval.images_per_prompt
-    rounds = self.evaluator.run(policy, self.frozen.towers, self.heldout, images)
+    rounds = self.evaluator.run(self.frozen.whole(policy), self.frozen.towers, self.heldout, images)
     self.experiment.reward.raise_together()
     labels = lambda key: [record[key] for record in self.experiment.heldout for _ in range(images)]
     found = evaluate.result(rounds, labels("tag"), labels("prompt"))
@@ -296,7 +307,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   iteration = _iteration(config, experiment, mesh)
   evaluator = _evaluator(config, experiment, mesh)
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
-  policy, towers = experiment.load(mesh)
+  policy, frozen = experiment.start(mesh, config.seed)
   config_guard.check_writable(workdir)
   constants = {
       "weights": experiment.pretrained.fingerprint(),  # the reference of the KL
@@ -305,10 +316,6 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   if services := experiment.reward.describe():
     constants["reward_services"] = services
   config_guard.write_or_check(workdir, config.to_dict() | constants, MAY_DIFFER)
-  reference = None
-  if experiment.settings.loss.needs_reference:
-    reference = policy_lib.narrowed(policy, experiment.modules.bagel.dtype)
-  frozen = step_lib.Frozen(towers, reference)
   return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen, evaluator), policy
 
 
@@ -329,6 +336,8 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
     budget.BudgetExceeded: too many images got no score; the run is saved and can go on.
   """
   clock, config, files = Clock(), session.config, session.files
+  parameters = _parameters(session, policy)
+  logging.info("training %(trainable)d of %(all)d parameters", parameters)
   with jax.set_mesh(session.mesh):
     state = session.init(policy)
     clock.lap("setup")
@@ -350,7 +359,7 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
     after = session.evaluate(state.policy)
   files.save_evaluation(config.total_steps, after, settings)
   clock.lap("evaluate after")
-  summary = _summary(session, clock, before, after)
+  summary = _summary(session, clock, before, after) | {"parameters": parameters}
   _write_summary(files, summary)
   return summary
 

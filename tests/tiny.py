@@ -191,10 +191,10 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   reward = graph.GraphReward(shapes_reward.encode_records, lambda mesh: brightness, ("strict",))
   experiment = dataclasses.replace(experiment, reward=reward)
   mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
-  policy, towers = experiment.load(mesh)
+  policy, frozen = experiment.start(mesh, config.seed)
   prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
   session = train.Session(
       config, None, experiment, mesh, experiment.iteration(mesh), prompts, heldout,
-      step_lib.Frozen(towers, policy), evaluator=None,
+      frozen, evaluator=None,
   )
   return Bench(session, policy)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.models import config as config_lib
 from r3jax.models import layers
+from r3jax.models import lora as lora_lib
 from r3jax.models import mot
 from r3jax.parallel import rules as rules_lib
 from r3jax.sequence import layout as layout_lib
@@ -101,6 +102,7 @@ class Bagel(nn.Module):
     remat: recomputation of the layers in the backward pass, see `mot.scanned_layers`.
     attention: what attends, "xla" or "splash" (JAX's block-sparse TPU kernel).
     rules: where parameters and activations go.
+    lora: which projections have adapters; they count where the parameters hold them.
   """
 
   config: config_lib.BagelConfig
@@ -108,11 +110,12 @@ class Bagel(nn.Module):
   remat: str = "none"
   attention: str = "xla"
   rules: rules_lib.Rules = rules_lib.TRAIN
+  lora: lora_lib.LoRA = lora_lib.LoRA()
 
   def setup(self):
     llm = self.config.llm
     self.embed_tokens = Embedding(llm.vocab_size, llm.hidden_size, self.dtype, self.rules)
-    self.layers = mot.scanned_layers(llm, self.dtype, self.remat, self.rules)
+    self.layers = mot.scanned_layers(llm, self.dtype, self.remat, self.rules, self.lora)
     self.norm = mot.FinalNorm(llm, self.dtype)
     self.lm_head = layers.Projection((llm.vocab_size,), ("embed", "vocab"), dtype=self.dtype)
     self.connector = TwoLayers(llm.hidden_size, "gelu_tanh", self.dtype)

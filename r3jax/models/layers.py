@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from r3jax import types
 
+ADAPTERS = ("lora_a", "lora_b")  # parameters of a low-rank update
 MAX_PERIOD = 10000.0  # longest wavelength / (2 pi) of the fixed sinusoids
 
 
@@ -39,13 +40,19 @@ class RMSNorm(nn.Module):
 
 
 class Projection(nn.Module):
-  """Linear map `[..., inputs] -> [..., features]` with named axes, several on either side."""
+  """Linear map `[..., inputs] -> [..., features]` with named axes, several on either side.
+
+  With a rank it makes the two parameters of a low-rank update (see `lora.py`), and uses them where
+  it is given them: parameters without them are those of the map that has not been updated.
+  """
 
   features: tuple[int, ...]
   axes: tuple[str, ...]  # logical names of the kernel's axes, inputs first
   num_contracted: int = 1  # how many of the last axes of the input are inputs
   use_bias: bool = False
   dtype: types.DType = jnp.float32
+  rank: int = 0  # of the low-rank update; 0 is none
+  scale: float = 1.0  # of the low-rank update
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,10 +64,22 @@ class Projection(nn.Module):
     kernel = self.param("kernel", init, inputs + self.features).astype(self.dtype)
     contracted = tuple(range(x.ndim - len(inputs), x.ndim))
     y = jax.lax.dot_general(x.astype(self.dtype), kernel, ((contracted, in_axis), ((), ())))
+    if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
+      y = y + self._update(x.astype(self.dtype), inputs)
     if self.use_bias:
       zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[len(inputs) :])
       y = y + self.param("bias", zeros, self.features).astype(self.dtype)
     return y
+
+  def _update(self, x: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
+    """Returns scale (x A) B; A is drawn as a kernel is, B starts at zero."""
+    count = len(inputs)
+    draw = nn.initializers.variance_scaling(1.0, "fan_in", "normal", tuple(range(count)), (count,))
+    down = nn.with_logical_partitioning(draw, (*self.axes[:count], "rank"))
+    up = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.axes[count:]))
+    a = self.param("lora_a", down, (*inputs, self.rank)).astype(self.dtype)
+    b = self.param("lora_b", up, (self.rank, *self.features)).astype(self.dtype)
+    return jnp.tensordot(self.scale * jnp.tensordot(x, a, axes=count), b, axes=1)
 
 
 def rope(x: types.Heads, positions: types.Positions, theta: float) -> types.Heads:

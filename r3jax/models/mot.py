@@ -10,6 +10,7 @@ from r3jax import types
 from r3jax.models import attention
 from r3jax.models import config as config_lib
 from r3jax.models import layers
+from r3jax.models import lora as lora_lib
 from r3jax.models import splash
 from r3jax.parallel import rules as rules_lib
 from r3jax.sequence import layout as layout_lib
@@ -35,6 +36,8 @@ class Expert(nn.Module):
   config: config_lib.LLMConfig
   dtype: types.DType
   rules: rules_lib.Rules
+  lora: lora_lib.LoRA
+  adapted: tuple[str, ...]  # names of the projections with adapters
 
   def setup(self):
     c = self.config
@@ -42,16 +45,20 @@ class Expert(nn.Module):
     into_heads = ("embed", "heads", "head_dim")
     into_kv = ("embed", "kv_heads", "head_dim")
     self.input_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
-    self.q = layers.Projection(heads, into_heads, use_bias=True, dtype=self.dtype)
-    self.k = layers.Projection(kv_heads, into_kv, use_bias=True, dtype=self.dtype)
-    self.v = layers.Projection(kv_heads, into_kv, use_bias=True, dtype=self.dtype)
+    self.q = self._projection("q", heads, into_heads, use_bias=True)
+    self.k = self._projection("k", kv_heads, into_kv, use_bias=True)
+    self.v = self._projection("v", kv_heads, into_kv, use_bias=True)
     self.q_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
     self.k_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
-    self.o = layers.Projection((c.hidden_size,), ("heads", "head_dim", "embed"), 2, dtype=self.dtype)
+    self.o = self._projection("o", (c.hidden_size,), ("heads", "head_dim", "embed"), num_contracted=2)
     self.post_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
-    self.gate = layers.Projection((c.intermediate_size,), ("embed", "mlp"), dtype=self.dtype)
-    self.up = layers.Projection((c.intermediate_size,), ("embed", "mlp"), dtype=self.dtype)
-    self.down = layers.Projection((c.hidden_size,), ("mlp", "embed"), dtype=self.dtype)
+    self.gate = self._projection("gate", (c.intermediate_size,), ("embed", "mlp"))
+    self.up = self._projection("up", (c.intermediate_size,), ("embed", "mlp"))
+    self.down = self._projection("down", (c.hidden_size,), ("mlp", "embed"))
+
+  def _projection(self, name: str, features: tuple[int, ...], axes: tuple[str, ...], **kinds) -> layers.Projection:
+    rank = self.lora.rank if name in self.adapted else 0
+    return layers.Projection(features, axes, dtype=self.dtype, rank=rank, scale=self.lora.scale, **kinds)
 
   def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE."""
@@ -73,10 +80,11 @@ class Layer(nn.Module):
   config: config_lib.LLMConfig
   dtype: types.DType
   rules: rules_lib.Rules
+  lora: lora_lib.LoRA
 
   def setup(self):
-    self.und = Expert(self.config, self.dtype, self.rules)
-    self.gen = Expert(self.config, self.dtype, self.rules)
+    self.und = Expert(self.config, self.dtype, self.rules, self.lora, self.lora.und)
+    self.gen = Expert(self.config, self.dtype, self.rules, self.lora, self.lora.gen)
 
   def __call__(
       self,
@@ -132,7 +140,9 @@ REMAT_POLICIES = {
 }
 
 
-def scanned_layers(config: config_lib.LLMConfig, dtype: types.DType, remat: str, rules: rules_lib.Rules) -> nn.Module:
+def scanned_layers(
+    config: config_lib.LLMConfig, dtype: types.DType, remat: str, rules: rules_lib.Rules, lora: lora_lib.LoRA
+) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 
   Args:
@@ -140,6 +150,7 @@ def scanned_layers(config: config_lib.LLMConfig, dtype: types.DType, remat: str,
     dtype: compute dtype.
     remat: "none", "full" (recompute each layer in the backward pass) or "dots" (keep products).
     rules: where parameters and activations go.
+    lora: which projections have adapters.
   """
   layer = Layer
   if remat != "none":
@@ -155,4 +166,4 @@ def scanned_layers(config: config_lib.LLMConfig, dtype: types.DType, remat: str,
       length=config.num_layers,
       metadata_params={nn.PARTITION_NAME: "layers"},
   )
-  return scanned(config, dtype, rules)
+  return scanned(config, dtype, rules, lora)

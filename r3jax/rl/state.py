@@ -14,7 +14,7 @@ from r3jax import types
 class TrainState:
   """Everything that training changes."""
 
-  policy: types.Params  # trained parameters
+  policy: types.Params  # trained parameters: all of the policy's, or the adapters alone
   opt_state: optax.OptState  # moments, and the number of updates done
   step: jax.Array  # [] int32 iterations done
 

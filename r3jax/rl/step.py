@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from r3jax import types
+from r3jax.models import lora as lora_lib
 from r3jax.rewards import base as rewards_base
 from r3jax.rewards import format as format_lib
 from r3jax.rl import advantages
@@ -76,7 +77,12 @@ class Frozen:
   """Parameters that an iteration reads and never changes."""
 
   towers: types.Params  # {"vision", "autoencoder"}
-  reference: types.Params | None  # the policy that the KL is taken to; None where no KL is
+  reference: types.Params | None  # that the KL is taken to: None where no KL is, {} where it is the base
+  base: types.Params | None = None  # what the trained adapters belong to; None where all is trained
+
+  def whole(self, trained: types.Params) -> types.Params:
+    """Returns the policy that the modules run, from what is trained of it."""
+    return lora_lib.join(self.base, trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +111,10 @@ class Iteration:
     return placement_lib.Placement(self.settings.groups, self.settings.group_size, self.replicas)
 
   def _actor(self, policy: types.Params, frozen: Frozen) -> rollout_lib.Actor:
-    return rollout_lib.Actor(self.modules, policy, frozen.towers, self.settings)
+    return rollout_lib.Actor(self.modules, frozen.whole(policy), frozen.towers, self.settings)
 
   def _sampler(self, state: state_lib.TrainState, frozen: Frozen) -> rollout_lib.Actor:
-    return rollout_lib.sampler(self.modules, state.policy, frozen.towers, self.settings)
+    return rollout_lib.sampler(self.modules, frozen.whole(state.policy), frozen.towers, self.settings)
 
   def draft(self, state: state_lib.TrainState, frozen: Frozen, prompts: rollout_lib.Prompts, key) -> Drafts:
     """Rolls the reason stage out."""

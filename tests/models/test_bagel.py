@@ -9,7 +9,9 @@ import pytest
 
 from r3jax.models import bagel
 from r3jax.models import layers
+from r3jax.models import lora
 from r3jax.models import mot
+from r3jax.parallel import rules
 from r3jax.sequence import layout as layout_lib
 from tests import goldens_lib
 
@@ -204,4 +206,4 @@ class TestScannedLayers:
 
   def test_refuses_an_unknown_remat(self):
     with pytest.raises(ValueError, match="got 'some'"):
-      mot.scanned_layers(goldens_lib.config().llm, jnp.float32, "some")
+      mot.scanned_layers(goldens_lib.config().llm, jnp.float32, "some", rules.TRAIN, lora.LoRA())

@@ -59,7 +59,7 @@ class TestFullSize:
   def test_all_parameters_of_the_7b_model_split_over_32_chips(self):
     """Every matrix of a layer is split 32 ways in training; nothing is split over fsdp in rollouts but the table."""
     bagel = bagel_lib.Bagel(config_lib.bagel_7b(), jnp.bfloat16)
-    boxed = policy_lib._boxed(bagel)
+    boxed = policy_lib.boxed(bagel)
     train = rules.parameter_specs(boxed, rules.TRAIN)
     layer = train["layers"]["gen"]
     assert layer["gate"]["kernel"] == P(None, ("fsdp",), ("tensor",))
