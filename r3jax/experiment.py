@@ -190,7 +190,7 @@ def _system(tokenizer: tokenizer_lib.TextTokenizer, text: str) -> tuple[int, ...
   return (ids.text_begin, *tokenizer.encode(text), ids.text_end)
 
 
-def _settings(config, tokenizer, towers: towers_lib.Towers) -> settings_lib.Settings:
+def make_settings(config, tokenizer, towers: towers_lib.Towers) -> settings_lib.Settings:
   text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k, placement.AXIS)
   return settings_lib.Settings(
       groups=config.groups_per_step,
@@ -237,23 +237,25 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], st
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
-def _modules(config, sizes: config_lib.BagelConfig, towers: towers_lib.Towers) -> settings_lib.Modules:
+def make_modules(config, sizes: config_lib.BagelConfig, towers: towers_lib.Towers) -> settings_lib.Modules:
   rules, rollout_rules = (rules_lib.Rules.of(config.sharding[part].to_dict()) for part in ("train", "rollout"))
   attention = _attention(config.model.attention, sizes.llm.head_dim)
   bagel = bagel_lib.Bagel(sizes, towers.dtype, config.model.remat, attention, rules, _lora(config, sizes))
   return settings_lib.Modules(bagel, towers, rollout_rules)
 
 
+def attention_on(platform: str, head_dim: int) -> str:
+  """Returns what attends on a platform: the TPU kernel takes heads whose width is a multiple of 128."""
+  return "splash" if platform == "tpu" and head_dim % 128 == 0 else "xla"
+
+
 def _attention(name: str, head_dim: int) -> str:
-  """Returns what attends: the TPU kernel takes heads whose width is a multiple of 128."""
+  """Checks what the config wants to attend with, and chooses for "auto"."""
   if name not in ("auto", "xla", "splash"):
     raise ValueError(f"model.attention must be 'auto', 'xla' or 'splash'; got {name!r}")
-  fits = head_dim % 128 == 0
-  if name == "splash" and not fits:
+  if name == "splash" and attention_on("tpu", head_dim) != name:
     raise ValueError(f"model.attention 'splash' needs heads whose width is a multiple of 128; the model's are {head_dim}")
-  if name == "auto":
-    return "splash" if fits and jax.default_backend() == "tpu" else "xla"
-  return name
+  return attention_on(jax.default_backend(), head_dim) if name == "auto" else name
 
 
 def _lora(config, sizes: config_lib.BagelConfig) -> lora_lib.LoRA:
@@ -278,7 +280,7 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
   if kept != size:
     raise ValueError(f"image.height and image.width must be a size that the model keeps; it makes {size} {kept}")
   towers = towers_lib.Towers(found.sizes, size, dtype)
-  return Base(found, _modules(config, found.sizes, towers), _settings(config, found.tokenizer, towers))
+  return Base(found, make_modules(config, found.sizes, towers), make_settings(config, found.tokenizer, towers))
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:

@@ -31,6 +31,11 @@ def boxed(bagel: bagel_lib.Bagel):
   return jax.eval_shape(lambda: init(bagel, jax.random.key(0)))
 
 
+def unboxed(bagel: bagel_lib.Bagel) -> types.Params:
+  """Returns the shapes of a policy, adapters included."""
+  return nn.unbox(boxed(bagel))
+
+
 def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
   """Returns the sharding of every parameter of a policy, adapters included.
 

@@ -21,9 +21,15 @@ def use_all_cores(rows: int):
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-  """Returns a mesh over all devices.
+  """Returns a mesh over all devices, see `make_mesh_on`."""
+  return make_mesh_on(jax.devices(), data, fsdp, tensor)
+
+
+def make_mesh_on(devices, data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+  """Returns a mesh over devices.
 
   Args:
+    devices: to use, all of them.
     data: replicas that the step is mapped over; -1 takes the devices that the others leave.
     fsdp: shards of every parameter.
     tensor: shards of heads and MLP.
@@ -31,7 +37,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
   Raises:
     ValueError: a size is below 1, or the product is not the number of devices.
   """
-  count = jax.device_count()
+  count = len(devices)
   if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
     raise ValueError(f"mesh sizes must be at least 1 (data may be -1); got {data} * {fsdp} * {tensor}")
   if data == -1:
@@ -40,7 +46,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
     raise ValueError(
         f"mesh data * fsdp * tensor must be the number of devices ({count}); got {data} * {fsdp} * {tensor}"
     )
-  return make_mesh_of(jax.devices(), data, fsdp, tensor)
+  return make_mesh_of(devices, data, fsdp, tensor)
 
 
 def make_mesh_of(devices, data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:

@@ -1,0 +1,1 @@
+"""Compilation for TPUs that are not there: what fits, how long it takes, what it sends around."""

@@ -1,0 +1,53 @@
+"""What a TPU chip has, by the name that topologies use."""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One chip, of Google Cloud's documentation of its TPU versions.
+
+  Attributes:
+    hbm: bytes of memory.
+    flops: bf16 operations a second.
+    bandwidth: bytes a second from memory.
+    links: bytes a second over all of its interconnect.
+    topologies: some slices, for messages.
+  """
+
+  hbm: int
+  flops: float
+  bandwidth: float
+  links: float
+  topologies: tuple[str, ...]
+
+
+# Peak figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x.
+CHIPS = {
+    "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9, ("2x2x1", "2x2x4", "4x4x4")),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, 448e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 600e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
+}
+
+
+def of_topology(topology: str) -> Chip:
+  """Returns the chip of a topology such as "v5p:4x4x4".
+
+  Raises:
+    ValueError: there is no such chip; lists the known topologies.
+  """
+  name, colon, _ = topology.partition(":")
+  if name not in CHIPS or not colon:
+    raise ValueError(f"--topology must be CHIP:SHAPE; got {topology!r}. {known()}")
+  return CHIPS[name]
+
+
+def known() -> str:
+  """Returns a sentence that lists topologies."""
+  return "Known are " + "; ".join(
+      f"{name}: " + ", ".join(f"{name}:{shape}" for shape in chip.topologies) for name, chip in CHIPS.items()
+  )

@@ -1,0 +1,116 @@
+"""Tests of the analytic costs against numbers worked out by hand, and of reports."""
+
+import types
+
+import jax
+import pytest
+
+from configs import r3_geneval
+from r3jax.aot import chips
+from r3jax.aot import costs
+from r3jax.aot import hlo
+from r3jax.aot import programs
+from r3jax.aot import report
+from r3jax.models import config as config_lib
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.sequence import layout as layout_lib
+
+SMALL = config_lib.LLMConfig(
+    hidden_size=8, intermediate_size=16, num_layers=3, num_heads=4, num_kv_heads=2, vocab_size=10)
+EXPERT = 8 * (8 + 4 + 4 + 8) + 3 * 8 * 16  # q, k, v, o; gate, up, down
+LAYOUT = layout_lib.Layout((layout_lib.text("prompt", 3), layout_lib.image("draft", "noise", (1, 2), ("prompt",))))
+
+
+class TestForward:
+
+  def test_counts_products_and_visible_pairs(self):
+    found = costs.forward(SMALL, LAYOUT, ("draft",), ("prompt",), rows=5, copies=2)
+    pairs = 4 * (3 + 4)  # four slots see the prompt and each other
+    assert found.flops == 3 * 5 * (2 * EXPERT * 4 + 4 * 8 * pairs)
+    assert found.read == 3 * 2 * 2 * EXPERT * 2  # both experts, bfloat16, two copies
+
+  def test_text_is_causal_and_reads_one_expert(self):
+    found = costs.forward(SMALL, LAYOUT, ("prompt",), (), rows=1, copies=1)
+    assert found.flops == 3 * (2 * EXPERT * 3 + 4 * 8 * 6)
+    assert found.read == 3 * 2 * EXPERT
+
+
+class TestCost:
+
+  def test_seconds_are_those_of_the_slower_part(self):
+    chip = chips.Chip(1, 100.0, 10.0, 1.0, ())
+    assert costs.Cost(400.0, 10.0).seconds(chip, 2) == 2.0
+    assert costs.Cost(400.0, 100.0).seconds(chip, 2) == 5.0
+
+
+class TestChips:
+
+  @pytest.mark.parametrize("name", ["v7:2x2", "v5p", ""])
+  def test_unknown_topology_lists_the_known(self, name):
+    with pytest.raises(ValueError, match="must be CHIP:SHAPE.*v5p:4x4x4.*tpu7x:2x2x1"):
+      chips.of_topology(name)
+
+
+class TestReport:
+
+  def test_memory_adds_up(self):
+    analysis = types.SimpleNamespace(
+        output_size_in_bytes=50, alias_size_in_bytes=40, temp_size_in_bytes=300, generated_code_size_in_bytes=7,
+        argument_size_in_bytes=110)
+    found = report.memory(analysis, {"a": 60, "b": 45})
+    assert found == {"a": 60, "b": 45, "padding of arguments": 5, "temporaries": 300, "results": 10, "program": 7, "peak": 427}
+
+  def test_compilers_message_is_read(self):
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 34.50G of 15.75G hbm. Exceeded by 18.75G."
+    assert report.out_of_memory(text) == (int(34.5 * 2**30), int(15.75 * 2**30))
+    assert report.out_of_memory("Check failed") is None
+
+  def test_advice_names_the_knob_and_by_how_much(self):
+    mesh = {"fsdp": 2, "tensor": 4}
+    assert "raise step.micro_batches about 4 times" in report.advice(50 * 2**30, 16 * 2**30, 4 * 2**30, mesh)
+    assert "raise mesh.fsdp * mesh.tensor (2 * 4) 3 times" in report.advice(50 * 2**30, 16 * 2**30, 20 * 2**30, mesh)
+
+  def test_traffic_sums_by_kind(self):
+    one = hlo.Collective("all-gather", (("bf16", (2, 3)),), (), 5)
+    other = hlo.Collective("all-gather", (("f32", (1,)), ("s32", ())), (), 1)
+    assert report.traffic([one, other]) == {"all-gather": {"runs": 6, "bytes": 5 * 12 + 8}}
+
+
+class TestProgram:
+
+  @pytest.fixture(scope="class")
+  @classmethod
+  def config(cls):
+    config = r3_geneval.get_config().unlock()
+    config.model.attention = "xla"
+    return config
+
+  def test_full_size_is_the_released_one(self, config):
+    program = programs.step(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2))
+    state, frozen, prompts, _ = program.arguments
+    llm = program.modules.bagel.config.llm
+    assert (llm.num_layers, llm.vocab_size) == (28, 152064)
+    gate = state.policy["layers"]["gen"]["gate"]["kernel"]
+    assert (gate.shape, gate.dtype, gate.sharding.shard_shape(gate.shape)) == ((28, 3584, 18944), "float32", (28, 1792, 9472))
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.policy))
+    layers = 28 * 2 * (costs.expert_parameters(llm) + (28 + 4 + 4) * 128 + 2 * 3584 + 2 * 128)
+    rest = sum(leaf.size for name, part in state.policy.items() if name != "layers" for leaf in jax.tree.leaves(part))
+    assert count == layers + rest and 14.1e9 < count < 14.3e9
+    assert state.policy["embed_tokens"]["embedding"].shape == (152064, 3584)
+    assert frozen.reference["lm_head"]["kernel"].dtype == "bfloat16"
+    assert prompts.ids.shape == (8, 96)
+    held = program.bytes_by_kind()
+    assert held["optimizer"] == pytest.approx(2 * held["trained parameters"], rel=1e-6)
+    assert held["reference"] == pytest.approx(held["trained parameters"] / 2, rel=1e-3)
+    assert held["trained parameters"] == pytest.approx(4 * count / 4, rel=5e-3)  # four shards; norms are whole
+
+  def test_lora_trains_adapters_beside_a_narrow_base(self, config):
+    config = config.copy_and_resolve_references()
+    config.model.lora.rank = 16
+    program = programs.step(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2), layers=2)
+    state, frozen, _, _ = program.arguments
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state.policy)}
+    assert names == {"lora_a", "lora_b"} and frozen.reference == {}
+    assert frozen.base["layers"]["gen"]["gate"]["kernel"].dtype == "bfloat16"
+    held = program.bytes_by_kind()
+    assert held["optimizer"] < held["base of adapters"] / 10 and held["reference"] == 0
