@@ -31,7 +31,8 @@ _CHILD = flags.DEFINE_string("child", "", "Internal: the file that the compiling
 
 def _compile(path: pathlib.Path):
   """Compiles in this process and writes what was found."""
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken that another process could want
   os.environ["JAX_PLATFORMS"] = "cpu"
   import jax  # after the environment is set
   from jax.experimental import topologies
@@ -45,7 +46,7 @@ def _compile(path: pathlib.Path):
   try:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(f"libtpu does not know the topology {_TOPOLOGY.value!r}. {chips.known()}") from error
+    raise ValueError(f"libtpu refuses the topology {_TOPOLOGY.value!r}: {error}\n{chips.known()}") from error
   config = _CONFIG.value
   if config.model.attention == "auto":  # as on the TPU itself
     config.model.attention = experiment.attention_on("tpu", programs.model_sizes(config, None).llm.head_dim)
@@ -77,9 +78,9 @@ def _failure(process: subprocess.CompletedProcess, before: dict) -> str:
   from r3jax.aot import report
 
   message = process.stderr.strip()
-  ours = [line for line in message.splitlines() if line.startswith("ValueError: ")]
+  _, ours, text = message.rpartition("\nValueError: ")
   if ours:
-    return ours[-1].removeprefix("ValueError: ")
+    return text
   memory = report.out_of_memory(message)
   if memory and before:
     used, limit = memory

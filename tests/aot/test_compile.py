@@ -1,0 +1,78 @@
+"""Tests of launch/compile.py on real TPU topologies; they need libtpu (the extra aot) and many minutes."""
+
+import importlib.util
+import itertools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from r3jax.aot import costs
+from r3jax.aot import hlo
+from r3jax.models import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+LLM = config_lib.bagel_7b().llm
+WIDE = ["--config.sharding.rollout.mlp=('fsdp','tensor')", "--config.sharding.rollout.vocab=('fsdp','tensor')"]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the extra aot"),
+]
+
+
+def run(*arguments: str, config: str = "configs/r3_geneval.py") -> subprocess.CompletedProcess:
+  environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""}
+  command = [sys.executable, "launch/compile.py", f"--config={config}", *arguments]
+  return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def weight_sizes(fsdp: int, tensor: int) -> set[int]:
+  """Returns the numbers of elements of every matrix, whole or in the part that one axis leaves."""
+  heads, kv_heads = LLM.num_heads * LLM.head_dim, LLM.num_kv_heads * LLM.head_dim
+  sides = (heads, kv_heads, LLM.intermediate_size, LLM.vocab_size)
+  parts = (1, fsdp, tensor, fsdp * tensor)
+  whole = {LLM.hidden_size * side for side in sides}
+  assert 2 * sum([heads, kv_heads]) * LLM.hidden_size + 3 * LLM.intermediate_size * LLM.hidden_size == costs.expert_parameters(LLM)
+  return {size // part for size, part in itertools.product(whole, parts)}
+
+
+class TestRollouts:
+
+  @pytest.mark.parametrize("mesh, rules", [((8, 2, 4), []), ((4, 4, 4), WIDE)], ids=["narrow", "wide"])
+  def test_no_weights_are_gathered_in_the_decode_and_denoising_loops(self, tmp_path, mesh, rules):
+    data, fsdp, tensor = mesh
+    found = run(
+        "--topology=v5p:4x4x4", "--layers=2", f"--hlo={tmp_path / 'hlo'}", f"--out={tmp_path / 'json'}", *rules,
+        f"--config.mesh.data={data}", f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tensor={tensor}")
+    assert found.returncode == 0, found.stderr[-2000:]
+    collectives = hlo.collectives((tmp_path / "hlo").read_text())
+    sizes = weight_sizes(fsdp, tensor)
+    for loop in ("decode", "flow"):
+      assert any(loop in name for one in collectives for name in one.path), loop  # the names are there
+      assert not hlo.weight_gathers(collectives, sizes, loop)
+    gathered = [one for one in collectives if one.kind == "all-gather" and sizes & {math.prod(d) for _, d in one.shapes}]
+    assert gathered  # training gathers layers: the sizes are the right ones
+    assert json.loads((tmp_path / "json").read_text())["memory"]["peak"] < 95 * 2**30
+
+
+class TestRefusals:
+
+  def test_step_that_does_not_fit_says_what_to_change(self):
+    found = run("--topology=v5e:2x2", "--layers=2", "--config.mesh.data=4", "--config.groups_per_step=4")
+    assert found.returncode == 1
+    assert "r3jax: the step needs" in found.stderr and "raise mesh.fsdp * mesh.tensor (1 * 1)" in found.stderr
+
+  @pytest.mark.parametrize("arguments, message", [
+      (["--topology=v5e:3x5"], "libtpu refuses the topology 'v5e:3x5'"),
+      (["--topology=v5e:4x4", "--config.mesh.data=4"], "must be the number of devices (16); got 4 * 1 * 1"),
+      (["--topology=v5e:4x4", "--config.mesh.tensor=8"], "must be divisible by their mesh axis"),
+  ])
+  def test_what_cannot_be_is_one_message(self, arguments, message):
+    found = run(*arguments)
+    assert found.returncode == 1 and message in found.stderr and "Traceback" not in found.stderr
