@@ -47,6 +47,7 @@ class Towers:
     size = images_lib.target_size(*self.size, transform)
     return images_lib.to_pixels(images_lib.resize(images, size)).astype(self.dtype)
 
+  @jax.named_scope("towers")
   def features(self, frozen: types.Params, images: types.Images) -> jax.Array:
     """Returns the ViT features of 8-bit images, [B, N, vision hidden].
 
@@ -61,11 +62,13 @@ class Towers:
     tower = siglip.VisionTransformer(vision, self.dtype)
     return tower.apply({"params": frozen["vision"]}, patches, ids)
 
+  @jax.named_scope("towers")
   def encode(self, frozen: types.Params, images: types.Images) -> types.Latent:
     """Returns the latent tokens of 8-bit images, [B, N, C]."""
     pixels = self._pixels(images, self.config.autoencoder_transform)
     return self._autoencoder().apply({"params": frozen["autoencoder"]}, pixels, method="encode")
 
+  @jax.named_scope("towers")
   def decode(self, frozen: types.Params, latent: types.Latent) -> types.Images:
     """Returns the 8-bit images of latent tokens, [B, *size, 3] (floor of value * 255)."""
     pixels = self._autoencoder().apply(
