@@ -46,7 +46,9 @@ class GraphReward:
       scorer.step = step
 
   def raise_together(self):
-    """Raises on every process what broke a scorer on one of them; see `host.Scorer`."""
+    """Writes the logs, and raises on every process what broke a scorer on one of them; see `host.Scorer`."""
+    for scorer in self.scorers.values():
+      scorer.flush()
     if self.scorers:
       errors = [scorer.error for scorer in self.scorers.values() if scorer.error]
       multihost.raise_together(errors[0] if errors else None)
