@@ -116,6 +116,7 @@ def _reference_script() -> ConfigDict:
       images_per_prompt=4, rounds=4, points=50, temperature=0.3, batch_size=64, seed=1,
   ))
   config.log = ConfigDict(dict(samples_every=10, samples=8))
+  config.profile = ConfigDict(dict(start=0, steps=0))  # iterations start .. start + steps - 1 are traced
   return config
 
 

@@ -74,11 +74,12 @@ def main(argv):
   if not _COORDINATOR.value and config.mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
     mesh_lib.use_all_cores(math.gcd(config.groups_per_step, config.eval.batch_size))
   multihost.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-  session, policy = _prepare(config)
-  try:
-    train.run(session, policy, programs)
-  except budget.BudgetExceeded as error:
-    sys.exit(f"r3jax: {error}")
+  with multihost.ending_together():
+    session, policy = _prepare(config)
+    try:
+      train.run(session, policy, programs)
+    except budget.BudgetExceeded as error:
+      sys.exit(f"r3jax: {error}")
 
 
 if __name__ == "__main__":

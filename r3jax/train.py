@@ -22,6 +22,7 @@ import numpy as np
 from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax import metrics as metrics_lib
+from r3jax import profiling
 from r3jax import types
 from r3jax.data import pipeline
 from r3jax.io import checkpoints as checkpoints_lib
@@ -41,7 +42,7 @@ from r3jax.rl import step as step_lib
 
 # Keys of the config that do not change what an iteration computes.
 MAY_DIFFER = (
-    "mesh", "sharding", "total_steps", "log", "eval", "checkpoint", "step", "data.heldout",
+    "mesh", "sharding", "total_steps", "log", "eval", "checkpoint", "step", "profile", "data.heldout",
     *(f"reward.{key}" for key in (
         "endpoints", "token_env", "batch", "cache", "client", "max_failed_fraction", "failure_window",
     )),
@@ -177,6 +178,11 @@ class Workdir:
     return self.path / "report"
 
   @property
+  def profile(self) -> epath.Path:
+    """Folder of the trace."""
+    return self.path / "profile"
+
+  @property
   def rewards(self) -> epath.Path:
     """Folder of what host rewards answered."""
     return self.path / "rewards"
@@ -282,6 +288,7 @@ def _check(config: ml_collections.ConfigDict, files: Workdir):
   for section, key in (("checkpoint", "every"), ("checkpoint", "keep"), ("eval", "images_per_prompt")):
     if config[section][key] < 1:
       raise ValueError(f"{section}.{key} must be at least 1; got {config[section][key]}")
+  profiling.check(config.profile.start, config.profile.steps, config.total_steps)
   done = checkpoints_lib.latest_step(files.checkpoints) or 0
   if config.total_steps < done:
     raise ValueError(f"total_steps ({config.total_steps}) must be at least the iterations done there ({done})")
@@ -323,7 +330,8 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
   """Runs the main job; resumes where a run in the same workdir stopped.
 
   The workdir gets metrics.jsonl, TensorBoard events, checkpoints/, evaluation/, report/index.html
-  and summary.json, beside the config.json that is there; rewards/ where Python computes the reward.
+  and summary.json, beside the config.json that is there; rewards/ where Python computes the reward,
+  profile/ where iterations are traced.
 
   Args:
     session, policy: as `prepare` returns them.
@@ -384,12 +392,14 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
     report.drop_samples_after(files.report, done if restored else None)
   progress = metrics_lib.Progress(config.total_steps, done)
   budget = budget_lib.Budget(config.reward.max_failed_fraction, config.reward.failure_window)
+  profiler = profiling.Profiler(files.profile, config.profile.start, config.profile.steps)
   clock.lap("setup")
   for number in range(done + 1, config.total_steps + 1):
     rows = next(prompts)
     reward.begin(number)
-    state, metrics, samples = step(state, rows)
-    metrics = multihost.fetch(metrics)
+    with profiler.iteration(number):
+      state, metrics, samples = step(state, rows)
+      metrics = multihost.fetch(metrics)
     reward.raise_together()
     metrics |= reward.metrics()
     metrics["seconds/iteration"] = clock.lap("train")
@@ -401,6 +411,7 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
     checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
     if stop:
       break
+  profiler.close()
   checkpoints.close()
   writer.close()
   clock.lap("train")

@@ -17,6 +17,16 @@ os.environ["XLA_FLAGS"] = _flags.strip()
 import pytest  # noqa: E402
 
 
+@pytest.fixture
+def store(monkeypatch):
+  """An empty object store in memory, which epath finds at gs://."""
+  from tests import stores
+
+  made = stores.MemoryStore()
+  stores.serve(made, monkeypatch)
+  return made
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
   """The folder of the tiny model, see `tiny.write_model`."""

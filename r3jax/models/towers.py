@@ -48,6 +48,7 @@ class Towers:
     size = images_lib.target_size(*self.size, transform)
     return images_lib.to_pixels(images_lib.resize(images, size)).astype(self.dtype)
 
+  @jax.named_scope("towers")
   def features(self, frozen: types.Params, images: types.Images) -> jax.Array:
     """Returns the ViT features of 8-bit images, [B, N, vision hidden].
 
@@ -65,6 +66,7 @@ class Towers:
 
     return rules.over_rows(some, frozen["vision"], images, self._at_once)
 
+  @jax.named_scope("towers")
   def encode(self, frozen: types.Params, images: types.Images) -> types.Latent:
     """Returns the latent tokens of 8-bit images, [B, N, C]."""
 
@@ -74,6 +76,7 @@ class Towers:
 
     return rules.over_rows(some, frozen["autoencoder"], images, self._at_once)
 
+  @jax.named_scope("towers")
   def decode(self, frozen: types.Params, latent: types.Latent) -> types.Images:
     """Returns the 8-bit images of latent tokens, [B, *size, 3] (floor of value * 255)."""
 

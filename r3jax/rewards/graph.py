@@ -38,13 +38,12 @@ class GraphReward:
 
   def log_to(self, folder: epath.Path, restored_step: int):
     """Keeps what every image got in folder/NAME.PROCESS.jsonl, without lines after a step."""
+    if not jax.process_index() and folder.exists():  # the run may have had more processes before
+      for log in {path.name.removesuffix(".parts") for path in folder.iterdir()}:
+        if int(log.split(".")[-2]) >= jax.process_count():
+          jsonl.drop_after(folder / log, restored_step)
     for name, scorer in self.scorers.items():
-      stem = name.replace("/", ".")
-      scorer.log_to(folder / f"{stem}.{jax.process_index()}.jsonl", restored_step)
-      if not jax.process_index():  # the run may have had more processes before
-        for path in folder.glob(f"{stem}.*.jsonl"):
-          if int(path.name.split(".")[-2]) >= jax.process_count():
-            jsonl.drop_after(path, restored_step)
+      scorer.log_to(folder / f"{name.replace('/', '.')}.{jax.process_index()}.jsonl", restored_step)
 
   def begin(self, step: int):
     """Says which iteration the next calls belong to."""
@@ -52,7 +51,9 @@ class GraphReward:
       scorer.step = step
 
   def raise_together(self):
-    """Raises on every process what broke a scorer on one of them; see `host.Scorer`."""
+    """Writes the logs, and raises on every process what broke a scorer on one of them; see `host.Scorer`."""
+    for scorer in self.scorers.values():
+      scorer.flush()
     if self.scorers:
       errors = [scorer.error for scorer in self.scorers.values() if scorer.error]
       multihost.raise_together(errors[0] if errors else None)

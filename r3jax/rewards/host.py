@@ -107,6 +107,7 @@ class Scorer:
     self._records: list[dict] = []
     self._lock = threading.Lock()
     self._log: epath.Path | None = None
+    self._lines: list[dict] = []  # that the log does not hold yet
     self.step = 0  # iteration that the log's lines belong to; 0 is the evaluation before the first
     self._counts = dict.fromkeys((base.Ok, base.Failed, base.Invalid), 0)
     self.error: Exception | None = None
@@ -117,7 +118,7 @@ class Scorer:
     return self._reward.parts
 
   def log_to(self, path: epath.PathLike, restored_step: int | None):
-    """Appends what every image got to a file of JSON lines, from which later steps are dropped first."""
+    """Keeps what every image got in JSON lines, see `flush`; those of later steps are dropped first."""
     self._log = epath.Path(path)
     self._log.parent.mkdir(parents=True, exist_ok=True)
     jsonl.drop_after(self._log, restored_step)
@@ -159,7 +160,14 @@ class Scorer:
       for outcome in outcomes:
         self._counts[type(outcome)] += 1
       if self._log:
-        jsonl.append(self._log, lines)
+        self._lines += lines
+
+  def flush(self):
+    """Appends the lines of the calls since the last time to the log, in one write."""
+    with self._lock:
+      lines, self._lines = self._lines, []
+    if lines:
+      jsonl.append(self._log, lines)
 
   def describe(self) -> dict:
     """Returns what scores, see `base.HostReward`."""

@@ -167,6 +167,7 @@ def refine_context(actor: Actor, source: types.Latent, features: jax.Array, samp
   return _shared(actor, stages.refine(actor.settings.capacities), inputs, {}, samples)
 
 
+@jax.named_scope("decode")
 def _decode(actor: Actor, context: Context, name: str, sampling, keys: Keys) -> text_lib.Decoded:
   tokens = context.layout[name].capacity - 1
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys.sample)
@@ -175,6 +176,7 @@ def _decode(actor: Actor, context: Context, name: str, sampling, keys: Keys) -> 
   )
 
 
+@jax.named_scope("flow")
 def _sample_flow(
     actor: Actor, context: Context, own: bagel_lib.Cache, lengths, flow: settings_lib.FlowSettings, names, keys: Keys
 ) -> flow_lib.Trajectory:
@@ -278,6 +280,7 @@ def look(actor: Actor, images: types.Images) -> Source:
   return Source(images, towers.features(actor.frozen, images), towers.encode(actor.frozen, images))
 
 
+@jax.named_scope("reflect")
 def reflect(actor: Actor, prompts: Prompts, source: Source, keys: Keys) -> Text:
   """Looks at the source images and writes thoughts and instructions."""
   context = reflect_context(actor, prompts, source.features, keys.samples)
@@ -306,6 +309,7 @@ class Refine:
   images: types.Images  # [B, H, W, 3] the source where nothing was edited
 
 
+@jax.named_scope("refine")
 def refine(actor: Actor, source: Source, instruction: Instruction, keys: Keys) -> Refine:
   """Edits the source images as told; a sample that is told to stop keeps its source."""
   flow_settings = actor.settings.refine_flow

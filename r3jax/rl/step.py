@@ -116,6 +116,7 @@ class Iteration:
   def _sampler(self, state: state_lib.TrainState, frozen: Frozen) -> rollout_lib.Actor:
     return rollout_lib.sampler(self.modules, frozen.whole(state.policy), frozen.towers, self.settings)
 
+  @jax.named_scope("reason")
   def draft(self, state: state_lib.TrainState, frozen: Frozen, prompts: rollout_lib.Prompts, key) -> Drafts:
     """Rolls the reason stage out."""
     actor, keys = self._sampler(state, frozen), self.place.keys(key, "reason")
@@ -124,10 +125,12 @@ class Iteration:
     parsed = self.parse(rollout.text.ids, rollout.text.lengths, "reason")
     return Drafts(rollout, local, parsed.format)
 
+  @jax.named_scope("score")
   def score_drafts(self, drafts: Drafts) -> rewards_base.Score:
     """Scores drafts."""
     return self.reward(drafts.rollout.images, self.place.repeat(drafts.prompts.target))
 
+  @jax.named_scope("score")
   def score_edits(self, edits: Edits) -> rewards_base.Score:
     """Scores refined images; an image that was kept keeps its score."""
     score = self.reward(edits.refined.images, self.place.repeat(edits.prompts.target))
@@ -135,6 +138,7 @@ class Iteration:
     value = jnp.where(kept, edits.before, score.value)
     return score.replace(value=value, valid=jnp.where(kept, edits.before_valid, score.valid))
 
+  @jax.named_scope("update")
   def learn_to_reason(
       self, state: state_lib.TrainState, frozen: Frozen, drafts: Drafts, score: rewards_base.Score
   ) -> tuple[state_lib.TrainState, Metrics]:
@@ -151,12 +155,14 @@ class Iteration:
     state, metrics = self._update(state, frozen, forward, drafts.prompts, recorded, self.settings.reason_flow)
     return state, measure.reason(self.place, drafts, score, text_advantage, image_advantage) | metrics
 
+  @jax.named_scope("pool")
   def pool(self, drafts: Drafts, score: rewards_base.Score) -> Pool:
     """Gathers every draft with its score."""
     place = self.place
     row = (place.first_row() + jnp.arange(place.rows)) // place.group_size
     return place.gather(Pool(drafts.rollout.images, score.value, score.valid, row))
 
+  @jax.named_scope("pool")
   def pool_again(self, edits: Edits, score: rewards_base.Score) -> Pool:
     """Gathers every edit with its score, for a further round."""
     valid = score.valid & edits.before_valid
@@ -180,6 +186,7 @@ class Iteration:
     refined = rollout_lib.refine(actor, source, told, refine_keys)
     return Edits(text, parsed, refined, local, source, before, before_valid, row)
 
+  @jax.named_scope("update")
   def learn_to_edit(
       self, state: state_lib.TrainState, frozen: Frozen, edits: Edits, score: rewards_base.Score
   ) -> tuple[state_lib.TrainState, Metrics]:

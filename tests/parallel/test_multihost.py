@@ -11,6 +11,8 @@ import sys
 import time
 
 import jax
+from jax._src import clusters
+from jax._src.clusters import cloud_tpu_cluster
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -39,11 +41,15 @@ def start(
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
-def start_two(model, workdir, second=None, **changes) -> list[subprocess.Popen]:
-  """Starts two processes; `second` changes the config of the second one only."""
+def free_port() -> int:
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
+    return probe.getsockname()[1]
+
+
+def start_two(model, workdir, second=None, **changes) -> list[subprocess.Popen]:
+  """Starts two processes; `second` changes the config of the second one only."""
+  port = free_port()
   return [start(model, workdir, i, 2, port, **changes | (second or {} if i else {})) for i in range(2)]
 
 
@@ -75,12 +81,190 @@ class TestFetch:
     assert isinstance(found, np.ndarray) and found.tolist() == list(range(16))
 
 
+GKE = {"TPU_WORKER_HOSTNAMES": "tpu-0.svc,tpu-1.svc", "TPU_WORKER_ID": "1"}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[03-04]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+METADATA = {"agent-worker-number": "3", "worker-network-endpoints": ",".join(f"w:{i}:10.0.0.{i}" for i in range(4)), "tpu-env": ""}
+
+
+class TestInitialize:
+
+  @pytest.fixture
+  def joined(self, monkeypatch):
+    """What (coordinator, processes, process) JAX finds and would connect, with its own detection."""
+    calls = []
+    for name in [name for name in os.environ if name.startswith(("TPU_", "MEGASCALE_", "SLURM_", "OMPI_", "KUBERNETES_"))]:
+      monkeypatch.delenv(name)
+
+    def connect(*given, heartbeat_timeout_seconds):
+      assert heartbeat_timeout_seconds == multihost.HEARTBEAT_SECONDS
+      given = (*given, None, None, None)[:3]
+      found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, 1)[:3]
+      if found[0] is None:
+        raise ValueError("coordinator_address should be defined.")  # as JAX's own
+      calls.append(found)
+
+    monkeypatch.setattr(multihost.jax.distributed, "initialize", connect)
+    monkeypatch.setattr(cloud_tpu_cluster.socket, "gethostbyname", lambda name: "10.0.0.1")
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: ("", 404))
+    return calls
+
+  @pytest.fixture
+  def tpu(self, monkeypatch):
+    """A host with TPUs, as far as JAX can tell."""
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+
+  def test_host_without_accelerators_is_alone(self, joined):
+    multihost.initialize("", 1, 0)
+    assert joined == []
+
+  def test_coordinator_that_is_given_is_taken(self, joined):
+    multihost.initialize("host:1", 4, 2)
+    assert joined == [("host:1", 4, 2)]
+
+  def test_hosts_of_a_cloud_tpu_slice_find_each_other(self, joined, tpu, monkeypatch):
+    monkeypatch.setattr(cloud_tpu_cluster, "get_metadata", lambda key: (METADATA[key], 200))
+    multihost.initialize("", 1, 0)
+    assert joined == [("10.0.0.0:8482", 4, 3)]
+
+  def test_pods_of_a_slice_find_each_other(self, joined, tpu, monkeypatch):
+    for name, value in GKE.items():
+      monkeypatch.setenv(name, value)
+    multihost.initialize("", 1, 0)
+    assert joined == [("tpu-0.svc:8482", 2, 1)]
+
+  def test_pods_of_several_slices_find_each_other(self, joined, tpu, monkeypatch):
+    slices = {"MEGASCALE_COORDINATOR_ADDRESS": "job-0-0.svc:8080", "MEGASCALE_NUM_SLICES": "2", "MEGASCALE_SLICE_ID": "1"}
+    for name, value in (GKE | slices).items():
+      monkeypatch.setenv(name, value)
+    multihost.initialize("", 1, 0)
+    assert joined == [("job-0-0.svc:8482", 4, 3)]
+
+  def test_tasks_of_slurm_find_each_other(self, joined, monkeypatch):
+    for name, value in SLURM.items():
+      monkeypatch.setenv(name, value)
+    multihost.initialize("", 1, 0)
+    assert joined == [(f"node03:{7 + 65535 - 4096 + 1}", 2, 1)]
+
+  def test_batch_script_of_slurm_outside_of_srun_is_alone(self, joined, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    multihost.initialize("", 1, 0)
+    assert joined == []
+
+  @pytest.mark.parametrize("name, host", [("TPU_PROCESS_ADDRESSES", "local"), ("TPU_WORKER_HOSTNAMES", "localhost")])
+  def test_only_host_of_a_tpu_is_alone(self, joined, tpu, monkeypatch, name, host):
+    monkeypatch.setenv(name, host)
+    multihost.initialize("", 1, 0)
+    assert joined == []
+
+  def test_other_error_is_not_hidden(self, monkeypatch):
+    def connect(**_):
+      raise ValueError("process_id and num_processes must be nonnegative")
+    monkeypatch.setattr(multihost.jax.distributed, "initialize", connect)
+    with pytest.raises(ValueError, match="must be nonnegative"):
+      multihost.initialize("", 1, 0)
+
+
+class Service:
+  """The coordination service as process 0 of two sees it; the other one writes and is late as told."""
+
+  def __init__(self, other: str | None = None, late: bool = False):
+    self.texts, self._other, self._late = {}, other, late
+
+  def key_value_set(self, key, value):
+    self.texts[key] = value
+
+  def key_value_dir_get(self, folder):
+    return [item for item in self.texts.items() if item[0].startswith(folder)]
+
+  def wait_at_barrier(self, name, milliseconds):
+    assert milliseconds == multihost.WAIT_SECONDS * 1000
+    if self._late:
+      raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: some timed out task names: 1")
+    if self._other:
+      self.texts[f"{name}1"] = self._other
+
+
 class TestRaiseTogether:
+
+  @pytest.fixture
+  def connect(self, monkeypatch):
+    def connected(service):
+      monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
+      monkeypatch.setattr(multihost.distributed.global_state, "client", service)
+    return connected
 
   def test_alone_it_raises_its_own_error(self):
     multihost.raise_together(None)
     with pytest.raises(KeyError, match="mine"):
       multihost.raise_together(KeyError("mine"))
+
+  def test_error_of_another_process_is_told(self, connect):
+    connect(Service(other="ValueError: theirs"))
+    with pytest.raises(RuntimeError, match=r"processes \[1\] failed, see their logs\n  process 1: ValueError: theirs"):
+      multihost.raise_together(None)
+
+  def test_own_error_is_raised_and_told(self, connect):
+    service = Service()
+    connect(service)
+    with pytest.raises(KeyError, match="mine"):
+      multihost.raise_together(KeyError("mine"))
+    assert list(service.texts.values()) == ["KeyError: 'mine'"]
+    multihost.raise_together(None)  # the next time it is forgotten
+
+  def test_one_that_does_not_come_is_named(self, connect):
+    connect(Service(late=True))
+    with pytest.raises(RuntimeError, match="must come here within 1800 s of the first(?s:.*)task names: 1"):
+      multihost.raise_together(None)
+    with pytest.raises(KeyError, match="mine"):
+      multihost.raise_together(KeyError("mine"))
+
+
+def fragile(how: str) -> tuple[list[int], list[str]]:
+  """Returns exit codes and outputs of two processes that compute together until one comes to grief."""
+  command = [sys.executable, "tests/parallel/fragile.py"]
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+  coordinator = f"127.0.0.1:{free_port()}"
+  processes = [
+      subprocess.Popen([*command, str(i), coordinator, how], cwd=ROOT, env=environment, text=True,
+                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+      for i in range(2)]
+  try:
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [process.returncode for process in processes], outputs
+
+
+class TestEndingTogether:
+
+  def test_alone_an_exception_goes_through(self):
+    with pytest.raises(KeyError, match="mine"), multihost.ending_together():
+      raise KeyError("mine")
+
+  def test_one_that_raises_ends_the_other(self):
+    codes, (first, second) = fragile("raises")
+    assert codes == [1, 1]
+    assert "process 1 failed, and ends this one: OSError: no space left" in first, first
+    assert "Traceback" in second and "this process failed, the others are ended" in second, second
+
+  @pytest.mark.slow
+  def test_first_that_raises_ends_the_other(self):
+    codes, (_, second) = fragile("first_raises")
+    assert codes == [1, 1]
+    assert "process 0 failed, and ends this one: OSError: no space left" in second, second
+
+  @pytest.mark.slow
+  def test_one_that_is_killed_ends_the_other(self):
+    codes, (first, _) = fragile("killed")
+    assert codes == [1, -signal.SIGKILL]
+    assert "processes [1] do not answer: they were killed or hang" in first, first
+
+  @pytest.mark.slow
+  def test_one_that_hangs_is_named(self):
+    codes, (first, _) = fragile("late")
+    assert codes == [1, 1]
+    assert "must come here within 2 s of the first" in first and "task names:\n1" in first, first
 
 
 @pytest.mark.slow

@@ -69,9 +69,9 @@ class TestTrainedBy:
 class TestLogTo:
 
   def test_later_steps_are_dropped_also_of_processes_that_are_gone(self, tmp_path):
-    for name in ("a.0", "a.3", "b.1"):
+    for name in ("a.0", "a.3", "a.b.1"):
       jsonl.append(tmp_path / f"{name}.jsonl", [{"step": step} for step in (1, 2, 3)])
     scorer = host.Scorer(None)
     graph.GraphReward(None, None, (), {"a": scorer}).log_to(tmp_path, 2)
     kept = {path.name: [line["step"] for line in jsonl.read(path)] for path in tmp_path.iterdir()}
-    assert kept == {"a.0.jsonl": [1, 2], "a.3.jsonl": [1, 2], "b.1.jsonl": [1, 2, 3]}
+    assert kept == {"a.0.jsonl": [1, 2], "a.3.jsonl": [1, 2], "a.b.1.jsonl": [1, 2]}

@@ -130,6 +130,7 @@ class TestScorer:
     scorer.log_to(tmp_path / "rewards" / "a.jsonl", 0)
     scorer.step = 5
     found = _mapped(mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows)
+    scorer.flush()
     assert found.valid.tolist() == [number not in (3, 7) for number in rows]
     expected = [np.nan if number in (3, 7) else np.float32(number / 10) for number in rows]
     np.testing.assert_array_equal(found.value, np.float32(expected))
@@ -155,6 +156,7 @@ class TestScorer:
     scorer.log_to(path, 0)
     for scorer.step in (0, 1, 2):
       scorer._score(np.zeros((1, 4, 4, 3), np.uint8), rows)
+      scorer.flush()
     host.Scorer(Numbered()).log_to(path, 1)
     assert [line["step"] for line in jsonl.read(path)] == [0, 1]
 
