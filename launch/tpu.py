@@ -2,7 +2,7 @@
 
   python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR [--config.KEY=VALUE ...]
 
-Every host runs the same command, with a workdir that all of them see.
+Every host runs the same command, with a workdir that all of them see; see docs/tpu.md.
 """
 
 import math

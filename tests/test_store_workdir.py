@@ -99,7 +99,7 @@ class Session:
     self.experiment.reward.raise_together()
     score = np.full((2, len(RECORDS)), float(policy["x"]))
     tags, prompts = ([record[key] for record in RECORDS] for key in ("tag", "prompt"))
-    return evaluate.Result(tags, prompts, score, score, score > 0, score)
+    return evaluate.Result(tags, prompts, score, {"strict": score}, score > 0, score)
 
 
 def _start(workdir: str, fails_at: int | None = None) -> dict:

@@ -7,12 +7,14 @@ from etils import epath
 import grain
 import orbax.checkpoint as ocp
 
+from r3jax.io import paths
+
 PyTree = Any
 
 
 def latest_step(folder: epath.PathLike) -> int | None:
   """Returns the step of the last complete checkpoint, None where there is none; changes nothing."""
-  folder = epath.Path(folder).absolute()
+  folder = paths.absolute(folder)
   steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else ()
   return max(steps, default=None)
 
@@ -46,7 +48,7 @@ class Checkpoints:
         preservation_policy=policies.preservation_policy.LatestN(keep),
         cleanup_tmp_directories=True,
     )
-    self._manager = ocp.CheckpointManager(epath.Path(folder).absolute(), options=options)
+    self._manager = ocp.CheckpointManager(paths.absolute(folder), options=options)
 
   def save(self, step: int, state: PyTree, iterator: grain.DatasetIterator, extra: dict,
            force: bool = False) -> bool:

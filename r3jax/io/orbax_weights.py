@@ -5,6 +5,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from r3jax import types
+from r3jax.io import paths
 
 FOLDER = "weights"  # beside the JSON files and the tokenizer of the model
 
@@ -17,7 +18,7 @@ def save(folder: epath.PathLike, weights: types.Params) -> None:
     weights: {'policy', 'vision', 'autoencoder'}, stored in their dtypes.
   """
   with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(epath.Path(folder).absolute() / FOLDER, weights)
+    checkpointer.save(paths.absolute(folder) / FOLDER, weights)
 
 
 def load(path: epath.PathLike, wanted: types.Params, dtype: types.DType | None) -> types.Params:
@@ -32,7 +33,7 @@ def load(path: epath.PathLike, wanted: types.Params, dtype: types.DType | None) 
   Raises:
     ValueError: there is no checkpoint, or a leaf is missing or has another shape; lists all.
   """
-  path = epath.Path(path).absolute()
+  path = paths.absolute(path)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     stored = checkpointer.metadata(path).item_metadata
     if stored is None:

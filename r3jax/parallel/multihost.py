@@ -13,7 +13,7 @@ from jax._src import distributed  # the coordination service's client has no pub
 from jax.experimental import multihost_utils
 import numpy as np
 
-WAIT_SECONDS = 1800  # that processes wait for each other where they agree; one may load weights longer
+WAIT_SECONDS = 1800  # that processes wait for each other where they agree; one may be slow to load weights
 HEARTBEAT_SECONDS = 100  # without a sign of life of a process until JAX ends the others
 _POLL_SECONDS = 1.0  # between two looks at whether another process has failed
 _THIS_HOST = ("local", "localhost", "127.0.0.1")
@@ -42,7 +42,7 @@ def initialize(coordinator: str, num_processes: int, process_id: int):
     jax.distributed.initialize(
         coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     return
-  if _is_only_host():  # notebooks: JAX would wait for a coordinator of that name
+  if _is_only_host():  # JAX would wait for a coordinator of that name
     logging.debug("the TPU has one host: one process")
     return
   try:
@@ -94,13 +94,13 @@ def raise_together(error: Exception | None):
   try:
     client.wait_at_barrier(folder, WAIT_SECONDS * 1000)
   except jax.errors.JaxRuntimeError as late:
-    raise error or RuntimeError(
-        f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those that did not:\n{late}"
-    ) from late
-  failed = _texts(folder)
+    if error is None:
+      raise RuntimeError(
+          f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those that did not:\n{late}"
+      ) from late
   if error is not None:
     raise error
-  if failed:
+  if failed := _texts(folder):
     texts = "".join(f"\n  process {process}: {text}" for process, text in failed.items())
     raise RuntimeError(f"every process must be able to go on; processes {list(failed)} failed, see their logs{texts}")
 
