@@ -17,6 +17,8 @@ script; nothing of this size has been run with r3jax.
 
 import ml_collections
 
+from configs import slices
+
 ConfigDict = ml_collections.ConfigDict
 
 
@@ -144,8 +146,6 @@ def _shapes(config: ConfigDict) -> ConfigDict:
 
 
 def get_config(variant: str = "bagel") -> ConfigDict:
-  """Returns the config of a variant: "bagel" or "shapes"."""
-  variants = {"bagel": lambda config: config, "shapes": _shapes}
-  if variant not in variants:
-    raise ValueError(f"the config's variant must be one of {sorted(variants)}; got {variant!r}")
-  return variants[variant](_reference_script()).lock()
+  """Returns the config of a variant: "bagel", "shapes", or a slice of `slices.py`."""
+  config = _reference_script()
+  return (_shapes(config) if variant == "shapes" else slices.on(config, variant, ("shapes",))).lock()

@@ -15,11 +15,12 @@ Hyperparameters are those of the reference's script. The paper reports TIIF test
 import ml_collections
 
 from configs import r3_geneval
+from configs import slices
 
 
-def get_config() -> ml_collections.ConfigDict:
-  """Returns the config."""
-  config = r3_geneval.get_config().unlock()
+def get_config(variant: str = "bagel") -> ml_collections.ConfigDict:
+  """Returns the config of a variant: "bagel" or a slice of `slices.py`."""
+  config = slices.on(r3_geneval.get_config().unlock(), variant, ())
   config.data.update(benchmark="tiif", train="")
   config.sequence.update(prompt_tokens=640, question_tokens=736)  # its longest prompt has 398 words
   config.reward.name = "judge"

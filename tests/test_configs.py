@@ -1,0 +1,37 @@
+"""Tests of the config files' variants."""
+
+import math
+
+import pytest
+
+from configs import r3_geneval
+from configs import r3_geneval_plus
+from configs import r3_tiif
+from configs import slices
+from r3jax.rl import placement
+
+CHIPS = {name: math.prod(int(n) for n in topology.partition(":")[2].split("x")) for name, (topology, _) in slices.SLICES.items()}
+
+
+class TestSlices:
+
+  @pytest.mark.parametrize("name", slices.SLICES)
+  @pytest.mark.parametrize("file", [r3_geneval, r3_geneval_plus, r3_tiif])
+  def test_mesh_is_that_of_the_slice_and_the_samples_split(self, file, name):
+    config = file.get_config(name)
+    mesh = config.mesh
+    assert mesh.data * mesh.fsdp * mesh.tensor == CHIPS[name]
+    placement.check(config.groups_per_step, config.group_size, mesh.data, config.step.micro_batches)
+    rows = config.groups_per_step * config.group_size // mesh.data // config.step.micro_batches
+    assert rows % mesh.fsdp == 0  # every chip has rows of its own in an update
+    assert 28 % mesh.tensor == 4 % mesh.tensor == 0  # heads
+
+  def test_names_tell_the_chips(self):
+    assert (CHIPS["v5p-128"], CHIPS["v5e-256"], CHIPS["v6e-64"], CHIPS["lora-v5e-16"]) == (64, 256, 64, 16)
+
+  def test_unknown_variant_lists_the_known(self):
+    with pytest.raises(ValueError, match="must be one of .*'bagel', 'shapes', 'v5p-128'.*; got 'v9'"):
+      r3_geneval.get_config("v9")
+
+  def test_adapters_alone_are_trained_on_the_smallest(self):
+    assert r3_geneval.get_config("lora-v5e-16").model.lora.rank > 0 == r3_geneval.get_config("v5p-128").model.lora.rank
