@@ -200,6 +200,7 @@ class TestMesh:
       _close(metrics, one_metrics, 1e-8)
       _close(state, one_state, 1e-8)
 
+  @pytest.mark.slow  # what the test above shows in float64, in the dtype that is trained in
   def test_losses_and_gradients_in_float32_equal_those_of_one_device(self, tiny_model, fused):
     state, _, samples = fused[-1]  # off-policy by then: ratios differ from 1, the KL from 0
     found = [self._learned(tiny_model, *MESHES[name], state.policy, samples) for name in ("2x2x2, halves of groups", "one device")]
