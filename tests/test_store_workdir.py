@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+import time
 import types
 
 from etils import epath
@@ -16,6 +17,7 @@ from configs import r3_geneval
 from r3jax import evaluate
 from r3jax import train
 from r3jax.data import contamination
+from r3jax.io import checkpoints
 from r3jax.io import config_guard
 from r3jax.io import jsonl
 from r3jax.io import report
@@ -88,6 +90,9 @@ class Session:
       self._ask()
       number = int(state.step) + 1
       if number == self.fails_at:
+        # A dead process writes no more; this one must have written its checkpoint before it pretends.
+        while not checkpoints.latest_step(self.files.checkpoints):
+          time.sleep(0.01)
         raise Power
       state = state.replace(policy=jax.tree.map(lambda x: x + 1, state.policy), step=jnp.int32(number))
       return state, {"reason/score": number / 100, "reason/valid": 1.0}, {}

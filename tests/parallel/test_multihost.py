@@ -341,3 +341,4 @@ class TestTwoProcesses:
     start_time = time.monotonic()
     assert one.wait(timeout=300) != 0
     print("ended after", round(time.monotonic() - start_time, 1), "s")
+    assert "processes [1] do not answer" in (tmp_path / "workdir.0.log").read_text(), logs(workdir)
