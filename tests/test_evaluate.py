@@ -39,7 +39,7 @@ def rounds_of(bench):
 
 class TestEvaluator:
 
-  @pytest.mark.parametrize("devices, batch_size", [(1, 3), (2, 6), (8, 8)])
+  @pytest.mark.parametrize("devices, batch_size", [(1, 3), pytest.param(2, 6, marks=pytest.mark.slow), (8, 8)])
   def test_results_do_not_depend_on_batch_or_devices(self, rounds_of, devices, batch_size):
     for found, expected in zip(rounds_of(devices, batch_size), rounds_of(1, 6), strict=True):
       np.testing.assert_array_equal(found.text.ids, expected.text.ids)

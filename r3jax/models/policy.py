@@ -69,8 +69,6 @@ def narrowed(params: types.Params, dtype: types.DType) -> types.Params:
 
   Norms read their parameters in float32 whatever they compute in; these stay as they are.
   """
-  if not isinstance(params, dict):
-    return params
   if "kernel" in params or "embedding" in params:
     return {name: leaf.astype(dtype) for name, leaf in params.items()}
-  return {name: narrowed(part, dtype) for name, part in params.items()}
+  return {name: narrowed(part, dtype) if isinstance(part, dict) else part for name, part in params.items()}

@@ -60,6 +60,7 @@ class TestRefine:
     }
 
 
+@pytest.mark.slow  # two compilations of the step; the loss itself is compared with the goldens
 class TestIteration:
 
   def test_samples_the_same_and_leaves_ratio_one(self, tiny_model):

@@ -189,7 +189,8 @@ class TestInvalidRewards:
 
 class TestMesh:
 
-  @pytest.mark.parametrize("name", ["2x2x2, halves of groups", "groups over two replicas"])
+  @pytest.mark.parametrize(
+      "name", ["2x2x2, halves of groups", pytest.param("groups over two replicas", marks=pytest.mark.slow)])
   def test_two_iterations_equal_those_of_one_device(self, wide_run, name):
     for (state, metrics, samples), (one_state, one_metrics, one_samples) in zip(wide_run(name), wide_run("one device")):
       np.testing.assert_array_equal(samples.drafts.rollout.images, one_samples.drafts.rollout.images)
