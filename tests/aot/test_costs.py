@@ -38,7 +38,7 @@ class TestForward:
 class TestCost:
 
   def test_seconds_are_those_of_the_slower_part(self):
-    chip = chips.Chip(1, 100.0, 10.0, 1.0, ())
+    chip = chips.Chip(1, 100.0, 10.0, ())
     assert costs.Cost(400.0, 10.0).seconds(chip, 2) == 2.0
     assert costs.Cost(400.0, 100.0).seconds(chip, 2) == 5.0
 
