@@ -20,6 +20,8 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, for example v5p:4x4x4.")
 _OUT = flags.DEFINE_string("out", "", "JSON file that gets the numbers.")

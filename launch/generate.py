@@ -37,6 +37,8 @@ from r3jax.rewards import shapes as shapes_reward
 from r3jax.worlds import prompts as world_prompts
 from r3jax.worlds import vocabulary
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
+
 _MODEL = flags.DEFINE_string("model", None, "Folder of the model. Default: the small one of the package.")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, to set more than the flags do; its eval.* are the defaults of the flags then. Default: configs/r3_geneval.py, with :shapes where "

@@ -251,6 +251,17 @@ class TestCommand:
     assert "group_sise" in found.stderr
     assert not (tmp_path / "workdir").exists()
 
+  @pytest.mark.parametrize("name", ["tpu.py", "generate.py", "compile.py"])
+  def test_config_files_import_each_other_wherever_they_are(self, tmp_path, name):
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "launch" / name, tmp_path / "launch" / name)
+    (tmp_path / "configs" / "only_here.py").write_text("raise RuntimeError('it was found')")
+    (tmp_path / "configs" / "child.py").write_text("from configs import only_here")
+    arguments = {"tpu.py": ["--workdir=w"], "generate.py": ["--prompt=p"], "compile.py": ["--topology=v5e:1x1"]}[name]
+    found = self._start(str(tmp_path / "launch" / name), f"--config={tmp_path / 'configs' / 'child.py'}", *arguments)
+    assert found.returncode != 0 and "it was found" in found.stderr
+
   def test_missing_model_is_one_message_without_a_traceback(self, tmp_path):
     found = self._run(tmp_path, f"--config.model.folder={tmp_path / 'nothing'}")
     assert found.returncode == 1
