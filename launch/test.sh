@@ -8,4 +8,4 @@ source launch/venv.sh
 
 prepare_venv test
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$venv/cache/jax}"
-exec "$python" -m pytest -n 2 -m "not slow and not torch" "$@"
+exec "$python" -m pytest -n 2 --dist worksteal -m "not slow and not torch" "$@"

@@ -70,8 +70,13 @@ OnText = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Stages:
-  """What the stages compute with beside arrays; holds no weights, for JAX keeps what it compiled for."""
+class Stages:
+  """What the stages compute with beside arrays; holds no weights, for JAX keeps what it compiled for.
+
+  Attributes:
+    modules: the model; its weights are where the rules of rollouts put them.
+    settings: how to sample.
+  """
 
   modules: settings_lib.Modules
   settings: settings_lib.Settings
@@ -85,27 +90,32 @@ _compiled = functools.partial(jax.jit, static_argnums=0)
 
 
 @_compiled
-def _think(stages: _Stages, policy, frozen, prompts, keys) -> rollout_lib.Thought:
+def think(stages: Stages, policy, frozen, prompts, keys) -> rollout_lib.Thought:
+  """Thinks about every prompt."""
   return rollout_lib.think(stages.actor(policy, frozen), prompts, keys)
 
 
 @_compiled
-def _paint(stages: _Stages, policy, frozen, thought, keys) -> types.Images:
+def draft(stages: Stages, policy, frozen, thought, keys) -> types.Images:
+  """Draws an image of every thought."""
   return rollout_lib.draft(stages.actor(policy, frozen), thought, keys).images
 
 
 @_compiled
-def _look(stages: _Stages, policy, frozen, images) -> rollout_lib.Source:
+def look(stages: Stages, policy, frozen, images) -> rollout_lib.Source:
+  """Prepares images for what follows."""
   return rollout_lib.look(stages.actor(policy, frozen), images)
 
 
 @_compiled
-def _reflect(stages: _Stages, policy, frozen, prompts, source, keys) -> rollout_lib.Text:
+def reflect(stages: Stages, policy, frozen, prompts, source, keys) -> rollout_lib.Text:
+  """Answers the questions about every image."""
   return rollout_lib.reflect(stages.actor(policy, frozen), prompts, source, keys)
 
 
 @_compiled
-def _refine(stages: _Stages, policy, frozen, source, told, keys) -> types.Images:
+def refine(stages: Stages, policy, frozen, source, told, keys) -> types.Images:
+  """Edits every image as told."""
   return rollout_lib.refine(stages.actor(policy, frozen), source, told, keys).images
 
 
@@ -183,9 +193,9 @@ class Model:
     self._check(image, num_images)
     capacity = self.base.settings.capacities.instruction
     segments = self.base.segments([instruction] * num_images, capacity)
-    source = self._run(_look, np.repeat(image[None], num_images, axis=0))
+    source = self._run(look, np.repeat(image[None], num_images, axis=0))
     told = rollout_lib.Instruction(*segments, np.zeros(num_images, bool))
-    return list(np.asarray(self._run(_refine, source, told, self._keys(seed, 0, _EDIT, num_images))))
+    return list(np.asarray(self._run(refine, source, told, self._keys(seed, 0, _EDIT, num_images))))
 
   def ask(self, image: np.ndarray, question: str, seed: int = 0) -> str:
     """Answers a question about an image; the answer begins with the model's thought in <think> tags.
@@ -195,35 +205,35 @@ class Model:
         its segment.
     """
     self._check(image, 1)
-    source = self._run(_look, image[None])
-    text = self._run(_reflect, self._prompts("", question, 1), source, self._keys(seed, 0, _ASK, 1))
+    source = self._run(look, image[None])
+    text = self._run(reflect, self._prompts("", question, 1), source, self._keys(seed, 0, _ASK, 1))
     return self._decode(text)[0]
 
   # --- Stages ------------------------------------------------------------------------------------
 
   def _draft(self, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
     text_keys, flow_keys = rollout_lib.split_keys(keys)
-    thought = self._run(_think, prompts, text_keys)
+    thought = self._run(think, prompts, text_keys)
     texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
     tell(rows, texts)
-    return texts, np.asarray(self._run(_paint, thought, flow_keys)), np.zeros(len(rows), bool), rows
+    return texts, np.asarray(self._run(draft, thought, flow_keys)), np.zeros(len(rows), bool), rows
 
   def _revise(self, images, stopped: np.ndarray, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
     reflect_keys, refine_keys = rollout_lib.split_keys(keys)
-    source = self._run(_look, images)
-    text = self._run(_reflect, prompts, source, reflect_keys)
+    source = self._run(look, images)
+    text = self._run(reflect, prompts, source, reflect_keys)
     texts, rows = self._decode(text), np.flatnonzero(~stopped)
     tell(rows, texts)
     parsed = self._parse(text)
     stop = stopped | parsed.stop
     if not stop.all():
       told = rollout_lib.Instruction(parsed.instruction, parsed.instruction_length, stop)
-      images = np.asarray(self._run(_refine, source, told, refine_keys))
+      images = np.asarray(self._run(refine, source, told, refine_keys))
     return texts, images, stop, rows
 
   def _run(self, stage, *arguments):
     """Runs a compiled stage with the weights."""
-    stages = _Stages(self.base.modules, self.base.settings)
+    stages = Stages(self.base.modules, self.base.settings)
     with jax.set_mesh(self.mesh):
       return stage(stages, self.policy, self.frozen, *arguments)
 
@@ -279,9 +289,29 @@ def load(
   if jax.process_count() > 1:
     raise ValueError(f"inference runs in one process; there are {jax.process_count()}")
   base = experiment_lib.build_base(config)
-  settings = experiment_lib.evaluation_settings(config, base.settings)
+  made = make_stages(config, base.modules, base.settings, on_step)
+  mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
+  bagel = made.modules.bagel
+  policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
+  return Model(dataclasses.replace(base, **vars(made)), policy, frozen, mesh)
+
+
+def make_stages(
+    config: ml_collections.ConfigDict,
+    modules: settings_lib.Modules,
+    settings: settings_lib.Settings,
+    on_step: Callable[[np.ndarray], None] | None = None,
+) -> Stages:
+  """Returns the stages of a config at inference: sampling as in evaluation, rules of rollouts, nothing mapped.
+
+  Args:
+    config: see `load`.
+    modules, settings: of the config, see `experiment.Base`.
+    on_step: see `load`.
+  """
+  settings = experiment_lib.evaluation_settings(config, settings)
   flow = lambda stage: dataclasses.replace(stage, on_step=on_step)
-  text = lambda stage: dataclasses.replace(stage, axis=None)  # nothing is mapped here
+  text = lambda stage: dataclasses.replace(stage, axis=None)
   settings = dataclasses.replace(
       settings,
       reason_text=text(settings.reason_text),
@@ -289,10 +319,8 @@ def load(
       reason_flow=flow(settings.reason_flow),
       refine_flow=flow(settings.refine_flow),
   )
-  mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
-  bagel = base.modules.bagel
-  policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
-  return Model(dataclasses.replace(base, settings=settings), policy, frozen, mesh)
+  bagel = modules.bagel.clone(rules=modules.rollout_rules)
+  return Stages(dataclasses.replace(modules, bagel=bagel), settings)
 
 
 def _mesh(config: ml_collections.ConfigDict, heads: int) -> jax.sharding.Mesh:

@@ -13,22 +13,24 @@ class Chip:
     hbm: bytes of memory.
     flops: bf16 operations a second.
     bandwidth: bytes a second from memory.
+    links: bytes a second that all its links to other chips send together.
     topologies: some slices, for messages.
   """
 
   hbm: int
   flops: float
   bandwidth: float
+  links: float
   topologies: tuple[str, ...]
 
 
-# Peak figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x.
+# Peak figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x; links are half of their bidirectional figures.
 CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1200e9, ("2x2x1", "2x2x4", "4x4x4")),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
-    "v6e": Chip(32 * GIB, 918e12, 1638e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
+    "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9, ("2x2x1", "2x2x4", "4x4x4")),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
+    "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
+    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 600e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
 }
 
 

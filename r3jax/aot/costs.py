@@ -4,11 +4,13 @@ Only the language model's products and attention are counted; the image towers, 
 optimizer are left out. A stage's time is the roofline's: the longer of computing and reading.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 
 from r3jax.aot import chips
 from r3jax.models import config as config_lib
+from r3jax.parallel import rules as rules_lib
 from r3jax.rl import settings as settings_lib
 from r3jax.sequence import layout as layout_lib
 from r3jax.sequence import stages
@@ -58,7 +60,7 @@ def forward(
     names: segments that are run.
     past: segments that they may see in a cache.
     rows: sequences, over all replicas.
-    copies: of the weights, each read once: one per data replica.
+    copies: chips that read the same weights.
   """
   slots = layout.slots(names)
   und, gen = slots.num_und, len(slots.segment) - slots.num_und
@@ -93,42 +95,65 @@ def _flow(llm, layout, flow: settings_lib.FlowSettings, names, past, rows: int, 
   return branches.times(guided) + every.times(flow.schedule.num_steps - guided)
 
 
-def iteration(llm: config_lib.LLMConfig, settings: settings_lib.Settings, replicas: int, remat: bool, trains_all: bool) -> dict[str, Cost]:
+def copies(rules: rules_lib.Rules, mesh: Mapping[str, int]) -> int:
+  """Returns how many chips read the same weight: those that neither rules nor replicas give another part of it.
+
+  Training gathers a layer over `fsdp` and then reads it whole, as every chip of a rollout does.
+  """
+  return math.prod(mesh.values()) // math.prod(mesh[axis] for axis in rules.axes("mlp"))
+
+
+def rollouts(
+    modules: settings_lib.Modules, settings: settings_lib.Settings, mesh: Mapping[str, int], groups: int, samples: int
+) -> dict[str, Cost]:
+  """Returns the cost of a draft and a revision of images, texts at their longest.
+
+  Args:
+    modules, settings: of the run.
+    mesh: sizes of its axes.
+    groups: prompts.
+    samples: images of a prompt; what they share is computed once.
+  """
+  llm, c, rows = modules.bagel.config.llm, settings.capacities, groups * samples
+  each = copies(modules.rollout_rules, mesh)
+  reason, reflect, refine = stages.reason(c), stages.reflect(c), stages.refine(c)
+  run = lambda layout, names, past=(), n=rows: forward(llm, layout, names, past, n, each)
+  asked, seen, source = ("system", "prompt"), ("system", "seen", "question"), ("source", "seen")
+  return {
+      "reason: think": run(reason, asked, n=groups) + _decode(llm, reason, "thought", asked, rows, groups, each),
+      "reason: draft": _flow(llm, reason, settings.reason_flow, stages.DRAFT, (*asked, "thought"), rows, each),
+      "reflect": run(reflect, seen, n=groups) + _decode(llm, reflect, "answer", seen, rows, groups, each),
+      "refine": run(refine, source, n=groups) + run(refine, _TOLD, source)
+                + _flow(llm, refine, settings.refine_flow, stages.EDIT, (*source, *_TOLD), rows, each),
+  }
+
+
+_TOLD = ("instruction", "instruction_alone")
+
+
+def iteration(
+    modules: settings_lib.Modules, settings: settings_lib.Settings, mesh: Mapping[str, int], remat: bool, trains_all: bool
+) -> dict[str, Cost]:
   """Returns the cost of every stage of an iteration with one round of reflection, texts at their longest.
 
   Args:
-    llm: sizes.
-    settings: of the iteration.
-    replicas: data replicas, each of which has the weights once.
+    modules, settings: of the run.
+    mesh: sizes of its axes.
     remat: layers are computed again in the backward pass.
     trains_all: the backward pass forms the weights' gradients, too; adapters need only those of activations.
   """
-  c, groups = settings.capacities, settings.groups
-  rows, copies = groups * settings.group_size, replicas
-  run = lambda layout, names, past=(), n=rows: forward(llm, layout, names, past, n, copies)
+  llm, c, groups = modules.bagel.config.llm, settings.capacities, settings.groups
+  rows, each = groups * settings.group_size, settings.micro_batches * copies(modules.bagel.rules, mesh)
+  run = lambda layout, names, past=(), n=rows: forward(llm, layout, names, past, n, each)
   reason, reflect, refine = stages.reason(c), stages.reflect(c), stages.refine(c)
   draft_names = settings.reason_flow.branches(stages.DRAFT)
   edit_names = settings.refine_flow.branches(stages.EDIT)
-  told = ("instruction", "instruction_alone")
-  score_reason = (
-      run(reason, ("system", "prompt"), n=groups) + run(reason, ("thought", *draft_names), ("system", "prompt"))
-      + _head(llm, rows * c.thought, copies)
-  )
+  asked, seen, source = ("system", "prompt"), ("system", "seen", "question"), ("source", "seen")
+  score_reason = run(reason, asked, n=groups) + run(reason, ("thought", *draft_names), asked) + _head(llm, rows * c.thought, each)
   score_edit = (
-      run(reflect, ("system", "seen", "question"), n=groups) + run(reflect, ("answer",), ("system", "seen", "question"))
-      + run(refine, ("source", "seen"), n=groups) + run(refine, (*told, *edit_names), ("source", "seen"))
-      + _head(llm, rows * c.answer, copies)
+      run(reflect, seen, n=groups) + run(reflect, ("answer",), seen) + run(refine, source, n=groups)
+      + run(refine, (*_TOLD, *edit_names), source) + _head(llm, rows * c.answer, each)
   )
   passes = (1 + settings.loss.needs_reference) + (BACKWARD if trains_all else BACKWARD / 2) + remat
-  return {
-      "reason: think": run(reason, ("system", "prompt"), n=groups)
-                       + _decode(llm, reason, "thought", ("system", "prompt"), rows, groups, copies),
-      "reason: draft": _flow(
-          llm, reason, settings.reason_flow, stages.DRAFT, ("system", "prompt", "thought"), rows, copies),
-      "reason: update": score_reason.times(passes),
-      "reflect": run(reflect, ("system", "seen", "question"), n=groups)
-                 + _decode(llm, reflect, "answer", ("system", "seen", "question"), rows, groups, copies),
-      "refine": run(refine, ("source", "seen"), n=groups) + run(refine, told, ("source", "seen"))
-                + _flow(llm, refine, settings.refine_flow, stages.EDIT, ("source", "seen", *told), rows, copies),
-      "edit: update": score_edit.times(passes),
-  }
+  sampled = rollouts(modules, settings, mesh, groups, settings.group_size)
+  return sampled | {"reason: update": score_reason.times(passes), "edit: update": score_edit.times(passes)}

@@ -1,176 +1,176 @@
-"""The fused step of a config as an abstract program on the chips of a topology: no weights, no services."""
+"""The programs of a run, abstract on the chips of a topology: the fused step, evaluation, generation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
-import math
+import functools
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
+from r3jax import evaluate as evaluate_lib
 from r3jax import experiment as experiment_lib
-from r3jax import pretrained as pretrained_lib
-from r3jax import types
-from r3jax.io import bagel_checkpoint
-from r3jax.models import config as config_lib
-from r3jax.models import lora as lora_lib
-from r3jax.models import policy as policy_lib
-from r3jax.models import towers as towers_lib
-from r3jax.parallel import rules
-from r3jax.rewards import base as rewards_base
+from r3jax import inference
+from r3jax.aot import abstract
+from r3jax.aot import costs
 from r3jax.rewards import host
 from r3jax.rl import placement
 from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import settings as settings_lib
 from r3jax.rl import state as state_lib
 from r3jax.rl import step as step_lib
-
-CHARACTERS = 4  # of a token, where there is no tokenizer to count with
-
-
-@dataclasses.dataclass(frozen=True)
-class StandIn:
-  """Counts tokens where there is no tokenizer: one for every four characters."""
-
-  special_ids: config_lib.SpecialIds
-
-  def encode(self, text: str) -> list[int]:
-    """Returns as many ids as the text may have tokens."""
-    return [0] * math.ceil(len(text) / CHARACTERS)
-
-  def decode(self, ids: Sequence[int]) -> str:
-    """Returns no text."""
-    del ids
-    return ""
-
-
-def _no_reward(images: np.ndarray, rows) -> rewards_base.Score:
-  """Stands for a reward that Python computes."""
-  del rows
-  return rewards_base.to_score([rewards_base.Failed("compiled only")] * len(images), ("strict",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """The step and what it is compiled for.
+  """One program and what it is compiled for.
 
   Attributes:
-    modules, settings: of the config.
     mesh: of the topology's chips.
-    arguments: (state, frozen, prompts, seed), shapes with shardings.
-    function: of the arguments; consumes the state.
+    function: compiled.
+    arguments: of the function, shapes with shardings.
+    held: kind -> tree of shapes: what a chip holds meanwhile, the arguments among it.
   """
 
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
   mesh: jax.sharding.Mesh
+  function: Callable
   arguments: tuple
-  function: object
+  held: Mapping[str, object]
 
   def lower(self):
-    """Traces the step for the topology."""
+    """Traces the program for the topology."""
     with jax.set_mesh(self.mesh):
       return self.function.lower(*self.arguments)
 
   def bytes_by_kind(self) -> dict[str, int]:
-    """Returns the bytes that one chip holds of every kind of argument."""
-    state, frozen, prompts, _ = self.arguments
-    kinds = {
-        "trained parameters": state.policy, "optimizer": state.opt_state, "base of adapters": frozen.base,
-        "reference": frozen.reference, "image towers": frozen.towers, "prompts": prompts,
-    }
-    return {name: sum(_chip_bytes(leaf) for leaf in jax.tree.leaves(tree)) for name, tree in kinds.items()}
+    """Returns the bytes of every kind that one chip holds."""
+    return {name: abstract.chip_bytes(tree) for name, tree in self.held.items()}
+
+  def beside(self) -> int:
+    """Returns the bytes of what a chip holds that is none of the arguments."""
+    return max(sum(self.bytes_by_kind().values()) - abstract.chip_bytes(self.arguments), 0)
 
 
-def _chip_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+@dataclasses.dataclass(frozen=True)
+class Programs:
+  """What one command runs.
 
-
-def model_sizes(config: ml_collections.ConfigDict, layers: int | None) -> config_lib.BagelConfig:
-  """Returns the sizes of the config's model, those of BAGEL-7B-MoT where it names no folder.
-
-  Args:
-    config: of a run.
-    layers: of the language model, in place of all.
+  Attributes:
+    programs: by name, in the order in which they run.
+    stages: what they cost together, by stage.
+    samples: images that they draw at once.
+    layers: of the language model.
   """
-  sizes = pretrained_lib.find(config.model.folder).sizes if config.model.folder else config_lib.bagel_7b()
-  if layers is None:
-    return sizes
-  return dataclasses.replace(sizes, llm=dataclasses.replace(sizes.llm, num_layers=layers))
+
+  programs: Mapping[str, Program]
+  stages: Mapping[str, costs.Cost]
+  samples: int
+  layers: int
 
 
-def step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layers: int | None = None) -> Program:
+def step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layers: int | None = None) -> Programs:
   """Returns the fused step of a config, with a reward and a text parser on the host.
 
   Args:
     config: see `configs/r3_geneval.py`; `model.attention` is not "auto".
     mesh: of chips, which may be only described.
-    layers: see `model_sizes`.
+    layers: see `abstract.model_sizes`.
 
   Raises:
     ValueError: the config cannot be run on the mesh; the message says what must hold.
   """
-  sizes = model_sizes(config, layers)
-  dtype = experiment_lib.DTYPES[config.model.dtype]
-  towers = towers_lib.Towers(sizes, (config.image.height, config.image.width), dtype)
-  tokenizer = StandIn(sizes.special_ids)
-  modules = experiment_lib.make_modules(config, sizes, towers)
-  settings = experiment_lib.make_settings(config, tokenizer, towers)
-  replicas = mesh.shape[placement.AXIS]
+  base = abstract.base(config, layers)
+  settings, replicas = base.settings, mesh.shape[placement.AXIS]
   placement.check(settings.groups, settings.group_size, replicas, settings.micro_batches)
   optimizer = state_lib.make_optimizer(state_lib.OptimizerSettings(**config.optimizer))
-  iteration = step_lib.Iteration(
-      modules, settings, host.reward_from_host(_no_reward, ("strict",), mesh),
-      host.parse_on_host(tokenizer, settings.capacities.instruction, mesh), optimizer, replicas,
-  )
-  state, frozen = _parameters(modules, settings, optimizer, mesh)
-  arguments = (state, frozen, _prompts(settings, mesh), _placed(jax.ShapeDtypeStruct((), jnp.uint32), mesh))
+  iteration = step_lib.Iteration(base.modules, settings, *_on_host(base, mesh), optimizer, replicas)
+  policy, frozen = abstract.start(base.modules, settings, mesh)
+  state = abstract.train_state(policy, optimizer, mesh)
+  prompts = abstract.on_mesh(abstract.prompts(settings, settings.groups), mesh)
+  arguments = (state, frozen, prompts, abstract.on_mesh(jax.ShapeDtypeStruct((), jnp.uint32), mesh))
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   fused = jax.jit(step_lib.fused(iteration, mesh), donate_argnums=0, out_shardings=(shardings, None, None))
-  return Program(modules, settings, mesh, arguments, fused)
+  program = Program(mesh, fused, arguments, _held(state, frozen) | {"prompts": prompts})
+  stages = costs.iteration(
+      base.modules, settings, mesh.shape, config.model.remat != "none", trains_all=not config.model.lora.rank)
+  return Programs({"step": program}, stages, settings.groups * settings.group_size, _layers(base))
 
 
-def _placed(tree, mesh: jax.sharding.Mesh, shardings=None):
-  """Returns shapes with shardings; replicated where none are given."""
-  shardings = shardings or jax.tree.map(lambda _: rules.replicated(mesh), tree)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+def evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layers: int | None = None) -> Programs:
+  """Returns the draft and the revision of `config.eval.batch_size` images, beside the state of training.
+
+  Takes and raises what `step` does.
+  """
+  base, e = abstract.base(config, layers), config.eval
+  settings = experiment_lib.evaluation_settings(config, base.settings)
+  evaluator = evaluate_lib.Evaluator(
+      base.modules, settings, *_on_host(base, mesh), mesh, e.rounds, e.batch_size, e.seed)
+  policy, frozen = abstract.start(base.modules, settings, mesh)
+  optimizer = state_lib.make_optimizer(state_lib.OptimizerSettings(**config.optimizer))
+  held = _held(abstract.train_state(policy, optimizer, mesh), frozen)
+  many = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(placement.AXIS))
+  by_row = lambda tree: abstract.on_mesh(tree, mesh, jax.tree.map(lambda _: many, tree))
+  rows = by_row((abstract.prompts(settings, e.batch_size), jax.ShapeDtypeStruct((e.batch_size, 3), jnp.int32)))
+  arguments = (frozen.whole(policy), frozen.towers, *rows)
+  with jax.set_mesh(mesh):
+    last = by_row(jax.eval_shape(evaluator.draft, *arguments))
+  programs = {
+      "draft": Program(mesh, evaluator.draft, arguments, held | {"images": rows}),
+      "revise": Program(mesh, evaluator.revise, (*arguments, last), held | {"images": (rows, last)}),
+  }
+  return Programs(programs, costs.rollouts(base.modules, settings, mesh.shape, e.batch_size, 1), e.batch_size, _layers(base))
 
 
-def _narrowed(tree: types.Params, dtype: types.DType) -> types.Params:
-  """Narrows shapes as `policy.narrowed` does arrays."""
-  found = jax.eval_shape(lambda params: policy_lib.narrowed(params, dtype), tree)
-  return jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, tree)
+def generation(
+    config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layers: int | None = None, num_images: int = 4
+) -> Programs:
+  """Returns the stages of `inference.Model.generate`, for a number of images of one prompt.
+
+  Takes and raises what `step` does.
+  """
+  base = abstract.base(config, layers)
+  stages = inference.make_stages(config, base.modules, base.settings)
+  whole = functools.partial(abstract.on_mesh, mesh=mesh)
+  policy, frozen = abstract.weights(stages.modules, mesh, base.modules.bagel.dtype)
+  prompts = whole(abstract.prompts(stages.settings, num_images))
+  keys = whole(jax.eval_shape(lambda: rollout_lib.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))))
+  programs = {}
+
+  def program(name: str, stage: Callable, *arguments):
+    function = jax.jit(functools.partial(stage, stages))
+    held = {"parameters": policy, "image towers": frozen, "images": arguments}
+    programs[name] = Program(mesh, function, (policy, frozen, *arguments), held)
+    with jax.set_mesh(mesh):
+      return whole(jax.eval_shape(function, policy, frozen, *arguments))
+
+  thought = program("think", inference.think, prompts, keys)
+  images = program("draft", inference.draft, thought, keys)
+  source = program("look", inference.look, images)
+  program("reflect", inference.reflect, prompts, source, keys)
+  number = lambda *shape: jax.ShapeDtypeStruct((num_images, *shape), jnp.int32)
+  told = rollout_lib.Instruction(
+      number(stages.settings.capacities.instruction), number(), jax.ShapeDtypeStruct((num_images,), bool))
+  program("refine", inference.refine, source, whole(told), keys)
+  return Programs(programs, costs.rollouts(stages.modules, stages.settings, mesh.shape, num_images, 1), num_images, _layers(base))
 
 
-def _parameters(modules: settings_lib.Modules, settings: settings_lib.Settings, optimizer, mesh):
-  """Returns the abstract state and frozen parameters, as `Experiment.start` and `Session.init` make them."""
-  bagel = modules.bagel
-  shardings = pretrained_lib.shardings(bagel.clone(lora=lora_lib.LoRA()), mesh)
-  shapes = bagel_checkpoint.leaf_shapes(bagel.config)
-  wide = jnp.promote_types(bagel.dtype, jnp.float32)
-  leaves = {path: jax.ShapeDtypeStruct(tuple(shapes[path]), wide, sharding=shardings[path]) for path in shapes}
-  tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
-  policy, towers = tree.pop("policy"), _narrowed(tree, bagel.dtype)
-  reference = _narrowed(policy, bagel.dtype) if settings.loss.needs_reference else None
-  base = None
-  if bagel.lora.rank:
-    base, reference = _narrowed(policy, bagel.dtype), {} if settings.loss.needs_reference else None
-    adapters = lora_lib.adapters(policy_lib.shardings(bagel, mesh))
-    policy = _placed(lora_lib.adapters(policy_lib.unboxed(bagel)), mesh, adapters)
-  moments = jax.eval_shape(optimizer.init, policy)
-  placed = rules.like_parameters(moments, jax.tree.map(lambda leaf: leaf.sharding, policy), mesh)
-  count = _placed(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+COMMANDS = {"step": step, "evaluate": evaluation, "generate": generation}
+
+
+def _layers(base: abstract.Base) -> int:
+  return base.modules.bagel.config.llm.num_layers
+
+
+def _on_host(base: abstract.Base, mesh: jax.sharding.Mesh):
+  """Returns a reward and a parser that call back to the host."""
+  capacity = base.settings.capacities.instruction
   return (
-      state_lib.TrainState(policy, _placed(moments, mesh, placed), count),
-      step_lib.Frozen(towers, reference, base),
+      host.reward_from_host(abstract.no_reward, ("strict",), mesh),
+      host.parse_on_host(base.tokenizer, capacity, mesh),
   )
 
 
-def _prompts(settings: settings_lib.Settings, mesh: jax.sharding.Mesh) -> rollout_lib.Prompts:
-  c, groups = settings.capacities, settings.groups
-  number = lambda *shape: jax.ShapeDtypeStruct((groups, *shape), jnp.int32)
-  return _placed(
-      rollout_lib.Prompts(number(c.prompt), number(), number(c.question), number(), number(), number()), mesh
-  )
+def _held(state: state_lib.TrainState, frozen: step_lib.Frozen) -> dict[str, object]:
+  return {
+      "trained parameters": state.policy, "optimizer": state.opt_state, "base of adapters": frozen.base,
+      "reference": frozen.reference, "image towers": frozen.towers,
+  }

@@ -11,8 +11,10 @@ from r3jax.aot import costs
 from r3jax.aot import hlo
 from r3jax.aot import programs
 from r3jax.aot import report
+from r3jax.aot import search
 from r3jax.models import config as config_lib
 from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import rules
 from r3jax.sequence import layout as layout_lib
 
 SMALL = config_lib.LLMConfig(
@@ -38,7 +40,7 @@ class TestForward:
 class TestCost:
 
   def test_seconds_are_those_of_the_slower_part(self):
-    chip = chips.Chip(1, 100.0, 10.0, ())
+    chip = chips.Chip(1, 100.0, 10.0, 1.0, ())
     assert costs.Cost(400.0, 10.0).seconds(chip, 2) == 2.0
     assert costs.Cost(400.0, 100.0).seconds(chip, 2) == 5.0
 
@@ -57,8 +59,21 @@ class TestReport:
     analysis = types.SimpleNamespace(
         output_size_in_bytes=50, alias_size_in_bytes=40, temp_size_in_bytes=300, generated_code_size_in_bytes=7,
         argument_size_in_bytes=110)
-    found = report.memory(analysis, {"a": 60, "b": 45})
-    assert found == {"a": 60, "b": 45, "padding of arguments": 5, "temporaries": 300, "results": 10, "program": 7, "peak": 427}
+    found = report.memory(analysis, {"a": 60, "b": 45, "optimizer, not an argument": 20}, beside=20)
+    assert found == {
+        "a": 60, "b": 45, "optimizer, not an argument": 20, "padding of arguments": 5, "temporaries": 300, "results": 10,
+        "program": 7, "peak": 447}
+
+  def test_links_send_a_sum_twice(self):
+    totals = {"all-reduce": {"runs": 3, "bytes": 100}, "all-gather": {"runs": 1, "bytes": 40}}
+    assert report.on_links(totals, chips.Chip(1, 1.0, 1.0, 24.0, ())) == 10.0
+
+  @pytest.mark.parametrize("peak, problem", [(10, ""), (11, "draft needs 0.0 GiB")])
+  def test_largest_program_decides(self, peak, problem):
+    held = {"weights": 4, "temporaries": peak - 4, "peak": peak}
+    found = {"hbm": 10, "mesh": {"fsdp": 1, "tensor": 1}, "programs": {"look": {"memory": {"peak": 3}}, "draft": {"memory": held}}}
+    assert report.largest(found) == ("draft", peak)
+    assert report.problem(found, "draft").startswith(problem) and bool(report.problem(found, "draft")) == bool(problem)
 
   def test_compilers_message_is_read(self):
     text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 34.50G of 15.75G hbm. Exceeded by 18.75G."
@@ -76,7 +91,37 @@ class TestReport:
     assert report.traffic([one, other]) == {"all-gather": {"runs": 6, "bytes": 5 * 12 + 8}}
 
 
+class TestCopies:
+
+  @pytest.mark.parametrize("mlp, number", [((), 64), (("tensor",), 16), (("fsdp", "tensor"), 8)])
+  def test_are_the_chips_that_rules_do_not_split_over(self, mlp, number):
+    assert costs.copies(rules.Rules.of({"mlp": mlp}), {"data": 8, "fsdp": 2, "tensor": 4}) == number
+
+
+class TestSearch:
+
+  def test_meshes_are_all_splits_that_the_heads_allow(self):
+    found = [tuple(mesh.values()) for mesh in search.meshes(8, kv_heads=4)]
+    assert found == [(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2), (2, 1, 4), (1, 2, 4)]
+
+  @pytest.mark.parametrize("replicas, numbers", [(4, [1, 2, 4, 8, 16]), (2, [1, 2, 4, 8, 16, 32]), (3, [])])
+  def test_micro_batches_are_those_that_split_the_samples(self, replicas, numbers):
+    assert search.micro_batches(4, 16, replicas) == numbers
+
+  @pytest.mark.parametrize("passing, room, wanted", [(10, 9, 2), (31, 10, 4), (1000, 10, 16), (10, -5, 16)])
+  def test_next_number_is_the_one_that_would_fit(self, passing, room, wanted):
+    assert search.more([1, 2, 4, 8, 16], 1, passing, room) == wanted
+
+  def test_nothing_follows_the_last(self):
+    assert search.more([1, 2], 2, 10, 5) is None
+
+
 class TestProgram:
+
+  @staticmethod
+  def step(config, layers=None):
+    built = programs.step(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2), layers)
+    return built, built.programs["step"]
 
   @pytest.fixture(scope="class")
   @classmethod
@@ -86,10 +131,10 @@ class TestProgram:
     return config
 
   def test_full_size_is_the_released_one(self, config):
-    program = programs.step(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2))
+    built, program = self.step(config)
     state, frozen, prompts, _ = program.arguments
-    llm = program.modules.bagel.config.llm
-    assert (llm.num_layers, llm.vocab_size) == (28, 152064)
+    llm = config_lib.bagel_7b().llm
+    assert (built.layers, built.samples, llm.vocab_size) == (28, 128, 152064)
     gate = state.policy["layers"]["gen"]["gate"]["kernel"]
     assert (gate.shape, gate.dtype, gate.sharding.shard_shape(gate.shape)) == ((28, 3584, 18944), "float32", (28, 1792, 9472))
     count = sum(leaf.size for leaf in jax.tree.leaves(state.policy))
@@ -107,10 +152,27 @@ class TestProgram:
   def test_lora_trains_adapters_beside_a_narrow_base(self, config):
     config = config.copy_and_resolve_references()
     config.model.lora.rank = 16
-    program = programs.step(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2), layers=2)
+    _, program = self.step(config, layers=2)
     state, frozen, _, _ = program.arguments
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state.policy)}
     assert names == {"lora_a", "lora_b"} and frozen.reference == {}
     assert frozen.base["layers"]["gen"]["gate"]["kernel"].dtype == "bfloat16"
     held = program.bytes_by_kind()
     assert held["optimizer"] < held["base of adapters"] / 10 and held["reference"] == 0
+
+  def test_evaluation_runs_beside_the_state_of_training(self, config):
+    step_held = self.step(config, layers=2)[1].bytes_by_kind()
+    built = programs.evaluation(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2), layers=2)
+    draft, revise = built.programs["draft"], built.programs["revise"]
+    assert draft.bytes_by_kind().items() >= {name: size for name, size in step_held.items() if name != "prompts"}.items()
+    assert draft.beside() == step_held["optimizer"] + step_held["reference"]
+    images = revise.arguments[-1].images
+    assert images.shape == (64, 512, 512, 3) and images.sharding.shard_shape(images.shape)[0] == 32
+    assert built.samples == 64
+
+  def test_generation_holds_weights_split_as_rollouts_want_them(self, config):
+    built = programs.generation(config, mesh_lib.make_mesh_of(jax.devices(), 1, 2, 4), layers=2)
+    assert list(built.programs) == ["think", "draft", "look", "reflect", "refine"]
+    policy = built.programs["draft"].arguments[0]
+    gate = policy["layers"]["gen"]["gate"]["kernel"]
+    assert (gate.dtype, gate.sharding.shard_shape(gate.shape)) == ("bfloat16", (2, 3584, 18944 // 4))  # whole over fsdp
