@@ -7,7 +7,10 @@ from r3jax.aot import chips
 from r3jax.aot import hlo
 
 GIB = chips.GIB
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_USED = (  # the compiler's two ways to say it
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+    re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -42,7 +45,7 @@ def traffic(found: Sequence[hlo.Collective]) -> dict[str, dict[str, int]]:
 
 def out_of_memory(text: str) -> tuple[int, int] | None:
   """Returns (used, limit) bytes where a compiler's message says that memory ran out, else None."""
-  match = _USED.search(text)
+  match = next(filter(None, (pattern.search(text) for pattern in _USED)), None)
   if not match:
     return None
   return int(float(match[1]) * _UNITS[match[2]]), int(float(match[3]) * _UNITS[match[4]])

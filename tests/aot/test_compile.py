@@ -61,6 +61,26 @@ class TestRollouts:
     assert json.loads((tmp_path / "json").read_text())["programs"]["step"]["memory"]["peak"] < 95 * 2**30
 
 
+class TestSmallModel:
+  """The embedded world's on four small chips; minutes."""
+
+  CONFIG, TOPOLOGY = "configs/r3_geneval.py:shapes", "--topology=v5e:2x2"
+
+  def test_search_compiles_until_one_fits(self, tmp_path):
+    found = run(self.TOPOLOGY, "--find=1", f"--out={tmp_path / 'json'}", config=self.CONFIG)
+    assert found.returncode == 0, found.stderr[-2000:]
+    (one,) = json.loads((tmp_path / "json").read_text())
+    assert math.prod(one["mesh"].values()) == 4 and one["micro_batches"] == 1
+    assert "1 micro-batches: fits" in found.stdout and list(one["programs"]) == ["step"]
+
+  @pytest.mark.parametrize("program, parts", [
+      ("evaluate", ["draft", "revise"]), ("generate", ["think", "draft", "look", "reflect", "refine"])])
+  def test_other_programs_are_compiled_part_by_part(self, tmp_path, program, parts):
+    found = run(self.TOPOLOGY, f"--program={program}", f"--out={tmp_path / 'json'}", config=self.CONFIG)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert list(json.loads((tmp_path / "json").read_text())["programs"]) == parts
+
+
 class TestRefusals:
 
   def test_step_that_does_not_fit_says_what_to_change(self):

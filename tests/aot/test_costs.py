@@ -78,6 +78,8 @@ class TestReport:
   def test_compilers_message_is_read(self):
     text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 34.50G of 15.75G hbm. Exceeded by 18.75G."
     assert report.out_of_memory(text) == (int(34.5 * 2**30), int(15.75 * 2**30))
+    other = "Ran out of memory on HBM, the total memory required for HLO temporaries (34.48G) exceeds available HBM (31.25G)."
+    assert report.out_of_memory(other) == (int(34.48 * 2**30), int(31.25 * 2**30))
     assert report.out_of_memory("Check failed") is None
 
   def test_advice_names_the_knob_and_by_how_much(self):
