@@ -33,8 +33,8 @@ def _lora(*mesh: int, rank: int, micro_batches: int):
 SLICES = {
     "v5p-128": ("v5p:4x4x4", _full(8, 2, 4)),
     "v5e-256": ("v5e:16x16", _full(4, 16, 4, micro_batches=2, rollout=_WIDE)),
-    "v6e-64": ("v6e:8x8", _full(4, 4, 4, micro_batches=8, rollout=_WIDE)),
-    "lora-v5e-16": ("v5e:4x4", _lora(1, 4, 4, rank=16, micro_batches=32)),
+    "v6e-64": ("v6e:8x8", _full(2, 8, 4, micro_batches=8, rollout=_WIDE)),
+    "lora-v5e-16": ("v5e:4x4", _lora(2, 2, 4, rank=16, micro_batches=16)),
 }
 
 

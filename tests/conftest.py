@@ -12,6 +12,9 @@ if "xla_force_host_platform_device_count" not in _flags:
 if os.environ["JAX_PLATFORMS"] == "cpu" and "xla_backend_optimization_level" not in _flags:
   # The tests compile much and compute little: this halves their time.
   _flags += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+if os.environ["JAX_PLATFORMS"] == "cpu" and "collective_call_terminate" not in _flags:
+  # XLA aborts the process where one device waits 40 s for another: eight of them on two busy cores may.
+  _flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["XLA_FLAGS"] = _flags.strip()
 
 import pytest  # noqa: E402

@@ -253,7 +253,8 @@ class Iteration:
     # Momentum alone would move the policy on, and a decay or a warm-up count, with nothing learned.
     counts = sum(totals) > 0
     state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), changed, state)
-    return state, {"loss": value} | measure.update(found.text, found.images, gradients)
+    # Without the barrier XLA keeps both this state and the one before until the iteration ends.
+    return jax.lax.optimization_barrier(state), {"loss": value} | measure.update(found.text, found.images, gradients)
 
 
 @flax.struct.dataclass
