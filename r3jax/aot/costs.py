@@ -17,6 +17,10 @@ from r3jax.sequence import stages
 
 BACKWARD = 2  # products of a backward pass, in forward passes
 
+# Segments of the stages: what a group shares, and what an edit is told.
+_ASKED, _SEEN, _SOURCE = ("system", "prompt"), ("system", "seen", "question"), ("source", "seen")
+_TOLD = ("instruction", "instruction_alone")
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -118,17 +122,13 @@ def rollouts(
   each = copies(modules.rollout_rules, mesh)
   reason, reflect, refine = stages.reason(c), stages.reflect(c), stages.refine(c)
   run = lambda layout, names, past=(), n=rows: forward(llm, layout, names, past, n, each)
-  asked, seen, source = ("system", "prompt"), ("system", "seen", "question"), ("source", "seen")
   return {
-      "reason: think": run(reason, asked, n=groups) + _decode(llm, reason, "thought", asked, rows, groups, each),
-      "reason: draft": _flow(llm, reason, settings.reason_flow, stages.DRAFT, (*asked, "thought"), rows, each),
-      "reflect": run(reflect, seen, n=groups) + _decode(llm, reflect, "answer", seen, rows, groups, each),
-      "refine": run(refine, source, n=groups) + run(refine, _TOLD, source)
-                + _flow(llm, refine, settings.refine_flow, stages.EDIT, (*source, *_TOLD), rows, each),
+      "reason: think": run(reason, _ASKED, n=groups) + _decode(llm, reason, "thought", _ASKED, rows, groups, each),
+      "reason: draft": _flow(llm, reason, settings.reason_flow, stages.DRAFT, (*_ASKED, "thought"), rows, each),
+      "reflect": run(reflect, _SEEN, n=groups) + _decode(llm, reflect, "answer", _SEEN, rows, groups, each),
+      "refine": run(refine, _SOURCE, n=groups) + run(refine, _TOLD, _SOURCE)
+                + _flow(llm, refine, settings.refine_flow, stages.EDIT, (*_SOURCE, *_TOLD), rows, each),
   }
-
-
-_TOLD = ("instruction", "instruction_alone")
 
 
 def iteration(
@@ -148,11 +148,10 @@ def iteration(
   reason, reflect, refine = stages.reason(c), stages.reflect(c), stages.refine(c)
   draft_names = settings.reason_flow.branches(stages.DRAFT)
   edit_names = settings.refine_flow.branches(stages.EDIT)
-  asked, seen, source = ("system", "prompt"), ("system", "seen", "question"), ("source", "seen")
-  score_reason = run(reason, asked, n=groups) + run(reason, ("thought", *draft_names), asked) + _head(llm, rows * c.thought, each)
+  score_reason = run(reason, _ASKED, n=groups) + run(reason, ("thought", *draft_names), _ASKED) + _head(llm, rows * c.thought, each)
   score_edit = (
-      run(reflect, seen, n=groups) + run(reflect, ("answer",), seen) + run(refine, source, n=groups)
-      + run(refine, (*_TOLD, *edit_names), source) + _head(llm, rows * c.answer, each)
+      run(reflect, _SEEN, n=groups) + run(reflect, ("answer",), _SEEN) + run(refine, _SOURCE, n=groups)
+      + run(refine, (*_TOLD, *edit_names), _SOURCE) + _head(llm, rows * c.answer, each)
   )
   passes = (1 + settings.loss.needs_reference) + (BACKWARD if trains_all else BACKWARD / 2) + remat
   sampled = rollouts(modules, settings, mesh, groups, settings.group_size)

@@ -41,9 +41,10 @@ class Target:
     return chips.of_topology(self.topology)
 
   def on(self, mesh: dict[str, int]) -> "Target":
-    """Returns the same with another mesh."""
+    """Returns the same with another mesh, in one micro-batch."""
     config = self.config.copy_and_resolve_references()
     config.mesh.update(mesh)
+    config.step.micro_batches = 1
     return dataclasses.replace(self, config=config)
 
   def devices(self):

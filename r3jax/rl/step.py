@@ -253,7 +253,7 @@ class Iteration:
     # Momentum alone would move the policy on, and a decay or a warm-up count, with nothing learned.
     counts = sum(totals) > 0
     state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), changed, state)
-    # Without the barrier XLA keeps both this state and the one before until the iteration ends.
+    # Without the barrier XLA holds about one more copy of the parameters, see docs/tpu.md.
     return jax.lax.optimization_barrier(state), {"loss": value} | measure.update(found.text, found.images, gradients)
 
 

@@ -9,6 +9,7 @@ from configs import r3_geneval
 from r3jax.aot import chips
 from r3jax.aot import costs
 from r3jax.aot import hlo
+from r3jax.aot import measure
 from r3jax.aot import programs
 from r3jax.aot import report
 from r3jax.aot import search
@@ -116,6 +117,16 @@ class TestSearch:
 
   def test_nothing_follows_the_last(self):
     assert search.more([1, 2], 2, 10, 5) is None
+
+
+class TestTarget:
+
+  def test_candidates_start_with_one_micro_batch_whatever_the_config_says(self):
+    config = r3_geneval.get_config("v6e-64")
+    target = measure.Target("step", config, "v6e:8x8", None)
+    tried = target.on({"data": 64, "fsdp": 1, "tensor": 1})
+    assert (tried.config.step.micro_batches, tried.config.mesh.data) == (1, 64)
+    assert (config.step.micro_batches, config.mesh.data) == (8, 2)
 
 
 class TestProgram:
