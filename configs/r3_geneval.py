@@ -116,6 +116,9 @@ def _reference_script() -> ConfigDict:
   config.eval = ConfigDict(dict(
       prompts=0,  # 0 = all
       images_per_prompt=4, rounds=4, points=50, temperature=0.3, batch_size=64, seed=1,
+      every=0,  # iterations between evaluations beside those before and after
+      ask=(),  # questions about every draft: "match"; of the embedded world also "existence", "count", "color", "relation"
+      question_tokens=192,
   ))
   config.log = ConfigDict(dict(samples_every=10, samples=8))
   config.profile = ConfigDict(dict(start=0, steps=0))  # iterations start .. start + steps - 1 are traced
@@ -140,7 +143,7 @@ def _shapes(config: ConfigDict) -> ConfigDict:
   config.optimizer.update(und_learning_rate=1.5e-4, gen_learning_rate=1e-4, warmup_updates=4)
   config.reward.name = "shapes"
   config.checkpoint.every = 10
-  config.eval.update(prompts=120, images_per_prompt=1, points=20, batch_size=120)
+  config.eval.update(prompts=120, images_per_prompt=1, points=20, batch_size=120, question_tokens=18)
   config.log.update(samples_every=5, samples=4)
   return config
 

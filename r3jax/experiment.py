@@ -1,6 +1,7 @@
 """From a config to the frozen values that a run computes with; everything is checked here.
 
-This and `rewards/config.py` are the only places below `launch/` and `train.py` that read a ConfigDict.
+This, `rewards/config.py` and `evaluation/build.py` are the only places below `launch/` and `train.py` that
+read a ConfigDict.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,6 +64,11 @@ class Base:
     """
     ids, lengths = zip(*(self.pretrained.tokenizer.segment(text, capacity) for text in texts))
     return np.stack(ids), np.array(lengths, np.int32)
+
+  def decode(self, ids: np.ndarray, lengths: np.ndarray) -> list[str]:
+    """Returns the texts of segments, ids [B, T], without their begin and end."""
+    decode = self.pretrained.tokenizer.decode
+    return [decode(row[1 : length - 1].tolist()) for row, length in zip(np.asarray(ids), np.asarray(lengths))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,14 +295,28 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError: the config cannot be run; the message says what must hold and what was seen.
   """
-  base = build_base(config)
   sets = prompt_sets.load(prompt_sets.Settings(**config.data))
+  return _build(config, balanced(sets.train), sets.heldout, sets.contamination)
+
+
+def build_to_evaluate(config: ml_collections.ConfigDict) -> Experiment:
+  """Does the same without training prompts, which need not be there.
+
+  Raises:
+    ValueError: as `build`.
+  """
+  heldout = prompt_sets.load_heldout(prompt_sets.Settings(**config.data))
+  return _build(config, (), heldout, contamination_lib.Contamination({}))
+
+
+def _build(config, train: tuple[dict, ...], heldout: list[dict], contamination) -> Experiment:
+  base = build_base(config)
   return Experiment(
       **vars(base),
       optimizer=state_lib.OptimizerSettings(**config.optimizer),
-      train=balanced(sets.train),
-      heldout=evenly(sets.heldout, config.eval.prompts, config.eval.seed),
-      contamination=sets.contamination,
+      train=train,
+      heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
+      contamination=contamination,
       reward=rewards_config.build(config.reward),
       parse=_parse(config, base.pretrained.tokenizer, base.settings.capacities.instruction),
       parses_on_host=config.sequence.parser == "strings",

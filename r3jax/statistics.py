@@ -28,19 +28,25 @@ class Design(NamedTuple):
 
 def _draws(values: np.ndarray, design: Design, rng: np.random.Generator) -> np.ndarray:
   """Returns the means of RESAMPLES draws of whole clusters, as many of every stratum as there are."""
-  total, count = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+  means = []
   clusters, strata = np.asarray(design.clusters), np.asarray(design.strata)
   for stratum in dict.fromkeys(design.strata):
     inside = strata == stratum
     names, number = np.unique(clusters[inside], return_inverse=True)
     sums, sizes = np.bincount(number, values[inside]), np.bincount(number)
     drawn = rng.integers(len(names), size=(RESAMPLES, len(names)))
-    total, count = total + sums[drawn].sum(1), count + sizes[drawn].sum(1)
-  return total / count
+    means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+  return np.mean(means, axis=0)
+
+
+def _mean(values: np.ndarray, design: Design) -> float:
+  """Returns the mean of the strata's means."""
+  strata = np.asarray(design.strata)
+  return float(np.mean([values[strata == stratum].mean() for stratum in dict.fromkeys(design.strata)]))
 
 
 def bootstrap_mean(values: Sequence[float], seed: int, design: Design | None = None) -> Interval:
-  """Estimates a mean by the percentile bootstrap (Efron 1979), 2,000 draws with replacement.
+  """Estimates the mean of the strata's means by the percentile bootstrap (Efron 1979), 2,000 draws with replacement.
 
   The bounds are the 2.5 % and 97.5 % quantiles of the means of the draws.
 
@@ -63,7 +69,7 @@ def bootstrap_mean(values: Sequence[float], seed: int, design: Design | None = N
     )
   means = _draws(values, design, np.random.default_rng(seed))
   low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-  return Interval(float(values.mean()), float(low), float(high))
+  return Interval(_mean(values, design), float(low), float(high))
 
 
 def bootstrap_difference(

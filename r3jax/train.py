@@ -1,15 +1,9 @@
 """The main job: evaluate, iterate, checkpoint, evaluate again, report."""
 
 from collections.abc import Iterator
-import ctypes
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import pathlib
-import re
-import resource
-import sys
 import time
 
 from absl import logging
@@ -19,12 +13,19 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from r3jax import evaluate
 from r3jax import experiment as experiment_lib
+from r3jax import machine
 from r3jax import metrics as metrics_lib
 from r3jax import profiling
 from r3jax import types
+from r3jax import workdir as workdir_lib
+from r3jax.data import contamination
 from r3jax.data import pipeline
+from r3jax.evaluation import build as build_lib
+from r3jax.evaluation import measures
+from r3jax.evaluation import result as result_lib
+from r3jax.evaluation import run as run_lib
+from r3jax.evaluation import summary as summary_lib
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import config_guard
 from r3jax.io import jsonl
@@ -35,6 +36,7 @@ from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import multihost
 from r3jax.parallel import rules
 from r3jax.rewards import budget as budget_lib
+from r3jax.rewards import control
 from r3jax.rewards import format as format_lib
 from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import state as state_lib
@@ -70,78 +72,37 @@ class Clock:
     return spent
 
 
-def _shuffled(reward: step_lib.Reward, seed: int) -> step_lib.Reward:
-  """Deals the scores of all replicas' samples out anew: the control in which images do not matter.
-
-  The order is drawn for the images themselves, so it is another one every time and does not depend
-  on the number of replicas. Format, and stopping at what a score calls perfect, still pay.
-  """
-
-  def shuffled(images, target):
-    rows = images.shape[0]
-    gather = lambda x: jax.lax.all_gather(x, step_lib.AXIS, tiled=True)
-    score = jax.tree.map(gather, reward(images, target))
-    digest = jax.lax.psum(jnp.sum(images, dtype=jnp.uint32), step_lib.AXIS)
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), digest), len(score.value))
-    mine = jax.lax.dynamic_slice_in_dim(order, jax.lax.axis_index(step_lib.AXIS) * rows, rows)
-    return jax.tree.map(lambda x: x[mine], score)
-
-  return shuffled
-
-
 def _iteration(config, experiment: experiment_lib.Experiment, mesh) -> step_lib.Iteration:
   iteration = experiment.iteration(mesh)
   if not config.reward.shuffle:
     return iteration
-  return dataclasses.replace(iteration, reward=_shuffled(iteration.reward, config.seed))
+  return dataclasses.replace(iteration, reward=control.shuffled(iteration.reward, config.seed, step_lib.AXIS))
 
 
-def _evaluator(config, experiment: experiment_lib.Experiment, mesh) -> evaluate.Evaluator:
-  e = config.eval
-  return evaluate.Evaluator(
-      experiment.modules,
-      experiment_lib.evaluation_settings(config, experiment.settings),
-      experiment.reward.on(mesh),
-      experiment.parse(mesh),
-      mesh,
-      e.rounds,
-      e.batch_size,
-      e.seed,
-  )
-
-
-def _samples(experiment, step: int, rows: np.ndarray, samples: step_lib.Samples, number: int) -> Iterator:
-  """Yields report samples: the first sample of the first `number` groups of the edit half."""
-  size, decode = experiment.settings.group_size, experiment.pretrained.tokenizer.decode
-  text = lambda rollout, i: decode(rollout.ids[i, 1 : rollout.lengths[i] - 1].tolist())
-  value = lambda score, i: float(score.value[i]) if score.valid[i] else float("nan")
-  drafts, edits = samples.drafts, samples.edits
-  for i in range(0, min(number * size, len(rows) * size), size):
-    record = experiment.train[rows[i // size]]
-    shown = dict(
-        step=step, prompt=record["prompt"], tag=record["tag"], thought=text(drafts.rollout.text, i),
-        draft=drafts.rollout.images[i], draft_score=value(samples.draft_score, i),
-    )
-    yield report.RolloutSample(**shown)
+def _samples(experiment, step: int, rows: np.ndarray, samples: step_lib.Samples, number: int) -> Iterator[tuple[dict, list]]:
+  """Yields report samples of the first sample of the first `number` groups of both halves, and their images."""
+  size, drafts, edits = experiment.settings.group_size, samples.drafts, samples.edits
+  text = lambda rollout, i: experiment.decode(rollout.ids[i : i + 1], rollout.lengths[i : i + 1])[0]
+  value = lambda score, i: float(score.value[i]) if score.valid[i] else None
+  for group in range(min(number, len(rows))):
+    i = group * size
+    facts = dict(step=step, key=f"{step:06d}-{group}", **_asked(experiment.train[rows[group]]))
+    thought = dict(score=value(samples.draft_score, i), text=text(drafts.rollout.text, i), instruction="", stop=False)
+    yield facts | {"turns": [thought]}, [drafts.rollout.images[i]]
     if edits is None:
       continue
-    record = experiment.train[rows[edits.row[i]]]
-    answer = text(edits.text, i)
-    thought, close, rest = answer.rpartition(format_lib.CLOSE)
-    source = edits.source.images[i * edits.source.images.shape[0] // edits.row.shape[0]]
-    yield report.RolloutSample(
-        step=step, prompt=record["prompt"], tag=record["tag"], thought="(drawn from the pool)",
-        draft=source, draft_score=float(edits.before[i]), reflection=thought if close else rest,
-        instruction=format_lib.edit_instruction(answer),
-        refined=edits.refined.images[i], refined_score=value(samples.edit_score, i),
-    )
+    answer, before = text(edits.text, i), float(edits.before[i])
+    facts = dict(step=step, key=f"{step:06d}-{group}-edit", **_asked(experiment.train[rows[edits.row[i]]]))
+    source = dict(label="from the pool", score=before if edits.before_valid[i] else None, text="", instruction="", stop=False)
+    edit = dict(
+        label="edited", score=value(samples.edit_score, i), text=answer, instruction=format_lib.edit_instruction(answer),
+        stop=bool(edits.parsed.stop[i]))
+    image = edits.source.images[i * edits.source.images.shape[0] // edits.row.shape[0]]
+    yield facts | {"turns": [source, edit]}, [image, edits.refined.images[i]]
 
 
-def _return_freed_memory():
-  """Gives the system back what the compiler has freed: glibc would keep 2 GiB of it."""
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-  if trim:
-    trim(0)
+def _asked(record: dict) -> dict:
+  return {"prompt": record["prompt"], "tag": record["tag"]}
 
 
 def _parameters(session: "Session", policy: types.Params) -> dict[str, int]:
@@ -155,59 +116,6 @@ def _parameters(session: "Session", policy: types.Params) -> dict[str, int]:
   }
 
 
-def _versions() -> dict[str, str]:
-  names = ("r3jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
-  found = {name: importlib.metadata.version(name) for name in names[1:]}
-  return found | {"device": jax.devices()[0].device_kind, "devices": str(jax.device_count())}
-
-
-@dataclasses.dataclass(frozen=True)
-class Workdir:
-  """The files of a run."""
-
-  path: epath.Path
-
-  @property
-  def checkpoints(self) -> epath.Path:
-    """Folder of the checkpoints."""
-    return self.path / "checkpoints"
-
-  @property
-  def report(self) -> epath.Path:
-    """Folder of the page."""
-    return self.path / "report"
-
-  @property
-  def profile(self) -> epath.Path:
-    """Folder of the trace."""
-    return self.path / "profile"
-
-  @property
-  def rewards(self) -> epath.Path:
-    """Folder of what host rewards answered."""
-    return self.path / "rewards"
-
-  def evaluation(self, step: int) -> epath.Path:
-    """File of an evaluation's result."""
-    return self.path / "evaluation" / f"step_{step:06d}.json"
-
-  def save_evaluation(self, step: int, found: evaluate.Result, settings: dict):
-    """Writes a result and what it was evaluated with; complete or not at all. Only process 0 does."""
-    if jax.process_index():
-      return
-    path = self.evaluation(step)
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found.to_json() | {"settings": settings}))
-    partial.replace(path)
-
-  def load_evaluation(self, step: int, settings: dict) -> evaluate.Result | None:
-    """Returns a result, None where there is none or it was evaluated with other settings."""
-    path = self.evaluation(step)
-    obj = json.loads(path.read_text()) if path.exists() else {"settings": None}
-    return evaluate.Result.from_json(obj) if obj["settings"] == settings else None
-
-
 @dataclasses.dataclass(frozen=True)
 class Session:
   """A run's constants, checked and loaded.
@@ -219,20 +127,20 @@ class Session:
     mesh: all devices.
     iteration: the stages of the step.
     prompts: of the training set, one row per record (numpy).
-    heldout: of the held-out set.
     frozen: parameters that the step reads; the reference is the policy before training.
-    evaluator: on the same mesh.
+    exam: on the held-out set, on the same mesh.
+    leaked: tag -> how many of the held-out prompts are trained on, or were before.
   """
 
   config: ml_collections.ConfigDict
-  files: Workdir
+  files: workdir_lib.Workdir
   experiment: experiment_lib.Experiment
   mesh: jax.sharding.Mesh
   iteration: step_lib.Iteration
   prompts: rollout_lib.Prompts
-  heldout: rollout_lib.Prompts
   frozen: step_lib.Frozen
-  evaluator: evaluate.Evaluator
+  exam: run_lib.Exam
+  leaked: dict[str, int]
 
   def init(self, policy) -> state_lib.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
@@ -270,24 +178,34 @@ class Session:
     described = sorted([*folder.glob("*.json"), *folder.glob("*.txt")])  # sizes and tokenizer
     return [json.dumps(used, sort_keys=True), *(path.read_text() for path in described)]
 
-  def evaluate(self, policy) -> evaluate.Result:
-    """Evaluates a policy on the held-out prompts; raises BudgetExceeded where too few images have a score."""
-    images = self.config.eval.images_per_prompt
-    rounds = self.evaluator.run(self.frozen.whole(policy), self.frozen.towers, self.heldout, images)
-    self.experiment.reward.raise_together()
-    labels = lambda key: [record[key] for record in self.experiment.heldout for _ in range(images)]
-    found = evaluate.result(rounds, labels("tag"), labels("prompt"))
-    budget_lib.check_evaluation(found.missing, self.config.reward.max_failed_fraction)
-    return found
+  def evaluate(self, policy, step: int) -> list[dict]:
+    """Evaluates a policy on the held-out prompts, unless that has been done; returns the samples.
+
+    Raises:
+      budget.BudgetExceeded: too few images have a score.
+    """
+    folder = self.files.evaluation(step)
+    if done := summary_lib.finished(self.exam, folder):
+      return done
+    facts = summary_lib.Facts(
+        f"r3jax: evaluation of iteration {step}", step, self.leaked, self.exam.flops, self.config.seed)
+    reward = self.experiment.reward
+    reward.begin(step)
+    with reward.logging_to(folder / "rewards"):
+      samples = self.exam.sit(self.frozen.whole(policy), self.frozen.towers, folder, step)
+    reward.metrics()  # so that those of the iterations go on
+    budget_lib.check_evaluation(result_lib.of_samples(samples).missing, self.config.reward.max_failed_fraction)
+    summary_lib.conclude(folder, samples, facts)
+    return samples
 
 
-def _check(config: ml_collections.ConfigDict, files: Workdir):
+def _check(config: ml_collections.ConfigDict, files: workdir_lib.Workdir):
   """Raises ValueError for what only this module reads."""
   if config.step.mode not in ("fused", "split"):
     raise ValueError(f"step.mode must be 'fused' or 'split'; got {config.step.mode!r}")
-  for section, key in (("checkpoint", "every"), ("checkpoint", "keep"), ("eval", "images_per_prompt")):
-    if config[section][key] < 1:
-      raise ValueError(f"{section}.{key} must be at least 1; got {config[section][key]}")
+  for section, key, least in (("checkpoint", "every", 1), ("checkpoint", "keep", 1), ("eval", "every", 0)):
+    if config[section][key] < least:
+      raise ValueError(f"{section}.{key} must be at least {least}; got {config[section][key]}")
   profiling.check(config.profile.start, config.profile.steps, config.total_steps)
   done = checkpoints_lib.latest_step(files.checkpoints) or 0
   if config.total_steps < done:
@@ -307,13 +225,12 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   Raises:
     ValueError: the config, the model or the workdir cannot be used; the workdir is as it was.
   """
-  files = Workdir(epath.Path(workdir))
+  files = workdir_lib.Workdir(epath.Path(workdir))
   _check(config, files)
   experiment = experiment_lib.build(config)
   mesh = mesh_lib.make_mesh(**config.mesh)
   iteration = _iteration(config, experiment, mesh)
-  evaluator = _evaluator(config, experiment, mesh)
-  prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
+  exam, prompts = build_lib.exam(config, experiment, mesh), experiment.encode(experiment.train)
   policy, frozen = experiment.start(mesh, config.seed)
   config_guard.check_writable(workdir)
   constants = {
@@ -323,7 +240,11 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   if services := experiment.reward.describe():
     constants["reward_services"] = services
   config_guard.write_or_check(workdir, config.to_dict() | constants, MAY_DIFFER)
-  return Session(config, files, experiment, mesh, iteration, prompts, heldout, frozen, evaluator), policy
+  before = workdir_lib.trained_on(config.model.folder) or []
+  leaked = contamination.leaked([*before, *experiment.train], experiment.heldout)
+  if not jax.process_index():
+    workdir_lib.write_training_prompts(files.path, experiment.train)
+  return Session(config, files, experiment, mesh, iteration, prompts, frozen, exam, leaked), policy
 
 
 def run(session: Session, policy: types.Params, programs: epath.Path | None = None) -> dict:
@@ -350,33 +271,31 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
     state = session.init(policy)
     clock.lap("setup")
     step = session.compile(state, programs)
-    _return_freed_memory()
+    machine.return_freed_memory()
     clock.lap("compile")
     logging.info("compiled the step in %.1f s", clock.seconds["compile"])
-    reward, settings = session.experiment.reward, config.eval.to_dict() | {"heldout": config.data.heldout}
-    before = files.load_evaluation(0, settings)
-    done = checkpoints_lib.latest_step(files.checkpoints) or 0
-    reward.log_to(files.rewards, done if before else -1)  # without what is asked again
-    if before is None:
-      before = session.evaluate(policy)
-      files.save_evaluation(0, before, settings)
-      clock.lap("evaluate before")
-    reward.metrics()  # those of the iterations begin here, in the first start as in any other
+    session.experiment.reward.log_to(files.rewards, checkpoints_lib.latest_step(files.checkpoints) or 0)
+    before = session.evaluate(policy, 0)
+    clock.lap("evaluate before")
     state = _iterate(session, step, state, clock)
-    reward.begin(config.total_steps + 1)
-    after = session.evaluate(state.policy)
-  files.save_evaluation(config.total_steps, after, settings)
+    after = session.evaluate(state.policy, config.total_steps)
   clock.lap("evaluate after")
-  summary = _summary(session, clock, before, after) | {"parameters": parameters}
+  summary = _summary(session, clock, result_lib.of_samples(before), result_lib.of_samples(after))
+  summary |= {"parameters": parameters}
   _write_summary(files, summary)
   return summary
 
 
 def _save_samples(session: Session, step: int, rows: np.ndarray, samples: step_lib.Samples):
   """Keeps an iteration's first samples for the report."""
-  if not jax.process_index():
-    shown = _samples(session.experiment, step, rows, samples, session.config.log.samples)
-    report.append_samples(session.files.report, list(shown))
+  if jax.process_index():
+    return
+  shown, files = [], {}
+  for sample, images in _samples(session.experiment, step, rows, samples, session.config.log.samples):
+    paths = [f"images/{sample['key']}_{turn}.png" for turn in range(len(images))]
+    files |= dict(zip(paths, images))
+    shown.append(sample | {"turns": [{"image": path, **turn} for path, turn in zip(paths, sample["turns"])]})
+  report.append_samples(session.files.report, shown, files)
 
 
 def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) -> state_lib.TrainState:
@@ -393,6 +312,9 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   progress = metrics_lib.Progress(config.total_steps, done)
   budget = budget_lib.Budget(config.reward.max_failed_fraction, config.reward.failure_window)
   profiler = profiling.Profiler(files.profile, config.profile.start, config.profile.steps)
+  due = lambda number: config.eval.every and number % config.eval.every == 0 and number < config.total_steps
+  if due(done):  # the last start may have ended before it
+    session.evaluate(state.policy, done)
   clock.lap("setup")
   for number in range(done + 1, config.total_steps + 1):
     rows = next(prompts)
@@ -411,6 +333,10 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
     checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
     if stop:
       break
+    if due(number):
+      clock.lap("train")
+      session.evaluate(state.policy, number)
+      clock.lap("evaluate between")
   profiler.close()
   checkpoints.close()
   writer.close()
@@ -420,42 +346,30 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   return state
 
 
-def _peak_memory() -> int:
-  """Returns the most bytes of memory that this process has held.
-
-  Not `ru_maxrss` where there is another figure: on Linux a process starts with that of its parent.
-  """
-  status = pathlib.Path("/proc/self/status")
-  found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-  if found:
-    return int(found[1]) * 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _summary(session: Session, clock: Clock, before: evaluate.Result, after: evaluate.Result) -> dict:
-  config, files, contamination = session.config, session.files, session.experiment.contamination
+def _summary(session: Session, clock: Clock, before: result_lib.Result, after: result_lib.Result) -> dict:
+  config, files, found = session.config, session.files, session.experiment.contamination
   metrics = jsonl.read(files.path / "metrics.jsonl")
   iterations = [row["seconds/iteration"] for row in metrics[1:] or metrics]
   return {
       "title": f"r3jax: {config.total_steps} iterations, seed {config.seed}"
-               + (" (CONTAMINATED: trained on test prompts)" if contamination.contaminated else ""),
-      "scores": evaluate.compare(before, after, config.seed),
+               + (" (CONTAMINATED: trained on test prompts)" if found.contaminated else ""),
+      "scores": measures.compare(before, after, config.seed),
       "last round minus draft": {
-          "before": evaluate.refinement(before, config.seed), "after": evaluate.refinement(after, config.seed)
+          "before": measures.refinement(before, config.seed), "after": measures.refinement(after, config.seed)
       },
       "images without a score": {"before": before.missing, "after": after.missing},
-      "behaviour": {"before": evaluate.behaviour(before), "after": evaluate.behaviour(after)},
-      "contamination": contamination.to_json(),
+      "behaviour": {"before": measures.behaviour(before), "after": measures.behaviour(after)},
+      "contamination": found.to_json(),
       "iterations": config.total_steps,
       "seed": config.seed,
       "seconds": clock.seconds | ({"median iteration": float(np.median(iterations))} if iterations else {}),
       "compile_seconds": clock.seconds["compile"],
-      "peak_memory_gib": _peak_memory() / 2**30,
-      "versions": _versions(),
+      "peak_memory_gib": machine.peak_memory() / 2**30,
+      "versions": machine.versions(),
   }
 
 
-def _write_summary(files: Workdir, summary: dict):
+def _write_summary(files: workdir_lib.Workdir, summary: dict):
   if jax.process_index():
     return
   partial = files.path / "summary.json.partial"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from configs import r3_geneval
-from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax import inference
+from r3jax.evaluation import rounds as rounds_lib
 from r3jax.io import images as images_lib
 from r3jax.parallel import mesh as mesh_lib
 from tests import tiny
@@ -55,13 +55,13 @@ def rounds(tiny_model, mesh):
   experiment = experiment_lib.build(config)
   settings = experiment_lib.evaluation_settings(config, experiment.settings)
   parse = experiment.parse(mesh)
-  evaluator = evaluate.Evaluator(experiment.modules, settings, tiny.brightness, parse, mesh, ROUNDS, IMAGES, SEED)
+  evaluator = rounds_lib.Evaluator(experiment.modules, settings, tiny.brightness, parse, mesh, ROUNDS, IMAGES, SEED)
   prompts = dataclasses.replace(
       experiment.encode(({"prompt": PROMPT, "tag": "single_object", "include": [{"class": "ring", "count": 1}]},)),
       index=np.array([NUMBER], np.int32),
   )
   with jax.set_mesh(mesh):
-    return evaluator.run(*experiment.load(mesh), prompts, IMAGES)
+    return tiny.draw(evaluator, *experiment.load(mesh), prompts, IMAGES)
 
 
 class TestGenerate:
@@ -75,7 +75,7 @@ class TestGenerate:
         ids = found.text.ids[i, 1 : found.text.lengths[i] - 1]
         assert turn.text == model.base.pretrained.tokenizer.decode(ids.tolist())
         assert turn.stop == found.stop[i]
-        assert np.abs(turn.image.astype(int) - found.images[i]).max() <= 1
+        assert np.abs(turn.image.astype(int) - found.kept.images[i]).max() <= 1
       stopped = [turn.stop for turn in sample.turns]
       assert not any(stopped[:-1])
       assert stopped[-1] or len(stopped) == ROUNDS

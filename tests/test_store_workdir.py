@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 
 from configs import r3_geneval
-from r3jax import evaluate
 from r3jax import train
+from r3jax import workdir as workdir_lib
 from r3jax.data import contamination
 from r3jax.io import checkpoints
 from r3jax.io import config_guard
 from r3jax.io import jsonl
-from r3jax.io import report
 from r3jax.rewards import base
 from r3jax.rewards import graph
 from r3jax.rewards import host
 from r3jax.rl import state as state_lib
 from r3jax.rl import step as step_lib
+from tests.evaluation import fakes
 
 RECORDS = tuple({"prompt": f"prompt {i}", "tag": "colors"} for i in range(4))
 CALLS = 3  # of the reward in an iteration, as from as many devices
@@ -63,7 +63,7 @@ class Session:
   """
 
   config: object
-  files: train.Workdir
+  files: workdir_lib.Workdir
   fails_at: int | None = None
 
   def __post_init__(self):
@@ -74,6 +74,8 @@ class Session:
         train=RECORDS, heldout=RECORDS, contamination=contamination.Contamination({}),
         reward=graph.on_host("judge", self._scorer))
     self._rows = self._scorer.encode(RECORDS)
+    self.leaked = {}
+    self.exam = dataclasses.replace(fakes.exam(fakes.Evaluator(20)), flush=self._ask_and_flush)
 
   def _ask(self):
     for row in self._rows[:CALLS]:
@@ -99,12 +101,11 @@ class Session:
 
     return step
 
-  def evaluate(self, policy):
+  def _ask_and_flush(self):
     self._ask()
     self.experiment.reward.raise_together()
-    score = np.full((2, len(RECORDS)), float(policy["x"]))
-    tags, prompts = ([record[key] for record in RECORDS] for key in ("tag", "prompt"))
-    return evaluate.Result(tags, prompts, score, {"strict": score}, score > 0, score)
+
+  evaluate = train.Session.evaluate
 
 
 def _start(workdir: str, fails_at: int | None = None) -> dict:
@@ -113,9 +114,10 @@ def _start(workdir: str, fails_at: int | None = None) -> dict:
   config.total_steps = STEPS
   config.groups_per_step = 2
   config.checkpoint.every = 3
+  config.eval.every = 4
   config.log.samples_every = 2
   config.profile.update(start=2, steps=1)
-  files = train.Workdir(epath.Path(workdir))
+  files = workdir_lib.Workdir(epath.Path(workdir))
   train._check(config, files)
   config_guard.check_writable(workdir)
   config_guard.write_or_check(workdir, config.to_dict(), train.MAY_DIFFER)
@@ -124,8 +126,10 @@ def _start(workdir: str, fails_at: int | None = None) -> dict:
 
 def _logs(folder: epath.Path) -> dict[str, list[dict]]:
   """Returns the logs without times."""
-  names = ("metrics.jsonl", "rewards/judge.0.jsonl", "report/samples.jsonl")
-  drop = lambda row: {name: value for name, value in row.items() if not re.match("seconds/|time", name)}
+  kinds = ("samples.jsonl", "rewards/judge.0.jsonl")
+  evaluations = [f"evaluation/step_{step:06d}/{kind}" for step in (0, 4, STEPS) for kind in kinds]
+  names = ("metrics.jsonl", "rewards/judge.0.jsonl", "report/samples.jsonl", *evaluations)
+  drop = lambda row: {name: value for name, value in row.items() if not re.match("seconds/|time|turns", name)}
   return {name: [drop(row) for row in jsonl.read(folder / name)] for name in names}
 
 
@@ -136,12 +140,13 @@ class TestRun:
     """Checkpoints, which Orbax writes through libraries of its own, are on the disk; nothing else is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        train.Workdir, "checkpoints", property(lambda files: epath.Path(tmp_path / "checkpoints" / files.path.name)))
+        workdir_lib.Workdir, "checkpoints", property(lambda files: epath.Path(tmp_path / "checkpoints" / files.path.name)))
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # it writes TensorBoard's files by itself
     for name in [name for name in sys.modules if name.startswith("clu")]:
       monkeypatch.delitem(sys.modules, name)
     image = np.zeros((2, 2, 3), np.uint8)
-    shown = lambda experiment, step, *_: [report.RolloutSample(step, "p", "colors", "t", image, 0.5)]
+    sample = {"prompt": "p", "tag": "colors", "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}]}
+    shown = lambda experiment, step, *_: [({"step": step, "key": f"{step}", **sample}, [image])]
     monkeypatch.setattr(train, "_samples", shown)
     yield
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("checkpoints", "local")] == []
@@ -150,10 +155,12 @@ class TestRun:
     _start("gs://bucket/run")
     assert max(store.writes.values()) <= 2, store.writes.most_common(3)
     logged = [name for name in store.writes if ".parts/" in name]
-    assert len(logged) == STEPS + (STEPS + 2) + 4  # metrics, what the judge said with both evaluations, samples
+    # Metrics, what the judge said, samples; and of three evaluations what the judge said, and samples.
+    assert len(logged) == STEPS + STEPS + 4 + 3 + 3
     names = {name.removeprefix("gs://bucket/run/") for name in store.objects}
-    assert {"config.json", "summary.json", "report/index.html", "evaluation/step_000000.json",
-            "evaluation/step_000007.json"} <= names
+    assert {"config.json", "summary.json", "report/index.html", "evaluation/step_000000/summary.json",
+            "evaluation/step_000004/index.html", "evaluation/step_000007/summary.json",
+            "evaluation/step_000007/images/00000_00_0.png"} <= names
     assert any(re.fullmatch(r"profile/plugins/profile/\w+/.*\.xplane\.pb", name) for name in names)
     assert not [name for name in names if name.endswith((".new", ".partial")) or "probe" in name]
 
@@ -163,7 +170,7 @@ class TestRun:
     found = _logs(epath.Path("gs://bucket/run"))
     assert found == _logs(epath.Path(tmp_path / "local"))
     assert [row["step"] for row in found["metrics.jsonl"]] == list(range(1, STEPS + 1))
-    assert [row["step"] for row in found["rewards/judge.0.jsonl"]] == [i for i in range(STEPS + 2) for _ in range(CALLS)]
+    assert [row["step"] for row in found["rewards/judge.0.jsonl"]] == [i for i in range(1, STEPS + 1) for _ in range(CALLS)]
 
   def test_resumed_run_is_an_uninterrupted_one(self, store):
     whole = _start("gs://bucket/whole")

@@ -15,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r3jax import machine
 from r3jax import train
 from r3jax.data import pipeline
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import jsonl
+from r3jax.io import report
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import base as rewards_base
+from r3jax.rewards import control
 from r3jax.rl import step as step_lib
 from tests import tiny
 
@@ -50,6 +53,12 @@ def _metrics(workdir: pathlib.Path) -> list[dict]:
   return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in rows]
 
 
+def _samples(folder: pathlib.Path) -> list[dict]:
+  """Returns an evaluation's samples without the times."""
+  return [
+      sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in report.read_samples(folder)]
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_model, tmp_path_factory):
   """The workdir of an uninterrupted run of the command."""
@@ -65,9 +74,12 @@ class TestCommand:
     assert (config["total_steps"], config["group_size"]) == (STEPS, 4)
     assert [row["step"] for row in _metrics(finished)] == list(range(1, STEPS + 1))
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["6", "8"]
-    assert sorted(path.name for path in (finished / "evaluation").iterdir()) == ["step_000000.json", "step_000008.json"]
-    page = (finished / "report" / "index.html").read_text()
-    assert page.count("data:image/png") > 4 and "&lt;think&gt;" in page and "<think>" not in page
+    assert sorted(path.name for path in (finished / "evaluation").iterdir()) == ["step_000000", "step_000008"]
+    for folder in (finished / "report", finished / "evaluation" / "step_000008"):
+      page = (folder / "index.html").read_text()
+      assert page.count("images/") > 4 and r"\u003cthink\u003e" in page and "<think>" not in page
+      assert {turn["image"] for sample in report.read_samples(folder) for turn in sample["turns"]} <= {
+          str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert list((finished / "tensorboard").iterdir())
     assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".new"))]
 
@@ -103,8 +115,8 @@ class TestCommand:
     log = (tmp_path / "workdir.log").read_text()
     assert re.search(r"restored step [4-8] from", log) and "the step was traced before" in log
     assert _metrics(workdir) == _metrics(finished)
-    for name in ("step_000000.json", f"step_{STEPS:06d}.json"):
-      assert (workdir / "evaluation" / name).read_text() == (finished / "evaluation" / name).read_text()
+    for name in ("step_000000", f"step_{STEPS:06d}"):
+      assert _samples(workdir / "evaluation" / name) == _samples(finished / "evaluation" / name)
     for part in ("samples.jsonl",):
       assert (workdir / "report" / part).read_text() == (finished / "report" / part).read_text()
 
@@ -113,10 +125,10 @@ class TestPeakMemory:
 
   def test_is_not_that_of_the_process_that_started_it(self):
     ours = bytearray(2**30)  # touched, and held until the other has answered
-    script = "from r3jax import train; print(train._peak_memory())"
+    script = "from r3jax import machine; print(machine.peak_memory())"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     theirs = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert train._peak_memory() > len(ours) > int(theirs.stdout) > 2**26
+    assert machine.peak_memory() > len(ours) > int(theirs.stdout) > 2**26
 
 
 class TestRun:
@@ -163,7 +175,7 @@ class TestShuffled:
     )
     mesh = mesh_lib.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
     rows = jax.sharding.PartitionSpec("data")
-    mapped = jax.shard_map(train._shuffled(own, seed), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    mapped = jax.shard_map(control.shuffled(own, seed, step_lib.AXIS), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     found = jax.jit(mapped)(images, jnp.arange(len(images)))
     np.testing.assert_array_equal(found.value, found.parts["strict"])  # a score moves as a whole
     return np.asarray(found.value)

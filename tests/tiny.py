@@ -17,6 +17,8 @@ import numpy as np
 from configs import r3_geneval
 from r3jax import experiment as experiment_lib
 from r3jax import train
+from r3jax.evaluation import build as build_lib
+from r3jax.evaluation import rounds as rounds_lib
 from r3jax.io import bagel_checkpoint
 from r3jax.io import bagel_table
 from r3jax.parallel import mesh as mesh_lib
@@ -192,9 +194,17 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   experiment = dataclasses.replace(experiment, reward=reward)
   mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
   policy, frozen = experiment.start(mesh, config.seed)
-  prompts, heldout = experiment.encode(experiment.train), experiment.encode(experiment.heldout)
+  prompts = experiment.encode(experiment.train)
+  exam = None if config.eval.batch_size % shape[0] else build_lib.exam(config, experiment, mesh)
   session = train.Session(
-      config, None, experiment, mesh, experiment.iteration(mesh), prompts, heldout,
-      frozen, evaluator=None,
-  )
+      config, None, experiment, mesh, experiment.iteration(mesh), prompts, frozen, exam, leaked={})
   return Bench(session, policy)
+
+
+def draw(evaluator: rounds_lib.Evaluator, policy, towers, prompts: rollout_lib.Prompts, images: int) -> list[rounds_lib.Round]:
+  """Returns one numpy `Round` per round for images of every prompt, prompt by prompt."""
+  rows, parts = [(i, j) for i in range(len(prompts.index)) for j in range(images)], []
+  for batch, number in rounds_lib.batches(rows, evaluator.batch_size):
+    made = evaluator.run(policy, towers, jax.tree.map(lambda x: x[batch[:, 0]], prompts), batch[:, 1])
+    parts.append([jax.tree.map(lambda x: x[:number], one) for one, _ in made])
+  return [jax.tree.map(lambda *leaves: np.concatenate(leaves), *turn) for turn in zip(*parts)]

@@ -1,4 +1,7 @@
-"""What a TPU chip has, by the name that topologies use."""
+"""What a TPU device has, by the name that topologies use.
+
+A device is what JAX calls so: a chip, but of tpu7x, whose chips are two devices.
+"""
 
 import dataclasses
 
@@ -7,13 +10,13 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One chip, of Google Cloud's documentation of its TPU versions.
+  """One device, of Google Cloud's documentation of its TPU versions.
 
   Attributes:
     hbm: bytes of memory.
     flops: bf16 operations a second.
     bandwidth: bytes a second from memory.
-    links: bytes a second that all its links to other chips send together.
+    links: bytes a second that all its links to others send together.
     topologies: some slices, for messages.
   """
 
@@ -24,13 +27,14 @@ class Chip:
   topologies: tuple[str, ...]
 
 
-# Peak figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x; links are half of their bidirectional figures.
+# Peak figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x; links are half of
+# their bidirectional figures, and a tpu7x device has half a chip.
 CHIPS = {
     "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9, ("2x2x1", "2x2x4", "4x4x4")),
     "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
     "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
     "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-    "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 600e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
+    "tpu7x": Chip(96 * GIB, 1153.5e12, 3690e9, 300e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
 }
 
 

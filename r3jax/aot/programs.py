@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from r3jax import evaluate as evaluate_lib
 from r3jax import experiment as experiment_lib
 from r3jax import inference
 from r3jax.aot import abstract
 from r3jax.aot import costs
+from r3jax.evaluation import rounds as rounds_lib
 from r3jax.rewards import host
 from r3jax.rl import placement
 from r3jax.rl import rollout as rollout_lib
@@ -102,7 +102,7 @@ def evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layer
   """
   base, e = abstract.base(config, layers), config.eval
   settings = experiment_lib.evaluation_settings(config, base.settings)
-  evaluator = evaluate_lib.Evaluator(
+  evaluator = rounds_lib.Evaluator(
       base.modules, settings, *_on_host(base, mesh), mesh, e.rounds, e.batch_size, e.seed)
   policy, frozen = abstract.start(base.modules, settings, mesh)
   optimizer = state_lib.make_optimizer(state_lib.OptimizerSettings(**config.optimizer))
@@ -112,7 +112,7 @@ def evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layer
   rows = by_row((abstract.prompts(settings, e.batch_size), jax.ShapeDtypeStruct((e.batch_size, 3), jnp.int32)))
   arguments = (frozen.whole(policy), frozen.towers, *rows)
   with jax.set_mesh(mesh):
-    last = by_row(jax.eval_shape(evaluator.draft, *arguments))
+    last = by_row(jax.eval_shape(evaluator.draft, *arguments).standing)
   programs = {
       "draft": Program(mesh, evaluator.draft, arguments, held | {"images": rows}),
       "revise": Program(mesh, evaluator.revise, (*arguments, last), held | {"images": (rows, last)}),

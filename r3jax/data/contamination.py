@@ -82,6 +82,12 @@ def find(train: Sequence[dict], tests: Sequence[dict]) -> list[str | None]:
           for record in train]
 
 
+def leaked(train: Sequence[dict], tests: Sequence[dict]) -> dict[str, int]:
+  """Returns, by tag, how many test records a model was trained on, by any of KINDS."""
+  found = collections.Counter(record["tag"] for record, kind in zip(tests, find(tests, train)) if kind)
+  return {tag: found[tag] for tag in dict.fromkeys(record["tag"] for record in tests)}
+
+
 def clean(
     train: Sequence[dict], tests: Sequence[dict], keep_tags: Collection[str] = ()
 ) -> tuple[list[dict], Contamination]:

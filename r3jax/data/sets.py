@@ -63,7 +63,7 @@ def load(settings: Settings) -> PromptSets:
     ValueError: a source is not named or not there, holds an invalid record, or nothing is left to
       train on.
   """
-  heldout = _read(settings, "heldout", settings.heldout)
+  heldout = load_heldout(settings)
   tests = [_read_any(source) for source in settings.more_tests]
   train = _generate(settings) if settings.train == GENERATED else _read(settings, "train", settings.train)
   kept, found = contamination.clean(train, sum(tests, heldout), settings.keep_tags)
@@ -72,6 +72,15 @@ def load(settings: Settings) -> PromptSets:
   if found.contaminated:
     logging.warning("this run is CONTAMINATED: it trains on prompts of its test set (data.keep_tags)")
   return PromptSets(kept, heldout, found)
+
+
+def load_heldout(settings: Settings) -> list[dict]:
+  """Loads the whole held-out set alone.
+
+  Raises:
+    ValueError: it is not named, not there, or holds an invalid record.
+  """
+  return _read(settings, "heldout", settings.heldout)
 
 
 def _generate(settings: Settings) -> list[dict]:

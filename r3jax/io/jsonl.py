@@ -63,6 +63,13 @@ def drop_after(path: epath.PathLike, step: int | None) -> None:
     new.replace(path)
 
 
+def drop_cut_off(path: epath.PathLike) -> None:
+  """Drops a last line that was cut off, if there is one; so that lines may follow."""
+  path = epath.Path(path)
+  if path.exists() and not (text := path.read_text()).endswith("\n"):
+    path.write_text(text[: text.rfind("\n") + 1])
+
+
 def _objects(path: epath.Path) -> list[dict]:
   """Returns the objects of one file."""
   *lines, _ = path.read_text().split("\n")

@@ -1,6 +1,7 @@
 """Rewards as the compiled step takes them, and how they are combined."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 
@@ -43,7 +44,15 @@ class GraphReward:
         if int(log.split(".")[-2]) >= jax.process_count():
           jsonl.drop_after(folder / log, restored_step)
     for name, scorer in self.scorers.items():
-      scorer.log_to(folder / f"{name.replace('/', '.')}.{jax.process_index()}.jsonl", restored_step)
+      scorer.log_to(_log(folder, name), restored_step)
+
+  @contextlib.contextmanager
+  def logging_to(self, folder: epath.Path):
+    """Keeps what images get meanwhile in files of another folder, behind what is there."""
+    with contextlib.ExitStack() as stack:
+      for name, scorer in self.scorers.items():
+        stack.enter_context(scorer.logging_to(_log(folder, name)))
+      yield
 
   def begin(self, step: int):
     """Says which iteration the next calls belong to."""
@@ -64,6 +73,11 @@ class GraphReward:
         f"service/{name}/{key}": value
         for name, scorer in self.scorers.items() for key, value in scorer.metrics().items()
     }
+
+
+def _log(folder: epath.Path, name: str) -> epath.Path:
+  """Returns the file of a scorer on this process."""
+  return folder / f"{name.replace('/', '.')}.{jax.process_index()}.jsonl"
 
 
 def embedded() -> GraphReward:

@@ -5,6 +5,7 @@ a replica handle its own rows, so each image is scored once, on the host that ho
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import functools
 import threading
 import time
@@ -108,7 +109,7 @@ class Scorer:
     self._lock = threading.Lock()
     self._log: epath.Path | None = None
     self._lines: list[dict] = []  # that the log does not hold yet
-    self.step = 0  # iteration that the log's lines belong to; 0 is the evaluation before the first
+    self.step = 0  # iteration that the log's lines belong to
     self._counts = dict.fromkeys((base.Ok, base.Failed, base.Invalid), 0)
     self.error: Exception | None = None
 
@@ -122,6 +123,19 @@ class Scorer:
     self._log = epath.Path(path)
     self._log.parent.mkdir(parents=True, exist_ok=True)
     jsonl.drop_after(self._log, restored_step)
+
+  @contextlib.contextmanager
+  def logging_to(self, path: epath.PathLike):
+    """Keeps what images get meanwhile in another file, behind what is there."""
+    self.flush()
+    former, self._log = self._log, epath.Path(path)
+    self._log.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.drop_cut_off(self._log)
+    try:
+      yield
+    finally:
+      self.flush()
+      self._log = former
 
   def encode(self, records: Sequence[dict]) -> np.ndarray:
     """Returns the numbers by which the step knows the records, int32 [n].

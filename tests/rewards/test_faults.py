@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from r3jax import train
+from r3jax import workdir as workdir_lib
 from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import jsonl
 from r3jax.parallel import mesh as mesh_lib
@@ -87,7 +88,7 @@ class Bench:
     config = tiny.make_config(self.session.experiment.pretrained.folder, self.settings | {"total_steps": iterations, "checkpoint.every": 1000})
     config.reward.update(reward)
     config.lock()
-    session = dataclasses.replace(self.session, config=config, files=train.Workdir(train.epath.Path(workdir)))
+    session = dataclasses.replace(self.session, config=config, files=workdir_lib.Workdir(train.epath.Path(workdir)))
     session.experiment.reward.log_to(session.files.rewards, 0)
     session.experiment.reward.metrics()  # forgets what went before
     number = iter(range(1, 1000))

@@ -22,6 +22,7 @@ import numpy as np  # noqa: E402
 
 from etils import epath  # noqa: E402
 from r3jax import train  # noqa: E402
+from r3jax import workdir as workdir_lib  # noqa: E402
 from tests import tiny  # noqa: E402
 
 SETTINGS = {
@@ -43,7 +44,7 @@ def run(session, policy, step, name: str, **reward) -> dict:
   """Runs iterations in a folder of their own; returns how they ended."""
   config = tiny.make_config(pathlib.Path(MODEL), SETTINGS)
   config.reward.update(reward)
-  files = train.Workdir(epath.Path(WORKDIR) / name)
+  files = workdir_lib.Workdir(epath.Path(WORKDIR) / name)
   session = dataclasses.replace(session, config=config, files=files)
   session.experiment.reward.metrics()
   try:

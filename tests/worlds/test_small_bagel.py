@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import r3_geneval
-from r3jax import evaluate
 from r3jax import experiment as experiment_lib
+from r3jax.evaluation import rounds as rounds_lib
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import shapes as verifier
 from r3jax.worlds import batches
 from r3jax.worlds import prompts as world_prompts
 from r3jax.worlds import shapes
+from tests import tiny
 from tests.rewards import numpy_verifier
 
 
@@ -32,7 +33,7 @@ def _weights():
   return _experiment().load(_mesh())
 
 
-def _generate(number: int) -> evaluate.Round:
+def _generate(number: int) -> rounds_lib.Round:
   """Returns drafts of held-out prompts, as many of every tag."""
   experiment, config = _experiment(), r3_geneval.get_config("shapes")
   with config.unlocked():
@@ -40,19 +41,19 @@ def _generate(number: int) -> evaluate.Round:
   settings = experiment_lib.evaluation_settings(config, experiment.settings)
   mesh = _mesh()
   reward, parse = experiment.reward.on(mesh), experiment.parse(mesh)
-  evaluator = evaluate.Evaluator(
+  evaluator = rounds_lib.Evaluator(
       experiment.modules, settings, reward, parse, mesh, rounds=1, batch_size=number // 2, seed=3
   )
   prompts = experiment.encode(experiment_lib.evenly(world_prompts.heldout_records(), number, 3)[:number])
   with jax.set_mesh(mesh):
-    (drafts,) = evaluator.run(*_weights(), prompts, 1)
+    (drafts,) = tiny.draw(evaluator, *_weights(), prompts, 1)
   return drafts
 
 
 class TestVerifierOnGeneratedImages:
 
   def test_agrees_with_plain_numpy(self):
-    images = _generate(200).images
+    images = _generate(200).kept.images
     assert len(np.unique(images, axis=0)) == 200
     objects = jax.device_get(jax.jit(verifier.detect)(images))
     differing, margins = set(), []

@@ -1,0 +1,165 @@
+"""Evaluates a model on held-out prompts, compares evaluations, swaps the judge.
+
+  python launch/evaluate.py --config=configs/r3_geneval.py:shapes --workdir=DIR [--checkpoint=FOLDER] [--config.KEY=VALUE ...]
+  python launch/evaluate.py compare A B ... --workdir=DIR
+  python launch/evaluate.py rescore DIR --config=... --judge=NAME [--config.reward.KEY=VALUE ...]
+
+The first draws `eval.rounds` images in a chain, `eval.images_per_prompt` times for every prompt of
+`data.heldout` (or `eval.prompts` of them), and asks what `eval.ask` names about the drafts. The same
+command goes on where it was stopped. --checkpoint is a folder in BAGEL's format, a converted one, or the
+workdir of a run, whose last checkpoint is evaluated; without it the config's model is.
+
+`compare` takes evaluations, or workdirs of runs: of one, all its evaluations are compared with the first,
+of several the last of each. `rescore` scores the images of an evaluation by the config's reward.
+docs/evaluation.md says what the files are.
+"""
+
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+from etils import epath
+import jax
+import ml_collections
+from ml_collections import config_flags
+
+from r3jax import command
+from r3jax import experiment as experiment_lib
+from r3jax import workdir as workdir_lib
+from r3jax.data import contamination
+from r3jax.data import sets
+from r3jax.evaluation import build
+from r3jax.evaluation import comparison
+from r3jax.evaluation import judges
+from r3jax.evaluation import result
+from r3jax.evaluation import summary as summary_lib
+from r3jax.evaluation import tables
+from r3jax.io import checkpoints
+from r3jax.io import config_guard
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import multihost
+from r3jax.rewards import budget
+from r3jax.rewards import config as rewards_config
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of the model, or workdir of a run. Default: model.folder.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
+_JUDGE = flags.DEFINE_string("judge", None, "rescore: what the other reward is called in files and tables.")
+
+_SECTIONS = ("model", "image", "sequence", "text", "reason", "refine", "eval", "reward")  # what an evaluation depends on
+_MAY_DIFFER = ("eval.batch_size", "eval.every", *(f"reward.{key}" for key in (
+    "endpoints", "token_env", "batch", "cache", "client", "max_failed_fraction", "failure_window")))
+
+
+def _config() -> ml_collections.ConfigDict:
+  """Returns the config with the model to evaluate in it; adapters of a run are merged, not added."""
+  if _CONFIG.value is None:
+    raise ValueError("--config must name a config file")
+  config = _CONFIG.value.copy_and_resolve_references()
+  config.model.lora.rank = 0
+  if _CHECKPOINT.value:
+    config.model.folder = _CHECKPOINT.value
+  return config
+
+
+def _together(function, *arguments):
+  """Calls a function; ends all processes where it cannot be done on one of them."""
+  found = problem = None
+  try:
+    found = function(*arguments)
+  except (ValueError, budget.BudgetExceeded) as error:
+    logging.debug("traceback", exc_info=True)
+    problem = error
+  try:
+    multihost.raise_together(problem)
+  except (ValueError, RuntimeError) as error:
+    sys.exit(f"r3jax: {error}")
+  return found
+
+
+def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
+  """Checks the config, opens the folder, loads the model."""
+  experiment = experiment_lib.build_to_evaluate(config)
+  mesh = mesh_lib.make_mesh(**config.mesh)
+  exam = build.exam(config, experiment, mesh)
+  config_guard.check_writable(folder)
+  described = {name: config[name].to_dict() for name in _SECTIONS} | {"data": {"heldout": config.data.heldout}}
+  services = experiment.reward.describe()
+  described |= {"weights": experiment.pretrained.fingerprint()} | ({"reward_services": services} if services else {})
+  config_guard.write_or_check(folder, described, _MAY_DIFFER)
+  bagel = experiment.modules.bagel
+  policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
+  return experiment, mesh, exam, policy, towers
+
+
+def _facts(config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment, exam) -> summary_lib.Facts:
+  folder = config.model.folder
+  trained_on = workdir_lib.trained_on(folder)
+  leaked = None if trained_on is None else contamination.leaked(trained_on, experiment.heldout)
+  step = checkpoints.latest_step(workdir_lib.Workdir(epath.Path(folder)).checkpoints) or 0
+  return summary_lib.Facts(f"r3jax: evaluation of {folder}", step, leaked, exam.flops, config.eval.seed)
+
+
+def _evaluate():
+  config, folder = _config(), epath.Path(_WORKDIR.value)
+  experiment, mesh, exam, policy, towers = _together(_prepare, config, folder)
+  reward = experiment.reward
+
+  def run() -> dict:
+    with reward.logging_to(folder / "rewards"):
+      samples = exam.sit(policy, towers, folder, facts.step)
+    budget.check_evaluation(result.of_samples(samples).missing, config.reward.max_failed_fraction)
+    return summary_lib.conclude(folder, samples, facts)
+
+  facts = _facts(config, experiment, exam)
+  with jax.set_mesh(mesh):
+    summary = _together(run)
+  if not jax.process_index():
+    print("\n\n".join([*summary_lib.notes(summary), *map(tables.markdown, tables.of_summary(summary).values())]))
+    print(f"\npage: {folder / 'index.html'}")
+
+
+def _compare(paths: list[str]):
+  groups = [comparison.read(path) for path in paths]
+  print(comparison.write(groups, epath.Path(_WORKDIR.value), seed=0))
+
+
+def _rescore(path: str):
+  """Scores the images of an evaluation by the config's reward."""
+  config, folder = _config(), epath.Path(path)
+  if not _JUDGE.value:
+    raise ValueError("--judge must say what the other reward is called")
+  (evaluation,) = comparison.read(path)
+  heldout = sets.load_heldout(sets.Settings(**config.data))
+  records = experiment_lib.evenly(heldout, config.eval.prompts, config.eval.seed)
+  mesh, reward = mesh_lib.make_mesh(**config.mesh), rewards_config.build(config.reward)
+  scores = judges.rescore(reward, mesh, folder, evaluation.samples, records, config.eval.batch_size)
+  first = judges.own(evaluation.samples)
+  found = judges.by_tag(first, scores, config.eval.seed)
+  print(judges.write(folder, _JUDGE.value, scores, found, judges.table(found, ("own", _JUDGE.value))))
+
+
+def main(argv):
+  command.log_ours()
+  command.keep_programs()
+  _, *words = argv
+  if words[:1] != ["rescore"] and not _WORKDIR.value:
+    raise app.UsageError("--workdir must name the folder to write")
+  if words[:1] == ["compare"]:
+    return _together(_compare, words[1:])
+  if words and (words[0] != "rescore" or len(words) != 2):
+    raise app.UsageError(f"the command must be none, 'compare A B ...' or 'rescore DIR'; got {words}")
+  config = _CONFIG.value
+  if config is not None:
+    command.start(config.mesh, config.eval.batch_size)
+  with multihost.ending_together():
+    _together(_rescore, words[1]) if words else _evaluate()
+
+
+if __name__ == "__main__":
+  flags.FLAGS.set_gnu_getopt()  # flags may stand behind words
+  app.run(main)

@@ -1,0 +1,49 @@
+"""What the commands that run on many devices have in common: flags, logs, compiled programs, processes."""
+
+import os
+
+from absl import flags
+from absl import logging
+from etils import epath
+import jax
+import ml_collections
+
+import r3jax
+from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import multihost
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0, for several processes outside of Cloud TPU, GKE and SLURM.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: how many there are.", 1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which this is.", 0)
+
+
+def keep_programs() -> epath.Path | None:
+  """Lets JAX keep compiled programs between starts; returns a folder beside them for traced ones.
+
+  The user may say where (JAX_COMPILATION_CACHE_DIR), or that nothing is kept (empty).
+  """
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = os.path.expanduser("~/.cache/r3jax/compiled")
+    jax.config.update("jax_compilation_cache_dir", folder)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+  folder = jax.config.jax_compilation_cache_dir
+  return epath.Path(folder) / "traced" if folder else None
+
+
+def log_ours() -> None:
+  """Keeps the log to this program's own lines, and what others warn about."""
+  ours = os.path.dirname(r3jax.__file__)
+  is_ours = lambda record: record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(ours)
+  logging.set_verbosity(logging.INFO)
+  logging.get_absl_handler().addFilter(is_ours)
+
+
+def start(mesh: ml_collections.ConfigDict, rows: int) -> None:
+  """Finds the other processes; to be called before JAX touches a device.
+
+  On one host's CPUs every core becomes a device, as far as `rows` split evenly, unless the mesh is set.
+  """
+  if not _COORDINATOR.value and mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
+    mesh_lib.use_all_cores(rows)
+  multihost.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -1,0 +1,127 @@
+"""Compares evaluations of the same prompts: paired differences by round, part and tag, in tables and plots."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+
+from etils import epath
+
+from r3jax.evaluation import measures
+from r3jax.evaluation import plots
+from r3jax.evaluation import result as result_lib
+from r3jax.evaluation import run
+from r3jax.evaluation import summary as summary_lib
+from r3jax.evaluation import tables
+from r3jax.io import report
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """An evaluation that is over, read from its folder.
+
+  Attributes:
+    name: what it is called in tables and plots.
+    run: name of the run that it belongs to; its own where it belongs to none.
+    summary: see `summary.make`.
+    samples: its lines, in the order of their keys.
+  """
+
+  name: str
+  run: str
+  summary: dict
+  samples: list[dict]
+
+  @property
+  def found(self) -> result_lib.Result:
+    """Its numbers."""
+    return result_lib.of_samples(self.samples)
+
+
+def _read_one(folder: epath.Path, name: str, of_run: str) -> Evaluation:
+  latest = {sample["key"]: sample for sample in report.read_samples(folder)}
+  return Evaluation(name, of_run, json.loads((folder / run.SUMMARY).read_text()), [latest[key] for key in sorted(latest)])
+
+
+def read(path: str) -> list[Evaluation]:
+  """Reads an evaluation's folder, or all evaluations of a run's workdir, by iteration.
+
+  Raises:
+    ValueError: there is no evaluation that is over.
+  """
+  folder, name = epath.Path(path), path.rstrip("/")
+  if (folder / "samples.jsonl").exists() or (folder / "samples.jsonl.parts").exists():
+    found = [_read_one(folder, name, name)] if (folder / run.SUMMARY).exists() else []
+  else:
+    steps = sorted(folder.glob("evaluation/step_*"))
+    found = [_read_one(step, f"{name} @ {int(step.name[5:])}", name) for step in steps if (step / run.SUMMARY).exists()]
+  if not found:
+    raise ValueError(f"there must be an evaluation that is over in {path}, or in its folder evaluation; there is none")
+  return found
+
+
+def compare(evaluations: Sequence[Evaluation], seed: int) -> dict:
+  """Returns every evaluation against the first.
+
+  Returns:
+    "names", "notes" (what must stand beside the numbers) and, by view (a round; with a part; with a
+    tag), "scores": [mean, low, high] of each, and "differences" from the first, paired.
+
+  Raises:
+    ValueError: there is only one, or they are not of the same prompts.
+  """
+  if len(evaluations) < 2:
+    raise ValueError("at least two evaluations must be given (or a run that has two)")
+  first, *others = evaluations
+  turns = range(min(len(one.found.score) for one in evaluations))
+  rounds = {measures.name_of(turn): turn for turn in turns} | {"last round": -1}
+  pairs = [measures.compare(first.found, other.found, seed, rounds) for other in others]
+  views = {}
+  for view in dict.fromkeys(name for pair in pairs for name in pair):
+    of = [pair.get(view) for pair in pairs]
+    before = next(one["before"] for one in of if one)
+    views[view] = {
+        "scores": [before, *(one and one["after"] for one in of)], "differences": [one and one["difference"] for one in of],
+    }
+  notes = {one.name: noted for one in evaluations if (noted := summary_lib.notes(one.summary))}
+  return {"names": [one.name for one in evaluations], "notes": notes, "views": views}
+
+
+def table(compared: dict) -> report.Table:
+  """Returns the comparison as a table: a row per view."""
+  names = compared["names"]
+  columns = ["of", *names, *(f"{name} - {names[0]}" for name in names[1:])]
+  rows = [
+      (view, [*map(tables.with_interval, one["scores"]), *map(tables.difference, one["differences"])])
+      for view, one in compared["views"].items()
+  ]
+  return report.Table("Scores with 95 % interval, and paired differences", columns, rows)
+
+
+def write(groups: Sequence[Sequence[Evaluation]], folder: epath.Path, seed: int) -> str:
+  """Writes comparison.{md,csv,json} and plots (PNG and SVG) into a folder; returns the Markdown.
+
+  Args:
+    groups: as `read` returns them. Of one, all evaluations are compared; of several, the last of each,
+      and the others are in the plot by iteration.
+    folder: made if missing.
+    seed: of the intervals.
+
+  Raises:
+    ValueError: as `compare`.
+  """
+  evaluations = groups[0] if len(groups) == 1 else [group[-1] for group in groups]
+  compared = compare(evaluations, seed)
+  made = table(compared)
+  notes = [f"**{name}: {text}**" for name, texts in compared["notes"].items() for text in texts]
+  text = "\n\n".join([*notes, tables.markdown(made)]) + "\n"
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "comparison.md").write_text(text)
+  (folder / "comparison.csv").write_text(tables.csv_text(made))
+  (folder / "comparison.json").write_text(json.dumps(compared, indent=1, allow_nan=False) + "\n")
+  summaries = {one.name: one.summary for one in evaluations}
+  by_run = {group[0].run: [one.summary for one in group] for group in groups}
+  figures = {"by_round": plots.by_round(summaries), "by_tag": plots.by_tag(summaries), "by_iteration": plots.by_iteration(by_run)}
+  for name, figure in figures.items():
+    if figure:
+      plots.save(figure, folder / name)
+  return text

@@ -1,0 +1,155 @@
+"""Judge swap: scores the images of an evaluation by another reward, and says how far the two agree."""
+
+from collections.abc import Sequence
+import io
+import json
+
+from etils import epath
+import jax
+import numpy as np
+from PIL import Image
+
+from r3jax import statistics
+from r3jax.evaluation import rounds as rounds_lib
+from r3jax.evaluation import tables
+from r3jax.io import report
+from r3jax.parallel import multihost
+from r3jax.rewards import base
+from r3jax.rewards import graph
+from r3jax.rl import placement
+
+STRICT = "strict"
+
+
+def rescore(
+    reward: graph.GraphReward, mesh: jax.sharding.Mesh, folder: epath.Path, samples: Sequence[dict],
+    records: Sequence[dict], batch_size: int,
+) -> list[dict]:
+  """Scores every image of an evaluation.
+
+  Args:
+    reward: scores them.
+    mesh: rows are split over its `data` axis.
+    folder: of the evaluation.
+    samples: of it; their keys are the numbers of prompt and image.
+    records: of the prompts, by number.
+    batch_size: images at a time.
+
+  Returns:
+    {"key", "round", "tag", "prompt", "score", "parts"} of every image that is not that of the round before;
+    scores are None where they are missing.
+
+  Raises:
+    ValueError: the records are not those that the images were drawn for.
+  """
+  rows = jax.sharding.PartitionSpec(placement.AXIS)
+  score = jax.jit(jax.shard_map(reward.on(mesh), mesh=mesh, in_specs=rows, out_specs=rows, axis_names={placement.AXIS}, check_vma=False))
+  drawn = [(sample, turn) for sample in samples for turn, one in enumerate(sample["turns"]) if not one["stop"]]
+  numbers = [int(sample["key"].partition("_")[0]) for sample, _ in drawn]
+  if any(number >= len(records) or records[number]["prompt"] != sample["prompt"] for number, (sample, _) in zip(numbers, drawn)):
+    raise ValueError("data.heldout, eval.prompts and eval.seed must be those of the evaluation: its prompts are others")
+  targets, found = reward.encode(records), []
+  for batch, number in rounds_lib.batches(list(zip(range(len(drawn)), numbers)), batch_size):
+    pictures = np.stack([_picture(folder / drawn[i][0]["turns"][drawn[i][1]]["image"]) for i in batch[:, 0]])
+    with jax.set_mesh(mesh):
+      scored = multihost.fetch(score(pictures, jax.tree.map(lambda x: x[batch[:, 1]], targets)))
+    reward.raise_together()
+    found += [_line(*drawn[i], scored, row) for row, i in enumerate(batch[:number, 0])]
+  return found
+
+
+def _picture(path: epath.Path) -> np.ndarray:
+  return np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+
+
+def _line(sample: dict, turn: int, scored: base.Score, row: int) -> dict:
+  known = lambda value: float(value[row]) if scored.valid[row] and np.isfinite(value[row]) else None
+  return {"key": sample["key"], "round": turn, "tag": sample["tag"], "prompt": sample["prompt"],
+          "score": known(scored.value), "parts": {name: known(values) for name, values in scored.parts.items()}}
+
+
+def own(samples: Sequence[dict]) -> list[dict]:
+  """Returns the scores that an evaluation has, in the form of `rescore`."""
+  return [
+      {"key": sample["key"], "round": turn, "tag": sample["tag"], "prompt": sample["prompt"], "score": one["score"], "parts": one["parts"]}
+      for sample in samples for turn, one in enumerate(sample["turns"]) if not one["stop"]
+  ]
+
+
+def agreement(first: Sequence[dict], second: Sequence[dict], seed: int) -> dict:
+  """Returns how far two rewards agree on the images that both have scored.
+
+  Returns:
+    "images"; "mean" of both; "difference" (second minus first, with its interval over prompts);
+    "pearson" and "spearman" correlations of the scores, None where one does not vary; "confusion" of
+    the parts "strict": "both", "only_first", "only_second", "neither"; "agreement", their share on the
+    diagonal, and Cohen's "kappa", which is None where chance alone would agree.
+  """
+  by_image = {(line["key"], line["round"]): line for line in second if line["score"] is not None}
+  pairs = [
+      (line, other) for line in first
+      if line["score"] is not None and (other := by_image.get((line["key"], line["round"])))
+  ]
+  if not pairs:
+    return {"images": 0}
+  a, b = (np.array([pair[i]["score"] for pair in pairs]) for i in range(2))
+  right_a, right_b = (np.array([pair[i]["parts"][STRICT] == 1 for pair in pairs]) for i in range(2))
+  design = statistics.Design([pair[0]["prompt"] for pair in pairs], [pair[0]["tag"] for pair in pairs])
+  return {
+      "images": len(pairs), "mean": [float(a.mean()), float(b.mean())],
+      "difference": list(statistics.bootstrap_difference(a, b, seed, design)),
+      "pearson": _correlation(a, b), "spearman": _correlation(_ranks(a), _ranks(b)),
+      "confusion": {
+          "both": int((right_a & right_b).sum()), "only_first": int((right_a & ~right_b).sum()),
+          "only_second": int((~right_a & right_b).sum()), "neither": int((~right_a & ~right_b).sum()),
+      },
+      "agreement": float((right_a == right_b).mean()), "kappa": _kappa(right_a, right_b),
+  }
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+  return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+  """Returns ranks; equal values share the mean of theirs."""
+  _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+  return (np.cumsum(counts) - (counts - 1) / 2)[place]
+
+
+def _kappa(a: np.ndarray, b: np.ndarray) -> float | None:
+  """Returns Cohen's kappa: (observed - chance) / (1 - chance) agreement."""
+  chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
+  return float(((a == b).mean() - chance) / (1 - chance)) if chance < 1 else None
+
+
+def by_tag(first: Sequence[dict], second: Sequence[dict], seed: int) -> dict[str, dict]:
+  """Returns the agreement on all images, as "all", and on those of every tag."""
+  found = {"all": agreement(first, second, seed)}
+  for tag in dict.fromkeys(line["tag"] for line in first):
+    found[tag] = agreement([line for line in first if line["tag"] == tag], second, seed)
+  return found
+
+
+def table(found: dict[str, dict], names: tuple[str, str]) -> report.Table:
+  """Returns agreements as a table; `names` are those of the two rewards."""
+  number = lambda value: "-" if value is None else f"{value:.3f}"
+  columns = ["tag", "images", *names, "difference", "Pearson", "Spearman", "both right", f"only {names[0]}", f"only {names[1]}", "neither",
+             "agreement", "kappa"]
+  rows = []
+  for tag, one in found.items():
+    if not one["images"]:
+      continue
+    cells = [str(one["images"]), *map(number, one["mean"]), tables.with_interval(one["difference"], "+")]
+    cells += [number(one["pearson"]), number(one["spearman"]), *map(str, one["confusion"].values())]
+    rows.append((tag, [*cells, number(one["agreement"]), number(one["kappa"])]))
+  return report.Table("Two rewards on the same images; right: strict is 1", columns, rows)
+
+
+def write(folder: epath.Path, name: str, scores: Sequence[dict], found: dict, shown: report.Table) -> str:
+  """Writes judges/NAME.json and NAME.md into an evaluation's folder; returns the Markdown."""
+  (folder / "judges").mkdir(exist_ok=True)
+  text = tables.markdown(shown) + "\n"
+  (folder / "judges" / f"{name}.md").write_text(text)
+  (folder / "judges" / f"{name}.json").write_text(json.dumps({"agreement": found, "scores": list(scores)}, allow_nan=False) + "\n")
+  return text

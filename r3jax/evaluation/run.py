@@ -1,0 +1,106 @@
+"""Runs an evaluation into a folder, and goes on with one that was interrupted."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import json
+
+from etils import epath
+import jax
+import numpy as np
+
+from r3jax.evaluation import questions
+from r3jax.evaluation import rounds as rounds_lib
+from r3jax.evaluation import samples as samples_lib
+from r3jax.io import report
+from r3jax.rl import rollout as rollout_lib
+
+_SETTINGS, SUMMARY = "settings.json", "summary.json"
+_LAST = 2**31  # later than every iteration
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+  """What a model is examined with.
+
+  Attributes:
+    evaluator: draws and scores.
+    records: prompts, see `data/prompts.py`.
+    prompts: the same, encoded.
+    images_per_prompt: of every prompt.
+    examiner: asks about the drafts.
+    segments: (texts, capacity) -> ids and lengths of text segments.
+    decode: (ids [B, T], lengths [B]) -> texts.
+    boxes: what the reward sees in images, if it can tell.
+    flush: called after every batch, on every process: writes what the reward logs, and raises what broke it.
+    flops: of a draft and of a revision of one image, texts at their longest.
+    settings: JSON values; all that the results depend on beside the policy.
+  """
+
+  evaluator: rounds_lib.Evaluator
+  records: Sequence[dict]
+  prompts: rollout_lib.Prompts
+  images_per_prompt: int
+  examiner: questions.Examiner
+  segments: Callable
+  decode: Callable
+  boxes: samples_lib.Boxes | None
+  flush: Callable[[], None]
+  flops: tuple[float, float]
+  settings: dict
+
+  def keys(self) -> dict[str, tuple[int, int]]:
+    """Returns the numbers of prompt and image of all samples, by their names."""
+    rows = [(i, j) for i in range(len(self.records)) for j in range(self.images_per_prompt)]
+    return {samples_lib.key_of(*row): row for row in rows}
+
+  def sit(self, policy, towers, folder: epath.Path, step: int) -> list[dict]:
+    """Examines a policy on every prompt; returns the samples, prompt by prompt.
+
+    Args:
+      policy, towers: parameters on the evaluator's mesh.
+      folder: gets samples.jsonl and images/. Samples that are there with all their scores are not drawn
+        again, if they were drawn with the same settings.
+      step: iteration of the policy, for the record.
+    """
+    keys, there = self.keys(), self.read(folder)
+    if not jax.process_index():
+      self._open(folder, keep=bool(there))
+    done = {key: sample for key, sample in there.items() if all(turn["score"] is not None for turn in sample["turns"])}
+    rows = [row for key, row in keys.items() if key not in done]
+    for batch_rows, number in rounds_lib.batches(rows, self.evaluator.batch_size):
+      batch = self._draw(policy, towers, batch_rows, step)
+      self.flush()
+      samples, images = samples_lib.of_batch(batch, number, self.decode, self.boxes)
+      done |= {sample["key"]: sample for sample in samples}
+      if not jax.process_index():
+        report.append_samples(folder, samples, images)
+    return [done[key] for key in keys]
+
+  def read(self, folder: epath.Path) -> dict[str, dict]:
+    """Returns the samples of a folder by name, the latest of each; none, if they were drawn with other settings."""
+    note = folder / _SETTINGS
+    if not note.exists() or json.loads(note.read_text()) != self.settings:
+      return {}
+    return {sample["key"]: sample for sample in report.read_samples(folder)}
+
+  def _open(self, folder: epath.Path, keep: bool):
+    """Makes the folder ready for further samples; without `keep`, for the first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY).unlink(missing_ok=True)  # of other settings
+    report.drop_samples_after(folder, _LAST if keep else None)
+    (folder / _SETTINGS).write_text(json.dumps(self.settings, indent=1))
+
+  def _draw(self, policy, towers, rows: np.ndarray, step: int) -> samples_lib.Batch:
+    prompts = jax.tree.map(lambda x: x[rows[:, 0]], self.prompts)
+    records, images = [self.records[i] for i in rows[:, 0]], rows[:, 1]
+    made = self.evaluator.run(policy, towers, prompts, images)
+    drafts = made[0][0].kept
+    asked = self.examiner.questions(drafts, records, rows)
+    answers = {}
+    for number, (kind, questions_) in enumerate(asked.items()):
+      texts = [one.question if one else "" for one in questions_]
+      ids, lengths = self.segments(texts, self.evaluator.question_tokens)
+      about = prompts.replace(question=ids, question_length=lengths)
+      said = self.evaluator.ask(policy, towers, about, images, number, drafts.images)
+      answers[kind] = self.decode(said.ids, said.lengths)
+    return samples_lib.Batch(step, rows, records, made, asked, answers)

@@ -1,0 +1,96 @@
+"""Samples of an evaluation as they are kept: one JSON object per image of a prompt, and PNGs.
+
+They are what the report page shows (`io/report.py`), what a result is made of (`result.py`), and what
+an interrupted evaluation goes on from.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from r3jax.evaluation import questions as questions_lib
+from r3jax.evaluation import rounds as rounds_lib
+from r3jax.rewards import base as rewards_base
+from r3jax.rewards import format as format_lib
+
+Boxes = Callable[[np.ndarray], list[list[dict]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """A batch that was drawn, numpy; padding is still in it.
+
+  Attributes:
+    step: iteration of the policy.
+    rows: [B, 2] numbers of prompt and image.
+    records: of the prompts.
+    rounds: as `Evaluator.run` returns them.
+    asked: kind -> what was asked about the drafts, None where nothing was.
+    answers: kind -> the texts in reply.
+  """
+
+  step: int
+  rows: np.ndarray
+  records: Sequence[dict]
+  rounds: Sequence[tuple[rounds_lib.Round, float]]
+  asked: Mapping[str, Sequence[questions_lib.Question | None]]
+  answers: Mapping[str, Sequence[str]]
+
+
+def key_of(prompt: int, image: int) -> str:
+  """Returns the name of a sample by the numbers of its prompt and image."""
+  return f"{prompt:05d}_{image:02d}"
+
+
+def of_batch(
+    batch: Batch, number: int, decode: Callable[[np.ndarray, np.ndarray], list[str]], boxes: Boxes | None
+) -> tuple[list[dict], dict[str, np.ndarray]]:
+  """Returns the first `number` samples of a batch, and their images by path.
+
+  Args:
+    batch: what was drawn.
+    number: how many of its rows are not padding.
+    decode: (ids [B, T], lengths [B]) -> texts.
+    boxes: what the reward sees in images, if it can tell.
+  """
+  texts = [decode(one.text.ids, one.text.lengths) for one, _ in batch.rounds]
+  seen = [boxes(one.kept.images) if boxes else None for one, _ in batch.rounds]
+  samples, images = [], {}
+  for i in range(number):
+    key, turns = key_of(*batch.rows[i].tolist()), []
+    for turn, (one, seconds) in enumerate(batch.rounds):
+      if one.stop[i]:
+        path = turns[-1]["image"]
+      else:
+        path = f"images/{key}_{turn}.png"
+        images[path] = one.kept.images[i]
+      facts = _turn(one, i) | {"image": path, "text": texts[turn][i], "seconds": seconds / len(batch.rows)}
+      turns.append(facts | {"instruction": format_lib.edit_instruction(texts[turn][i]) if turn else ""}
+                   | ({"boxes": seen[turn][i]} if boxes else {}))
+    record = batch.records[i]
+    samples.append({
+        "step": batch.step, "key": key, "prompt": record["prompt"], "tag": record["tag"], "turns": turns,
+        "answers": [_answer(asked[i], batch.answers[kind][i]) for kind, asked in batch.asked.items() if asked[i]],
+    })
+  return samples, images
+
+
+def _turn(one: rounds_lib.Round, i: int) -> dict:
+  """Returns the numbers of one round of one image; None stands for a missing score."""
+  score, parts = _scored(one.kept.score, i)
+  return {
+      "score": score, "parts": parts, "chain_score": _scored(one.chain.score, i)[0],
+      "format": float(one.format[i]), "stop": bool(one.stop[i]), "says_stop": bool(one.says_stop[i]),
+      "tokens": int(one.text.lengths[i]), "instruction_tokens": int(one.instruction_tokens[i]),
+  }
+
+
+def _scored(score: rewards_base.Score, i: int) -> tuple[float | None, dict[str, float | None]]:
+  known = lambda value: float(value) if score.valid[i] and math.isfinite(value) else None
+  return known(score.value[i]), {name: known(values[i]) for name, values in score.parts.items()}
+
+
+def _answer(asked: questions_lib.Question, text: str) -> dict:
+  return dataclasses.asdict(asked) | {"answer": questions_lib.answer_in(text), "text": text}

@@ -1,0 +1,93 @@
+"""What an evaluation comes to, as one JSON object, and the files that show it."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+
+from etils import epath
+import jax
+
+from r3jax.evaluation import measures
+from r3jax.evaluation import result as result_lib
+from r3jax.evaluation import run
+from r3jax.evaluation import tables
+from r3jax.io import report
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What a reader must know of an evaluation beside its samples.
+
+  Attributes:
+    title: of its page.
+    step: iteration of the policy.
+    leaked: tag -> how many of the evaluated prompts the model was trained on; None where that is not known.
+    flops: of a draft and of a revision of one image, texts at their longest.
+    seed: of the bootstrap.
+  """
+
+  title: str
+  step: int
+  leaked: dict[str, int] | None
+  flops: tuple[float, float]
+  seed: int
+
+
+def make(samples: Sequence[dict], facts: Facts) -> dict:
+  """Returns the summary of all samples of an evaluation."""
+  found, answers, seed = result_lib.of_samples(samples), result_lib.answers_of(samples), facts.seed
+  rounds = measures.by_round(found, seed)
+  for turn, one in enumerate(rounds):
+    one["tflops"] = facts.flops[bool(turn)] / 1e12
+  return {
+      "title": facts.title, "iteration": facts.step, "seed": seed,
+      "images": len(samples), "prompts": len(set(zip(found.tags, found.prompts))),
+      "images_by_tag": {tag: found.tags.count(tag) for tag in dict.fromkeys(found.tags)},
+      "missing": found.missing, "leaked": facts.leaked,
+      "rounds": rounds, "tags": measures.by_tag(found, seed), "refinement": measures.refinement(found, seed),
+      "stops": measures.stops(found, seed), "behaviour": measures.behaviour(found),
+      "understanding": measures.understanding(answers, seed),
+  }
+
+
+def notes(summary: dict) -> list[str]:
+  """Returns what must stand beside every number of an evaluation."""
+  leaked = summary["leaked"]
+  if leaked is None:
+    known = ["Which prompts the model was trained on is not known: some may be among those evaluated here."]
+  elif sum(leaked.values()):
+    by_tag = ", ".join(f"{tag} {number}" for tag, number in leaked.items() if number)
+    known = [f"CONTAMINATED: the model was trained on {sum(leaked.values())} of these prompts ({by_tag})."]
+  else:
+    known = []
+  return known + ([f"{summary['missing']:.1%} of the images have no score."] if summary["missing"] else [])
+
+
+def finished(exam: run.Exam, folder: epath.Path) -> list[dict] | None:
+  """Returns the samples of an evaluation that was concluded with the same settings, None where there is none."""
+  if not (folder / run.SUMMARY).exists():
+    return None
+  done, keys = exam.read(folder), exam.keys()
+  return [done[key] for key in keys] if done.keys() >= keys.keys() else None
+
+
+def conclude(folder: epath.Path, samples: Sequence[dict], facts: Facts) -> dict:
+  """Writes summary.json, tables.md, tables/*.csv and the page index.html; returns the summary.
+
+  Only process 0 writes. summary.json is the last: where it is, the evaluation is over.
+  """
+  summary = make(samples, facts)
+  if jax.process_index():
+    return summary
+  made = tables.of_summary(summary)
+  head = [f"# {summary['title']}", *(f"**{note}**" for note in notes(summary))]
+  (folder / "tables.md").write_text("\n\n".join([*head, *map(tables.markdown, made.values())]) + "\n")
+  (folder / "tables").mkdir(exist_ok=True)
+  for name, table in made.items():
+    (folder / "tables" / f"{name}.csv").write_text(tables.csv_text(table))
+  page = report.Page(summary["title"], notes(summary), list(made.values()), tables.charts(summary), samples)
+  report.write_page(folder, page)
+  partial = folder / f"{run.SUMMARY}.partial"
+  partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+  partial.replace(folder / run.SUMMARY)
+  return summary

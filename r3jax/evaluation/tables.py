@@ -1,0 +1,126 @@
+"""Tables and charts of evaluations: for people in Markdown and on the page, for programs in CSV."""
+
+from collections.abc import Sequence
+import csv
+import io
+
+from r3jax.io import charts as charts_lib
+from r3jax.io import report
+
+_NOTHING = "-"
+
+
+def share(value: float | None) -> str:
+  """Writes a number in [0, 1]."""
+  return _NOTHING if value is None else f"{value:.3f}"
+
+
+def with_interval(value: Sequence[float] | None, sign: str = "") -> str:
+  """Writes [mean, low, high]."""
+  if value is None:
+    return _NOTHING
+  mean, low, high = (f"{x:{sign}.3f}" for x in value)
+  return f"{mean} [{low}, {high}]"
+
+
+def difference(value: Sequence[float] | None):
+  """Writes the mean and interval of a change, and says whether it is clearly better or worse."""
+  text = with_interval(value, "+")
+  if value is None or value[1] <= 0 <= value[2]:
+    return text
+  return (text, "better" if value[1] > 0 else "worse")
+
+
+def of_summary(summary: dict) -> dict[str, report.Table]:
+  """Returns the tables of an evaluation, by name."""
+  made = {"rounds": _rounds(summary), "tags": _tags(summary), "lengths": _lengths(summary), "stops": _stops(summary),
+          "stop_policies": _policies(summary)}
+  return made | ({"understanding": _understanding(summary)} if summary["understanding"] else {})
+
+
+def _rounds(summary: dict) -> report.Table:
+  parts = list(summary["rounds"][0]["parts"])
+  columns = ["round", "score", *parts, "gain", "improved", "worse", "unchanged", "finished", "format"]
+  rows = []
+  for one in summary["rounds"]:
+    scores = [with_interval(one["score"]), *(share(value and value[0]) for value in one["parts"].values())]
+    shares = [share(one.get(name)) for name in ("improved", "worse", "unchanged")]
+    rows.append((one["round"], [*scores, difference(one.get("gain")), *shares, share(one["finished"]), share(one["format"])]))
+  images = f"{summary['images']} images of {summary['prompts']} prompts"
+  return report.Table(f"Rounds: {images}; mean of the tags' means with 95 % interval; gain over the round before", columns, rows)
+
+
+def _tags(summary: dict) -> report.Table:
+  columns = ["tag", "images", *(one["round"] for one in summary["rounds"])]
+  rows = [(tag, [str(summary["images_by_tag"][tag]), *map(with_interval, values)]) for tag, values in summary["tags"].items()]
+  return report.Table("Score by tag, with 95 % interval", columns, rows)
+
+
+def _lengths(summary: dict) -> report.Table:
+  columns = ["round", "tokens", "of them instruction", "seconds an image", "TFLOP an image", "gain per second", "gain per TFLOP"]
+  number = lambda value: _NOTHING if value is None else f"{value:.4g}"
+  rows = []
+  for one in summary["rounds"]:
+    gain = one["gain"] and one["gain"][0] if "gain" in one else None
+    worth = [number(gain is not None and gain / one[cost] or None) if one[cost] else _NOTHING for cost in ("seconds", "tflops")]
+    rows.append((one["round"], [*(number(one[name]) for name in ("tokens", "instruction_tokens", "seconds", "tflops")), *worth]))
+  return report.Table("Lengths and cost: texts of samples that were not finished; seconds of the devices, in batches", columns, rows)
+
+
+def _stops(summary: dict) -> report.Table:
+  columns = ["round", "right before", "wrong before", "stops when right", "stops when wrong", "right when it stops"]
+  shares = ("stop_when_right", "stop_when_wrong", "stop_precision")
+  rows = [
+      (one["round"], [str(one["right"]), str(one["wrong"]), *(share(one[name]) for name in shares)])
+      for one in summary["stops"]["rounds"]
+  ]
+  return report.Table("Stop calibration: samples that were not finished before the round", columns, rows)
+
+
+def _policies(summary: dict) -> report.Table:
+  rows = [(name, [with_interval(value)]) for name, value in summary["stops"]["score"].items()]
+  return report.Table("What stopping is worth: the score of the last image", ["stops", "score"], rows)
+
+
+def _understanding(summary: dict) -> report.Table:
+  columns = ["kind", "questions", "accuracy", "most frequent word", "precision of yes", "recall of yes", "says yes", "yes is right", "unread"]
+  names = {"match": "match (ITA-style)"}
+  rows = []
+  for kind, one in summary["understanding"].items():
+    baseline = f"{one['most_frequent']:.3f} ({one['most_frequent_word']})"
+    yes = [share(one.get(name)) for name in ("precision", "recall", "says_yes", "always_yes")]
+    cells = [str(one["questions"]), with_interval(one["accuracy"]), baseline, *yes, share(one["unread"])]
+    rows.append((names.get(kind, f"{kind} (VQA-style)"), cells))
+  return report.Table("Understanding: questions about the drafts", columns, rows)
+
+
+def charts(summary: dict) -> list[charts_lib.Chart]:
+  """Returns the score by round: of all images, and of every tag."""
+  points = lambda values: [(turn + 1, *(value or (None,) * 3)) for turn, value in enumerate(values)]
+  overall = charts_lib.Series("all tags", points([one["score"] for one in summary["rounds"]]))
+  by_tag = [charts_lib.Series(tag, points([value and (value[0], None, None) for value in values])) for tag, values in summary["tags"].items()]
+  return [
+      charts_lib.Chart("score by round", [overall], "round"),
+      *([charts_lib.Chart("score by round and tag", by_tag, "round")] if len(by_tag) > 1 else []),
+  ]
+
+
+def _text(cell) -> str:
+  return cell if isinstance(cell, str) else cell[0]
+
+
+def markdown(table: report.Table) -> str:
+  """Returns a table in Markdown, its caption above it."""
+  escape = lambda text: text.replace("|", "\\|")
+  lines = ["| " + " | ".join(map(escape, table.columns)) + " |", "| --- " * len(table.columns) + "|"]
+  lines += ["| " + " | ".join([escape(name), *(escape(_text(cell)) for cell in cells)]) + " |" for name, cells in table.rows]
+  return "\n".join([f"{table.caption}:", "", *lines])
+
+
+def csv_text(table: report.Table) -> str:
+  """Returns a table as CSV with a line of names."""
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator="\n")
+  writer.writerow(table.columns)
+  writer.writerows([name, *map(_text, cells)] for name, cells in table.rows)
+  return file.getvalue()

@@ -1,0 +1,68 @@
+"""The files of a run."""
+
+import dataclasses
+import json
+
+from etils import epath
+
+TRAINED_ON = "training_prompts.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+  """Where the parts of a run are."""
+
+  path: epath.Path
+
+  @property
+  def checkpoints(self) -> epath.Path:
+    """Folder of the checkpoints."""
+    return self.path / "checkpoints"
+
+  @property
+  def report(self) -> epath.Path:
+    """Folder of the page."""
+    return self.path / "report"
+
+  @property
+  def profile(self) -> epath.Path:
+    """Folder of the trace."""
+    return self.path / "profile"
+
+  @property
+  def rewards(self) -> epath.Path:
+    """Folder of what host rewards answered."""
+    return self.path / "rewards"
+
+  def evaluation(self, step: int) -> epath.Path:
+    """Folder of an evaluation."""
+    return self.path / "evaluation" / f"step_{step:06d}"
+
+
+def write_training_prompts(path: epath.Path, records: tuple[dict, ...]) -> None:
+  """Keeps what a run trains on, so that a later evaluation can tell which of its prompts are among it."""
+  lines = dict.fromkeys(json.dumps(record) for record in records)
+  (path / TRAINED_ON).write_text("".join(f"{line}\n" for line in lines))
+
+
+def trained_on(folder: str) -> list[dict] | None:
+  """Returns the prompts that the model of a folder was trained on by R3, run after run.
+
+  The small model of the package was trained on no held-out prompt.
+
+  Args:
+    folder: see `pretrained.find`.
+
+  Returns:
+    Records; None where it is not known, because the folder is none of a run.
+  """
+  if folder == "shapes":
+    return []
+  path = epath.Path(folder)
+  prompts, config = path / TRAINED_ON, path / "config.json"
+  if not prompts.exists() or not config.exists():
+    return None
+  before = trained_on(json.loads(config.read_text())["model"]["folder"])
+  if before is None:
+    return None
+  return before + [json.loads(line) for line in prompts.read_text().splitlines()]
