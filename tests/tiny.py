@@ -66,7 +66,8 @@ def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
   return rng.normal(0, inputs**-0.5, shape).astype(np.float32)
 
 
-def _random_weights(sizes) -> dict:
+def random_weights(sizes) -> dict:
+  """Returns random weights of a model of these sizes."""
   rng, leaves = np.random.default_rng(0), {}
   for tensor in bagel_table.table(sizes):
     leaves.setdefault(tensor.path, []).append(_draw(tensor.path, tensor.shape, rng))
@@ -98,7 +99,7 @@ def write_model(folder: pathlib.Path):
   folder.mkdir(parents=True)
   vocabulary.build_tokenizer().save(str(folder / "tokenizer.json"))
   sizes = small_bagel.sizes(ml_collections.ConfigDict(SIZES))
-  weights = _random_weights(sizes)
+  weights = random_weights(sizes)
   _write_script(weights["policy"], tokenizer_lib.load(folder).vocabulary)
   bagel_checkpoint.save(weights, sizes, folder)
   for split, records in (("train", world_prompts.train_records()), ("heldout", world_prompts.heldout_records())):

@@ -59,7 +59,7 @@ def check_evaluation(missing: float, max_failed_fraction: float):
     raise BudgetExceeded(
         f"images without a score must be at most {max_failed_fraction:.3g} of an evaluation "
         f"(reward.max_failed_fraction); they were {missing:.3g}. See to the reward service and start again: "
-        "the evaluation is made anew, training goes on from its checkpoint"
+        "what has a score is kept, the rest is tried again"
     )
 
 

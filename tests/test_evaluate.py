@@ -1,0 +1,108 @@
+"""Tests of launch/evaluate.py: goes on after SIGKILL, labels, compares, swaps the judge."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from r3jax import workdir as workdir_lib
+from r3jax.io import report
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = {"eval.prompts": 12, "eval.images_per_prompt": 2, "eval.rounds": 3, "eval.ask": "('match','count')"}
+
+
+def start(*arguments: str, log: pathlib.Path) -> subprocess.Popen:
+  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+  with log.open("a") as file:
+    return subprocess.Popen([sys.executable, "launch/evaluate.py", *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file)
+
+
+def run(*arguments: str, log: pathlib.Path) -> str:
+  process = start(*arguments, log=log)
+  assert process.wait(timeout=1200) == 0, log.read_text()[-3000:]
+  return log.read_text()
+
+
+def flags_of(model: pathlib.Path, workdir: pathlib.Path, **changes) -> list[str]:
+  settings = tiny.settings(model) | SETTINGS | changes
+  return ["--config=configs/r3_geneval.py:shapes", f"--workdir={workdir}",
+          *(f"--config.{key}={value}" for key, value in settings.items())]
+
+
+@pytest.fixture(name="evaluated", scope="module")
+def fixture_evaluated(tiny_model, tmp_path_factory):
+  """An evaluation that was killed and went on, and one that was not."""
+  folder = tmp_path_factory.mktemp("evaluated")
+  killed = start(*flags_of(tiny_model, folder / "killed"), log=folder / "killed.log")
+  while not (folder / "killed" / "samples.jsonl").exists():
+    assert killed.poll() is None, (folder / "killed.log").read_text()[-3000:]
+    time.sleep(0.005)
+  killed.send_signal(signal.SIGKILL)
+  killed.wait()
+  written = report.read_samples(folder / "killed")
+  run(*flags_of(tiny_model, folder / "killed"), log=folder / "killed.log")
+  run(*flags_of(tiny_model, folder / "whole"), log=folder / "whole.log")
+  return folder, written
+
+
+class TestEvaluate:
+
+  def test_goes_on_to_the_same_result(self, evaluated):
+    folder, written = evaluated
+    plain = lambda name: [
+        sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in report.read_samples(folder / name)]
+    assert 0 < len(written) < 24
+    assert plain("killed") == plain("whole") and len(plain("whole")) == 24
+    assert report.read_samples(folder / "killed")[: len(written)] == written  # not drawn again
+
+  def test_files_are_as_documented(self, evaluated):
+    folder, _ = evaluated
+    assert {path.name for path in (folder / "whole").iterdir()} == {
+        "config.json", "settings.json", "samples.jsonl", "images", "summary.json", "tables.md", "tables", "index.html"}
+    summary = json.loads((folder / "whole" / "summary.json").read_text())
+    assert len(summary["rounds"]) == 3 and summary["leaked"] is None
+    assert set(summary["understanding"]) == {"match", "count"}
+    log = (folder / "whole.log").read_text()
+    assert "is not known" in log and "| draft |" in log
+
+  def test_another_config_in_the_folder_is_refused(self, evaluated, tiny_model, tmp_path):
+    folder, _ = evaluated
+    process = start(*flags_of(tiny_model, folder / "whole", **{"eval.points": 4}), log=tmp_path / "log")
+    assert process.wait(timeout=600) == 1
+    assert "eval.points: 3 there, 4 now" in (tmp_path / "log").read_text()
+
+  def test_comparison_of_two(self, evaluated, tmp_path):
+    folder, _ = evaluated
+    said = run("compare", str(folder / "whole"), str(folder / "killed"), f"--workdir={tmp_path / 'out'}", log=tmp_path / "log")
+    assert "+0.000 [+0.000, +0.000]" in said and (tmp_path / "out" / "by_round.svg").exists()
+
+  def test_judge_swap_with_the_same_judge_agrees(self, evaluated, tiny_model, tmp_path):
+    folder, _ = evaluated
+    said = run("rescore", str(folder / "whole"), "--judge=again", *flags_of(tiny_model, tmp_path)[:1],
+               *flags_of(tiny_model, tmp_path)[2:], log=tmp_path / "log")
+    assert "| all |" in said
+    found = json.loads((folder / "whole" / "judges" / "again.json").read_text())["agreement"]["all"]
+    assert found["agreement"] == 1.0 and found["difference"] == [0.0, 0.0, 0.0]
+
+
+class TestTrainedOn:
+
+  def test_runs_upon_runs_are_added_up(self, tmp_path):
+    for name, before in (("a", "shapes"), ("b", str(tmp_path / "a"))):
+      (tmp_path / name).mkdir()
+      (tmp_path / name / "config.json").write_text(json.dumps({"model": {"folder": before}}))
+      workdir_lib.write_training_prompts(tmp_path / name, ({"prompt": name, "tag": "t"},) * 2)
+    assert [record["prompt"] for record in workdir_lib.trained_on(str(tmp_path / "b"))] == ["a", "b"]
+
+  def test_a_folder_of_no_run_is_not_known(self, tmp_path):
+    assert workdir_lib.trained_on(str(tmp_path)) is None
+    assert workdir_lib.trained_on("shapes") == []
