@@ -117,7 +117,11 @@ def _reference_script() -> ConfigDict:
       prompts=0,  # 0 = all
       images_per_prompt=4, rounds=4, points=50, temperature=0.3, batch_size=64, seed=1,
   ))
-  config.log = ConfigDict(dict(samples_every=10, samples=8))
+  config.log = ConfigDict(dict(
+      samples_every=10,  # iterations; 0 shows no samples
+      samples=8,
+      wandb=dict(project="", name="", mode="online"),  # Weights & Biases, where a project is named, see docs/metrics.md
+  ))
   config.profile = ConfigDict(dict(start=0, steps=0))  # iterations start .. start + steps - 1 are traced
   return config
 

@@ -22,7 +22,9 @@ import numpy as np
 from r3jax import evaluate
 from r3jax import experiment as experiment_lib
 from r3jax import metrics as metrics_lib
+from r3jax import observe
 from r3jax import profiling
+from r3jax import sinks
 from r3jax import types
 from r3jax.data import pipeline
 from r3jax.io import checkpoints as checkpoints_lib
@@ -252,7 +254,7 @@ class Session:
     batch = lambda rows: jax.tree.map(lambda x: x[rows], self.prompts)
     if self.config.step.mode == "split":
       split = step_lib.split(self.iteration, self.mesh, shardings)
-      return lambda state, rows: step_lib.run(split, state, self.frozen, batch(rows), seed)
+      return lambda state, rows: step_lib.run_timed(split, state, self.frozen, batch(rows), seed)
     fused = step_lib.fused(self.iteration, self.mesh)
     arguments = (state, self.frozen, batch(np.zeros(self.config.groups_per_step, np.int32)), seed)
     if programs and not self.experiment.on_host:
@@ -289,6 +291,7 @@ def _check(config: ml_collections.ConfigDict, files: Workdir):
     if config[section][key] < 1:
       raise ValueError(f"{section}.{key} must be at least 1; got {config[section][key]}")
   profiling.check(config.profile.start, config.profile.steps, config.total_steps)
+  sinks.check(sinks.WandbSettings(**config.log.wandb))
   done = checkpoints_lib.latest_step(files.checkpoints) or 0
   if config.total_steps < done:
     raise ValueError(f"total_steps ({config.total_steps}) must be at least the iterations done there ({done})")
@@ -372,11 +375,14 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
   return summary
 
 
-def _save_samples(session: Session, step: int, rows: np.ndarray, samples: step_lib.Samples):
-  """Keeps an iteration's first samples for the report."""
+def _save_samples(
+    session: Session, step: int, rows: np.ndarray, samples: step_lib.Samples, writer: metrics_lib.MetricWriter
+):
+  """Keeps an iteration's first samples for the report, and shows them where metrics are shown."""
   if not jax.process_index():
-    shown = _samples(session.experiment, step, rows, samples, session.config.log.samples)
-    report.append_samples(session.files.report, list(shown))
+    shown = list(_samples(session.experiment, step, rows, samples, session.config.log.samples))
+    report.append_samples(session.files.report, shown)
+    writer.write_pictures(step, observe.pictures(shown))
 
 
 def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) -> state_lib.TrainState:
@@ -387,28 +393,32 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   restored = checkpoints.restore(abstract, prompts)
   done, state = (restored[0], restored[1]) if restored else (0, state)
-  writer = metrics_lib.MetricWriter(files.path, done if restored else None)
+  wandb = sinks.WandbSettings(**config.log.wandb)
+  writer = metrics_lib.MetricWriter(sinks.open_all(files.path, done if restored else None, wandb, config.to_dict()))
   if not jax.process_index():
     report.drop_samples_after(files.report, done if restored else None)
   progress = metrics_lib.Progress(config.total_steps, done)
   budget = budget_lib.Budget(config.reward.max_failed_fraction, config.reward.failure_window)
   profiler = profiling.Profiler(files.profile, config.profile.start, config.profile.steps)
+  stopwatch = metrics_lib.Stopwatch()
   clock.lap("setup")
   for number in range(done + 1, config.total_steps + 1):
     rows = next(prompts)
     reward.begin(number)
-    with profiler.iteration(number):
+    with profiler.iteration(number), stopwatch.part("step"):
       state, metrics, samples = step(state, rows)
       metrics = multihost.fetch(metrics)
     reward.raise_together()
-    metrics |= reward.metrics()
-    metrics["seconds/iteration"] = clock.lap("train")
-    writer.write(number, metrics)
-    progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
-    if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
-      _save_samples(session, number, rows, multihost.fetch(samples))
+    metrics |= reward.metrics() | observe.metrics(session.experiment, state, rows, samples)
+    metrics |= stopwatch.read() | {"seconds/iteration": clock.lap("train")}
+    with stopwatch.part("log"):
+      writer.write(number, metrics)
+      progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
+      if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
+        _save_samples(session, number, rows, multihost.fetch(samples), writer)
     stop = budget.add(budget_lib.failed_share(metrics))
-    checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
+    with stopwatch.part("checkpoint"):
+      checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
     if stop:
       break
   profiler.close()
