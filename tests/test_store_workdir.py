@@ -140,6 +140,7 @@ class TestRun:
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # it writes TensorBoard's files by itself
     for name in [name for name in sys.modules if name.startswith("clu")]:
       monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(train.observe, "metrics", lambda *_: {})  # its iterations have no samples
     image = np.zeros((2, 2, 3), np.uint8)
     shown = lambda experiment, step, *_: [report.RolloutSample(step, "p", "colors", "t", image, 0.5)]
     monkeypatch.setattr(train, "_samples", shown)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from r3jax import train
 from r3jax.data import pipeline
@@ -21,7 +22,9 @@ from r3jax.io import checkpoints as checkpoints_lib
 from r3jax.io import jsonl
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import base as rewards_base
+from r3jax.rewards import shapes
 from r3jax.rl import step as step_lib
+from tests import documented
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -84,6 +87,29 @@ class TestCommand:
     assert summary["compile_seconds"] > 0
     assert 0 < summary["peak_memory_gib"] < 6
     assert {"jax", "flax", "optax", "device"} <= set(summary["versions"])
+
+  def test_metrics_are_those_of_the_table(self, finished):
+    rows = jsonl.read(finished / "metrics.jsonl")
+    documented.check({name for row in rows for name in row} - {"step"}, "always", "tag", parts=shapes.PARTS)
+    numbers = {name for row in rows for name, value in row.items() if value is not None}
+    without = documented.missing(numbers, "always", "tag", parts=shapes.PARTS)
+    assert without <= {"edit/stop_when_right"}  # an image of random weights is never right
+
+  def test_tensorboard_has_them_and_the_pictures(self, finished):
+    events = event_accumulator.EventAccumulator(str(finished / "tensorboard")).Reload()
+    shown = {name for name in events.Tags()["tensors"] if not name.endswith("/caption")}
+    documented.check(shown, "always", "tag", "samples", parts=shapes.PARTS)
+    assert [event.step for event in events.Tensors("edit/sample/1")] == [1, 2, 4, 6, 8]
+
+  def test_scores_by_tag_are_the_score_part_by_part(self, finished):
+    for row in _metrics(finished):
+      tags = [value for name, value in row.items() if name.startswith("reason/tag/")]
+      assert 1 <= len(tags) <= 2 and np.mean(tags) == pytest.approx(row["reason/score"])
+
+  def test_learning_rate_warms_up_with_the_updates(self, finished):
+    rows = _metrics(finished)
+    assert [row["optimizer/updates"] for row in rows] == [2.0 * (i + 1) for i in range(STEPS)]
+    assert [row["optimizer/learning_rate_gen"] for row in rows] == pytest.approx([5e-4] + [1e-3] * (STEPS - 1))
 
   def test_metrics_are_learned_on_policy(self, finished):
     for row in _metrics(finished):

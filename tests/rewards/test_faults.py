@@ -27,6 +27,7 @@ from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import budget
 from r3jax.rewards import config as config_lib
 from r3jax.rewards import shapes
+from tests import documented
 from tests import tiny
 from tests.rewards import faulty_server
 
@@ -163,6 +164,7 @@ def check_partial(bench: Bench, workdir: pathlib.Path, fault: str, iterations: i
   seconds = time.monotonic() - start
   rows = jsonl.read(workdir / "metrics.jsonl")
   assert len(rows) == iterations
+  documented.check({name for name in rows[0] if name.startswith("service/")}, "service")
   counted, logged = outcomes(workdir), sum(row["service/service/images_failed"] for row in rows)
   assert sum(counted.values()) == iterations * 2 * IMAGES
   assert counted["failed"] == logged
