@@ -1,7 +1,6 @@
 """Tests of metrics.py."""
 
 import json
-import sys
 
 import jax.numpy as jnp
 import pytest
@@ -10,14 +9,6 @@ from tensorboard.util import tensor_util
 
 from r3jax import metrics
 from r3jax import sinks
-
-
-@pytest.fixture
-def no_tensorflow(monkeypatch):
-  """Makes TensorFlow missing; importing it takes seconds, and most tests do not need it."""
-  for name in [name for name in sys.modules if name.startswith("clu")]:
-    monkeypatch.delitem(sys.modules, name)
-  monkeypatch.setitem(sys.modules, "tensorflow", None)
 
 
 def run(workdir, steps, restored_step=None):

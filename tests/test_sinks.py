@@ -44,14 +44,6 @@ def wandb(monkeypatch):
 
 
 @pytest.fixture
-def no_tensorflow(monkeypatch):
-  """Makes TensorFlow missing; importing it takes seconds, and most tests do not need it."""
-  for name in [name for name in sys.modules if name.startswith("clu")]:
-    monkeypatch.delitem(sys.modules, name)
-  monkeypatch.setitem(sys.modules, "tensorflow", None)
-
-
-@pytest.fixture
 def missing(monkeypatch):
   """Makes the package missing."""
   monkeypatch.setitem(sys.modules, "wandb", None)
