@@ -120,7 +120,11 @@ def _reference_script() -> ConfigDict:
       ask=(),  # questions about every draft: "match"; of the embedded world also "existence", "count", "color", "relation"
       question_tokens=192,
   ))
-  config.log = ConfigDict(dict(samples_every=10, samples=8))
+  config.log = ConfigDict(dict(
+      samples_every=10,  # iterations; 0 shows no samples
+      samples=8,
+      wandb=dict(project="", name="", mode="online"),  # Weights & Biases, where a project is named, see docs/metrics.md
+  ))
   config.profile = ConfigDict(dict(start=0, steps=0))  # iterations start .. start + steps - 1 are traced
   return config
 

@@ -1,54 +1,64 @@
-"""Writes a run's metrics to metrics.jsonl and TensorBoard, and says how far it is."""
+"""Writes a run's metrics, takes the time, and says how far the run is."""
 
-from collections.abc import Callable, Mapping
-import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import time
 from typing import Any
 
 from absl import logging
-from etils import epath
 import jax
 import numpy as np
 
-from r3jax.io import jsonl
+from r3jax import sinks
 
 
 class MetricWriter:
-  """Writes metrics from process 0; on the others every method does nothing.
+  """Hands what an iteration logs to every sink; see `sinks.open_all`, which gives only process 0 some."""
 
-  metrics.jsonl holds one object a step, {"step": k, name: number or null, ...}, and after a
-  restart equals that of an uninterrupted run.
-  """
+  def __init__(self, opened: Sequence[sinks.Sink]):
+    """Takes over the sinks."""
+    self._sinks = opened
 
-  def __init__(self, workdir: epath.PathLike, restored_step: int | None):
-    """Opens the files.
-
-    Args:
-      workdir: the run's folder.
-      restored_step: the step that the run goes on from; lines of later steps are dropped. None if
-        it starts from the beginning: all lines are dropped.
-    """
-    self._path = epath.Path(workdir) / "metrics.jsonl"
-    self._is_active = jax.process_index() == 0
-    if self._is_active:
-      self._path.parent.mkdir(parents=True, exist_ok=True)
-      jsonl.drop_after(self._path, restored_step)
-      self._tensorboard = _open_tensorboard(self._path.parent)
-
-  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Writes the scalars of a step; NaN and infinities become null."""
-    if not self._is_active:
-      return
+  def write(self, step: int, metrics: Mapping[str, Any]):
+    """Writes the scalars of a step."""
     scalars = {name: float(np.asarray(value)) for name, value in sorted(metrics.items())}
-    numbers = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-    jsonl.append(self._path, [{"step": step} | numbers])
-    if self._tensorboard:
-      self._tensorboard.write_scalars(step, scalars)
+    for sink in self._sinks:
+      sink.scalars(step, scalars)
 
-  def close(self) -> None:
+  def write_evaluation(self, step: int, numbers: Mapping[str, float]):
+    """Writes the numbers of an evaluation after a step; of a resumed run again those that it does not repeat."""
+    for sink in self._sinks:
+      sink.evaluation(step, numbers)
+
+  def write_pictures(self, step: int, pictures: Mapping[str, sinks.Picture]):
+    """Writes the pictures of a step, whose scalars come first."""
+    for sink in self._sinks:
+      sink.pictures(step, pictures)
+
+  def close(self):
     """Completes what is still being written."""
-    if self._is_active and self._tensorboard:
-      self._tensorboard.close()
+    for sink in self._sinks:
+      sink.close()
+
+
+class Stopwatch:
+  """Adds up the seconds of the parts of an iteration."""
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    """Starts with nothing; `clock` returns seconds."""
+    self._clock, self._seconds = clock, {}
+
+  @contextlib.contextmanager
+  def part(self, name: str) -> Iterator[None]:
+    """Books the block's seconds on a part."""
+    start = self._clock()
+    yield
+    self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
+
+  def read(self) -> dict[str, float]:
+    """Returns the seconds since the last reading, by "seconds/NAME"."""
+    seconds, self._seconds = self._seconds, {}
+    return {f"seconds/{name}": spent for name, spent in seconds.items()}
 
 
 class Progress:
@@ -86,16 +96,6 @@ class Progress:
 
 def _seconds_per_step(start: tuple[int, float], end: tuple[int, float]) -> float:
   return (end[1] - start[1]) / (end[0] - start[0])
-
-
-def _open_tensorboard(workdir: epath.Path) -> Any:
-  """Returns a CLU writer of TensorBoard files, or None where TensorFlow is not installed."""
-  try:
-    from clu import metric_writers  # Here, for it imports TensorFlow, which takes seconds.
-  except ImportError as error:
-    logging.info("metrics go to metrics.jsonl only, not to TensorBoard: %s", error)
-    return None
-  return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / "tensorboard")))
 
 
 def _clock_time(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The main job: evaluate, iterate, checkpoint, evaluate again, report."""
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,7 +17,9 @@ import numpy as np
 from r3jax import experiment as experiment_lib
 from r3jax import machine
 from r3jax import metrics as metrics_lib
+from r3jax import observe
 from r3jax import profiling
+from r3jax import sinks
 from r3jax import types
 from r3jax import workdir as workdir_lib
 from r3jax.data import contamination
@@ -160,7 +163,7 @@ class Session:
     batch = lambda rows: jax.tree.map(lambda x: x[rows], self.prompts)
     if self.config.step.mode == "split":
       split = step_lib.split(self.iteration, self.mesh, shardings)
-      return lambda state, rows: step_lib.run(split, state, self.frozen, batch(rows), seed)
+      return lambda state, rows: step_lib.run_timed(split, state, self.frozen, batch(rows), seed)
     fused = step_lib.fused(self.iteration, self.mesh)
     arguments = (state, self.frozen, batch(np.zeros(self.config.groups_per_step, np.int32)), seed)
     if programs and not self.experiment.on_host:
@@ -178,15 +181,18 @@ class Session:
     described = sorted([*folder.glob("*.json"), *folder.glob("*.txt")])  # sizes and tokenizer
     return [json.dumps(used, sort_keys=True), *(path.read_text() for path in described)]
 
-  def evaluate(self, policy, step: int) -> list[dict]:
+  def evaluate(self, policy, step: int, writer: metrics_lib.MetricWriter) -> list[dict]:
     """Evaluates a policy on the held-out prompts, unless that has been done; returns the samples.
 
     Raises:
       budget.BudgetExceeded: too few images have a score.
     """
+    samples = summary_lib.finished(self.exam, self.files.evaluation(step)) or self._evaluate(policy, step)
+    writer.write_evaluation(step, measures.numbers(result_lib.of_samples(samples)))
+    return samples
+
+  def _evaluate(self, policy, step: int) -> list[dict]:
     folder = self.files.evaluation(step)
-    if done := summary_lib.finished(self.exam, folder):
-      return done
     facts = summary_lib.Facts(
         f"r3jax: evaluation of iteration {step}", step, self.leaked, self.exam.flops, self.config.seed)
     reward = self.experiment.reward
@@ -207,6 +213,7 @@ def _check(config: ml_collections.ConfigDict, files: workdir_lib.Workdir):
     if config[section][key] < least:
       raise ValueError(f"{section}.{key} must be at least {least}; got {config[section][key]}")
   profiling.check(config.profile.start, config.profile.steps, config.total_steps)
+  sinks.check(sinks.WandbSettings(**config.log.wandb))
   done = checkpoints_lib.latest_step(files.checkpoints) or 0
   if config.total_steps < done:
     raise ValueError(f"total_steps ({config.total_steps}) must be at least the iterations done there ({done})")
@@ -274,11 +281,14 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
     machine.return_freed_memory()
     clock.lap("compile")
     logging.info("compiled the step in %.1f s", clock.seconds["compile"])
-    session.experiment.reward.log_to(files.rewards, checkpoints_lib.latest_step(files.checkpoints) or 0)
-    before = session.evaluate(policy, 0)
-    clock.lap("evaluate before")
-    state = _iterate(session, step, state, clock)
-    after = session.evaluate(state.policy, config.total_steps)
+    done = checkpoints_lib.latest_step(files.checkpoints)
+    session.experiment.reward.log_to(files.rewards, done or 0)
+    wandb = sinks.WandbSettings(**config.log.wandb)
+    with contextlib.closing(metrics_lib.MetricWriter(sinks.open_all(files.path, done, wandb, config.to_dict()))) as writer:
+      before = session.evaluate(policy, 0, writer)
+      clock.lap("evaluate before")
+      state = _iterate(session, step, state, clock, writer)
+      after = session.evaluate(state.policy, config.total_steps, writer)
   clock.lap("evaluate after")
   summary = _summary(session, clock, result_lib.of_samples(before), result_lib.of_samples(after))
   summary |= {"parameters": parameters}
@@ -286,8 +296,10 @@ def run(session: Session, policy: types.Params, programs: epath.Path | None = No
   return summary
 
 
-def _save_samples(session: Session, step: int, rows: np.ndarray, samples: step_lib.Samples):
-  """Keeps an iteration's first samples for the report."""
+def _save_samples(
+    session: Session, step: int, rows: np.ndarray, samples: step_lib.Samples, writer: metrics_lib.MetricWriter
+):
+  """Keeps an iteration's first samples for the report, and shows them where metrics are shown."""
   if jax.process_index():
     return
   shown, files = [], {}
@@ -296,9 +308,12 @@ def _save_samples(session: Session, step: int, rows: np.ndarray, samples: step_l
     files |= dict(zip(paths, images))
     shown.append(sample | {"turns": [{"image": path, **turn} for path, turn in zip(paths, sample["turns"])]})
   report.append_samples(session.files.report, shown, files)
+  writer.write_pictures(step, observe.pictures(shown, files))
 
 
-def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) -> state_lib.TrainState:
+def _iterate(
+    session: Session, step, state: state_lib.TrainState, clock: Clock, writer: metrics_lib.MetricWriter
+) -> state_lib.TrainState:
   """Runs the iterations that are left; saves, logs and samples on the way."""
   config, files, reward, stop = session.config, session.files, session.experiment.reward, False
   prompts = pipeline.prompt_iterator(len(session.experiment.train), config.groups_per_step, config.seed)
@@ -306,40 +321,41 @@ def _iterate(session: Session, step, state: state_lib.TrainState, clock: Clock) 
   abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
   restored = checkpoints.restore(abstract, prompts)
   done, state = (restored[0], restored[1]) if restored else (0, state)
-  writer = metrics_lib.MetricWriter(files.path, done if restored else None)
   if not jax.process_index():
     report.drop_samples_after(files.report, done if restored else None)
   progress = metrics_lib.Progress(config.total_steps, done)
   budget = budget_lib.Budget(config.reward.max_failed_fraction, config.reward.failure_window)
   profiler = profiling.Profiler(files.profile, config.profile.start, config.profile.steps)
-  due = lambda number: config.eval.every and number % config.eval.every == 0 and number < config.total_steps
+  stopwatch = metrics_lib.Stopwatch()
+  due = lambda number: config.eval.every and number % config.eval.every == 0 and 0 < number < config.total_steps
   if due(done):  # the last start may have ended before it
-    session.evaluate(state.policy, done)
+    session.evaluate(state.policy, done, writer)
   clock.lap("setup")
   for number in range(done + 1, config.total_steps + 1):
     rows = next(prompts)
     reward.begin(number)
-    with profiler.iteration(number):
+    with profiler.iteration(number), stopwatch.part("step"):
       state, metrics, samples = step(state, rows)
       metrics = multihost.fetch(metrics)
     reward.raise_together()
-    metrics |= reward.metrics()
-    metrics["seconds/iteration"] = clock.lap("train")
-    writer.write(number, metrics)
-    progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
-    if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
-      _save_samples(session, number, rows, multihost.fetch(samples))
+    metrics |= reward.metrics() | observe.metrics(session.experiment, state, rows, samples)
+    metrics |= stopwatch.read() | {"seconds/iteration": clock.lap("train")}
+    with stopwatch.part("log"):
+      writer.write(number, metrics)
+      progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
+      if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
+        _save_samples(session, number, rows, multihost.fetch(samples), writer)
     stop = budget.add(budget_lib.failed_share(metrics))
-    checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
+    with stopwatch.part("checkpoint"):
+      checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
     if stop:
       break
     if due(number):
       clock.lap("train")
-      session.evaluate(state.policy, number)
+      session.evaluate(state.policy, number, writer)
       clock.lap("evaluate between")
   profiler.close()
   checkpoints.close()
-  writer.close()
   clock.lap("train")
   if stop:
     raise budget.error()

@@ -1,7 +1,6 @@
 """Tests of metrics.py."""
 
 import json
-import sys
 
 import jax.numpy as jnp
 import pytest
@@ -9,18 +8,11 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from r3jax import metrics
-
-
-@pytest.fixture
-def no_tensorflow(monkeypatch):
-  """Makes TensorFlow missing; importing it takes seconds, and most tests do not need it."""
-  for name in [name for name in sys.modules if name.startswith("clu")]:
-    monkeypatch.delitem(sys.modules, name)
-  monkeypatch.setitem(sys.modules, "tensorflow", None)
+from r3jax import sinks
 
 
 def run(workdir, steps, restored_step=None):
-  writer = metrics.MetricWriter(workdir, restored_step)
+  writer = metrics.MetricWriter(sinks.open_all(workdir, restored_step))
   for step in steps:
     writer.write(step, {"reward": jnp.float32(step / 4), "loss": float("nan") if step == 2 else 1})
   writer.close()
@@ -37,7 +29,7 @@ class TestMetricWriter:
 
   @pytest.mark.usefixtures("no_tensorflow")
   def test_lines_are_on_disk_before_close(self, tmp_path):
-    writer = metrics.MetricWriter(tmp_path, None)
+    writer = metrics.MetricWriter(sinks.open_all(tmp_path, None))
     writer.write(1, {"reward": float("inf")})
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "reward": null}\n'
     writer.close()
@@ -66,6 +58,18 @@ class TestMetricWriter:
   def test_without_tensorflow_only_the_file_is_written(self, tmp_path):
     assert run(tmp_path, [1]) == '{"step": 1, "loss": 1.0, "reward": 0.25}\n'
     assert not (tmp_path / "tensorboard").exists()
+
+
+class TestStopwatch:
+
+  def test_adds_up_the_parts_since_the_last_reading(self):
+    times = iter([0.0, 2.0, 3.0, 3.5, 10.0, 14.0])
+    stopwatch = metrics.Stopwatch(clock=lambda: next(times))
+    for name in ("step", "log", "step"):
+      with stopwatch.part(name):
+        pass
+    assert stopwatch.read() == {"seconds/step": 6.0, "seconds/log": 0.5}
+    assert stopwatch.read() == {}
 
 
 class TestProgress:

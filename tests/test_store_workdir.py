@@ -105,7 +105,7 @@ class Session:
     self._ask()
     self.experiment.reward.raise_together()
 
-  evaluate = train.Session.evaluate
+  evaluate, _evaluate = train.Session.evaluate, train.Session._evaluate
 
 
 def _start(workdir: str, fails_at: int | None = None) -> dict:
@@ -144,6 +144,7 @@ class TestRun:
     monkeypatch.setitem(sys.modules, "tensorflow", None)  # it writes TensorBoard's files by itself
     for name in [name for name in sys.modules if name.startswith("clu")]:
       monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(train.observe, "metrics", lambda *_: {})  # its iterations have no samples
     image = np.zeros((2, 2, 3), np.uint8)
     sample = {"prompt": "p", "tag": "colors", "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}]}
     shown = lambda experiment, step, *_: [({"step": step, "key": f"{step}", **sample}, [image])]

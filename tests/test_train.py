@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from r3jax import machine
 from r3jax import train
@@ -24,7 +25,9 @@ from r3jax.io import report
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import base as rewards_base
 from r3jax.rewards import control
+from r3jax.rewards import shapes
 from r3jax.rl import step as step_lib
+from tests import documented
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -33,7 +36,7 @@ STEPS = 8
 
 def _start(model: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
   """Starts the main job on one device."""
-  changes = tiny.settings(model) | {"total_steps": STEPS}
+  changes = tiny.settings(model) | {"total_steps": STEPS, "eval.every": 4}
   command = [sys.executable, "launch/tpu.py", "--config=configs/r3_geneval.py:shapes", f"--workdir={workdir}"]
   command += [f"--config.{key}={value}" for key, value in changes.items()]
   flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
@@ -47,9 +50,9 @@ def _finish(model: pathlib.Path, workdir: pathlib.Path):
   assert process.wait(timeout=1800) == 0, (workdir.parent / f"{workdir.name}.log").read_text()[-3000:]
 
 
-def _metrics(workdir: pathlib.Path) -> list[dict]:
-  """Returns metrics.jsonl without the times."""
-  rows = jsonl.read(workdir / "metrics.jsonl")
+def _metrics(workdir: pathlib.Path, log: str = "metrics.jsonl") -> list[dict]:
+  """Returns a log without the times."""
+  rows = jsonl.read(workdir / log)
   return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in rows]
 
 
@@ -74,7 +77,7 @@ class TestCommand:
     assert (config["total_steps"], config["group_size"]) == (STEPS, 4)
     assert [row["step"] for row in _metrics(finished)] == list(range(1, STEPS + 1))
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["6", "8"]
-    assert sorted(path.name for path in (finished / "evaluation").iterdir()) == ["step_000000", "step_000008"]
+    assert sorted(path.name for path in (finished / "evaluation").iterdir()) == ["step_000000", "step_000004", "step_000008"]
     for folder in (finished / "report", finished / "evaluation" / "step_000008"):
       page = (folder / "index.html").read_text()
       assert page.count("images/") > 4 and r"\u003cthink\u003e" in page and "<think>" not in page
@@ -97,6 +100,38 @@ class TestCommand:
     assert 0 < summary["peak_memory_gib"] < 6
     assert {"jax", "flax", "optax", "device"} <= set(summary["versions"])
 
+  def test_metrics_are_those_of_the_table(self, finished):
+    rows = jsonl.read(finished / "metrics.jsonl")
+    documented.check({name for row in rows for name in row} - {"step"}, "always", "tag", parts=shapes.PARTS)
+    numbers = {name for row in rows for name, value in row.items() if value is not None}
+    without = documented.missing(numbers, "always", "tag", parts=shapes.PARTS)
+    assert without <= {"edit/stop_when_right"}  # an image of random weights is never right
+
+  def test_numbers_of_evaluations_are_those_of_the_table(self, finished):
+    rows = jsonl.read(finished / "evaluation.jsonl")
+    assert [row["step"] for row in rows] == [0, 4, 8]
+    for row in rows:
+      documented.check(row.keys() - {"step"}, "evaluation", parts=shapes.PARTS)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert rows[-1]["evaluation/draft"] == pytest.approx(summary["scores"]["draft"]["after"][0])
+
+  def test_tensorboard_has_them_and_the_pictures(self, finished):
+    events = event_accumulator.EventAccumulator(str(finished / "tensorboard")).Reload()
+    shown = {name for name in events.Tags()["tensors"] if not name.endswith("/caption")}
+    documented.check(shown, "always", "tag", "samples", "evaluation", parts=shapes.PARTS)
+    assert [event.step for event in events.Tensors("evaluation/draft")] == [0, 4, 8]
+    assert [event.step for event in events.Tensors("edit/sample/1")] == [1, 2, 4, 6, 8]
+
+  def test_scores_by_tag_are_the_score_part_by_part(self, finished):
+    for row in _metrics(finished):
+      tags = [value for name, value in row.items() if name.startswith("reason/tag/")]
+      assert 1 <= len(tags) <= 2 and np.mean(tags) == pytest.approx(row["reason/score"])
+
+  def test_learning_rate_warms_up_with_the_updates(self, finished):
+    rows = _metrics(finished)
+    assert [row["optimizer/updates"] for row in rows] == [2.0 * (i + 1) for i in range(STEPS)]
+    assert [row["optimizer/learning_rate_gen"] for row in rows] == pytest.approx([5e-4] + [1e-3] * (STEPS - 1))
+
   def test_metrics_are_learned_on_policy(self, finished):
     for row in _metrics(finished):
       assert max(row[f"mismatch/{name}"] for name in ("reason_text", "reason_image", "edit_text", "edit_image")) < 1e-4
@@ -115,7 +150,8 @@ class TestCommand:
     log = (tmp_path / "workdir.log").read_text()
     assert re.search(r"restored step [4-8] from", log) and "the step was traced before" in log
     assert _metrics(workdir) == _metrics(finished)
-    for name in ("step_000000", f"step_{STEPS:06d}"):
+    assert _metrics(workdir, "evaluation.jsonl") == _metrics(finished, "evaluation.jsonl")
+    for name in ("step_000000", "step_000004", f"step_{STEPS:06d}"):
       assert _samples(workdir / "evaluation" / name) == _samples(finished / "evaluation" / name)
     for part in ("samples.jsonl",):
       assert (workdir / "report" / part).read_text() == (finished / "report" / part).read_text()

@@ -144,6 +144,26 @@ def refinement(found: Result, seed: int) -> list[float] | None:
   return interval(found.score[-1] - found.score[0], found, seed)
 
 
+def numbers(found: Result) -> dict[str, float]:
+  """Returns what curves are drawn of, by "evaluation/NAME"; NaN where there is none.
+
+  Scores are means of the tags' means; the tags', and those of the parts, are of the last round.
+  """
+  tags = np.asarray(found.tags)
+  values = {"draft": found.score[0], "last_round": found.score[-1], "gain": found.score[-1] - found.score[0]}
+  values |= {f"part/{name}": part[-1] for name, part in found.parts.items()}
+  by_tag_ = {name: [_known_mean(of[tags == tag]) for tag in dict.fromkeys(found.tags)] for name, of in values.items()}
+  made = {name: _known_mean(np.array(of)) for name, of in by_tag_.items()}
+  made |= {f"tag/{tag}": _known_mean(found.score[-1][tags == tag]) for tag in dict.fromkeys(found.tags)}
+  made |= {"missing": found.missing} | behaviour(found)
+  return {f"evaluation/{name}": value for name, value in made.items()}
+
+
+def _known_mean(values: np.ndarray) -> float:
+  known = values[np.isfinite(values)]
+  return float(known.mean()) if known.size else float("nan")
+
+
 # --- Understanding --------------------------------------------------------------------------------
 
 

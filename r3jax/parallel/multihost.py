@@ -56,14 +56,17 @@ def initialize(coordinator: str, num_processes: int, process_id: int):
 def fetch(tree):
   """Returns arrays of a computation whole, as numpy, on every process.
 
-  Every process must call it at the same point: what another one holds is sent.
+  Every process must call it at the same point: what another one holds is sent. Numbers that never
+  were on a device stay this process's own.
   """
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return jax.tree.map(_whole, tree)
 
 
-def _whole(x: jax.Array) -> np.ndarray:
+def _whole(x: jax.Array | np.ndarray | np.generic) -> np.ndarray:
+  if not isinstance(x, jax.Array):
+    return np.asarray(x)
   if x.is_fully_replicated:
     return np.asarray(x.addressable_data(0))
   return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -7,6 +7,7 @@ import optax
 from r3jax.rewards import base as rewards_base
 from r3jax.rl import objective
 from r3jax.rl import placement as placement_lib
+from r3jax.rl import rollout as rollout_lib
 from r3jax.rl import state as state_lib
 
 Metrics = dict[str, jax.Array]
@@ -45,6 +46,12 @@ def _parts(place, score: rewards_base.Score, valid: jax.Array) -> Metrics:
   return {name: _mean(place.by_group(part), known(part)) for name, part in score.parts.items()}
 
 
+def _lengths(place, text: rollout_lib.Text) -> Metrics:
+  """Returns how long texts are, and how many of them the limit ended."""
+  lengths = place.by_group(text.lengths)
+  return {"tokens": jnp.mean(lengths.astype(float)), "tokens_at_limit": jnp.mean(lengths == text.ids.shape[1])}
+
+
 def _spread_by_index(place, score: rewards_base.Score, t: jax.Array) -> Metrics:
   """Returns the mean spread of the score inside the groups whose SDE step was early or late."""
   spread = _group_spread(place.by_group(score.value), place.by_group(score.valid))
@@ -61,7 +68,7 @@ def reason(place: placement_lib.Placement, drafts, score: rewards_base.Score, te
   return {
       **_parts(place, score, score.valid),  # first: a part may have a name of ours
       "format": _mean(place.by_group(drafts.format), every),
-      "tokens": _mean(place.by_group(drafts.rollout.text.lengths), every),
+      **_lengths(place, drafts.rollout.text),
       **_common(place, score, score.valid, text_advantage, image_advantage),
       **_spread_by_index(place, score, drafts.rollout.flow.t),
   }
@@ -78,7 +85,7 @@ def edit(place: placement_lib.Placement, edits, score: rewards_base.Score, text_
   return {
       **_parts(place, score, valid),  # first: a part may have a name of ours
       "format": _mean(by_group(edits.parsed.format), every),
-      "tokens": _mean(by_group(edits.text.lengths), every),
+      **_lengths(place, edits.text),
       "truncated": _mean(by_group(edits.parsed.truncated), every),
       "before": _mean(before, known),
       "edit_rate": _mean(~stop, every),
@@ -89,8 +96,20 @@ def edit(place: placement_lib.Placement, edits, score: rewards_base.Score, text_
       "stop_when_wrong": _mean(stop, known & ~right),
       "stop_precision": _mean(right, known & stop),
       "pool_perfect": _mean(right, known),
+      "pool_prompts": jnp.mean(jnp.isin(jnp.arange(place.groups), by_group(edits.row))),
       **_common(place, score, valid, text_advantage, image_advantage),
   }
+
+
+def pool(score: jax.Array, valid: jax.Array) -> Metrics:
+  """Measures what groups may draw: the shares of images that are right, wrong and without a score.
+
+  Args:
+    score: [P] of every image.
+    valid: [P] whether the score is there.
+  """
+  right = valid & (score == 1)
+  return {"right": jnp.mean(right), "wrong": jnp.mean(valid & ~right), "unscored": jnp.mean(~valid)}
 
 
 def update(text: objective.TextTerms, images: objective.FlowTerms, gradients) -> Metrics:
@@ -104,9 +123,12 @@ def update(text: objective.TextTerms, images: objective.FlowTerms, gradients) ->
       "text_policy": text_sum.policy / tokens,
       "text_kl": text_sum.kl / tokens,
       "text_kl_extreme": text_sum.extreme_kl,
+      "text_entropy": text_sum.entropy / tokens,
+      "text_ratio": text_sum.ratio / tokens,
       "text_clipped": text_sum.clipped / tokens,
       "image_policy": image_sum.policy / count,
       "image_kl": image_sum.kl / count,
+      "image_ratio": image_sum.ratio / count,
       "image_clipped": image_sum.clipped / count,
       "gradient_norm": optax.tree.norm(gradients),
       "gradient_norm_und": optax.tree.norm(part("und")),

@@ -17,6 +17,8 @@ class TextTerms:
 
   policy: jax.Array  # sum of clipped policy terms
   kl: jax.Array  # sum of k3
+  ratio: jax.Array  # sum of the ratios
+  entropy: jax.Array  # sum of -behavior_logprob
   clipped: jax.Array  # tokens whose ratio left the clip range
   tokens: jax.Array  # valid tokens
   extreme_kl: jax.Array  # tokens with a KL above 10 (the reference drops those)
@@ -29,9 +31,14 @@ class FlowTerms:
 
   policy: jax.Array
   kl: jax.Array  # sum over images of the mean over tokens
+  ratio: jax.Array  # sum of the ratios
   clipped: jax.Array
   images: jax.Array
   mismatch: jax.Array
+
+
+def _ratio(log_ratio: jax.Array, valid: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.where(valid, jnp.exp(log_ratio), 0.0))
 
 
 def _mismatch(log_ratio: jax.Array, valid: jax.Array) -> jax.Array:
@@ -77,6 +84,8 @@ def text_terms(
   return TextTerms(
       policy=jnp.sum(jnp.where(mask, policy, 0.0)),
       kl=jnp.sum(jnp.where(mask, kl, 0.0)),
+      ratio=_ratio(log_ratio, mask),
+      entropy=-jnp.sum(jnp.where(mask, text.behavior_logprob, 0.0)),
       clipped=_clipped(log_ratio, mask, clip_range),
       tokens=jnp.sum(mask),
       extreme_kl=jnp.sum(mask & (kl > 10)),
@@ -98,7 +107,7 @@ def flow_terms(
   A stage that samples by ODE only (`flow.sde_index_max` 0) has no image terms.
   """
   if not flow.sde_index_max:
-    return FlowTerms(*[jnp.zeros(())] * 2, *[jnp.zeros((), jnp.int32)] * 2, jnp.zeros(()))
+    return FlowTerms(*[jnp.zeros(())] * 3, *[jnp.zeros((), jnp.int32)] * 2, jnp.zeros(()))
   t, dt = trajectory.t, trajectory.dt
   moments = lambda v: flow_lib.sde_moments(trajectory.before, v, t, dt, flow.eta(t))
   (mean, std), (reference_mean, _) = moments(velocity), moments(reference_velocity)
@@ -109,6 +118,7 @@ def flow_terms(
   return FlowTerms(
       policy=jnp.sum(jnp.where(valid, policy, 0.0)),
       kl=jnp.sum(jnp.where(valid, kl, 0.0)),
+      ratio=_ratio(log_ratio, valid),
       clipped=_clipped(log_ratio, valid, clip_range),
       images=jnp.sum(valid),
       mismatch=_mismatch(log_ratio, valid),

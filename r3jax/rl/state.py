@@ -1,6 +1,7 @@
 """What an update changes, and the optimizer that changes it."""
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -56,12 +57,22 @@ def expert_labels(policy: types.Params) -> types.Params:
   return jax.tree_util.tree_map_with_path(label, policy)
 
 
+def learning_rate(rate: float, warmup_updates: int, update):
+  """Returns the learning rate of an update, counted from 0: rate * min(1, update / warmup_updates)."""
+  return rate * jnp.minimum(1.0, update / max(warmup_updates, 1)) if warmup_updates else rate
+
+
+def updates_done(opt_state: optax.OptState) -> jax.Array:
+  """Returns how many updates an optimizer of `make_optimizer` has done, [] int32."""
+  return optax.tree.get_all_with_path(opt_state, "count")[0][1]
+
+
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
   """Returns the optimizer; gradients must already be summed over replicas."""
 
   def adamw(rate: float) -> optax.GradientTransformation:
-    warm = lambda k: rate * jnp.minimum(1.0, k / max(settings.warmup_updates, 1))
-    schedule = warm if settings.warmup_updates else rate
+    warm = functools.partial(learning_rate, rate, settings.warmup_updates)
+    schedule = warm if settings.warmup_updates else rate  # a number keeps no count in the state
     return optax.adamw(schedule, settings.b1, settings.b2, settings.eps, weight_decay=settings.weight_decay)
 
   und = optax.set_to_zero() if settings.freeze_und else adamw(settings.und_learning_rate)

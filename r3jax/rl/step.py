@@ -7,11 +7,13 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+import time
 import types as types_lib
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from r3jax import types
@@ -277,6 +279,11 @@ def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
   return {rename(name): value for name, value in metrics.items()}
 
 
+def numbered(name: str, turn: int) -> str:
+  """Returns the name of a round's metrics: edit, edit2, edit3, ..."""
+  return name if turn == 0 else f"{name}{turn + 1}"
+
+
 def run(iteration, state, frozen: Frozen, prompts: rollout_lib.Prompts, seed):
   """Runs one iteration; `iteration` has the methods of `Iteration`, mapped or not.
 
@@ -291,10 +298,11 @@ def run(iteration, state, frozen: Frozen, prompts: rollout_lib.Prompts, seed):
   edits = edit_score = None
   pool = iteration.pool(drafts, draft_score)
   for turn in range(iteration.settings.reflect_rounds):
+    metrics |= _prefixed(numbered("pool", turn), measure.pool(pool.score, pool.valid))
     edits = iteration.edit(state, frozen, prompts, pool, key, turn)
     edit_score = iteration.score_edits(edits)
     state, found = iteration.learn_to_edit(state, frozen, edits, edit_score)
-    metrics |= _prefixed("edit" if turn == 0 else f"edit{turn + 1}", found)
+    metrics |= _prefixed(numbered("edit", turn), found)
     pool = iteration.pool_again(edits, edit_score)
   return state.replace(step=state.step + 1), metrics, Samples(drafts, draft_score, edits, edit_score)
 
@@ -351,3 +359,25 @@ def split(
 
   stages = {name: compiled(name, *specs) for name, specs in _SPLIT_SPECS.items()}
   return types_lib.SimpleNamespace(settings=iteration.settings, **stages)
+
+
+def run_timed(stages: types_lib.SimpleNamespace, *arguments):
+  """Does what `run` does with the stages of `split`, and waits for each of them to time it.
+
+  Returns:
+    What `run` returns; metrics also have "seconds/stage/NAME" of every stage that ran, over all rounds.
+  """
+  seconds: dict[str, float] = {}
+
+  def timed(name: str):
+    def stage(*inputs):
+      start = time.monotonic()
+      found = jax.block_until_ready(getattr(stages, name)(*inputs))
+      seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+      return found
+
+    return stage
+
+  watched = types_lib.SimpleNamespace(settings=stages.settings, **{name: timed(name) for name in _SPLIT_SPECS})
+  state, metrics, samples = run(watched, *arguments)
+  return state, metrics | {f"seconds/stage/{name}": np.float32(spent) for name, spent in seconds.items()}, samples

@@ -80,6 +80,10 @@ class TestFetch:
     found = multihost.fetch({"x": x})["x"]
     assert isinstance(found, np.ndarray) and found.tolist() == list(range(16))
 
+  def test_leaves_numbers_of_the_host_to_every_process(self, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert multihost.fetch({"seconds": np.float32(3), "none": None}) == {"seconds": 3.0, "none": None}
+
 
 GKE = {"TPU_WORKER_HOSTNAMES": "tpu-0.svc,tpu-1.svc", "TPU_WORKER_ID": "1"}
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[03-04]", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}

@@ -4,6 +4,7 @@ import numpy as np
 
 from r3jax.rewards import base
 from r3jax.rewards import cache
+from tests import documented
 
 IMAGES = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
 RECORD = {"tag": "t", "prompt": "p", "include": []}
@@ -41,6 +42,7 @@ class TestCached:
     assert reward.score(IMAGES, [RECORD] * 4) == first
     assert inner.asked == [0, 1, 2, 3, 3]
     assert reward.metrics() == {"cache_hits": 3}
+    documented.check(["service/judge/cache_hits"], "cache")
     assert reward.metrics() == {"cache_hits": 0}
 
   def test_equal_images_of_a_batch_are_asked_once(self):

@@ -20,6 +20,8 @@ import jax
 import numpy as np
 import pytest
 
+from r3jax import metrics as metrics_lib
+from r3jax import sinks
 from r3jax import train
 from r3jax import workdir as workdir_lib
 from r3jax.io import checkpoints as checkpoints_lib
@@ -28,6 +30,7 @@ from r3jax.parallel import mesh as mesh_lib
 from r3jax.rewards import budget
 from r3jax.rewards import config as config_lib
 from r3jax.rewards import shapes
+from tests import documented
 from tests import tiny
 from tests.rewards import faulty_server
 
@@ -101,7 +104,7 @@ class Bench:
       return state, metrics, samples
 
     with jax.set_mesh(session.mesh):
-      return train._iterate(session, step, session.init(self.policy), train.Clock())
+      return train._iterate(session, step, session.init(self.policy), train.Clock(), metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)))
 
 
 class Broken:
@@ -164,6 +167,7 @@ def check_partial(bench: Bench, workdir: pathlib.Path, fault: str, iterations: i
   seconds = time.monotonic() - start
   rows = jsonl.read(workdir / "metrics.jsonl")
   assert len(rows) == iterations
+  documented.check({name for name in rows[0] if name.startswith("service/")}, "service")
   counted, logged = outcomes(workdir), sum(row["service/service/images_failed"] for row in rows)
   assert sum(counted.values()) == iterations * 2 * IMAGES
   assert counted["failed"] == logged

@@ -10,6 +10,7 @@ from r3jax.rewards import base
 from r3jax.rewards import client as client_lib
 from r3jax.rewards import judge as judge_lib
 from r3jax.rewards import protocol
+from tests import documented
 from tests.rewards import scripted
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
@@ -216,3 +217,5 @@ class TestMetrics:
       assert (found["right_on_yes"], found["right_on_no"]) == (1, 0)
       assert found["requests"] == 3  # the probe too
       assert "yes_rate" not in judge.metrics()
+      names = {f"service/judge/{name}" for name in found}
+      assert not documented.undocumented(names, "judge", "service") and not documented.missing(names, "judge")

@@ -21,6 +21,8 @@ import dataclasses  # noqa: E402
 import numpy as np  # noqa: E402
 
 from etils import epath  # noqa: E402
+from r3jax import metrics as metrics_lib  # noqa: E402
+from r3jax import sinks  # noqa: E402
 from r3jax import train  # noqa: E402
 from r3jax import workdir as workdir_lib  # noqa: E402
 from tests import tiny  # noqa: E402
@@ -48,7 +50,7 @@ def run(session, policy, step, name: str, **reward) -> dict:
   session = dataclasses.replace(session, config=config, files=files)
   session.experiment.reward.metrics()
   try:
-    state = train._iterate(session, step, session.init(policy), train.Clock())
+    state = train._iterate(session, step, session.init(policy), train.Clock(), metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)))
   except (RuntimeError, ZeroDivisionError) as error:
     return {"ended": type(error).__name__, "says": str(error)[:200]}
   counts = session.experiment.reward.scorers["service"].metrics()

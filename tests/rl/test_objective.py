@@ -32,6 +32,8 @@ class TestTextTerms:
     np.testing.assert_allclose(found.kl, 3 * np.exp(-1), rtol=1e-5)
     assert (int(found.tokens), int(found.clipped)) == (3, 2)
     np.testing.assert_allclose(found.mismatch, np.exp(0.5) - 1, rtol=1e-5)
+    np.testing.assert_allclose(found.ratio, 1 + np.exp(0.5) + np.exp(-1), rtol=1e-5)
+    np.testing.assert_allclose(found.entropy, 3, rtol=1e-6)
 
   def test_leaves_invalid_samples_out(self):
     logprob = jnp.array([[-1.0, -1.0, 9.0], [jnp.nan, jnp.nan, 9.0]])

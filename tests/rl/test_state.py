@@ -83,6 +83,17 @@ class TestMakeOptimizer:
     np.testing.assert_allclose(update["layers"]["und"]["q"], expected, rtol=1e-4)
 
 
+class TestUpdatesDone:
+
+  @pytest.mark.parametrize("changes", [{}, {"warmup_updates": 0}, {"freeze_und": True}])
+  def test_counts(self, changes):
+    optimizer = state_lib.make_optimizer(dataclasses.replace(SETTINGS, **changes))
+    opt_state = optimizer.init(POLICY)
+    for number in range(3):
+      assert state_lib.updates_done(opt_state) == number
+      _, opt_state = optimizer.update(GRADIENT, opt_state, POLICY)
+
+
 class TestExpertLabels:
 
   def test_names_every_parameter_of_the_model(self):

@@ -14,6 +14,7 @@ from r3jax.models import policy as policy_lib
 from r3jax.rewards import base as rewards_base
 from r3jax.rewards import host
 from r3jax.rl import step as step_lib
+from tests import documented
 from tests import tiny
 
 MESHES = {  # with the number of micro-batches
@@ -84,6 +85,22 @@ class TestFused:
     assert any(metrics["reason/format"] > 0 for _, metrics, _ in fused)
     assert any(0 < metrics["edit/edit_rate"] < 1 for _, metrics, _ in fused)
 
+  def test_pool_is_what_the_drafts_are(self, fused):
+    for _, metrics, samples in fused:
+      right = np.mean(samples.draft_score.value == 1)
+      assert (metrics["pool/right"], metrics["pool/wrong"], metrics["pool/unscored"]) == pytest.approx((right, 1 - right, 0))
+      drawn = samples.edits.row
+      assert metrics["edit/pool_prompts"] == pytest.approx(len(set(drawn.tolist())) / 2)
+
+  def test_ratios_and_lengths_are_those_of_the_samples(self, fused):
+    for _, metrics, samples in fused:
+      text = samples.drafts.rollout.text
+      assert metrics["reason/text_ratio"] == pytest.approx(1, abs=1e-4)
+      assert metrics["edit/image_ratio"] == pytest.approx(1, abs=1e-4)
+      assert metrics["reason/tokens_at_limit"] == pytest.approx(np.mean(text.lengths == text.ids.shape[1]))
+      scored = np.arange(text.ids.shape[1] - 1) < text.lengths[:, None] - 2
+      assert metrics["reason/text_entropy"] == pytest.approx(-text.behavior_logprob[scored].mean(), rel=1e-5)
+
   def test_updates_and_iterations_are_counted(self, fused):
     state = fused[-1][0]
     counts = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32}
@@ -102,8 +119,9 @@ class TestFused:
     with jax.set_mesh(bench.mesh):
       step = step_lib.fused(bench.iteration, bench.mesh)
       state, metrics, samples = jax.eval_shape(step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0))
-    edits = {name.split("/")[0] for name in metrics if name.startswith("edit")}
-    assert edits == {0: set(), 2: {"edit", "edit2"}}[rounds]
+    stages = {name.split("/")[0] for name in metrics} - {"mismatch"}
+    assert stages == {"reason"} | {0: set(), 2: {"pool", "edit", "pool2", "edit2"}}[rounds]
+    assert not documented.undocumented(metrics, "always", parts=("strict",))
     assert (samples.edits is None) == (rounds == 0)
     assert state.step.shape == ()
 
@@ -117,6 +135,14 @@ class TestSplit:
       np.testing.assert_array_equal(samples.edits.text.ids, fused_samples.edits.text.ids)
       _close(metrics, fused_metrics, 1e-4)
       _close(state.policy, fused_state.policy, 1e-4)
+
+  def test_stages_are_timed(self, bench, split, fused):
+    with jax.set_mesh(bench.mesh):
+      _, metrics, _ = step_lib.run_timed(split, bench.state(), bench.frozen, bench.batch(0), np.uint32(0))
+    seconds = {name: metrics[name] for name in metrics if name not in fused[0][1]}
+    documented.check(seconds, "split")
+    assert {name.split("/")[-1] for name in seconds} == set(step_lib._SPLIT_SPECS)
+    assert all(value > 0 for value in seconds.values())
 
   @pytest.mark.parametrize("rounds", [0, 2])
   def test_rounds_are_updates_on_edits(self, bench, split, rounds):

@@ -1,0 +1,30 @@
+"""Tests of docs/metrics.md. That runs have its metrics is tested where runs are, with `documented.check`."""
+
+from tests import documented
+
+CHECKED = {  # kind -> the test that holds it against a run
+    "always": "test_train.py", "tag": "test_train.py", "samples": "test_train.py", "evaluation": "test_train.py", "split": "rl/test_step.py",
+    "service": "rewards/test_faults.py", "cache": "rewards/test_cache.py", "judge": "rewards/test_judge.py",
+}
+
+
+class TestTable:
+
+  def test_every_kind_is_checked_somewhere(self):
+    assert {row.when for row in documented.rows()} == set(CHECKED)
+
+  def test_no_name_is_there_twice(self):
+    names = [row.name for row in documented.rows()]
+    assert len(names) == len(set(names)) > 60
+
+
+class TestCheck:
+
+  def test_tells_what_is_missing_and_what_is_not_documented(self):
+    whens, parts = ("always", "tag"), ("strict",)
+    assert documented.undocumented(["edit2/score", "reason/strict", "reason/tag/colors"], *whens, parts=parts) == set()
+    names = ["reason/shaped", "reason/scores", "xreason/score", "seconds/stage/draft"]
+    assert documented.undocumented(names, *whens, parts=parts) == set(names)
+    absent = documented.missing(["reason/score", "reason/strict", "edit/tag/colors"], *whens, parts=parts)
+    assert {"edit/score", "edit/strict", r"reason/tag/\w+", "seconds/step"} <= absent
+    assert not {"reason/score", "reason/strict", r"edit/tag/\w+"} & absent
