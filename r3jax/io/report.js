@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const PAGE = 24;      // samples on a page
+  const PAGE = 20;      // samples on a page
   const LONG = 260;     // letters of a text that a card cuts short
   const SMALL = 128;    // pixels of a width below which an image is shown with hard edges
   const SAME = 1e-6;    // scores that differ by less are equal
@@ -75,9 +75,9 @@
     svg.addEventListener("pointermove", (event) => {
       const frame = svg.getBoundingClientRect();
       const at = (event.clientX - frame.left) / frame.width * svg.viewBox.baseVal.width;
-      const wanted = first + (at - left) / (right - left) * (last - first);
-      const points = series.map(({ points }) => nearest(points, wanted));
-      const x = points.reduce((best, point) => nearest([best, point], wanted))[0];
+      const aim = first + (at - left) / (right - left) * (last - first);
+      const points = series.map(({ points }) => nearest(points, aim));
+      const x = points.reduce((best, point) => nearest([best, point], aim))[0];
       const place = last > first ? left + (x - first) / (last - first) * (right - left) : (left + right) / 2;
       cursor.setAttribute("x1", place);
       cursor.setAttribute("x2", place);
@@ -135,8 +135,8 @@
 
   const form = find("filters");
   const FIELDS = ["q", "tag", "step", "turn", "outcome", "min", "max", "sort"].filter((name) => form.elements[name]);
-  const wanted = (name) => form.elements[name]?.value ?? "";
-  const words = () => wanted("q").toLowerCase().split(/\s+/).filter(Boolean);
+  const wanted = Object.fromEntries([...FIELDS, "step"].map((name) => [name, ""]));  // as the form says
+  const words = () => wanted.q.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = [];        // numbers of samples
   let page = 0;
   let current = null;    // number of the sample that the reader is at
@@ -144,7 +144,7 @@
   let viewed = null;     // turn of the large view
 
   function judged(sample) {
-    return wanted("turn") === "" ? sample.turns.length - 1 : Number(wanted("turn")) - 1;
+    return wanted.turn === "" ? sample.turns.length - 1 : Number(wanted.turn) - 1;
   }
 
   function gain(sample) {
@@ -170,7 +170,7 @@
   // Missing values come last in either direction.
   function by(value, sign) {
     return (a, b) => {
-      const [x, y] = [value(samples[a]), value(samples[b])];
+      const x = value(samples[a]), y = value(samples[b]);
       if (x === null || y === null) return (x === null) - (y === null) || a - b;
       return sign * (x - y) || a - b;
     };
@@ -184,27 +184,27 @@
   };
 
   function select() {
-    const terms = words(), outcome = OUTCOMES[wanted("outcome")];
-    const [low, high] = ["min", "max"].map((name) => wanted(name) === "" ? null : Number(wanted(name)));
-    const tag = wanted("tag"), step = wanted("step");
+    for (const name of FIELDS) wanted[name] = form.elements[name].value;
+    const terms = words(), outcome = OUTCOMES[wanted.outcome];
+    const low = wanted.min === "" ? null : Number(wanted.min), high = wanted.max === "" ? null : Number(wanted.max);
     if (terms.length && !texts) texts = samples.map(searchable);
     const fits = (sample, number) => {
       if (judged(sample) >= sample.turns.length || judged(sample) < 0) return false;
-      if (tag !== "" && sample.tag !== tag) return false;
-      if (step !== "" && String(sample.step) !== step) return false;
+      if (wanted.tag !== "" && sample.tag !== wanted.tag) return false;
+      if (wanted.step !== "" && String(sample.step) !== wanted.step) return false;
       const score = finalScore(sample);
       if ((low !== null || high !== null) && score === null) return false;
       if (low !== null && score < low - SAME || high !== null && score > high + SAME) return false;
       if (outcome && !outcome(sample, score)) return false;
       return terms.every((term) => texts[number].includes(term));
     };
-    shown = samples.flatMap((sample, number) => fits(sample, number) ? [number] : []).sort(ORDERS[wanted("sort")]);
+    shown = samples.flatMap((sample, number) => fits(sample, number) ? [number] : []).sort(ORDERS[wanted.sort]);
   }
 
   // --- the address
 
   function address(more) {
-    const values = FIELDS.filter((name) => wanted(name) !== "").map((name) => [name, wanted(name)]);
+    const values = FIELDS.filter((name) => wanted[name] !== "").map((name) => [name, wanted[name]]);
     if (boxes) values.push(["boxes", "1"]);
     return `#${new URLSearchParams([...values, ...Object.entries(more)])}`;
   }
@@ -222,7 +222,8 @@
     history.scrollRestoration = values.has("sample") ? "manual" : "auto";
     for (const name of FIELDS) {
       const field = form.elements[name];
-      field.value = values.get(name) ?? "";
+      const value = values.get(name) ?? "";
+      field.value = field.type === "number" && !Number.isFinite(Number(value)) ? "" : value;
       if (field.selectedIndex === -1) field.value = "";
     }
     setBoxes(values.get("boxes") === "1");
@@ -331,6 +332,7 @@
   function card(number) {
     const sample = samples[number], id = `sample-${number}`;
     const link = make("a", { class: "link", href: address({ sample: sample.key }), "aria-label": `Link to sample ${sample.key}` }, sample.key);
+    link.addEventListener("click", () => reach(number));
     const head = make("header", {}, make("h3", { id }, sample.prompt),
       make("p", { class: "about" }, sample.tag ? make("span", { class: "tag" }, sample.tag) : null,
         severalSteps ? make("span", { class: "tag" }, `iteration ${sample.step}`) : null, outcomeOf(sample), link));
@@ -540,7 +542,9 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", refilter);
   form.addEventListener("reset", () => setTimeout(refilter));
-  list.addEventListener("focusin", (event) => become(Number(event.target.closest(".sample").dataset.number)));
+  list.addEventListener("focusin", (event) => {
+    if (viewed === null) become(Number(event.target.closest(".sample").dataset.number));  // a closing view gives the focus back
+  });
   find("boxes")?.addEventListener("click", toggleBoxes);
   find("keys").addEventListener("click", KEYS["?"]);
   find("page").addEventListener("change", (event) => turnPage(Number(event.target.value) - 1 || 0, false));
