@@ -24,7 +24,8 @@ pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason=f"needs a browser: one
 SCORES = ([1.], [.5, 1.], [.75, .25], [.5, .5, .5], [0., None])
 BOX = [.125, .25, .5, .875]
 ATTACKS = ("</script><script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>",
-           "javascript:window.hacked=1", "\" onfocus=\"window.hacked=1\" autofocus x=\"", "' onload='window.hacked=1", "<!--\u2028]]>&lt;")
+           "javascript:window.hacked=1", "\" onfocus=\"window.hacked=1\" autofocus x=\"",
+           "' onload='window.hacked=1", "<!--\u2028]]>&lt;")
 
 
 def key(number):
@@ -34,7 +35,7 @@ def key(number):
 def make_turn(number, index, score):
   return {
       "image": f"images/{key(number)}_{index}.png", "score": score, "parts": {"strict": score}, "format": 1.,
-      "text": "<think>a violet thought</think>" if number == 7 else "<think>as asked</think>" + " and more" * (number == 8) * 60,
+      "text": {7: "a violet thought", 8: "and more " * 60}.get(number, "<think>as asked</think>"),
       "instruction": f"repaint number {number}" if index else "", "stop": index == 2, "tokens": 12,
       "boxes": [{"label": "red ring", "box": BOX}] if number % 5 == 1 else [],
   }
@@ -71,9 +72,11 @@ def gallery(tmp_path_factory):
   report.append_samples(folder, samples, images)
   table = report.Table("Scores", ("score", "before", "difference"), [
       ("draft", ("0.5 [0.4, 0.6]", ("+0.1 [+0.05, +0.2]", "better"))), ("last", ("0.5", ("-0.1", "worse")))])
-  series = [charts.Series("ours", [(0, .1, 0, .2), (5, .3, .2, .4), (10, .2, .1, .3)]), charts.Series("theirs", [(0, .2, None, None), (10, .1, None, None)])]
-  wide = [charts.Chart("a/metric_with_a_very_long_name_that_does_not_end_soon", series[1:])]
-  page = report.Page("A run", ["Mind the gap."], [table], [charts.Chart("Score", series, "round"), *wide], report.read_samples(folder))
+  series = [charts.Series("ours", [(0, .1, 0, .2), (5, .3, .2, .4), (10, .2, .1, .3)]),
+            charts.Series("theirs", [(0, .2, None, None), (10, .1, None, None)])]
+  drawn = [charts.Chart("Score", series, "round"),
+           charts.Chart("a/metric_with_a_very_long_name_that_does_not_end_soon", series[1:])]
+  page = report.Page("A run", ["Mind the gap."], [table], drawn, report.read_samples(folder))
   return report.write_page(folder, page)
 
 
@@ -165,7 +168,7 @@ def prompts(page):
 
 def current(page):
   """Returns the number of the sample that has the focus."""
-  return page.evaluate("document.activeElement.matches('.sample') ? document.activeElement.querySelector('h3').textContent : ''")[-2:]
+  return "".join(page.locator(".sample:focus h3").all_inner_texts())[-2:]
 
 
 def set_filters(page, **values):
@@ -202,8 +205,8 @@ class TestPage:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator(".open").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    left, right = page.locator("#view").evaluate("view => [view.getBoundingClientRect().left, view.getBoundingClientRect().right]")
-    assert left >= 0 and right <= width
+    frame = page.locator("#view").bounding_box()
+    assert frame["x"] >= 0 and frame["x"] + frame["width"] <= width
     assert page.locator("#view").evaluate("view => view.scrollWidth - view.clientWidth") <= 0
 
   def test_pointer_reads_the_curves(self, opened):
@@ -239,8 +242,8 @@ class TestTheme:
     page = opened("#boxes=1&q=violet&sample=00007_00&view=1", color_scheme=theme, reduced_motion="reduce")
     found = page.evaluate("""() => {
       const parse = (color) => color.match(/[\\d.]+/g).map(Number);
-      const light = ([r, g, b]) => [r, g, b].map((x) => x / 255).map((x) => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4)
-        .reduce((sum, x, i) => sum + x * [.2126, .7152, .0722][i], 0);
+      const linear = (x) => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
+      const light = (color) => [.2126, .7152, .0722].reduce((sum, share, i) => sum + share * linear(color[i] / 255), 0);
       const behind = (element) => {
         for (let at = element; at; at = at.parentElement) {
           const color = parse(getComputedStyle(at).backgroundColor);
@@ -248,8 +251,8 @@ class TestTheme:
         }
       };
       const texts = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility() &&
-        !element.closest(".boxes, script, style, option, :disabled") &&
-        ([...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()) || element.matches("input, select")));
+        !element.closest(".boxes, script, style, option, :disabled") && (element.matches("input, select") ||
+        [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())));
       return texts.map((element) => {
         const style = getComputedStyle(element);
         const front = parse(element.closest(".grid") ? style.fill : style.color);
@@ -269,7 +272,8 @@ class TestFilters:
       ({"outcome": "right"}, 18), ({"outcome": "wrong"}, 18), ({"outcome": "improved"}, 9), ({"outcome": "worse"}, 9),
       ({"outcome": "unchanged"}, 9), ({"outcome": "finished"}, 9), ({"outcome": "missing"}, 9),
       ({"outcome": "right", "tag": "colors"}, 6), ({"turn": "1"}, 45), ({"turn": "2"}, 36), ({"turn": "3"}, 9),
-      ({"turn": "1", "outcome": "right"}, 9), ({"turn": "2", "outcome": "unchanged"}, 9), ({"turn": "1", "outcome": "unchanged"}, 0),
+      ({"turn": "1", "outcome": "right"}, 9), ({"turn": "2", "outcome": "unchanged"}, 9),
+      ({"turn": "1", "outcome": "unchanged"}, 0),
       ({"min": "0.25", "max": "0.5"}, 18), ({"min": "0.26"}, 27), ({"max": "0"}, 0), ({"turn": "1", "max": "0"}, 9),
   ])
   def test_show_what_fits(self, at, filters, count):
@@ -305,7 +309,8 @@ class TestFilters:
   def test_pages_hold_twenty(self, at):
     page = at("#sort=oldest")
     page.locator("#next").click()
-    assert (prompts(page)[0], page.locator("#page").input_value(), page.locator("#pages").inner_text()) == (20, "2", "of 3")
+    assert (prompts(page)[0], page.locator("#page").input_value()) == (20, "2")
+    assert page.locator("#pages").inner_text() == "of 3"
     page.locator("#page").fill("3")
     page.locator("#page").press("Enter")
     assert prompts(page) == [40, 41, 42, 43, 44] and page.locator("#next").is_disabled()
@@ -334,7 +339,7 @@ class TestCards:
     page = at("#q=thing+00")
     page.get_by_text("Questions about the last image: 1 of 2 right").click()
     assert page.locator(".answers tbody tr").all_inner_texts() == [
-        "count\tHow many?\t2\t3\t✗ wrong", "existence\tIs there a ring?\tyes\t Yes. \t✓ right".replace(" Yes. ", "Yes.")]
+        "count\tHow many?\t2\t3\t✗ wrong", "existence\tIs there a ring?\tyes\tYes.\t✓ right"]
 
   def test_long_texts_open(self, at):
     page = at("#q=thing+08")
@@ -347,9 +352,10 @@ class TestCards:
   def test_everything_has_a_name(self, at):
     page = at("#boxes=1")
     assert page.evaluate("[...document.querySelectorAll('img')].every((image) => image.alt)")
-    assert page.locator(".sample").nth(1).locator("img").nth(1).get_attribute("alt") == "round 2 of: a photo of thing 31, score 1.00"
-    unnamed = """[...document.querySelectorAll("button, input, select")].filter((element) =>
-      !element.ariaLabel && !element.labels?.length && !element.textContent.trim()).map((element) => element.outerHTML)"""
+    second = page.locator(".sample").nth(1).locator("img").nth(1)
+    assert second.get_attribute("alt") == "round 2 of: a photo of thing 31, score 1.00"
+    unnamed = """[...document.querySelectorAll("button, input, select")].map((element) => [element.outerHTML,
+      element.ariaLabel || element.labels?.length || element.textContent.trim()]).filter(([, name]) => !name)"""
     assert page.evaluate(unnamed) == []
 
 
@@ -361,7 +367,10 @@ class TestBoxes:
     page = at(f"#boxes=1&q=thing+{number:02d}&sample={key(number)}" + ("&view=1" if where == "view" else ""))
     picture = page.locator(("#view" if where == "view" else ".sample") + " .picture").first
     wait_for(page, "picture => picture.querySelector('img').naturalWidth > 0", picture.element_handle())
-    rectangle = "element => (({ left, top, right, bottom }) => [left, top, right, bottom])(element.getBoundingClientRect())"
+    rectangle = """(element) => {
+      const { left, top, right, bottom } = element.getBoundingClientRect();
+      return [left, top, right, bottom];
+    }"""
     left, top, right, bottom = picture.locator("img").evaluate(rectangle)
     width, height = right - left, bottom - top
     assert width / height == pytest.approx(160 / 120 if number % 2 else 1, rel=.02)
@@ -373,9 +382,10 @@ class TestBoxes:
   def test_are_switched_by_button_and_key(self, at):
     page = at("#outcome=improved")
     overlay, button = page.locator(".boxes").first, page.locator("#boxes")
-    assert (overlay.is_visible(), button.get_attribute("aria-pressed"), button.inner_text()) == (False, "false", "Boxes off")
+    seen = lambda: (overlay.is_visible(), button.get_attribute("aria-pressed"), button.inner_text())
+    assert seen() == (False, "false", "Boxes off")
     page.keyboard.press("b")
-    assert (overlay.is_visible(), button.get_attribute("aria-pressed"), button.inner_text()) == (True, "true", "Boxes on")
+    assert seen() == (True, "true", "Boxes on")
     assert "boxes=1" in page.evaluate("location.hash")
     assert "boxes=1" in page.locator(".link").first.get_attribute("href")
     button.click()
@@ -411,7 +421,7 @@ class TestKeys:
     assert page.evaluate("document.activeElement.name") == "q"
     page.keyboard.type("jkob/?")
     assert page.locator("[name=q]").input_value() == "jkob/?"
-    assert page.locator("dialog[open]").count() == 0 and not page.evaluate("document.body.classList.contains('with-boxes')")
+    assert page.locator("dialog[open]").count() == 0 and page.locator(".with-boxes").count() == 0
 
   def test_are_left_to_the_browser_with_a_modifier(self, at):
     page = at()
@@ -494,7 +504,8 @@ class TestLinks:
   def test_sample_that_is_not_shown_is_said(self, at, address, said):
     assert said in at(address).locator("#shown").inner_text()
 
-  @pytest.mark.parametrize("address", ["#tag=none&step=x&turn=9&sort=y&page=99", "#page=-3", "#view=4&sample=00000_00", "#%E0%A4%A", "#min=x"])
+  @pytest.mark.parametrize("address", ["#tag=none&step=x&turn=9&sort=y&page=99", "#page=-3", "#%E0%A4%A", "#min=x",
+                                       "#view=4&sample=00000_00"])
   def test_address_of_nonsense_shows_something(self, at, address):
     assert status(at(address)) == "45 of 45 shown"
 
@@ -511,8 +522,8 @@ class TestInjection:
   @classmethod
   def attacked(cls, tmp_path_factory):
     def sample(number, text):
-      turns = [{"image": text, "label": text, "score": .5, "parts": {text: .5, "__proto__": 1.}, "text": text, "instruction": text,
-                "stop": False, "boxes": [{"label": text, "box": BOX}]}] * 2
+      turns = [{"image": text, "label": text, "score": .5, "parts": {text: .5, "__proto__": 1.}, "text": text,
+                "instruction": text, "stop": False, "boxes": [{"label": text, "box": BOX}]}] * 2
       return {"step": number, "key": text, "prompt": text, "tag": text, "turns": turns,
               "answers": [{"kind": text, "question": text, "expected": text, "answer": text}]}
 
@@ -535,7 +546,7 @@ class TestInjection:
     assert page.evaluate("document.scripts.length") == 2
     assert page.evaluate("""[...document.querySelectorAll("*")].flatMap((element) => element.getAttributeNames())
       .filter((name) => name.startsWith("on") || name === "autofocus" || name === "style")""") == []
-    assert page.evaluate("""[...document.querySelectorAll("a")].every((link) => link.getAttribute("href").startsWith("#"))""")
+    assert page.locator("a:not([href^='#'])").count() == 0
     assert page.evaluate("window.hacked") is None
     page.close()
 
@@ -567,8 +578,8 @@ class TestSpeed:
     """Measured on two busy cores: 1.2 s to the first cards, 0.11 to 0.2 s a filter; 13 MB."""
     samples = []
     for number in range(5000):
-      turns = [make_turn(number, index, .25 * index) | {"image": "images/one.png", "text": f"thought {number} " + "of an object " * 25}
-               for index in range(4)]
+      changes = {"image": "images/one.png", "text": f"thought {number} " + "of an object " * 25}
+      turns = [make_turn(number, index, .25 * index) | changes for index in range(4)]
       samples.append(make_sample(number) | {"turns": turns})
     report.append_samples(tmp_path, [], {"images/one.png": image(0)})
     path = report.write_page(tmp_path, report.Page("Large", samples=samples))
