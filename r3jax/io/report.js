@@ -1,7 +1,6 @@
 "use strict";
 (() => {
   const PAGE = 20;      // samples on a page
-  const LONG = 260;     // letters of a text that a card cuts short
   const SMALL = 128;    // pixels of a width below which an image is shown with hard edges
   const SAME = 1e-6;    // scores that differ by less are equal
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -351,16 +350,14 @@
     const about = { class: "sample", tabindex: "-1", "aria-labelledby": id, "data-number": number };
     const answers = sample.answers?.length ? answersOf(sample.answers) : null;
     const element = make("article", about, head, turns, answers);
-    const texts = sample.turns.flatMap(({ text, instruction }) => [text ?? "", instruction ?? ""]);
-    if (texts.some((text) => text.length > LONG)) {
-      const more = make("button", { type: "button", class: "more", "aria-expanded": "false" }, "Whole texts");
-      more.addEventListener("click", () => {
-        const whole = element.classList.toggle("whole");
-        more.setAttribute("aria-expanded", whole);
-        more.textContent = whole ? "Short texts" : "Whole texts";
-      });
-      turns.after(more);
-    }
+    const more = make("button", { type: "button", class: "more", "aria-expanded": "false", hidden: true },
+      "Whole texts");
+    more.addEventListener("click", () => {
+      const whole = element.classList.toggle("whole");
+      more.setAttribute("aria-expanded", whole);
+      more.textContent = whole ? "Short texts" : "Whole texts";
+    });
+    turns.after(more);
     return element;
   }
 
@@ -401,6 +398,14 @@
     CSS.highlights.set("found", new Highlight(...ranges));
   }
 
+  // Only the layout knows whether a card cuts a text short.
+  function offerWhole() {
+    const cards = [...list.children], tall = (text) => text.scrollHeight > text.clientHeight + 1;
+    const cut = cards.map((element) => element.classList.contains("whole") ||
+      [...element.querySelectorAll(".said p")].some(tall));
+    cards.forEach((element, index) => { element.querySelector(".more").hidden = !cut[index]; });
+  }
+
   function render() {
     page = Math.min(page, pages() - 1);
     list.replaceChildren(...shown.slice(page * PAGE, (page + 1) * PAGE).map(card));
@@ -414,6 +419,7 @@
     if (current !== null) cardOf(current)?.setAttribute("aria-current", "true");
     say();
     mark();
+    offerWhole();
   }
 
   function become(number) {
@@ -574,6 +580,7 @@
   find("previous-below").addEventListener("click", () => turnPage(page - 1, true));
   find("next-below").addEventListener("click", () => turnPage(page + 1, true));
   addEventListener("hashchange", restore);
+  addEventListener("resize", offerWhole);
   find("browser").hidden = false;
   restore();
 })();
