@@ -38,8 +38,8 @@ setuptools.setup(
         "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
         "detector": ["torch", "transformers", "scipy"],  # scipy: OWLv2's image processor
         "test": [
-            "beartype>=0.23", "ipykernel>=7.0", "nbclient>=0.11", "pytest>=9.0", "pytest-timeout>=2.4", "pytest-xdist>=3.8",
-            "pyyaml",
+            "beartype>=0.23", "ipykernel>=7.0", "nbclient>=0.11", "playwright>=1.50", "pytest>=9.0", "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8", "pyyaml",
         ],
     },
 )

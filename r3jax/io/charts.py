@@ -91,7 +91,8 @@ class _Scale:
 
 def layout(chart: Chart) -> Drawing | None:
   """Returns a chart's drawing, None if it has no value."""
-  series = [(index, item.label, _thin([_clean(point) for point in item.points])) for index, item in enumerate(chart.series)]
+  thinned = lambda item: _thin([_clean(point) for point in item.points])
+  series = [(index, item.label, thinned(item)) for index, item in enumerate(chart.series)]
   series = [item for item in series if any(y is not None for _, y, _, _ in item[2])]
   if not series:
     return None

@@ -1,7 +1,6 @@
 "use strict";
 (() => {
-  const PAGE = 24;      // samples on a page
-  const LONG = 260;     // letters of a text that a card cuts short
+  const PAGE = 20;      // samples on a page
   const SMALL = 128;    // pixels of a width below which an image is shown with hard edges
   const SAME = 1e-6;    // scores that differ by less are equal
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -54,6 +53,12 @@
     nameTheme();
   });
 
+  function tableOf(caption, head, rows) {
+    return make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
+      make("table", {}, make("caption", { class: "hidden" }, caption),
+        make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)));
+  }
+
   // --- charts: what the curves say under the pointer, and as a table
 
   const short = (value) => value === null ? "missing" : String(Number(value.toPrecision(4)));
@@ -75,15 +80,16 @@
     svg.addEventListener("pointermove", (event) => {
       const frame = svg.getBoundingClientRect();
       const at = (event.clientX - frame.left) / frame.width * svg.viewBox.baseVal.width;
-      const wanted = first + (at - left) / (right - left) * (last - first);
-      const points = series.map(({ points }) => nearest(points, wanted));
-      const x = points.reduce((best, point) => nearest([best, point], wanted))[0];
+      const aim = first + (at - left) / (right - left) * (last - first);
+      const points = series.map(({ points }) => nearest(points, aim));
+      const x = points.reduce((best, point) => nearest([best, point], aim))[0];
       const place = last > first ? left + (x - first) / (last - first) * (right - left) : (left + right) / 2;
       cursor.setAttribute("x1", place);
       cursor.setAttribute("x2", place);
       cursor.setAttribute("visibility", "visible");
       legend.forEach((value, index) => { value.textContent = short(points[index][1]); });
-      said.replaceChildren(`${xLabel} ${short(x)}`, ...legend.length ? [] : [": ", make("strong", {}, reading(points[0]))]);
+      const value = legend.length ? [] : [": ", make("strong", {}, reading(points[0]))];
+      said.replaceChildren(`${xLabel} ${short(x)}`, ...value);
     });
     svg.addEventListener("pointerleave", () => {
       cursor.setAttribute("visibility", "hidden");
@@ -98,9 +104,7 @@
       const head = [xLabel, ...series.map(({ label }) => label)].map((name) => make("th", { scope: "col" }, name));
       const rows = places.map((x) => make("tr", {}, make("th", { scope: "row" }, short(x)),
         ...values.map((of) => make("td", {}, of.get(x) ?? ""))));
-      numbers.append(make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Numbers of the curve" },
-        make("table", {}, make("caption", { class: "hidden" }, figure.querySelector("h3").textContent),
-          make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))));
+      numbers.append(tableOf(figure.querySelector("h3").textContent, head, rows));
     });
     figure.append(numbers);
   });
@@ -128,15 +132,16 @@
   function inWords(difference) {
     const [sign, word] = SIGNS[Math.sign(difference)];
     const amount = difference ? `${difference > 0 ? "+" : "−"}${Math.abs(difference).toFixed(2)} ` : "";
-    return make("span", { class: `change ${word}` }, make("span", { "aria-hidden": "true" }, sign), ` ${amount}${word}`);
+    const symbol = make("span", { "aria-hidden": "true" }, sign);
+    return make("span", { class: `change ${word}` }, symbol, ` ${amount}${word}`);
   }
 
   // --- which samples are shown
 
   const form = find("filters");
   const FIELDS = ["q", "tag", "step", "turn", "outcome", "min", "max", "sort"].filter((name) => form.elements[name]);
-  const wanted = (name) => form.elements[name]?.value ?? "";
-  const words = () => wanted("q").toLowerCase().split(/\s+/).filter(Boolean);
+  const wanted = Object.fromEntries([...FIELDS, "step"].map((name) => [name, ""]));  // as the form says
+  const words = () => wanted.q.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = [];        // numbers of samples
   let page = 0;
   let current = null;    // number of the sample that the reader is at
@@ -144,7 +149,7 @@
   let viewed = null;     // turn of the large view
 
   function judged(sample) {
-    return wanted("turn") === "" ? sample.turns.length - 1 : Number(wanted("turn")) - 1;
+    return wanted.turn === "" ? sample.turns.length - 1 : Number(wanted.turn) - 1;
   }
 
   function gain(sample) {
@@ -170,7 +175,7 @@
   // Missing values come last in either direction.
   function by(value, sign) {
     return (a, b) => {
-      const [x, y] = [value(samples[a]), value(samples[b])];
+      const x = value(samples[a]), y = value(samples[b]);
       if (x === null || y === null) return (x === null) - (y === null) || a - b;
       return sign * (x - y) || a - b;
     };
@@ -184,27 +189,27 @@
   };
 
   function select() {
-    const terms = words(), outcome = OUTCOMES[wanted("outcome")];
-    const [low, high] = ["min", "max"].map((name) => wanted(name) === "" ? null : Number(wanted(name)));
-    const tag = wanted("tag"), step = wanted("step");
+    for (const name of FIELDS) wanted[name] = form.elements[name].value;
+    const terms = words(), outcome = OUTCOMES[wanted.outcome];
+    const low = wanted.min === "" ? null : Number(wanted.min), high = wanted.max === "" ? null : Number(wanted.max);
     if (terms.length && !texts) texts = samples.map(searchable);
     const fits = (sample, number) => {
       if (judged(sample) >= sample.turns.length || judged(sample) < 0) return false;
-      if (tag !== "" && sample.tag !== tag) return false;
-      if (step !== "" && String(sample.step) !== step) return false;
+      if (wanted.tag !== "" && sample.tag !== wanted.tag) return false;
+      if (wanted.step !== "" && String(sample.step) !== wanted.step) return false;
       const score = finalScore(sample);
       if ((low !== null || high !== null) && score === null) return false;
       if (low !== null && score < low - SAME || high !== null && score > high + SAME) return false;
       if (outcome && !outcome(sample, score)) return false;
       return terms.every((term) => texts[number].includes(term));
     };
-    shown = samples.flatMap((sample, number) => fits(sample, number) ? [number] : []).sort(ORDERS[wanted("sort")]);
+    shown = samples.flatMap((sample, number) => fits(sample, number) ? [number] : []).sort(ORDERS[wanted.sort]);
   }
 
   // --- the address
 
   function address(more) {
-    const values = FIELDS.filter((name) => wanted(name) !== "").map((name) => [name, wanted(name)]);
+    const values = FIELDS.filter((name) => wanted[name] !== "").map((name) => [name, wanted[name]]);
     if (boxes) values.push(["boxes", "1"]);
     return `#${new URLSearchParams([...values, ...Object.entries(more)])}`;
   }
@@ -213,7 +218,8 @@
     const more = current !== null ? { sample: samples[current].key } : page ? { page: page + 1 } : {};
     if (viewed !== null) more.view = viewed + 1;
     const hash = address(more);
-    if (hash !== location.hash) history.replaceState(null, "", hash === "#" ? location.pathname + location.search : hash);
+    const whole = hash === "#" ? location.pathname + location.search : hash;
+    if (hash !== location.hash) history.replaceState(null, "", whole);
   }
 
   function restore() {
@@ -222,18 +228,20 @@
     history.scrollRestoration = values.has("sample") ? "manual" : "auto";
     for (const name of FIELDS) {
       const field = form.elements[name];
-      field.value = values.get(name) ?? "";
+      const value = values.get(name) ?? "";
+      field.value = field.type === "number" && !Number.isFinite(Number(value)) ? "" : value;
       if (field.selectedIndex === -1) field.value = "";
     }
     setBoxes(values.get("boxes") === "1");
     select();
-    current = numberOf.get(values.get("sample")) ?? null;
+    const key = values.get("sample");
+    current = numberOf.get(key) ?? null;
     const place = shown.indexOf(current);
     if (current !== null && place < 0) current = null;
     page = current !== null ? Math.floor(place / PAGE) : Math.max(Number(values.get("page")) - 1 || 0, 0);
     render();
-    if (values.has("sample") && current === null) {
-      say(`. The sample ${values.get("sample")} is ${numberOf.has(values.get("sample")) ? "hidden by the filters" : "not here"}`);
+    if (key !== null && current === null) {
+      say(`. The sample ${key} is ${numberOf.has(key) ? "hidden by the filters" : "not here"}`);
     }
     if (current !== null) reach(current);
     const turn = Number(values.get("view")) - 1;
@@ -244,8 +252,8 @@
 
   function picture(sample, turn, number) {
     const score = known(turn.score) ? `, score ${turn.score.toFixed(2)}` : "";
-    const image = make("img", {
-      src: turn.image, loading: "lazy", decoding: "async", alt: `${label(turn, number)} of: ${sample.prompt}${score}` });
+    const alt = `${label(turn, number)} of: ${sample.prompt}${score}`;
+    const image = make("img", { src: turn.image, loading: "lazy", decoding: "async", alt });
     image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth < SMALL));
     return make("span", { class: "picture" }, image, turn.boxes?.length ? overlay(turn.boxes) : null);
   }
@@ -255,9 +263,9 @@
   function overlay(found) {
     const drawn = found.flatMap(({ label: name, box: [top, left, bottom, right] }) => {
       const place = { x: percent(left), y: percent(top), width: percent(right - left), height: percent(bottom - top) };
-      const text = { x: percent(Math.min(Math.max((left + right) / 2, .12), .88)), y: percent(top), dy: top < .07 ? "1em" : "-.3em" };
+      const middle = Math.min(Math.max((left + right) / 2, .12), .88), dy = top < .07 ? "1em" : "-.3em";
       return [make("rect", { class: "halo", ...place }), make("rect", place),
-        make("text", { "text-anchor": "middle", ...text }, name)];
+        make("text", { "text-anchor": "middle", x: percent(middle), y: percent(top), dy }, name)];
     });
     const said = `The verifier saw: ${found.map(({ label: name }) => name).join(", ")}`;
     return make("svg", { class: "boxes", role: "img", "aria-label": said }, ...drawn);
@@ -288,13 +296,15 @@
 
   function facts(sample, number) {
     const turn = sample.turns[number];
-    return make("div", { class: "facts" }, scoreLine(sample, number), parts(turn), saying("thought", turn.text),
-      turn.stop ? make("p", { class: "finished" }, "finished: no further edit") : saying("instruction", turn.instruction));
+    const asked = turn.stop ? make("p", { class: "finished" }, "finished: no further edit")
+      : saying("instruction", turn.instruction);
+    return make("div", { class: "facts" }, scoreLine(sample, number), parts(turn), saying("thought", turn.text), asked);
   }
 
   function turnOf(sample, number, index) {
     const name = label(sample.turns[index], index);
-    const open = make("button", { type: "button", class: "open", "aria-label": `Large view of ${name}: ${sample.prompt}` },
+    const said = `Large view of ${name}: ${sample.prompt}`;
+    const open = make("button", { type: "button", class: "open", "aria-label": said },
       picture(sample, sample.turns[index], index));
     open.addEventListener("click", () => {
       become(number);
@@ -315,38 +325,39 @@
       make("td", { class: agrees(answer) ? "better" : "worse" }, agrees(answer) ? "✓ right" : "✗ wrong")));
     return make("details", { class: "answers" },
       make("summary", {}, `Questions about the last image: ${right} of ${answers.length} right`),
-      make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Questions and answers" }, make("table", {},
-        make("caption", { class: "hidden" }, "Questions about the last image"),
-        make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows))));
+      tableOf("Questions about the last image", heads, rows));
   }
 
   function outcomeOf(sample) {
     const last = sample.turns.at(-1), score = scoreOf(last);
     const total = sample.turns.length > 1 ? change(sample.turns[0].score, score) : null;
-    const verdict = score === null ? ["quiet", "no score"] : isRight(score) ? ["right", "✓ right"] : ["wrong", "✗ wrong"];
+    const judgement = isRight(score) ? ["right", "✓ right"] : ["wrong", "✗ wrong"];
+    const verdict = score === null ? ["quiet", "no score"] : judgement;
     return make("span", { class: "outcome" }, make("span", { class: `verdict ${verdict[0]}` }, verdict[1]),
       total === null ? null : inWords(total));
   }
 
   function card(number) {
     const sample = samples[number], id = `sample-${number}`;
-    const link = make("a", { class: "link", href: address({ sample: sample.key }), "aria-label": `Link to sample ${sample.key}` }, sample.key);
+    const link = make("a", { class: "link", href: address({ sample: sample.key }),
+      "aria-label": `Link to sample ${sample.key}` }, sample.key);
+    link.addEventListener("click", () => reach(number));
     const head = make("header", {}, make("h3", { id }, sample.prompt),
       make("p", { class: "about" }, sample.tag ? make("span", { class: "tag" }, sample.tag) : null,
         severalSteps ? make("span", { class: "tag" }, `iteration ${sample.step}`) : null, outcomeOf(sample), link));
     const turns = make("ol", { class: `turns of${Math.min(sample.turns.length, 6)}` },
       ...sample.turns.map((_, index) => turnOf(sample, number, index)));
-    const element = make("article", { class: "sample", tabindex: "-1", "aria-labelledby": id, "data-number": number }, head, turns,
-      sample.answers?.length ? answersOf(sample.answers) : null);
-    if (sample.turns.some(({ text, instruction }) => Math.max(text?.length ?? 0, instruction?.length ?? 0) > LONG)) {
-      const more = make("button", { type: "button", class: "more", "aria-expanded": "false" }, "Whole texts");
-      more.addEventListener("click", () => {
-        const whole = element.classList.toggle("whole");
-        more.setAttribute("aria-expanded", whole);
-        more.textContent = whole ? "Short texts" : "Whole texts";
-      });
-      turns.after(more);
-    }
+    const about = { class: "sample", tabindex: "-1", "aria-labelledby": id, "data-number": number };
+    const answers = sample.answers?.length ? answersOf(sample.answers) : null;
+    const element = make("article", about, head, turns, answers);
+    const more = make("button", { type: "button", class: "more", "aria-expanded": "false", hidden: true },
+      "Whole texts");
+    more.addEventListener("click", () => {
+      const whole = element.classList.toggle("whole");
+      more.setAttribute("aria-expanded", whole);
+      more.textContent = whole ? "Short texts" : "Whole texts";
+    });
+    turns.after(more);
     return element;
   }
 
@@ -362,7 +373,8 @@
     const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length;
     const extra = scores.length ? make("span", { class: "quiet" },
       ` · mean score ${mean.toFixed(2)}, ${right} right (${Math.round(100 * right / scores.length)} %)`) : null;
-    status.replaceChildren(make("strong", {}, `${shown.length} of ${samples.length} shown`), ...extra ? [extra] : [], more ?? "");
+    const count = make("strong", {}, `${shown.length} of ${samples.length} shown`);
+    status.replaceChildren(count, ...extra ? [extra] : [], more ?? "");
   }
 
   function mark() {
@@ -373,15 +385,25 @@
     for (const element of list.querySelectorAll("h3, .said p")) {
       const node = element.firstChild, text = node?.data.toLowerCase() ?? "";
       for (const term of terms) {
-        for (let at = text.indexOf(term); at >= 0 && at + term.length <= node.length; at = text.indexOf(term, at + term.length)) {
+        let at = text.indexOf(term);
+        while (at >= 0 && at + term.length <= node.length) {
           const range = new Range();
           range.setStart(node, at);
           range.setEnd(node, at + term.length);
           ranges.push(range);
+          at = text.indexOf(term, at + term.length);
         }
       }
     }
     CSS.highlights.set("found", new Highlight(...ranges));
+  }
+
+  // Only the layout knows whether a card cuts a text short.
+  function offerWhole() {
+    const cards = [...list.children], tall = (text) => text.scrollHeight > text.clientHeight + 1;
+    const cut = cards.map((element) => element.classList.contains("whole") ||
+      [...element.querySelectorAll(".said p")].some(tall));
+    cards.forEach((element, index) => { element.querySelector(".more").hidden = !cut[index]; });
   }
 
   function render() {
@@ -397,6 +419,7 @@
     if (current !== null) cardOf(current)?.setAttribute("aria-current", "true");
     say();
     mark();
+    offerWhole();
   }
 
   function become(number) {
@@ -474,12 +497,15 @@
     find("view-title").textContent = sample.prompt;
     find("view-about").textContent = [sample.key, sample.tag, severalSteps ? `iteration ${sample.step}` : "",
       `sample ${shown.indexOf(current) + 1} of ${shown.length}`].filter(Boolean).join(" · ");
-    view.querySelector(".stage").replaceChildren(picture(sample, turn, index),
+    const large = picture(sample, turn, index);
+    large.querySelector("img").decoding = "sync";  // from turn to turn without an empty frame
+    view.querySelector(".stage").replaceChildren(large,
       make("div", { class: "side" }, make("h3", {}, label(turn, index)), facts(sample, index)));
     const strip = find("strip"), focused = strip.contains(document.activeElement);
     strip.replaceChildren(...sample.turns.map((other, number) => {
-      const button = make("button", { type: "button", "aria-pressed": number === index ? "true" : "false" }, label(other, number),
-        make("span", { class: "quiet" }, known(other.score) ? other.score.toFixed(2) + (isRight(other.score) ? " ✓" : "") : "–"));
+      const score = known(other.score) ? other.score.toFixed(2) + (isRight(other.score) ? " ✓" : "") : "–";
+      const button = make("button", { type: "button", "aria-pressed": String(number === index) }, label(other, number),
+        make("span", { class: "quiet" }, score));
       button.addEventListener("click", () => openView(number));
       return button;
     }));
@@ -519,7 +545,9 @@
     "?": () => help.open ? help.close() : help.showModal(),
   };
   const ON_CARD = { ArrowDown: KEYS.j, ArrowUp: KEYS.k, Enter: KEYS.o };
-  const IN_VIEW = { ArrowLeft: () => otherTurn(-1), ArrowRight: () => otherTurn(1), ArrowDown: KEYS.j, ArrowUp: KEYS.k };
+  const IN_VIEW = {
+    ArrowLeft: () => otherTurn(-1), ArrowRight: () => otherTurn(1), ArrowDown: KEYS.j, ArrowUp: KEYS.k,
+  };
 
   document.addEventListener("keydown", (event) => {
     const { key, target } = event;
@@ -540,7 +568,10 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", refilter);
   form.addEventListener("reset", () => setTimeout(refilter));
-  list.addEventListener("focusin", (event) => become(Number(event.target.closest(".sample").dataset.number)));
+  list.addEventListener("focusin", (event) => {
+    if (viewed !== null) return;  // a closing view gives the focus back to where it was opened
+    become(Number(event.target.closest(".sample").dataset.number));
+  });
   find("boxes")?.addEventListener("click", toggleBoxes);
   find("keys").addEventListener("click", KEYS["?"]);
   find("page").addEventListener("change", (event) => turnPage(Number(event.target.value) - 1 || 0, false));
@@ -549,6 +580,7 @@
   find("previous-below").addEventListener("click", () => turnPage(page - 1, true));
   find("next-below").addEventListener("click", () => turnPage(page + 1, true));
   addEventListener("hashchange", restore);
+  addEventListener("resize", offerWhole);
   find("browser").hidden = false;
   restore();
 })();

@@ -47,7 +47,8 @@ class TestLayout:
 
   def test_series_without_values_is_left_out_and_the_rest_keep_their_styles(self):
     empty, full = charts.Series("a", plain([(1, None)])), charts.Series("b", plain([(1, 1.)]))
-    assert [(curve.label, curve.style) for curve in charts.layout(charts.Chart("c", [empty, full])).curves] == [("b", 1)]
+    curves = charts.layout(charts.Chart("c", [empty, full])).curves
+    assert [(curve.label, curve.style) for curve in curves] == [("b", 1)]
 
   def test_constant_stands_in_the_middle(self):
     drawing = drawn(plain([(1, 2.0), (2, 2.0)]))
