@@ -128,7 +128,7 @@ def _logs(folder: epath.Path) -> dict[str, list[dict]]:
   """Returns the logs without times."""
   kinds = ("samples.jsonl", "rewards/judge.0.jsonl")
   evaluations = [f"evaluation/step_{step:06d}/{kind}" for step in (0, 4, STEPS) for kind in kinds]
-  names = ("metrics.jsonl", "rewards/judge.0.jsonl", "report/samples.jsonl", *evaluations)
+  names = ("metrics.jsonl", "evaluation.jsonl", "rewards/judge.0.jsonl", "report/samples.jsonl", *evaluations)
   drop = lambda row: {name: value for name, value in row.items() if not re.match("seconds/|time|turns", name)}
   return {name: [drop(row) for row in jsonl.read(folder / name)] for name in names}
 
@@ -156,8 +156,8 @@ class TestRun:
     _start("gs://bucket/run")
     assert max(store.writes.values()) <= 2, store.writes.most_common(3)
     logged = [name for name in store.writes if ".parts/" in name]
-    # Metrics, what the judge said, samples; and of three evaluations what the judge said, and samples.
-    assert len(logged) == STEPS + STEPS + 4 + 3 + 3
+    # Metrics, what the judge said, samples; and of three evaluations numbers, what the judge said, and samples.
+    assert len(logged) == STEPS + STEPS + 4 + 3 + 3 + 3
     names = {name.removeprefix("gs://bucket/run/") for name in store.objects}
     assert {"config.json", "summary.json", "report/index.html", "evaluation/step_000000/summary.json",
             "evaluation/step_000004/index.html", "evaluation/step_000007/summary.json",
