@@ -2,8 +2,8 @@
 
   python launch/tpu.py --config=configs/r3_geneval.py:v5p-128 ...
 
-docs/tpu.md says what was compiled and what it needs. v5p counts cores (v5p-128 has 64 chips), v5e
-and v6e count chips.
+docs/tpu.md says what was compiled and what it needs. v5p and tpu7x count cores (v5p-128 has 64 chips),
+v5e and v6e count chips; of tpu7x a core is a device of its own.
 """
 
 import ml_collections
@@ -34,7 +34,12 @@ SLICES = {
     "v5p-128": ("v5p:4x4x4", _full(8, 2, 4)),
     "v5e-256": ("v5e:16x16", _full(4, 16, 4, micro_batches=2, rollout=_WIDE)),
     "v6e-64": ("v6e:8x8", _full(2, 8, 4, micro_batches=8, rollout=_WIDE)),
+    "v6e-256": ("v6e:16x16", _full(8, 8, 4, micro_batches=2, rollout=_WIDE)),
+    "tpu7x-128": ("tpu7x:4x4x4", _full(16, 2, 4)),
     "lora-v5e-16": ("v5e:4x4", _lora(2, 2, 4, rank=16, micro_batches=16)),
+    "lora-v5e-32": ("v5e:4x8", _lora(2, 4, 4, rank=16, micro_batches=16)),
+    "lora-v6e-8": ("v6e:2x4", _lora(2, 1, 4, rank=16, micro_batches=16)),
+    "lora-v5p-8": ("v5p:2x2x1", _lora(2, 1, 2, rank=16, micro_batches=16)),
 }
 
 

@@ -10,7 +10,15 @@ from configs import r3_tiif
 from configs import slices
 from r3jax.rl import placement
 
-CHIPS = {name: math.prod(int(n) for n in topology.partition(":")[2].split("x")) for name, (topology, _) in slices.SLICES.items()}
+
+
+def _devices(topology: str) -> int:
+  """Returns how many devices JAX sees: a chip of tpu7x is two."""
+  chip, _, shape = topology.partition(":")
+  return math.prod(int(n) for n in shape.split("x")) * (2 if chip == "tpu7x" else 1)
+
+
+DEVICES = {name: _devices(topology) for name, (topology, _) in slices.SLICES.items()}
 
 
 class TestSlices:
@@ -20,14 +28,15 @@ class TestSlices:
   def test_mesh_is_that_of_the_slice_and_the_samples_split(self, file, name):
     config = file.get_config(name)
     mesh = config.mesh
-    assert mesh.data * mesh.fsdp * mesh.tensor == CHIPS[name]
+    assert mesh.data * mesh.fsdp * mesh.tensor == DEVICES[name]
     placement.check(config.groups_per_step, config.group_size, mesh.data, config.step.micro_batches)
     rows = config.groups_per_step * config.group_size // mesh.data // config.step.micro_batches
     assert rows % mesh.fsdp == 0  # every chip has rows of its own in an update
     assert 28 % mesh.tensor == 4 % mesh.tensor == 0  # heads
 
-  def test_names_tell_the_chips(self):
-    assert (CHIPS["v5p-128"], CHIPS["v5e-256"], CHIPS["v6e-64"], CHIPS["lora-v5e-16"]) == (64, 256, 64, 16)
+  def test_names_tell_the_size(self):
+    cores = {name: number * (2 if "v5p" in name else 1) for name, number in DEVICES.items()}
+    assert cores == {name: int(name.rpartition("-")[2]) for name in slices.SLICES}
 
   def test_unknown_variant_lists_the_known(self):
     with pytest.raises(ValueError, match="must be one of .*'bagel', 'shapes', 'v5p-128'.*; got 'v9'"):

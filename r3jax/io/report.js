@@ -324,8 +324,8 @@
       make("th", { scope: "row" }, answer.question), make("td", {}, answer.expected), make("td", {}, answer.answer),
       make("td", { class: agrees(answer) ? "better" : "worse" }, agrees(answer) ? "✓ right" : "✗ wrong")));
     return make("details", { class: "answers" },
-      make("summary", {}, `Questions about the last image: ${right} of ${answers.length} right`),
-      tableOf("Questions about the last image", heads, rows));
+      make("summary", {}, `Questions about the first image: ${right} of ${answers.length} right`),
+      tableOf("Questions about the first image", heads, rows));
   }
 
   function outcomeOf(sample) {

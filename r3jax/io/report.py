@@ -17,7 +17,7 @@ A sample is a JSON object, a line of folder/samples.jsonl:
       "stop": bool,           # asked for no further edit: the image is that of the turn before
       "tokens": int,          # optional: of the text
       "boxes": [{"label": str, "box": [y0, x0, y1, x1]}]}],  # optional: shares of the image
-   "answers": [              # optional: of a judge, about the last image
+   "answers": [              # optional: what the model answered about the first image
      {"kind": str, "question": str, "expected": str, "answer": str}]}
 
 A run's summary is

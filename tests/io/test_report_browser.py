@@ -337,7 +337,7 @@ class TestCards:
 
   def test_answers_are_judged(self, at):
     page = at("#q=thing+00")
-    page.get_by_text("Questions about the last image: 1 of 2 right").click()
+    page.get_by_text("Questions about the first image: 1 of 2 right").click()
     assert page.locator(".answers tbody tr").all_inner_texts() == [
         "count\tHow many?\t2\t3\t✗ wrong", "existence\tIs there a ring?\tyes\tYes.\t✓ right"]
 
