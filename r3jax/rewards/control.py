@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from r3jax.parallel import collectives
 from r3jax.rewards import base
 
 
@@ -20,9 +21,8 @@ def shuffled(reward: base.Scoring, seed: int, axis: str) -> base.Scoring:
 
   def score(images, target):
     rows = images.shape[0]
-    gather = lambda x: jax.lax.all_gather(x, axis, tiled=True)
-    found = jax.tree.map(gather, reward(images, target))
-    digest = jax.lax.psum(jnp.sum(images, dtype=jnp.uint32), axis)
+    found = collectives.gathered(reward(images, target), axis)
+    digest = collectives.total(jnp.sum(images, dtype=jnp.uint32), axis)
     order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), digest), len(found.value))
     mine = jax.lax.dynamic_slice_in_dim(order, jax.lax.axis_index(axis) * rows, rows)
     return jax.tree.map(lambda x: x[mine], found)

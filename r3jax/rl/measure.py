@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from r3jax.parallel import collectives
 from r3jax.rewards import base as rewards_base
 from r3jax.rl import objective
 from r3jax.rl import placement as placement_lib
@@ -114,8 +115,8 @@ def pool(score: jax.Array, valid: jax.Array) -> Metrics:
 
 def update(text: objective.TextTerms, images: objective.FlowTerms, gradients) -> Metrics:
   """Measures one update; the terms are this replica's, the gradients already summed."""
-  text_sum, image_sum = jax.lax.psum((text, images), placement_lib.AXIS)
-  text_mismatch, image_mismatch = jax.lax.pmax((text.mismatch, images.mismatch), placement_lib.AXIS)
+  text_sum, image_sum = collectives.total((text, images), placement_lib.AXIS)
+  text_mismatch, image_mismatch = collectives.largest((text.mismatch, images.mismatch), placement_lib.AXIS)
   tokens, count = jnp.maximum(text_sum.tokens, 1), jnp.maximum(image_sum.images, 1)
   labels = state_lib.expert_labels(gradients)
   part = lambda name: jax.tree.map(lambda g, label: g * (label == name), gradients, labels)

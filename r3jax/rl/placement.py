@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from r3jax.parallel import collectives
 from r3jax.rl import rollout
 
 AXIS = "data"  # the mesh axis that the step is mapped over
@@ -126,7 +127,7 @@ class Placement:
 
   def gather(self, tree):
     """Returns the rows of all replicas, in sample order."""
-    return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, tiled=True), tree)
+    return collectives.gathered(tree, AXIS)
 
   def by_group(self, x: jax.Array) -> jax.Array:
     """Returns a per-sample array of this replica as the whole iteration's [groups, group_size]."""

@@ -18,6 +18,7 @@ import optax
 
 from r3jax import types
 from r3jax.models import lora as lora_lib
+from r3jax.parallel import collectives
 from r3jax.rewards import base as rewards_base
 from r3jax.rewards import format as format_lib
 from r3jax.rl import advantages
@@ -245,11 +246,11 @@ class Iteration:
       flow: of their images.
     """
     tokens, images = objective.text_count(recorded.text, recorded.valid), objective.image_count(flow, recorded.valid)
-    totals = jax.lax.psum((tokens, images), AXIS)
+    totals = collectives.total((tokens, images), AXIS)
     reference = frozen.reference if self.settings.loss.needs_reference else None
     batch = self.place.micro_batches(groups, recorded, self.settings.micro_batches)
     found = update.gradients(state.policy, reference, forward, batch, totals, flow, self.settings.loss)
-    value, gradients = jax.lax.psum((found.value, found.gradients), AXIS)
+    value, gradients = collectives.total((found.value, found.gradients), AXIS)
     updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.policy)
     changed = state.replace(policy=optax.apply_updates(state.policy, updates), opt_state=opt_state)
     # Momentum alone would move the policy on, and a decay or a warm-up count, with nothing learned.

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.models import bagel
 from r3jax.models import layers
+from r3jax.parallel import collectives
 from r3jax.sequence import layout as layout_lib
 
 _TOP_P_CANDIDATES = 1000  # the reference looks at no more than this many
@@ -140,7 +141,7 @@ def _advanced(
   live = ~ended & (step <= last)
   going = jnp.any(~ended)
   if sampling.axis:
-    going = jax.lax.pmax(going.astype(jnp.int32), sampling.axis) > 0
+    going = collectives.largest(going.astype(jnp.int32), sampling.axis) > 0
   write = lambda array, new, at: array.at[:, at].set(jnp.where(live, new, array[:, at]))
   return _Carry(
       step=step + 1,
