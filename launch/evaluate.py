@@ -19,7 +19,6 @@ import sys
 
 from absl import app
 from absl import flags
-from absl import logging
 from etils import epath
 import jax
 import ml_collections
@@ -66,21 +65,6 @@ def _config() -> ml_collections.ConfigDict:
   return config
 
 
-def _together(function, *arguments):
-  """Calls a function; ends all processes where it cannot be done on one of them."""
-  found = problem = None
-  try:
-    found = function(*arguments)
-  except (ValueError, budget.BudgetExceeded) as error:
-    logging.debug("traceback", exc_info=True)
-    problem = error
-  try:
-    multihost.raise_together(problem)
-  except (ValueError, RuntimeError) as error:
-    sys.exit(f"r3jax: {error}")
-  return found
-
-
 def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   """Checks the config, opens the folder, loads the model."""
   experiment = experiment_lib.build_to_evaluate(config)
@@ -106,18 +90,16 @@ def _facts(config: ml_collections.ConfigDict, experiment: experiment_lib.Experim
 
 def _evaluate():
   config, folder = _config(), epath.Path(_WORKDIR.value)
-  experiment, mesh, exam, policy, towers = _together(_prepare, config, folder)
+  experiment, mesh, exam, policy, towers = command.together(_prepare, config, folder)
   reward = experiment.reward
-
-  def run() -> dict:
-    with reward.logging_to(folder / "rewards"):
-      samples = exam.sit(policy, towers, folder, facts.step)
-    budget.check_evaluation(result.of_samples(samples).missing, config.reward.max_failed_fraction)
-    return summary_lib.conclude(folder, samples, facts)
-
   facts = _facts(config, experiment, exam)
-  with jax.set_mesh(mesh):
-    summary = _together(run)
+  with jax.set_mesh(mesh), reward.logging_to(folder / "rewards"):
+    samples = exam.sit(policy, towers, folder, facts.step)
+  try:
+    budget.check_evaluation(result.of_samples(samples).missing, config.reward.max_failed_fraction)
+  except budget.BudgetExceeded as error:
+    sys.exit(f"r3jax: {error}")
+  summary = summary_lib.conclude(folder, samples, facts)
   if not jax.process_index():
     print("\n\n".join([*summary_lib.notes(summary), *map(tables.markdown, tables.of_summary(summary).values())]))
     print(f"\npage: {folder / 'index.html'}")
@@ -133,6 +115,8 @@ def _rescore(path: str):
   config, folder = _config(), epath.Path(path)
   if not _JUDGE.value:
     raise ValueError("--judge must say what the other reward is called")
+  if jax.process_count() > 1:
+    raise ValueError(f"images are scored again in one process; there are {jax.process_count()}")
   (evaluation,) = comparison.read(path)
   heldout = sets.load_heldout(sets.Settings(**config.data))
   records = experiment_lib.evenly(heldout, config.eval.prompts, config.eval.seed)
@@ -150,14 +134,14 @@ def main(argv):
   if words[:1] != ["rescore"] and not _WORKDIR.value:
     raise app.UsageError("--workdir must name the folder to write")
   if words[:1] == ["compare"]:
-    return _together(_compare, words[1:])
+    return command.together(_compare, words[1:])
   if words and (words[0] != "rescore" or len(words) != 2):
     raise app.UsageError(f"the command must be none, 'compare A B ...' or 'rescore DIR'; got {words}")
   config = _CONFIG.value
   if config is not None:
     command.start(config.mesh, config.eval.batch_size)
   with multihost.ending_together():
-    _together(_rescore, words[1]) if words else _evaluate()
+    command.together(_rescore, words[1]) if words else _evaluate()
 
 
 if __name__ == "__main__":

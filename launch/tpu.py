@@ -11,7 +11,6 @@ import sys
 
 from absl import app
 from absl import flags
-from absl import logging
 from ml_collections import config_flags
 
 from r3jax import command
@@ -25,21 +24,6 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run there is resumed.")
 
 
-def _prepare(config):
-  """Returns session and starting policy; ends all processes where one cannot start."""
-  prepared = problem = None
-  try:
-    prepared = train.prepare(config, _WORKDIR.value)
-  except ValueError as error:
-    logging.debug("traceback", exc_info=True)
-    problem = error
-  try:
-    multihost.raise_together(problem)
-  except (ValueError, RuntimeError) as error:
-    sys.exit(f"r3jax: {error}")
-  return prepared
-
-
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
@@ -47,7 +31,7 @@ def main(argv):
   programs, config = command.keep_programs(), _CONFIG.value
   command.start(config.mesh, math.gcd(config.groups_per_step, config.eval.batch_size))
   with multihost.ending_together():
-    session, policy = _prepare(config)
+    session, policy = command.together(train.prepare, config, _WORKDIR.value)
     try:
       train.run(session, policy, programs)
     except budget.BudgetExceeded as error:

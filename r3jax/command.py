@@ -1,6 +1,8 @@
 """What the commands that run on many devices have in common: flags, logs, compiled programs, processes."""
 
+from collections.abc import Callable
 import os
+import sys
 
 from absl import flags
 from absl import logging
@@ -47,3 +49,18 @@ def start(mesh: ml_collections.ConfigDict, rows: int) -> None:
   if not _COORDINATOR.value and mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
     mesh_lib.use_all_cores(rows)
   multihost.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def together(function: Callable, *arguments):
+  """Calls a function that no process waits for others in; ends all, with a message, where one raises ValueError."""
+  found = problem = None
+  try:
+    found = function(*arguments)
+  except ValueError as error:
+    logging.debug("traceback", exc_info=True)
+    problem = error
+  try:
+    multihost.raise_together(problem)
+  except (ValueError, RuntimeError) as error:
+    sys.exit(f"r3jax: {error}")
+  return found

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import json
+import os
 
 from etils import epath
 
@@ -59,6 +60,17 @@ def read(path: str) -> list[Evaluation]:
   return found
 
 
+def _shortened(groups: Sequence[Sequence[Evaluation]]) -> list[list[Evaluation]]:
+  """Returns the same without the folder that all of them are in, in their names."""
+  runs = [group[0].run for group in groups]
+  if len({*map(os.path.isabs, runs)}) > 1:
+    return [list(group) for group in groups]
+  common = os.path.commonpath([os.path.dirname(run_) for run_ in runs]) or os.curdir
+  short = {run_: os.path.relpath(run_, common) for run_ in runs}
+  of = lambda one: dataclasses.replace(one, name=short[one.run] + one.name.removeprefix(one.run), run=short[one.run])
+  return [[of(one) for one in group] for group in groups]
+
+
 def compare(evaluations: Sequence[Evaluation], seed: int) -> dict:
   """Returns every evaluation against the first.
 
@@ -72,8 +84,9 @@ def compare(evaluations: Sequence[Evaluation], seed: int) -> dict:
   if len(evaluations) < 2:
     raise ValueError("at least two evaluations must be given (or a run that has two)")
   first, *others = evaluations
-  turns = range(min(len(one.found.score) for one in evaluations))
-  rounds = {measures.name_of(turn): turn for turn in turns} | {"last round": -1}
+  lengths = [len(one.found.score) for one in evaluations]
+  rounds = {measures.name_of(turn): turn for turn in range(min(lengths))}
+  rounds |= {"last round": -1} if len(set(lengths)) > 1 else {}
   pairs = [measures.compare(first.found, other.found, seed, rounds) for other in others]
   views = {}
   for view in dict.fromkeys(name for pair in pairs for name in pair):
@@ -91,7 +104,7 @@ def table(compared: dict) -> report.Table:
   names = compared["names"]
   columns = ["of", *names, *(f"{name} - {names[0]}" for name in names[1:])]
   rows = [
-      (view, [*map(tables.with_interval, one["scores"]), *map(tables.difference, one["differences"])])
+      (view, [*map(tables.with_interval, one["scores"]), *(tables.difference(value, view) for value in one["differences"])])
       for view, one in compared["views"].items()
   ]
   return report.Table("Scores with 95 % interval, and paired differences", columns, rows)
@@ -109,6 +122,7 @@ def write(groups: Sequence[Sequence[Evaluation]], folder: epath.Path, seed: int)
   Raises:
     ValueError: as `compare`.
   """
+  groups = _shortened(groups)
   evaluations = groups[0] if len(groups) == 1 else [group[-1] for group in groups]
   compared = compare(evaluations, seed)
   made = table(compared)

@@ -66,9 +66,9 @@ def of_batch(
       else:
         path = f"images/{key}_{turn}.png"
         images[path] = one.kept.images[i]
-      facts = _turn(one, i) | {"image": path, "text": texts[turn][i], "seconds": seconds / len(batch.rows)}
-      turns.append(facts | {"instruction": format_lib.edit_instruction(texts[turn][i]) if turn else ""}
-                   | ({"boxes": seen[turn][i]} if boxes else {}))
+      facts = _turn(one, i) | {"image": path, "seconds": seconds / len(batch.rows)}
+      said = _said(texts[turn][i], turn, finished=turn > 0 and turns[-1]["stop"])
+      turns.append(facts | said | ({"boxes": seen[turn][i]} if boxes else {}))
     record = batch.records[i]
     samples.append({
         "step": batch.step, "key": key, "prompt": record["prompt"], "tag": record["tag"], "turns": turns,
@@ -85,6 +85,13 @@ def _turn(one: rounds_lib.Round, i: int) -> dict:
       "format": float(one.format[i]), "stop": bool(one.stop[i]), "says_stop": bool(one.says_stop[i]),
       "tokens": int(one.text.lengths[i]), "instruction_tokens": int(one.instruction_tokens[i]),
   }
+
+
+def _said(text: str, turn: int, finished: bool) -> dict:
+  """Returns the texts of a round; what the chain of a finished sample says is kept apart."""
+  if finished:
+    return {"text": "", "instruction": "", "chain_text": text}
+  return {"text": text, "instruction": format_lib.edit_instruction(text) if turn else ""}
 
 
 def _scored(score: rewards_base.Score, i: int) -> tuple[float | None, dict[str, float | None]]:

@@ -23,12 +23,9 @@ def with_interval(value: Sequence[float] | None, sign: str = "") -> str:
   return f"{mean} [{low}, {high}]"
 
 
-def difference(value: Sequence[float] | None):
-  """Writes the mean and interval of a change, and says whether it is clearly better or worse."""
-  text = with_interval(value, "+")
-  if value is None or value[1] <= 0 <= value[2]:
-    return text
-  return (text, "better" if value[1] > 0 else "worse")
+def difference(value: Sequence[float] | None, of: str = "score") -> report.Cell:
+  """Writes the mean and interval of a change of something, and says whether it is clearly better or worse."""
+  return (with_interval(value, "+"), report.verdict(of, value)) if value else _NOTHING
 
 
 def of_summary(summary: dict) -> dict[str, report.Table]:

@@ -25,7 +25,7 @@ A run's summary is
    "scores": {name: {"before": [mean, low, high], "after": [...], "difference": [...]}},
    "last round minus draft": {"before": [mean, low, high] | None, "after": ...},
    "behaviour": {"before": {name: float}, "after": {name: float}},
-   "images without a score": {"before": int, "after": int},
+   "images without a score": {"before": share, "after": share},
    "contamination": {"contaminated": bool, "tags": {tag: {"kept": int}}},
    "iterations": int, "seed": int, "compile_seconds": float, "peak_memory_gib": float,
    "seconds": {stage: float},
@@ -53,6 +53,7 @@ from r3jax.io import charts as charts_lib
 from r3jax.io import images as images_lib
 from r3jax.io import jsonl
 from r3jax.io import pages
+from r3jax.rewards import base
 
 _WRITERS = 8  # images that are encoded and written at a time
 _IMAGE_PATH = re.compile(r"[\w-]+(/[\w-]+)*\.png", re.ASCII)  # needs no quoting in an address
@@ -196,20 +197,20 @@ def summary_lines(summary: dict) -> list[str]:
   lines = []
   for name, score in summary.get("scores", {}).items():
     mean, low, high = score["difference"]
-    verdict = _verdict(score["difference"]) or "no clear change"
+    said = verdict(name, score["difference"]) or "no clear change"
     lines.append(f"{name}: {score['before'][0]:.3f} -> {score['after'][0]:.3f}  "
-                 f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {verdict})")
+                 f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {said})")
   return lines
 
 
 def _tables(summary: dict) -> Iterator[Table]:
   """Yields the tables of a run's page; those of which the summary says nothing have no rows."""
   yield Table("Scores: mean and 95 % interval", ("score", "before", "after", "difference"), [
-      (name, (_mean(score["before"]), _mean(score["after"]), _change(score["difference"])))
+      (name, (_mean(score["before"]), _mean(score["after"]), _change(name, score["difference"])))
       for name, score in summary.get("scores", {}).items()])
   refined = summary.get("last round minus draft", {})
   yield Table("Last round minus draft: mean and 95 % interval", ("model", "change"), [
-      (when, (_change(interval),)) for when, interval in refined.items() if interval])
+      (when, (_change("score", interval),)) for when, interval in refined.items() if interval])
   behaviour = summary.get("behaviour", {"before": {}, "after": {}})
   yield Table("How the model edits and stops", ("share of rounds", "before", "after"), [
       (name.replace("_", " "), tuple(f"{behaviour[when][name]:.3f}" for when in ("before", "after")))
@@ -231,7 +232,7 @@ def _notes(summary: dict) -> Iterator[str]:
     yield f"Contaminated: this run trained on prompts of the test set ({kept}). Its scores are no evidence."
   missing = summary.get("images without a score", {})
   if any(missing.values()):
-    said = ", ".join(f"{count} {when}" for when, count in missing.items())
+    said = ", ".join(f"{share:.1%} {when}" for when, share in missing.items())
     yield f"Some images have no score and count in no mean: {said}."
 
 
@@ -239,14 +240,21 @@ def _mean(interval: Sequence[float]) -> str:
   return "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
 
 
-def _change(interval: Sequence[float]) -> tuple[str, str]:
-  return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval), _verdict(interval)
+def _change(name: str, interval: Sequence[float]) -> tuple[str, str]:
+  return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval), verdict(name, interval)
 
 
-def _verdict(interval: Sequence[float]) -> str:
-  """Returns what the interval of a difference says: nothing where it holds 0."""
+def verdict(name: str, interval: Sequence[float]) -> str:
+  """Returns what the interval of a difference says: nothing where it holds 0.
+
+  Args:
+    name: of what differs; behind its last comma may stand a part of the score.
+    interval: [mean, low, high].
+  """
   _, low, high = interval
-  return "better" if low > 0 else "worse" if high < 0 else ""
+  if low <= 0 <= high:
+    return ""
+  return "better" if (low > 0) != (name.rpartition(", ")[2] in base.LOWER_IS_BETTER) else "worse"
 
 
 def _pair(cell: Cell) -> tuple[str, str]:

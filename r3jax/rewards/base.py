@@ -23,6 +23,7 @@ class Score:
   parts: dict[str, jax.Array]  # float32 [B] each, for the log.
 
 
+LOWER_IS_BETTER = ("clutter",)  # parts of scores; of all others, and of scores, more is better
 Scoring = Callable[[types.Images, object], Score]  # in the graph: images [B, ...], target rows [B, ...]
 
 

@@ -43,15 +43,15 @@ class TestCompare:
   def test_of_one_run_the_evaluations_of_several_iterations(self, runs):
     compared = comparison.compare(comparison.read(str(runs / "a")), seed=0)
     assert compared["names"] == [f"{runs / 'a'} @ 0", f"{runs / 'a'} @ 20"]
-    assert {"draft", "round 2", "last round", "draft, strict"} <= set(compared["views"])
+    assert {"draft", "round 2", "draft, strict"} <= set(compared["views"]) and "last round" not in compared["views"]
     (difference,) = compared["views"]["draft"]["differences"]
     assert difference == pytest.approx([0.125] * 3)
 
   def test_others_are_compared_with_the_first(self, runs):
     groups = [comparison.read(str(runs / name)) for name in "ab"]
     compared = comparison.compare([groups[0][0], groups[0][1], *groups[1]], seed=0)
-    first, *_ = compared["views"]["last round"]["scores"]
-    assert [one[0] - first[0] for one in compared["views"]["last round"]["scores"]] == pytest.approx([0, 0.125, 0.25])
+    first, *_ = compared["views"]["round 2"]["scores"]
+    assert [one[0] - first[0] for one in compared["views"]["round 2"]["scores"]] == pytest.approx([0, 0.125, 0.25])
 
   def test_other_prompts_are_refused(self, runs, tmp_path):
     write(tmp_path, 0, sample_of=lambda sample: sample | {"prompt": "p"})
@@ -74,7 +74,7 @@ class TestWrite:
     assert (tmp_path / "comparison.md").read_text() == text
     assert "CONTAMINATED: the model was trained on 1 of these prompts (counting 1)." in text
     header, *rows = csv.reader((tmp_path / "comparison.csv").open())
-    assert header[1:3] == [f"{runs / 'a'} @ 20", str(runs / "b")] and rows[0][0] == "draft"
+    assert header[1:3] == ["a @ 20", "b"] and rows[0][0] == "draft"
     assert rows[0][3].startswith("+0.125 [+0.125, +0.125]")
     assert json.loads((tmp_path / "comparison.json").read_text())["names"] == header[1:3]
     for name in ("by_round", "by_tag", "by_iteration"):
@@ -86,6 +86,16 @@ class TestWrite:
     write(tmp_path / "c", 0)
     comparison.write([comparison.read(str(runs / "b")), comparison.read(str(tmp_path / "c"))], epath.Path(tmp_path / "out"), seed=0)
     assert not (tmp_path / "out" / "by_iteration.png").exists() and (tmp_path / "out" / "by_tag.svg").exists()
+
+
+class TestNames:
+
+  @pytest.mark.parametrize("paths, names", [
+      (["/r/x", "/r/y"], ["x", "y"]), (["x", "y"], ["x", "y"]), (["/r/x", "/s/y"], ["r/x", "s/y"]),
+      (["r/x", "r/y/z"], ["x", "y/z"]), (["/r/x", "y"], ["/r/x", "y"]), (["gs://b/x", "gs://b/y"], ["x", "y"])])
+  def test_lose_the_folder_that_they_share(self, paths, names):
+    groups = [[comparison.Evaluation(f"{path} @ 3", path, {}, [])] for path in paths]
+    assert [group[0].name for group in comparison._shortened(groups)] == [f"{name} @ 3" for name in names]
 
 
 class TestTables:
@@ -100,6 +110,10 @@ class TestTables:
 
   @pytest.mark.parametrize("value, shown", [
       ([0.1, 0.05, 0.2], ("+0.100 [+0.050, +0.200]", "better")), ([-0.1, -0.2, -0.01], ("-0.100 [-0.200, -0.010]", "worse")),
-      ([0.1, -0.1, 0.2], "+0.100 [-0.100, +0.200]"), (None, "-")])
+      ([0.1, -0.1, 0.2], ("+0.100 [-0.100, +0.200]", "")), (None, "-")])
   def test_difference_is_clear_where_its_interval_leaves_out_zero(self, value, shown):
     assert tables.difference(value) == shown
+
+  def test_less_clutter_is_better(self):
+    assert tables.difference([-0.1, -0.2, -0.01], "draft, clutter")[1] == "better"
+    assert tables.difference([0.1, 0.05, 0.2], "draft, clutter")[1] == "worse"

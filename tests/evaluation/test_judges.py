@@ -82,7 +82,7 @@ class TestRescore:
     with pytest.raises(ValueError, match="must be those of the evaluation"):
       judges.rescore(graph.embedded(), mesh, folder, samples, fakes.RECORDS[1:], 4)
 
-  def test_files(self, evaluation, tmp_path):
+  def test_files(self, tmp_path):
     found = judges.by_tag(FIRST, SECOND, seed=0)
     judges.write(epath.Path(tmp_path), "other", SECOND, found, judges.table(found, ("own", "other")))
     kept = json.loads((tmp_path / "judges" / "other.json").read_text())

@@ -29,7 +29,7 @@ def fixture_whole(tmp_path_factory):
 
 class TestSit:
 
-  def test_samples_come_prompt_by_prompt_with_what_was_drawn(self, whole, tmp_path):
+  def test_samples_come_prompt_by_prompt_with_what_was_drawn(self, whole):
     assert [sample["key"] for sample in whole] == [f"{i:05d}_{j:02d}" for i in range(10) for j in range(2)]
     first, second = whole[4], whole[5]  # prompt 2, images 0 and 1
     assert [turn["score"] for turn in first["turns"]] == [0.5, 0.5]  # stops
@@ -68,7 +68,7 @@ class TestSit:
     assert without_seconds(sit(tmp_path, again)) == without_seconds(whole)
     assert again.calls == [[[3, 1]]]
 
-  def test_other_settings_begin_anew(self, whole, tmp_path):
+  def test_other_settings_begin_anew(self, tmp_path):
     sit(tmp_path, fakes.Evaluator())
     again = fakes.Evaluator()
     sit(tmp_path, again, points=5)

@@ -209,12 +209,12 @@ class TestWriteReport:
   def test_rest_of_a_summary_is_shown(self, tmp_path):
     summary = {"last round minus draft": {"before": None, "after": [0.1, 0.05, 0.15]},
                "behaviour": {"before": {"edit_rate": 0.5}, "after": {"edit_rate": 0.25}},
-               "images without a score": {"before": 0, "after": 2},
+               "images without a score": {"before": 0, "after": 0.02},
                "contamination": {"contaminated": True, "tags": {"colors": {"kept": 3}, "counting": {"kept": 0}}},
                "iterations": 7, "seed": 3, "peak_memory_gib": 1.5}
     text = re.sub(r"\s+", " ", render(tmp_path, summary=summary).text)
     assert "trained on prompts of the test set (colors 3)" in text
-    assert "no score and count in no mean: 0 before, 2 after." in text
+    assert "no score and count in no mean: 0.0% before, 2.0% after." in text
     assert "after ▲ +0.100 [+0.050, +0.150] better" in text
     assert "edit rate 0.500 0.250" in text
     assert "iterations 7 seed 3 peak memory 1.50 GiB" in text
