@@ -21,9 +21,10 @@ def _full(data: int, fsdp: int, tensor: int, micro_batches: int = 1, rollout=Non
   return change
 
 
-def _lora(*mesh: int, rank: int, micro_batches: int):
+def _lora(*mesh: int, rank: int, micro_batches: int, groups: int = 8):
   def change(config: ml_collections.ConfigDict):
     _full(*mesh, micro_batches=micro_batches, rollout=_WIDE)(config)
+    config.groups_per_step = groups
     config.model.lora.rank = rank
     config.optimizer.update(und_learning_rate=5e-5, gen_learning_rate=5e-5)  # ten times those of full fine-tuning
 
@@ -36,6 +37,7 @@ SLICES = {
     "v6e-64": ("v6e:8x8", _full(2, 8, 4, micro_batches=8, rollout=_WIDE)),
     "v6e-256": ("v6e:16x16", _full(8, 8, 4, micro_batches=2, rollout=_WIDE)),
     "tpu7x-128": ("tpu7x:4x4x4", _full(16, 2, 4)),
+    "lora-v5e-4": ("v5e:2x2", _lora(1, 1, 4, rank=16, micro_batches=64, groups=4)),
     "lora-v5e-16": ("v5e:4x4", _lora(2, 2, 4, rank=16, micro_batches=16)),
     "lora-v5e-32": ("v5e:4x8", _lora(2, 4, 4, rank=16, micro_batches=16)),
     "lora-v6e-8": ("v6e:2x4", _lora(2, 1, 4, rank=16, micro_batches=16)),

@@ -67,7 +67,7 @@ def of_batch(
         path = f"images/{key}_{turn}.png"
         images[path] = one.kept.images[i]
       facts = _turn(one, i) | {"image": path, "seconds": seconds / len(batch.rows)}
-      said = _said(texts[turn][i], turn, finished=turn > 0 and turns[-1]["stop"])
+      said = _said(one, i, texts[turn][i], turn, finished=turn > 0 and turns[-1]["stop"])
       turns.append(facts | said | ({"boxes": seen[turn][i]} if boxes else {}))
     record = batch.records[i]
     samples.append({
@@ -83,15 +83,15 @@ def _turn(one: rounds_lib.Round, i: int) -> dict:
   return {
       "score": score, "parts": parts, "chain_score": _scored(one.chain.score, i)[0],
       "format": float(one.format[i]), "stop": bool(one.stop[i]), "says_stop": bool(one.says_stop[i]),
-      "tokens": int(one.text.lengths[i]), "instruction_tokens": int(one.instruction_tokens[i]),
   }
 
 
-def _said(text: str, turn: int, finished: bool) -> dict:
-  """Returns the texts of a round; what the chain of a finished sample says is kept apart."""
+def _said(one: rounds_lib.Round, i: int, text: str, turn: int, finished: bool) -> dict:
+  """Returns the texts of a round and their lengths; what the chain of a finished sample says is kept apart."""
   if finished:
-    return {"text": "", "instruction": "", "chain_text": text}
-  return {"text": text, "instruction": format_lib.edit_instruction(text) if turn else ""}
+    return {"text": "", "instruction": "", "tokens": 0, "instruction_tokens": 0, "chain_text": text}
+  lengths = {"tokens": int(one.text.lengths[i]), "instruction_tokens": int(one.instruction_tokens[i])}
+  return {"text": text, "instruction": format_lib.edit_instruction(text) if turn else ""} | lengths
 
 
 def _scored(score: rewards_base.Score, i: int) -> tuple[float | None, dict[str, float | None]]:
