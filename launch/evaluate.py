@@ -129,7 +129,6 @@ def _rescore(path: str):
 
 def main(argv):
   command.log_ours()
-  command.keep_programs()
   _, *words = argv
   if words[:1] != ["rescore"] and not _WORKDIR.value:
     raise app.UsageError("--workdir must name the folder to write")
@@ -140,6 +139,7 @@ def main(argv):
   config = _CONFIG.value
   if config is not None:
     command.start(config.mesh, config.eval.batch_size)
+    command.keep_programs(config.mesh)
   with multihost.ending_together():
     command.together(_rescore, words[1]) if words else _evaluate()
 

@@ -28,8 +28,9 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   command.log_ours()
-  programs, config = command.keep_programs(), _CONFIG.value
+  config = _CONFIG.value
   command.start(config.mesh, math.gcd(config.groups_per_step, config.eval.batch_size))
+  programs = command.keep_programs(config.mesh)
   with multihost.ending_together():
     session, policy = command.together(train.prepare, config, _WORKDIR.value)
     try:

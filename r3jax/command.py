@@ -20,11 +20,19 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: h
 _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which this is.", 0)
 
 
-def keep_programs() -> epath.Path | None:
+def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
   """Lets JAX keep compiled programs between starts; returns a folder beside them for traced ones.
 
-  The user may say where (JAX_COMPILATION_CACHE_DIR), or that nothing is kept (empty).
+  The user may say where (JAX_COMPILATION_CACHE_DIR), or that nothing is kept (empty). Nothing is kept
+  of meshes that CPUs shard parameters over: XLA of JAX 0.10 runs the collectives of a program from the
+  cache in no fixed order there, so that devices wait for each other for ever.
+
+  Args:
+    mesh: of the run; the processes have been started, see `start`.
   """
+  if jax.default_backend() == "cpu" and mesh.fsdp * mesh.tensor > 1:
+    jax.config.update("jax_compilation_cache_dir", None)
+    return None
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = os.path.expanduser("~/.cache/r3jax/compiled")
     jax.config.update("jax_compilation_cache_dir", folder)
