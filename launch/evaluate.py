@@ -15,6 +15,7 @@ docs/evaluation.md says what the files are.
 """
 
 import os
+import re
 import sys
 
 from absl import app
@@ -82,23 +83,21 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
 
 def _facts(config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment, exam) -> summary_lib.Facts:
   folder = config.model.folder
-  trained_on = workdir_lib.trained_on(folder)
-  leaked = None if trained_on is None else contamination.leaked(trained_on, experiment.heldout)
+  trained_on, complete = workdir_lib.trained_on(folder)
+  leaked = contamination.leaked(trained_on, experiment.heldout, complete)
   step = checkpoints.latest_step(workdir_lib.Workdir(epath.Path(folder)).checkpoints) or 0
   return summary_lib.Facts(f"r3jax: evaluation of {folder}", step, leaked, exam.flops, config.eval.seed)
 
 
 def _evaluate():
-  config, folder = _config(), epath.Path(_WORKDIR.value)
+  config, folder = command.together(_config), epath.Path(_WORKDIR.value)
   experiment, mesh, exam, policy, towers = command.together(_prepare, config, folder)
   reward = experiment.reward
   facts = _facts(config, experiment, exam)
+  reward.begin(facts.step)
   with jax.set_mesh(mesh), reward.logging_to(folder / "rewards"):
     samples = exam.sit(policy, towers, folder, facts.step)
-  try:
-    budget.check_evaluation(result.of_samples(samples).missing, config.reward.max_failed_fraction)
-  except budget.BudgetExceeded as error:
-    sys.exit(f"r3jax: {error}")
+  budget.check_evaluation(result.of_samples(samples).missing, config.reward.max_failed_fraction)
   summary = summary_lib.conclude(folder, samples, facts)
   if not jax.process_index():
     print("\n\n".join([*summary_lib.notes(summary), *map(tables.markdown, tables.of_summary(summary).values())]))
@@ -113,8 +112,10 @@ def _compare(paths: list[str]):
 def _rescore(path: str):
   """Scores the images of an evaluation by the config's reward."""
   config, folder = _config(), epath.Path(path)
-  if not _JUDGE.value:
-    raise ValueError("--judge must say what the other reward is called")
+  if not re.fullmatch(r"[\w.-]+", _JUDGE.value or ""):
+    raise ValueError(f"--judge must say what the other reward is called, in letters, digits, '.', '-' and '_'; got {_JUDGE.value!r}")
+  if not comparison.is_evaluation(folder):
+    raise ValueError(f"rescore must be given the folder of an evaluation; there are no samples in {path}")
   if jax.process_count() > 1:
     raise ValueError(f"images are scored again in one process; there are {jax.process_count()}")
   (evaluation,) = comparison.read(path)
@@ -122,9 +123,10 @@ def _rescore(path: str):
   records = experiment_lib.evenly(heldout, config.eval.prompts, config.eval.seed)
   mesh, reward = mesh_lib.make_mesh(**config.mesh), rewards_config.build(config.reward)
   scores = judges.rescore(reward, mesh, folder, evaluation.samples, records, config.eval.batch_size)
-  first = judges.own(evaluation.samples)
-  found = judges.by_tag(first, scores, config.eval.seed)
-  print(judges.write(folder, _JUDGE.value, scores, found, judges.table(found, ("own", _JUDGE.value))))
+  missing = sum(line["score"] is None for line in scores) / len(scores)
+  found = judges.by_tag(judges.own(evaluation.samples), scores, config.eval.seed)
+  print(judges.write(folder, _JUDGE.value, scores, found, summary_lib.notes(evaluation.summary)))
+  budget.check_evaluation(missing, config.reward.max_failed_fraction)
 
 
 def main(argv):
@@ -141,7 +143,10 @@ def main(argv):
     command.start(config.mesh, config.eval.batch_size)
     command.keep_programs(config.mesh)
   with multihost.ending_together():
-    command.together(_rescore, words[1]) if words else _evaluate()
+    try:
+      command.together(_rescore, words[1]) if words else _evaluate()
+    except budget.BudgetExceeded as error:
+      sys.exit(f"r3jax: {error}")
 
 
 if __name__ == "__main__":

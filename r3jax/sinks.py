@@ -56,17 +56,23 @@ class JsonLines:
     workdir.mkdir(parents=True, exist_ok=True)
     for path in (self._path, self._evaluations):
       jsonl.drop_after(path, restored_step)
-    self._evaluated = {row["step"] for row in jsonl.read(self._evaluations)}
+    self._evaluated = {row["step"]: row for row in jsonl.read(self._evaluations)}
 
   def scalars(self, step: int, values: Mapping[str, float]):
     """See `Sink`; the line is on disk when it returns."""
     jsonl.append(self._path, [_line(step, values)])
 
   def evaluation(self, step: int, values: Mapping[str, float]):
-    """See `Sink`."""
-    if step not in self._evaluated:
-      jsonl.append(self._evaluations, [_line(step, values)])
-      self._evaluated.add(step)
+    """See `Sink`; an evaluation that is made anew takes the place of the former."""
+    line, former = _line(step, values), self._evaluated.get(step)
+    if line == former:
+      return
+    self._evaluated[step] = line
+    if former is None:
+      jsonl.append(self._evaluations, [line])
+    else:
+      jsonl.drop_after(self._evaluations, None)
+      jsonl.append(self._evaluations, [self._evaluated[one] for one in sorted(self._evaluated)])
 
   def pictures(self, step: int, pictures: Mapping[str, Picture]):
     """Keeps none: the report has its own, see `io/report.py`."""

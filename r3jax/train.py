@@ -132,7 +132,7 @@ class Session:
     prompts: of the training set, one row per record (numpy).
     frozen: parameters that the step reads; the reference is the policy before training.
     exam: on the held-out set, on the same mesh.
-    leaked: tag -> how many of the held-out prompts are trained on, or were before.
+    leaked: which of the held-out prompts are trained on, or were before.
   """
 
   config: ml_collections.ConfigDict
@@ -143,7 +143,7 @@ class Session:
   prompts: rollout_lib.Prompts
   frozen: step_lib.Frozen
   exam: run_lib.Exam
-  leaked: dict[str, int]
+  leaked: contamination.Leaked
 
   def init(self, policy) -> state_lib.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
@@ -247,8 +247,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   if services := experiment.reward.describe():
     constants["reward_services"] = services
   config_guard.write_or_check(workdir, config.to_dict() | constants, MAY_DIFFER)
-  before = workdir_lib.trained_on(config.model.folder) or []
-  leaked = contamination.leaked([*before, *experiment.train], experiment.heldout)
+  before, complete = workdir_lib.trained_on(config.model.folder)
+  leaked = contamination.leaked([*before, *experiment.train], experiment.heldout, complete)
   if not jax.process_index():
     workdir_lib.write_training_prompts(files.path, experiment.train)
   return Session(config, files, experiment, mesh, iteration, prompts, frozen, exam, leaked), policy
@@ -311,6 +311,15 @@ def _save_samples(
   writer.write_pictures(step, observe.pictures(shown, files))
 
 
+def _do(session: Session, step, state: state_lib.TrainState, rows: np.ndarray):
+  """Does one iteration; returns its state, metrics (numpy) and samples."""
+  reward = session.experiment.reward
+  state, metrics, samples = step(state, rows)
+  metrics = multihost.fetch(metrics)
+  reward.raise_together()
+  return state, metrics | reward.metrics() | observe.metrics(session.experiment, state, rows, samples), samples
+
+
 def _iterate(
     session: Session, step, state: state_lib.TrainState, clock: Clock, writer: metrics_lib.MetricWriter
 ) -> state_lib.TrainState:
@@ -323,6 +332,7 @@ def _iterate(
   done, state = (restored[0], restored[1]) if restored else (0, state)
   if not jax.process_index():
     report.drop_samples_after(files.report, done if restored else None)
+    files.drop_evaluations_after(done)
   progress = metrics_lib.Progress(config.total_steps, done)
   budget = budget_lib.Budget(config.reward.max_failed_fraction, config.reward.failure_window)
   profiler = profiling.Profiler(files.profile, config.profile.start, config.profile.steps)
@@ -331,31 +341,28 @@ def _iterate(
   if due(done):  # the last start may have ended before it
     session.evaluate(state.policy, done, writer)
   clock.lap("setup")
-  for number in range(done + 1, config.total_steps + 1):
-    rows = next(prompts)
-    reward.begin(number)
-    with profiler.iteration(number), stopwatch.part("step"):
-      state, metrics, samples = step(state, rows)
-      metrics = multihost.fetch(metrics)
-    reward.raise_together()
-    metrics |= reward.metrics() | observe.metrics(session.experiment, state, rows, samples)
-    metrics |= stopwatch.read() | {"seconds/iteration": clock.lap("train")}
-    with stopwatch.part("log"):
-      writer.write(number, metrics)
-      progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
-      if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
-        _save_samples(session, number, rows, multihost.fetch(samples), writer)
-    stop = budget.add(budget_lib.failed_share(metrics))
-    with stopwatch.part("checkpoint"):
-      checkpoints.save(number, state, prompts, {}, force=stop or number == config.total_steps)
-    if stop:
-      break
-    if due(number):
-      clock.lap("train")
-      session.evaluate(state.policy, number, writer)
-      clock.lap("evaluate between")
-  profiler.close()
-  checkpoints.close()
+  with contextlib.closing(checkpoints), contextlib.closing(profiler):
+    for number in range(done + 1, config.total_steps + 1):
+      rows = next(prompts)
+      reward.begin(number)
+      with profiler.iteration(number), stopwatch.part("step"):
+        state, metrics, samples = _do(session, step, state, rows)
+      metrics |= stopwatch.read() | {"seconds/iteration": clock.lap("train")}
+      with stopwatch.part("log"):
+        writer.write(number, metrics)
+        progress.report(number, {"draft": metrics["reason/score"], "edited": metrics.get("edit/score", np.nan)})
+        if config.log.samples_every and (number % config.log.samples_every == 0 or number == 1):
+          _save_samples(session, number, rows, multihost.fetch(samples), writer)
+      stop = budget.add(budget_lib.failed_share(metrics))
+      with stopwatch.part("checkpoint"):
+        checkpoints.save(number, state, prompts, {}, force=stop or due(number) or number == config.total_steps)
+      if stop:
+        break
+      if due(number):
+        checkpoints.wait()  # what is evaluated is what a later start goes on from
+        clock.lap("train")
+        session.evaluate(state.policy, number, writer)
+        clock.lap("evaluate between")
   clock.lap("train")
   if stop:
     raise budget.error()
@@ -368,13 +375,14 @@ def _summary(session: Session, clock: Clock, before: result_lib.Result, after: r
   iterations = [row["seconds/iteration"] for row in metrics[1:] or metrics]
   return {
       "title": f"r3jax: {config.total_steps} iterations, seed {config.seed}"
-               + (" (CONTAMINATED: trained on test prompts)" if found.contaminated else ""),
+               + (" (CONTAMINATED: trained on test prompts)" if session.leaked.contaminated else ""),
       "scores": measures.compare(before, after, config.seed),
       "last round minus draft": {
           "before": measures.refinement(before, config.seed), "after": measures.refinement(after, config.seed)
       },
       "images without a score": {"before": before.missing, "after": after.missing},
       "behaviour": {"before": measures.behaviour(before), "after": measures.behaviour(after)},
+      "leaked": dataclasses.asdict(session.leaked),
       "contamination": found.to_json(),
       "iterations": config.total_steps,
       "seed": config.seed,

@@ -38,14 +38,24 @@ class Workdir:
     """Folder of an evaluation."""
     return self.path / "evaluation" / f"step_{step:06d}"
 
+  def drop_evaluations_after(self, step: int) -> None:
+    """Removes the evaluations of iterations that a resumed run repeats."""
+    folders = self.path / "evaluation"
+    for folder in folders.iterdir() if folders.exists() else ():
+      if int(folder.name.removeprefix("step_")) > step:
+        folder.rmtree()
+
 
 def write_training_prompts(path: epath.Path, records: tuple[dict, ...]) -> None:
   """Keeps what a run trains on, so that a later evaluation can tell which of its prompts are among it."""
-  lines = dict.fromkeys(json.dumps(record) for record in records)
-  (path / TRAINED_ON).write_text("".join(f"{line}\n" for line in lines))
+  text = "".join(f"{line}\n" for line in dict.fromkeys(json.dumps(record) for record in records))
+  if not (path / TRAINED_ON).exists():
+    partial = path / f"{TRAINED_ON}.partial"
+    partial.write_text(text)
+    partial.replace(path / TRAINED_ON)
 
 
-def trained_on(folder: str) -> list[dict] | None:
+def trained_on(folder: str) -> tuple[list[dict], bool]:
   """Returns the prompts that the model of a folder was trained on by R3, run after run.
 
   The small model of the package was trained on no held-out prompt.
@@ -54,15 +64,13 @@ def trained_on(folder: str) -> list[dict] | None:
     folder: see `pretrained.find`.
 
   Returns:
-    Records; None where it is not known, because the folder is none of a run.
+    Records, and whether they are all: what a model was trained on that comes from no run is not known.
   """
   if folder == "shapes":
-    return []
+    return [], True
   path = epath.Path(folder)
   prompts, config = path / TRAINED_ON, path / "config.json"
   if not prompts.exists() or not config.exists():
-    return None
-  before = trained_on(json.loads(config.read_text())["model"]["folder"])
-  if before is None:
-    return None
-  return before + [json.loads(line) for line in prompts.read_text().splitlines()]
+    return [], False
+  before, complete = trained_on(json.loads(config.read_text())["model"]["folder"])
+  return before + [json.loads(line) for line in prompts.read_text().splitlines()], complete

@@ -69,10 +69,10 @@ class TestEvaluate:
     assert {path.name for path in (folder / "whole").iterdir()} == {
         "config.json", "settings.json", "samples.jsonl", "images", "summary.json", "tables.md", "tables", "index.html"}
     summary = json.loads((folder / "whole" / "summary.json").read_text())
-    assert len(summary["rounds"]) == 3 and summary["leaked"] is None
+    assert len(summary["rounds"]) == 3 and summary["leaked"]["complete"] is False
     assert set(summary["understanding"]) == {"match", "count"}
     log = (folder / "whole.log").read_text()
-    assert "is not known" in log and "| draft |" in log
+    assert "is not known in full" in log and "| draft |" in log
 
   def test_another_config_in_the_folder_is_refused(self, evaluated, tiny_model, tmp_path):
     folder, _ = evaluated
@@ -101,8 +101,28 @@ class TestTrainedOn:
       (tmp_path / name).mkdir()
       (tmp_path / name / "config.json").write_text(json.dumps({"model": {"folder": before}}))
       workdir_lib.write_training_prompts(tmp_path / name, ({"prompt": name, "tag": "t"},) * 2)
-    assert [record["prompt"] for record in workdir_lib.trained_on(str(tmp_path / "b"))] == ["a", "b"]
+    records, complete = workdir_lib.trained_on(str(tmp_path / "b"))
+    assert [record["prompt"] for record in records] == ["a", "b"] and complete
 
   def test_a_folder_of_no_run_is_not_known(self, tmp_path):
-    assert workdir_lib.trained_on(str(tmp_path)) is None
-    assert workdir_lib.trained_on("shapes") == []
+    assert workdir_lib.trained_on(str(tmp_path)) == ([], False)
+    assert workdir_lib.trained_on("shapes") == ([], True)
+
+  def test_what_a_run_on_an_unknown_model_was_trained_on_is_known_in_part(self, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"folder": str(tmp_path / "base")}}))
+    workdir_lib.write_training_prompts(tmp_path, ({"prompt": "a ring", "tag": "t"},))
+    assert workdir_lib.trained_on(str(tmp_path)) == ([{"prompt": "a ring", "tag": "t"}], False)
+
+
+class TestMessages:
+
+  @pytest.mark.parametrize("arguments, message", [
+      (["compare", "--workdir=out"], "at least two evaluations must be given"),
+      (["--workdir=out"], "--config must name a config file"),
+      (["rescore", "here", "--config=configs/r3_geneval.py:shapes", "--judge=a/b"], "--judge must say"),
+      (["rescore", ".", "--config=configs/r3_geneval.py:shapes", "--judge=b"], "there are no samples in ."),
+  ])
+  def test_what_cannot_be_is_one_line(self, tmp_path, arguments, message):
+    assert start(*arguments, log=tmp_path / "log").wait(timeout=300) == 1
+    said = (tmp_path / "log").read_text()
+    assert message in said and "Traceback" not in said

@@ -74,7 +74,7 @@ class Session:
         train=RECORDS, heldout=RECORDS, contamination=contamination.Contamination({}),
         reward=graph.on_host("judge", self._scorer))
     self._rows = self._scorer.encode(RECORDS)
-    self.leaked = {}
+    self.leaked = contamination.Leaked({}, True)
     self.exam = dataclasses.replace(fakes.exam(fakes.Evaluator(20)), flush=self._ask_and_flush)
 
   def _ask(self):

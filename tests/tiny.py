@@ -17,6 +17,7 @@ import numpy as np
 from configs import r3_geneval
 from r3jax import experiment as experiment_lib
 from r3jax import train
+from r3jax.data import contamination
 from r3jax.evaluation import build as build_lib
 from r3jax.evaluation import rounds as rounds_lib
 from r3jax.io import bagel_checkpoint
@@ -198,7 +199,7 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   prompts = experiment.encode(experiment.train)
   exam = None if config.eval.batch_size % shape[0] else build_lib.exam(config, experiment, mesh)
   session = train.Session(
-      config, None, experiment, mesh, experiment.iteration(mesh), prompts, frozen, exam, leaked={})
+      config, None, experiment, mesh, experiment.iteration(mesh), prompts, frozen, exam, contamination.Leaked({}, True))
   return Bench(session, policy)
 
 

@@ -82,10 +82,41 @@ def find(train: Sequence[dict], tests: Sequence[dict]) -> list[str | None]:
           for record in train]
 
 
-def leaked(train: Sequence[dict], tests: Sequence[dict]) -> dict[str, int]:
-  """Returns, by tag, how many test records a model was trained on, by any of KINDS."""
-  found = collections.Counter(record["tag"] for record, kind in zip(tests, find(tests, train)) if kind)
-  return {tag: found[tag] for tag in dict.fromkeys(record["tag"] for record in tests)}
+@dataclasses.dataclass(frozen=True)
+class Leaked:
+  """Which prompts of an evaluation a model was trained on.
+
+  Attributes:
+    tags: tag -> how many different ones.
+    complete: whether all is known that the model was trained on; else there may be more.
+  """
+  tags: Mapping[str, int]
+  complete: bool
+
+  @property
+  def contaminated(self) -> bool:
+    """Whether there is any."""
+    return any(self.tags.values())
+
+  def notes(self) -> list[str]:
+    """Returns what must stand beside every number of such an evaluation."""
+    by_tag = ", ".join(f"{tag} {number}" for tag, number in self.tags.items() if number)
+    known = f"CONTAMINATED: the model was trained on {sum(self.tags.values())} of these prompts ({by_tag})."
+    unknown = "What the model was trained on is not known in full: prompts that are evaluated here may be among it."
+    return [known] * self.contaminated + [unknown] * (not self.complete)
+
+
+def leaked(train: Sequence[dict], tests: Sequence[dict], complete: bool) -> Leaked:
+  """Returns which test records a model was trained on, by any of KINDS.
+
+  Args:
+    train: records that it was trained on, as far as they are known.
+    tests: records; those with the same prompt count once.
+    complete: whether `train` is all.
+  """
+  distinct = list({record["prompt"]: record for record in tests}.values())
+  found = collections.Counter(record["tag"] for record, kind in zip(distinct, find(distinct, train)) if kind)
+  return Leaked({tag: found[tag] for tag in dict.fromkeys(record["tag"] for record in tests)}, complete)
 
 
 def clean(

@@ -1,5 +1,8 @@
 """An exam out of a config."""
 
+import hashlib
+import json
+
 import jax
 import ml_collections
 
@@ -12,6 +15,7 @@ from r3jax.rewards import seen
 from r3jax.rl import settings as settings_lib
 
 _NOT_THE_RESULT = ("batch_size", "every")  # keys of config.eval
+_REWARD = ("name", "value", "image_format", "judge")  # keys of config.reward that change scores; services say more
 
 
 def exam(config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh) -> run.Exam:
@@ -27,7 +31,6 @@ def exam(config: ml_collections.ConfigDict, experiment: experiment_lib.Experimen
   evaluator = rounds.Evaluator(
       experiment.modules, settings, experiment.reward.on(mesh), experiment.parse(mesh), mesh, e.rounds, e.batch_size,
       e.seed, e.question_tokens)
-  used = {key: value for key, value in e.to_dict().items() if key not in _NOT_THE_RESULT}
   return run.Exam(
       evaluator=evaluator,
       records=experiment.heldout,
@@ -39,8 +42,17 @@ def exam(config: ml_collections.ConfigDict, experiment: experiment_lib.Experimen
       boxes=seen.boxes if embedded else None,
       flush=experiment.reward.raise_together,
       flops=_flops(experiment.modules, settings),
-      settings=used | {"ask": list(e.ask), "heldout": config.data.heldout},
+      settings=_settings(config, experiment.heldout),
   )
+
+
+def _settings(config: ml_collections.ConfigDict, heldout: tuple[dict, ...]) -> dict:
+  """Returns what an evaluation's results depend on beside the model, as JSON gives it back."""
+  used = {name: config[name].to_dict() for name in ("image", "sequence", "text", "reason", "refine")}
+  used["eval"] = {key: value for key, value in config.eval.to_dict().items() if key not in _NOT_THE_RESULT}
+  used["reward"] = {key: value for key, value in config.reward.to_dict().items() if key in _REWARD}
+  used["heldout"] = {"source": config.data.heldout, "sha256": hashlib.sha256(json.dumps(heldout).encode()).hexdigest()}
+  return json.loads(json.dumps(used))
 
 
 def _flops(modules: settings_lib.Modules, settings: settings_lib.Settings) -> tuple[float, float]:

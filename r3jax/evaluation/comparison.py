@@ -7,12 +7,14 @@ import os
 
 from etils import epath
 
+from r3jax.data import contamination
 from r3jax.evaluation import measures
 from r3jax.evaluation import plots
 from r3jax.evaluation import result as result_lib
 from r3jax.evaluation import run
 from r3jax.evaluation import summary as summary_lib
 from r3jax.evaluation import tables
+from r3jax.io import config_guard
 from r3jax.io import report
 
 
@@ -23,12 +25,14 @@ class Evaluation:
   Attributes:
     name: what it is called in tables and plots.
     run: name of the run that it belongs to; its own where it belongs to none.
+    settings: what its results depend on beside the model.
     summary: see `summary.make`.
     samples: its lines, in the order of their keys.
   """
 
   name: str
   run: str
+  settings: dict
   summary: dict
   samples: list[dict]
 
@@ -38,9 +42,15 @@ class Evaluation:
     return result_lib.of_samples(self.samples)
 
 
+def is_evaluation(folder: epath.Path) -> bool:
+  """Returns whether a folder is that of an evaluation, over or not."""
+  return (folder / "samples.jsonl").exists() or (folder / "samples.jsonl.parts").exists()
+
+
 def _read_one(folder: epath.Path, name: str, of_run: str) -> Evaluation:
   latest = {sample["key"]: sample for sample in report.read_samples(folder)}
-  return Evaluation(name, of_run, json.loads((folder / run.SUMMARY).read_text()), [latest[key] for key in sorted(latest)])
+  settings, summary = (json.loads((folder / file).read_text()) for file in (run.SETTINGS, run.SUMMARY))
+  return Evaluation(name, of_run, settings, summary, [latest[key] for key in sorted(latest)])
 
 
 def read(path: str) -> list[Evaluation]:
@@ -50,10 +60,11 @@ def read(path: str) -> list[Evaluation]:
     ValueError: there is no evaluation that is over.
   """
   folder, name = epath.Path(path), path.rstrip("/")
-  if (folder / "samples.jsonl").exists() or (folder / "samples.jsonl.parts").exists():
+  if is_evaluation(folder):
     found = [_read_one(folder, name, name)] if (folder / run.SUMMARY).exists() else []
   else:
-    steps = sorted(folder.glob("evaluation/step_*"))
+    inside = folder / "evaluation"
+    steps = sorted(inside.iterdir()) if inside.exists() else []
     found = [_read_one(step, f"{name} @ {int(step.name[5:])}", name) for step in steps if (step / run.SUMMARY).exists()]
   if not found:
     raise ValueError(f"there must be an evaluation that is over in {path}, or in its folder evaluation; there is none")
@@ -69,6 +80,12 @@ def _shortened(groups: Sequence[Sequence[Evaluation]]) -> list[list[Evaluation]]
   short = {run_: os.path.relpath(run_, common) for run_ in runs}
   of = lambda one: dataclasses.replace(one, name=short[one.run] + one.name.removeprefix(one.run), run=short[one.run])
   return [[of(one) for one in group] for group in groups]
+
+
+def _labelled(one: Evaluation) -> Evaluation:
+  """Returns an evaluation whose name, in tables and plots, says if the model was trained on its prompts."""
+  label = " (CONTAMINATED)" if contamination.Leaked(**one.summary["leaked"]).contaminated else ""
+  return dataclasses.replace(one, name=one.name + label, run=one.run + label)
 
 
 def compare(evaluations: Sequence[Evaluation], seed: int) -> dict:
@@ -95,8 +112,14 @@ def compare(evaluations: Sequence[Evaluation], seed: int) -> dict:
     views[view] = {
         "scores": [before, *(one and one["after"] for one in of)], "differences": [one and one["difference"] for one in of],
     }
-  notes = {one.name: noted for one in evaluations if (noted := summary_lib.notes(one.summary))}
+  notes = {one.name: noted for one in evaluations if (noted := summary_lib.notes(one.summary) + _differing(first, one))}
   return {"names": [one.name for one in evaluations], "notes": notes, "views": views}
+
+
+def _differing(first: Evaluation, other: Evaluation) -> list[str]:
+  """Returns a note where two evaluations were made with other settings."""
+  changes = config_guard.differences(first.settings, other.settings)
+  return ["Made with other settings: " + ", ".join(f"{key} {new}, not {old}" for key, (old, new) in changes.items()) + "."] if changes else []
 
 
 def table(compared: dict) -> report.Table:
@@ -122,7 +145,9 @@ def write(groups: Sequence[Sequence[Evaluation]], folder: epath.Path, seed: int)
   Raises:
     ValueError: as `compare`.
   """
-  groups = _shortened(groups)
+  if not groups:
+    raise ValueError("at least two evaluations must be given (or a run that has two)")
+  groups = [[_labelled(one) for one in group] for group in _shortened(groups)]
   evaluations = groups[0] if len(groups) == 1 else [group[-1] for group in groups]
   compared = compare(evaluations, seed)
   made = table(compared)

@@ -40,8 +40,10 @@ def rescore(
     scores are None where they are missing.
 
   Raises:
-    ValueError: the records are not those that the images were drawn for.
+    ValueError: the records are not those that the images were drawn for, or a batch does not split.
   """
+  if batch_size % (replicas := mesh.shape[placement.AXIS]):
+    raise ValueError(f"eval.batch_size ({batch_size}) must be divisible by the number of data replicas ({replicas})")
   rows = jax.sharding.PartitionSpec(placement.AXIS)
   score = jax.jit(jax.shard_map(reward.on(mesh), mesh=mesh, in_specs=rows, out_specs=rows, axis_names={placement.AXIS}, check_vma=False))
   drawn = [(sample, turn) for sample in samples for turn, one in enumerate(sample["turns"]) if not one["stop"]]
@@ -80,7 +82,7 @@ def agreement(first: Sequence[dict], second: Sequence[dict], seed: int) -> dict:
   """Returns how far two rewards agree on the images that both have scored.
 
   Returns:
-    "images"; "mean" of both; "difference" (second minus first, with its interval over prompts);
+    "images"; "mean" of both (of the tags' means); "difference" (second minus first, with its interval over prompts);
     "pearson" and "spearman" correlations of the scores, None where one does not vary; "confusion" of
     the parts "strict": "both", "only_first", "only_second", "neither"; "agreement", their share on the
     diagonal, and Cohen's "kappa", which is None where chance alone would agree.
@@ -96,7 +98,7 @@ def agreement(first: Sequence[dict], second: Sequence[dict], seed: int) -> dict:
   right_a, right_b = (np.array([pair[i]["parts"][STRICT] == 1 for pair in pairs]) for i in range(2))
   design = statistics.Design([pair[0]["prompt"] for pair in pairs], [pair[0]["tag"] for pair in pairs])
   return {
-      "images": len(pairs), "mean": [float(a.mean()), float(b.mean())],
+      "images": len(pairs), "mean": [statistics.bootstrap_mean(values, seed, design).mean for values in (a, b)],
       "difference": list(statistics.bootstrap_difference(a, b, seed, design)),
       "pearson": _correlation(a, b), "spearman": _correlation(_ranks(a), _ranks(b)),
       "confusion": {
@@ -146,10 +148,18 @@ def table(found: dict[str, dict], names: tuple[str, str]) -> report.Table:
   return report.Table("Two rewards on the same images; right: strict is 1", columns, rows)
 
 
-def write(folder: epath.Path, name: str, scores: Sequence[dict], found: dict, shown: report.Table) -> str:
-  """Writes judges/NAME.json and NAME.md into an evaluation's folder; returns the Markdown."""
+def write(folder: epath.Path, name: str, scores: Sequence[dict], found: dict, notes: Sequence[str]) -> str:
+  """Writes judges/NAME.json and NAME.md into an evaluation's folder; returns the Markdown.
+
+  Args:
+    folder: of the evaluation.
+    name: of the other judge.
+    scores: see `rescore`.
+    found: see `by_tag`.
+    notes: what must stand beside numbers of the evaluation.
+  """
   (folder / "judges").mkdir(exist_ok=True)
-  text = tables.markdown(shown) + "\n"
+  text = "\n\n".join([*(f"**{note}**" for note in notes), tables.markdown(table(found, ("own", name)))]) + "\n"
   (folder / "judges" / f"{name}.md").write_text(text)
-  (folder / "judges" / f"{name}.json").write_text(json.dumps({"agreement": found, "scores": list(scores)}, allow_nan=False) + "\n")
+  (folder / "judges" / f"{name}.json").write_text(json.dumps({"notes": list(notes), "agreement": found, "scores": list(scores)}, allow_nan=False) + "\n")
   return text

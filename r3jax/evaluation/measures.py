@@ -89,7 +89,7 @@ def stops(found: Result, seed: int) -> dict:
   "rounds": of the samples that were open before each round, how many images were right (score 1) or
   wrong, and which share of them it stopped at. "score": of its own stops; had it always stopped at
   the draft; never stopped; and stopped at the best image of the chain that never stops, which is
-  what a perfect judge of its own images would have got.
+  what a perfect judge of its own images would have got; all of the images whose whole chain has scores.
   """
   rounds = []
   for turn in range(1, len(found.score)):
@@ -103,22 +103,19 @@ def stops(found: Result, seed: int) -> dict:
     })
   policies = {
       "its own stops": found.score[-1], "stopped at the draft": found.chain[0], "never stopped": found.chain[-1],
-      "stopped at the best image": _best(found.chain),
+      "stopped at the best image": found.chain.max(0),
   }
-  return {"rounds": rounds, "score": {name: interval(values, found, seed) for name, values in policies.items()}}
+  whole = np.flatnonzero(np.isfinite(found.chain).all(0))
+  return {"rounds": rounds, "score": {name: interval(values, found, seed, whole) for name, values in policies.items()}}
 
 
-def _best(chain: np.ndarray) -> np.ndarray:
-  """Returns the best score of every chain [rounds, n]; NaN where one is missing."""
-  return np.where(np.isfinite(chain).all(0), chain.max(0), np.nan)
-
-
-def behaviour(found: Result) -> dict[str, float]:
+def behaviour(found: Result) -> dict[str, float | None]:
   """Returns how the chain edits and stops, over all reflect-refine rounds.
 
   edit_rate: edits per round in which a sample was not finished. stop_when_right / stop_when_wrong:
   share of those rounds that stop when the image is perfect / is not. improvement: mean change of
-  the score by an edit. Rounds without a score count in none of the shares that need one.
+  the score by an edit. Rounds without a score count in none of the shares that need one; a share of
+  nothing is None.
   """
   open_before = ~found.stop[:-1]
   stopped = found.stop[1:] & open_before
@@ -126,15 +123,14 @@ def behaviour(found: Result) -> dict[str, float]:
   before, change = found.score[:-1], np.diff(found.score, axis=0)
   judged = edited & np.isfinite(change)
   right, wrong = open_before & (before == 1), open_before & (before < 1)
-  share = lambda part, whole: float(np.sum(part & whole) / max(np.sum(whole), 1))
   return {
-      "edit_rate": share(edited, open_before),
-      "stop_precision": share(before == 1, stopped & np.isfinite(before)),
-      "stop_when_right": share(stopped, right),
-      "stop_when_wrong": share(stopped, wrong),
-      "improvement": float(change[judged].mean()) if judged.any() else 0.0,
-      "improved": share(change > 0, judged),
-      "worse": share(change < 0, judged),
+      "edit_rate": _share(edited, open_before),
+      "stop_precision": _share(before == 1, stopped & np.isfinite(before)),
+      "stop_when_right": _share(stopped, right),
+      "stop_when_wrong": _share(stopped, wrong),
+      "improvement": float(change[judged].mean()) if judged.any() else None,
+      "improved": _share(change > 0, judged),
+      "worse": _share(change < 0, judged),
       "finished": float(found.stop[-1].mean()),
   }
 
@@ -156,7 +152,7 @@ def numbers(found: Result) -> dict[str, float]:
   made = {name: _known_mean(np.array(of)) for name, of in by_tag_.items()}
   made |= {f"tag/{tag}": _known_mean(found.score[-1][tags == tag]) for tag in dict.fromkeys(found.tags)}
   made |= {"missing": found.missing} | behaviour(found)
-  return {f"evaluation/{name}": value for name, value in made.items()}
+  return {f"evaluation/{name}": float("nan") if value is None else value for name, value in made.items()}
 
 
 def _known_mean(values: np.ndarray) -> float:
@@ -173,6 +169,7 @@ def understanding(answers: result_lib.Answers, seed: int) -> dict[str, dict]:
   accuracy: with its interval over prompts. For yes/no questions also precision and recall of "yes",
   the shares of "yes" among the answers and the truth, and what always answering the more frequent
   word, or always "yes", would get. unread: share of texts in which there was no answer; they are wrong.
+  Every tag weighs the same in all of them.
   """
   kinds = np.asarray(answers.kinds)
   return {kind: _kind(answers, np.flatnonzero(kinds == kind), kind, seed) for kind in questions.KINDS if kind in answers.kinds}
@@ -180,21 +177,23 @@ def understanding(answers: result_lib.Answers, seed: int) -> dict[str, dict]:
 
 def _kind(answers: result_lib.Answers, rows: np.ndarray, kind: str, seed: int) -> dict:
   expected, given = (np.asarray(words)[rows] for words in (answers.expected, answers.given))
-  design = statistics.Design([answers.prompts[i] for i in rows], [answers.tags[i] for i in rows])
-  words, counts = np.unique(expected, return_counts=True)
+  tags = np.asarray(answers.tags)[rows]
+  design = statistics.Design([answers.prompts[i] for i in rows], tags)
+  _, tag, sizes = np.unique(tags, return_inverse=True, return_counts=True)
+  weights = 1 / (len(sizes) * sizes[tag])
+  of = lambda part: float(weights[part].sum())
+  shares = {str(word): of(expected == word) for word in np.unique(expected)}
+  frequent = max(shares, key=shares.get)
   found = {
       "questions": len(rows),
       "accuracy": list(statistics.bootstrap_mean((expected == given).astype(float), seed, design)),
-      "most_frequent": float(counts.max() / len(rows)), "most_frequent_word": str(words[counts.argmax()]),
-      "unread": float(np.mean(given == "")),
+      "most_frequent": shares[frequent], "most_frequent_word": frequent, "unread": of(given == ""),
   }
   if kind not in questions.YES_OR_NO:
     return found
   yes, said = expected == "yes", given == "yes"
-  return found | {
-      "precision": _share(yes, said), "recall": _share(said, yes),
-      "says_yes": float(said.mean()), "always_yes": float(yes.mean()),
-  }
+  among = lambda whole: of(yes & said) / of(whole) if whole.any() else None
+  return found | {"precision": among(said), "recall": among(yes), "says_yes": of(said), "always_yes": of(yes)}
 
 
 # --- Comparison -----------------------------------------------------------------------------------

@@ -14,8 +14,12 @@ from r3jax.evaluation import samples as samples_lib
 from r3jax.io import report
 from r3jax.rl import rollout as rollout_lib
 
-_SETTINGS, SUMMARY = "settings.json", "summary.json"
+SETTINGS, SUMMARY = "settings.json", "summary.json"
 _LAST = 2**31  # later than every iteration
+
+
+def _is_scored(sample: dict) -> bool:
+  return all(turn[name] is not None for turn in sample["turns"] for name in ("score", "chain_score"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Exam:
     keys, there = self.keys(), self.read(folder)
     if not jax.process_index():
       self._open(folder, keep=bool(there))
-    done = {key: sample for key, sample in there.items() if all(turn["score"] is not None for turn in sample["turns"])}
+    done = {key: sample for key, sample in there.items() if _is_scored(sample)}
     rows = [row for key, row in keys.items() if key not in done]
     for batch_rows, number in rounds_lib.batches(rows, self.evaluator.batch_size):
       batch = self._draw(policy, towers, batch_rows, step)
@@ -78,7 +82,7 @@ class Exam:
 
   def read(self, folder: epath.Path) -> dict[str, dict]:
     """Returns the samples of a folder by name, the latest of each; none, if they were drawn with other settings."""
-    note = folder / _SETTINGS
+    note = folder / SETTINGS
     if not note.exists() or json.loads(note.read_text()) != self.settings:
       return {}
     return {sample["key"]: sample for sample in report.read_samples(folder)}
@@ -88,7 +92,13 @@ class Exam:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)  # of other settings
     report.drop_samples_after(folder, _LAST if keep else None)
-    (folder / _SETTINGS).write_text(json.dumps(self.settings, indent=1))
+    if not keep:
+      said = [folder / name for name in ("judges", "rewards")]  # of other images
+      for path in [path for there in said if there.exists() for path in there.iterdir()]:
+        path.rmtree() if path.is_dir() else path.unlink()
+      partial = folder / f"{SETTINGS}.partial"
+      partial.write_text(json.dumps(self.settings, indent=1))
+      partial.replace(folder / SETTINGS)
 
   def _draw(self, policy, towers, rows: np.ndarray, step: int) -> samples_lib.Batch:
     prompts = jax.tree.map(lambda x: x[rows[:, 0]], self.prompts)
@@ -97,10 +107,10 @@ class Exam:
     drafts = made[0][0].kept
     asked = self.examiner.questions(drafts, records, rows)
     answers = {}
-    for number, (kind, questions_) in enumerate(asked.items()):
+    for kind, questions_ in asked.items():
       texts = [one.question if one else "" for one in questions_]
       ids, lengths = self.segments(texts, self.evaluator.question_tokens)
       about = prompts.replace(question=ids, question_length=lengths)
-      said = self.evaluator.ask(policy, towers, about, images, number, drafts.images)
+      said = self.evaluator.ask(policy, towers, about, images, questions.KINDS.index(kind), drafts.images)
       answers[kind] = self.decode(said.ids, said.lengths)
     return samples_lib.Batch(step, rows, records, made, asked, answers)

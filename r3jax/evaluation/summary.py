@@ -7,6 +7,7 @@ import json
 from etils import epath
 import jax
 
+from r3jax.data import contamination
 from r3jax.evaluation import measures
 from r3jax.evaluation import result as result_lib
 from r3jax.evaluation import run
@@ -21,14 +22,14 @@ class Facts:
   Attributes:
     title: of its page.
     step: iteration of the policy.
-    leaked: tag -> how many of the evaluated prompts the model was trained on; None where that is not known.
+    leaked: which of the evaluated prompts the model was trained on.
     flops: of a draft and of a revision of one image, texts at their longest.
     seed: of the bootstrap.
   """
 
   title: str
   step: int
-  leaked: dict[str, int] | None
+  leaked: contamination.Leaked
   flops: tuple[float, float]
   seed: int
 
@@ -43,7 +44,7 @@ def make(samples: Sequence[dict], facts: Facts) -> dict:
       "title": facts.title, "iteration": facts.step, "seed": seed,
       "images": len(samples), "prompts": len(set(zip(found.tags, found.prompts))),
       "images_by_tag": {tag: found.tags.count(tag) for tag in dict.fromkeys(found.tags)},
-      "missing": found.missing, "leaked": facts.leaked,
+      "missing": found.missing, "leaked": dataclasses.asdict(facts.leaked),
       "rounds": rounds, "tags": measures.by_tag(found, seed), "refinement": measures.refinement(found, seed),
       "stops": measures.stops(found, seed), "behaviour": measures.behaviour(found),
       "understanding": measures.understanding(answers, seed),
@@ -52,15 +53,7 @@ def make(samples: Sequence[dict], facts: Facts) -> dict:
 
 def notes(summary: dict) -> list[str]:
   """Returns what must stand beside every number of an evaluation."""
-  leaked = summary["leaked"]
-  if leaked is None:
-    known = ["Which prompts the model was trained on is not known: some may be among those evaluated here."]
-  elif sum(leaked.values()):
-    by_tag = ", ".join(f"{tag} {number}" for tag, number in leaked.items() if number)
-    known = [f"CONTAMINATED: the model was trained on {sum(leaked.values())} of these prompts ({by_tag})."]
-  else:
-    known = []
-  return known + ([f"{summary['missing']:.1%} of the images have no score."] if summary["missing"] else [])
+  return contamination.Leaked(**summary["leaked"]).notes() + ([f"{summary['missing']:.1%} of the images have no score."] if summary["missing"] else [])
 
 
 def finished(exam: run.Exam, folder: epath.Path) -> list[dict] | None:

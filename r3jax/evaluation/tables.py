@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 import csv
 import io
+import re
 
 from r3jax.io import charts as charts_lib
 from r3jax.io import report
 
 _NOTHING = "-"
+_INTERVAL = re.compile(r"([+-]?[\d.]+) \[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
 
 
 def share(value: float | None) -> str:
@@ -59,9 +61,9 @@ def _lengths(summary: dict) -> report.Table:
   rows = []
   for one in summary["rounds"]:
     gain = one["gain"] and one["gain"][0] if "gain" in one else None
-    worth = [number(gain is not None and gain / one[cost] or None) if one[cost] else _NOTHING for cost in ("seconds", "tflops")]
+    worth = [number(None if gain is None or not one[cost] else gain / one[cost]) for cost in ("seconds", "tflops")]
     rows.append((one["round"], [*(number(one[name]) for name in ("tokens", "instruction_tokens", "seconds", "tflops")), *worth]))
-  return report.Table("Lengths and cost: texts of samples that were not finished; seconds of the devices, in batches", columns, rows)
+  return report.Table("Lengths and cost: texts of samples that were not finished; seconds in batches, scoring included", columns, rows)
 
 
 def _stops(summary: dict) -> report.Table:
@@ -115,9 +117,23 @@ def markdown(table: report.Table) -> str:
 
 
 def csv_text(table: report.Table) -> str:
-  """Returns a table as CSV with a line of names."""
+  """Returns a table as CSV with a line of names; an interval's bounds have columns of their own."""
+  parts = [[_INTERVAL.fullmatch(_text(cell)) for cell in column] for column in zip(*(cells for _, cells in table.rows))]
+  wide = [any(matches) for matches in parts]
+  header = [name for name, bounds in zip(table.columns[1:], wide) for name in _widened(name, f"{name}, low", f"{name}, high", bounds)]
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
-  writer.writerow(table.columns)
-  writer.writerows([name, *map(_text, cells)] for name, cells in table.rows)
+  writer.writerow([table.columns[0], *header])
+  for name, cells in table.rows:
+    writer.writerow([name, *(value for cell, bounds in zip(cells, wide) for value in _values(_text(cell), bounds))])
   return file.getvalue()
+
+
+def _widened(name: str, low: str, high: str, bounds: bool) -> tuple[str, ...]:
+  return (name, low, high) if bounds else (name,)
+
+
+def _values(text: str, bounds: bool) -> tuple[str, ...]:
+  text = "" if text == _NOTHING else text
+  match = _INTERVAL.fullmatch(text)
+  return _widened(*(match.groups() if match else (text, "", "")), bounds)

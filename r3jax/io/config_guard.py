@@ -44,7 +44,7 @@ def write_or_check(workdir: epath.PathLike, config: dict, may_differ: Sequence[s
   path = epath.Path(workdir) / "config.json"
   config = json.loads(json.dumps(config))  # As it will be read: tuples are lists.
   if path.exists():
-    changes = _differences(json.loads(path.read_text()), config)
+    changes = differences(json.loads(path.read_text()), config)
     refused = {key: pair for key, pair in changes.items() if not _is_under(key, may_differ)}
     if refused:
       lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in refused.items()]
@@ -59,8 +59,8 @@ def write_or_check(workdir: epath.PathLike, config: dict, may_differ: Sequence[s
     new.replace(path)
 
 
-def _differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:
-  """Returns {dotted key: (old value, new value)} as JSON texts, of the keys that differ."""
+def differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:
+  """Returns {dotted key: (old value, new value)} as JSON texts, of the keys that differ; configs as JSON gives them back."""
   old, new = _flatten(old), _flatten(new)
   pairs = {key: (old.get(key, _MISSING), new.get(key, _MISSING)) for key in sorted({**old, **new})}
   return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

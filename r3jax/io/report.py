@@ -26,7 +26,7 @@ A run's summary is
    "last round minus draft": {"before": [mean, low, high] | None, "after": ...},
    "behaviour": {"before": {name: float}, "after": {name: float}},
    "images without a score": {"before": share, "after": share},
-   "contamination": {"contaminated": bool, "tags": {tag: {"kept": int}}},
+   "leaked": {"tags": {tag: int}, "complete": bool},  # see data/contamination.py
    "iterations": int, "seed": int, "compile_seconds": float, "peak_memory_gib": float,
    "seconds": {stage: float},
    "versions": {package: str}}
@@ -49,6 +49,7 @@ from etils import epath
 import markupsafe
 import numpy as np
 
+from r3jax.data import contamination
 from r3jax.io import charts as charts_lib
 from r3jax.io import images as images_lib
 from r3jax.io import jsonl
@@ -193,8 +194,8 @@ def run_page(summary: dict, metrics: Sequence[dict], samples: Sequence[dict],
 
 
 def summary_lines(summary: dict) -> list[str]:
-  """Returns a line for every score: before, after, and the difference with its interval."""
-  lines = []
+  """Returns a line for everything to know first, and for every score: before, after, difference with its interval."""
+  lines = list(_notes(summary))
   for name, score in summary.get("scores", {}).items():
     mean, low, high = score["difference"]
     said = verdict(name, score["difference"]) or "no clear change"
@@ -213,7 +214,7 @@ def _tables(summary: dict) -> Iterator[Table]:
       (when, (_change("score", interval),)) for when, interval in refined.items() if interval])
   behaviour = summary.get("behaviour", {"before": {}, "after": {}})
   yield Table("How the model edits and stops", ("share of rounds", "before", "after"), [
-      (name.replace("_", " "), tuple(f"{behaviour[when][name]:.3f}" for when in ("before", "after")))
+      (name.replace("_", " "), tuple(_share(behaviour[when][name]) for when in ("before", "after")))
       for name in behaviour["before"]])
   yield Table("Seconds", ("stage", "seconds"), [
       (stage, (f"{value:.2f}",)) for stage, value in summary.get("seconds", {}).items()])
@@ -226,14 +227,15 @@ def _tables(summary: dict) -> Iterator[Table]:
 
 def _notes(summary: dict) -> Iterator[str]:
   """Yields what a reader must know of a run before its numbers."""
-  contamination = summary.get("contamination", {})
-  if contamination.get("contaminated"):
-    kept = ", ".join(f"{tag} {overlap['kept']}" for tag, overlap in contamination["tags"].items() if overlap["kept"])
-    yield f"Contaminated: this run trained on prompts of the test set ({kept}). Its scores are no evidence."
+  yield from contamination.Leaked(**summary.get("leaked", {"tags": {}, "complete": True})).notes()
   missing = summary.get("images without a score", {})
   if any(missing.values()):
     said = ", ".join(f"{share:.1%} {when}" for when, share in missing.items())
     yield f"Some images have no score and count in no mean: {said}."
+
+
+def _share(value: float | None) -> str:
+  return "-" if value is None else f"{value:.3f}"
 
 
 def _mean(interval: Sequence[float]) -> str:

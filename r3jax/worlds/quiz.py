@@ -1,4 +1,6 @@
-"""Questions about scenes of the embedded world, one of each kind, half of them with the answer yes.
+"""Questions about scenes of the embedded world, one of each kind.
+
+Of those that can be answered by yes or no half are "yes" where a true one can be asked.
 
 They are worded as those that the small model was trained on (`worlds/grammar.py`).
 """

@@ -179,7 +179,7 @@ class TestProgram:
     draft, revise = built.programs["draft"], built.programs["revise"]
     assert draft.bytes_by_kind().items() >= {name: size for name, size in step_held.items() if name != "prompts"}.items()
     assert draft.beside() == step_held["optimizer"] + step_held["reference"]
-    images = revise.arguments[-1].images
+    images = revise.arguments[-1].chain.images
     assert images.shape == (64, 512, 512, 3) and images.sharding.shard_shape(images.shape)[0] == 32
     assert built.samples == 64
 

@@ -8,6 +8,7 @@ from etils import epath
 from PIL import Image
 import pytest
 
+from r3jax.data import contamination
 from r3jax.evaluation import comparison
 from r3jax.evaluation import summary as summary_lib
 from r3jax.evaluation import tables
@@ -15,7 +16,7 @@ from r3jax.io import jsonl
 from r3jax.io import report
 from tests.evaluation import fakes
 
-FACTS = summary_lib.Facts("an evaluation", 0, {}, (1e12, 2e12), 0)
+FACTS = summary_lib.Facts("an evaluation", 0, contamination.Leaked({}, True), (1e12, 2e12), 0)
 
 
 def write(folder, step: int, gain: float = 0.0, leaked=None, sample_of=lambda sample: sample):
@@ -26,7 +27,7 @@ def write(folder, step: int, gain: float = 0.0, leaked=None, sample_of=lambda sa
   samples = [sample_of(sample | {"turns": [better(turn) for turn in sample["turns"]]}) for sample in samples]
   report.drop_samples_after(folder, None)
   jsonl.append(folder / "samples.jsonl", samples)
-  summary_lib.conclude(folder, samples, dataclasses.replace(FACTS, step=step, leaked=leaked or {}))
+  summary_lib.conclude(folder, samples, dataclasses.replace(FACTS, step=step, leaked=contamination.Leaked(leaked or {}, True)))
 
 
 @pytest.fixture(name="runs", scope="module")
@@ -58,6 +59,11 @@ class TestCompare:
     with pytest.raises(ValueError, match="of the same prompts"):
       comparison.compare([*comparison.read(str(runs / "b")), *comparison.read(str(tmp_path))], seed=0)
 
+  def test_other_settings_are_noted(self, runs):
+    first, second = comparison.read(str(runs / "a"))
+    other = dataclasses.replace(second, settings={"points": 50})
+    assert comparison.compare([first, other], seed=0)["notes"] == {other.name: ["Made with other settings: points 50, not 4."]}
+
   def test_one_is_not_enough(self, runs):
     with pytest.raises(ValueError, match="at least two"):
       comparison.compare(comparison.read(str(runs / "b")), seed=0)
@@ -74,9 +80,10 @@ class TestWrite:
     assert (tmp_path / "comparison.md").read_text() == text
     assert "CONTAMINATED: the model was trained on 1 of these prompts (counting 1)." in text
     header, *rows = csv.reader((tmp_path / "comparison.csv").open())
-    assert header[1:3] == ["a @ 20", "b"] and rows[0][0] == "draft"
-    assert rows[0][3].startswith("+0.125 [+0.125, +0.125]")
-    assert json.loads((tmp_path / "comparison.json").read_text())["names"] == header[1:3]
+    names = ["a @ 20", "b (CONTAMINATED)"]
+    assert header == ["of", *(f"{name}{part}" for name in [*names, f"{names[1]} - {names[0]}"] for part in ("", ", low", ", high"))]
+    assert rows[0][0] == "draft" and rows[0][7:] == ["+0.125"] * 3
+    assert json.loads((tmp_path / "comparison.json").read_text())["names"] == names
     for name in ("by_round", "by_tag", "by_iteration"):
       with Image.open(tmp_path / f"{name}.png") as image:
         assert image.width > 600
@@ -94,7 +101,7 @@ class TestNames:
       (["/r/x", "/r/y"], ["x", "y"]), (["x", "y"], ["x", "y"]), (["/r/x", "/s/y"], ["r/x", "s/y"]),
       (["r/x", "r/y/z"], ["x", "y/z"]), (["/r/x", "y"], ["/r/x", "y"]), (["gs://b/x", "gs://b/y"], ["x", "y"])])
   def test_lose_the_folder_that_they_share(self, paths, names):
-    groups = [[comparison.Evaluation(f"{path} @ 3", path, {}, [])] for path in paths]
+    groups = [[comparison.Evaluation(f"{path} @ 3", path, {}, {}, [])] for path in paths]
     assert [group[0].name for group in comparison._shortened(groups)] == [f"{name} @ 3" for name in names]
 
 
@@ -107,6 +114,10 @@ class TestTables:
 
   def test_csv_has_texts_only(self):
     assert tables.csv_text(self.TABLE) == "of,a|b\nx|y,1\nz,2\n"
+
+  def test_csv_has_bounds_in_columns(self):
+    table = report.Table("What", ["of", "a", "b"], [("x", ["0.5 [0.1, 0.9]", "-"]), ("y", ["-", ("+0.2 [-0.1, +0.3]", "")])])
+    assert tables.csv_text(table) == 'of,a,"a, low","a, high",b,"b, low","b, high"\nx,0.5,0.1,0.9,,,\ny,,,,+0.2,-0.1,+0.3\n'
 
   @pytest.mark.parametrize("value, shown", [
       ([0.1, 0.05, 0.2], ("+0.100 [+0.050, +0.200]", "better")), ([-0.1, -0.2, -0.01], ("-0.100 [-0.200, -0.010]", "worse")),

@@ -48,6 +48,12 @@ class TestAgreement:
     found = judges.agreement(same, same, seed=0)
     assert (found["pearson"], found["spearman"], found["kappa"]) == (None, None, None)
 
+  def test_means_are_of_tags_as_their_difference_is(self):
+    first = [line(str(i), 0.9, 0.0, tag="a") for i in range(9)] + [line("z", 0.9, 0.0, tag="b")]
+    second = [line(str(i), 0.5, 0.0, tag="a") for i in range(9)] + [line("z", 1.0, 0.0, tag="b")]
+    found = judges.agreement(first, second, seed=0)
+    assert found["mean"] == pytest.approx([0.9, 0.75]) and found["difference"][0] == pytest.approx(-0.15)
+
   def test_nothing_in_common(self):
     assert judges.agreement(FIRST, [line("z", 1.0, 1.0)], seed=0) == {"images": 0}
 
@@ -84,10 +90,11 @@ class TestRescore:
 
   def test_files(self, tmp_path):
     found = judges.by_tag(FIRST, SECOND, seed=0)
-    judges.write(epath.Path(tmp_path), "other", SECOND, found, judges.table(found, ("own", "other")))
+    judges.write(epath.Path(tmp_path), "other", SECOND, found, ["CONTAMINATED: so it is."])
     kept = json.loads((tmp_path / "judges" / "other.json").read_text())
     assert kept["agreement"]["all"]["images"] == 4 and kept["scores"] == SECOND
-    assert "| all | 4 |" in (tmp_path / "judges" / "other.md").read_text()
+    text = (tmp_path / "judges" / "other.md").read_text()
+    assert "| all | 4 |" in text and text.startswith("**CONTAMINATED: so it is.**")
 
 
 class TestSeen:

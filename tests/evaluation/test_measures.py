@@ -87,7 +87,7 @@ class TestStops:
     found = measures.stops(result(), seed=0)["score"]
     mean = lambda a, b: pytest.approx((np.mean(a) + np.mean(b)) / 2)
     assert found["its own stops"][0] == mean([1, 1], [1, 0.2])
-    assert found["stopped at the draft"][0] == mean([1, 0.5], [0, 0.5, 0.2])
+    assert found["stopped at the draft"][0] == mean([1, 0.5], [0, 0.2])  # one chain lacks a score
     assert found["never stopped"][0] == mean([0.5, 0.75], [1, 0.8])
     assert found["stopped at the best image"][0] == mean([1, 1], [1, 0.8])
 
@@ -112,7 +112,21 @@ class TestBehaviour:
 
   def test_nothing_edited_is_no_improvement(self):
     found = measures.behaviour(result(score=np.ones((3, 5)), stop=np.array([[False] * 5] + [[True] * 5] * 2)))
-    assert (found["edit_rate"], found["improvement"], found["stop_precision"]) == (0.0, 0.0, 1.0)
+    assert (found["edit_rate"], found["improvement"], found["stop_precision"]) == (0.0, None, 1.0)
+
+
+class TestNumbers:
+
+  def test_what_is_not_there_is_nan(self):
+    found = measures.numbers(result(score=np.full((3, 5), NAN), chain=np.full((3, 5), NAN)))
+    assert all(np.isnan(found[f"evaluation/{name}"]) for name in ("draft", "gain", "tag/a", "stop_when_right", "improvement"))
+    assert found["evaluation/missing"] == 1.0 and found["evaluation/finished"] == 3 / 5
+
+  def test_scores_are_means_of_the_tags_means(self):
+    found = measures.numbers(result())
+    assert found["evaluation/draft"] == pytest.approx((0.75 + 0.7 / 3) / 2)
+    assert found["evaluation/tag/b"] == pytest.approx(0.6)
+    assert found["evaluation/gain"] == pytest.approx(((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
 
 
 class TestRefinement:
@@ -133,14 +147,21 @@ class TestUnderstanding:
     found = measures.understanding(self.answers("match", ["yes", "yes", "no", "no", "no"], ["yes", "no", "yes", "no", ""]), 0)
     (one,) = found.values()
     assert one["questions"] == 5 and one["accuracy"][0] == pytest.approx(2 / 5)
-    assert (one["precision"], one["recall"]) == (1 / 2, 1 / 2)
-    assert (one["says_yes"], one["always_yes"], one["unread"]) == (2 / 5, 2 / 5, 1 / 5)
-    assert (one["most_frequent"], one["most_frequent_word"]) == (3 / 5, "no")
+    assert (one["precision"], one["recall"]) == pytest.approx((1 / 2, 1 / 2))
+    assert (one["says_yes"], one["always_yes"], one["unread"]) == pytest.approx((2 / 5, 2 / 5, 1 / 5))
+    assert (one["most_frequent"], one["most_frequent_word"]) == (pytest.approx(3 / 5), "no")
 
   def test_other_kinds_have_no_yes(self):
     found = measures.understanding(self.answers("count", ["two", "one", "two"], ["two", "two", "two"]), 0)["count"]
     assert found["accuracy"][0] == pytest.approx(2 / 3) == found["most_frequent"]
     assert "precision" not in found
+
+  def test_every_tag_weighs_the_same_in_all_shares(self):
+    answers = result_lib.Answers(
+        ["a"] * 9 + ["b"], [str(i) for i in range(10)], ["match"] * 10, ["yes"] * 9 + ["no"], ["yes"] * 10)
+    one = measures.understanding(answers, 0)["match"]
+    assert one["accuracy"][0] == pytest.approx(0.5) == one["always_yes"] == one["most_frequent"] == one["precision"]
+    assert one["recall"] == pytest.approx(1.0) == one["says_yes"]
 
   def test_nothing_asked_is_nothing(self):
     assert measures.understanding(self.answers("match", [], []), 0) == {}

@@ -6,12 +6,13 @@ from etils import epath
 import numpy as np
 import pytest
 
+from r3jax.data import contamination
 from r3jax.evaluation import result
 from r3jax.evaluation import summary as summary_lib
 from r3jax.io import report
 from tests.evaluation import fakes
 
-FACTS = summary_lib.Facts("an evaluation", 40, {"counting": 0}, (1e12, 2e12), 0)
+FACTS = summary_lib.Facts("an evaluation", 40, contamination.Leaked({"counting": 0}, True), (1e12, 2e12), 0)
 
 
 def sit(folder, evaluator: fakes.Evaluator, **settings) -> list[dict]:
@@ -111,13 +112,15 @@ class TestConclude:
     assert not (folder / "summary.json").exists()  # it was of the other settings
 
   @pytest.mark.parametrize("leaked, said", [
-      (None, "is not known"), ({"a": 0, "b": 2, "c": 1}, r"CONTAMINATED: the model was trained on 3 of these prompts (b 2, c 1)")])
+      (contamination.Leaked({"a": 0}, False), ["is not known in full"]),
+      (contamination.Leaked({"a": 0, "b": 2, "c": 1}, True), ["CONTAMINATED: the model was trained on 3 of these prompts (b 2, c 1)."]),
+      (contamination.Leaked({"b": 1}, False), ["CONTAMINATED: the model was trained on 1", "is not known in full"])])
   def test_what_was_trained_on_stands_beside_the_numbers(self, tmp_path, leaked, said):
     folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
     facts = summary_lib.Facts("an evaluation", 0, leaked, (1.0, 1.0), 0)
     summary = summary_lib.conclude(folder, exam.sit(None, None, folder, 0), facts)
-    (note,) = summary_lib.notes(summary)
-    assert said in note and note in (folder / "tables.md").read_text() and note in (folder / "index.html").read_text()
+    for part, note in zip(said, summary_lib.notes(summary), strict=True):
+      assert part in note and note in (folder / "tables.md").read_text() and note in (folder / "index.html").read_text()
 
   def test_clean_model_has_no_note(self, tmp_path):
     folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())

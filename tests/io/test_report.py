@@ -210,10 +210,10 @@ class TestWriteReport:
     summary = {"last round minus draft": {"before": None, "after": [0.1, 0.05, 0.15]},
                "behaviour": {"before": {"edit_rate": 0.5}, "after": {"edit_rate": 0.25}},
                "images without a score": {"before": 0, "after": 0.02},
-               "contamination": {"contaminated": True, "tags": {"colors": {"kept": 3}, "counting": {"kept": 0}}},
+               "leaked": {"tags": {"colors": 3, "counting": 0}, "complete": True},
                "iterations": 7, "seed": 3, "peak_memory_gib": 1.5}
     text = re.sub(r"\s+", " ", render(tmp_path, summary=summary).text)
-    assert "trained on prompts of the test set (colors 3)" in text
+    assert "trained on 3 of these prompts (colors 3)" in text
     assert "no score and count in no mean: 0.0% before, 2.0% after." in text
     assert "after ▲ +0.100 [+0.050, +0.150] better" in text
     assert "edit rate 0.500 0.250" in text
@@ -221,7 +221,7 @@ class TestWriteReport:
 
   def test_run_without_faults_has_no_note(self, tmp_path):
     summary = SUMMARY | {"images without a score": {"before": 0, "after": 0},
-                         "contamination": {"contaminated": False, "tags": {}}}
+                         "leaked": {"tags": {"colors": 0}, "complete": True}}
     assert "Note" not in render(tmp_path, summary=summary).text
 
   def test_all_metrics_are_drawn_unless_some_are_chosen(self, tmp_path):
@@ -253,6 +253,11 @@ class TestSummaryLines:
     assert report.summary_lines(SUMMARY) == [
         "overall: 0.500 -> 0.750  (+0.250, 95 % interval +0.150 to +0.350: better)",
         "counting: 0.500 -> 0.400  (-0.100, 95 % interval -0.300 to +0.100: no clear change)"]
+
+  def test_notes_come_first_and_less_clutter_is_better(self):
+    scores = {"draft, clutter": {"before": [0.3, 0.2, 0.4], "after": [0.1, 0.0, 0.2], "difference": [-0.2, -0.3, -0.1]}}
+    first, second = report.summary_lines({"scores": scores, "leaked": {"tags": {"colors": 1}, "complete": True}})
+    assert first.startswith("CONTAMINATED") and second.endswith("-0.100: better)")
 
 
 class TestMain:
