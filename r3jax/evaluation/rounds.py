@@ -106,11 +106,13 @@ class Evaluator:
           f"eval.batch_size ({self.batch_size}) must be divisible by the number of data replicas ({replicas})"
       )
     one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(placement.AXIS)
+    split = jax.sharding.NamedSharding(self.mesh, many)  # of results too: a round is the next one's argument
     compiled = lambda function, rows: jax.jit(
         jax.shard_map(
             function, mesh=self.mesh, in_specs=(one, one) + (many,) * rows, out_specs=many,
             axis_names={placement.AXIS}, check_vma=False,
-        )
+        ),
+        out_shardings=split,
     )
     object.__setattr__(self, "draft", compiled(self._draft, 2))
     object.__setattr__(self, "revise", compiled(self._revise, 3))

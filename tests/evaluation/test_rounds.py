@@ -11,6 +11,8 @@ from r3jax.evaluation import rounds as rounds_lib
 from r3jax.parallel import mesh as mesh_lib
 from tests import tiny
 
+ONE = (1, 1, 1)
+
 
 @pytest.fixture(scope="module")
 def bench(tiny_model):
@@ -19,13 +21,13 @@ def bench(tiny_model):
 
 @pytest.fixture(scope="module")
 def rounds_of(bench):
-  """Rounds of the held-out prompts by (devices, batch size)."""
+  """Rounds of the held-out prompts by (mesh, batch size)."""
   session = bench.session
   settings = experiment_lib.evaluation_settings(session.config, bench.iteration.settings)
 
   @functools.cache
-  def rounds(devices: int, batch_size: int) -> list[rounds_lib.Round]:
-    mesh = mesh_lib.make_mesh_of(jax.devices()[:devices], devices, 1, 1)
+  def rounds(shape: tuple[int, int, int], batch_size: int) -> list[rounds_lib.Round]:
+    mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     evaluator = rounds_lib.Evaluator(
         bench.iteration.modules, settings, tiny.brightness, bench.iteration.parse, mesh, 3, batch_size, 1
     )
@@ -38,9 +40,10 @@ def rounds_of(bench):
 
 class TestEvaluator:
 
-  @pytest.mark.parametrize("devices, batch_size", [(1, 3), pytest.param(2, 6, marks=pytest.mark.slow), (8, 8)])
-  def test_results_do_not_depend_on_batch_or_devices(self, rounds_of, devices, batch_size):
-    for found, expected in zip(rounds_of(devices, batch_size), rounds_of(1, 6), strict=True):
+  @pytest.mark.parametrize("shape, batch_size", [
+      (ONE, 3), pytest.param((2, 1, 1), 6, marks=pytest.mark.slow), ((8, 1, 1), 8), ((2, 2, 2), 8)])
+  def test_results_do_not_depend_on_batch_or_devices(self, rounds_of, shape, batch_size):
+    for found, expected in zip(rounds_of(shape, batch_size), rounds_of(ONE, 6), strict=True):
       np.testing.assert_array_equal(found.text.ids, expected.text.ids)
       np.testing.assert_array_equal(found.stop, expected.stop)
       np.testing.assert_array_equal(found.format, expected.format)
@@ -49,7 +52,7 @@ class TestEvaluator:
         np.testing.assert_allclose(ours.score.value, theirs.score.value, rtol=0, atol=2e-3)  # a few pixels by a level
 
   def test_finished_samples_keep_image_and_score(self, rounds_of):
-    rounds = rounds_of(1, 6)
+    rounds = rounds_of(ONE, 6)
     assert not rounds[0].stop.any()
     assert rounds[-1].stop.any() and not rounds[-1].stop.all()
     for before, after in zip(rounds, rounds[1:]):
@@ -57,7 +60,7 @@ class TestEvaluator:
       jax.tree.map(lambda old, new: np.testing.assert_array_equal(new[after.stop], old[after.stop]), before.kept, after.kept)
 
   def test_chain_goes_on_where_nothing_has_stopped_as_what_is_kept_and_elsewhere_too(self, rounds_of):
-    rounds = rounds_of(1, 6)
+    rounds = rounds_of(ONE, 6)
     for one in rounds:
       jax.tree.map(lambda kept, chain: np.testing.assert_array_equal(kept[~one.stop], chain[~one.stop]), one.kept, one.chain)
     before, after = rounds[-2], rounds[-1]
