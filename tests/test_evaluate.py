@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import pytest
 
 from r3jax import workdir as workdir_lib
@@ -126,3 +127,15 @@ class TestMessages:
     assert start(*arguments, log=tmp_path / "log").wait(timeout=300) == 1
     said = (tmp_path / "log").read_text()
     assert message in said and "Traceback" not in said
+
+
+class TestWorkdir:
+
+  def test_evaluations_that_are_repeated_are_dropped(self, tmp_path):
+    files = workdir_lib.Workdir(epath.Path(tmp_path))
+    files.drop_evaluations_after(0)  # there is none
+    for step in (0, 20, 40):
+      files.evaluation(step).mkdir(parents=True)
+      (files.evaluation(step) / "summary.json").write_text("{}")
+    files.drop_evaluations_after(20)
+    assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == ["step_000000", "step_000020"]

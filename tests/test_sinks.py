@@ -115,6 +115,18 @@ class TestWandb:
     assert not (tmp_path / "wandb_id").exists()
 
 
+class TestJsonLines:
+
+  def test_evaluations_have_a_file_of_their_own_and_are_replaced_when_made_anew(self, tmp_path):
+    lines = lambda: [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    sink = sinks.JsonLines(epath.Path(tmp_path), None)
+    for step, value in ((0, 0.1), (20, 0.2), (0, 0.1), (0, 0.9)):
+      sink.evaluation(step, {"evaluation/draft": value})
+    assert lines() == [{"step": 0, "evaluation/draft": 0.9}, {"step": 20, "evaluation/draft": 0.2}]
+    sinks.JsonLines(epath.Path(tmp_path), 10).evaluation(20, {"evaluation/draft": float("nan")})
+    assert lines() == [{"step": 0, "evaluation/draft": 0.9}, {"step": 20, "evaluation/draft": None}]
+
+
 class TestTensorBoard:
 
   def test_keeps_pictures_with_their_captions(self, tmp_path):
