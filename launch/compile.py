@@ -46,8 +46,9 @@ def _in_child(path: pathlib.Path):
   target = measure.Target(_PROGRAM.value, _CONFIG.value, _TOPOLOGY.value, _LAYERS.value)
   write = lambda found: path.write_text(json.dumps(found))
   if _FIND.value:
-    return write(measure.candidates(target))
-  measure.measure(target, write, _keep_text)
+    write(measure.candidates(target))
+  else:
+    measure.measure(target, write, _keep_text)
 
 
 def _keep_text(name: str, text: str):

@@ -110,18 +110,3 @@ def collectives(text: str) -> list[Collective]:
       yield from walk(called, path, times)
 
   return list(walk(entry, (), 1))
-
-
-def weight_gathers(found: list[Collective], sizes: set[int], inside: str) -> list[Collective]:
-  """Returns the all-gathers of weights inside loops.
-
-  Args:
-    found: of a program.
-    sizes: numbers of elements that weights, or parts of them that other axes shard, have.
-    inside: what the name of a loop must hold for it to count.
-  """
-  return [
-      one for one in found
-      if one.kind == "all-gather" and any(inside in loop for loop in one.path)
-      and any(math.prod(dims) in sizes for _, dims in one.shapes)
-  ]

@@ -82,12 +82,3 @@ class TestCollectives:
     assert ("all-reduce", 4000) in {(one.kind, one.bytes) for one in found}
     (gather,) = [one for one in found if one.kind == "all-gather"]
     assert gather.bytes == 8 * 4000 and gather.times in (1, 5)  # XLA may hoist it out of the loop
-
-
-class TestWeightGathers:
-
-  def test_are_those_of_the_given_sizes_in_the_loop(self):
-    found = hlo.collectives(TEXT)
-    assert [one.bytes for one in hlo.weight_gathers(found, {32}, "decode")] == [64]
-    assert not hlo.weight_gathers(found, {32}, "denoise")
-    assert not hlo.weight_gathers(found, {31, 16}, "decode")
