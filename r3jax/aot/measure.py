@@ -53,8 +53,9 @@ class Target:
     Raises:
       ValueError: libtpu knows no such slice; lists the known.
     """
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if self.topology.endswith(":1x1") else {}  # else hosts have 2 x 2
     try:
-      return topologies.get_topology_desc(platform="tpu", topology_name=self.topology).devices
+      return topologies.get_topology_desc(platform="tpu", topology_name=self.topology, **alone).devices
     except jax.errors.JaxRuntimeError as error:
       raise ValueError(f"libtpu refuses the topology {self.topology!r}: {error}\n{chips.known()}") from error
 

@@ -98,6 +98,7 @@ class TestRefusals:
   @pytest.mark.parametrize("arguments, message", [
       (["--topology=v5e:3x5"], "libtpu refuses the topology 'v5e:3x5'"),
       (["--topology=v5e:4x4", "--config.mesh.data=4"], "must be the number of devices (16); got 4 * 1 * 1"),
+      (["--topology=v5e:1x1", "--config.mesh.data=4"], "must be the number of devices (1); got 4 * 1 * 1"),
       (["--topology=v5e:4x4", "--config.mesh.tensor=8"], "must be divisible by their mesh axis"),
   ])
   def test_what_cannot_be_is_one_message(self, arguments, message):
