@@ -50,10 +50,6 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of the model, or wor
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
 _JUDGE = flags.DEFINE_string("judge", None, "rescore: what the other reward is called in files and tables.")
 
-_SECTIONS = ("model", "image", "sequence", "text", "reason", "refine", "eval", "reward")  # what an evaluation depends on
-_MAY_DIFFER = ("eval.batch_size", "eval.every", *(f"reward.{key}" for key in (
-    "endpoints", "token_env", "batch", "cache", "client", "max_failed_fraction", "failure_window")))
-
 
 def _config() -> ml_collections.ConfigDict:
   """Returns the config with the model to evaluate in it; adapters of a run are merged, not added."""
@@ -72,10 +68,10 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   mesh = mesh_lib.make_mesh(**config.mesh)
   exam = build.exam(config, experiment, mesh)
   config_guard.check_writable(folder)
-  described = {name: config[name].to_dict() for name in _SECTIONS} | {"data": {"heldout": config.data.heldout}}
+  described = {"model": config.model.to_dict(), "weights": experiment.pretrained.fingerprint()}
   services = experiment.reward.describe()
-  described |= {"weights": experiment.pretrained.fingerprint()} | ({"reward_services": services} if services else {})
-  config_guard.write_or_check(folder, described, _MAY_DIFFER)
+  described |= exam.settings | ({"reward_services": services} if services else {})
+  config_guard.write_or_check(folder, described, may_differ=())
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
   return experiment, mesh, exam, policy, towers

@@ -39,7 +39,7 @@ def _draws(values: np.ndarray, design: Design, rng: np.random.Generator) -> np.n
   return np.mean(means, axis=0)
 
 
-def _mean(values: np.ndarray, design: Design) -> float:
+def mean(values: np.ndarray, design: Design) -> float:
   """Returns the mean of the strata's means."""
   strata = np.asarray(design.strata)
   return float(np.mean([values[strata == stratum].mean() for stratum in dict.fromkeys(design.strata)]))
@@ -69,7 +69,7 @@ def bootstrap_mean(values: Sequence[float], seed: int, design: Design | None = N
     )
   means = _draws(values, design, np.random.default_rng(seed))
   low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-  return Interval(_mean(values, design), float(low), float(high))
+  return Interval(mean(values, design), float(low), float(high))
 
 
 def bootstrap_difference(

@@ -38,6 +38,7 @@ from r3jax.models import policy as policy_lib
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import multihost
 from r3jax.parallel import rules
+from r3jax.rewards import base as rewards_base
 from r3jax.rewards import budget as budget_lib
 from r3jax.rewards import control
 from r3jax.rewards import format as format_lib
@@ -86,11 +87,10 @@ def _samples(experiment, step: int, rows: np.ndarray, samples: step_lib.Samples,
   """Yields report samples of the first sample of the first `number` groups of both halves, and their images."""
   size, drafts, edits = experiment.settings.group_size, samples.drafts, samples.edits
   text = lambda rollout, i: experiment.decode(rollout.ids[i : i + 1], rollout.lengths[i : i + 1])[0]
-  value = lambda score, i: float(score.value[i]) if score.valid[i] else None
   for group in range(min(number, len(rows))):
     i = group * size
     facts = dict(step=step, key=f"{step:06d}-{group}", **_asked(experiment.train[rows[group]]))
-    thought = dict(score=value(samples.draft_score, i), text=text(drafts.rollout.text, i), instruction="", stop=False)
+    thought = dict(**rewards_base.as_json(samples.draft_score, i), text=text(drafts.rollout.text, i), instruction="", stop=False)
     yield facts | {"turns": [thought]}, [drafts.rollout.images[i]]
     if edits is None:
       continue
@@ -98,7 +98,7 @@ def _samples(experiment, step: int, rows: np.ndarray, samples: step_lib.Samples,
     facts = dict(step=step, key=f"{step:06d}-{group}-edit", **_asked(experiment.train[rows[edits.row[i]]]))
     source = dict(label="from the pool", score=before if edits.before_valid[i] else None, text="", instruction="", stop=False)
     edit = dict(
-        label="edited", score=value(samples.edit_score, i), text=answer, instruction=format_lib.edit_instruction(answer),
+        label="edited", **rewards_base.as_json(samples.edit_score, i), text=answer, instruction=format_lib.edit_instruction(answer),
         stop=bool(edits.parsed.stop[i]))
     image = edits.source.images[i * edits.source.images.shape[0] // edits.row.shape[0]]
     yield facts | {"turns": [source, edit]}, [image, edits.refined.images[i]]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import json
 import os
 
@@ -36,7 +37,7 @@ class Evaluation:
   summary: dict
   samples: list[dict]
 
-  @property
+  @functools.cached_property
   def found(self) -> result_lib.Result:
     """Its numbers."""
     return result_lib.of_samples(self.samples)
@@ -127,7 +128,7 @@ def table(compared: dict) -> report.Table:
   names = compared["names"]
   columns = ["of", *names, *(f"{name} - {names[0]}" for name in names[1:])]
   rows = [
-      (view, [*map(tables.with_interval, one["scores"]), *(tables.difference(value, view) for value in one["differences"])])
+      (view, [*map(report.with_interval, one["scores"]), *(report.change(view, value) for value in one["differences"])])
       for view, one in compared["views"].items()
   ]
   return report.Table("Scores with 95 % interval, and paired differences", columns, rows)

@@ -65,9 +65,7 @@ def _picture(path: epath.Path) -> np.ndarray:
 
 
 def _line(sample: dict, turn: int, scored: base.Score, row: int) -> dict:
-  known = lambda value: float(value[row]) if scored.valid[row] and np.isfinite(value[row]) else None
-  return {"key": sample["key"], "round": turn, "tag": sample["tag"], "prompt": sample["prompt"],
-          "score": known(scored.value), "parts": {name: known(values) for name, values in scored.parts.items()}}
+  return {"key": sample["key"], "round": turn, "tag": sample["tag"], "prompt": sample["prompt"], **base.as_json(scored, row)}
 
 
 def own(samples: Sequence[dict]) -> list[dict]:
@@ -98,7 +96,7 @@ def agreement(first: Sequence[dict], second: Sequence[dict], seed: int) -> dict:
   right_a, right_b = (np.array([pair[i]["parts"][STRICT] == 1 for pair in pairs]) for i in range(2))
   design = statistics.Design([pair[0]["prompt"] for pair in pairs], [pair[0]["tag"] for pair in pairs])
   return {
-      "images": len(pairs), "mean": [statistics.bootstrap_mean(values, seed, design).mean for values in (a, b)],
+      "images": len(pairs), "mean": [statistics.mean(values, design) for values in (a, b)],
       "difference": list(statistics.bootstrap_difference(a, b, seed, design)),
       "pearson": _correlation(a, b), "spearman": _correlation(_ranks(a), _ranks(b)),
       "confusion": {
@@ -135,16 +133,15 @@ def by_tag(first: Sequence[dict], second: Sequence[dict], seed: int) -> dict[str
 
 def table(found: dict[str, dict], names: tuple[str, str]) -> report.Table:
   """Returns agreements as a table; `names` are those of the two rewards."""
-  number = lambda value: "-" if value is None else f"{value:.3f}"
   columns = ["tag", "images", *names, "difference", "Pearson", "Spearman", "both right", f"only {names[0]}", f"only {names[1]}", "neither",
              "agreement", "kappa"]
   rows = []
   for tag, one in found.items():
     if not one["images"]:
       continue
-    cells = [str(one["images"]), *map(number, one["mean"]), tables.with_interval(one["difference"], "+")]
-    cells += [number(one["pearson"]), number(one["spearman"]), *map(str, one["confusion"].values())]
-    rows.append((tag, [*cells, number(one["agreement"]), number(one["kappa"])]))
+    cells = [str(one["images"]), *map(report.share, one["mean"]), report.change("score", one["difference"])[0]]
+    cells += [report.share(one["pearson"]), report.share(one["spearman"]), *map(str, one["confusion"].values())]
+    rows.append((tag, [*cells, report.share(one["agreement"]), report.share(one["kappa"])]))
   return report.Table("Two rewards on the same images; right: strict is 1", columns, rows)
 
 

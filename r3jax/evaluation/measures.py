@@ -5,7 +5,6 @@ A score over all prompts is the mean of the tags' means, as in official GenEval.
 nothing that needs one.
 """
 
-from collections.abc import Callable
 import dataclasses
 
 import numpy as np
@@ -15,12 +14,11 @@ from r3jax.evaluation import questions
 from r3jax.evaluation import result as result_lib
 
 Result = result_lib.Result
-ROUND = "round {}"  # rounds are counted from 1, the draft
 
 
 def name_of(turn: int) -> str:
-  """Returns what a round is called."""
-  return ROUND.format(turn + 1) if turn else "draft"
+  """Returns what a round is called; they are counted from 1, the draft."""
+  return f"round {turn + 1}" if turn else "draft"
 
 
 def interval(values: np.ndarray, found: Result, seed: int, images: np.ndarray | None = None) -> list[float] | None:
@@ -148,16 +146,15 @@ def numbers(found: Result) -> dict[str, float]:
   tags = np.asarray(found.tags)
   values = {"draft": found.score[0], "last_round": found.score[-1], "gain": found.score[-1] - found.score[0]}
   values |= {f"part/{name}": part[-1] for name, part in found.parts.items()}
-  by_tag_ = {name: [_known_mean(of[tags == tag]) for tag in dict.fromkeys(found.tags)] for name, of in values.items()}
-  made = {name: _known_mean(np.array(of)) for name, of in by_tag_.items()}
-  made |= {f"tag/{tag}": _known_mean(found.score[-1][tags == tag]) for tag in dict.fromkeys(found.tags)}
+  values |= {f"tag/{tag}": np.where(tags == tag, found.score[-1], np.nan) for tag in dict.fromkeys(found.tags)}
+  made = {name: _mean(of, found) for name, of in values.items()}
   made |= {"missing": found.missing} | behaviour(found)
   return {f"evaluation/{name}": float("nan") if value is None else value for name, value in made.items()}
 
 
-def _known_mean(values: np.ndarray) -> float:
-  known = values[np.isfinite(values)]
-  return float(known.mean()) if known.size else float("nan")
+def _mean(values: np.ndarray, found: Result) -> float:
+  known = np.flatnonzero(np.isfinite(values))
+  return statistics.mean(values[known], found.design(known)) if known.size else float("nan")
 
 
 # --- Understanding --------------------------------------------------------------------------------
@@ -239,7 +236,7 @@ def compare(
   for name in old.keys() & new.keys():
     both = np.isfinite(old[name].values) & np.isfinite(new[name].values)
     images = old[name].images[both[old[name].images]]
-    of: Callable[[np.ndarray], list[float] | None] = lambda values: interval(values, before, seed, images)
+    of = lambda values, images=images: interval(values, before, seed, images)
     if images.size:
       a, b = old[name].values, new[name].values
       compared[name] = {"before": of(a), "after": of(b), "difference": of(b - a)}

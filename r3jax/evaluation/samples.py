@@ -6,7 +6,6 @@ an interrupted evaluation goes on from.
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import math
 
 import numpy as np
 
@@ -79,9 +78,8 @@ def of_batch(
 
 def _turn(one: rounds_lib.Round, i: int) -> dict:
   """Returns the numbers of one round of one image; None stands for a missing score."""
-  score, parts = _scored(one.kept.score, i)
-  return {
-      "score": score, "parts": parts, "chain_score": _scored(one.chain.score, i)[0],
+  return rewards_base.as_json(one.kept.score, i) | {
+      "chain_score": rewards_base.as_json(one.chain.score, i)["score"],
       "format": float(one.format[i]), "stop": bool(one.stop[i]), "says_stop": bool(one.says_stop[i]),
   }
 
@@ -92,11 +90,6 @@ def _said(one: rounds_lib.Round, i: int, text: str, turn: int, finished: bool) -
     return {"text": "", "instruction": "", "tokens": 0, "instruction_tokens": 0, "chain_text": text}
   lengths = {"tokens": int(one.text.lengths[i]), "instruction_tokens": int(one.instruction_tokens[i])}
   return {"text": text, "instruction": format_lib.edit_instruction(text) if turn else ""} | lengths
-
-
-def _scored(score: rewards_base.Score, i: int) -> tuple[float | None, dict[str, float | None]]:
-  known = lambda value: float(value) if score.valid[i] and math.isfinite(value) else None
-  return known(score.value[i]), {name: known(values[i]) for name, values in score.parts.items()}
 
 
 def _answer(asked: questions_lib.Question, text: str) -> dict:

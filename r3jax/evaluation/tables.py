@@ -8,26 +8,7 @@ import re
 from r3jax.io import charts as charts_lib
 from r3jax.io import report
 
-_NOTHING = "-"
 _INTERVAL = re.compile(r"([+-]?[\d.]+) \[([+-]?[\d.]+), ([+-]?[\d.]+)\]")
-
-
-def share(value: float | None) -> str:
-  """Writes a number in [0, 1]."""
-  return _NOTHING if value is None else f"{value:.3f}"
-
-
-def with_interval(value: Sequence[float] | None, sign: str = "") -> str:
-  """Writes [mean, low, high]."""
-  if value is None:
-    return _NOTHING
-  mean, low, high = (f"{x:{sign}.3f}" for x in value)
-  return f"{mean} [{low}, {high}]"
-
-
-def difference(value: Sequence[float] | None, of: str = "score") -> report.Cell:
-  """Writes the mean and interval of a change of something, and says whether it is clearly better or worse."""
-  return (with_interval(value, "+"), report.verdict(of, value)) if value else _NOTHING
 
 
 def of_summary(summary: dict) -> dict[str, report.Table]:
@@ -42,22 +23,22 @@ def _rounds(summary: dict) -> report.Table:
   columns = ["round", "score", *parts, "gain", "improved", "worse", "unchanged", "finished", "format"]
   rows = []
   for one in summary["rounds"]:
-    scores = [with_interval(one["score"]), *(share(value and value[0]) for value in one["parts"].values())]
-    shares = [share(one.get(name)) for name in ("improved", "worse", "unchanged")]
-    rows.append((one["round"], [*scores, difference(one.get("gain")), *shares, share(one["finished"]), share(one["format"])]))
+    scores = [report.with_interval(one["score"]), *(report.share(value and value[0]) for value in one["parts"].values())]
+    shares = [report.share(one.get(name)) for name in ("improved", "worse", "unchanged")]
+    rows.append((one["round"], [*scores, report.change("score", one.get("gain")), *shares, report.share(one["finished"]), report.share(one["format"])]))
   images = f"{summary['images']} images of {summary['prompts']} prompts"
   return report.Table(f"Rounds: {images}; mean of the tags' means with 95 % interval; gain over the round before", columns, rows)
 
 
 def _tags(summary: dict) -> report.Table:
   columns = ["tag", "images", *(one["round"] for one in summary["rounds"])]
-  rows = [(tag, [str(summary["images_by_tag"][tag]), *map(with_interval, values)]) for tag, values in summary["tags"].items()]
+  rows = [(tag, [str(summary["images_by_tag"][tag]), *map(report.with_interval, values)]) for tag, values in summary["tags"].items()]
   return report.Table("Score by tag, with 95 % interval", columns, rows)
 
 
 def _lengths(summary: dict) -> report.Table:
   columns = ["round", "tokens", "of them instruction", "seconds an image", "TFLOP an image", "gain per second", "gain per TFLOP"]
-  number = lambda value: _NOTHING if value is None else f"{value:.4g}"
+  number = lambda value: report.NOTHING if value is None else f"{value:.4g}"
   rows = []
   for one in summary["rounds"]:
     gain = one["gain"] and one["gain"][0] if "gain" in one else None
@@ -70,14 +51,14 @@ def _stops(summary: dict) -> report.Table:
   columns = ["round", "right before", "wrong before", "stops when right", "stops when wrong", "right when it stops"]
   shares = ("stop_when_right", "stop_when_wrong", "stop_precision")
   rows = [
-      (one["round"], [str(one["right"]), str(one["wrong"]), *(share(one[name]) for name in shares)])
+      (one["round"], [str(one["right"]), str(one["wrong"]), *(report.share(one[name]) for name in shares)])
       for one in summary["stops"]["rounds"]
   ]
   return report.Table("Stop calibration: samples that were not finished before the round", columns, rows)
 
 
 def _policies(summary: dict) -> report.Table:
-  rows = [(name, [with_interval(value)]) for name, value in summary["stops"]["score"].items()]
+  rows = [(name, [report.with_interval(value)]) for name, value in summary["stops"]["score"].items()]
   return report.Table("What stopping is worth: the score of the last image", ["stops", "score"], rows)
 
 
@@ -87,8 +68,8 @@ def _understanding(summary: dict) -> report.Table:
   rows = []
   for kind, one in summary["understanding"].items():
     baseline = f"{one['most_frequent']:.3f} ({one['most_frequent_word']})"
-    yes = [share(one.get(name)) for name in ("precision", "recall", "says_yes", "always_yes")]
-    cells = [str(one["questions"]), with_interval(one["accuracy"]), baseline, *yes, share(one["unread"])]
+    yes = [report.share(one.get(name)) for name in ("precision", "recall", "says_yes", "always_yes")]
+    cells = [str(one["questions"]), report.with_interval(one["accuracy"]), baseline, *yes, report.share(one["unread"])]
     rows.append((names.get(kind, f"{kind} (VQA-style)"), cells))
   return report.Table("Understanding: questions about the drafts", columns, rows)
 
@@ -134,6 +115,6 @@ def _widened(name: str, low: str, high: str, bounds: bool) -> tuple[str, ...]:
 
 
 def _values(text: str, bounds: bool) -> tuple[str, ...]:
-  text = "" if text == _NOTHING else text
+  text = "" if text == report.NOTHING else text
   match = _INTERVAL.fullmatch(text)
   return _widened(*(match.groups() if match else (text, "", "")), bounds)

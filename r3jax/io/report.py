@@ -59,6 +59,7 @@ from r3jax.rewards import base
 _WRITERS = 8  # images that are encoded and written at a time
 _IMAGE_PATH = re.compile(r"[\w-]+(/[\w-]+)*\.png", re.ASCII)  # needs no quoting in an address
 _VERDICTS = ("", "better", "worse")
+NOTHING = "-"  # in a table, where there is no number
 
 Cell = str | tuple[str, str]
 
@@ -198,7 +199,7 @@ def summary_lines(summary: dict) -> list[str]:
   lines = list(_notes(summary))
   for name, score in summary.get("scores", {}).items():
     mean, low, high = score["difference"]
-    said = verdict(name, score["difference"]) or "no clear change"
+    said = _verdict(name, score["difference"]) or "no clear change"
     lines.append(f"{name}: {score['before'][0]:.3f} -> {score['after'][0]:.3f}  "
                  f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {said})")
   return lines
@@ -207,14 +208,14 @@ def summary_lines(summary: dict) -> list[str]:
 def _tables(summary: dict) -> Iterator[Table]:
   """Yields the tables of a run's page; those of which the summary says nothing have no rows."""
   yield Table("Scores: mean and 95 % interval", ("score", "before", "after", "difference"), [
-      (name, (_mean(score["before"]), _mean(score["after"]), _change(name, score["difference"])))
+      (name, (with_interval(score["before"]), with_interval(score["after"]), change(name, score["difference"])))
       for name, score in summary.get("scores", {}).items()])
   refined = summary.get("last round minus draft", {})
   yield Table("Last round minus draft: mean and 95 % interval", ("model", "change"), [
-      (when, (_change("score", interval),)) for when, interval in refined.items() if interval])
+      (when, (change("score", interval),)) for when, interval in refined.items() if interval])
   behaviour = summary.get("behaviour", {"before": {}, "after": {}})
   yield Table("How the model edits and stops", ("share of rounds", "before", "after"), [
-      (name.replace("_", " "), tuple(_share(behaviour[when][name]) for when in ("before", "after")))
+      (name.replace("_", " "), tuple(share(behaviour[when][name]) for when in ("before", "after")))
       for name in behaviour["before"]])
   yield Table("Seconds", ("stage", "seconds"), [
       (stage, (f"{value:.2f}",)) for stage, value in summary.get("seconds", {}).items()])
@@ -230,23 +231,26 @@ def _notes(summary: dict) -> Iterator[str]:
   yield from contamination.Leaked(**summary.get("leaked", {"tags": {}, "complete": True})).notes()
   missing = summary.get("images without a score", {})
   if any(missing.values()):
-    said = ", ".join(f"{share:.1%} {when}" for when, share in missing.items())
+    said = ", ".join(f"{part:.1%} {when}" for when, part in missing.items())
     yield f"Some images have no score and count in no mean: {said}."
 
 
-def _share(value: float | None) -> str:
-  return "-" if value is None else f"{value:.3f}"
+def share(value: float | None) -> str:
+  """Writes a number in [0, 1]."""
+  return NOTHING if value is None else f"{value:.3f}"
 
 
-def _mean(interval: Sequence[float]) -> str:
-  return "{:.3f} [{:.3f}, {:.3f}]".format(*interval)
+def with_interval(interval: Sequence[float] | None) -> str:
+  """Writes [mean, low, high]."""
+  return "{:.3f} [{:.3f}, {:.3f}]".format(*interval) if interval else NOTHING
 
 
-def _change(name: str, interval: Sequence[float]) -> tuple[str, str]:
-  return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval), verdict(name, interval)
+def change(name: str, interval: Sequence[float] | None) -> Cell:
+  """Writes the mean and interval of a difference, and says whether it is clearly better or worse; see `_verdict`."""
+  return ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval), _verdict(name, interval)) if interval else NOTHING
 
 
-def verdict(name: str, interval: Sequence[float]) -> str:
+def _verdict(name: str, interval: Sequence[float]) -> str:
   """Returns what the interval of a difference says: nothing where it holds 0.
 
   Args:

@@ -114,6 +114,12 @@ def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> Score:
   return Score(rows[:, 0], valid, {name: rows[:, 1 + i] for i, name in enumerate(parts)})
 
 
+def as_json(score: Score, row: int) -> dict:
+  """Returns {"score", "parts"} of a row of a numpy `Score` as JSON values; None stands for what is missing."""
+  known = lambda values: float(values[row]) if score.valid[row] and np.isfinite(values[row]) else None
+  return {"score": known(score.value), "parts": {name: known(values) for name, values in score.parts.items()}}
+
+
 def to_json(outcome: Outcome) -> dict:
   """Returns an outcome as JSON values, {"status": "ok" | "failed" | "invalid", ...}."""
   return {"status": type(outcome).__name__.lower()} | vars(outcome)

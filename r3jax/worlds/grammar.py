@@ -153,11 +153,33 @@ def match_question(prompt: str) -> str:
   return f"does the image match : {prompt} ?"
 
 
-def _yes(truth: bool) -> str:
+def existence_question(shape: int, color: int) -> str:
+  """Asks whether there is an object of a shape and a colour (indices)."""
+  return f"is there a {shapes.COLORS[color]} {shapes.SHAPES[shape]} ?"
+
+
+def count_question(shape: int) -> str:
+  """Asks how many objects there are of a shape."""
+  return f"how many {prompts.PLURALS[shapes.SHAPES[shape]]} are there ?"
+
+
+def color_question(shape: int, cell: int) -> str:
+  """Asks for the colour of the object of a shape in a cell."""
+  return f"what color is the {shapes.SHAPES[shape]} at {shapes.CELLS[cell]} ?"
+
+
+def relation_question(other: str, relation: str, base: str) -> str:
+  """Asks whether a shape stands in a relation to another (names)."""
+  return f"is the {other} {relation} the {base} ?"
+
+
+def yes_or_no(truth: bool) -> str:
+  """Returns the answer."""
   return "yes" if truth else "no"
 
 
-def _count(objects: Sequence[edits_lib.Object], shape: int, color: int | None = None) -> int:
+def count(objects: Sequence[edits_lib.Object], shape: int, color: int | None = None) -> int:
+  """Returns how many objects there are of a shape, and of a colour if one is given."""
   return sum(item[0] == shape and color in (None, item[1]) for item in objects)
 
 
@@ -171,13 +193,13 @@ def clause_questions(record: dict, objects: Sequence[edits_lib.Object]) -> list[
   for item in record["include"]:
     name, shape = item["class"], shapes.SHAPES.index(item["class"])
     color = shapes.COLORS.index(item["color"]) if "color" in item else None
-    count = _count(objects, shape, color)
+    number_there = count(objects, shape, color)
     if item["count"] > 1:
       number = NUMBERS[item["count"]]
-      asked.append((f"are there {number} {prompts.PLURALS[name]} ?", _yes(count == item["count"])))
+      asked.append((f"are there {number} {prompts.PLURALS[name]} ?", yes_or_no(number_there == item["count"])))
     else:
       thing = " ".join(filter(None, (item.get("color"), name)))
-      asked.append((f"is there a {thing} ?", _yes(count > 0)))
+      asked.append((f"is there a {thing} ?", yes_or_no(number_there > 0)))
   if edits_lib.relation_of(record) is not None:
     asked.append(_relation_question(record, objects))
   return asked
@@ -188,7 +210,7 @@ def _relation_question(record: dict, objects: Sequence[edits_lib.Object]) -> tup
   cells = {name: [c for s, _, c in objects if shapes.SHAPES[s] == name] for name in (base, other)}
   pairs = set(itertools.product(cells[base], cells[other]))
   relation = edits_lib.relation_of(record)
-  return f"is the {other} {relation} the {base} ?", _yes(bool(pairs & edits_lib.related_cells(relation)))
+  return relation_question(other, relation, base), yes_or_no(bool(pairs & edits_lib.related_cells(relation)))
 
 
 def _scene_question(objects: Sequence[edits_lib.Object], rng: np.random.Generator) -> tuple[str, str]:
@@ -196,15 +218,12 @@ def _scene_question(objects: Sequence[edits_lib.Object], rng: np.random.Generato
   shape, color, cell = objects[rng.integers(len(objects))] if objects else (0, 0, 0)
   kind = rng.integers(3)
   if kind == 0 and objects and rng.random() < 0.9:
-    where = f"{shapes.SHAPES[shape]} at {shapes.CELLS[cell]}"
-    return f"what color is the {where} ?", shapes.COLORS[color]
+    return color_question(shape, cell), shapes.COLORS[color]
   if not objects or rng.random() < 0.4:
     shape, color = int(rng.integers(len(shapes.SHAPES))), int(rng.integers(len(shapes.COLORS)))
   if kind == 1:
-    plural = prompts.PLURALS[shapes.SHAPES[shape]]
-    return f"how many {plural} are there ?", NUMBERS[_count(objects, shape)]
-  thing = f"{shapes.COLORS[color]} {shapes.SHAPES[shape]}"
-  return f"is there a {thing} ?", _yes(_count(objects, shape, color) > 0)
+    return count_question(shape), NUMBERS[count(objects, shape)]
+  return existence_question(shape, color), yes_or_no(count(objects, shape, color) > 0)
 
 
 def question_answer(
@@ -222,7 +241,7 @@ def question_answer(
   """
   kind = rng.integers(3)
   if kind == 0:
-    asked = match_question(record["prompt"]), _yes(edits_lib.satisfied(record, objects))
+    asked = match_question(record["prompt"]), yes_or_no(edits_lib.satisfied(record, objects))
   elif kind == 1:
     clauses = clause_questions(record, objects)
     asked = clauses[rng.integers(len(clauses))]

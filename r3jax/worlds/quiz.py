@@ -25,15 +25,14 @@ def existence(objects: Objects, rng: np.random.Generator) -> Asked:
   near = {pair for pair in every - there if any(pair[0] == s or pair[1] == c for s, c in there)}
   truth = bool(there) and rng.random() < 0.5
   shape, color = _pick(there if truth else near or every, rng)
-  return f"is there a {shapes.COLORS[color]} {shapes.SHAPES[shape]} ?", "yes" if truth else "no"
+  return grammar.existence_question(shape, color), grammar.yes_or_no(truth)
 
 
 def count(objects: Objects, rng: np.random.Generator) -> Asked:
   """Asks how many there are of a shape, which is there two times of three."""
   there = {item[0] for item in objects}
   shape = _pick(there if there and rng.random() < 2 / 3 else range(len(shapes.SHAPES)), rng)
-  number = sum(item[0] == shape for item in objects)
-  return f"how many {prompts.PLURALS[shapes.SHAPES[shape]]} are there ?", grammar.NUMBERS[number]
+  return grammar.count_question(shape), grammar.NUMBERS[grammar.count(objects, shape)]
 
 
 def color(objects: Objects, rng: np.random.Generator) -> Asked | None:
@@ -41,7 +40,7 @@ def color(objects: Objects, rng: np.random.Generator) -> Asked | None:
   if not objects:
     return None
   shape, painted, cell = _pick(objects, rng)
-  return f"what color is the {shapes.SHAPES[shape]} at {shapes.CELLS[cell]} ?", shapes.COLORS[painted]
+  return grammar.color_question(shape, cell), shapes.COLORS[painted]
 
 
 def relation(objects: Objects, rng: np.random.Generator) -> Asked | None:
@@ -54,8 +53,7 @@ def relation(objects: Objects, rng: np.random.Generator) -> Asked | None:
   holds = {name for name in prompts.RELATIONS if (base[2], other[2]) in edits_lib.related_cells(name)}
   truth = bool(holds) and rng.random() < 0.5
   name = _pick(holds if truth else set(prompts.RELATIONS) - holds, rng)
-  question = f"is the {shapes.SHAPES[other[0]]} {name} the {shapes.SHAPES[base[0]]} ?"
-  return question, "yes" if truth else "no"
+  return grammar.relation_question(shapes.SHAPES[other[0]], name, shapes.SHAPES[base[0]]), grammar.yes_or_no(truth)
 
 
 def _pick(among, rng: np.random.Generator):

@@ -123,8 +123,8 @@ class TestTables:
       ([0.1, 0.05, 0.2], ("+0.100 [+0.050, +0.200]", "better")), ([-0.1, -0.2, -0.01], ("-0.100 [-0.200, -0.010]", "worse")),
       ([0.1, -0.1, 0.2], ("+0.100 [-0.100, +0.200]", "")), (None, "-")])
   def test_difference_is_clear_where_its_interval_leaves_out_zero(self, value, shown):
-    assert tables.difference(value) == shown
+    assert report.change("score", value) == shown
 
   def test_less_clutter_is_better(self):
-    assert tables.difference([-0.1, -0.2, -0.01], "draft, clutter")[1] == "better"
-    assert tables.difference([0.1, 0.05, 0.2], "draft, clutter")[1] == "worse"
+    assert report.change("draft, clutter", [-0.1, -0.2, -0.01])[1] == "better"
+    assert report.change("draft, clutter", [0.1, 0.05, 0.2])[1] == "worse"
