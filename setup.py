@@ -26,7 +26,7 @@ setuptools.setup(
     description="Reason-Reflect-Refine reinforcement learning of the BAGEL multimodal model in JAX",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["r3jax", "r3jax.*"]),
-    package_data={"r3jax": ["assets/**", "io/*.css", "io/*.j2", "io/*.js"]},
+    package_data={"r3jax": ["assets/**", "report/*.css", "report/*.j2", "report/*.js"]},
     python_requires=">=3.11",
     install_requires=read_requirements(),
     extras_require={

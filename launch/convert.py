@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from r3jax import pretrained
-from r3jax.models import bagel as bagel_lib
+from r3jax.checkpoint import folder
+from r3jax.model import bagel
 from r3jax.parallel import mesh as mesh_lib
 
 _SOURCE = flags.DEFINE_string("source", None, "Folder of the model; 'shapes' is the small model of the package.")
@@ -49,12 +49,12 @@ def main(argv):
   jax.config.update("jax_platforms", "cpu")  # weights only pass through the host
   out, dtype = epath.Path(_OUT.value), jnp.dtype(_DTYPE.value) if _DTYPE.value else None
   try:
-    pretrained.check_free(out)  # before a large model is read
-    source = pretrained.find(_SOURCE.value)
+    folder.check_free(out)  # before a large model is read
+    source = folder.find(_SOURCE.value)
     mesh = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    placed = pretrained.shardings(bagel_lib.Bagel(source.sizes), mesh)
+    placed = folder.shardings(bagel.Bagel(source.sizes), mesh)
     weights = source.weights(placed, dtype, Bar("reading"))
-    pretrained.save(weights, source, out, _FORMAT.value, Bar("writing"))
+    folder.save(weights, source, out, _FORMAT.value, Bar("writing"))
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
   print(f"wrote {out}")

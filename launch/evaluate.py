@@ -25,23 +25,23 @@ import jax
 import ml_collections
 from ml_collections import config_flags
 
-from r3jax import command
-from r3jax import experiment as experiment_lib
-from r3jax import workdir as workdir_lib
+from r3jax.checkpoint import training
+from r3jax.cli import startup
 from r3jax.data import contamination
 from r3jax.data import sets
-from r3jax.evaluation import build
-from r3jax.evaluation import comparison
-from r3jax.evaluation import judges
+from r3jax.evaluation import compare
+from r3jax.evaluation import render
 from r3jax.evaluation import result
+from r3jax.evaluation import second_judge
 from r3jax.evaluation import summary as summary_lib
-from r3jax.evaluation import tables
-from r3jax.io import checkpoints
-from r3jax.io import config_guard
+from r3jax.files import config_guard
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import multihost
-from r3jax.rewards import budget
-from r3jax.rewards import config as rewards_config
+from r3jax.rewards import registry
+from r3jax.rewards.from_host import budget
+from r3jax.run import experiment as experiment_lib
+from r3jax.run import held_out
+from r3jax.run import workdir
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
 
@@ -66,7 +66,7 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   """Checks the config, opens the folder, loads the model."""
   experiment = experiment_lib.build_to_evaluate(config)
   mesh = mesh_lib.make_mesh(**config.mesh)
-  exam = build.exam(config, experiment, mesh)
+  exam = held_out.exam(config, experiment, mesh)
   config_guard.check_writable(folder)
   described = {"model": config.model.to_dict(), "weights": experiment.pretrained.fingerprint()}
   services = experiment.reward.describe()
@@ -79,15 +79,15 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
 
 def _facts(config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment, exam) -> summary_lib.Facts:
   folder = config.model.folder
-  trained_on, complete = workdir_lib.trained_on(folder)
+  trained_on, complete = workdir.trained_on(folder)
   leaked = contamination.leaked(trained_on, experiment.heldout, complete)
-  step = checkpoints.latest_step(workdir_lib.Workdir(epath.Path(folder)).checkpoints) or 0
+  step = training.latest_step(workdir.Workdir(epath.Path(folder)).checkpoints) or 0
   return summary_lib.Facts(f"r3jax: evaluation of {folder}", step, leaked, exam.flops, config.eval.seed)
 
 
 def _evaluate():
-  config, folder = command.together(_config), epath.Path(_WORKDIR.value)
-  experiment, mesh, exam, policy, towers = command.together(_prepare, config, folder)
+  config, folder = startup.together(_config), epath.Path(_WORKDIR.value)
+  experiment, mesh, exam, policy, towers = startup.together(_prepare, config, folder)
   reward = experiment.reward
   facts = _facts(config, experiment, exam)
   reward.begin(facts.step)
@@ -96,13 +96,13 @@ def _evaluate():
   budget.check_evaluation(result.of_samples(samples).missing, config.reward.max_failed_fraction)
   summary = summary_lib.conclude(folder, samples, facts)
   if not jax.process_index():
-    print("\n\n".join([*summary_lib.notes(summary), *map(tables.markdown, tables.of_summary(summary).values())]))
+    print("\n\n".join([*summary_lib.notes(summary), *map(render.markdown, render.of_summary(summary).values())]))
     print(f"\npage: {folder / 'index.html'}")
 
 
 def _compare(paths: list[str]):
-  groups = [comparison.read(path) for path in paths]
-  print(comparison.write(groups, epath.Path(_WORKDIR.value), seed=0))
+  groups = [compare.read(path) for path in paths]
+  print(compare.write(groups, epath.Path(_WORKDIR.value), seed=0))
 
 
 def _rescore(path: str):
@@ -110,37 +110,37 @@ def _rescore(path: str):
   config, folder = _config(), epath.Path(path)
   if not re.fullmatch(r"[\w.-]+", _JUDGE.value or ""):
     raise ValueError(f"--judge must say what the other reward is called, in letters, digits, '.', '-' and '_'; got {_JUDGE.value!r}")
-  if not comparison.is_evaluation(folder):
+  if not compare.is_evaluation(folder):
     raise ValueError(f"rescore must be given the folder of an evaluation; there are no samples in {path}")
   if jax.process_count() > 1:
     raise ValueError(f"images are scored again in one process; there are {jax.process_count()}")
-  (evaluation,) = comparison.read(path)
+  (evaluation,) = compare.read(path)
   heldout = sets.load_heldout(sets.Settings(**config.data))
   records = experiment_lib.evenly(heldout, config.eval.prompts, config.eval.seed)
-  mesh, reward = mesh_lib.make_mesh(**config.mesh), rewards_config.build(config.reward)
-  scores = judges.rescore(reward, mesh, folder, evaluation.samples, records, config.eval.batch_size)
+  mesh, reward = mesh_lib.make_mesh(**config.mesh), registry.build(config.reward)
+  scores = second_judge.rescore(reward, mesh, folder, evaluation.samples, records, config.eval.batch_size)
   missing = sum(line["score"] is None for line in scores) / len(scores)
-  found = judges.by_tag(judges.own(evaluation.samples), scores, config.eval.seed)
-  print(judges.write(folder, _JUDGE.value, scores, found, summary_lib.notes(evaluation.summary)))
+  found = second_judge.by_tag(second_judge.own(evaluation.samples), scores, config.eval.seed)
+  print(second_judge.write(folder, _JUDGE.value, scores, found, summary_lib.notes(evaluation.summary)))
   budget.check_evaluation(missing, config.reward.max_failed_fraction)
 
 
 def main(argv):
-  command.log_ours()
+  startup.log_ours()
   _, *words = argv
   if words[:1] != ["rescore"] and not _WORKDIR.value:
     raise app.UsageError("--workdir must name the folder to write")
   if words[:1] == ["compare"]:
-    return command.together(_compare, words[1:])
+    return startup.together(_compare, words[1:])
   if words and (words[0] != "rescore" or len(words) != 2):
     raise app.UsageError(f"the command must be none, 'compare A B ...' or 'rescore DIR'; got {words}")
   config = _CONFIG.value
   if config is not None:
-    command.start(config.mesh, config.eval.batch_size)
-    command.keep_programs(config.mesh)
+    startup.start(config.mesh, config.eval.batch_size)
+    startup.keep_programs(config.mesh)
   with multihost.ending_together():
     try:
-      command.together(_rescore, words[1]) if words else _evaluate()
+      startup.together(_rescore, words[1]) if words else _evaluate()
     except budget.BudgetExceeded as error:
       sys.exit(f"r3jax: {error}")
 

@@ -27,15 +27,15 @@ import numpy as np
 import PIL.Image
 import tqdm
 
-from r3jax import experiment
 from r3jax import inference
-from r3jax import pretrained
-from r3jax.io import config_guard
-from r3jax.io import gallery
-from r3jax.io import images as images_lib
-from r3jax.rewards import shapes as shapes_reward
-from r3jax.worlds import prompts as world_prompts
-from r3jax.worlds import vocabulary
+from r3jax.checkpoint import folder as folder_lib
+from r3jax.files import config_guard
+from r3jax.model import preprocess
+from r3jax.report import gallery
+from r3jax.run import experiment
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import verifier
+from r3jax.worlds.shapes import vocabulary
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
 
@@ -85,7 +85,7 @@ def _config() -> ml_collections.ConfigDict:
   """
   config = _CONFIG.value
   if config is None:
-    ours = pretrained.find(_MODEL.value or "shapes").tokenizer.vocabulary == vocabulary.build_tokenizer().get_vocab()
+    ours = folder_lib.find(_MODEL.value or "shapes").tokenizer.vocabulary == vocabulary.build_tokenizer().get_vocab()
     spec = importlib.util.spec_from_file_location("r3_geneval", _CONFIGS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -124,7 +124,7 @@ def _records() -> list[dict]:
   return records
 
 
-def _targets(config: ml_collections.ConfigDict, records: list[dict]) -> list[shapes_reward.Target | None]:
+def _targets(config: ml_collections.ConfigDict, records: list[dict]) -> list[verifier.Target | None]:
   """Returns what the verifier compares with, where it is the reward and the world knows the prompt.
 
   Raises:
@@ -132,17 +132,17 @@ def _targets(config: ml_collections.ConfigDict, records: list[dict]) -> list[sha
   """
   if config.reward.name != "shapes":
     return [None] * len(records)
-  known = {one["prompt"]: one for one in (*world_prompts.train_records(), *world_prompts.heldout_records())}
+  known = {one["prompt"]: one for one in (*prompts.train_records(), *prompts.heldout_records())}
   scored = [record if "include" in record else known.get(record["prompt"]) for record in records]
-  return [shapes_reward.encode_records([one]) if one else None for one in scored]
+  return [verifier.encode_records([one]) if one else None for one in scored]
 
 
-def _scores(target: shapes_reward.Target | None, images: np.ndarray) -> list[float | None]:
+def _scores(target: verifier.Target | None, images: np.ndarray) -> list[float | None]:
   """Returns the verifier's score of every image, None without a target."""
   if target is None:
     return [None] * len(images)
   repeated = jax.tree.map(lambda x: np.repeat(x, len(images), axis=0), target)
-  return [float(value) for value in jax.jit(shapes_reward.verify)(images, repeated).value]
+  return [float(value) for value in jax.jit(verifier.verify)(images, repeated).value]
 
 
 def _write(folder: epath.Path, name: str, sample: inference.Sample, target, facts: dict):
@@ -226,7 +226,7 @@ def revise(config: ml_collections.ConfigDict):
   edits = model.edit(image, _INSTRUCTION.value, _NUM_IMAGES.value, config.eval.seed)
   names = [f"edit_{i:02d}.png" for i in range(len(edits))]
   for name, edited in zip(names, edits):
-    (folder / name).write_bytes(images_lib.png(edited))
+    (folder / name).write_bytes(preprocess.png(edited))
     print(folder / name)
   facts = {"image": _IMAGE.value, "instruction": _INSTRUCTION.value, "seed": config.eval.seed,
            "model": config.model.folder, "size": list(image.shape[:2]), "edits": names}

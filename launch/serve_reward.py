@@ -17,9 +17,9 @@ from absl import flags
 from absl import logging
 import jax
 
-from r3jax.rewards import geneval
-from r3jax.rewards import local
-from r3jax.rewards import server as server_lib
+from r3jax.rewards.serving import geneval
+from r3jax.rewards.serving import local
+from r3jax.rewards.serving import server as server_lib
 
 _REWARD = flags.DEFINE_enum("reward", "shapes", sorted(local.REWARDS), "What scores.")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all.")

@@ -21,24 +21,23 @@ import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
-from r3jax import pretrained
-from r3jax import sft
-from r3jax.io import bagel_checkpoint
-from r3jax.io import images as images_lib
-from r3jax.models import autoencoder as autoencoder_lib
-from r3jax.models import bagel as bagel_lib
-from r3jax.models import config as config_lib
-from r3jax.models import policy as policy_lib
-from r3jax.models import siglip
-from r3jax.models import towers as towers_lib
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.rl import settings as settings_lib
+from r3jax.agent import settings as settings_lib
+from r3jax.checkpoint import bagel_files
+from r3jax.model import autoencoder as autoencoder_lib
+from r3jax.model import bagel
+from r3jax.model import config as config_lib
+from r3jax.model import image_encoders
+from r3jax.model import parameters
+from r3jax.model import preprocess
+from r3jax.model import siglip
+from r3jax.parallel import mesh
 from r3jax.sequence import tokenizer as tokenizer_lib
-from r3jax.worlds import batches
-from r3jax.worlds import prompts
-from r3jax.worlds import shapes
-from r3jax.worlds import small_bagel
-from r3jax.worlds import vocabulary
+from r3jax.sft import small_bagel
+from r3jax.sft import train
+from r3jax.worlds.shapes import batches
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes as scenes_lib
+from r3jax.worlds.shapes import vocabulary
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write, in BAGEL's format.")
@@ -53,19 +52,19 @@ def log(every: int, step: int, unused_params, metrics: dict):
 def train_autoencoder(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig):
   """Returns trained autoencoder parameters and the sizes with the measured latent scale and shift."""
   model = autoencoder_lib.Autoencoder(sizes.autoencoder)
-  blank = jnp.zeros((1, shapes.CANVAS, shapes.CANVAS, 3))
+  blank = jnp.zeros((1, scenes_lib.CANVAS, scenes_lib.CANVAS, 3))
   params = nn.unbox(jax.jit(model.init)(jax.random.key(config.seed), blank))["params"]
   settings = config.autoencoder
   scenes = functools.partial(batches.dense_scene, seed=config.seed)
   data = batches.iterate(scenes, settings.batch_size, settings.num_steps)
 
   def loss(params, scene, key):
-    return sft.autoencoder_loss(model, params, shapes.render(scene), settings.kl_weight, key)
+    return train.autoencoder_loss(model, params, scenes_lib.render(scene), settings.kl_weight, key)
 
-  optimizer = sft.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
-  params = sft.fit(loss, params, optimizer, data, config.seed, functools.partial(log, config.log_every))
+  optimizer = train.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
+  params = train.fit(loss, params, optimizer, data, config.seed, functools.partial(log, config.log_every))
   scene = next(batches.iterate(functools.partial(batches.dense_scene, seed=config.seed + 1), 256, 1))
-  moments = model.apply({"params": params}, images_lib.to_pixels(shapes.render(scene)), method="moments")
+  moments = model.apply({"params": params}, preprocess.to_pixels(scenes_lib.render(scene)), method="moments")
   mean = np.asarray(jnp.split(moments, 2, axis=-1)[0], np.float64)
   measured = dataclasses.replace(
       sizes.autoencoder, scale=round(float(1 / mean.std()), 4), shift=round(float(mean.mean()), 4)
@@ -79,13 +78,13 @@ def train_vision(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfi
   tower = siglip.VisionTransformer(vision)
   patches = jnp.zeros((1, 1, 3 * vision.patch_size**2))
   params = nn.unbox(jax.jit(tower.init)(jax.random.key(config.seed), patches, jnp.zeros(1, jnp.int32)))["params"]
-  head = jnp.zeros((vision.hidden_size, 3 + len(shapes.SHAPES) + len(shapes.COLORS)))
+  head = jnp.zeros((vision.hidden_size, 3 + len(scenes_lib.SHAPES) + len(scenes_lib.COLORS)))
   scenes = functools.partial(batches.dense_scene, seed=config.seed + 2)
   data = batches.iterate(scenes, settings.batch_size, settings.num_steps)
-  loss = lambda params, scene, key: sft.vision_loss(tower, params, scene)
-  optimizer = sft.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
+  loss = lambda params, scene, key: train.vision_loss(tower, params, scene)
+  optimizer = train.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
   watch = functools.partial(log, config.log_every)
-  return sft.fit(loss, {"tower": params, "head": head}, optimizer, data, config.seed, watch)["tower"]
+  return train.fit(loss, {"tower": params, "head": head}, optimizer, data, config.seed, watch)["tower"]
 
 
 def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.TextTokenizer):
@@ -93,7 +92,7 @@ def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.Tex
   sizes = small_bagel.sizes(config.model)
   autoencoder, sizes = train_autoencoder(config, sizes)
   modules, _ = _model(sizes, tokenizer)
-  fresh = lambda: nn.unbox(policy_lib.init(modules.bagel, jax.random.key(config.seed)))
+  fresh = lambda: nn.unbox(parameters.init(modules.bagel, jax.random.key(config.seed)))
   weights = {"autoencoder": autoencoder, "vision": train_vision(config, sizes), "policy": jax.jit(fresh)()}
   return weights, sizes
 
@@ -107,19 +106,19 @@ def from_start(folder: str, tokenizer: tokenizer_lib.TextTokenizer):
   sizes = config_lib.from_folder(folder)
   if tokenizer_lib.load(folder).vocabulary != tokenizer.vocabulary:
     raise ValueError(f"the vocabulary of config.start must be this world's; it differs: {folder}")
-  return bagel_checkpoint.load(folder, sizes), sizes
+  return bagel_files.load(folder, sizes), sizes
 
 
 def _model(sizes: config_lib.BagelConfig, tokenizer: tokenizer_lib.TextTokenizer):
-  towers = towers_lib.Towers(sizes, (shapes.CANVAS, shapes.CANVAS))
-  return settings_lib.Modules(bagel_lib.Bagel(sizes), towers), small_bagel.sft_settings(tokenizer, towers)
+  towers = image_encoders.Towers(sizes, (scenes_lib.CANVAS, scenes_lib.CANVAS))
+  return settings_lib.Modules(bagel.Bagel(sizes), towers), small_bagel.sft_settings(tokenizer, towers)
 
 
 def train_policy(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, tokenizer, weights, save):
   """Trains the policy of the weights, texts alone and then all; hands it to `save` now and then."""
   modules, settings = _model(sizes, tokenizer)
   joint, frozen = config.joint, {name: weights[name] for name in ("autoencoder", "vision")}
-  training = sft.JointTraining(modules, settings, frozen, joint.copies, joint.flow_weight, shift=3.0)
+  training = train.JointTraining(modules, settings, frozen, joint.copies, joint.flow_weight, shift=3.0)
   policy = weights["policy"]
   for number, (loss, stage) in enumerate(((training.text_loss, config.text), (training.loss, joint))):
     seed = 2 * config.seed + number
@@ -127,14 +126,14 @@ def train_policy(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfi
         prompts.by_tag(prompts.train_records()), tokenizer, settings.capacities, batches.Mix(**config.mix), seed
     )
     data = batches.iterate(encoder, stage.batch_size, stage.num_steps)
-    optimizer = sft.adamw(stage.learning_rate, stage.num_steps, stage.warmup)
+    optimizer = train.adamw(stage.learning_rate, stage.num_steps, stage.warmup)
 
     def watch(step: int, policy, metrics: dict, last=stage.num_steps):
       log(config.log_every, step, policy, metrics)
       if step % config.save_every == 0 or step == last:
         save(frozen | {"policy": policy})
 
-    policy = sft.fit(loss, policy, optimizer, data, seed, watch)
+    policy = train.fit(loss, policy, optimizer, data, seed, watch)
 
 
 def main(argv):
@@ -142,7 +141,7 @@ def main(argv):
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
-  mesh_lib.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "text", "joint"))))
+  mesh.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "text", "joint"))))
   words = vocabulary.build_tokenizer()
   tokenizer = tokenizer_lib.TextTokenizer(words)
   try:
@@ -154,7 +153,7 @@ def main(argv):
   weights, sizes = start or from_nothing(config, tokenizer)
 
   def save(weights):
-    bagel_checkpoint.save(weights, sizes, out, config.stored_dtype)
+    bagel_files.save(weights, sizes, out, config.stored_dtype)
     logging.info("wrote %s", out)
 
   save(weights)  # the towers are done

@@ -13,10 +13,10 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-from r3jax import command
-from r3jax import train
+from r3jax.cli import startup
 from r3jax.parallel import multihost
-from r3jax.rewards import budget
+from r3jax.rewards.from_host import budget
+from r3jax.run import loop
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
 
@@ -27,14 +27,14 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupt
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
-  command.log_ours()
+  startup.log_ours()
   config = _CONFIG.value
-  command.start(config.mesh, math.gcd(config.groups_per_step, config.eval.batch_size))
-  programs = command.keep_programs(config.mesh)
+  startup.start(config.mesh, math.gcd(config.groups_per_step, config.eval.batch_size))
+  programs = startup.keep_programs(config.mesh)
   with multihost.ending_together():
-    session, policy = command.together(train.prepare, config, _WORKDIR.value)
+    session, policy = startup.together(loop.prepare, config, _WORKDIR.value)
     try:
-      train.run(session, policy, programs)
+      loop.run(session, policy, programs)
     except budget.BudgetExceeded as error:
       sys.exit(f"r3jax: {error}")
 

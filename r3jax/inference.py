@@ -25,15 +25,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from r3jax import experiment as experiment_lib
-from r3jax import pretrained
 from r3jax import types
-from r3jax.io import images as images_lib
+from r3jax.agent import actor as actor_lib
+from r3jax.agent import keys as keys_lib
+from r3jax.agent import rollout
+from r3jax.agent import samples
+from r3jax.agent import settings as settings_lib
+from r3jax.checkpoint import folder
+from r3jax.model import preprocess
 from r3jax.parallel import mesh as mesh_lib
-from r3jax.rewards import format as format_lib
-from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import settings as settings_lib
-from r3jax.sequence import prompts as protocol
+from r3jax.run import experiment
+from r3jax.sequence import protocol
+from r3jax.sequence import thoughts
 
 _EDIT, _ASK = -1, -2  # in place of the round's number, in the randomness of edits and answers
 
@@ -81,42 +84,42 @@ class Stages:
   modules: settings_lib.Modules
   settings: settings_lib.Settings
 
-  def actor(self, policy: types.Params, frozen: types.Params) -> rollout_lib.Actor:
+  def actor(self, policy: types.Params, frozen: types.Params) -> actor_lib.Actor:
     """Returns the model at work."""
-    return rollout_lib.Actor(self.modules, policy, frozen, self.settings)
+    return actor_lib.Actor(self.modules, policy, frozen, self.settings)
 
 
 _compiled = functools.partial(jax.jit, static_argnums=0)
 
 
 @_compiled
-def think(stages: Stages, policy, frozen, prompts, keys) -> rollout_lib.Thought:
+def think(stages: Stages, policy, frozen, prompts, keys) -> rollout.Thought:
   """Thinks about every prompt."""
-  return rollout_lib.think(stages.actor(policy, frozen), prompts, keys)
+  return rollout.think(stages.actor(policy, frozen), prompts, keys)
 
 
 @_compiled
 def draft(stages: Stages, policy, frozen, thought, keys) -> types.Images:
   """Draws an image of every thought."""
-  return rollout_lib.draft(stages.actor(policy, frozen), thought, keys).images
+  return rollout.draft(stages.actor(policy, frozen), thought, keys).images
 
 
 @_compiled
-def look(stages: Stages, policy, frozen, images) -> rollout_lib.Source:
+def look(stages: Stages, policy, frozen, images) -> samples.Source:
   """Prepares images for what follows."""
-  return rollout_lib.look(stages.actor(policy, frozen), images)
+  return rollout.look(stages.actor(policy, frozen), images)
 
 
 @_compiled
-def reflect(stages: Stages, policy, frozen, prompts, source, keys) -> rollout_lib.Text:
+def reflect(stages: Stages, policy, frozen, prompts, source, keys) -> samples.Text:
   """Answers the questions about every image."""
-  return rollout_lib.reflect(stages.actor(policy, frozen), prompts, source, keys)
+  return rollout.reflect(stages.actor(policy, frozen), prompts, source, keys)
 
 
 @_compiled
 def refine(stages: Stages, policy, frozen, source, told, keys) -> types.Images:
   """Edits every image as told."""
-  return rollout_lib.refine(stages.actor(policy, frozen), source, told, keys).images
+  return rollout.refine(stages.actor(policy, frozen), source, told, keys).images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +132,7 @@ class Model:
     mesh: that they are on.
   """
 
-  base: experiment_lib.Base
+  base: experiment.Base
   policy: types.Params
   frozen: types.Params
   mesh: jax.sharding.Mesh
@@ -177,7 +180,7 @@ class Model:
       texts, images, stop, open_rows = make(prompts, keys, functools.partial(_tell, on_text, turn))
       seconds = time.monotonic() - start
       for i in open_rows:
-        instruction = format_lib.edit_instruction(texts[i]) if turn else ""
+        instruction = thoughts.edit_instruction(texts[i]) if turn else ""
         turns[i].append(Turn(images[i], texts[i], instruction, bool(stop[i]), seconds))
       if stop.all():
         break
@@ -194,7 +197,7 @@ class Model:
     capacity = self.base.settings.capacities.instruction
     segments = self.base.segments([instruction] * num_images, capacity)
     source = self._run(look, np.repeat(image[None], num_images, axis=0))
-    told = rollout_lib.Instruction(*segments, np.zeros(num_images, bool))
+    told = samples.Instruction(*segments, np.zeros(num_images, bool))
     return list(np.asarray(self._run(refine, source, told, self._keys(seed, 0, _EDIT, num_images))))
 
   def ask(self, image: np.ndarray, question: str, seed: int = 0) -> str:
@@ -211,15 +214,15 @@ class Model:
 
   # --- Stages ------------------------------------------------------------------------------------
 
-  def _draft(self, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
-    text_keys, flow_keys = rollout_lib.split_keys(keys)
+  def _draft(self, prompts: samples.Prompts, keys: keys_lib.Keys, tell):
+    text_keys, flow_keys = keys_lib.split_keys(keys)
     thought = self._run(think, prompts, text_keys)
     texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
     tell(rows, texts)
     return texts, np.asarray(self._run(draft, thought, flow_keys)), np.zeros(len(rows), bool), rows
 
-  def _revise(self, images, stopped: np.ndarray, prompts: rollout_lib.Prompts, keys: rollout_lib.Keys, tell):
-    reflect_keys, refine_keys = rollout_lib.split_keys(keys)
+  def _revise(self, images, stopped: np.ndarray, prompts: samples.Prompts, keys: keys_lib.Keys, tell):
+    reflect_keys, refine_keys = keys_lib.split_keys(keys)
     source = self._run(look, images)
     text = self._run(reflect, prompts, source, reflect_keys)
     texts, rows = self._decode(text), np.flatnonzero(~stopped)
@@ -227,7 +230,7 @@ class Model:
     parsed = self._parse(text)
     stop = stopped | parsed.stop
     if not stop.all():
-      told = rollout_lib.Instruction(parsed.instruction, parsed.instruction_length, stop)
+      told = samples.Instruction(parsed.instruction, parsed.instruction_length, stop)
       images = np.asarray(self._run(refine, source, told, refine_keys))
     return texts, images, stop, rows
 
@@ -239,21 +242,21 @@ class Model:
 
   # --- In and out --------------------------------------------------------------------------------
 
-  def _keys(self, seed: int, number: int, turn: int, num_images: int) -> rollout_lib.Keys:
+  def _keys(self, seed: int, number: int, turn: int, num_images: int) -> keys_lib.Keys:
     """Returns the keys of evaluation: the same prompt number, image and round draw the same."""
     ids = np.stack([np.full(num_images, number), np.arange(num_images), np.full(num_images, turn)], axis=1)
-    return rollout_lib.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
+    return keys_lib.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
 
-  def _prompts(self, prompt: str, question: str, rows: int) -> rollout_lib.Prompts:
+  def _prompts(self, prompt: str, question: str, rows: int) -> samples.Prompts:
     c = self.base.settings.capacities
     asked = *self.base.segments([prompt] * rows, c.prompt), *self.base.segments([question] * rows, c.question)
-    return rollout_lib.Prompts(*asked, None, np.zeros(rows, np.int32))
+    return samples.Prompts(*asked, None, np.zeros(rows, np.int32))
 
-  def _parse(self, text: rollout_lib.Text) -> format_lib.Parsed:
+  def _parse(self, text: samples.Text) -> thoughts.Parsed:
     tokenizer, capacity = self.base.pretrained.tokenizer, self.base.settings.capacities.instruction
-    return format_lib.parse_strings(text.ids, text.lengths, "reflect", tokenizer, capacity)
+    return thoughts.parse_strings(text.ids, text.lengths, "reflect", tokenizer, capacity)
 
-  def _decode(self, text: rollout_lib.Text) -> list[str]:
+  def _decode(self, text: samples.Text) -> list[str]:
     ids, lengths = np.asarray(text.ids), np.asarray(text.lengths)
     return [self.base.pretrained.tokenizer.decode(row[1 : n - 1].tolist()) for row, n in zip(ids, lengths)]
 
@@ -288,7 +291,7 @@ def load(
   """
   if jax.process_count() > 1:
     raise ValueError(f"inference runs in one process; there are {jax.process_count()}")
-  base = experiment_lib.build_base(config)
+  base = experiment.build_base(config)
   made = make_stages(config, base.modules, base.settings, on_step)
   mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
   bagel = made.modules.bagel
@@ -309,7 +312,7 @@ def make_stages(
     modules, settings: of the config, see `experiment.Base`.
     on_step: see `load`.
   """
-  settings = experiment_lib.evaluation_settings(config, settings)
+  settings = experiment.evaluation_settings(config, settings)
   flow = lambda stage: dataclasses.replace(stage, on_step=on_step)
   text = lambda stage: dataclasses.replace(stage, axis=None)
   settings = dataclasses.replace(
@@ -340,6 +343,6 @@ def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: the model's folder cannot be read.
   """
-  size = images_lib.target_size(*image.shape[:2], pretrained.find(config.model.folder).sizes.autoencoder_transform)
+  size = preprocess.target_size(*image.shape[:2], folder.find(config.model.folder).sizes.autoencoder_transform)
   config.image.update(height=size[0], width=size[1])
-  return np.asarray(images_lib.resize(image[None], size))[0]
+  return np.asarray(preprocess.resize(image[None], size))[0]

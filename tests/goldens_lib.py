@@ -6,16 +6,16 @@ import pathlib
 import jax
 import numpy as np
 
-from r3jax.models import bagel
-from r3jax.models import config as config_lib
-from r3jax.models import towers as towers_lib
-from r3jax.parity import golden as golden_lib
+from r3jax.model import bagel
+from r3jax.model import config as config_lib
+from r3jax.model import image_encoders
+from r3jax.parity import golden
 from r3jax.parity import model
 from r3jax.parity import scenes
 from r3jax.sequence import layout as layout_lib
 
 FOLDER = pathlib.Path(__file__).parent / "goldens" / "tiny-a"
-GOLDEN = golden_lib.Golden(FOLDER)
+GOLDEN = golden.Golden(FOLDER)
 padded, rows_of = model.padded, model.unpacked
 
 
@@ -36,7 +36,7 @@ def bagel_model() -> bagel.Bagel:
   return GOLDEN.bagel
 
 
-def towers(size: tuple[int, int] | None = None) -> towers_lib.Towers:
+def towers(size: tuple[int, int] | None = None) -> image_encoders.Towers:
   return GOLDEN.towers(size)
 
 

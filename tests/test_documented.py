@@ -3,7 +3,7 @@
 from tests import documented
 
 CHECKED = {  # kind -> the test that holds it against a run
-    "always": "test_train.py", "tag": "test_train.py", "samples": "test_train.py", "evaluation": "test_train.py", "split": "rl/test_step.py",
+    "always": "run/test_loop.py", "tag": "run/test_loop.py", "samples": "run/test_loop.py", "evaluation": "run/test_loop.py", "split": "rl/test_iteration.py",
     "service": "rewards/test_faults.py", "cache": "rewards/test_cache.py", "judge": "rewards/test_judge.py",
 }
 

@@ -12,8 +12,8 @@ import time
 from etils import epath
 import pytest
 
-from r3jax import workdir as workdir_lib
-from r3jax.io import report
+from r3jax.report import page
+from r3jax.run import workdir as workdir_lib
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def fixture_evaluated(tiny_model, tmp_path_factory):
     time.sleep(0.005)
   killed.send_signal(signal.SIGKILL)
   killed.wait()
-  written = report.read_samples(folder / "killed")
+  written = page.read_samples(folder / "killed")
   run(*flags_of(tiny_model, folder / "killed"), log=folder / "killed.log")
   run(*flags_of(tiny_model, folder / "whole"), log=folder / "whole.log")
   return folder, written
@@ -60,10 +60,10 @@ class TestEvaluate:
   def test_goes_on_to_the_same_result(self, evaluated):
     folder, written = evaluated
     plain = lambda name: [
-        sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in report.read_samples(folder / name)]
+        sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in page.read_samples(folder / name)]
     assert 0 < len(written) < 24
     assert plain("killed") == plain("whole") and len(plain("whole")) == 24
-    assert report.read_samples(folder / "killed")[: len(written)] == written  # not drawn again
+    assert page.read_samples(folder / "killed")[: len(written)] == written  # not drawn again
 
   def test_files_are_as_documented(self, evaluated):
     folder, _ = evaluated

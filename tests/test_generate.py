@@ -11,10 +11,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds.shapes import prompts
 
 ROOT = pathlib.Path(__file__).parents[1]
-RECORD = world_prompts.heldout_records()[0]
+RECORD = prompts.heldout_records()[0]
 OTHER = "a photo of a red ring and a ring"  # no prompt of the world's
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from configs import r3_geneval
-from r3jax import experiment as experiment_lib
 from r3jax import inference
-from r3jax.evaluation import rounds as rounds_lib
-from r3jax.io import images as images_lib
+from r3jax.evaluation import draw
+from r3jax.model import preprocess
 from r3jax.parallel import mesh as mesh_lib
+from r3jax.run import experiment as experiment_lib
 from tests import tiny
 
 PROMPT, NUMBER, IMAGES, ROUNDS, SEED = "a photo of a ring", 5, 6, 4, 3
@@ -55,7 +55,7 @@ def rounds(tiny_model, mesh):
   experiment = experiment_lib.build(config)
   settings = experiment_lib.evaluation_settings(config, experiment.settings)
   parse = experiment.parse(mesh)
-  evaluator = rounds_lib.Evaluator(experiment.modules, settings, tiny.brightness, parse, mesh, ROUNDS, IMAGES, SEED)
+  evaluator = draw.Evaluator(experiment.modules, settings, tiny.brightness, parse, mesh, ROUNDS, IMAGES, SEED)
   prompts = dataclasses.replace(
       experiment.encode(({"prompt": PROMPT, "tag": "single_object", "include": [{"class": "ring", "count": 1}]},)),
       index=np.array([NUMBER], np.int32),
@@ -194,4 +194,4 @@ class TestFit:
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     fitted = inference.fit(config, image)
     assert (config.image.height, config.image.width) == (48, 48)
-    np.testing.assert_array_equal(fitted, np.asarray(images_lib.resize(image[None], (48, 48)))[0])
+    np.testing.assert_array_equal(fitted, np.asarray(preprocess.resize(image[None], (48, 48)))[0])

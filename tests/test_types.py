@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import r3jax
-from r3jax.rl import step as step_lib
+from r3jax.rl import programs
 from tests import tiny
 
 CHECKED = tuple(f"r3jax.{name}." for name in ("models", "sampling", "sequence", "rl", "rewards"))
@@ -40,11 +40,11 @@ class TestSignatures:
   def test_hold_in_the_step(self, tiny_model, checked):
     bench = tiny.make_bench(tiny_model)
     with jax.set_mesh(bench.mesh):
-      step = step_lib.fused(bench.iteration, bench.mesh)
+      step = programs.fused(bench.iteration, bench.mesh)
       jax.eval_shape(step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0))
     assert {
         "r3jax.sampling.text.decode", "r3jax.sampling.flow.sample", "r3jax.sampling.guidance.combine",
-        "r3jax.rl.losses.k3", "r3jax.rl.rollout.refine", "r3jax.rewards.format.parse_tokens",
+        "r3jax.rl.losses.k3", "r3jax.agent.rollout.refine", "r3jax.sequence.thoughts.parse_tokens",
     } <= set(checked)
     assert len(set(checked)) > 60
 

@@ -15,24 +15,24 @@ import ml_collections
 import numpy as np
 
 from configs import r3_geneval
-from r3jax import experiment as experiment_lib
-from r3jax import train
+from r3jax import score
+from r3jax.agent import samples as samples_lib
+from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import bagel_names
 from r3jax.data import contamination
-from r3jax.evaluation import build as build_lib
-from r3jax.evaluation import rounds as rounds_lib
-from r3jax.io import bagel_checkpoint
-from r3jax.io import bagel_table
+from r3jax.evaluation import draw as draw_lib
 from r3jax.parallel import mesh as mesh_lib
-from r3jax.rewards import base as rewards_base
-from r3jax.rewards import graph
-from r3jax.rewards import shapes as shapes_reward
-from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import state as state_lib
-from r3jax.rl import step as step_lib
-from r3jax.sequence import tokenizer as tokenizer_lib
-from r3jax.worlds import prompts as world_prompts
-from r3jax.worlds import small_bagel
-from r3jax.worlds import vocabulary
+from r3jax.rewards import combine
+from r3jax.rl import iteration as iteration_lib
+from r3jax.rl import optimizer
+from r3jax.run import experiment as experiment_lib
+from r3jax.run import held_out
+from r3jax.run import loop
+from r3jax.sequence import tokenizer
+from r3jax.sft import small_bagel
+from r3jax.worlds.shapes import prompts as prompts_lib
+from r3jax.worlds.shapes import verifier
+from r3jax.worlds.shapes import vocabulary
 
 SIZES = dict(
     hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
@@ -70,7 +70,7 @@ def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
 def random_weights(sizes) -> dict:
   """Returns random weights of a model of these sizes."""
   rng, leaves = np.random.default_rng(0), {}
-  for tensor in bagel_table.table(sizes):
+  for tensor in bagel_names.table(sizes):
     leaves.setdefault(tensor.path, []).append(_draw(tensor.path, tensor.shape, rng))
     if tensor.layer is None:
       (leaves[tensor.path],) = leaves[tensor.path]
@@ -101,9 +101,9 @@ def write_model(folder: pathlib.Path):
   vocabulary.build_tokenizer().save(str(folder / "tokenizer.json"))
   sizes = small_bagel.sizes(ml_collections.ConfigDict(SIZES))
   weights = random_weights(sizes)
-  _write_script(weights["policy"], tokenizer_lib.load(folder).vocabulary)
-  bagel_checkpoint.save(weights, sizes, folder)
-  for split, records in (("train", world_prompts.train_records()), ("heldout", world_prompts.heldout_records())):
+  _write_script(weights["policy"], tokenizer.load(folder).vocabulary)
+  bagel_files.save(weights, sizes, folder)
+  for split, records in (("train", prompts_lib.train_records()), ("heldout", prompts_lib.heldout_records())):
     lines = [json.dumps(record) for record in experiment_lib.evenly(records, 12, 0)]
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -121,12 +121,12 @@ def make_config(folder: pathlib.Path, changes: dict | None = None) -> ml_collect
   return config
 
 
-def brightness(images: jax.Array, target) -> rewards_base.Score:
+def brightness(images: jax.Array, target) -> score.Score:
   """Scores images by the sum of their first channel, exactly; the brighter ones are perfect."""
   del target
   beyond = jnp.sum(images[..., 0].astype(jnp.int32) - LEAST, axis=(1, 2))
   value = jnp.clip(beyond, 0, RANGE).astype(jnp.float32) / RANGE
-  return rewards_base.Score(value, jnp.ones_like(value, bool), {"strict": (value == 1).astype(jnp.float32)})
+  return score.Score(value, jnp.ones_like(value, bool), {"strict": (value == 1).astype(jnp.float32)})
 
 
 
@@ -134,22 +134,22 @@ def brightness(images: jax.Array, target) -> rewards_base.Score:
 class Bench:
   """What tests of the step start from: a session without a workdir, and its first state."""
 
-  session: train.Session
+  session: loop.Session
   policy: dict
 
   @property
-  def iteration(self) -> step_lib.Iteration:
+  def iteration(self) -> iteration_lib.Iteration:
     return self.session.iteration
 
   @property
-  def frozen(self) -> step_lib.Frozen:
+  def frozen(self) -> iteration_lib.Frozen:
     return self.session.frozen
 
   @property
   def mesh(self) -> jax.sharding.Mesh:
     return self.session.mesh
 
-  def state(self) -> state_lib.TrainState:
+  def state(self) -> optimizer.TrainState:
     """Returns the state before the first iteration."""
     return self.session.init(self.policy)
 
@@ -158,7 +158,7 @@ class Bench:
     groups = self.iteration.settings.groups
     return np.arange(number * groups, (number + 1) * groups)
 
-  def batch(self, number: int) -> rollout_lib.Prompts:
+  def batch(self, number: int) -> samples_lib.Prompts:
     """Returns the prompts of iteration `number`."""
     return jax.tree.map(lambda x: x[self.rows(number)], self.session.prompts)
 
@@ -177,7 +177,7 @@ class Bench:
     with jax.set_mesh(self.mesh):
       found, state = [], self.state()
       for i in range(number):
-        state, metrics, samples = step_lib.run(stages, state, self.frozen, self.batch(i), np.uint32(0))
+        state, metrics, samples = iteration_lib.run(stages, state, self.frozen, self.batch(i), np.uint32(0))
         found.append(jax.device_get((state, metrics, samples)))
     return found
 
@@ -192,21 +192,21 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   """
   config = make_config(folder, changes)
   experiment = experiment_lib.build(config)
-  reward = graph.GraphReward(shapes_reward.encode_records, lambda mesh: brightness, ("strict",))
+  reward = combine.GraphReward(verifier.encode_records, lambda mesh: brightness, ("strict",))
   experiment = dataclasses.replace(experiment, reward=reward)
   mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
   policy, frozen = experiment.start(mesh, config.seed)
   prompts = experiment.encode(experiment.train)
-  exam = None if config.eval.batch_size % shape[0] else build_lib.exam(config, experiment, mesh)
-  session = train.Session(
+  exam = None if config.eval.batch_size % shape[0] else held_out.exam(config, experiment, mesh)
+  session = loop.Session(
       config, None, experiment, mesh, experiment.iteration(mesh), prompts, frozen, exam, contamination.Leaked({}, True))
   return Bench(session, policy)
 
 
-def draw(evaluator: rounds_lib.Evaluator, policy, towers, prompts: rollout_lib.Prompts, images: int) -> list[rounds_lib.Round]:
+def draw(evaluator: draw_lib.Evaluator, policy, towers, prompts: samples_lib.Prompts, images: int) -> list[draw_lib.Round]:
   """Returns one numpy `Round` per round for images of every prompt, prompt by prompt."""
   rows, parts = [(i, j) for i in range(len(prompts.index)) for j in range(images)], []
-  for batch, number in rounds_lib.batches(rows, evaluator.batch_size):
+  for batch, number in draw_lib.batches(rows, evaluator.batch_size):
     made = evaluator.run(policy, towers, jax.tree.map(lambda x: x[batch[:, 0]], prompts), batch[:, 1])
     parts.append([jax.tree.map(lambda x: x[:number], one) for one, _ in made])
   return [jax.tree.map(lambda *leaves: np.concatenate(leaves), *turn) for turn in zip(*parts)]

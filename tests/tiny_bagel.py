@@ -9,11 +9,11 @@ from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
 
-from r3jax.io import bagel_checkpoint
-from r3jax.models import config as config_lib
+from r3jax.checkpoint import bagel_files
+from r3jax.model import config
 from r3jax.sequence import tokenizer as tokenizer_lib
-from r3jax.worlds import small_bagel
-from r3jax.worlds import vocabulary
+from r3jax.sft import small_bagel
+from r3jax.worlds.shapes import vocabulary
 from tests import tiny
 
 
@@ -35,5 +35,5 @@ def write(folder: pathlib.Path):
   tokenizer().save(str(folder / "tokenizer.json"))
   found, small = tokenizer_lib.load(folder), small_bagel.sizes(ml_collections.ConfigDict(tiny.SIZES))
   llm = dataclasses.replace(small.llm, vocab_size=found.size)
-  sizes: config_lib.BagelConfig = dataclasses.replace(small, llm=llm, special_ids=found.special_ids)
-  bagel_checkpoint.save(tiny.random_weights(sizes), sizes, folder)
+  sizes: config.BagelConfig = dataclasses.replace(small, llm=llm, special_ids=found.special_ids)
+  bagel_files.save(tiny.random_weights(sizes), sizes, folder)

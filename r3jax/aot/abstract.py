@@ -10,20 +10,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from r3jax import experiment as experiment_lib
-from r3jax import pretrained as pretrained_lib
+from r3jax import score
 from r3jax import types
-from r3jax.io import bagel_checkpoint
-from r3jax.models import config as config_lib
-from r3jax.models import lora as lora_lib
-from r3jax.models import policy as policy_lib
-from r3jax.models import towers as towers_lib
+from r3jax.agent import samples
+from r3jax.agent import settings as settings_lib
+from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import folder
+from r3jax.model import config as config_lib
+from r3jax.model import image_encoders
+from r3jax.model import lora
+from r3jax.model import parameters
 from r3jax.parallel import rules
-from r3jax.rewards import base as rewards_base
-from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import settings as settings_lib
-from r3jax.rl import state as state_lib
-from r3jax.rl import step as step_lib
+from r3jax.rewards import outcome
+from r3jax.rl import iteration
+from r3jax.rl import optimizer as optimizer_lib
+from r3jax.run import experiment
+from r3jax.sequence import protocol
 
 CHARACTERS = 4  # of a token, where there is no tokenizer to count with
 
@@ -32,7 +34,7 @@ CHARACTERS = 4  # of a token, where there is no tokenizer to count with
 class StandIn:
   """Counts tokens where there is no tokenizer: one for every four characters."""
 
-  special_ids: config_lib.SpecialIds
+  special_ids: protocol.SpecialIds
 
   def encode(self, text: str) -> list[int]:
     """Returns as many ids as the text may have tokens."""
@@ -44,10 +46,10 @@ class StandIn:
     return ""
 
 
-def no_reward(images: np.ndarray, rows) -> rewards_base.Score:
+def no_reward(images: np.ndarray, rows) -> score.Score:
   """Stands for a reward that Python computes."""
   del rows
-  return rewards_base.to_score([rewards_base.Failed("compiled only")] * len(images), ("strict",))
+  return outcome.to_score([outcome.Failed("compiled only")] * len(images), ("strict",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,7 @@ def model_sizes(config: ml_collections.ConfigDict, layers: int | None) -> config
     config: of a run.
     layers: of the language model, in place of all.
   """
-  sizes = pretrained_lib.find(config.model.folder).sizes if config.model.folder else config_lib.bagel_7b()
+  sizes = folder.find(config.model.folder).sizes if config.model.folder else config_lib.bagel_7b()
   if layers is None:
     return sizes
   return dataclasses.replace(sizes, llm=dataclasses.replace(sizes.llm, num_layers=layers))
@@ -88,10 +90,10 @@ def base(config: ml_collections.ConfigDict, layers: int | None) -> Base:
     ValueError: the config cannot be run; the message says what must hold.
   """
   sizes = model_sizes(config, layers)
-  towers = towers_lib.Towers(sizes, (config.image.height, config.image.width), experiment_lib.DTYPES[config.model.dtype])
+  towers = image_encoders.Towers(sizes, (config.image.height, config.image.width), experiment.DTYPES[config.model.dtype])
   tokenizer = StandIn(sizes.special_ids)
-  modules = experiment_lib.make_modules(config, sizes, towers)
-  return Base(tokenizer, modules, experiment_lib.make_settings(config, tokenizer, towers))
+  modules = experiment.make_modules(config, sizes, towers)
+  return Base(tokenizer, modules, experiment.make_settings(config, tokenizer, towers))
 
 
 def on_mesh(tree, mesh: jax.sharding.Mesh, shardings=None):
@@ -108,14 +110,14 @@ def chip_bytes(tree) -> int:
 
 def narrowed(tree: types.Params, dtype: types.DType) -> types.Params:
   """Narrows shapes as `policy.narrowed` does arrays."""
-  found = jax.eval_shape(lambda params: policy_lib.narrowed(params, dtype), tree)
+  found = jax.eval_shape(lambda params: parameters.narrowed(params, dtype), tree)
   return jax.tree.map(lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding), found, tree)
 
 
 def weights(modules: settings_lib.Modules, mesh: jax.sharding.Mesh, dtype: types.DType) -> tuple[types.Params, types.Params]:
   """Returns the policy, without adapters, and the towers, as `Pretrained.load` makes them."""
-  plain = modules.bagel.clone(lora=lora_lib.LoRA())
-  shardings, shapes = pretrained_lib.shardings(plain, mesh), bagel_checkpoint.leaf_shapes(plain.config)
+  plain = modules.bagel.clone(lora=lora.LoRA())
+  shardings, shapes = folder.shardings(plain, mesh), bagel_files.leaf_shapes(plain.config)
   leaves = {path: jax.ShapeDtypeStruct(tuple(shapes[path]), dtype, sharding=shardings[path]) for path in shapes}
   tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
   return tree.pop("policy"), tree
@@ -127,22 +129,22 @@ def start(modules: settings_lib.Modules, settings: settings_lib.Settings, mesh: 
   policy, towers = weights(modules, mesh, jnp.promote_types(bagel.dtype, jnp.float32))
   towers, narrow = narrowed(towers, bagel.dtype), narrowed(policy, bagel.dtype)
   if not bagel.lora.rank:
-    return policy, step_lib.Frozen(towers, narrow if settings.loss.needs_reference else None)
-  shardings = lora_lib.adapters(policy_lib.shardings(bagel, mesh))
-  adapters = on_mesh(lora_lib.adapters(policy_lib.unboxed(bagel)), mesh, shardings)
-  return adapters, step_lib.Frozen(towers, {} if settings.loss.needs_reference else None, narrow)
+    return policy, iteration.Frozen(towers, narrow if settings.loss.needs_reference else None)
+  shardings = lora.adapters(parameters.shardings(bagel, mesh))
+  adapters = on_mesh(lora.adapters(parameters.unboxed(bagel)), mesh, shardings)
+  return adapters, iteration.Frozen(towers, {} if settings.loss.needs_reference else None, narrow)
 
 
-def train_state(policy: types.Params, optimizer, mesh: jax.sharding.Mesh) -> state_lib.TrainState:
+def train_state(policy: types.Params, optimizer, mesh: jax.sharding.Mesh) -> optimizer_lib.TrainState:
   """Returns the state at which `Session.init` starts."""
   moments = jax.eval_shape(optimizer.init, policy)
   placed = rules.like_parameters(moments, jax.tree.map(lambda leaf: leaf.sharding, policy), mesh)
   count = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-  return state_lib.TrainState(policy, on_mesh(moments, mesh, placed), count)
+  return optimizer_lib.TrainState(policy, on_mesh(moments, mesh, placed), count)
 
 
-def prompts(settings: settings_lib.Settings, rows: int) -> rollout_lib.Prompts:
+def prompts(settings: settings_lib.Settings, rows: int) -> samples.Prompts:
   """Returns the shapes of prompts."""
   number = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), jnp.int32)
   c = settings.capacities
-  return rollout_lib.Prompts(number(c.prompt), number(), number(c.question), number(), number(), number())
+  return samples.Prompts(number(c.prompt), number(), number(c.question), number(), number(), number())

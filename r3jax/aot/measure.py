@@ -9,14 +9,14 @@ import jax
 from jax.experimental import topologies
 import ml_collections
 
-from r3jax import experiment
 from r3jax.aot import abstract
-from r3jax.aot import chips
 from r3jax.aot import hlo
 from r3jax.aot import programs
 from r3jax.aot import report
 from r3jax.aot import search
+from r3jax.costs import chips
 from r3jax.parallel import mesh as mesh_lib
+from r3jax.run import experiment
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from r3jax import experiment as experiment_lib
 from r3jax import inference
+from r3jax.agent import keys as keys_lib
+from r3jax.agent import samples as samples_lib
 from r3jax.aot import abstract
-from r3jax.aot import costs
-from r3jax.evaluation import rounds as rounds_lib
-from r3jax.rewards import host
-from r3jax.rl import placement
-from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import state as state_lib
-from r3jax.rl import step as step_lib
+from r3jax.costs import count
+from r3jax.evaluation import draw
+from r3jax.rewards.from_host import scorer
+from r3jax.rl import iteration as iteration_lib
+from r3jax.rl import optimizer as optimizer_lib
+from r3jax.rl import programs as programs_lib
+from r3jax.rl import replicas as replicas_lib
+from r3jax.run import experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Programs:
   """
 
   programs: Mapping[str, Program]
-  stages: Mapping[str, costs.Cost]
+  stages: Mapping[str, count.Cost]
   samples: int
   layers: int
 
@@ -79,18 +81,18 @@ def step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layers: int
     ValueError: the config cannot be run on the mesh; the message says what must hold.
   """
   base = abstract.base(config, layers)
-  settings, replicas = base.settings, mesh.shape[placement.AXIS]
-  placement.check(settings.groups, settings.group_size, replicas, settings.micro_batches)
-  optimizer = state_lib.make_optimizer(state_lib.OptimizerSettings(**config.optimizer))
-  iteration = step_lib.Iteration(base.modules, settings, *_on_host(base, mesh), optimizer, replicas)
+  settings, replicas = base.settings, mesh.shape[replicas_lib.AXIS]
+  replicas_lib.check(settings.groups, settings.group_size, replicas, settings.micro_batches)
+  optimizer = optimizer_lib.make_optimizer(optimizer_lib.OptimizerSettings(**config.optimizer))
+  iteration = iteration_lib.Iteration(base.modules, settings, *_on_host(base, mesh), optimizer, replicas)
   policy, frozen = abstract.start(base.modules, settings, mesh)
   state = abstract.train_state(policy, optimizer, mesh)
   prompts = abstract.on_mesh(abstract.prompts(settings, settings.groups), mesh)
   arguments = (state, frozen, prompts, abstract.on_mesh(jax.ShapeDtypeStruct((), jnp.uint32), mesh))
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-  fused = jax.jit(step_lib.fused(iteration, mesh), donate_argnums=0, out_shardings=(shardings, None, None))
+  fused = jax.jit(programs_lib.fused(iteration, mesh), donate_argnums=0, out_shardings=(shardings, None, None))
   program = Program(mesh, fused, arguments, _held(state, frozen) | {"prompts": prompts})
-  stages = costs.iteration(
+  stages = count.iteration(
       base.modules, settings, mesh.shape, config.model.remat != "none", trains_all=not config.model.lora.rank)
   return Programs({"step": program}, stages, settings.groups * settings.group_size, _layers(base))
 
@@ -101,13 +103,13 @@ def evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layer
   Takes and raises what `step` does.
   """
   base, e = abstract.base(config, layers), config.eval
-  settings = experiment_lib.evaluation_settings(config, base.settings)
-  evaluator = rounds_lib.Evaluator(
+  settings = experiment.evaluation_settings(config, base.settings)
+  evaluator = draw.Evaluator(
       base.modules, settings, *_on_host(base, mesh), mesh, e.rounds, e.batch_size, e.seed)
   policy, frozen = abstract.start(base.modules, settings, mesh)
-  optimizer = state_lib.make_optimizer(state_lib.OptimizerSettings(**config.optimizer))
+  optimizer = optimizer_lib.make_optimizer(optimizer_lib.OptimizerSettings(**config.optimizer))
   held = _held(abstract.train_state(policy, optimizer, mesh), frozen)
-  many = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(placement.AXIS))
+  many = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(replicas_lib.AXIS))
   by_row = lambda tree: abstract.on_mesh(tree, mesh, jax.tree.map(lambda _: many, tree))
   rows = by_row((abstract.prompts(settings, e.batch_size), jax.ShapeDtypeStruct((e.batch_size, 3), jnp.int32)))
   arguments = (frozen.whole(policy), frozen.towers, *rows)
@@ -117,7 +119,7 @@ def evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layer
       "draft": Program(mesh, evaluator.draft, arguments, held | {"images": rows}),
       "revise": Program(mesh, evaluator.revise, (*arguments, last), held | {"images": (rows, last)}),
   }
-  return Programs(programs, costs.rollouts(base.modules, settings, mesh.shape, e.batch_size, 1), e.batch_size, _layers(base))
+  return Programs(programs, count.rollouts(base.modules, settings, mesh.shape, e.batch_size, 1), e.batch_size, _layers(base))
 
 
 def generation(
@@ -132,7 +134,7 @@ def generation(
   whole = functools.partial(abstract.on_mesh, mesh=mesh)
   policy, frozen = abstract.weights(stages.modules, mesh, base.modules.bagel.dtype)
   prompts = whole(abstract.prompts(stages.settings, num_images))
-  keys = whole(jax.eval_shape(lambda: rollout_lib.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))))
+  keys = whole(jax.eval_shape(lambda: keys_lib.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))))
   programs = {}
 
   def program(name: str, stage: Callable, *arguments):
@@ -147,10 +149,10 @@ def generation(
   source = program("look", inference.look, images)
   program("reflect", inference.reflect, prompts, source, keys)
   number = lambda *shape: jax.ShapeDtypeStruct((num_images, *shape), jnp.int32)
-  told = rollout_lib.Instruction(
+  told = samples_lib.Instruction(
       number(stages.settings.capacities.instruction), number(), jax.ShapeDtypeStruct((num_images,), bool))
   program("refine", inference.refine, source, whole(told), keys)
-  return Programs(programs, costs.rollouts(stages.modules, stages.settings, mesh.shape, num_images, 1), num_images, _layers(base))
+  return Programs(programs, count.rollouts(stages.modules, stages.settings, mesh.shape, num_images, 1), num_images, _layers(base))
 
 
 COMMANDS = {"step": step, "evaluate": evaluation, "generate": generation}
@@ -164,12 +166,12 @@ def _on_host(base: abstract.Base, mesh: jax.sharding.Mesh):
   """Returns a reward and a parser that call back to the host."""
   capacity = base.settings.capacities.instruction
   return (
-      host.reward_from_host(abstract.no_reward, ("strict",), mesh),
-      host.parse_on_host(base.tokenizer, capacity, mesh),
+      scorer.reward_from_host(abstract.no_reward, ("strict",), mesh),
+      scorer.parse_on_host(base.tokenizer, capacity, mesh),
   )
 
 
-def _held(state: state_lib.TrainState, frozen: step_lib.Frozen) -> dict[str, object]:
+def _held(state: optimizer_lib.TrainState, frozen: iteration_lib.Frozen) -> dict[str, object]:
   return {
       "trained parameters": state.policy, "optimizer": state.opt_state, "base of adapters": frozen.base,
       "reference": frozen.reference, "image towers": frozen.towers,

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 import re
 
-from r3jax.aot import chips
 from r3jax.aot import hlo
+from r3jax.costs import chips
 
 GIB = chips.GIB
 _USED = (  # the compiler's two ways to say it

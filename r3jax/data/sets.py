@@ -4,14 +4,14 @@ import dataclasses
 
 from absl import logging
 
-from r3jax.data import builders
 from r3jax.data import contamination
-from r3jax.data import geneval
-from r3jax.data import geneval_plus
-from r3jax.data import prompts
-from r3jax.data import shapes
+from r3jax.data import records
 from r3jax.data import sources
 from r3jax.data import storage
+from r3jax.data import tfds
+from r3jax.data.generators import geneval
+from r3jax.data.generators import geneval_plus
+from r3jax.data.generators import shapes
 
 GENERATED, EMBEDDED = "generated", "shapes"
 _GENERATORS = {"geneval": geneval.generate, "geneval_plus": geneval_plus.generate}
@@ -97,7 +97,7 @@ def _read_any(source: str) -> list[dict]:
     content = sources.read(source, storage.downloads(storage.root(None)))
   except OSError as error:
     raise ValueError(f"data.more_tests must name files of prompts that can be read: {error}") from error
-  return [record.to_json() for record in prompts.parse_jsonl(content, source)]
+  return [record.to_json() for record in records.parse_jsonl(content, source)]
 
 
 def _read(settings: Settings, name: str, source: str) -> list[dict]:
@@ -106,6 +106,6 @@ def _read(settings: Settings, name: str, source: str) -> list[dict]:
   if not source:
     raise ValueError(f"data.{name} must name a file of prompts in JSON lines, or a URL of one; it is empty")
   try:
-    return builders.load(settings.benchmark, source)
+    return tfds.load(settings.benchmark, source)
   except OSError as error:
     raise ValueError(f"data.{name} must name a file of prompts that can be read: {error}") from error

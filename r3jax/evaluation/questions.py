@@ -10,11 +10,11 @@ import re
 
 import numpy as np
 
-from r3jax.evaluation import rounds as rounds_lib
-from r3jax.rewards import format as format_lib
-from r3jax.rewards import seen
-from r3jax.worlds import grammar
-from r3jax.worlds import quiz
+from r3jax.evaluation import draw
+from r3jax.sequence import thoughts
+from r3jax.worlds.shapes import grammar
+from r3jax.worlds.shapes import quiz
+from r3jax.worlds.shapes import readings
 
 MATCH = "match"
 KINDS = (MATCH, *quiz.KINDS)
@@ -52,7 +52,7 @@ class Examiner:
       raise ValueError(f"eval.ask must hold nothing but {known} with this reward; got {self.kinds}")
 
   def questions(
-      self, drafts: rounds_lib.Drawn, records: Sequence[dict], rows: np.ndarray
+      self, drafts: draw.Drawn, records: Sequence[dict], rows: np.ndarray
   ) -> Mapping[str, list[Question | None]]:
     """Returns a question of every kind about every image, None where the image does not give one.
 
@@ -61,7 +61,7 @@ class Examiner:
       records: of the prompts.
       rows: [B, 2] the numbers of prompt and image, from which the draws come.
     """
-    objects = seen.objects(drafts.images) if self.embedded else [()] * len(records)
+    objects = readings.objects(drafts.images) if self.embedded else [()] * len(records)
     match = [self._match(record, right, known) for record, right, known in zip(records, drafts.score.parts["strict"], drafts.score.valid)]
     scene = lambda kind: [self._scene(kind, there, row) for there, row in zip(objects, rows)]
     return {kind: match if kind == MATCH else scene(kind) for kind in self.kinds}
@@ -80,5 +80,5 @@ class Examiner:
 
 def answer_in(text: str) -> str:
   """Returns the word that a text answers with: the first behind the thought; "" where there is none."""
-  words = re.findall(r"[a-z0-9]+", format_lib.edit_instruction(text).lower()) if format_lib.CLOSE in text else []
+  words = re.findall(r"[a-z0-9]+", thoughts.edit_instruction(text).lower()) if thoughts.CLOSE in text else []
   return words[0] if words else ""

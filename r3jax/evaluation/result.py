@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from r3jax import statistics
+from r3jax.evaluation import bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Result:
     """Share of the images of all rounds that have no score."""
     return float(np.isnan(self.score).mean())
 
-  def design(self, images: np.ndarray) -> statistics.Design:
+  def design(self, images: np.ndarray) -> bootstrap.Design:
     """Returns how the given images (their numbers) were drawn: prompts, tag by tag."""
-    return statistics.Design(*([labels[i] for i in images] for labels in (self.prompts, self.tags)))
+    return bootstrap.Design(*([labels[i] for i in images] for labels in (self.prompts, self.tags)))
 
 
 def _rounds(samples: Sequence[dict], name: str, kind: type = float) -> np.ndarray:

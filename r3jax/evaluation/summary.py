@@ -8,11 +8,11 @@ from etils import epath
 import jax
 
 from r3jax.data import contamination
-from r3jax.evaluation import measures
-from r3jax.evaluation import result as result_lib
-from r3jax.evaluation import run
-from r3jax.evaluation import tables
-from r3jax.io import report
+from r3jax.evaluation import evaluate
+from r3jax.evaluation import numbers
+from r3jax.evaluation import render
+from r3jax.evaluation import result
+from r3jax.report import page as page_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Facts:
 
 def make(samples: Sequence[dict], facts: Facts) -> dict:
   """Returns the summary of all samples of an evaluation."""
-  found, answers, seed = result_lib.of_samples(samples), result_lib.answers_of(samples), facts.seed
-  rounds = measures.by_round(found, seed)
+  found, answers, seed = result.of_samples(samples), result.answers_of(samples), facts.seed
+  rounds = numbers.by_round(found, seed)
   for turn, one in enumerate(rounds):
     one["tflops"] = facts.flops[bool(turn)] / 1e12
   return {
@@ -45,9 +45,9 @@ def make(samples: Sequence[dict], facts: Facts) -> dict:
       "images": len(samples), "prompts": len(set(zip(found.tags, found.prompts))),
       "images_by_tag": {tag: found.tags.count(tag) for tag in dict.fromkeys(found.tags)},
       "missing": found.missing, "leaked": dataclasses.asdict(facts.leaked),
-      "rounds": rounds, "tags": measures.by_tag(found, seed), "refinement": measures.refinement(found, seed),
-      "stops": measures.stops(found, seed), "behaviour": measures.behaviour(found),
-      "understanding": measures.understanding(answers, seed),
+      "rounds": rounds, "tags": numbers.by_tag(found, seed), "refinement": numbers.refinement(found, seed),
+      "stops": numbers.stops(found, seed), "behaviour": numbers.behaviour(found),
+      "understanding": numbers.understanding(answers, seed),
   }
 
 
@@ -56,9 +56,9 @@ def notes(summary: dict) -> list[str]:
   return contamination.Leaked(**summary["leaked"]).notes() + ([f"{summary['missing']:.1%} of the images have no score."] if summary["missing"] else [])
 
 
-def finished(exam: run.Exam, folder: epath.Path) -> list[dict] | None:
+def finished(exam: evaluate.Exam, folder: epath.Path) -> list[dict] | None:
   """Returns the samples of an evaluation that was concluded with the same settings, None where there is none."""
-  if not (folder / run.SUMMARY).exists():
+  if not (folder / evaluate.SUMMARY).exists():
     return None
   done, keys = exam.read(folder), exam.keys()
   return [done[key] for key in keys] if done.keys() >= keys.keys() else None
@@ -72,15 +72,15 @@ def conclude(folder: epath.Path, samples: Sequence[dict], facts: Facts) -> dict:
   summary = make(samples, facts)
   if jax.process_index():
     return summary
-  made = tables.of_summary(summary)
+  made = render.of_summary(summary)
   head = [f"# {summary['title']}", *(f"**{note}**" for note in notes(summary))]
-  (folder / "tables.md").write_text("\n\n".join([*head, *map(tables.markdown, made.values())]) + "\n")
+  (folder / "tables.md").write_text("\n\n".join([*head, *map(render.markdown, made.values())]) + "\n")
   (folder / "tables").mkdir(exist_ok=True)
   for name, table in made.items():
-    (folder / "tables" / f"{name}.csv").write_text(tables.csv_text(table))
-  page = report.Page(summary["title"], notes(summary), list(made.values()), tables.charts(summary), samples)
-  report.write_page(folder, page)
-  partial = folder / f"{run.SUMMARY}.partial"
+    (folder / "tables" / f"{name}.csv").write_text(render.csv_text(table))
+  page = page_lib.Page(summary["title"], notes(summary), list(made.values()), render.charts(summary), samples)
+  page_lib.write_page(folder, page)
+  partial = folder / f"{evaluate.SUMMARY}.partial"
   partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-  partial.replace(folder / run.SUMMARY)
+  partial.replace(folder / evaluate.SUMMARY)
   return summary

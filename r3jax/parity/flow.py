@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.models import bagel
-from r3jax.models import layers
+from r3jax.model import bagel
+from r3jax.model import layers
 from r3jax.parity import golden as golden_lib
 from r3jax.parity import model
 from r3jax.parity import perception
 from r3jax.parity import scenes
 from r3jax.parity import seen
-from r3jax.sampling import flow as flow_lib
+from r3jax.sampling import flow
 from r3jax.sampling import guidance as guidance_lib
 from r3jax.sampling import schedule as schedule_lib
 from r3jax.sequence import layout as layout_lib
@@ -128,11 +128,11 @@ def _sample(golden, policy, initial, lengths, past, index, sde_noise, *, layout,
     found = model.velocities(golden, policy, layout, active, latent, t, lengths, past)
     return guidance_lib.combine(guidance, *found) if guided else found[0]
 
-  plan = None if sde_noise is None else flow_lib.SDEPlan(index, lambda step: sde_noise)
-  return flow_lib.sample(velocity, initial, schedule, _guided(guidance, schedule), eta, plan)
+  plan = None if sde_noise is None else flow.SDEPlan(index, lambda step: sde_noise)
+  return flow.sample(velocity, initial, schedule, _guided(guidance, schedule), eta, plan)
 
 
-def _sampled(golden, case, interval=(0.4, 1.0), index=None, sde_noise=None, eta=None) -> flow_lib.Trajectory:
+def _sampled(golden, case, interval=(0.4, 1.0), index=None, sde_noise=None, eta=None) -> flow.Trajectory:
   scene = scenes.scene(golden, case)
   return _sample(
       golden, golden.policy, _initial(golden, case), scene.lengths, scene.past, index, sde_noise,
@@ -152,7 +152,7 @@ def _steps(golden: Golden, case: str) -> Iterator[Seen]:
     v = guidance_lib.combine(scene.guidance, *branches) if is_guided else branches[0]
     latents.append(model.packed(latent))
     velocities.append(model.packed(v))
-    latent = flow_lib.ode_step(latent, v, jnp.full(scene.rows, t - following))
+    latent = flow.ode_step(latent, v, jnp.full(scene.rows, t - following))
   yield Seen("timesteps", times)
   yield Seen("cfg_active", guided)
   yield Seen("x_traj", np.stack(latents))
@@ -184,8 +184,8 @@ def mixed(golden: Golden, case: str) -> Iterator[Seen]:
   branches = scene.branches(found.before, found.t[0], scene.active)
   velocity = guidance_lib.combine(scene.guidance, *branches)
   yield Seen("v_sde_step", model.packed(velocity))
-  mean, std = flow_lib.sde_moments(found.before, velocity, found.t, found.dt, eta(found.t))
-  tokens = flow_lib.token_logprob(found.after, mean, std)
+  mean, std = flow.sde_moments(found.before, velocity, found.t, found.dt, eta(found.t))
+  tokens = flow.token_logprob(found.after, mean, std)
   for row in range(scene.rows):
     yield Seen(f"latents_{row}", jnp.stack([found.before[row], found.after[row]]))
     yield Seen(f"log_prob_{row}", tokens[row : row + 1])
@@ -203,15 +203,15 @@ def sde(golden: Golden, case: str) -> Iterator[Seen]:
   for t, dt, mode, scale in zip(*(arrays[name] for name in ("t", "dt", "eta_mode", "eta_scale"))):
     t, dt = jnp.asarray([t]), jnp.asarray([dt])
     eta = schedule_lib.Eta(("constant", "monotonic")[mode], float(scale))(t)
-    mean, std = flow_lib.sde_moments(x, v, t, dt, eta)
-    reference_mean, _ = flow_lib.sde_moments(x, v_ref, t, dt, eta)
-    logprob, kl = flow_lib.token_logprob(x_next, mean, std), flow_lib.token_kl(mean, reference_mean, std)
+    mean, std = flow.sde_moments(x, v, t, dt, eta)
+    reference_mean, _ = flow.sde_moments(x, v_ref, t, dt, eta)
+    logprob, kl = flow.token_logprob(x_next, mean, std), flow.token_kl(mean, reference_mean, std)
     for name, value in zip(found, (eta, std[:, 0, 0], mean, logprob, kl)):
       found[name].append(np.asarray(value)[0])
   yield from (Seen(name, np.stack(values)) for name, values in found.items())
   x, v, x_next = (jnp.asarray(arrays[name])[:, None] for name in ("x_t", "v", "x_prev"))
   t, dt = jnp.asarray(arrays["vec_t"]), jnp.asarray(arrays["vec_dt"])
-  mean, std = flow_lib.sde_moments(x, v, t, dt, schedule_lib.Eta("monotonic", 0.7)(t))
+  mean, std = flow.sde_moments(x, v, t, dt, schedule_lib.Eta("monotonic", 0.7)(t))
   yield Seen("vec_mean", mean[:, 0])
   yield Seen("vec_std", std[:, 0])
-  yield Seen("vec_log_prob", flow_lib.token_logprob(x_next, mean, std)[:, 0])
+  yield Seen("vec_log_prob", flow.token_logprob(x_next, mean, std)[:, 0])

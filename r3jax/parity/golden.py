@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
-from r3jax.io import bagel_checkpoint
-from r3jax.models import bagel
-from r3jax.models import config as config_lib
-from r3jax.models import towers as towers_lib
+from r3jax.checkpoint import bagel_files
+from r3jax.model import bagel
+from r3jax.model import config as config_lib
+from r3jax.model import image_encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Golden:
   @functools.cached_property
   def weights(self) -> dict:
     """The parameters: "policy", "vision" and "autoencoder"."""
-    return jax.tree.map(jnp.asarray, bagel_checkpoint.load(self.folder, self.config))
+    return jax.tree.map(jnp.asarray, bagel_files.load(self.folder, self.config))
 
   @property
   def policy(self) -> types.Params:
@@ -69,9 +69,9 @@ class Golden:
     """The language model with its adapters."""
     return bagel.Bagel(self.config, self.dtype)
 
-  def towers(self, size: tuple[int, int] | None = None) -> towers_lib.Towers:
+  def towers(self, size: tuple[int, int] | None = None) -> image_encoders.Towers:
     """Returns the towers for images of a size, that of most cases if None."""
-    return towers_lib.Towers(self.config, tuple(size or self.constants["image_hw"]), self.dtype)
+    return image_encoders.Towers(self.config, tuple(size or self.constants["image_hw"]), self.dtype)
 
   @functools.cache
   def arrays(self, case: str) -> dict[str, np.ndarray]:

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.models import bagel
-from r3jax.models import layers
+from r3jax.model import bagel
+from r3jax.model import layers
 from r3jax.parity import golden as golden_lib
 from r3jax.parity import model
 from r3jax.parity import perception
 from r3jax.parity import seen
-from r3jax.rewards import format as format_lib
 from r3jax.sampling import text as text_lib
 from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import thoughts
 
 Golden, Seen = golden_lib.Golden, seen.Seen
 GREEDY = text_lib.TextSampling(0.0)
@@ -200,10 +200,10 @@ def formats(golden: Golden, case: str) -> Iterator[Seen]:
   rules = golden.rules(case)
   rows = rules["rows"]
   for name, stage in (("format_gen", "reason"), ("format_edit", "reflect")):
-    found = [format_lib.format_reward(row["text"], stage) for row in rows]
+    found = [thoughts.format_reward(row["text"], stage) for row in rows]
     yield Seen(name, np.array(found), np.array([row[name] for row in rows]), "exact")
-  equal = [format_lib.edit_instruction(row["text"]) == row["edit_operation"] for row in rows]
+  equal = [thoughts.edit_instruction(row["text"]) == row["edit_operation"] for row in rows]
   yield Seen("edit_operation", np.array(equal), np.ones(len(rows), bool), "exact")
   others = rules["non_string"]
-  found = [format_lib.format_reward(ast.literal_eval(row["value"]), "reason") for row in others]
+  found = [thoughts.format_reward(ast.literal_eval(row["value"]), "reason") for row in others]
   yield Seen("non_string", np.array(found), np.array([row["format_gen"] for row in others]), "exact")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.models import bagel
+from r3jax.model import bagel
 from r3jax.parity import golden as golden_lib
 from r3jax.sequence import layout as layout_lib
 

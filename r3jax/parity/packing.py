@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.models import layers
+from r3jax.model import layers
 from r3jax.parity import golden as golden_lib
 from r3jax.parity import model
 from r3jax.sequence import layout as layout_lib

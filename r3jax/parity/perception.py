@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.io import images as images_lib
-from r3jax.models import autoencoder
-from r3jax.models import config as config_lib
-from r3jax.models import layers
-from r3jax.models import siglip
+from r3jax.model import autoencoder
+from r3jax.model import config as config_lib
+from r3jax.model import layers
+from r3jax.model import preprocess
+from r3jax.model import siglip
 from r3jax.parity import golden as golden_lib
 from r3jax.parity import seen
 
@@ -46,7 +46,7 @@ def autoencoding(golden: Golden, case: str) -> Iterator[Seen]:
   yield Seen("decode_latent_tokens", tokens)
   decoded = _autoencoder(golden, "decode", tokens, grid(arrays["decode_latent"]))
   yield Seen("decode_image", _channels_first(decoded))
-  yield Seen("decode_uint8", images_lib.to_uint8(decoded))
+  yield Seen("decode_uint8", preprocess.to_uint8(decoded))
 
 
 @functools.partial(jax.jit, static_argnames=("golden", "grid"))
@@ -82,14 +82,14 @@ def sizes_after_resize(golden: Golden, case: str) -> Iterator[Seen]:
   rules = golden.rules(case)
   for name, raw in rules["transforms"].items():
     transform = config_lib.ImageTransform(raw["max_size"], raw["min_size"], raw["stride"])
-    sizes = [images_lib.target_size(height, width, transform)[::-1] for width, height in rules["wh_in"]]
+    sizes = [preprocess.target_size(height, width, transform)[::-1] for width, height in rules["wh_in"]]
     yield Seen(name, np.array(sizes), np.array(raw["wh_out"]), "exact")
 
 
 def transformed(images: jax.Array, transform: config_lib.ImageTransform) -> np.ndarray:
   """Returns 8-bit images [B, H, W, 3] as pixels of a transform, [B, 3, h, w]."""
-  size = images_lib.target_size(*images.shape[1:3], transform)
-  return _channels_first(images_lib.to_pixels(images_lib.resize(images, size)))
+  size = preprocess.target_size(*images.shape[1:3], transform)
+  return _channels_first(preprocess.to_pixels(preprocess.resize(images, size)))
 
 
 def resized_pixels(golden: Golden, case: str) -> Iterator[Seen]:

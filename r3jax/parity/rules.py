@@ -9,8 +9,8 @@ import numpy as np
 from r3jax.parity import golden as golden_lib
 from r3jax.parity import packing
 from r3jax.parity import seen
-from r3jax.rl import advantages
 from r3jax.rl import pool as pool_lib
+from r3jax.rl import returns
 from r3jax.sampling import guidance as guidance_lib
 from r3jax.sequence import layout as layout_lib
 
@@ -22,17 +22,17 @@ _CAUSAL, _FULL, _NOISE = 0, 1, 2
 def _advantage(values, divide_by_std: bool = False) -> jax.Array:
   """Returns the advantages of groups [G, K]."""
   values = jnp.asarray(values, jnp.float32)
-  return advantages.group_advantage(values, jnp.ones(values.shape, bool), divide_by_std)
+  return returns.group_advantage(values, jnp.ones(values.shape, bool), divide_by_std)
 
 
 def _returns(case: dict, score, form) -> tuple[jax.Array, np.ndarray]:
   """Returns the text returns of a recorded stage, and which samples were edited."""
   weight = case["format_reward_weight"]
   if case["stage"] == "gen":
-    return advantages.reason_return(score, form, weight), np.ones(score.shape, bool)
+    return returns.reason_return(score, form, weight), np.ones(score.shape, bool)
   stop = jnp.array(["no further edit" in text.lower() for text in case["edit_operations"]])
   before = jnp.full(score.shape, case["last_reward"], jnp.float32)
-  return advantages.reflect_return(score, before, stop, form, weight), ~np.asarray(stop)
+  return returns.reflect_return(score, before, stop, form, weight), ~np.asarray(stop)
 
 
 def returns_and_advantages(golden: Golden, case: str) -> Iterator[Seen]:

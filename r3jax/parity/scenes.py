@@ -6,12 +6,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from r3jax.models import bagel
+from r3jax.model import bagel
 from r3jax.parity import golden as golden_lib
 from r3jax.parity import model
 from r3jax.sampling import guidance as guidance_lib
 from r3jax.sequence import layout as layout_lib
-from r3jax.sequence import stages
+from r3jax.sequence import layouts
 
 UNUSED = 2  # capacity of a text segment that a case does not have
 
@@ -61,14 +61,14 @@ def draft(golden: golden_lib.Golden, case: str) -> Scene:
   prompt, prompt_lengths = model.texts(golden, case, "prompt_ids")
   system, system_lengths = model.padded([arrays["system_ids"]] * len(prompt))
   size = tuple(int(x) for x in arrays.get("image_hw", golden.constants["image_hw"]))
-  capacities = stages.Capacities(
+  capacities = layouts.Capacities(
       system.shape[1], prompt.shape[1], UNUSED, UNUSED, UNUSED, UNUSED, golden.towers(size).latent_grid, (1, 1)
   )
-  layout = stages.reason(capacities)
+  layout = layouts.reason(capacities)
   lengths = {"system": system_lengths, "prompt": prompt_lengths, "thought": 0 * prompt_lengths}
   output = model.run(golden, layout, {"system": system, "prompt": prompt}, lengths)
   guidance = guidance_lib.Guidance(_scales(golden, case)[0], 1.0, "global")
-  return Scene(golden, layout, output, lengths, stages.DRAFT, guidance, size)
+  return Scene(golden, layout, output, lengths, layouts.DRAFT, guidance, size)
 
 
 @functools.cache
@@ -78,17 +78,17 @@ def edit(golden: golden_lib.Golden, case: str) -> Scene:
   pictures = model.images(golden, case)
   size = tuple(pictures.shape[1:3])
   towers = golden.towers(size)
-  capacities = stages.Capacities(
+  capacities = layouts.Capacities(
       UNUSED, UNUSED, UNUSED, UNUSED, UNUSED, ids.shape[1], towers.latent_grid, towers.vit_grid
   )
-  layout = stages.refine(capacities)
+  layout = layouts.refine(capacities)
   features, latent = model.look(golden, pictures)
   lengths = {"instruction": id_lengths, "instruction_alone": id_lengths}
   clean = bagel.Noised(latent, jnp.zeros(len(ids)))
   inputs = {"source": clean, "seen": features, "instruction": ids, "instruction_alone": ids}
   output = model.run(golden, layout, inputs, lengths)
   guidance = guidance_lib.Guidance(*_scales(golden, case), "text_channel")
-  return Scene(golden, layout, output, lengths, stages.EDIT, guidance, size)
+  return Scene(golden, layout, output, lengths, layouts.EDIT, guidance, size)
 
 
 def scene(golden: golden_lib.Golden, case: str) -> Scene:

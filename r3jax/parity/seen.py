@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import golden
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,4 +25,4 @@ class Seen:
   tolerance: float | str | None = None
 
 
-Case = Callable[[golden_lib.Golden, str], Iterator[Seen]]  # folder, name of the case
+Case = Callable[[golden.Golden, str], Iterator[Seen]]  # folder, name of the case

@@ -17,19 +17,22 @@ import numpy as np
 import optax
 import safetensors.numpy
 
-from r3jax.io import bagel_checkpoint
+from r3jax.agent import actor as actor_lib
+from r3jax.agent import rollout as rollout_lib
+from r3jax.agent import samples
+from r3jax.agent import scoring
+from r3jax.agent import settings as settings_lib
+from r3jax.checkpoint import bagel_files
 from r3jax.parity import golden as golden_lib
 from r3jax.parity import model
 from r3jax.parity import seen
 from r3jax.rl import losses
 from r3jax.rl import objective
-from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import settings as settings_lib
 from r3jax.sampling import flow as flow_lib
 from r3jax.sampling import guidance as guidance_lib
 from r3jax.sampling import schedule as schedule_lib
 from r3jax.sampling import text as text_lib
-from r3jax.sequence import stages
+from r3jax.sequence import layouts
 
 Golden, Seen = golden_lib.Golden, seen.Seen
 _UNUSED = 2  # capacity of a text segment that a pack does not have
@@ -41,7 +44,7 @@ _REFERENCE_SCALE = 0.95  # of every matrix of the layers, in the goldens' refere
 class Recorded:
   """What the rollout of a pack recorded, with the behaviour that a k case assumes."""
 
-  text: rollout_lib.Text
+  text: samples.Text
   trajectory: flow_lib.Trajectory
 
 
@@ -91,7 +94,7 @@ class Pack:
     eta = schedule_lib.Eta(c["eta"]["mode"], float(self.arrays["constant_eta"]))
     return settings_lib.FlowSettings(schedule, guidance, eta, 1)
 
-  def settings(self, capacities: stages.Capacities) -> settings_lib.Settings:
+  def settings(self, capacities: layouts.Capacities) -> settings_lib.Settings:
     """Returns an iteration that samples as the pack was sampled."""
     image_scale = float(self.arrays["scales"][1])
     system = tuple(self.segment(self.arrays["system_ids"]).tolist())
@@ -128,34 +131,34 @@ def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
   t, dt = jnp.asarray(np.stack(model.numbered(golden, pack, "t_dt"))).T
   per_image = behavior["behavior_log_probs"].reshape(len(ids), -1).mean(axis=1)
   trajectory = flow_lib.Trajectory(latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image))
-  return Recorded(rollout_lib.Text(ids, lengths, jnp.asarray(logprob)), trajectory)
+  return Recorded(samples.Text(ids, lengths, jnp.asarray(logprob)), trajectory)
 
 
-def _outputs(actor: rollout_lib.Actor, recorded: Recorded, hidden, run: rollout_lib.Pass, names) -> Outputs:
+def _outputs(actor: actor_lib.Actor, recorded: Recorded, hidden, run: scoring.Pass, names) -> Outputs:
   logits = actor.modules.bagel.apply({"params": actor.policy}, hidden[:, :-1], method="logits")
   branches = actor.velocities(run.output, run.flow.branches(names))
-  velocity = rollout_lib.scored_velocity(actor, run, names, recorded.trajectory.t)
+  velocity = scoring.scored_velocity(actor, run, names, recorded.trajectory.t)
   return Outputs(actor.logprob(hidden, recorded.text.ids), velocity, logits, branches)
 
 
-def _actor(pack: Pack, policy, towers, capacities: stages.Capacities) -> rollout_lib.Actor:
+def _actor(pack: Pack, policy, towers, capacities: layouts.Capacities) -> actor_lib.Actor:
   modules = settings_lib.Modules(pack.golden.bagel, towers)
-  return rollout_lib.Actor(modules, policy, pack.golden.frozen, pack.settings(capacities))
+  return actor_lib.Actor(modules, policy, pack.golden.frozen, pack.settings(capacities))
 
 
 def _score_drafts(pack: Pack, policy, recorded: Recorded) -> Outputs:
   """Scores two groups of one draft each."""
   ids, lengths = pack.segments("prompt_ids")
   towers = pack.golden.towers()
-  capacities = stages.Capacities(
+  capacities = layouts.Capacities(
       pack.system_capacity, ids.shape[1], recorded.text.ids.shape[1], _UNUSED, _UNUSED, _UNUSED,
       towers.latent_grid, (1, 1),
   )
   actor = _actor(pack, policy, towers, capacities)
-  prompts = rollout_lib.Prompts(ids, lengths, None, None, None, None)
-  rollout = rollout_lib.Reason(recorded.text, recorded.trajectory, None)
-  run = rollout_lib.reason_pass(actor, prompts, rollout)
-  return _outputs(actor, recorded, run.output.text("thought"), run, stages.DRAFT)
+  prompts = samples.Prompts(ids, lengths, None, None, None, None)
+  rollout = samples.Reason(recorded.text, recorded.trajectory, None)
+  run = scoring.reason_pass(actor, prompts, rollout)
+  return _outputs(actor, recorded, run.output.text("thought"), run, layouts.DRAFT)
 
 
 def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
@@ -165,18 +168,18 @@ def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
   ids, lengths = pack.segments("edit_ids")
   image = jnp.asarray(pack.arrays["image"])[None]
   towers = golden.towers(image.shape[1:3])
-  capacities = stages.Capacities(
+  capacities = layouts.Capacities(
       pack.system_capacity, _UNUSED, _UNUSED, question.shape[1], recorded.text.ids.shape[1], ids.shape[1],
       towers.latent_grid, towers.vit_grid,
   )
   actor = _actor(pack, policy, towers, capacities)
   source = rollout_lib.look(actor, image)
-  prompts = rollout_lib.Prompts(question, None, question, question_length, None, None)
-  instruction = rollout_lib.Instruction(ids, lengths, jnp.zeros(pack.rows, bool))
-  refined = rollout_lib.Refine(recorded.trajectory, None)
-  reflected = rollout_lib.reflect_pass(actor, prompts, source, recorded.text)
-  run = rollout_lib.refine_pass(actor, source, instruction, refined)
-  return _outputs(actor, recorded, reflected.text("answer"), run, stages.EDIT)
+  prompts = samples.Prompts(question, None, question, question_length, None, None)
+  instruction = samples.Instruction(ids, lengths, jnp.zeros(pack.rows, bool))
+  refined = samples.Refine(recorded.trajectory, None)
+  reflected = scoring.reflect_pass(actor, prompts, source, recorded.text)
+  run = scoring.refine_pass(actor, source, instruction, refined)
+  return _outputs(actor, recorded, reflected.text("answer"), run, layouts.EDIT)
 
 
 @flax.struct.dataclass
@@ -278,8 +281,8 @@ def _released(golden: Golden, gradient) -> dict[str, np.ndarray]:
   """Returns gradients under BAGEL's parameter names."""
   frozen = jax.tree.map(np.zeros_like, golden.frozen)
   with tempfile.TemporaryDirectory() as folder:
-    bagel_checkpoint.save({"policy": gradient, **frozen}, golden.config, folder)
-    return safetensors.numpy.load_file(f"{folder}/{bagel_checkpoint.MODEL_FILES[0]}")
+    bagel_files.save({"policy": gradient, **frozen}, golden.config, folder)
+    return safetensors.numpy.load_file(f"{folder}/{bagel_files.MODEL_FILES[0]}")
 
 
 def loss(golden: Golden, case: str) -> Iterator[Seen]:

@@ -1,1 +1,1 @@
-"""Rewards: formats, the in-graph verifier, protocols."""
+"""Rewards of images, and how they are combined."""

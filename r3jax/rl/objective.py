@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
+from r3jax.agent import samples
+from r3jax.agent import settings
 from r3jax.rl import losses
-from r3jax.rl import settings as settings_lib
 from r3jax.sampling import flow as flow_lib
-from r3jax.rl import rollout as rollout_lib
 
 
 @flax.struct.dataclass
@@ -49,12 +49,12 @@ def _clipped(log_ratio: jax.Array, valid: jax.Array, clip_range: float) -> jax.A
   return jnp.sum(valid & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
 
 
-def text_count(text: rollout_lib.Text, valid: types.Flags) -> jax.Array:
+def text_count(text: samples.Text, valid: types.Flags) -> jax.Array:
   """Returns T of this replica: the tokens that carry loss."""
   return jnp.sum(losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None])
 
 
-def image_count(flow: settings_lib.FlowSettings, valid: types.Flags) -> jax.Array:
+def image_count(flow: settings.FlowSettings, valid: types.Flags) -> jax.Array:
   """Returns J of this replica: the images that carry loss."""
   return jnp.sum(valid) if flow.sde_index_max else jnp.int32(0)
 
@@ -62,7 +62,7 @@ def image_count(flow: settings_lib.FlowSettings, valid: types.Flags) -> jax.Arra
 def text_terms(
     logprob: jax.Array,
     reference_logprob: jax.Array,
-    text: rollout_lib.Text,
+    text: samples.Text,
     advantage: types.PerSample,
     valid: types.Flags,
     clip_range: float,
@@ -97,7 +97,7 @@ def flow_terms(
     velocity: types.Latent,
     reference_velocity: types.Latent,
     trajectory: flow_lib.Trajectory,
-    flow: settings_lib.FlowSettings,
+    flow: settings.FlowSettings,
     advantage: types.PerSample,
     valid: types.Flags,
     clip_range: float,
@@ -126,7 +126,7 @@ def flow_terms(
 
 
 def total(
-    text: TextTerms, images: FlowTerms, tokens: jax.Array, count: jax.Array, loss: settings_lib.LossSettings
+    text: TextTerms, images: FlowTerms, tokens: jax.Array, count: jax.Array, loss: settings.LossSettings
 ) -> jax.Array:
   """Returns this replica's share of the loss; the shares add up over replicas.
 

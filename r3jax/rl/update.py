@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
+from r3jax.agent import samples
+from r3jax.agent import settings
 from r3jax.rl import objective
-from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import settings as settings_lib
 from r3jax.sampling import flow as flow_lib
 
 
@@ -17,9 +17,9 @@ from r3jax.sampling import flow as flow_lib
 class Recorded:
   """What a stage sampled and what it earned, [B, ...]."""
 
-  text: rollout_lib.Text
+  text: samples.Text
   flow: flow_lib.Trajectory
-  told: rollout_lib.Instruction | None  # what images were drawn after, in the refine stage
+  told: samples.Instruction | None  # what images were drawn after, in the refine stage
   text_advantage: jax.Array
   image_advantage: jax.Array
   valid: jax.Array  # samples that count
@@ -45,8 +45,8 @@ def gradients(
     forward: Forward,
     batch,
     totals: tuple[jax.Array, jax.Array],
-    flow: settings_lib.FlowSettings,
-    loss: settings_lib.LossSettings,
+    flow: settings.FlowSettings,
+    loss: settings.LossSettings,
 ) -> Found:
   """Returns this replica's share of the loss and its gradient.
 

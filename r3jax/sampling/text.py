@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.models import bagel
-from r3jax.models import layers
+from r3jax.model import bagel
+from r3jax.model import layers
 from r3jax.parallel import collectives
 from r3jax.sequence import layout as layout_lib
 

@@ -1,1 +1,1 @@
-"""Layouts, caches, prompts and tokenizers."""
+"""Layouts, the chat protocol, the tokenizer and the parsers of sampled text."""

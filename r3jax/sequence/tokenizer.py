@@ -11,7 +11,7 @@ from tokenizers import models
 from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 
-from r3jax.models import config
+from r3jax.sequence import protocol
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")  # in a folder, where it has them
 SPECIAL_TOKENS = {  # field of SpecialIds -> content of the token
@@ -45,13 +45,13 @@ class TextTokenizer:
     return self._tokenizer.get_vocab(with_added_tokens=True)
 
   @functools.cached_property
-  def special_ids(self) -> config.SpecialIds:
+  def special_ids(self) -> protocol.SpecialIds:
     """Ids of the four markers, found by content; ValueError names those that are missing."""
     ids = {field: self._tokenizer.token_to_id(token) for field, token in SPECIAL_TOKENS.items()}
     missing = [SPECIAL_TOKENS[field] for field, token_id in ids.items() if token_id is None]
     if missing:
       raise ValueError(f"a tokenizer must hold {list(SPECIAL_TOKENS.values())}; missing: {missing}")
-    return config.SpecialIds(**ids)
+    return protocol.SpecialIds(**ids)
 
   def encode(self, text: str) -> list[int]:
     """Encodes text; adds no markers.

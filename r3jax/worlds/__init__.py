@@ -1,1 +1,1 @@
-"""The embedded world of coloured shapes."""
+"""Worlds: what prompts ask for and how images are verified."""

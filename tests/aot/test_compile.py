@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from r3jax.aot import costs
 from r3jax.aot import hlo
-from r3jax.models import config as config_lib
+from r3jax.costs import count
+from r3jax.model import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 LLM = config_lib.bagel_7b().llm
@@ -39,7 +39,7 @@ def weight_sizes(fsdp: int, tensor: int) -> set[int]:
   sides = (heads, kv_heads, LLM.intermediate_size, LLM.vocab_size)
   parts = (1, fsdp, tensor)  # a gather leaves no more than one axis
   whole = {LLM.hidden_size * side for side in sides}
-  assert 2 * sum([heads, kv_heads]) * LLM.hidden_size + 3 * LLM.intermediate_size * LLM.hidden_size == costs.expert_parameters(LLM)
+  assert 2 * sum([heads, kv_heads]) * LLM.hidden_size + 3 * LLM.intermediate_size * LLM.hidden_size == count.expert_parameters(LLM)
   return {size // part for size, part in itertools.product(whole, parts)}
 
 

@@ -6,34 +6,34 @@ import jax
 import pytest
 
 from configs import r3_geneval
-from r3jax.aot import chips
-from r3jax.aot import costs
 from r3jax.aot import hlo
 from r3jax.aot import measure
 from r3jax.aot import programs
 from r3jax.aot import report
 from r3jax.aot import search
-from r3jax.models import config as config_lib
+from r3jax.costs import chips
+from r3jax.costs import count as count_lib
+from r3jax.model import config as config_lib
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import rules
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import layout
 
 SMALL = config_lib.LLMConfig(
     hidden_size=8, intermediate_size=16, num_layers=3, num_heads=4, num_kv_heads=2, vocab_size=10)
 EXPERT = 8 * (8 + 4 + 4 + 8) + 3 * 8 * 16  # q, k, v, o; gate, up, down
-LAYOUT = layout_lib.Layout((layout_lib.text("prompt", 3), layout_lib.image("draft", "noise", (1, 2), ("prompt",))))
+LAYOUT = layout.Layout((layout.text("prompt", 3), layout.image("draft", "noise", (1, 2), ("prompt",))))
 
 
 class TestForward:
 
   def test_counts_products_and_visible_pairs(self):
-    found = costs.forward(SMALL, LAYOUT, ("draft",), ("prompt",), rows=5, copies=2)
+    found = count_lib.forward(SMALL, LAYOUT, ("draft",), ("prompt",), rows=5, copies=2)
     pairs = 4 * (3 + 4)  # four slots see the prompt and each other
     assert found.flops == 3 * 5 * (2 * EXPERT * 4 + 4 * 8 * pairs)
     assert found.read == 3 * 2 * 2 * EXPERT * 2  # both experts, bfloat16, two copies
 
   def test_text_is_causal_and_reads_one_expert(self):
-    found = costs.forward(SMALL, LAYOUT, ("prompt",), (), rows=1, copies=1)
+    found = count_lib.forward(SMALL, LAYOUT, ("prompt",), (), rows=1, copies=1)
     assert found.flops == 3 * (2 * EXPERT * 3 + 4 * 8 * 6)
     assert found.read == 3 * 2 * EXPERT
 
@@ -42,8 +42,8 @@ class TestCost:
 
   def test_seconds_are_those_of_the_slower_part(self):
     chip = chips.Chip(1, 100.0, 10.0, 1.0, ())
-    assert costs.Cost(400.0, 10.0).seconds(chip, 2) == 2.0
-    assert costs.Cost(400.0, 100.0).seconds(chip, 2) == 5.0
+    assert count_lib.Cost(400.0, 10.0).seconds(chip, 2) == 2.0
+    assert count_lib.Cost(400.0, 100.0).seconds(chip, 2) == 5.0
 
 
 class TestChips:
@@ -98,7 +98,7 @@ class TestCopies:
 
   @pytest.mark.parametrize("mlp, number", [((), 64), (("tensor",), 16), (("fsdp", "tensor"), 8)])
   def test_are_the_chips_that_rules_do_not_split_over(self, mlp, number):
-    assert costs.copies(rules.Rules.of({"mlp": mlp}), {"data": 8, "fsdp": 2, "tensor": 4}) == number
+    assert count_lib.copies(rules.Rules.of({"mlp": mlp}), {"data": 8, "fsdp": 2, "tensor": 4}) == number
 
 
 class TestSearch:
@@ -151,7 +151,7 @@ class TestProgram:
     gate = state.policy["layers"]["gen"]["gate"]["kernel"]
     assert (gate.shape, gate.dtype, gate.sharding.shard_shape(gate.shape)) == ((28, 3584, 18944), "float32", (28, 1792, 9472))
     count = sum(leaf.size for leaf in jax.tree.leaves(state.policy))
-    layers = 28 * 2 * (costs.expert_parameters(llm) + (28 + 4 + 4) * 128 + 2 * 3584 + 2 * 128)
+    layers = 28 * 2 * (count_lib.expert_parameters(llm) + (28 + 4 + 4) * 128 + 2 * 3584 + 2 * 128)
     rest = sum(leaf.size for name, part in state.policy.items() if name != "layers" for leaf in jax.tree.leaves(part))
     assert count == layers + rest and 14.1e9 < count < 14.3e9
     assert state.policy["embed_tokens"]["embedding"].shape == (152064, 3584)

@@ -1,7 +1,7 @@
 """Tests of data/benchmarks.py."""
 
 from r3jax.data import benchmarks
-from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds.shapes import prompts
 
 
 class TestBenchmarks:
@@ -16,4 +16,4 @@ class TestBenchmarks:
     assert not {"color+color", "color+shape", "2d+3d"} & set(tags)
 
   def test_embedded_world_has_the_tags_of_geneval(self):
-    assert world_prompts.TAGS == benchmarks.BENCHMARKS["geneval"].tags
+    assert prompts.TAGS == benchmarks.BENCHMARKS["geneval"].tags

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from r3jax.data import contamination
-from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds.shapes import prompts
 
 
 def record(prompt, *items, tag="two_object"):
@@ -136,8 +136,8 @@ class TestClean:
         "got ['single']")
 
   def test_embedded_world_trains_on_no_test_prompt(self):
-    train = world_prompts.train_records()
-    kept, found = contamination.clean(train, world_prompts.heldout_records())
+    train = prompts.train_records()
+    kept, found = contamination.clean(train, prompts.heldout_records())
     assert kept == train
     assert sum(overlap.total for overlap in found.tags.values()) == 740
     assert found.vanished == () and not found.contaminated

@@ -5,8 +5,8 @@ import collections
 import pytest
 
 from r3jax.data import benchmarks
-from r3jax.data import geneval_plus
-from r3jax.data import prompts
+from r3jax.data import records as records_lib
+from r3jax.data.generators import geneval_plus
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ class TestGenerate:
   def test_prompts_are_different_and_valid(self, records):
     assert len({record["prompt"] for record in records}) == 3500
     for record in records:
-      assert prompts.PromptRecord.from_json(record, "generated").to_json() == record
+      assert records_lib.PromptRecord.from_json(record, "generated").to_json() == record
 
   def test_first_of_a_longer_list_are_a_shorter_list(self, records):
     assert geneval_plus.generate(100, seed=0) == records[:100]

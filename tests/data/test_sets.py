@@ -6,7 +6,7 @@ import json
 import pytest
 
 from r3jax.data import sets
-from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds.shapes import prompts
 
 RED, BLUE = ({"tag": "colors", "prompt": f"a photo of a {color} bench",
               "include": [{"class": "bench", "count": 1, "color": color}]} for color in ("red", "blue"))
@@ -48,8 +48,8 @@ class TestLoad:
 
   def test_embedded_world_loses_nothing(self, settings):
     found = sets.load(dataclasses.replace(settings, train="shapes", heldout="shapes"))
-    assert found.train == world_prompts.train_records()
-    assert found.heldout == world_prompts.heldout_records()
+    assert found.train == prompts.train_records()
+    assert found.heldout == prompts.heldout_records()
 
   @pytest.mark.parametrize("changes, message", [
       ({"heldout": ""}, "data.heldout must name a file of prompts in JSON lines, or a URL of one; it is empty"),

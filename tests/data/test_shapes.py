@@ -2,8 +2,8 @@
 
 import pytest
 
-from r3jax.data import shapes
-from r3jax.worlds import prompts as world_prompts
+from r3jax.data.generators import shapes
+from r3jax.worlds.shapes import prompts
 from tests.data import processes
 
 LOAD = """
@@ -18,17 +18,17 @@ print(len(records))
 class TestLoad:
 
   def test_splits_equal_the_world(self, tmp_path):
-    assert shapes.load(tmp_path, "train") == world_prompts.train_records()
-    assert shapes.load(tmp_path, "heldout") == world_prompts.heldout_records()
+    assert shapes.load(tmp_path, "train") == prompts.train_records()
+    assert shapes.load(tmp_path, "heldout") == prompts.heldout_records()
 
   def test_second_load_reads_what_the_first_prepared(self, tmp_path, monkeypatch):
     shapes.load(tmp_path, "heldout")
     monkeypatch.setattr(shapes.Shapes, "_generate_examples", None)
-    assert len(shapes.load(tmp_path, "heldout")) == len(world_prompts.heldout_records())
+    assert len(shapes.load(tmp_path, "heldout")) == len(prompts.heldout_records())
 
   def test_changed_world_is_prepared_anew(self, tmp_path, monkeypatch):
     shapes.load(tmp_path, "train")
-    fewer = world_prompts.train_records()[:5]
+    fewer = prompts.train_records()[:5]
     monkeypatch.setitem(shapes.SPLITS, "train", lambda: fewer)
     assert shapes.load(tmp_path, "train") == fewer
 
@@ -44,4 +44,4 @@ class TestLoad:
   def test_two_processes_at_once_without_tensorflow(self, tmp_path):
     started = [processes.start(LOAD, tmp_path) for _ in range(2)]
     counts = [processes.result(process) for process in started]
-    assert counts == [len(world_prompts.heldout_records())] * 2
+    assert counts == [len(prompts.heldout_records())] * 2

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from r3jax.data import spaces
+from r3jax.data.generators import spaces
 
 
 def space(tag, *choices):

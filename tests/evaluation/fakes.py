@@ -2,14 +2,14 @@
 
 import numpy as np
 
+from r3jax import score as score_lib
+from r3jax.agent import samples
+from r3jax.evaluation import draw
+from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
-from r3jax.evaluation import rounds as rounds_lib
-from r3jax.evaluation import run
-from r3jax.rewards import base
-from r3jax.rl import rollout as rollout_lib
-from r3jax.worlds import prompts as world_prompts
+from r3jax.worlds.shapes import prompts as prompts_lib
 
-RECORDS = tuple(world_prompts.heldout_records()[::31][:10])
+RECORDS = tuple(prompts_lib.heldout_records()[::31][:10])
 TEXTS = ("<think> plan </think>", "<think> ok </think> no further edit needed", "<think> smudge </think> remove the smudge at top")
 
 
@@ -27,7 +27,7 @@ class Evaluator:
   def __init__(self, batch_size: int = 3, fails_at: int | None = None, missing: tuple[int, int] | None = None):
     self.batch_size, self.fails_at, self.missing, self.calls = batch_size, fails_at, missing, []
 
-  def run(self, policy, towers, prompts: rollout_lib.Prompts, images: np.ndarray):
+  def evaluate(self, policy, towers, prompts: samples.Prompts, images: np.ndarray):
     del policy, towers
     if len(self.calls) == self.fails_at:
       raise KeyboardInterrupt
@@ -36,39 +36,39 @@ class Evaluator:
     draft = self._drawn(rows, 0)
     even = rows.sum(1) % 2 == 0
     open_ = np.zeros(len(rows), bool)
-    text = lambda which: rollout_lib.Text(np.tile(which, (5, 1)).T, np.full(len(rows), 5), None)
-    first = rounds_lib.Round(rounds_lib.Standing(draft, draft, open_), np.ones(len(rows)), open_, text(np.zeros(len(rows), int)), np.zeros(len(rows), int))
+    text = lambda which: samples.Text(np.tile(which, (5, 1)).T, np.full(len(rows), 5), None)
+    first = draw.Round(draw.Standing(draft, draft, open_), np.ones(len(rows)), open_, text(np.zeros(len(rows), int)), np.zeros(len(rows), int))
     chain = self._drawn(rows, 1)
     keep = lambda old, new: np.where(even.reshape(-1, *[1] * (new.ndim - 1)), old, new)
-    score = base.Score(*(keep(getattr(draft.score, name), getattr(chain.score, name)) for name in ("value", "valid")),
+    score = score_lib.Score(*(keep(getattr(draft.score, name), getattr(chain.score, name)) for name in ("value", "valid")),
                        {"strict": keep(draft.score.parts["strict"], chain.score.parts["strict"])})
-    kept = rounds_lib.Drawn(keep(draft.images, chain.images), score)
-    second = rounds_lib.Round(rounds_lib.Standing(kept, chain, even), np.ones(len(rows)), even, text(np.where(even, 1, 2)), np.full(len(rows), 3))
+    kept = draw.Drawn(keep(draft.images, chain.images), score)
+    second = draw.Round(draw.Standing(kept, chain, even), np.ones(len(rows)), even, text(np.where(even, 1, 2)), np.full(len(rows), 3))
     return [(first, 0.5 * len(rows)), (second, 1.0 * len(rows))]
 
-  def _drawn(self, rows: np.ndarray, turn: int) -> rounds_lib.Drawn:
+  def _drawn(self, rows: np.ndarray, turn: int) -> draw.Drawn:
     value = (rows[:, 0] % 3) / 4 + 0.25 * turn
     images = np.broadcast_to((rows.sum(1) * 10 + turn)[:, None, None, None], (len(rows), 48, 48, 3)).astype(np.uint8)
     missing = (rows == self.missing).all(1) if self.missing and len(self.calls) <= 4 else np.zeros(len(rows), bool)
-    return rounds_lib.Drawn(images, base.Score(value, ~missing, {"strict": (value == 1).astype(float)}))
+    return draw.Drawn(images, score_lib.Score(value, ~missing, {"strict": (value == 1).astype(float)}))
 
   def ask(self, policy, towers, prompts, images, number: int, pictures: np.ndarray):
     del policy, towers, images, number
     assert pictures.shape == (self.batch_size, 48, 48, 3)
-    return rollout_lib.Text(prompts.question, prompts.question_length, None)
+    return samples.Text(prompts.question, prompts.question_length, None)
 
 
-def exam(evaluator: Evaluator, **settings) -> run.Exam:
+def exam(evaluator: Evaluator, **settings) -> evaluate.Exam:
   """Returns an exam of ten prompts, two images each; every question is answered "no"."""
   index = np.arange(len(RECORDS), dtype=np.int32)
   ids = np.zeros((len(RECORDS), 5), np.int32)
-  prompts = rollout_lib.Prompts(ids, ids[:, 0], ids, ids[:, 0], None, index)
+  prompts = samples.Prompts(ids, ids[:, 0], ids, ids[:, 0], None, index)
 
   def decode(ids, lengths):
     del lengths
     return [TEXTS[row[0]] if row[0] < len(TEXTS) else "<think> </think> no" for row in ids]
 
-  return run.Exam(
+  return evaluate.Exam(
       evaluator=evaluator, records=RECORDS, prompts=prompts, images_per_prompt=2,
       examiner=questions.Examiner(("match",), embedded=True, seed=0),
       segments=lambda texts, capacity: (np.full((len(texts), capacity), 99), np.full(len(texts), capacity)),

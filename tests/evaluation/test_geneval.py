@@ -15,8 +15,8 @@ import zlib
 
 import pytest
 
-from r3jax.data import geneval
-from r3jax.io import report
+from r3jax.data.generators import geneval
+from r3jax.report import page
 from tests import tiny_bagel
 from tests.rewards import scripted
 
@@ -58,7 +58,7 @@ def test_counts_and_files(tmp_path):
   assert summary["images_by_tag"] == {tag: 4 * number for tag, number in tags.items()}
   assert (summary["prompts"], summary["missing"]) == (len({record["prompt"] for record in records}), 0)
   assert [one["round"] for one in summary["rounds"]] == ["draft", "round 2", "round 3", "round 4"]
-  samples = report.read_samples(tmp_path / "found")
+  samples = page.read_samples(tmp_path / "found")
   assert len(samples) == 4 * len(records) and all(len(sample["turns"]) == 4 for sample in samples)
   named = {turn["image"] for sample in samples for turn in sample["turns"]}
   assert named == {f"images/{path.name}" for path in (tmp_path / "found" / "images").iterdir()}

@@ -4,26 +4,26 @@ import jax
 import numpy as np
 import pytest
 
+from r3jax import score as score_lib
+from r3jax.evaluation import draw
 from r3jax.evaluation import questions
-from r3jax.evaluation import rounds
-from r3jax.rewards import base
-from r3jax.worlds import batches
-from r3jax.worlds import prompts as world_prompts
-from r3jax.worlds import shapes
+from r3jax.worlds.shapes import batches
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes as scenes_lib
 
 
 @pytest.fixture(name="drafts", scope="module")
 def fixture_drafts():
   scenes = [batches.dense_scene(i, seed=4) for i in range(6)]
   stacked = jax.tree.map(lambda *x: np.stack(x), *[scene.replace(ghost_shape=np.full(9, -1)) for scene in scenes])
-  score = base.Score(np.full(6, 0.5), np.array([True] * 5 + [False]), {"strict": np.array([1.0, 0, 1, 0, 1, 1])})
-  return rounds.Drawn(np.asarray(shapes.render(stacked)), score)
+  score = score_lib.Score(np.full(6, 0.5), np.array([True] * 5 + [False]), {"strict": np.array([1.0, 0, 1, 0, 1, 1])})
+  return draw.Drawn(np.asarray(scenes_lib.render(stacked)), score)
 
 
 class TestExaminer:
 
   ROWS = np.array([[i, 0] for i in range(6)])
-  RECORDS = world_prompts.heldout_records()[:6]
+  RECORDS = prompts.heldout_records()[:6]
 
   def test_match_is_what_strict_says_and_not_asked_without_a_score(self, drafts):
     asked = questions.Examiner(("match",), True, 0).questions(drafts, self.RECORDS, self.ROWS)["match"]

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from r3jax.io import report
+from r3jax.report import page
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = 60
@@ -35,7 +35,7 @@ def fixture_expected(tmp_path_factory):
 @pytest.mark.parametrize("devices, batch_size", [(1, 1), (1, 7), (8, 32), (8, 8)])
 def test_numbers_texts_and_images(expected, tmp_path, devices, batch_size):
   found = evaluate(tmp_path, devices, batch_size)
-  ours, theirs = (report.read_samples(folder) for folder in (found, expected))
+  ours, theirs = (page.read_samples(folder) for folder in (found, expected))
   texts = lambda samples: [
       [sample["key"], *(turn["text"] for turn in sample["turns"]), *(one["text"] for one in sample["answers"])] for sample in samples]
   assert texts(ours) == texts(theirs)

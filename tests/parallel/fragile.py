@@ -9,7 +9,6 @@ import sys
 import time
 
 from absl import logging
-import jax
 from jax.experimental import multihost_utils
 import numpy as np
 

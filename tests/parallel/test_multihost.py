@@ -17,9 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from r3jax.io import jsonl
-from r3jax.io import report
+from r3jax.files import jsonl
 from r3jax.parallel import multihost
+from r3jax.report import page
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def logs(workdir) -> str:
 def samples(folder) -> list[dict]:
   """Returns the samples of a page without the times."""
   return [
-      sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in report.read_samples(folder)]
+      sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in page.read_samples(folder)]
 
 
 def metrics(workdir) -> list[dict]:

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.models import bagel as bagel_lib
-from r3jax.models import config as config_lib
-from r3jax.models import policy as policy_lib
+from r3jax.model import bagel as bagel_lib
+from r3jax.model import config
+from r3jax.model import parameters
 from r3jax.parallel import mesh as mesh_lib
 from r3jax.parallel import rules
 from tests import tiny
@@ -58,8 +58,8 @@ class TestFullSize:
 
   def test_all_parameters_of_the_7b_model_split_over_32_chips(self):
     """Every matrix of a layer is split 32 ways in training; nothing is split over fsdp in rollouts but the table."""
-    bagel = bagel_lib.Bagel(config_lib.bagel_7b(), jnp.bfloat16)
-    boxed = policy_lib.boxed(bagel)
+    bagel = bagel_lib.Bagel(config.bagel_7b(), jnp.bfloat16)
+    boxed = parameters.boxed(bagel)
     train = rules.parameter_specs(boxed, rules.TRAIN)
     layer = train["layers"]["gen"]
     assert layer["gate"]["kernel"] == P(None, ("fsdp",), ("tensor",))
@@ -73,7 +73,7 @@ class TestNarrowed:
   def test_forward_pass_is_the_same_bit_by_bit(self, tiny_model):
     session = tiny.make_bench(tiny_model, changes={"model.dtype": "bfloat16"})
     bagel, policy = session.iteration.modules.bagel, session.policy
-    narrow = policy_lib.narrowed(policy, jnp.bfloat16)
+    narrow = parameters.narrowed(policy, jnp.bfloat16)
     assert policy["norm"]["und"]["scale"].dtype == narrow["norm"]["und"]["scale"].dtype == jnp.float32
     assert narrow["layers"]["gen"]["q"]["kernel"].dtype == narrow["layers"]["gen"]["q"]["bias"].dtype == jnp.bfloat16
     hidden = jnp.ones((1, 2, bagel.config.llm.hidden_size), jnp.bfloat16)

@@ -6,7 +6,6 @@ speaks the JSON protocol for the embedded world's verifier. `POST /fault/NAME` m
 NAME from then on; "none" makes it well again. `GET /count` tells how many requests it has got.
 """
 
-import http.server
 import json
 import os
 import pickle
@@ -16,9 +15,9 @@ import sys
 import threading
 import time
 
-from r3jax.rewards import local
-from r3jax.rewards import protocol
-from r3jax.rewards import server as server_lib
+from r3jax.rewards.remote import protocol
+from r3jax.rewards.serving import local
+from r3jax.rewards.serving import server as server_lib
 
 FAULTS = (
     "none", "error500", "timeout", "dropped", "slow", "garbage", "html", "pickle", "missing", "excess", "out_of_range",

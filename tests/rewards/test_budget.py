@@ -2,7 +2,7 @@
 
 import pytest
 
-from r3jax.rewards import budget as budget_lib
+from r3jax.rewards.from_host import budget as budget_lib
 
 
 def first_stop(failed, fraction=0.2, window=10):

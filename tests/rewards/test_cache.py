@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from r3jax.rewards import base
-from r3jax.rewards import cache
+from r3jax.rewards import outcome
+from r3jax.rewards.from_host import cache
 from tests import documented
 
 IMAGES = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
@@ -23,7 +23,7 @@ class Counting:
 
   def score(self, images, records):
     self.asked += [int(image[0, 0, 0]) for image in images]
-    return [base.Failed("3") if image[0, 0, 0] == 3 else base.Ok(image[0, 0, 0] / 4, {"strict": 0.0}) for image in images]
+    return [outcome.Failed("3") if image[0, 0, 0] == 3 else outcome.Ok(image[0, 0, 0] / 4, {"strict": 0.0}) for image in images]
 
   def describe(self):
     return {"model": "m"}

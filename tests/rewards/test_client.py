@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from r3jax.rewards import client as client_lib
+from r3jax.rewards.remote import client as client_lib
 from tests.rewards import scripted
 
 QUICK = dict(deadline=5.0, attempts=3, pause=0.01, open_seconds=0.3)

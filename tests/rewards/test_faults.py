@@ -20,16 +20,16 @@ import jax
 import numpy as np
 import pytest
 
-from r3jax import metrics as metrics_lib
-from r3jax import sinks
-from r3jax import train
-from r3jax import workdir as workdir_lib
-from r3jax.io import checkpoints as checkpoints_lib
-from r3jax.io import jsonl
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.rewards import budget
-from r3jax.rewards import config as config_lib
-from r3jax.rewards import shapes
+from r3jax.checkpoint import training
+from r3jax.files import jsonl
+from r3jax.parallel import mesh
+from r3jax.rewards import registry
+from r3jax.rewards.from_host import budget
+from r3jax.run import loop
+from r3jax.run import workdir as workdir_lib
+from r3jax.run.logging import metrics as metrics_lib
+from r3jax.run.logging import sinks
+from r3jax.worlds.shapes import verifier
 from tests import documented
 from tests import tiny
 from tests.rewards import faulty_server
@@ -74,12 +74,12 @@ class Bench:
   """A compiled step whose rewards come from the service."""
 
   service: Service
-  session: train.Session
+  session: loop.Session
   policy: dict
   step: object
   settings: dict
 
-  def run(self, workdir: pathlib.Path, iterations: int, before=None, **reward) -> train.Clock:
+  def run(self, workdir: pathlib.Path, iterations: int, before=None, **reward) -> loop.Clock:
     """Runs iterations in a new workdir; checks that every score is the verifier's, or missing.
 
     Args:
@@ -91,7 +91,7 @@ class Bench:
     config = tiny.make_config(self.session.experiment.pretrained.folder, self.settings | {"total_steps": iterations, "checkpoint.every": 1000})
     config.reward.update(reward)
     config.lock()
-    session = dataclasses.replace(self.session, config=config, files=workdir_lib.Workdir(train.epath.Path(workdir)))
+    session = dataclasses.replace(self.session, config=config, files=workdir_lib.Workdir(loop.epath.Path(workdir)))
     session.experiment.reward.log_to(session.files.rewards, 0)
     session.experiment.reward.metrics()  # forgets what went before
     number = iter(range(1, 1000))
@@ -104,7 +104,7 @@ class Bench:
       return state, metrics, samples
 
     with jax.set_mesh(session.mesh):
-      return train._iterate(session, step, session.init(self.policy), train.Clock(), metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)))
+      return loop._iterate(session, step, session.init(self.policy), loop.Clock(), metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)))
 
 
 class Broken:
@@ -127,7 +127,7 @@ def check_scores(session, rows, samples):
       (samples.edit_score, edits.refined.images, rows[edits.row]),
   ):
     records = [session.experiment.train[row] for row in taken]
-    truth = np.asarray(shapes.verify(images, shapes.encode_records(records)).value)
+    truth = np.asarray(verifier.verify(images, verifier.encode_records(records)).value)
     value, valid = np.asarray(score.value), np.asarray(score.valid)
     np.testing.assert_array_equal(value[valid], truth[valid])
     assert np.isnan(value[~valid]).all()
@@ -142,8 +142,8 @@ def bench(tiny_model, tmp_path_factory):
       "log.samples_every": 0, **{f"reward.client.{key}": value for key, value in CLIENT.items()},
   }
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mesh_lib, "make_mesh", lambda **shape: mesh_lib.make_mesh_of(jax.devices()[:1], **shape))
-    session, policy = train.prepare(tiny.make_config(tiny_model, settings), str(folder / "workdir"))
+    patch.setattr(mesh, "make_mesh", lambda **shape: mesh.make_mesh_of(jax.devices()[:1], **shape))
+    session, policy = loop.prepare(tiny.make_config(tiny_model, settings), str(folder / "workdir"))
   with jax.set_mesh(session.mesh):
     step = session.compile(session.init(policy), None)
   made = Bench(service, session, policy, step, settings)
@@ -190,7 +190,7 @@ def check_complete(bench: Bench, workdir: pathlib.Path, fault: str) -> dict:
   assert outcomes(workdir)["ok"] == 0
   stopped = len(jsonl.read(workdir / "metrics.jsonl"))
   assert stopped == 4  # 4 of 20 is beyond 0.15
-  assert checkpoints_lib.latest_step(workdir / "checkpoints") == 4
+  assert training.latest_step(workdir / "checkpoints") == 4
   return {"fault": fault, "stopped after": stopped, "seconds": round(time.monotonic() - start, 1)}
 
 
@@ -228,7 +228,7 @@ class TestTwentyIterations:
     section = bench.session.config.reward.copy_and_resolve_references()
     with section.unlocked():
       section.client = {}
-    reward = config_lib.build(section).scorers["service"]._reward
+    reward = registry.build(section).scorers["service"]._reward
     monkeypatch.setattr(bench.session.experiment.reward.scorers["service"], "_reward", reward)
     bench.service.behave("error500", 0.5)
     bench.run(tmp_path, 20)

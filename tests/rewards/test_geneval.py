@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from r3jax.data import geneval as generator
-from r3jax.rewards import geneval
-from r3jax.rewards import shapes as verifier
-from r3jax.worlds import prompts as world_prompts
-from r3jax.worlds import shapes as world
+from r3jax.data.generators import geneval as generators_geneval
+from r3jax.rewards.serving import geneval as serving_geneval
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes as scenes_lib
+from r3jax.worlds.shapes import verifier
 
 
-def at(name, x=50.0, y=50.0, confidence=0.95, color=None, size=20.0) -> geneval.Detection:
+def at(name, x=50.0, y=50.0, confidence=0.95, color=None, size=20.0) -> serving_geneval.Detection:
   """Returns an object of a size with its centre at (x, y)."""
   box = (x - size / 2, y - size / 2, x + size / 2, y + size / 2)
-  return geneval.Detection(name, confidence, box, color)
+  return serving_geneval.Detection(name, confidence, box, color)
 
 
 def item(name, count=1, color=None, position=None) -> dict:
@@ -33,12 +33,12 @@ def asks(tag, *include, exclude=()) -> dict:
   return record | ({"exclude": excluded} if excluded else {})
 
 
-def clocks(*confidences) -> list[geneval.Detection]:
+def clocks(*confidences) -> list[serving_geneval.Detection]:
   """Returns a clock of each confidence."""
   return [at("clock", 30 * i, confidence=c) for i, c in enumerate(confidences)]
 
 
-def cups(*colors) -> list[geneval.Detection]:
+def cups(*colors) -> list[serving_geneval.Detection]:
   """Returns a cup of each colour, the surest first."""
   return [at("cup", 30 * i, confidence=0.9 - i / 100, color=c) for i, c in enumerate(colors)]
 
@@ -150,7 +150,7 @@ CASES = {
     "left": (LEFT, [BEAR, DOG], 1, 1, 1),
     "left, mirrored": (LEFT, [BEAR, at("dog", 150, 100)], 0, 0, 0.75),
     "left, box turned round": (
-        LEFT, [BEAR, geneval.Detection("dog", 0.95, (60, 110, 40, 90))], 1, 1, 1),
+        LEFT, [BEAR, serving_geneval.Detection("dog", 0.95, (60, 110, 40, 90))], 1, 1, 1),
     "right": (RIGHT, [BEAR, at("dog", 150, 100)], 1, 1, 1),
     "right, mirrored": (RIGHT, [BEAR, DOG], 0, 0, 0.75),
     "above": (ABOVE, [BEAR, at("dog", 100, 50)], 1, 1, 1),
@@ -210,7 +210,7 @@ CASES = {
 }
 
 
-def changed(record, rng) -> list[geneval.Detection]:
+def changed(record, rng) -> list[serving_geneval.Detection]:
   """Returns what a record asks for with up to three things wrong, all of different confidence."""
   found = []
   for index, one in enumerate(record["include"]):
@@ -224,51 +224,51 @@ def changed(record, rng) -> list[geneval.Detection]:
       found.pop(rng.randrange(len(found)))
     if rng.random() < 0.5:
       place = rng.uniform(0, 200), rng.uniform(0, 200)
-      found.append(at(rng.choice([*names, "toaster"]), *place, color=rng.choice(generator.COLORS)))
+      found.append(at(rng.choice([*names, "toaster"]), *place, color=rng.choice(generators_geneval.COLORS)))
   low = rng.choice([0.25, 0.85, 0.91, 0.91])
   sure = [low + (0.99 - low) * (i + 1) / len(found) for i in range(len(found))]
-  return [geneval.Detection(one.class_name, confidence, one.box, one.color)
+  return [serving_geneval.Detection(one.class_name, confidence, one.box, one.color)
           for one, confidence in zip(found, rng.sample(sure, len(sure)))]
 
 
-def random_scenes(number, rng) -> tuple[list[dict], world.Scene]:
+def random_scenes(number, rng) -> tuple[list[dict], scenes_lib.Scene]:
   """Returns records of the embedded world and a scene for each, stacked.
 
   A third of the scenes are right, a third right for another record of the tag, a third up to five
   objects at random of the classes and colours that the record is about and one more.
   """
-  tags = world_prompts.by_tag(world_prompts.heldout_records())
+  tags = prompts.by_tag(prompts.heldout_records())
   records, scenes = [], []
   for index in range(number):
     tag = tags[index % len(tags)]
     record, other = (tag[rng.integers(len(tag))] for _ in range(2))
-    classes = [world.SHAPES.index(one["class"]) for one in record["include"]] * 3 + [0]
-    colors = [world.COLORS.index(one.get("color", "red")) for one in record["include"]] * 2 + [1]
-    cells = rng.permutation(len(world.CELLS))[:rng.integers(6)]
+    classes = [scenes_lib.SHAPES.index(one["class"]) for one in record["include"]] * 3 + [0]
+    colors = [scenes_lib.COLORS.index(one.get("color", "red")) for one in record["include"]] * 2 + [1]
+    cells = rng.permutation(len(scenes_lib.CELLS))[:rng.integers(6)]
     clutter = [(rng.choice(classes), rng.choice(colors), cell) for cell in cells]
     kind = index // len(tags) % 3
     records.append(record)
-    scenes.append(world.place(clutter, rng) if kind == 2 else
-                  world_prompts.scene_for((record, other)[kind], rng))
+    scenes.append(scenes_lib.place(clutter, rng) if kind == 2 else
+                  prompts.scene_for((record, other)[kind], rng))
   return records, jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)
 
 
-def objects_in(scenes: world.Scene) -> verifier.Objects:
+def objects_in(scenes: scenes_lib.Scene) -> verifier.Objects:
   """Returns what stands in scenes [B, 9], as the verifier takes it; nothing is detected."""
-  cell = np.arange(len(world.CELLS))
-  inside = (world.CELL - scenes.size) // 2
-  top = world.CELL * (cell // world.GRID) + inside + scenes.dy
-  left = world.CELL * (cell % world.GRID) + inside + scenes.dx
+  cell = np.arange(len(scenes_lib.CELLS))
+  inside = (scenes_lib.CELL - scenes.size) // 2
+  top = scenes_lib.CELL * (cell // scenes_lib.GRID) + inside + scenes.dy
+  left = scenes_lib.CELL * (cell % scenes_lib.GRID) + inside + scenes.dx
   box = np.stack([top, left, top + scenes.size, left + scenes.size], -1).astype(np.float32)
   return verifier.Objects(scenes.shape, scenes.color, box, np.zeros(box.shape[:2], np.float32))
 
 
-def detections_of(objects: verifier.Objects, row: int) -> list[geneval.Detection]:
+def detections_of(objects: verifier.Objects, row: int) -> list[serving_geneval.Detection]:
   """Returns the objects of one image as detections, all of different confidence."""
   fields = zip(objects.shape[row], objects.color[row], objects.box[row].tolist())
   return [
-      geneval.Detection(world.SHAPES[shape], 0.99 - cell / 100, (x0, y0, x1, y1),
-                        world.COLORS[color])
+      serving_geneval.Detection(scenes_lib.SHAPES[shape], 0.99 - cell / 100, (x0, y0, x1, y1),
+                        scenes_lib.COLORS[color])
       for cell, (shape, color, (y0, x0, y1, x1)) in enumerate(fields) if shape >= 0
   ]
 
@@ -278,8 +278,8 @@ class TestJudge:
   @pytest.mark.parametrize("name", CASES)
   def test_hand_made_case(self, name):
     record, detections, correct, strict, score = CASES[name]
-    geneval.check_record(record)
-    found = geneval.judge(record, detections)
+    serving_geneval.check_record(record)
+    found = serving_geneval.judge(record, detections)
     assert (found.correct, found.strict) == (bool(correct), bool(strict))
     assert found.score == pytest.approx(score, abs=1e-12)
     assert bool(found.reasons) != found.correct
@@ -287,7 +287,7 @@ class TestJudge:
 
   def test_table_is_large_and_has_every_tag(self):
     assert len(CASES) >= 60
-    assert {case[0]["tag"] for case in CASES.values()} == set(world_prompts.TAGS)
+    assert {case[0]["tag"] for case in CASES.values()} == set(prompts.TAGS)
 
   @pytest.mark.parametrize("record, detections, reasons", [
       (COUNT, clocks(0.95), ["expected at least 3 clock, found 1"]),
@@ -303,30 +303,30 @@ class TestJudge:
       (TWO, [], ["expected at least 1 bench, found 0", "expected at least 1 cat, found 0"]),
   ])
   def test_reasons_say_what_was_seen(self, record, detections, reasons):
-    assert list(geneval.judge(record, detections).reasons) == reasons
+    assert list(serving_geneval.judge(record, detections).reasons) == reasons
 
   def test_thresholds_are_used(self):
     record, detections = SINGLE, [at("bench", confidence=0.5)]
-    assert geneval.judge(record, detections).correct
-    assert not geneval.judge(record, detections, geneval.Thresholds(confidence=0.5)).correct
+    assert serving_geneval.judge(record, detections).correct
+    assert not serving_geneval.judge(record, detections, serving_geneval.Thresholds(confidence=0.5)).correct
     near = [BEAR, at("dog", 92, 100)]
-    assert geneval.judge(LEFT, near, geneval.Thresholds(position=0.05)).correct
+    assert serving_geneval.judge(LEFT, near, serving_geneval.Thresholds(position=0.05)).correct
     sure = clocks(*[0.95] * 3)
-    assert not geneval.judge(COUNT, sure, geneval.Thresholds(max_objects=2)).correct
-    assert not geneval.judge(COUNT, sure, geneval.Thresholds(counting_confidence=0.95)).correct
+    assert not serving_geneval.judge(COUNT, sure, serving_geneval.Thresholds(max_objects=2)).correct
+    assert not serving_geneval.judge(COUNT, sure, serving_geneval.Thresholds(counting_confidence=0.95)).correct
 
   @pytest.mark.parametrize("records", [
-      generator.generate(600, 0), [NO_CAT, BEARS, CHAIN, RED_DOG, RED_CUPS, AT_LEAST] * 100])
+      generators_geneval.generate(600, 0), [NO_CAT, BEARS, CHAIN, RED_DOG, RED_CUPS, AT_LEAST] * 100])
   def test_what_holds_for_all_detections(self, records):
     rng, seen = random.Random(0), []
     for record in records:
       detections = changed(record, rng)
-      found = geneval.judge(record, detections)
+      found = serving_geneval.judge(record, detections)
       assert 0 <= found.score <= 1
       assert found.strict == (found.score == 1)
       assert found.correct or not found.strict
       assert found.correct == (not found.reasons)
-      assert geneval.judge(record, rng.sample(detections, len(detections))) == found
+      assert serving_geneval.judge(record, rng.sample(detections, len(detections))) == found
       seen.append((found.correct, found.strict))
     counts = [seen.count(kind) for kind in ((False, False), (True, False), (True, True))]
     assert min(counts) > 5, counts
@@ -346,7 +346,7 @@ class TestAgainstTheVerifierOfTheEmbeddedWorld:
     compared = {"strict": [], "correct": []}
     for row, record in enumerate(records):
       detections = detections_of(objects, row)
-      found, about = geneval.judge(record, detections), (record, detections)
+      found, about = serving_geneval.judge(record, detections), (record, detections)
       strict, correct = (bool(parts[name][row]) for name in ("strict", "correct"))
       names = [one.class_name for one in detections]
       if set(names) <= {one["class"] for one in record["include"]}:
@@ -362,13 +362,13 @@ class TestAgainstTheVerifierOfTheEmbeddedWorld:
       assert len(verdicts) > 300 and 100 < sum(verdicts) < len(verdicts) - 100, compared
 
   def test_an_unnamed_class_matters_to_the_verifier_only(self):
-    record = world_prompts.heldout_records()[0]
-    named = world.SHAPES.index(record["include"][0]["class"])
+    record = prompts.heldout_records()[0]
+    named = scenes_lib.SHAPES.index(record["include"][0]["class"])
     rng = np.random.default_rng(0)
-    scene = world.place([(named, 0, 0), ((named + 1) % len(world.SHAPES), 0, 1)], rng)
+    scene = scenes_lib.place([(named, 0, 0), ((named + 1) % len(scenes_lib.SHAPES), 0, 1)], rng)
     objects = objects_in(jax.tree.map(lambda leaf: leaf[None], scene))
     parts = verifier.score(objects, verifier.encode_records([record])).parts
-    assert geneval.judge(record, detections_of(objects, 0)).strict and not parts["strict"][0]
+    assert serving_geneval.judge(record, detections_of(objects, 0)).strict and not parts["strict"][0]
 
 
 class TestRelations:
@@ -376,16 +376,16 @@ class TestRelations:
   def test_one_of_four_or_two_on_a_diagonal(self):
     for dx, dy in itertools.product((-50, 0, 50), repeat=2):
       a, b = at("a", 100 + dx, 100 + dy), at("b", 100, 100)
-      found = geneval.relations(a.box, b.box, 0.1)
+      found = serving_geneval.relations(a.box, b.box, 0.1)
       horizontal = {-50: {"left of"}, 0: set(), 50: {"right of"}}[dx]
       assert found == horizontal | {-50: {"above"}, 0: set(), 50: {"below"}}[dy]
       mirrored = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-      assert geneval.relations(b.box, a.box, 0.1) == {mirrored[name] for name in found}
+      assert serving_geneval.relations(b.box, a.box, 0.1) == {mirrored[name] for name in found}
 
   def test_offset_below_a_thousandth_of_a_pixel_is_none(self):
     # Only for objects all but without size: else the half of the offset is not left anyway.
-    assert geneval.relations((5, 5, 5, 5), (5.0009, 5, 5.0009, 5), 0.1) == set()
-    assert geneval.relations((5, 5, 5, 5), (5.0011, 5, 5.0011, 5), 0.1) == {"left of"}
+    assert serving_geneval.relations((5, 5, 5, 5), (5.0009, 5, 5.0009, 5), 0.1) == set()
+    assert serving_geneval.relations((5, 5, 5, 5), (5.0011, 5, 5.0011, 5), 0.1) == {"left of"}
 
 
 class TestCheckRecord:
@@ -413,11 +413,11 @@ class TestCheckRecord:
   ])
   def test_record_that_cannot_be_judged_is_refused(self, record, message):
     with pytest.raises(ValueError, match=message):
-      geneval.check_record(record)
+      serving_geneval.check_record(record)
 
   def test_generated_records_are_fine(self):
-    for record in generator.generate(600, 1) + world_prompts.heldout_records():
-      geneval.check_record(record)
+    for record in generators_geneval.generate(600, 1) + prompts.heldout_records():
+      serving_geneval.check_record(record)
 
 
 class TestThresholds:
@@ -427,4 +427,4 @@ class TestThresholds:
       {"position": -0.1}, {"max_objects": 0}])
   def test_bad_value_is_refused(self, changes):
     with pytest.raises(ValueError, match=f"{next(iter(changes))} must be"):
-      geneval.Thresholds(**changes)
+      serving_geneval.Thresholds(**changes)

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 import pytest
 
-from r3jax.io import jsonl
+from r3jax import score as score_lib
+from r3jax.files import jsonl
 from r3jax.parallel import mesh as mesh_lib
-from r3jax.rewards import base
-from r3jax.rewards import format as format_lib
-from r3jax.rewards import host
+from r3jax.rewards import outcome
+from r3jax.rewards.from_host import scorer as scorer_lib
+from r3jax.sequence import thoughts
 from r3jax.sequence import tokenizer as tokenizer_lib
-from r3jax.worlds import vocabulary
+from r3jax.worlds.shapes import vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = (
@@ -49,11 +50,11 @@ def _images(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   return rng.integers(0, 256, (number, 4, 4, 3), np.uint8), {"wanted": np.arange(number, dtype=np.int32)}
 
 
-def _brightness(images, target) -> base.Score:
+def _brightness(images, target) -> score_lib.Score:
   """Scores images by their brightness plus what is wanted, in numpy."""
   bright = np.asarray(images).mean(axis=(1, 2, 3), dtype=np.float32)
   value = bright + np.asarray(target["wanted"], np.float32)
-  return base.Score(value, bright > 0, {"bright": bright})
+  return score_lib.Score(value, bright > 0, {"bright": bright})
 
 
 class TestRewardFromHost:
@@ -67,7 +68,7 @@ class TestRewardFromHost:
       seen.extend(np.asarray(image).tobytes() for image in images)
       return _brightness(images, target)
 
-    found = _mapped(mesh, host.reward_from_host(reward, ("bright",), mesh), images, target)
+    found = _mapped(mesh, scorer_lib.reward_from_host(reward, ("bright",), mesh), images, target)
     jax.tree.map(np.testing.assert_array_equal, found, _brightness(images, target))
     shards, replicas = mesh.shape["fsdp"] * mesh.shape["tensor"], mesh.shape["data"]
     padding = -(rows // replicas) % shards * replicas
@@ -81,9 +82,9 @@ class TestRewardFromHost:
     def reward(images, target):
       bright = np.asarray(images).mean(axis=(1, 2, 3)) > 128
       value = np.where(bright, 0.5, np.nan).astype(np.float32)
-      return base.Score(value, bright, {})
+      return score_lib.Score(value, bright, {})
 
-    found = _mapped(mesh, host.reward_from_host(reward, (), mesh), images, target)
+    found = _mapped(mesh, scorer_lib.reward_from_host(reward, (), mesh), images, target)
     assert found.valid.tolist() == [True] * 3 + [False] * 5
     assert found.value[:3].tolist() == [0.5] * 3
 
@@ -110,8 +111,8 @@ class Numbered:
     if number in self.broken:
       raise ZeroDivisionError("a bug")
     if number == 3:
-      return base.Failed("down")
-    return base.Invalid("odd") if number == 7 else base.Ok(number / 10, {"strict": 0.0}, {"answer": "é"})
+      return outcome.Failed("down")
+    return outcome.Invalid("odd") if number == 7 else outcome.Ok(number / 10, {"strict": 0.0}, {"answer": "é"})
 
   def describe(self):
     return {"model": "m"}
@@ -123,7 +124,7 @@ class Numbered:
 class TestScorer:
 
   def test_every_row_gets_the_outcome_of_its_record(self, mesh, tmp_path):
-    scorer = host.Scorer(Numbered())
+    scorer = scorer_lib.Scorer(Numbered())
     scorer.encode(RECORDS[:2])
     rows = scorer.encode(RECORDS[2:])
     assert rows.tolist() == list(range(2, 10))
@@ -144,25 +145,25 @@ class TestScorer:
     assert scorer.metrics()["images_ok"] == 0
 
   def test_bug_is_kept_and_scores_nothing(self, mesh):
-    scorer = host.Scorer(Numbered(broken=range(10)))
+    scorer = scorer_lib.Scorer(Numbered(broken=range(10)))
     rows = scorer.encode(RECORDS[:8])
     found = _mapped(mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows)
     assert not found.valid.any() and np.isnan(found.value).all()
     assert isinstance(scorer.error, ZeroDivisionError)
 
   def test_lines_of_repeated_steps_are_dropped(self, tmp_path):
-    scorer, path = host.Scorer(Numbered()), tmp_path / "a.jsonl"
+    scorer, path = scorer_lib.Scorer(Numbered()), tmp_path / "a.jsonl"
     rows = scorer.encode(RECORDS[:1])
     scorer.log_to(path, 0)
     for scorer.step in (0, 1, 2):
       scorer._score(np.zeros((1, 4, 4, 3), np.uint8), rows)
       scorer.flush()
-    host.Scorer(Numbered()).log_to(path, 1)
+    scorer_lib.Scorer(Numbered()).log_to(path, 1)
     assert [line["step"] for line in jsonl.read(path)] == [0, 1]
 
   def test_record_that_cannot_be_asked_about_is_refused(self):
     with pytest.raises(ValueError, match="there is nothing to ask"):
-      host.Scorer(Numbered()).encode(RECORDS + [{"prompt": "nothing"}])
+      scorer_lib.Scorer(Numbered()).encode(RECORDS + [{"prompt": "nothing"}])
 
 
 # Two devices on two threads, each with more to hand over than JAX copies in place (100 kB).
@@ -200,9 +201,9 @@ class TestParseOnHost:
     tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
     segments = [tokenizer.segment(text, 16) for text in TEXTS]
     ids, lengths = (np.stack(column).astype(np.int32) for column in zip(*segments))
-    tags = format_lib.tag_ids(tokenizer)
-    in_graph = lambda ids, lengths: format_lib.parse_tokens(ids, lengths, stage, tags, 9)
-    on_host = host.parse_on_host(tokenizer, 9, mesh)
+    tags = thoughts.tag_ids(tokenizer)
+    in_graph = lambda ids, lengths: thoughts.parse_tokens(ids, lengths, stage, tags, 9)
+    on_host = scorer_lib.parse_on_host(tokenizer, 9, mesh)
     found = _mapped(mesh, lambda ids, lengths: on_host(ids, lengths, stage), ids, lengths)
     expected = _mapped(mesh, in_graph, ids, lengths)
     jax.tree.map(np.testing.assert_array_equal, found, expected)

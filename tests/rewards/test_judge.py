@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from r3jax.rewards import base
-from r3jax.rewards import client as client_lib
-from r3jax.rewards import judge as judge_lib
-from r3jax.rewards import protocol
+from r3jax.rewards import outcome as outcome_lib
+from r3jax.rewards.remote import client
+from r3jax.rewards.remote import judge as judge_lib
+from r3jax.rewards.remote import protocol
 from tests import documented
 from tests.rewards import scripted
 
@@ -46,11 +46,11 @@ class Chat:
 
 
 def make(server, task, **changes):
-  settings = client_lib.Settings(endpoints=(server.url,), deadline=5.0, attempts=2, pause=0.01)
-  return judge_lib.Judge(client_lib.Client(settings), judge_lib.Settings(task, **changes))
+  settings = client.Settings(endpoints=(server.url,), deadline=5.0, attempts=2, pause=0.01)
+  return judge_lib.Judge(client.Client(settings), judge_lib.Settings(task, **changes))
 
 
-def outcome(task, record, say) -> base.Outcome:
+def outcome(task, record, say) -> outcome_lib.Outcome:
   with scripted.serve(Chat(say)) as server:
     (found,) = make(server, task).score(IMAGES[:1], [record])
   return found
@@ -63,7 +63,7 @@ class TestScore:
     assert found.score == pytest.approx(2 / 3)
     assert found.parts == {"strict": 0}
     assert found.detail == {"answer": '{"1": "yes", "2": "Yes", "3": "yes"}'}
-    assert outcome("tiif", TIIF, '{"3": "yes", "2": "no", "1": "yes"}') == base.Ok(
+    assert outcome("tiif", TIIF, '{"3": "yes", "2": "no", "1": "yes"}') == outcome_lib.Ok(
         1.0, {"strict": 1.0}, {"answer": '{"3": "yes", "2": "no", "1": "yes"}'})
 
   def test_verdict_is_zero_or_one(self):
@@ -85,7 +85,7 @@ class TestScore:
   ])
   def test_other_answer_is_no_verdict(self, say):
     found = outcome("tiif", TIIF, say)
-    assert isinstance(found, base.Invalid)
+    assert isinstance(found, outcome_lib.Invalid)
     assert found.reason.startswith("no verdict: ") and repr(say[:2000]) in found.reason
 
   @pytest.mark.parametrize("say", [
@@ -101,13 +101,13 @@ class TestScore:
       judge = make(server, "geneval_plus")
       broken.append(True)
       (found,) = judge.score(IMAGES[:1], [PLUS])
-    assert isinstance(found, base.Failed)
+    assert isinstance(found, outcome_lib.Failed)
     assert found.reason.startswith("a reply that is not of the protocol")
 
   def test_failing_image_leaves_the_other_its_score(self):
     with scripted.serve(Chat(lambda body: '{"correct": 1}' if "cow" in str(body) else "no idea")) as server:
       found = make(server, "geneval_plus").score(IMAGES, [PLUS, POSITION])
-    assert [type(one) for one in found] == [base.Ok, base.Invalid]
+    assert [type(one) for one in found] == [outcome_lib.Ok, outcome_lib.Invalid]
 
 
 class TestRequest:

@@ -5,10 +5,10 @@ import sys
 import numpy as np
 import pytest
 
-from r3jax.rewards import base
-from r3jax.rewards import detector as detector_lib
-from r3jax.rewards import local
-from r3jax.worlds import prompts as world_prompts
+from r3jax.rewards import outcome
+from r3jax.rewards.serving import detector as detector_lib
+from r3jax.rewards.serving import local
+from r3jax.worlds.shapes import prompts
 
 ATTR = {"tag": "color_attr", "prompt": "a photo of a red computer mouse and a blue cat", "include": [
     {"class": "computer mouse", "count": 1, "color": "red"}, {"class": "cat", "count": 1, "color": "blue"}]}
@@ -78,12 +78,12 @@ class TestGenEval:
     detector, image, _ = scripted
     region = {"tag": "t", "prompt": "p", "include": [{"class": "cow", "count": 1, "region": "left"}]}
     found = local.GenEval(detector).score(np.stack([image] * 2), [region, {"include": 3}])
-    assert all(isinstance(one, base.Invalid) and "the record cannot be judged" in one.reason for one in found)
+    assert all(isinstance(one, outcome.Invalid) and "the record cannot be judged" in one.reason for one in found)
 
 
 class TestShapes:
 
   def test_many_images_are_scored_in_batches(self):
-    records = world_prompts.heldout_records()[:35]
+    records = prompts.heldout_records()[:35]
     found = local.Shapes().score(np.zeros((35, 48, 48, 3), np.uint8), records)
     assert len(found) == 35 and all(one.score == 0 for one in found)

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from r3jax.rewards import base
-from r3jax.rewards import client
-from r3jax.rewards import protocol
+from r3jax.rewards import outcome
+from r3jax.rewards.remote import client
+from r3jax.rewards.remote import protocol
 
 RECORD = {"tag": "colors", "prompt": "a photo of a red bench", "include": [{"class": "bench", "count": 1}]}
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
-OUTCOMES = [base.Ok(0.5, {"strict": 0.0}, {"why": "half"}), base.Failed("down"), base.Invalid("blank")]
+OUTCOMES = [outcome.Ok(0.5, {"strict": 0.0}, {"why": "half"}), outcome.Failed("down"), outcome.Invalid("blank")]
 
 
 def reply(**changes) -> bytes:

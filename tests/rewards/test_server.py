@@ -17,14 +17,14 @@ import jax
 import numpy as np
 import pytest
 
-from r3jax.rewards import base
-from r3jax.rewards import client as client_lib
-from r3jax.rewards import protocol
-from r3jax.rewards import server as server_lib
-from r3jax.rewards import services
-from r3jax.rewards import shapes
-from r3jax.worlds import prompts as world_prompts
-from r3jax.worlds import shapes as world
+from r3jax.rewards import outcome
+from r3jax.rewards.remote import client
+from r3jax.rewards.remote import protocol
+from r3jax.rewards.remote import services
+from r3jax.rewards.serving import server as server_lib
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes as scenes_lib
+from r3jax.worlds.shapes import verifier
 
 ROOT = pathlib.Path(__file__).parents[2]
 HALF = protocol.identity({"model": "half"})
@@ -47,7 +47,7 @@ class Slow:
   def score(self, images, records):
     self.free.wait(20)
     self.shapes.append(images.shape)
-    return [base.Ok(0.5, {"strict": 0.0})] * len(images)
+    return [outcome.Ok(0.5, {"strict": 0.0})] * len(images)
 
   def describe(self):
     return {"model": "half"}
@@ -85,7 +85,7 @@ class TestServer:
   def test_scores_what_it_is_sent(self):
     with serving() as (_, _, url):
       reply = score(url, request(3))
-      assert protocol.read_reply(reply.content, "id", 3, ("strict",), HALF) == [base.Ok(0.5, {"strict": 0.0})] * 3
+      assert protocol.read_reply(reply.content, "id", 3, ("strict",), HALF) == [outcome.Ok(0.5, {"strict": 0.0})] * 3
 
   def test_health_says_what_scores(self):
     with serving() as (_, _, url):
@@ -97,7 +97,7 @@ class TestServer:
     message["items"][1]["format"] = "gif"
     with serving() as (_, reward, url):
       found = protocol.read_reply(score(url, json.dumps(message).encode()).content, "id", 3, ("strict",), HALF)
-      assert [type(one) for one in found] == [base.Ok, base.Invalid, base.Ok]
+      assert [type(one) for one in found] == [outcome.Ok, outcome.Invalid, outcome.Ok]
       assert found[1].reason == "format must be one of ['png', 'jpeg']; got 'gif'"
       assert reward.shapes == [(2, 4, 4, 3)]
 
@@ -106,7 +106,7 @@ class TestServer:
     message["items"] += json.loads(request(1, size=6))["items"]
     with serving() as (_, reward, url):
       found = protocol.read_reply(score(url, json.dumps(message).encode()).content, "id", 3, ("strict",), HALF)
-      assert [type(one) for one in found] == [base.Ok] * 3
+      assert [type(one) for one in found] == [outcome.Ok] * 3
       assert reward.shapes == [(2, 4, 4, 3), (1, 6, 6, 3)]
 
   @pytest.mark.parametrize("limits, body, status", [
@@ -122,12 +122,12 @@ class TestServer:
   def test_large_image_is_invalid(self):
     with serving(max_pixels=15) as (_, _, url):
       (found,) = protocol.read_reply(score(url, request()).content, "id", 1, ("strict",), HALF)
-      assert found == base.Invalid("an image must have at most 15 pixels; got 4 x 4")
+      assert found == outcome.Invalid("an image must have at most 15 pixels; got 4 x 4")
 
   def test_images_of_a_request_are_bounded_together(self):
     with serving(max_request_pixels=40) as (_, _, url):
       found = protocol.read_reply(score(url, request(4)).content, "id", 4, ("strict",), HALF)
-      assert [type(one) for one in found] == [base.Ok] * 2 + [base.Invalid] * 2
+      assert [type(one) for one in found] == [outcome.Ok] * 2 + [outcome.Invalid] * 2
 
   def test_reward_that_fails_is_said(self, monkeypatch):
     with serving() as (_, reward, url):
@@ -225,11 +225,11 @@ def command(tmp_path_factory):
 
 def drawn(number: int) -> tuple[np.ndarray, list[dict]]:
   """Returns images that show, mostly, what their records ask for."""
-  rng, every = np.random.default_rng(0), world_prompts.heldout_records()
+  rng, every = np.random.default_rng(0), prompts.heldout_records()
   records = [every[i] for i in rng.integers(len(every), size=number)]
   drawn_for = [every[i] if rng.random() < 0.3 else record for i, record in zip(rng.integers(len(every), size=number), records)]
-  scenes = [world_prompts.scene_for(record, rng) for record in drawn_for]
-  return np.asarray(world.render(jax.tree.map(lambda *x: np.stack(x), *scenes))), records
+  scenes = [prompts.scene_for(record, rng) for record in drawn_for]
+  return np.asarray(scenes_lib.render(jax.tree.map(lambda *x: np.stack(x), *scenes))), records
 
 
 class TestCommand:
@@ -238,10 +238,10 @@ class TestCommand:
     _, url, _ = command
     monkeypatch.setenv("R3JAX_TEST_TOKEN", "hunter2")
     images, records = drawn(500)
-    settings = client_lib.Settings(endpoints=(url,), token_env="R3JAX_TEST_TOKEN", concurrency=8)
-    service = services.JsonService(client_lib.Client(settings), batch=16)
-    found = base.to_score(service.score(images, records), service.parts)
-    expected = jax.device_get(jax.jit(shapes.verify)(images, shapes.encode_records(records)))
+    settings = client.Settings(endpoints=(url,), token_env="R3JAX_TEST_TOKEN", concurrency=8)
+    service = services.JsonService(client.Client(settings), batch=16)
+    found = outcome.to_score(service.score(images, records), service.parts)
+    expected = jax.device_get(jax.jit(verifier.verify)(images, verifier.encode_records(records)))
     assert found.valid.all()
     np.testing.assert_array_equal(found.value, expected.value)
     for name, part in expected.parts.items():
@@ -253,12 +253,12 @@ class TestCommand:
   def test_wrong_size_and_record_are_invalid(self, command, monkeypatch):
     _, url, _ = command
     monkeypatch.setenv("R3JAX_TEST_TOKEN", "hunter2")
-    settings = client_lib.Settings(endpoints=(url,), token_env="R3JAX_TEST_TOKEN")
-    service = services.JsonService(client_lib.Client(settings), batch=16)
-    (small,) = service.score(np.zeros((1, 32, 48, 3), np.uint8), world_prompts.heldout_records()[:1])
-    assert small == base.Invalid("an image must be 48 x 48 pixels; got (32, 48, 3)")
+    settings = client.Settings(endpoints=(url,), token_env="R3JAX_TEST_TOKEN")
+    service = services.JsonService(client.Client(settings), batch=16)
+    (small,) = service.score(np.zeros((1, 32, 48, 3), np.uint8), prompts.heldout_records()[:1])
+    assert small == outcome.Invalid("an image must be 48 x 48 pixels; got (32, 48, 3)")
     found = service.score(np.zeros((3, 48, 48, 3), np.uint8), [RECORD, {"include": 3}, {}])
-    assert all(isinstance(one, base.Invalid) and "cannot be judged" in one.reason for one in found)
+    assert all(isinstance(one, outcome.Invalid) and "cannot be judged" in one.reason for one in found)
 
   def test_ends_on_sigterm_with_a_line_about_its_work(self, command):
     process, url, log = command

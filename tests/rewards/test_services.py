@@ -8,10 +8,10 @@ import random
 import numpy as np
 import pytest
 
-from r3jax.rewards import base
-from r3jax.rewards import client as client_lib
-from r3jax.rewards import protocol
-from r3jax.rewards import services
+from r3jax.rewards import outcome
+from r3jax.rewards.remote import client
+from r3jax.rewards.remote import protocol
+from r3jax.rewards.remote import services
 from tests.rewards import scripted
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
@@ -20,7 +20,7 @@ HEALTH = {"protocol": 1, "status": "ready", "parts": ["strict"], "reward": {"mod
 
 
 def make(url, **changes):
-  return client_lib.Client(client_lib.Settings(
+  return client.Client(client.Settings(
       endpoints=(url,) if isinstance(url, str) else url, **dict(deadline=5.0, attempts=2, pause=0.01) | changes))
 
 
@@ -31,7 +31,7 @@ def brightness(request):
   request_id, items = protocol.read_request(request.body)
   score = lambda item: float(protocol.decode_image(item["image"], item["format"], 64).mean() / 255)
   outcomes = [
-      base.Invalid("no 3") if item["record"]["prompt"].endswith("3") else base.Ok(score(item), {"strict": 0.0})
+      outcome.Invalid("no 3") if item["record"]["prompt"].endswith("3") else outcome.Ok(score(item), {"strict": 0.0})
       for item in items
   ]
   return 200, protocol.make_reply(request_id, outcomes, protocol.identity(HEALTH["reward"]))
@@ -43,7 +43,7 @@ class TestJsonService:
     with scripted.serve(brightness) as server:
       service = services.JsonService(make(server.url), batch=2)
       found = service.score(IMAGES, RECORDS)
-      assert [type(one) for one in found] == [base.Ok] * 3 + [base.Invalid, base.Ok]
+      assert [type(one) for one in found] == [outcome.Ok] * 3 + [outcome.Invalid, outcome.Ok]
       for i in (0, 1, 2, 4):
         assert found[i].score == pytest.approx(IMAGES[i].mean() / 255, abs=1e-12)
       assert sum(request.method == "POST" for request in server.requests) == 3
@@ -58,7 +58,7 @@ class TestJsonService:
 
     with scripted.serve(answer) as server:
       found = services.JsonService(make(server.url), batch=2).score(IMAGES, RECORDS)
-      assert [type(one) for one in found] == [base.Ok, base.Ok, base.Failed, base.Failed, base.Ok]
+      assert [type(one) for one in found] == [outcome.Ok, outcome.Ok, outcome.Failed, outcome.Failed, outcome.Ok]
       assert found[2].reason == "the service answered with status 500"
 
   def test_start_without_a_service_is_refused(self):
@@ -102,7 +102,7 @@ class TestUniRlService:
     answer = lambda request: (200, json.dumps({"scores": scores}).encode())
     with scripted.serve(answer) as server:
       found = services.UniRlService(make(server.url), batch=8).score(IMAGES, RECORDS)
-    assert {type(one) for one in found} == {base.Failed}
+    assert {type(one) for one in found} == {outcome.Failed}
 
 
 def flow_grpo_reply(**changes) -> bytes:
@@ -134,7 +134,7 @@ class TestFlowGrpoService:
   def test_other_reply_is_a_failure(self, reply):
     with scripted.serve(lambda request: (200, reply)) as server:
       found = services.FlowGrpoService(make(server.url), batch=8).score(IMAGES, RECORDS)
-    assert {type(one) for one in found} == {base.Failed}
+    assert {type(one) for one in found} == {outcome.Failed}
 
 
 class _Runs:
@@ -158,18 +158,18 @@ class TestReadPlainPickle:
   def test_nothing_is_run(self, level, tmp_path):
     made = tmp_path / "made"
     for bomb in (_Runs(os.mkdir, str(made)), _Runs(eval, f"__import__('os').mkdir({str(made)!r})"), np.float64(1)):
-      with pytest.raises(client_lib.BadReply, match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|SHORT_BINBYTES)"):
+      with pytest.raises(client.BadReply, match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|SHORT_BINBYTES)"):
         services.read_plain_pickle(pickle.dumps({"scores": [bomb]}, level))
     assert not made.exists()
 
   @pytest.mark.parametrize("value", [b"bytes", bytearray(b"b"), {1, 2}, frozenset([1])])
   def test_other_values_are_refused(self, value):
-    with pytest.raises(client_lib.BadReply, match="must be a pickle of plain values; it has the opcode"):
+    with pytest.raises(client.BadReply, match="must be a pickle of plain values; it has the opcode"):
       services.read_plain_pickle(pickle.dumps({"scores": [value]}, 5))
 
   def test_room_for_nothing_is_refused(self):
     body = b"\x80\x04K\x01r\x00\x00\x00\x7f."  # 1, kept under the number 0x7f000000
-    with pytest.raises(client_lib.BadReply, match="asks for room that it does not need"):
+    with pytest.raises(client.BadReply, match="asks for room that it does not need"):
       services.read_plain_pickle(body)
 
   def test_value_of_endless_text_is_named_by_its_type(self):
@@ -189,5 +189,5 @@ class TestReadPlainPickle:
         body[rng.randrange(len(body))] = rng.randrange(256)
       try:
         services.read_plain_pickle(bytes(body[: rng.randint(1, len(body))]))
-      except client_lib.BadReply:
+      except client.BadReply:
         pass

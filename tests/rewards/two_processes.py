@@ -21,10 +21,10 @@ import dataclasses  # noqa: E402
 import numpy as np  # noqa: E402
 
 from etils import epath  # noqa: E402
-from r3jax import metrics as metrics_lib  # noqa: E402
-from r3jax import sinks  # noqa: E402
-from r3jax import train  # noqa: E402
-from r3jax import workdir as workdir_lib  # noqa: E402
+from r3jax.run import loop
+from r3jax.run import workdir
+from r3jax.run.logging import metrics
+from r3jax.run.logging import sinks
 from tests import tiny  # noqa: E402
 
 SETTINGS = {
@@ -46,11 +46,11 @@ def run(session, policy, step, name: str, **reward) -> dict:
   """Runs iterations in a folder of their own; returns how they ended."""
   config = tiny.make_config(pathlib.Path(MODEL), SETTINGS)
   config.reward.update(reward)
-  files = workdir_lib.Workdir(epath.Path(WORKDIR) / name)
+  files = workdir.Workdir(epath.Path(WORKDIR) / name)
   session = dataclasses.replace(session, config=config, files=files)
   session.experiment.reward.metrics()
   try:
-    state = train._iterate(session, step, session.init(policy), train.Clock(), metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)))
+    state = loop._iterate(session, step, session.init(policy), loop.Clock(), metrics.MetricWriter(sinks.open_all(session.files.path, None)))
   except (RuntimeError, ZeroDivisionError) as error:
     return {"ended": type(error).__name__, "says": str(error)[:200]}
   counts = session.experiment.reward.scorers["service"].metrics()
@@ -64,7 +64,7 @@ def break_here(scorer):
 
 
 def main():
-  session, policy = train.prepare(tiny.make_config(pathlib.Path(MODEL), SETTINGS), WORKDIR)
+  session, policy = loop.prepare(tiny.make_config(pathlib.Path(MODEL), SETTINGS), WORKDIR)
   with jax.set_mesh(session.mesh):
     step = session.compile(session.init(policy), None)
     found = {

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r3jax.agent import samples
+from r3jax.agent import settings
 from r3jax.rl import objective
-from r3jax.rl import rollout as rollout_lib
-from r3jax.rl import settings as settings_lib
 from r3jax.sampling import flow as flow_lib
-from r3jax.sampling import guidance as guidance_lib
-from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import guidance
+from r3jax.sampling import schedule
 
-TEXT = rollout_lib.Text(
+TEXT = samples.Text(
     ids=jnp.zeros((2, 4), jnp.int32),
     lengths=jnp.array([4, 3]),
     behavior_logprob=jnp.full((2, 3), -1.0),
@@ -65,10 +65,10 @@ class TestFlowTerms:
     """Such a rollout records zeros: a step at time 0 has neither mean nor standard deviation."""
     zeros = jnp.zeros((2, 3, 4))
     trajectory = flow_lib.Trajectory(zeros, zeros, zeros, *[jnp.zeros(2)] * 3)
-    flow = settings_lib.FlowSettings(
-        schedule_lib.Schedule(4), guidance_lib.Guidance(1.0, 1.0, "global"), schedule_lib.Eta("monotonic", 0.7), 0
+    flow = settings.FlowSettings(
+        schedule.Schedule(4), guidance.Guidance(1.0, 1.0, "global"), schedule.Eta("monotonic", 0.7), 0
     )
-    loss = settings_lib.LossSettings(1.0, 2.0, 0.001, 0.001, 0.2, False, 1.0)
+    loss = settings.LossSettings(1.0, 2.0, 0.001, 0.001, 0.2, False, 1.0)
 
     def value(velocity):
       terms = objective.flow_terms(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.sampling import flow as flow_lib
+from r3jax.sampling import flow
 from r3jax.sampling import schedule as schedule_lib
 
 def _shrink(latent, t, guided):
@@ -19,13 +19,13 @@ INITIAL = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
 NOISE = np.random.default_rng(1).normal(size=(POINTS - 1, 3, 2, 4)).astype(np.float32)
 
 
-def _known(eta: schedule_lib.Eta | None = None, index=None, steps: int = 1) -> flow_lib.Trajectory:
+def _known(eta: schedule_lib.Eta | None = None, index=None, steps: int = 1) -> flow.Trajectory:
   plan = None
   if index is not None:
-    plan = flow_lib.SDEPlan(jnp.asarray(index), lambda step: jnp.asarray(NOISE)[step], steps)
+    plan = flow.SDEPlan(jnp.asarray(index), lambda step: jnp.asarray(NOISE)[step], steps)
   schedule = schedule_lib.Schedule(POINTS)
   guided = np.array([True, False, False, True])
-  return flow_lib.sample(_shrink, jnp.asarray(INITIAL), schedule, guided, eta, plan)
+  return flow.sample(_shrink, jnp.asarray(INITIAL), schedule, guided, eta, plan)
 
 
 def _euler() -> list[np.ndarray]:
@@ -78,8 +78,8 @@ class TestSdeMoments:
   def test_equals_the_ode_step_at_eta_zero(self):
     x, v = jax.random.normal(jax.random.key(0), (2, 1, 3, 4))
     t, dt = jnp.array([0.6]), jnp.array([0.1])
-    mean, std = flow_lib.sde_moments(x, v, t, dt, jnp.zeros(1))
-    np.testing.assert_allclose(mean, flow_lib.ode_step(x, v, dt), atol=1e-6)
+    mean, std = flow.sde_moments(x, v, t, dt, jnp.zeros(1))
+    np.testing.assert_allclose(mean, flow.ode_step(x, v, dt), atol=1e-6)
     np.testing.assert_array_equal(std, np.zeros((1, 1, 1)))
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.rl import settings as settings_lib
+from r3jax.agent import settings
 from r3jax.sampling import guidance as guidance_lib
-from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import schedule
 from tests import goldens_lib
 
 GEN, EDIT = "f_flow_gen", "f_flow_edit"
@@ -69,8 +69,8 @@ class TestGuidance:
     guidance = guidance_lib.Guidance(1.0, 1.5, "global")
     assert not guidance.uses_text and not guidance.uses_image
     assert not guidance.active(0.9)
-    flow = settings_lib.FlowSettings(
-        schedule_lib.Schedule(4), guidance, schedule_lib.Eta("constant", 1.0), 0
+    flow = settings.FlowSettings(
+        schedule.Schedule(4), guidance, schedule.Eta("constant", 1.0), 0
     )
     names = flow.branches(goldens_lib.edit_scene(EDIT).noise)
     assert names == ("edit",)

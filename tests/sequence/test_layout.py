@@ -7,7 +7,7 @@ import pytest
 from r3jax.parity import packing
 from r3jax.parity import rules
 from r3jax.sequence import layout as layout_lib
-from r3jax.sequence import stages
+from r3jax.sequence import layouts
 from tests import goldens_lib
 
 
@@ -61,7 +61,7 @@ class TestPositions:
   @pytest.mark.parametrize("sample", [0, 1])
   def test_equal_golden_in_a_packed_reason_sample(self, sample):
     arrays = goldens_lib.case("j_pack_gen")
-    capacities = stages.Capacities(
+    capacities = layouts.Capacities(
         len(arrays["system_ids"]) + 2,
         len(arrays[f"prompt_ids_{sample}"]) + 2,
         len(arrays[f"generated_ids_{sample}"]),
@@ -71,7 +71,7 @@ class TestPositions:
         goldens_lib.towers().latent_grid,
         (1, 1),
     )
-    layout = stages.reason(capacities)
+    layout = layouts.reason(capacities)
     first = int(arrays["sample_lens"][: 2 * sample].sum())
     second = first + int(arrays["sample_lens"][2 * sample])
     for start, names in (
@@ -85,7 +85,7 @@ class TestPositions:
     arrays, tower = goldens_lib.case("j_pack_edit"), goldens_lib.towers(
         goldens_lib.case("j_pack_edit")["image"].shape[:2]
     )
-    capacities = stages.Capacities(
+    capacities = layouts.Capacities(
         len(arrays["system_ids"]) + 2,
         2,
         2,
@@ -95,7 +95,7 @@ class TestPositions:
         tower.latent_grid,
         tower.vit_grid,
     )
-    reflect, refine = stages.reflect(capacities), stages.refine(capacities)
+    reflect, refine = layouts.reflect(capacities), layouts.refine(capacities)
     starts = np.cumsum([0, *arrays["sample_lens"]])[4 * sample :]
     packed = arrays["packed_position_ids"]
     self._assert_packed(reflect, _names(reflect), packed[starts[0] :])

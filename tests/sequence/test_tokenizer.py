@@ -5,9 +5,9 @@ import json
 import pytest
 from tokenizers import pre_tokenizers
 
-from r3jax.sequence import prompts
+from r3jax.sequence import protocol
 from r3jax.sequence import tokenizer as tokenizer_lib
-from r3jax.worlds import vocabulary
+from r3jax.worlds.shapes import vocabulary
 
 MERGES = [("1", "2"), ("h", "e"), ("Ġ", "he"), ("he", "he")]
 
@@ -38,7 +38,7 @@ class TestLoad:
   def test_tokenizer_json(self, tmp_path, world):
     vocabulary.build_tokenizer().save(str(tmp_path / "tokenizer.json"))
     loaded = tokenizer_lib.load(tmp_path)
-    text = prompts.reflection_question("a photo of two rings")
+    text = protocol.reflection_question("a photo of two rings")
     assert loaded.encode(text) == world.encode(text)
     assert loaded.decode(loaded.encode(text)) == text
     assert loaded.vocabulary == world.vocabulary
@@ -85,9 +85,9 @@ class TestEncode:
     assert world.encode("A Photo of a RING") == world.encode("a photo of a ring")
 
   def test_protocol_sentences_cost_one_token(self, world):
-    assert len(world.encode(prompts.GEN_THINK)) == 1
-    assert len(world.encode(prompts.VLM_THINK)) == 1
-    assert len(world.encode(prompts.reflection_question("a photo of a ring"))) == 2 + 5
+    assert len(world.encode(protocol.GEN_THINK)) == 1
+    assert len(world.encode(protocol.VLM_THINK)) == 1
+    assert len(world.encode(protocol.reflection_question("a photo of a ring"))) == 2 + 5
 
 
 class TestDecode:
@@ -96,7 +96,7 @@ class TestDecode:
     assert world.decode([1, 5, 2, 6]) == "<|im_start|> <think> <|im_end|> </think>"
 
   def test_protocol_text_is_exact(self, world):
-    for text in (prompts.GEN_THINK, prompts.VLM_THINK, prompts.reflection_question("a ring")):
+    for text in (protocol.GEN_THINK, protocol.VLM_THINK, protocol.reflection_question("a ring")):
       assert world.decode(world.encode(text)) == text
 
 

@@ -2,19 +2,19 @@
 
 import collections
 
-from r3jax.worlds import edits as edits_lib
-from r3jax.worlds import prompts
-from r3jax.worlds import shapes
+from r3jax.worlds.shapes import edits
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes
 
 RECORDS = prompts.train_records() + prompts.heldout_records()
 
 
 def fulfilled(record, objects):
   """Independent of the package: exact counts, colours, relation, nothing else."""
-  classes = collections.Counter(shapes.SHAPES[shape] for shape, _, _ in objects)
+  classes = collections.Counter(scenes.SHAPES[shape] for shape, _, _ in objects)
   if classes != collections.Counter({i["class"]: i["count"] for i in record["include"]}):
     return False
-  by_class = {shapes.SHAPES[shape]: (shapes.COLORS[color], cell) for shape, color, cell in objects}
+  by_class = {scenes.SHAPES[shape]: (scenes.COLORS[color], cell) for shape, color, cell in objects}
   for item in record["include"]:
     color, cell = by_class[item["class"]]
     if item.get("color", color) != color:
@@ -41,13 +41,13 @@ def draw(rng, count):
   for i in range(count):
     records = by_tag[prompts.TAGS[i % 6]]
     record = records[rng.integers(len(records))]
-    right = shapes.objects_of(prompts.scene_for(record, rng))
+    right = scenes.objects_of(prompts.scene_for(record, rng))
     match rng.integers(4):
       case 0:
         yield record, right
       case 1:
-        yield record, edits_lib.flawed_plan(record, right, rng)
+        yield record, edits.flawed_plan(record, right, rng)
       case 2:
-        yield record, edits_lib.apply(edits_lib.random_operations(right, rng, 2), right)
+        yield record, edits.apply(edits.random_operations(right, rng, 2), right)
       case 3:
         yield record, random_objects(rng, int(rng.integers(7)))

@@ -5,14 +5,14 @@ import collections
 import numpy as np
 import pytest
 
-from r3jax.worlds import edits as edits_lib
-from r3jax.worlds import grammar
-from r3jax.worlds import prompts
-from r3jax.worlds import shapes
+from r3jax.worlds.shapes import edits as edits_lib
+from r3jax.worlds.shapes import grammar
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes
 from tests.worlds import cases
 
-RED, BLUE = shapes.COLORS.index("red"), shapes.COLORS.index("blue")
-SQUARE, RING = shapes.SHAPES.index("square"), shapes.SHAPES.index("ring")
+RED, BLUE = scenes.COLORS.index("red"), scenes.COLORS.index("blue")
+SQUARE, RING = scenes.SHAPES.index("square"), scenes.SHAPES.index("ring")
 TOP_LEFT, CENTER, RIGHT, BOTTOM = 0, 4, 5, 7
 
 
@@ -51,7 +51,7 @@ class TestRelatedCells:
   def test_scenes_of_prompts_agree(self):
     rng = np.random.default_rng(2)
     for record in [r for r in cases.RECORDS if r["tag"] == "position"]:
-      assert edits_lib.satisfied(record, shapes.objects_of(prompts.scene_for(record, rng)))
+      assert edits_lib.satisfied(record, scenes.objects_of(prompts.scene_for(record, rng)))
 
 
 class TestFlawedPlan:
@@ -59,7 +59,7 @@ class TestFlawedPlan:
   def test_violates_every_record(self):
     rng = np.random.default_rng(3)
     for record in cases.RECORDS:
-      right = shapes.objects_of(prompts.scene_for(record, rng))
+      right = scenes.objects_of(prompts.scene_for(record, rng))
       flawed = edits_lib.flawed_plan(record, right, rng)
       assert cases.fulfilled(record, right)
       assert not cases.fulfilled(record, flawed), (record, flawed)

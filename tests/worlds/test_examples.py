@@ -6,14 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from r3jax.sequence import prompts as protocol
+from r3jax.sequence import protocol
 from r3jax.sequence import tokenizer as tokenizer_lib
-from r3jax.worlds import examples
-from r3jax.worlds import edits as edits_lib
-from r3jax.worlds import grammar
-from r3jax.worlds import prompts
-from r3jax.worlds import shapes
-from r3jax.worlds import vocabulary
+from r3jax.worlds.shapes import edits
+from r3jax.worlds.shapes import examples
+from r3jax.worlds.shapes import grammar
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes
+from r3jax.worlds.shapes import vocabulary
 
 RECORDS = prompts.train_records()
 # Slots of the longest text, begin and end included.
@@ -40,10 +40,10 @@ class TestReasonExample:
     right = 0
     for record in _records(rng, 1000):
       example = examples.reason_example(record, rng, flaw_rate=0.6)
-      objects = shapes.objects_of(example.scene)
+      objects = scenes.objects_of(example.scene)
       assert grammar.objects_in(example.thought) == objects
       assert example.prompt == record["prompt"]
-      right += edits_lib.satisfied(record, objects)
+      right += edits.satisfied(record, objects)
     assert right / 1000 == pytest.approx(0.4, abs=0.05)
 
   def test_same_seed_gives_same_examples(self):
@@ -61,12 +61,12 @@ class TestReflectExample:
     stops = smudged = 0
     for record in _records(rng, 1000):
       example = examples.reflect_example(record, rng, flaw_rate=0.0)
-      objects = shapes.objects_of(example.scene)
-      smudges, pair = shapes.smudges_of(example.scene), grammar.related(record, objects)
+      objects = scenes.objects_of(example.scene)
+      smudges, pair = scenes.smudges_of(example.scene), grammar.related(record, objects)
       in_order = list(pair.objects) if pair and not smudges else objects
       assert grammar.objects_in(example.answer.split(" : ")[0]) == in_order
       stop = example.answer.endswith("</think> no further edit needed")
-      assert stop == (edits_lib.satisfied(record, objects) and not smudges)
+      assert stop == (edits.satisfied(record, objects) and not smudges)
       assert example.answer.count("smudge at") == len(smudges)
       stops += stop
       smudged += bool(smudges)
@@ -79,8 +79,8 @@ class TestReflectExample:
     for record in _records(rng, 1000):
       example = examples.reflect_example(record, rng, flaw_rate=0.5)
       stop = example.answer.endswith("</think> no further edit needed")
-      right = edits_lib.satisfied(record, shapes.objects_of(example.scene))
-      wrong += stop != (right and not shapes.smudges_of(example.scene))
+      right = edits.satisfied(record, scenes.objects_of(example.scene))
+      wrong += stop != (right and not scenes.smudges_of(example.scene))
     assert 0.2 < wrong / 1000 < 0.4  # half of the flaws on wrong scenes keep an edit
 
   def test_question_is_the_protocol(self):
@@ -95,7 +95,7 @@ class TestQuestionExample:
     rng = np.random.default_rng(5)
     for record in _records(rng, 300):
       example = examples.question_example(record, rng)
-      assert grammar.objects_in(example.answer) == shapes.objects_of(example.scene)
+      assert grammar.objects_in(example.answer) == scenes.objects_of(example.scene)
 
 
 class TestDescriptionExample:
@@ -105,10 +105,10 @@ class TestDescriptionExample:
     sizes, smudged = collections.Counter(), 0
     for _ in range(500):
       example = examples.description_example(rng)
-      assert grammar.objects_in(example.answer) == shapes.objects_of(example.scene)
-      assert example.answer.count("smudge") == len(shapes.smudges_of(example.scene))
+      assert grammar.objects_in(example.answer) == scenes.objects_of(example.scene)
+      assert example.answer.count("smudge") == len(scenes.smudges_of(example.scene))
       sizes[int(np.sum(example.scene.shape >= 0))] += 1
-      smudged += len(shapes.smudges_of(example.scene))
+      smudged += len(scenes.smudges_of(example.scene))
     assert sorted(sizes) == list(range(10))
     assert smudged / sum(size * count for size, count in sizes.items()) == pytest.approx(0.1, abs=0.02)
 
@@ -118,21 +118,21 @@ class TestEditScene:
   def test_equals_apply_and_keeps_the_rest(self):
     rng = np.random.default_rng(6)
     for _ in range(500):
-      scene = shapes.place([(1, 2, 3), (4, 5, 6), (0, 0, 0)], rng)
-      operations = edits_lib.random_operations(shapes.objects_of(scene), rng, 2)
+      scene = scenes.place([(1, 2, 3), (4, 5, 6), (0, 0, 0)], rng)
+      operations = edits.random_operations(scenes.objects_of(scene), rng, 2)
       before = {name: value.copy() for name, value in vars(scene).items()}
       edited = examples.edit_scene(scene, operations, rng)
-      objects = shapes.objects_of(scene)
-      assert shapes.objects_of(edited) == edits_lib.apply(operations, objects)
+      objects = scenes.objects_of(scene)
+      assert scenes.objects_of(edited) == edits.apply(operations, objects)
       assert all((before[name] == getattr(scene, name)).all() for name in before)
 
   def test_edited_object_keeps_size_and_offset(self):
     rng = np.random.default_rng(7)
-    scene = shapes.place([(1, 2, 3)], rng)
-    move = edits_lib.Operation("move", 1, 2, 3, 8)
+    scene = scenes.place([(1, 2, 3)], rng)
+    move = edits.Operation("move", 1, 2, 3, 8)
     moved = examples.edit_scene(scene, [move], rng)
     assert (moved.size[8], moved.dy[8], moved.dx[8]) == (scene.size[3], scene.dy[3], scene.dx[3])
-    recolored = examples.edit_scene(scene, [edits_lib.Operation("recolor", 1, 2, 3, 0)], rng)
+    recolored = examples.edit_scene(scene, [edits.Operation("recolor", 1, 2, 3, 0)], rng)
     assert (recolored.size == scene.size).all()
     assert recolored.color[3] == 0
 
@@ -144,13 +144,13 @@ class TestRefineExample:
     sizes, two = collections.Counter(), 0
     for record in _records(rng, 1000):
       example = examples.refine_example(record, rng)
-      named = {w for w in example.instruction.split() if w in shapes.CELLS}
+      named = {w for w in example.instruction.split() if w in scenes.CELLS}
       changed = {
-          shapes.CELLS[cell] for cell in range(9) if not _same(example.scene, example.target, cell)
+          scenes.CELLS[cell] for cell in range(9) if not _same(example.scene, example.target, cell)
       }
       assert changed == named, example.instruction
-      assert not shapes.smudges_of(example.target)
-      sizes[len(shapes.objects_of(example.scene)) + len(shapes.smudges_of(example.scene))] += 1
+      assert not scenes.smudges_of(example.target)
+      sizes[len(scenes.objects_of(example.scene)) + len(scenes.smudges_of(example.scene))] += 1
       two += " and " in example.instruction
     assert min(sizes[size] for size in range(1, 7)) > 50
     assert 0.2 < two / 1000 < 0.6

@@ -5,15 +5,15 @@ import collections
 import numpy as np
 
 from r3jax.sequence import tokenizer as tokenizer_lib
-from r3jax.worlds import edits as edits_lib
-from r3jax.worlds import grammar
-from r3jax.worlds import prompts
-from r3jax.worlds import shapes
-from r3jax.worlds import vocabulary
+from r3jax.worlds.shapes import edits as edits_lib
+from r3jax.worlds.shapes import grammar
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes
+from r3jax.worlds.shapes import vocabulary
 from tests.worlds import cases
 
-RED, BLUE = shapes.COLORS.index("red"), shapes.COLORS.index("blue")
-SQUARE, RING = shapes.SHAPES.index("square"), shapes.SHAPES.index("ring")
+RED, BLUE = scenes.COLORS.index("red"), scenes.COLORS.index("blue")
+SQUARE, RING = scenes.SHAPES.index("square"), scenes.SHAPES.index("ring")
 TOP_LEFT, CENTER, RIGHT, BOTTOM = 0, 4, 5, 7
 
 
@@ -93,7 +93,7 @@ class TestRelated:
         continue
       assert record["tag"] == "position"
       asked = record["prompt"].removeprefix("a photo of ").replace("a ", "")
-      first, second = (shapes.SHAPES[item[0]] for item in pair.objects)
+      first, second = (scenes.SHAPES[item[0]] for item in pair.objects)
       assert asked.startswith(f"{first} ") and asked.endswith(f" {second}")
       assert sorted(pair.objects) == sorted(objects)
       right = f"{first} {pair.relation} {second}" == asked
@@ -122,7 +122,7 @@ class TestClauseQuestions:
 
   def test_relation_and_presence(self):
     record = next(r for r in cases.RECORDS if r["tag"] == "position" and "left of" in r["prompt"])
-    right = shapes.objects_of(prompts.scene_for(record, np.random.default_rng(14)))
+    right = scenes.objects_of(prompts.scene_for(record, np.random.default_rng(14)))
     answers = [answer for _, answer in grammar.clause_questions(record, right)]
     assert answers == ["yes", "yes", "yes"]
     flawed = edits_lib.flawed_plan(record, right, np.random.default_rng(15))
@@ -151,7 +151,7 @@ class TestQuestionAnswer:
         shape, cell = question.split()[4], question.split()[6]
         assert f"{word} {shape} {cell}" in thought
     assert min(answers["yes"], answers["no"]) > 300
-    assert len(set(answers) & set(shapes.COLORS)) == 6
+    assert len(set(answers) & set(scenes.COLORS)) == 6
 
 
 class TestVocabulary:

@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from r3jax.worlds import prompts
-from r3jax.worlds import shapes
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes
 
 ALL = prompts.train_records() + prompts.heldout_records()
 
@@ -44,9 +44,9 @@ class TestRecords:
   def test_both_splits_use_every_class_and_color_in_tag(self, tag):
     for records in (prompts.train_records(), prompts.heldout_records()):
       items = [item for record in records if record["tag"] == tag for item in record["include"]]
-      assert {item["class"] for item in items} == set(shapes.SHAPES)
+      assert {item["class"] for item in items} == set(scenes.SHAPES)
       if tag in ("colors", "color_attr"):
-        assert {item["color"] for item in items} == set(shapes.COLORS)
+        assert {item["color"] for item in items} == set(scenes.COLORS)
       if tag == "counting":
         assert {item["count"] for item in items} == set(prompts.COUNTS)
 
@@ -73,12 +73,12 @@ class TestSceneFor:
   def test_holds_exactly_what_is_asked(self):
     rng = np.random.default_rng(0)
     for record in ALL:
-      objects = shapes.objects_of(prompts.scene_for(record, rng))
-      found = collections.Counter(shapes.SHAPES[shape] for shape, _, _ in objects)
+      objects = scenes.objects_of(prompts.scene_for(record, rng))
+      found = collections.Counter(scenes.SHAPES[shape] for shape, _, _ in objects)
       assert found == {item["class"]: item["count"] for item in record["include"]}
       for item in record["include"]:
         if "color" in item:
-          assert (shapes.SHAPES.index(item["class"]), shapes.COLORS.index(item["color"])) in {
+          assert (scenes.SHAPES.index(item["class"]), scenes.COLORS.index(item["color"])) in {
               (shape, color) for shape, color, _ in objects}
 
   @pytest.mark.parametrize("relation,axis,sign", [
@@ -89,8 +89,8 @@ class TestSceneFor:
     rng = np.random.default_rng(0)
     pairs = set()
     for _ in range(300):
-      place = {shapes.SHAPES[shape]: np.array(divmod(cell, 3))
-               for shape, _, cell in shapes.objects_of(prompts.scene_for(record, rng))}
+      place = {scenes.SHAPES[shape]: np.array(divmod(cell, 3))
+               for shape, _, cell in scenes.objects_of(prompts.scene_for(record, rng))}
       offset = place["ring"] - place["bow"]
       assert offset[axis] * sign > abs(offset[1 - axis])
       pairs.add((*place["ring"], *place["bow"]))
@@ -99,6 +99,6 @@ class TestSceneFor:
   def test_colors_and_cells_vary_where_free(self):
     record = {"include": [{"class": "bow", "count": 2}]}
     rng = np.random.default_rng(0)
-    objects = sum((shapes.objects_of(prompts.scene_for(record, rng)) for _ in range(100)), [])
+    objects = sum((scenes.objects_of(prompts.scene_for(record, rng)) for _ in range(100)), [])
     assert {color for _, color, _ in objects} == set(range(6))
     assert {cell for _, _, cell in objects} == set(range(9))

@@ -5,12 +5,12 @@ import collections
 import numpy as np
 import pytest
 
-from r3jax.worlds import edits
-from r3jax.worlds import grammar
-from r3jax.worlds import prompts
-from r3jax.worlds import quiz
-from r3jax.worlds import shapes
-from r3jax.worlds import vocabulary
+from r3jax.worlds.shapes import edits
+from r3jax.worlds.shapes import grammar
+from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import quiz
+from r3jax.worlds.shapes import scenes
+from r3jax.worlds.shapes import vocabulary
 
 
 def scene(rng: np.random.Generator) -> list[tuple[int, int, int]]:
@@ -35,30 +35,30 @@ class TestAnswers:
   def test_existence(self, asked):
     for objects, question, answer in asked["existence"]:
       _, _, _, color, shape, _ = question.split()
-      there = any(item[:2] == (shapes.SHAPES.index(shape), shapes.COLORS.index(color)) for item in objects)
+      there = any(item[:2] == (scenes.SHAPES.index(shape), scenes.COLORS.index(color)) for item in objects)
       assert answer == ("yes" if there else "no")
 
   def test_a_no_is_near_to_what_is_there(self, asked):
     for objects, question, answer in asked["existence"]:
       _, _, _, color, shape, _ = question.split()
       if answer == "no" and objects:
-        assert any(shapes.SHAPES[s] == shape or shapes.COLORS[c] == color for s, c, _ in objects)
+        assert any(scenes.SHAPES[s] == shape or scenes.COLORS[c] == color for s, c, _ in objects)
 
   def test_count(self, asked):
     plural = {name: shape for shape, name in prompts.PLURALS.items()}
     for objects, question, answer in asked["count"]:
-      shape = shapes.SHAPES.index(plural[question.split()[2]])
+      shape = scenes.SHAPES.index(plural[question.split()[2]])
       assert answer == grammar.NUMBERS[sum(item[0] == shape for item in objects)]
 
   def test_color(self, asked):
     for objects, question, answer in asked["color"]:
       *_, shape, _, cell, _ = question.split()
-      assert (shapes.SHAPES.index(shape), shapes.COLORS.index(answer), shapes.CELLS.index(cell)) in objects
+      assert (scenes.SHAPES.index(shape), scenes.COLORS.index(answer), scenes.CELLS.index(cell)) in objects
 
   def test_relation(self, asked):
     for objects, question, answer in asked["relation"]:
       _, _, other, *relation, _, base, _ = question.split()
-      places = {shapes.SHAPES[shape]: cell for shape, _, cell in objects}
+      places = {scenes.SHAPES[shape]: cell for shape, _, cell in objects}
       holds = (places[base], places[other]) in edits.related_cells(" ".join(relation))
       assert answer == ("yes" if holds else "no")
 

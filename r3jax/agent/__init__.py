@@ -1,0 +1,1 @@
+"""Acts for a policy: rollouts of the stages and the passes that score them."""

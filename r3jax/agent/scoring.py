@@ -1,0 +1,85 @@
+"""Forward passes that score recorded rollouts with the functions that sampled them."""
+
+import flax.struct
+import jax
+
+from r3jax import types
+from r3jax.agent import actor as actor_lib
+from r3jax.agent import contexts
+from r3jax.agent import reference_loss
+from r3jax.agent import samples as samples_lib
+from r3jax.agent import settings as settings_lib
+from r3jax.model import bagel as bagel_lib
+from r3jax.sampling import guidance as guidance_lib
+from r3jax.sequence import layouts
+
+
+@flax.struct.dataclass
+class Pass:
+  """One forward pass over a recorded rollout."""
+
+  output: bagel_lib.Output
+  flow: settings_lib.FlowSettings = flax.struct.field(pytree_node=False)  # that images are scored with
+
+
+def reason_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: samples_lib.Reason) -> Pass:
+  """Runs a reason rollout: the thought, and the latent before the SDE step in every branch."""
+  flow = actor.settings.reason_flow
+  samples = rollout.text.ids.shape[0] // prompts.ids.shape[0]
+  context = contexts.reason_context(actor, prompts, samples)
+  layout = context.layout
+  if actor.settings.reference_loss:
+    flow, layout = reference_loss.reason(flow, layout)
+  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
+  inputs = {"thought": rollout.text.ids, **{name: noised for name in flow.branches(layouts.DRAFT)}}
+  lengths = {**context.lengths, "thought": rollout.text.lengths}
+  return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
+
+
+def reflect_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, source: samples_lib.Source, text: samples_lib.Text) -> bagel_lib.Output:
+  """Runs sampled reflections."""
+  samples = text.ids.shape[0] // prompts.ids.shape[0]
+  context = contexts.reflect_context(actor, prompts, source.features, samples)
+  lengths = {**context.lengths, "answer": text.lengths}
+  return actor.run(context.layout, {"answer": text.ids}, lengths, (context.cache,))
+
+
+def refine_pass(actor: actor_lib.Actor, source: samples_lib.Source, instruction: samples_lib.Instruction, rollout: samples_lib.Refine) -> Pass:
+  """Runs sampled edits: the instructions, and the latent before the SDE step in every branch."""
+  flow = actor.settings.refine_flow
+  samples = instruction.ids.shape[0] // source.latent.shape[0]
+  context = contexts.refine_context(actor, source.latent, source.features, samples)
+  layout = context.layout
+  if actor.settings.reference_loss:
+    flow, layout = reference_loss.refine(flow, layout)
+  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
+  lengths = contexts.instruction_lengths(instruction)
+  inputs = {name: instruction.ids for name in lengths} | {name: noised for name in flow.branches(layouts.EDIT)}
+  return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
+
+
+def scored_velocity(actor: actor_lib.Actor, run: Pass, names, t: types.Time) -> types.Latent:
+  """Returns the velocity [B, N, C] that images are scored with, out of the branches among `names`."""
+  found = actor.velocities(run.output, run.flow.branches(names))
+  return guidance_lib.combine_where_active(run.flow.guidance, t, found) if len(found) > 1 else found[0]
+
+
+def score_reason(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: samples_lib.Reason) -> tuple[jax.Array, types.Latent]:
+  """Recomputes a reason rollout in one forward pass.
+
+  Returns:
+    Log-probs of the thought [B, T - 1] and the guided velocity at the SDE step [B, N, C].
+  """
+  run = reason_pass(actor, prompts, rollout)
+  velocity = scored_velocity(actor, run, layouts.DRAFT, rollout.flow.t)
+  return actor.logprob(run.output.text("thought"), rollout.text.ids), velocity
+
+
+def score_reflect(actor: actor_lib.Actor, prompts: samples_lib.Prompts, source: samples_lib.Source, text: samples_lib.Text) -> jax.Array:
+  """Recomputes the log-probs of sampled reflections, [B, T - 1]."""
+  return actor.logprob(reflect_pass(actor, prompts, source, text).text("answer"), text.ids)
+
+
+def score_refine(actor: actor_lib.Actor, source: samples_lib.Source, instruction: samples_lib.Instruction, rollout: samples_lib.Refine) -> types.Latent:
+  """Recomputes the guided velocity of sampled edits at their SDE step, [B, N, C]."""
+  return scored_velocity(actor, refine_pass(actor, source, instruction, rollout), layouts.EDIT, rollout.flow.t)

@@ -1,0 +1,1 @@
+"""Analytic costs of an iteration, and the chips they are held against."""

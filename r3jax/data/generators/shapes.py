@@ -1,0 +1,35 @@
+"""TFDS builder of the embedded world's prompts, read without a TensorFlow graph."""
+
+from r3jax.data import storage
+from r3jax.worlds.shapes import prompts
+import tensorflow_datasets as tfds
+
+SPLITS = {"train": prompts.train_records, "heldout": prompts.heldout_records}
+
+
+class Shapes(storage.RecordBuilder):
+  """Prompts of the embedded world in GenEval's record format, one JSON text an example."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+    del dl_manager  # The world is made, not downloaded.
+    return {split: self._generate_examples(records()) for split, records in SPLITS.items()}
+
+
+def load(data_dir: str | None = None, split: str = "train") -> list[dict]:
+  """Returns the records of a split in the order of the world, preparing the data on first use.
+
+  A world that changed is prepared anew, see `storage.read`.
+
+  Args:
+    data_dir: where prepared data is kept; $R3JAX_DATA or ~/.cache/r3jax if None.
+    split: "train" or "heldout".
+
+  Raises:
+    ValueError: if there is no such split.
+  """
+  if split not in SPLITS:
+    raise ValueError(f"split must be one of {sorted(SPLITS)}, got {split!r}")
+  name = storage.folder_name({split: records() for split, records in SPLITS.items()})
+  return storage.read(Shapes, storage.root(data_dir), name, split)

@@ -1,1 +1,0 @@
-"""Checkpoints, images and reports."""

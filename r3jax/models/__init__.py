@@ -1,1 +1,0 @@
-"""BAGEL in Linen: pure functions of parameters and layouts."""

@@ -1,0 +1,1 @@
+"""Rewards that Python computes outside of the compiled step."""

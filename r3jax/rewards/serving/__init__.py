@@ -1,0 +1,1 @@
+"""The reward server and what it scores with."""

@@ -1,0 +1,323 @@
+"""From a config to the frozen values that a run computes with; everything is checked here.
+
+This, `rewards/config.py` and `evaluation/build.py` are the only places below `launch/` and `train.py` that
+read a ConfigDict.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from r3jax import types
+from r3jax.agent import samples
+from r3jax.agent import settings as settings_lib
+from r3jax.checkpoint import folder
+from r3jax.data import contamination as contamination_lib
+from r3jax.data import sets as sets_lib
+from r3jax.model import bagel as bagel_lib
+from r3jax.model import config as config_lib
+from r3jax.model import image_encoders
+from r3jax.model import lora as lora_lib
+from r3jax.model import parameters
+from r3jax.model import preprocess
+from r3jax.parallel import rules as rules_lib
+from r3jax.rewards import combine
+from r3jax.rewards import registry
+from r3jax.rewards.from_host import scorer
+from r3jax.rl import iteration as iteration_lib
+from r3jax.rl import optimizer as optimizer_lib
+from r3jax.rl import replicas as replicas_lib
+from r3jax.sampling import guidance
+from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import text as text_lib
+from r3jax.sequence import layouts
+from r3jax.sequence import protocol
+from r3jax.sequence import thoughts
+from r3jax.sequence import tokenizer as tokenizer_lib
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """The model of a config and how it samples.
+
+  Attributes:
+    pretrained: the model's folder: weights and tokenizer.
+    modules: the model.
+    settings: one iteration.
+  """
+
+  pretrained: folder.Pretrained
+  modules: settings_lib.Modules
+  settings: settings_lib.Settings
+
+  def segments(self, texts: Sequence[str], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns ids [B, capacity] and lengths [B] (int32) of text segments.
+
+    Raises:
+      ValueError: a text does not fit, or holds unknown words.
+    """
+    ids, lengths = zip(*(self.pretrained.tokenizer.segment(text, capacity) for text in texts))
+    return np.stack(ids), np.array(lengths, np.int32)
+
+  def decode(self, ids: np.ndarray, lengths: np.ndarray) -> list[str]:
+    """Returns the texts of segments, ids [B, T], without their begin and end."""
+    decode = self.pretrained.tokenizer.decode
+    return [decode(row[1 : length - 1].tolist()) for row, length in zip(np.asarray(ids), np.asarray(lengths))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment(Base):
+  """A run's constants.
+
+  Attributes (beside those of `Base`):
+    optimizer: settings of AdamW.
+    train, heldout: records, see `data/prompts.py`.
+    contamination: what the two had in common.
+    reward: scores images.
+    parse: makes the text parser from the mesh.
+    parses_on_host: whether the parser calls back to the host.
+  """
+
+  optimizer: optimizer_lib.OptimizerSettings
+  train: tuple[dict, ...]
+  heldout: tuple[dict, ...]
+  contamination: contamination_lib.Contamination
+  reward: combine.GraphReward
+  parse: Callable[[jax.sharding.Mesh], iteration_lib.Parse]
+  parses_on_host: bool
+
+  @property
+  def on_host(self) -> bool:
+    """Whether the step calls back to the host."""
+    return self.parses_on_host or bool(self.reward.scorers)
+
+  def iteration(self, mesh: jax.sharding.Mesh) -> iteration_lib.Iteration:
+    """Returns the stages of an iteration on a mesh.
+
+    Raises:
+      ValueError: the samples do not split over the mesh's replicas.
+    """
+    replicas = mesh.shape[replicas_lib.AXIS]
+    replicas_lib.check(self.settings.groups, self.settings.group_size, replicas, self.settings.micro_batches)
+    optimizer = optimizer_lib.make_optimizer(self.optimizer)
+    return iteration_lib.Iteration(
+        self.modules, self.settings, self.reward.on(mesh), self.parse(mesh), optimizer, replicas
+    )
+
+  def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
+    """Returns the sharded policy and the replicated frozen parameters.
+
+    The policy is in float32 or the wider dtype computed in; where it is only the base of adapters, in
+    the dtype computed in, as the frozen parameters are.
+    """
+    bagel = self.modules.bagel
+    dtype = jnp.promote_types(bagel.dtype, jnp.float32)
+    policy, frozen = self.pretrained.load(bagel, mesh, dtype, bagel.dtype if bagel.lora.rank else None)
+    return policy, parameters.narrowed(frozen, bagel.dtype)
+
+  def start(self, mesh: jax.sharding.Mesh, seed: int) -> tuple[types.Params, iteration_lib.Frozen]:
+    """Returns what training changes and what it reads, before the first iteration.
+
+    Args:
+      mesh: to shard the parameters over.
+      seed: of the adapters, where only these are trained.
+    """
+    (policy, towers), bagel = self.load(mesh), self.modules.bagel
+    needs_reference = self.settings.loss.needs_reference
+    if not bagel.lora.rank:
+      return policy, iteration_lib.Frozen(towers, parameters.narrowed(policy, bagel.dtype) if needs_reference else None)
+    return parameters.init_adapters(bagel, mesh, seed), iteration_lib.Frozen(towers, {} if needs_reference else None, policy)
+
+  def encode(self, records: tuple[dict, ...]) -> samples.Prompts:
+    """Returns the arrays of prompts, one row per record (numpy).
+
+    Raises:
+      ValueError: a prompt does not fit into its segment.
+    """
+    c, prompts = self.settings.capacities, [record["prompt"] for record in records]
+    questions = [protocol.reflection_question(prompt) for prompt in prompts]
+    target, index = self.reward.encode(records), np.arange(len(records), dtype=np.int32)
+    return samples.Prompts(*self.segments(prompts, c.prompt), *self.segments(questions, c.question), target, index)
+
+
+def balanced(records: list[dict]) -> tuple[dict, ...]:
+  """Returns the records with the rarer tags repeated, so that every tag is drawn about as often."""
+  by_tag: dict[str, list[dict]] = {}
+  for record in records:
+    by_tag.setdefault(record["tag"], []).append(record)
+  most = max(len(group) for group in by_tag.values())
+  return tuple(group[i % len(group)] for group in by_tag.values() for i in range(most))
+
+
+def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
+  """Returns a fixed subset of about `number` records, the same number of every tag (0 = all)."""
+  if not number:
+    return tuple(records)
+  by_tag: dict[str, list[dict]] = {}
+  for i in np.random.default_rng(seed).permutation(len(records)):
+    by_tag.setdefault(records[i]["tag"], []).append(records[i])
+  each = -(-number // len(by_tag))
+  return tuple(group[i % len(group)] for group in by_tag.values() for i in range(each))
+
+
+def _flow(section: ml_collections.ConfigDict) -> settings_lib.FlowSettings:
+  return settings_lib.FlowSettings(
+      schedule_lib.Schedule(section.points, section.shift),
+      guidance.Guidance(
+          section.text_scale, section.image_scale, section.renorm, section.renorm_min, tuple(section.interval)
+      ),
+      schedule_lib.Eta(section.eta_mode, section.eta),
+      section.sde_index_max,
+  )
+
+
+def _capacities(config, tokenizer, towers: image_encoders.Towers) -> layouts.Capacities:
+  s = config.sequence
+  return layouts.Capacities(
+      system=max(len(_system(tokenizer, text)) for text in (protocol.GEN_THINK, protocol.VLM_THINK)),
+      prompt=s.prompt_tokens,
+      thought=s.thought_tokens + 1,
+      question=s.question_tokens,
+      answer=s.answer_tokens + 1,
+      instruction=s.instruction_tokens,
+      latent_grid=towers.latent_grid,
+      vit_grid=towers.vit_grid,
+  )
+
+
+def _system(tokenizer: tokenizer_lib.TextTokenizer, text: str) -> tuple[int, ...]:
+  ids = tokenizer.special_ids
+  return (ids.text_begin, *tokenizer.encode(text), ids.text_end)
+
+
+def make_settings(config, tokenizer, towers: image_encoders.Towers) -> settings_lib.Settings:
+  text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k, replicas_lib.AXIS)
+  return settings_lib.Settings(
+      groups=config.groups_per_step,
+      group_size=config.group_size,
+      capacities=_capacities(config, tokenizer, towers),
+      reason_text=text,
+      reflect_text=text,
+      reason_flow=_flow(config.reason),
+      refine_flow=_flow(config.refine),
+      loss=settings_lib.LossSettings(**config.loss),
+      pool_perfect=config.pool.perfect,
+      system_reason=_system(tokenizer, protocol.GEN_THINK),
+      system_reflect=_system(tokenizer, protocol.VLM_THINK),
+      reflect_rounds=config.reflect_rounds,
+      reference_loss=config.compat.reference_loss,
+      micro_batches=config.step.micro_batches,
+  )
+
+
+def evaluation_settings(config, settings: settings_lib.Settings) -> settings_lib.Settings:
+  """Returns the settings that evaluation samples with: ODE only, its own points and temperature."""
+  e = config.eval
+  text = dataclasses.replace(settings.reason_text, temperature=e.temperature)
+
+  def flow(stage: settings_lib.FlowSettings) -> settings_lib.FlowSettings:
+    schedule = dataclasses.replace(stage.schedule, points=e.points)
+    return dataclasses.replace(stage, schedule=schedule, sde_index_max=0)
+
+  return dataclasses.replace(
+      settings,
+      reason_text=text,
+      reflect_text=text,
+      reason_flow=flow(settings.reason_flow),
+      refine_flow=flow(settings.refine_flow),
+  )
+
+
+def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], iteration_lib.Parse]:
+  if config.sequence.parser == "strings":
+    return lambda mesh: scorer.parse_on_host(tokenizer, capacity, mesh)
+  if config.sequence.parser == "tokens":
+    tags = thoughts.tag_ids(tokenizer)
+    return lambda mesh: lambda ids, lengths, stage: thoughts.parse_tokens(ids, lengths, stage, tags, capacity)
+  raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
+
+
+def make_modules(config, sizes: config_lib.BagelConfig, towers: image_encoders.Towers) -> settings_lib.Modules:
+  rules, rollout_rules = (rules_lib.Rules.of(config.sharding[part].to_dict()) for part in ("train", "rollout"))
+  attention = _attention(config.model.attention, sizes.llm.head_dim)
+  bagel = bagel_lib.Bagel(sizes, towers.dtype, config.model.remat, attention, rules, _lora(config, sizes))
+  return settings_lib.Modules(bagel, towers, rollout_rules)
+
+
+def attention_on(platform: str, head_dim: int) -> str:
+  """Returns what attends on a platform: the TPU kernel takes heads whose width is a multiple of 128."""
+  return "splash" if platform == "tpu" and head_dim % 128 == 0 else "xla"
+
+
+def _attention(name: str, head_dim: int) -> str:
+  """Checks what the config wants to attend with, and chooses for "auto"."""
+  if name not in ("auto", "xla", "splash"):
+    raise ValueError(f"model.attention must be 'auto', 'xla' or 'splash'; got {name!r}")
+  if name == "splash" and attention_on("tpu", head_dim) != name:
+    raise ValueError(f"model.attention 'splash' needs heads whose width is a multiple of 128; the model's are {head_dim}")
+  return attention_on(jax.default_backend(), head_dim) if name == "auto" else name
+
+
+def _lora(config, sizes: config_lib.BagelConfig) -> lora_lib.LoRA:
+  lora = lora_lib.LoRA(**config.model.lora)
+  lora.check(sizes.llm)
+  if lora.rank and lora.und and config.optimizer.freeze_und:
+    raise ValueError(f"model.lora.und must be () where optimizer.freeze_und is set, which keeps it; got {lora.und}")
+  return lora
+
+
+def build_base(config: ml_collections.ConfigDict) -> Base:
+  """Checks what a config says of the model and its sampling; reads no weights.
+
+  Raises:
+    ValueError: the config cannot be run; the message says what must hold and what was seen.
+  """
+  if config.model.dtype not in DTYPES:
+    raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
+  found, dtype = folder.find(config.model.folder), DTYPES[config.model.dtype]
+  size = (config.image.height, config.image.width)
+  kept = preprocess.target_size(*size, found.sizes.autoencoder_transform)
+  if kept != size:
+    raise ValueError(f"image.height and image.width must be a size that the model keeps; it makes {size} {kept}")
+  towers = image_encoders.Towers(found.sizes, size, dtype)
+  return Base(found, make_modules(config, found.sizes, towers), make_settings(config, found.tokenizer, towers))
+
+
+def build(config: ml_collections.ConfigDict) -> Experiment:
+  """Checks a config and makes what a run computes with; reads no weights.
+
+  Raises:
+    ValueError: the config cannot be run; the message says what must hold and what was seen.
+  """
+  sets = sets_lib.load(sets_lib.Settings(**config.data))
+  return _build(config, balanced(sets.train), sets.heldout, sets.contamination)
+
+
+def build_to_evaluate(config: ml_collections.ConfigDict) -> Experiment:
+  """Does the same without training prompts, which need not be there.
+
+  Raises:
+    ValueError: as `build`.
+  """
+  heldout = sets_lib.load_heldout(sets_lib.Settings(**config.data))
+  return _build(config, (), heldout, contamination_lib.Contamination({}))
+
+
+def _build(config, train: tuple[dict, ...], heldout: list[dict], contamination) -> Experiment:
+  base = build_base(config)
+  return Experiment(
+      **vars(base),
+      optimizer=optimizer_lib.OptimizerSettings(**config.optimizer),
+      train=train,
+      heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
+      contamination=contamination,
+      reward=registry.build(config.reward),
+      parse=_parse(config, base.pretrained.tokenizer, base.settings.capacities.instruction),
+      parses_on_host=config.sequence.parser == "strings",
+  )

@@ -1,0 +1,186 @@
+"""Tests of the main job with a workdir in an object store; the model is left out."""
+
+import dataclasses
+import json
+import re
+import sys
+import time
+import types
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import r3_geneval
+from r3jax.checkpoint import training
+from r3jax.data import contamination
+from r3jax.files import config_guard
+from r3jax.files import jsonl
+from r3jax.rewards import combine
+from r3jax.rewards import outcome
+from r3jax.rewards.from_host import scorer
+from r3jax.rl import iteration
+from r3jax.rl import optimizer
+from r3jax.run import loop
+from r3jax.run import workdir as workdir_lib
+from tests.evaluation import fakes
+
+RECORDS = tuple({"prompt": f"prompt {i}", "tag": "colors"} for i in range(4))
+CALLS = 3  # of the reward in an iteration, as from as many devices
+STEPS = 7
+
+
+class Power(Exception):
+  """It went off."""
+
+
+class Answers:
+  """A host reward that gives a long answer about every image."""
+
+  parts = ("strict",)
+
+  def check(self, record):
+    del record
+
+  def score(self, images, records):
+    return [outcome.Ok(0.5, {"strict": 0.0}, {"answer": "x" * 1000}) for _ in records]
+
+  def describe(self):
+    return {"model": "m"}
+
+  def metrics(self):
+    return {}
+
+
+@dataclasses.dataclass
+class Session:
+  """What `train.run` needs of a session; an iteration adds 1 to the only parameter.
+
+  Attributes:
+    fails_at: iteration in which the power goes off.
+  """
+
+  config: object
+  files: workdir_lib.Workdir
+  fails_at: int | None = None
+
+  def __post_init__(self):
+    self.mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    self.frozen = iteration.Frozen({}, None)
+    self._scorer = scorer.Scorer(Answers())
+    self.experiment = types.SimpleNamespace(
+        train=RECORDS, heldout=RECORDS, contamination=contamination.Contamination({}),
+        reward=combine.on_host("judge", self._scorer))
+    self._rows = self._scorer.encode(RECORDS)
+    self.leaked = contamination.Leaked({}, True)
+    self.exam = dataclasses.replace(fakes.exam(fakes.Evaluator(20)), flush=self._ask_and_flush)
+
+  def _ask(self):
+    for row in self._rows[:CALLS]:
+      self._scorer._score(np.zeros((1, 4, 4, 3), np.uint8), [row])
+
+  def init(self, policy):
+    return optimizer.TrainState(policy, (), jnp.int32(0))
+
+  def compile(self, state, programs):
+    del state, programs
+
+    def step(state, rows):
+      del rows
+      self._ask()
+      number = int(state.step) + 1
+      if number == self.fails_at:
+        # A dead process writes no more; this one must have written its checkpoint before it pretends.
+        while not training.latest_step(self.files.checkpoints):
+          time.sleep(0.01)
+        raise Power
+      state = state.replace(policy=jax.tree.map(lambda x: x + 1, state.policy), step=jnp.int32(number))
+      return state, {"reason/score": number / 100, "reason/valid": 1.0}, {}
+
+    return step
+
+  def _ask_and_flush(self):
+    self._ask()
+    self.experiment.reward.raise_together()
+
+  evaluate, _evaluate = loop.Session.evaluate, loop.Session._evaluate
+
+
+def _start(workdir: str, fails_at: int | None = None) -> dict:
+  """Starts the job as `launch/tpu.py` does, without what a model takes."""
+  config = r3_geneval.get_config("shapes")
+  config.total_steps = STEPS
+  config.groups_per_step = 2
+  config.checkpoint.every = 3
+  config.eval.every = 4
+  config.log.samples_every = 2
+  config.profile.update(start=2, steps=1)
+  files = workdir_lib.Workdir(epath.Path(workdir))
+  loop._check(config, files)
+  config_guard.check_writable(workdir)
+  config_guard.write_or_check(workdir, config.to_dict(), loop.MAY_DIFFER)
+  return loop.run(Session(config, files, fails_at), {"x": jnp.float32(0)})
+
+
+def _logs(folder: epath.Path) -> dict[str, list[dict]]:
+  """Returns the logs without times."""
+  kinds = ("samples.jsonl", "rewards/judge.0.jsonl")
+  evaluations = [f"evaluation/step_{step:06d}/{kind}" for step in (0, 4, STEPS) for kind in kinds]
+  names = ("metrics.jsonl", "evaluation.jsonl", "rewards/judge.0.jsonl", "report/samples.jsonl", *evaluations)
+  drop = lambda row: {name: value for name, value in row.items() if not re.match("seconds/|time|turns", name)}
+  return {name: [drop(row) for row in jsonl.read(folder / name)] for name in names}
+
+
+class TestRun:
+
+  @pytest.fixture(autouse=True)
+  def around(self, store, tmp_path, monkeypatch):
+    """Checkpoints, which Orbax writes through libraries of its own, are on the disk; nothing else is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        workdir_lib.Workdir, "checkpoints", property(lambda files: epath.Path(tmp_path / "checkpoints" / files.path.name)))
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # it writes TensorBoard's files by itself
+    for name in [name for name in sys.modules if name.startswith("clu")]:
+      monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(loop.observe, "metrics", lambda *_: {})  # its iterations have no samples
+    image = np.zeros((2, 2, 3), np.uint8)
+    sample = {"prompt": "p", "tag": "colors", "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}]}
+    shown = lambda experiment, step, *_: [({"step": step, "key": f"{step}", **sample}, [image])]
+    monkeypatch.setattr(loop, "_samples", shown)
+    yield
+    assert [path.name for path in tmp_path.iterdir() if path.name not in ("checkpoints", "local")] == []
+
+  def test_no_object_is_written_more_than_twice(self, store):
+    _start("gs://bucket/run")
+    assert max(store.writes.values()) <= 2, store.writes.most_common(3)
+    logged = [name for name in store.writes if ".parts/" in name]
+    # Metrics, what the judge said, samples; and of three evaluations numbers, what the judge said, and samples.
+    assert len(logged) == STEPS + STEPS + 4 + 3 + 3 + 3
+    names = {name.removeprefix("gs://bucket/run/") for name in store.objects}
+    assert {"config.json", "summary.json", "report/index.html", "evaluation/step_000000/summary.json",
+            "evaluation/step_000004/index.html", "evaluation/step_000007/summary.json",
+            "evaluation/step_000007/images/00000_00_0.png"} <= names
+    assert any(re.fullmatch(r"profile/plugins/profile/\w+/.*\.xplane\.pb", name) for name in names)
+    assert not [name for name in names if name.endswith((".new", ".partial")) or "probe" in name]
+
+  def test_logs_are_those_of_a_disk(self, tmp_path):
+    _start("gs://bucket/run")
+    _start(str(tmp_path / "local"))
+    found = _logs(epath.Path("gs://bucket/run"))
+    assert found == _logs(epath.Path(tmp_path / "local"))
+    assert [row["step"] for row in found["metrics.jsonl"]] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in found["rewards/judge.0.jsonl"]] == [i for i in range(1, STEPS + 1) for _ in range(CALLS)]
+
+  def test_resumed_run_is_an_uninterrupted_one(self, store):
+    whole = _start("gs://bucket/whole")
+    with pytest.raises(Power):
+      _start("gs://bucket/broken", fails_at=6)
+    assert [row["step"] for row in jsonl.read("gs://bucket/broken/metrics.jsonl")] == [1, 2, 3, 4, 5]
+    resumed = _start("gs://bucket/broken")
+    folders = [epath.Path(f"gs://bucket/{name}") for name in ("whole", "broken")]
+    assert _logs(folders[0]) == _logs(folders[1])
+    assert resumed["scores"] == whole["scores"]
+    assert json.loads((folders[1] / "summary.json").read_text())["iterations"] == STEPS
+    assert max(store.writes.values()) <= 4  # two starts
