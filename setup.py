@@ -32,11 +32,13 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
-        "aot": ["libtpu==0.0.42"],  # Compiles for TPU topologies on a machine without one.
+        # Compiles for TPU topologies on a machine without one.
+        "aot": ["libtpu==0.0.42"],
         "gcs": ["etils[epath-gcs]", "gcsfs"],
         "wandb": ["wandb"],
         "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
-        "detector": ["torch", "transformers", "scipy"],  # scipy: OWLv2's image processor
+        # scipy: OWLv2's image processor
+        "detector": ["torch", "transformers", "scipy"],
         "test": [
             "beartype>=0.23", "ipykernel>=7.0", "nbclient>=0.11", "playwright>=1.50", "pytest>=9.0", "pytest-timeout>=2.4",
             "pytest-xdist>=3.8", "pyyaml",

@@ -31,11 +31,14 @@ def _reference_script() -> ConfigDict:
   config.group_size = 16
 
   config.model = ConfigDict(dict(
-      folder="",  # in BAGEL's format; "shapes" is the small model of the package
+      # in BAGEL's format; "shapes" is the small model of the package
+      folder="",
       dtype="bfloat16",
       remat="full",  # or "dots", "none": what the backward pass computes again
-      attention="auto",  # "splash" (block-sparse TPU kernel) or "xla"; auto is the first on a TPU
-      lora=dict(  # trains low-rank updates of these projections alone, scaled by alpha / rank
+      # "splash" (block-sparse TPU kernel) or "xla"; auto is the first on a TPU
+      attention="auto",
+      # trains low-rank updates of these projections alone, scaled by alpha / rank
+      lora=dict(
           rank=0,  # 0 trains the whole policy
           alpha=32.0,
           und=("q", "k", "v", "o", "gate", "up", "down"),
@@ -49,7 +52,8 @@ def _reference_script() -> ConfigDict:
       generated=20_000,
       generated_seed=0,
       more_tests=(),  # further files whose prompts must not be trained on
-      keep_tags=(),  # e.g. ("single_object",): all its prompts are in the test; the run is then contaminated
+      # e.g. ("single_object",): all its prompts are in the test; the run is then contaminated
+      keep_tags=(),
   ))
   config.image = ConfigDict(dict(height=512, width=512))
   config.sequence = ConfigDict(dict(
@@ -58,7 +62,8 @@ def _reference_script() -> ConfigDict:
       question_tokens=192,
       answer_tokens=384,
       instruction_tokens=385,
-      parser="strings",  # "tokens" parses in the graph, for word-level vocabularies
+      # "tokens" parses in the graph, for word-level vocabularies
+      parser="strings",
   ))
   config.text = ConfigDict(dict(temperature=0.9, top_p=0.9, top_k=0))
   config.reason = ConfigDict(dict(
@@ -80,10 +85,13 @@ def _reference_script() -> ConfigDict:
       weight_decay=0.0, clip_norm=1.0, freeze_und=False,
   ))
   config.reward = ConfigDict(dict(
-      name="service",  # "shapes", "service", "flow_grpo", "unirl", "judge" or "sum", see docs/rewards.md
-      value="score",  # what training uses: "score" (shaped), or a part: "correct", "strict"
+      # "shapes", "service", "flow_grpo", "unirl", "judge" or "sum", see docs/rewards.md
+      name="service",
+      # what training uses: "score" (shaped), or a part: "correct", "strict"
+      value="score",
       endpoints=("http://localhost:8000",),
-      token_env="",  # name of the environment variable that holds the service's token
+      # name of the environment variable that holds the service's token
+      token_env="",
       batch=16,  # images per request
       image_format="png",  # or "jpeg", smaller and not exact
       cache=4096,  # scores that are remembered; 0 asks every time
@@ -91,23 +99,30 @@ def _reference_script() -> ConfigDict:
           deadline=60.0, attempts=4, pause=0.5, concurrency=8, failures_to_open=5, open_seconds=10.0,
       ),
       judge=dict(task="geneval_plus", model="", prompt_file="", max_tokens=4096, image_format="jpeg"),
-      members={},  # of "sum": name -> {"name": ..., "weight": ..., other keys of this section}
-      max_failed_fraction=0.2,  # images without a score, of those of `failure_window` iterations
+      # of "sum": name -> {"name": ..., "weight": ..., other keys of this section}
+      members={},
+      # images without a score, of those of `failure_window` iterations
+      max_failed_fraction=0.2,
       failure_window=20,
-      shuffle=False,  # control experiment: give every sample the reward of another one
+      # control experiment: give every sample the reward of another one
+      shuffle=False,
   ))
-  config.compat = ConfigDict(dict(reference_loss=False))  # the reference's literal loss, see rl/compat.py
+  # the reference's literal loss, see rl/compat.py
+  config.compat = ConfigDict(dict(reference_loss=False))
   config.step = ConfigDict(dict(
       mode="fused",  # "split" runs the stages as separate programs
-      micro_batches=1,  # parts of a replica's samples whose gradients are computed one after the other
+      # parts of a replica's samples whose gradients are computed one after the other
+      micro_batches=1,
   ))
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-  config.sharding = ConfigDict(dict(  # logical axis -> mesh axes, see parallel/rules.py
+  # logical axis -> mesh axes, see parallel/rules.py
+  config.sharding = ConfigDict(dict(
       train=dict(
           embed=("fsdp",), table=("fsdp", "tensor"), vocab=("tensor",), heads=("tensor",), kv_heads=("tensor",),
           mlp=("tensor",), rows=("fsdp",),
       ),
-      rollout=dict(  # nothing is gathered per token: without the fsdp axis for a layer's inputs
+      # nothing is gathered per token: without the fsdp axis for a layer's inputs
+      rollout=dict(
           table=("fsdp", "tensor"), vocab=("tensor",), heads=("tensor",), kv_heads=("tensor",), mlp=("tensor",),
           rows=("fsdp",),
       ),
@@ -117,15 +132,18 @@ def _reference_script() -> ConfigDict:
       prompts=0,  # 0 = all
       images_per_prompt=4, rounds=4, points=50, temperature=0.3, batch_size=64, seed=1,
       every=0,  # iterations between evaluations beside those before and after
-      ask=(),  # questions about every draft: "match"; of the embedded world also "existence", "count", "color", "relation"
+      # questions about every draft: "match"; of the embedded world also "existence", "count", "color", "relation"
+      ask=(),
       question_tokens=192,
   ))
   config.log = ConfigDict(dict(
       samples_every=10,  # iterations; 0 shows no samples
       samples=8,
-      wandb=dict(project="", name="", mode="online"),  # Weights & Biases, where a project is named, see docs/metrics.md
+      # Weights & Biases, where a project is named, see docs/metrics.md
+      wandb=dict(project="", name="", mode="online"),
   ))
-  config.profile = ConfigDict(dict(start=0, steps=0))  # iterations start .. start + steps - 1 are traced
+  # iterations start .. start + steps - 1 are traced
+  config.profile = ConfigDict(dict(start=0, steps=0))
   return config
 
 

@@ -22,7 +22,8 @@ def get_config(variant: str = "bagel") -> ml_collections.ConfigDict:
   """Returns the config of a variant: "bagel" or a slice of `slices.py`."""
   config = slices.on(r3_geneval.get_config().unlock(), variant, ())
   config.data.update(benchmark="tiif", train="")
-  config.sequence.update(prompt_tokens=640, question_tokens=736)  # its longest prompt has 398 words
+  # its longest prompt has 398 words
+  config.sequence.update(prompt_tokens=640, question_tokens=736)
   config.reward.name = "judge"
   config.reward.judge.task = "tiif"
   return config.lock()

@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
   """Returns the config of the supervised run on the embedded world."""
   config = ml_collections.ConfigDict()
   config.seed = 0
-  config.start = ""  # go on with the model of this BAGEL folder: only text and flow are trained
+  # go on with the model of this BAGEL folder: only text and flow are trained
+  config.start = ""
 
   model = config.model = ml_collections.ConfigDict()
   model.hidden_size = 128
@@ -63,5 +64,6 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.log_every = 50
   config.save_every = 250
-  config.stored_dtype = "float16"  # of the written files; training is in float32
+  # of the written files; training is in float32
+  config.stored_dtype = "float16"
   return config.lock()

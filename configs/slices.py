@@ -26,7 +26,8 @@ def _lora(*mesh: int, rank: int, micro_batches: int, groups: int = 8):
     _full(*mesh, micro_batches=micro_batches, rollout=_WIDE)(config)
     config.groups_per_step = groups
     config.model.lora.rank = rank
-    config.optimizer.update(und_learning_rate=5e-5, gen_learning_rate=5e-5)  # ten times those of full fine-tuning
+    # ten times those of full fine-tuning
+    config.optimizer.update(und_learning_rate=5e-5, gen_learning_rate=5e-5)
 
   return change
 

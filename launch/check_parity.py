@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax.parity import check
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 
 _GOLDENS = flags.DEFINE_string("goldens", None, "Folder of weights, manifest.json and cases.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype of the model.")
@@ -55,7 +55,7 @@ def main(argv):
   folder = pathlib.Path(_GOLDENS.value)
   if not (folder / "manifest.json").is_file():
     sys.exit(f"r3jax: --goldens must be a folder with manifest.json; there is none in {folder}")
-  golden, scale, bad = golden_lib.Golden(folder, jnp.dtype(_DTYPE.value).type), _scale(), []
+  golden, scale, bad = goldens.Golden(folder, jnp.dtype(_DTYPE.value).type), _scale(), []
   print(f"{'case':26} {'arrays':>6} {'worst array':34} {'error':>10} {'tolerance':>22} {'of it':>9}")
   for case in golden.manifest:
     if _CASES.value and not case.startswith(tuple(_CASES.value)):

@@ -20,7 +20,8 @@ from absl import app
 from absl import flags
 from ml_collections import config_flags
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
+# config files import each other
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, for example v5p:4x4x4.")
@@ -35,8 +36,10 @@ _CHILD = flags.DEFINE_string("child", "", "Internal: the file that the compiling
 
 def _in_child(path: pathlib.Path):
   """Compiles, or searches, in this process, which the compiler may abort."""
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken that another process could want
+  # there is no metadata server to ask
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  # no chip is taken that another process could want
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   os.environ["JAX_PLATFORMS"] = "cpu"
   import jax  # after the environment is set
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from r3jax.checkpoint import folder
+from r3jax.checkpoint import pretrained
 from r3jax.model import bagel
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 
 _SOURCE = flags.DEFINE_string("source", None, "Folder of the model; 'shapes' is the small model of the package.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write; must not hold a model yet.")
@@ -46,15 +46,16 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.WARNING)  # Orbax tells every step
-  jax.config.update("jax_platforms", "cpu")  # weights only pass through the host
+  # weights only pass through the host
+  jax.config.update("jax_platforms", "cpu")
   out, dtype = epath.Path(_OUT.value), jnp.dtype(_DTYPE.value) if _DTYPE.value else None
   try:
-    folder.check_free(out)  # before a large model is read
-    source = folder.find(_SOURCE.value)
-    mesh = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    placed = folder.shardings(bagel.Bagel(source.sizes), mesh)
+    pretrained.check_free(out)  # before a large model is read
+    source = pretrained.find(_SOURCE.value)
+    mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    placed = pretrained.shardings(bagel.Bagel(source.sizes), mesh)
     weights = source.weights(placed, dtype, Bar("reading"))
-    folder.save(weights, source, out, _FORMAT.value, Bar("writing"))
+    pretrained.save(weights, source, out, _FORMAT.value, Bar("writing"))
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
   print(f"wrote {out}")

@@ -35,15 +35,16 @@ from r3jax.evaluation import result
 from r3jax.evaluation import second_judge
 from r3jax.evaluation import summary as summary_lib
 from r3jax.files import config_guard
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.parallel import multihost
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import budget
-from r3jax.run import experiment as experiment_lib
 from r3jax.run import held_out
+from r3jax.run import setup
 from r3jax.run import workdir
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
+# config files import each other
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of the model, or workdir of a run. Default: model.folder.")
@@ -64,8 +65,8 @@ def _config() -> ml_collections.ConfigDict:
 
 def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   """Checks the config, opens the folder, loads the model."""
-  experiment = experiment_lib.build_to_evaluate(config)
-  mesh = mesh_lib.make_mesh(**config.mesh)
+  experiment = setup.build_to_evaluate(config)
+  mesh = meshes.make_mesh(**config.mesh)
   exam = held_out.exam(config, experiment, mesh)
   config_guard.check_writable(folder)
   described = {"model": config.model.to_dict(), "weights": experiment.pretrained.fingerprint()}
@@ -77,7 +78,7 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   return experiment, mesh, exam, policy, towers
 
 
-def _facts(config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment, exam) -> summary_lib.Facts:
+def _facts(config: ml_collections.ConfigDict, experiment: setup.Experiment, exam) -> summary_lib.Facts:
   folder = config.model.folder
   trained_on, complete = workdir.trained_on(folder)
   leaked = contamination.leaked(trained_on, experiment.heldout, complete)
@@ -116,8 +117,8 @@ def _rescore(path: str):
     raise ValueError(f"images are scored again in one process; there are {jax.process_count()}")
   (evaluation,) = compare.read(path)
   heldout = sets.load_heldout(sets.Settings(**config.data))
-  records = experiment_lib.evenly(heldout, config.eval.prompts, config.eval.seed)
-  mesh, reward = mesh_lib.make_mesh(**config.mesh), registry.build(config.reward)
+  records = setup.evenly(heldout, config.eval.prompts, config.eval.seed)
+  mesh, reward = meshes.make_mesh(**config.mesh), registry.build(config.reward)
   scores = second_judge.rescore(reward, mesh, folder, evaluation.samples, records, config.eval.batch_size)
   missing = sum(line["score"] is None for line in scores) / len(scores)
   found = second_judge.by_tag(second_judge.own(evaluation.samples), scores, config.eval.seed)

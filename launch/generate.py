@@ -28,16 +28,17 @@ import PIL.Image
 import tqdm
 
 from r3jax import inference
-from r3jax.checkpoint import folder as folder_lib
+from r3jax.checkpoint import pretrained
 from r3jax.files import config_guard
 from r3jax.model import preprocess
 from r3jax.report import gallery
-from r3jax.run import experiment
+from r3jax.run import setup
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import verifier
 from r3jax.worlds.shapes import vocabulary
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
+# config files import each other
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _MODEL = flags.DEFINE_string("model", None, "Folder of the model. Default: the small one of the package.")
 _CONFIG = config_flags.DEFINE_config_file(
@@ -57,7 +58,8 @@ _QUESTION = flags.DEFINE_string("question", None, "What to ask about --image.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 
 _CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../configs/r3_geneval.py")
-_DEFAULTS = {"rounds": 4, "seed": 0, "points": 50, "temperature": 0.3}  # of flags that stand for config.eval
+# of flags that stand for config.eval
+_DEFAULTS = {"rounds": 4, "seed": 0, "points": 50, "temperature": 0.3}
 _MAY_DIFFER = ("mesh", "num_images", "log", "checkpoint", "total_steps", "data")
 
 
@@ -85,7 +87,7 @@ def _config() -> ml_collections.ConfigDict:
   """
   config = _CONFIG.value
   if config is None:
-    ours = folder_lib.find(_MODEL.value or "shapes").tokenizer.vocabulary == vocabulary.build_tokenizer().get_vocab()
+    ours = pretrained.find(_MODEL.value or "shapes").tokenizer.vocabulary == vocabulary.build_tokenizer().get_vocab()
     spec = importlib.util.spec_from_file_location("r3_geneval", _CONFIGS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -174,9 +176,10 @@ def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
 def draw(config: ml_collections.ConfigDict):
   """Draws what is missing in --out, and writes the page."""
   folder, records = epath.Path(_OUT.value), _records()
-  base, targets = experiment.build_base(config), _targets(config, records)
+  base, targets = setup.build_base(config), _targets(config, records)
   for record in records:
-    base.pretrained.tokenizer.segment(record["prompt"], base.settings.capacities.prompt)  # does it fit?
+    # does it fit?
+    base.pretrained.tokenizer.segment(record["prompt"], base.settings.capacities.prompt)
   config_guard.check_writable(folder)
   facts = {"num_images": _NUM_IMAGES.value, "weights": base.pretrained.fingerprint()}
   config_guard.write_or_check(folder, config.to_dict() | facts, _MAY_DIFFER)

@@ -53,7 +53,8 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
-  jax.config.update("jax_platforms", "cpu")  # the accelerator, if there is one, belongs to the run that asks
+  # the accelerator, if there is one, belongs to the run that asks
+  jax.config.update("jax_platforms", "cpu")
   limits = server_lib.Limits(
       max_body_bytes=_MAX_BODY_BYTES.value, max_items=_MAX_ITEMS.value, max_pixels=_MAX_PIXELS.value,
       max_request_pixels=_MAX_REQUEST_PIXELS.value, queue=_QUEUE.value,

@@ -23,15 +23,15 @@ import numpy as np
 
 from r3jax.agent import settings as settings_lib
 from r3jax.checkpoint import bagel_files
+from r3jax.model import architecture
 from r3jax.model import autoencoder as autoencoder_lib
 from r3jax.model import bagel
-from r3jax.model import config as config_lib
 from r3jax.model import image_encoders
 from r3jax.model import parameters
 from r3jax.model import preprocess
 from r3jax.model import siglip
-from r3jax.parallel import mesh
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.parallel import meshes
+from r3jax.sequence import tokenization
 from r3jax.sft import small_bagel
 from r3jax.sft import train
 from r3jax.worlds.shapes import batches
@@ -49,7 +49,7 @@ def log(every: int, step: int, unused_params, metrics: dict):
     logging.info("step %d: %s", step, ", ".join(f"{name} {float(x):.4f}" for name, x in metrics.items()))
 
 
-def train_autoencoder(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig):
+def train_autoencoder(config: ml_collections.ConfigDict, sizes: architecture.BagelConfig):
   """Returns trained autoencoder parameters and the sizes with the measured latent scale and shift."""
   model = autoencoder_lib.Autoencoder(sizes.autoencoder)
   blank = jnp.zeros((1, scenes_lib.CANVAS, scenes_lib.CANVAS, 3))
@@ -72,7 +72,7 @@ def train_autoencoder(config: ml_collections.ConfigDict, sizes: config_lib.Bagel
   return params, dataclasses.replace(sizes, autoencoder=measured)
 
 
-def train_vision(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig):
+def train_vision(config: ml_collections.ConfigDict, sizes: architecture.BagelConfig):
   """Returns trained ViT parameters."""
   vision, settings = sizes.vision, config.vision
   tower = siglip.VisionTransformer(vision)
@@ -87,7 +87,7 @@ def train_vision(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfi
   return train.fit(loss, {"tower": params, "head": head}, optimizer, data, config.seed, watch)["tower"]
 
 
-def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.TextTokenizer):
+def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenization.TextTokenizer):
   """Returns trained towers, a fresh policy and the sizes."""
   sizes = small_bagel.sizes(config.model)
   autoencoder, sizes = train_autoencoder(config, sizes)
@@ -97,24 +97,24 @@ def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenizer_lib.Tex
   return weights, sizes
 
 
-def from_start(folder: str, tokenizer: tokenizer_lib.TextTokenizer):
+def from_start(folder: str, tokenizer: tokenization.TextTokenizer):
   """Returns weights and sizes of a model to go on with.
 
   Raises:
     ValueError: the folder holds no such model, or one of another vocabulary.
   """
-  sizes = config_lib.from_folder(folder)
-  if tokenizer_lib.load(folder).vocabulary != tokenizer.vocabulary:
+  sizes = architecture.from_folder(folder)
+  if tokenization.load(folder).vocabulary != tokenizer.vocabulary:
     raise ValueError(f"the vocabulary of config.start must be this world's; it differs: {folder}")
   return bagel_files.load(folder, sizes), sizes
 
 
-def _model(sizes: config_lib.BagelConfig, tokenizer: tokenizer_lib.TextTokenizer):
+def _model(sizes: architecture.BagelConfig, tokenizer: tokenization.TextTokenizer):
   towers = image_encoders.Towers(sizes, (scenes_lib.CANVAS, scenes_lib.CANVAS))
   return settings_lib.Modules(bagel.Bagel(sizes), towers), small_bagel.sft_settings(tokenizer, towers)
 
 
-def train_policy(config: ml_collections.ConfigDict, sizes: config_lib.BagelConfig, tokenizer, weights, save):
+def train_policy(config: ml_collections.ConfigDict, sizes: architecture.BagelConfig, tokenizer, weights, save):
   """Trains the policy of the weights, texts alone and then all; hands it to `save` now and then."""
   modules, settings = _model(sizes, tokenizer)
   joint, frozen = config.joint, {name: weights[name] for name in ("autoencoder", "vision")}
@@ -141,9 +141,9 @@ def main(argv):
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
-  mesh.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "text", "joint"))))
+  meshes.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "text", "joint"))))
   words = vocabulary.build_tokenizer()
-  tokenizer = tokenizer_lib.TextTokenizer(words)
+  tokenizer = tokenization.TextTokenizer(words)
   try:
     start = from_start(config.start, tokenizer) if config.start else None
   except ValueError as error:

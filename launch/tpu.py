@@ -18,7 +18,8 @@ from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
 from r3jax.run import loop
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # config files import each other
+# config files import each other
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run there is resumed.")

@@ -31,14 +31,15 @@ from r3jax.agent import keys as keys_lib
 from r3jax.agent import rollout
 from r3jax.agent import samples
 from r3jax.agent import settings as settings_lib
-from r3jax.checkpoint import folder
+from r3jax.checkpoint import pretrained
 from r3jax.model import preprocess
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.run import experiment
+from r3jax.parallel import meshes
+from r3jax.run import setup
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
 
-_EDIT, _ASK = -1, -2  # in place of the round's number, in the randomness of edits and answers
+# in place of the round's number, in the randomness of edits and answers
+_EDIT, _ASK = -1, -2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Model:
     mesh: that they are on.
   """
 
-  base: experiment.Base
+  base: setup.Base
   policy: types.Params
   frozen: types.Params
   mesh: jax.sharding.Mesh
@@ -291,7 +292,7 @@ def load(
   """
   if jax.process_count() > 1:
     raise ValueError(f"inference runs in one process; there are {jax.process_count()}")
-  base = experiment.build_base(config)
+  base = setup.build_base(config)
   made = make_stages(config, base.modules, base.settings, on_step)
   mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
   bagel = made.modules.bagel
@@ -312,7 +313,7 @@ def make_stages(
     modules, settings: of the config, see `experiment.Base`.
     on_step: see `load`.
   """
-  settings = experiment.evaluation_settings(config, settings)
+  settings = setup.evaluation_settings(config, settings)
   flow = lambda stage: dataclasses.replace(stage, on_step=on_step)
   text = lambda stage: dataclasses.replace(stage, axis=None)
   settings = dataclasses.replace(
@@ -328,9 +329,9 @@ def make_stages(
 
 def _mesh(config: ml_collections.ConfigDict, heads: int) -> jax.sharding.Mesh:
   if config.mesh.data != -1:
-    return mesh_lib.make_mesh(**config.mesh)
+    return meshes.make_mesh(**config.mesh)
   tensor = math.gcd(jax.device_count(), heads)
-  return mesh_lib.make_mesh(data=1, fsdp=jax.device_count() // tensor, tensor=tensor)
+  return meshes.make_mesh(data=1, fsdp=jax.device_count() // tensor, tensor=tensor)
 
 
 def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
@@ -343,6 +344,6 @@ def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: the model's folder cannot be read.
   """
-  size = preprocess.target_size(*image.shape[:2], folder.find(config.model.folder).sizes.autoencoder_transform)
+  size = preprocess.target_size(*image.shape[:2], pretrained.find(config.model.folder).sizes.autoencoder_transform)
   config.image.update(height=size[0], width=size[1])
   return np.asarray(preprocess.resize(image[None], size))[0]

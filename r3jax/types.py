@@ -13,6 +13,9 @@
 | L | layers |
 """
 
+from collections.abc import Callable
+
+import flax.struct
 import jax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -23,7 +26,8 @@ DType = jax.typing.DTypeLike
 Latent = Float[Array, "B N C"]
 Hidden = Float[Array, "B T D"]
 Heads = Float[Array, "B T H d"]
-KeyValue = Float[Array, "b S K d"]  # b divides B: a row is shared by B / b consecutive queries
+# b divides B: a row is shared by B / b consecutive queries
+KeyValue = Float[Array, "b S K d"]
 Mask = Bool[Array, "B T S"]
 Filled = Bool[Array, "B S"]
 Positions = Int[Array, "B T"]
@@ -36,3 +40,17 @@ Flags = Bool[Array, "B"]
 Logits = Float[Array, "B T V"]
 Images = UInt8[Array, "B h w 3"]
 Pixels = Float[Array, "B h w 3"]
+
+
+@flax.struct.dataclass
+class Score:
+  """Holds what images (or texts) earned. A failed reward is missing, never zero."""
+
+  # float32 [B] in [0, 1], what training uses; read it only where `valid`.
+  value: jax.Array
+  valid: jax.Array  # bool [B], False where the reward could not be had.
+  parts: dict[str, jax.Array]  # float32 [B] each, for the log.
+
+
+# In the graph: images [B, ...] and target rows [B, ...] to their scores.
+Scoring = Callable[[Images, object], Score]

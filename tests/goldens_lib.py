@@ -6,25 +6,26 @@ import pathlib
 import jax
 import numpy as np
 
+from r3jax.model import architecture
 from r3jax.model import bagel
-from r3jax.model import config as config_lib
 from r3jax.model import image_encoders
-from r3jax.parity import golden
+from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import scenes
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments
 
 FOLDER = pathlib.Path(__file__).parent / "goldens" / "tiny-a"
-GOLDEN = golden.Golden(FOLDER)
+GOLDEN = goldens.Golden(FOLDER)
 padded, rows_of = model.padded, model.unpacked
 
 
-def config() -> config_lib.BagelConfig:
+def config() -> architecture.BagelConfig:
   return GOLDEN.config
 
 
 def weights() -> dict:
-  with jax.ensure_compile_time_eval():  # also when a traced function is the first to ask
+  # also when a traced function is the first to ask
+  with jax.ensure_compile_time_eval():
     return GOLDEN.weights
 
 
@@ -40,7 +41,7 @@ def towers(size: tuple[int, int] | None = None) -> image_encoders.Towers:
   return GOLDEN.towers(size)
 
 
-def run(layout: layout_lib.Layout, inputs, lengths, past=()) -> bagel.Output:
+def run(layout: segments.Layout, inputs, lengths, past=()) -> bagel.Output:
   """Runs segments through the golden policy, compiled."""
   return model.run(GOLDEN, layout, inputs, lengths, past)
 

@@ -97,4 +97,5 @@ class _Writer(io.BytesIO):
 def serve(store: MemoryStore, monkeypatch):
   """Puts the store behind every gs:// path."""
   monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", store)
-  monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)  # else its files are taken
+  # else its files are taken
+  monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)

@@ -46,7 +46,8 @@ def test_every_cell_runs(tmp_path, monkeypatch):
   before, after = [cell for cell in notebook.cells if cell.source.rstrip().endswith(("load(config))", "load(config.lock()))"))]
   for cell in (before, after):
     pictures = _pictures(cell)
-    assert len(pictures) == PICTURES and all(picture.std() > 5 for picture in pictures)  # not one colour
+    # not one colour
+    assert len(pictures) == PICTURES and all(picture.std() > 5 for picture in pictures)
     assert _text(cell).count("plan:") == _text(cell).count("edits:") == PICTURES
   (trained,) = [cell for cell in notebook.cells if "train.run" in cell.source]
   assert "draft: " in _text(trained) and "seconds:" in _text(trained)

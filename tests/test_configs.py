@@ -8,7 +8,7 @@ from configs import r3_geneval
 from configs import r3_geneval_plus
 from configs import r3_tiif
 from configs import slices
-from r3jax.rl import replicas
+from r3jax.rl import placement
 
 
 
@@ -29,7 +29,7 @@ class TestSlices:
     config = file.get_config(name)
     mesh = config.mesh
     assert mesh.data * mesh.fsdp * mesh.tensor == DEVICES[name]
-    replicas.check(config.groups_per_step, config.group_size, mesh.data, config.step.micro_batches)
+    placement.check(config.groups_per_step, config.group_size, mesh.data, config.step.micro_batches)
     rows = config.groups_per_step * config.group_size // mesh.data // config.step.micro_batches
     assert rows % mesh.fsdp == 0  # every chip has rows of its own in an update
     assert 28 % mesh.tensor == 4 % mesh.tensor == 0  # heads

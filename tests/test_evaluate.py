@@ -63,7 +63,8 @@ class TestEvaluate:
         sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in page.read_samples(folder / name)]
     assert 0 < len(written) < 24
     assert plain("killed") == plain("whole") and len(plain("whole")) == 24
-    assert page.read_samples(folder / "killed")[: len(written)] == written  # not drawn again
+    # not drawn again
+    assert page.read_samples(folder / "killed")[: len(written)] == written
 
   def test_files_are_as_documented(self, evaluated):
     folder, _ = evaluated

@@ -15,8 +15,8 @@ from configs import r3_geneval
 from r3jax import inference
 from r3jax.evaluation import draw
 from r3jax.model import preprocess
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.run import experiment as experiment_lib
+from r3jax.parallel import meshes
+from r3jax.run import setup
 from tests import tiny
 
 PROMPT, NUMBER, IMAGES, ROUNDS, SEED = "a photo of a ring", 5, 6, 4, 3
@@ -25,7 +25,7 @@ SIZE = (48, 48, 3)
 
 @pytest.fixture(scope="module")
 def mesh():
-  return mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+  return meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def samples(model, said):
 def rounds(tiny_model, mesh):
   """The same chains out of evaluation."""
   config = tiny.make_config(tiny_model)
-  experiment = experiment_lib.build(config)
-  settings = experiment_lib.evaluation_settings(config, experiment.settings)
+  experiment = setup.build(config)
+  settings = setup.evaluation_settings(config, experiment.settings)
   parse = experiment.parse(mesh)
   evaluator = draw.Evaluator(experiment.modules, settings, tiny.brightness, parse, mesh, ROUNDS, IMAGES, SEED)
   prompts = dataclasses.replace(
@@ -178,7 +178,7 @@ class TestLoad:
 class TestReadme:
 
   def test_its_example_runs(self, tiny_model, capsys, monkeypatch):
-    monkeypatch.setattr(mesh_lib, "make_mesh", lambda **unused: mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1))
+    monkeypatch.setattr(meshes, "make_mesh", lambda **unused: meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1))
     config = tiny.make_config(tiny_model, {"sequence.instruction_tokens": 14})
     monkeypatch.setattr(r3_geneval, "get_config", lambda variant: config)
     text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()

@@ -91,7 +91,8 @@ class TestQueuedResources:
     parts = shlex.split(command.removeprefix("--command="))
     assert "launch/tpu.py" in parts and "--workdir=gs://b/run" in parts
     assert '--config.reward.endpoints=("http://a:1",)' in parts
-    assert "JAX_COMPILATION_CACHE_DIR=gs://b/run-compiled" in parts  # process 0 alone writes it
+    # process 0 alone writes it
+    assert "JAX_COMPILATION_CACHE_DIR=gs://b/run-compiled" in parts
     assert _bash(f"bash -n -c {shlex.quote(command.removeprefix('--command='))}").returncode == 0
 
   def test_without_a_command_it_says_what_there_is(self):

@@ -15,20 +15,20 @@ import ml_collections
 import numpy as np
 
 from configs import r3_geneval
-from r3jax import score
+from r3jax import types
 from r3jax.agent import samples as samples_lib
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
 from r3jax.data import contamination
 from r3jax.evaluation import draw as draw_lib
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.rewards import combine
 from r3jax.rl import iteration as iteration_lib
-from r3jax.rl import optimizer
-from r3jax.run import experiment as experiment_lib
+from r3jax.rl import train_state
 from r3jax.run import held_out
 from r3jax.run import loop
-from r3jax.sequence import tokenizer
+from r3jax.run import setup
+from r3jax.sequence import tokenization
 from r3jax.sft import small_bagel
 from r3jax.worlds.shapes import prompts as prompts_lib
 from r3jax.worlds.shapes import verifier
@@ -39,7 +39,8 @@ SIZES = dict(
     vision_hidden_size=32, vision_intermediate_size=64, vision_num_layers=1, vision_num_heads=4,
     autoencoder_channels=32, autoencoder_multipliers=(1, 1, 1, 1),
 )
-LEAST, RANGE = 80, 2**14  # mean brightness, of 255, that earns 0; sum beyond it that earns 1
+# mean brightness, of 255, that earns 0; sum beyond it that earns 1
+LEAST, RANGE = 80, 2**14
 SCRIPT = {  # word -> {next word: probability}
     "<|im_start|>": {"<think>": 0.9, "red": 0.1},
     "<think>": {"red": 0.6, "</think>": 0.4},
@@ -87,7 +88,8 @@ def random_weights(sizes) -> dict:
 def _write_script(policy: dict, ids: dict[str, int]):
   """Gives word i of the script its own direction i, which outweighs what the layers add."""
   embedding, head = policy["embed_tokens"]["embedding"], policy["lm_head"]["kernel"]
-  unit = np.sqrt(embedding.shape[1])  # what the final norm makes of that direction
+  # what the final norm makes of that direction
+  unit = np.sqrt(embedding.shape[1])
   for i, (word, following) in enumerate(SCRIPT.items()):
     embedding[ids[word], i] += 20
     head[i] = -8 / unit
@@ -101,10 +103,10 @@ def write_model(folder: pathlib.Path):
   vocabulary.build_tokenizer().save(str(folder / "tokenizer.json"))
   sizes = small_bagel.sizes(ml_collections.ConfigDict(SIZES))
   weights = random_weights(sizes)
-  _write_script(weights["policy"], tokenizer.load(folder).vocabulary)
+  _write_script(weights["policy"], tokenization.load(folder).vocabulary)
   bagel_files.save(weights, sizes, folder)
   for split, records in (("train", prompts_lib.train_records()), ("heldout", prompts_lib.heldout_records())):
-    lines = [json.dumps(record) for record in experiment_lib.evenly(records, 12, 0)]
+    lines = [json.dumps(record) for record in setup.evenly(records, 12, 0)]
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
@@ -121,12 +123,12 @@ def make_config(folder: pathlib.Path, changes: dict | None = None) -> ml_collect
   return config
 
 
-def brightness(images: jax.Array, target) -> score.Score:
+def brightness(images: jax.Array, target) -> types.Score:
   """Scores images by the sum of their first channel, exactly; the brighter ones are perfect."""
   del target
   beyond = jnp.sum(images[..., 0].astype(jnp.int32) - LEAST, axis=(1, 2))
   value = jnp.clip(beyond, 0, RANGE).astype(jnp.float32) / RANGE
-  return score.Score(value, jnp.ones_like(value, bool), {"strict": (value == 1).astype(jnp.float32)})
+  return types.Score(value, jnp.ones_like(value, bool), {"strict": (value == 1).astype(jnp.float32)})
 
 
 
@@ -149,7 +151,7 @@ class Bench:
   def mesh(self) -> jax.sharding.Mesh:
     return self.session.mesh
 
-  def state(self) -> optimizer.TrainState:
+  def state(self) -> train_state.TrainState:
     """Returns the state before the first iteration."""
     return self.session.init(self.policy)
 
@@ -191,10 +193,10 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
     changes: of the config, by dotted key.
   """
   config = make_config(folder, changes)
-  experiment = experiment_lib.build(config)
+  experiment = setup.build(config)
   reward = combine.GraphReward(verifier.encode_records, lambda mesh: brightness, ("strict",))
   experiment = dataclasses.replace(experiment, reward=reward)
-  mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+  mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
   policy, frozen = experiment.start(mesh, config.seed)
   prompts = experiment.encode(experiment.train)
   exam = None if config.eval.batch_size % shape[0] else held_out.exam(config, experiment, mesh)

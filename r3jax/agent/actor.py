@@ -10,13 +10,13 @@ from r3jax import types
 from r3jax.agent import settings as settings_lib
 from r3jax.model import bagel as bagel_lib
 from r3jax.model import parameters
-from r3jax.sampling import text as text_lib
-from r3jax.sequence import layout as layout_lib
+from r3jax.sampling import text
+from r3jax.sequence import segments
 
 
 # Compiled apart only to be traced once: the same segments run in rollout, loss and reference.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(bagel: bagel_lib.Bagel, layout: layout_lib.Layout, policy: types.Params, inputs, lengths, past):
+def _run(bagel: bagel_lib.Bagel, layout: segments.Layout, policy: types.Params, inputs, lengths, past):
   return bagel.apply({"params": policy}, layout, inputs, lengths, past)
 
 
@@ -56,7 +56,7 @@ class Actor:
 
     @jax.checkpoint
     def read(hidden, ids):
-      return text_lib.logprob(self._read(hidden, "logits"), ids)
+      return text.logprob(self._read(hidden, "logits"), ids)
 
     parts = [slice(at, at + _SLOTS) for at in range(0, ids.shape[1], _SLOTS)]
     return jnp.concatenate([read(hidden[:, part], ids[:, part]) for part in parts], axis=1)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.agent import actor as actor_lib
 from r3jax.agent import samples as samples_lib
-from r3jax.model import bagel as bagel_lib
-from r3jax.sequence import layout as layout_lib
+from r3jax.model import bagel
 from r3jax.sequence import layouts
+from r3jax.sequence import segments
 
 
 def _system(actor: actor_lib.Actor, ids: tuple[int, ...], rows: int) -> jax.Array:
-  capacity = actor.settings.capacities.system  # that of the longer of both prompts
+  # that of the longer of both prompts
+  capacity = actor.settings.capacities.system
   return jnp.broadcast_to(jnp.pad(jnp.array(ids, jnp.int32), (0, capacity - len(ids))), (rows, capacity))
 
 
@@ -27,9 +28,10 @@ def _full(length: int, rows: int) -> types.Lengths:
 class Context:
   """The cached part of a stage that a group shares."""
 
-  cache: bagel_lib.Cache  # rows of groups
-  lengths: Mapping[str, types.Lengths]  # [B] of the shared text segments, per sample
-  layout: layout_lib.Layout = flax.struct.field(pytree_node=False)
+  cache: bagel.Cache  # rows of groups
+  # [B] of the shared text segments, per sample
+  lengths: Mapping[str, types.Lengths]
+  layout: segments.Layout = flax.struct.field(pytree_node=False)
 
 
 def _shared(actor: actor_lib.Actor, layout, inputs, lengths, samples: int) -> Context:
@@ -55,7 +57,7 @@ def reflect_context(actor: actor_lib.Actor, prompts: samples_lib.Prompts, featur
 
 def refine_context(actor: actor_lib.Actor, source: types.Latent, features: jax.Array, samples: int) -> Context:
   """Returns the cached A(image) V(image) of every group."""
-  clean = bagel_lib.Noised(source, jnp.zeros(source.shape[0], source.dtype))
+  clean = bagel.Noised(source, jnp.zeros(source.shape[0], source.dtype))
   inputs = {"source": clean, "seen": features}
   return _shared(actor, layouts.refine(actor.settings.capacities), inputs, {}, samples)
 

@@ -10,14 +10,14 @@ import dataclasses
 import numpy as np
 
 from r3jax.agent import settings
-from r3jax.sequence import layout as layout_lib
 from r3jax.sequence import layouts
+from r3jax.sequence import segments
 
 
-def _transposed(layout: layout_lib.Layout, copies: tuple[str, ...]) -> layout_lib.Layout:
+def _transposed(layout: segments.Layout, copies: tuple[str, ...]) -> segments.Layout:
   """Returns the layout with rows and columns of the named noise segments swapped."""
   swap = lambda segment: dataclasses.replace(segment, grid=segment.grid[::-1])
-  return layout_lib.Layout(tuple(swap(s) if s.name in copies else s for s in layout.segments))
+  return segments.Layout(tuple(swap(s) if s.name in copies else s for s in layout.segments))
 
 
 def _closed(interval: tuple[float, float]) -> tuple[float, float]:
@@ -26,16 +26,16 @@ def _closed(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 def reason(
-    flow: settings.FlowSettings, layout: layout_lib.Layout
-) -> tuple[settings.FlowSettings, layout_lib.Layout]:
+    flow: settings.FlowSettings, layout: segments.Layout
+) -> tuple[settings.FlowSettings, segments.Layout]:
   """Returns settings and layout that the reference's trainer scores drafts with: no guidance."""
   guidance = dataclasses.replace(flow.guidance, text_scale=1.0)
   return dataclasses.replace(flow, guidance=guidance), _transposed(layout, layouts.DRAFT[1:])
 
 
 def refine(
-    flow: settings.FlowSettings, layout: layout_lib.Layout
-) -> tuple[settings.FlowSettings, layout_lib.Layout]:
+    flow: settings.FlowSettings, layout: segments.Layout
+) -> tuple[settings.FlowSettings, segments.Layout]:
   """Returns settings and layout that the reference's trainer scores edits with: global renorm."""
   interval = _closed(flow.guidance.interval)
   guidance = dataclasses.replace(flow.guidance, renorm="global", interval=interval)

@@ -8,16 +8,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from r3jax import types
 from r3jax.agent import actor as actor_lib
 from r3jax.agent import contexts
 from r3jax.agent import keys as keys_lib
-from r3jax.agent import samples as samples_lib
-from r3jax.agent import settings as settings_lib
-from r3jax import types
+from r3jax.agent import samples
+from r3jax.agent import settings
 from r3jax.model import bagel as bagel_lib
 from r3jax.model import layers
 from r3jax.sampling import flow as flow_lib
-from r3jax.sampling import guidance as guidance_lib
+from r3jax.sampling import guidance
 from r3jax.sampling import text as text_lib
 from r3jax.sequence import layouts
 
@@ -33,7 +33,7 @@ def _decode(actor: actor_lib.Actor, context: contexts.Context, name: str, sampli
 
 @jax.named_scope("flow")
 def _sample_flow(
-    actor: actor_lib.Actor, context: contexts.Context, own: bagel_lib.Cache, lengths, flow: settings_lib.FlowSettings, names, keys: keys_lib.Keys
+    actor: actor_lib.Actor, context: contexts.Context, own: bagel_lib.Cache, lengths, flow: settings.FlowSettings, names, keys: keys_lib.Keys
 ) -> flow_lib.Trajectory:
   """Samples the latents of a stage: one noise and one SDE index per group, SDE noise per sample."""
   layout, past = context.layout, (context.cache, own)
@@ -46,7 +46,7 @@ def _sample_flow(
     active = branches if guided else branches[:1]
     output = actor.run(layout, {name: bagel_lib.Noised(latent, t) for name in active}, lengths, past)
     found = actor.velocities(output, active)
-    return guidance_lib.combine(flow.guidance, *found) if guided else found[0]
+    return guidance.combine(flow.guidance, *found) if guided else found[0]
 
   def draw_group(key):
     noise_key, index_key = jax.random.split(key)
@@ -65,48 +65,48 @@ def _sample_flow(
 class Thought:
   """A sampled thought, and what drafting an image of it needs."""
 
-  text: samples_lib.Text
+  text: samples.Text
   context: contexts.Context
   cache: bagel_lib.Cache  # of the thought
 
 
-def think(actor: actor_lib.Actor, prompts: samples_lib.Prompts, keys: keys_lib.Keys) -> Thought:
+def think(actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys) -> Thought:
   """Thinks about every prompt, `keys.samples` times per group."""
   context = contexts.reason_context(actor, prompts, keys.samples)
   found = _decode(actor, context, "thought", actor.settings.reason_text, keys)
-  return Thought(samples_lib.Text(found.ids, found.lengths, found.behavior_logprob), context, found.cache)
+  return Thought(samples.Text(found.ids, found.lengths, found.behavior_logprob), context, found.cache)
 
 
-def draft(actor: actor_lib.Actor, thought: Thought, keys: keys_lib.Keys) -> samples_lib.Reason:
+def draft(actor: actor_lib.Actor, thought: Thought, keys: keys_lib.Keys) -> samples.Reason:
   """Draws an image of every thought."""
   context, flow_settings = thought.context, actor.settings.reason_flow
   lengths = {**context.lengths, "thought": thought.text.lengths}
   flow = _sample_flow(actor, context, thought.cache, lengths, flow_settings, layouts.DRAFT, keys)
-  return samples_lib.Reason(thought.text, flow, actor.modules.towers.decode(actor.frozen, flow.latent))
+  return samples.Reason(thought.text, flow, actor.modules.towers.decode(actor.frozen, flow.latent))
 
 
-def reason(actor: actor_lib.Actor, prompts: samples_lib.Prompts, keys: keys_lib.Keys) -> samples_lib.Reason:
+def reason(actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys) -> samples.Reason:
   """Thinks about every prompt and drafts an image, `keys.samples` times per group."""
   text_keys, flow_keys = keys_lib.split_keys(keys)
   return draft(actor, think(actor, prompts, text_keys), flow_keys)
 
 
-def look(actor: actor_lib.Actor, images: types.Images) -> samples_lib.Source:
+def look(actor: actor_lib.Actor, images: types.Images) -> samples.Source:
   """Prepares images for the reflect and refine stages: ViT features and clean latents."""
   towers = actor.modules.towers
-  return samples_lib.Source(images, towers.features(actor.frozen, images), towers.encode(actor.frozen, images))
+  return samples.Source(images, towers.features(actor.frozen, images), towers.encode(actor.frozen, images))
 
 
 @jax.named_scope("reflect")
-def reflect(actor: actor_lib.Actor, prompts: samples_lib.Prompts, source: samples_lib.Source, keys: keys_lib.Keys) -> samples_lib.Text:
+def reflect(actor: actor_lib.Actor, prompts: samples.Prompts, source: samples.Source, keys: keys_lib.Keys) -> samples.Text:
   """Looks at the source images and writes thoughts and instructions."""
   context = contexts.reflect_context(actor, prompts, source.features, keys.samples)
   answer = _decode(actor, context, "answer", actor.settings.reflect_text, keys)
-  return samples_lib.Text(answer.ids, answer.lengths, answer.behavior_logprob)
+  return samples.Text(answer.ids, answer.lengths, answer.behavior_logprob)
 
 
 @jax.named_scope("refine")
-def refine(actor: actor_lib.Actor, source: samples_lib.Source, instruction: samples_lib.Instruction, keys: keys_lib.Keys) -> samples_lib.Refine:
+def refine(actor: actor_lib.Actor, source: samples.Source, instruction: samples.Instruction, keys: keys_lib.Keys) -> samples.Refine:
   """Edits the source images as told; a sample that is told to stop keeps its source."""
   flow_settings = actor.settings.refine_flow
   context = contexts.refine_context(actor, source.latent, source.features, keys.samples)
@@ -116,4 +116,4 @@ def refine(actor: actor_lib.Actor, source: samples_lib.Source, instruction: samp
   flow = _sample_flow(actor, context, own, lengths, flow_settings, layouts.EDIT, keys)
   edited = actor.modules.towers.decode(actor.frozen, flow.latent)
   kept = jnp.repeat(source.images, keys.samples, axis=0)
-  return samples_lib.Refine(flow, jnp.where(instruction.stop[:, None, None, None], kept, edited))
+  return samples.Refine(flow, jnp.where(instruction.stop[:, None, None, None], kept, edited))

@@ -8,9 +8,9 @@ from r3jax.agent import actor as actor_lib
 from r3jax.agent import contexts
 from r3jax.agent import reference_loss
 from r3jax.agent import samples as samples_lib
-from r3jax.agent import settings as settings_lib
-from r3jax.model import bagel as bagel_lib
-from r3jax.sampling import guidance as guidance_lib
+from r3jax.agent import settings
+from r3jax.model import bagel
+from r3jax.sampling import guidance
 from r3jax.sequence import layouts
 
 
@@ -18,8 +18,9 @@ from r3jax.sequence import layouts
 class Pass:
   """One forward pass over a recorded rollout."""
 
-  output: bagel_lib.Output
-  flow: settings_lib.FlowSettings = flax.struct.field(pytree_node=False)  # that images are scored with
+  output: bagel.Output
+  # that images are scored with
+  flow: settings.FlowSettings = flax.struct.field(pytree_node=False)
 
 
 def reason_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: samples_lib.Reason) -> Pass:
@@ -30,13 +31,13 @@ def reason_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: s
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.reason(flow, layout)
-  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
+  noised = bagel.Noised(rollout.flow.before, rollout.flow.t)
   inputs = {"thought": rollout.text.ids, **{name: noised for name in flow.branches(layouts.DRAFT)}}
   lengths = {**context.lengths, "thought": rollout.text.lengths}
   return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
 
 
-def reflect_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, source: samples_lib.Source, text: samples_lib.Text) -> bagel_lib.Output:
+def reflect_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, source: samples_lib.Source, text: samples_lib.Text) -> bagel.Output:
   """Runs sampled reflections."""
   samples = text.ids.shape[0] // prompts.ids.shape[0]
   context = contexts.reflect_context(actor, prompts, source.features, samples)
@@ -52,7 +53,7 @@ def refine_pass(actor: actor_lib.Actor, source: samples_lib.Source, instruction:
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.refine(flow, layout)
-  noised = bagel_lib.Noised(rollout.flow.before, rollout.flow.t)
+  noised = bagel.Noised(rollout.flow.before, rollout.flow.t)
   lengths = contexts.instruction_lengths(instruction)
   inputs = {name: instruction.ids for name in lengths} | {name: noised for name in flow.branches(layouts.EDIT)}
   return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
@@ -61,7 +62,7 @@ def refine_pass(actor: actor_lib.Actor, source: samples_lib.Source, instruction:
 def scored_velocity(actor: actor_lib.Actor, run: Pass, names, t: types.Time) -> types.Latent:
   """Returns the velocity [B, N, C] that images are scored with, out of the branches among `names`."""
   found = actor.velocities(run.output, run.flow.branches(names))
-  return guidance_lib.combine_where_active(run.flow.guidance, t, found) if len(found) > 1 else found[0]
+  return guidance.combine_where_active(run.flow.guidance, t, found) if len(found) > 1 else found[0]
 
 
 def score_reason(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: samples_lib.Reason) -> tuple[jax.Array, types.Latent]:

@@ -10,21 +10,20 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from r3jax import score
 from r3jax import types
 from r3jax.agent import samples
 from r3jax.agent import settings as settings_lib
 from r3jax.checkpoint import bagel_files
-from r3jax.checkpoint import folder
-from r3jax.model import config as config_lib
+from r3jax.checkpoint import pretrained
+from r3jax.model import architecture
 from r3jax.model import image_encoders
 from r3jax.model import lora
 from r3jax.model import parameters
 from r3jax.parallel import rules
 from r3jax.rewards import outcome
 from r3jax.rl import iteration
-from r3jax.rl import optimizer as optimizer_lib
-from r3jax.run import experiment
+from r3jax.rl import train_state as train_state_lib
+from r3jax.run import setup
 from r3jax.sequence import protocol
 
 CHARACTERS = 4  # of a token, where there is no tokenizer to count with
@@ -46,7 +45,7 @@ class StandIn:
     return ""
 
 
-def no_reward(images: np.ndarray, rows) -> score.Score:
+def no_reward(images: np.ndarray, rows) -> types.Score:
   """Stands for a reward that Python computes."""
   del rows
   return outcome.to_score([outcome.Failed("compiled only")] * len(images), ("strict",))
@@ -66,14 +65,14 @@ class Base:
   settings: settings_lib.Settings
 
 
-def model_sizes(config: ml_collections.ConfigDict, layers: int | None) -> config_lib.BagelConfig:
+def model_sizes(config: ml_collections.ConfigDict, layers: int | None) -> architecture.BagelConfig:
   """Returns the sizes of the config's model, those of BAGEL-7B-MoT where it names no folder.
 
   Args:
     config: of a run.
     layers: of the language model, in place of all.
   """
-  sizes = folder.find(config.model.folder).sizes if config.model.folder else config_lib.bagel_7b()
+  sizes = pretrained.find(config.model.folder).sizes if config.model.folder else architecture.bagel_7b()
   if layers is None:
     return sizes
   return dataclasses.replace(sizes, llm=dataclasses.replace(sizes.llm, num_layers=layers))
@@ -90,10 +89,10 @@ def base(config: ml_collections.ConfigDict, layers: int | None) -> Base:
     ValueError: the config cannot be run; the message says what must hold.
   """
   sizes = model_sizes(config, layers)
-  towers = image_encoders.Towers(sizes, (config.image.height, config.image.width), experiment.DTYPES[config.model.dtype])
+  towers = image_encoders.Towers(sizes, (config.image.height, config.image.width), setup.DTYPES[config.model.dtype])
   tokenizer = StandIn(sizes.special_ids)
-  modules = experiment.make_modules(config, sizes, towers)
-  return Base(tokenizer, modules, experiment.make_settings(config, tokenizer, towers))
+  modules = setup.make_modules(config, sizes, towers)
+  return Base(tokenizer, modules, setup.make_settings(config, tokenizer, towers))
 
 
 def on_mesh(tree, mesh: jax.sharding.Mesh, shardings=None):
@@ -117,7 +116,7 @@ def narrowed(tree: types.Params, dtype: types.DType) -> types.Params:
 def weights(modules: settings_lib.Modules, mesh: jax.sharding.Mesh, dtype: types.DType) -> tuple[types.Params, types.Params]:
   """Returns the policy, without adapters, and the towers, as `Pretrained.load` makes them."""
   plain = modules.bagel.clone(lora=lora.LoRA())
-  shardings, shapes = folder.shardings(plain, mesh), bagel_files.leaf_shapes(plain.config)
+  shardings, shapes = pretrained.shardings(plain, mesh), bagel_files.leaf_shapes(plain.config)
   leaves = {path: jax.ShapeDtypeStruct(tuple(shapes[path]), dtype, sharding=shardings[path]) for path in shapes}
   tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
   return tree.pop("policy"), tree
@@ -135,12 +134,12 @@ def start(modules: settings_lib.Modules, settings: settings_lib.Settings, mesh: 
   return adapters, iteration.Frozen(towers, {} if settings.loss.needs_reference else None, narrow)
 
 
-def train_state(policy: types.Params, optimizer, mesh: jax.sharding.Mesh) -> optimizer_lib.TrainState:
+def train_state(policy: types.Params, optimizer, mesh: jax.sharding.Mesh) -> train_state_lib.TrainState:
   """Returns the state at which `Session.init` starts."""
   moments = jax.eval_shape(optimizer.init, policy)
   placed = rules.like_parameters(moments, jax.tree.map(lambda leaf: leaf.sharding, policy), mesh)
   count = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-  return optimizer_lib.TrainState(policy, on_mesh(moments, mesh, placed), count)
+  return train_state_lib.TrainState(policy, on_mesh(moments, mesh, placed), count)
 
 
 def prompts(settings: settings_lib.Settings, rows: int) -> samples.Prompts:

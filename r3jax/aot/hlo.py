@@ -50,7 +50,8 @@ def _shapes(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
 @dataclasses.dataclass
 class _Computation:
   collectives: list[tuple[str, tuple]] = dataclasses.field(default_factory=list)
-  loops: list[tuple[str, str, int | None, str]] = dataclasses.field(default_factory=list)  # condition, body, count, name
+  # condition, body, count, name
+  loops: list[tuple[str, str, int | None, str]] = dataclasses.field(default_factory=list)
   called: list[str] = dataclasses.field(default_factory=list)
   constants: list[int] = dataclasses.field(default_factory=list)
 

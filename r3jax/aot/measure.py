@@ -15,8 +15,8 @@ from r3jax.aot import programs
 from r3jax.aot import report
 from r3jax.aot import search
 from r3jax.costs import chips
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.run import experiment
+from r3jax.parallel import meshes
+from r3jax.run import setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Target:
     Raises:
       ValueError: libtpu knows no such slice; lists the known.
     """
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if self.topology.endswith(":1x1") else {}  # else hosts have 2 x 2
+    # else hosts have 2 x 2
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if self.topology.endswith(":1x1") else {}
     try:
       return topologies.get_topology_desc(platform="tpu", topology_name=self.topology, **alone).devices
     except jax.errors.JaxRuntimeError as error:
@@ -67,8 +68,8 @@ class Target:
     """
     config = self.config.copy_and_resolve_references()
     if config.model.attention == "auto":  # as on the TPU itself
-      config.model.attention = experiment.attention_on("tpu", abstract.model_sizes(config, None).llm.head_dim)
-    mesh = mesh_lib.make_mesh_on(devices, **config.mesh)
+      config.model.attention = setup.attention_on("tpu", abstract.model_sizes(config, None).llm.head_dim)
+    mesh = meshes.make_mesh_on(devices, **config.mesh)
     return programs.COMMANDS[self.command](config, mesh, self.layers), mesh
 
 

@@ -16,10 +16,10 @@ from r3jax.costs import count
 from r3jax.evaluation import draw
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration as iteration_lib
-from r3jax.rl import optimizer as optimizer_lib
+from r3jax.rl import placement
 from r3jax.rl import programs as programs_lib
-from r3jax.rl import replicas as replicas_lib
-from r3jax.run import experiment
+from r3jax.rl import train_state
+from r3jax.run import setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +81,9 @@ def step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layers: int
     ValueError: the config cannot be run on the mesh; the message says what must hold.
   """
   base = abstract.base(config, layers)
-  settings, replicas = base.settings, mesh.shape[replicas_lib.AXIS]
-  replicas_lib.check(settings.groups, settings.group_size, replicas, settings.micro_batches)
-  optimizer = optimizer_lib.make_optimizer(optimizer_lib.OptimizerSettings(**config.optimizer))
+  settings, replicas = base.settings, mesh.shape[placement.AXIS]
+  placement.check(settings.groups, settings.group_size, replicas, settings.micro_batches)
+  optimizer = train_state.make_optimizer(train_state.OptimizerSettings(**config.optimizer))
   iteration = iteration_lib.Iteration(base.modules, settings, *_on_host(base, mesh), optimizer, replicas)
   policy, frozen = abstract.start(base.modules, settings, mesh)
   state = abstract.train_state(policy, optimizer, mesh)
@@ -103,13 +103,13 @@ def evaluation(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh, layer
   Takes and raises what `step` does.
   """
   base, e = abstract.base(config, layers), config.eval
-  settings = experiment.evaluation_settings(config, base.settings)
+  settings = setup.evaluation_settings(config, base.settings)
   evaluator = draw.Evaluator(
       base.modules, settings, *_on_host(base, mesh), mesh, e.rounds, e.batch_size, e.seed)
   policy, frozen = abstract.start(base.modules, settings, mesh)
-  optimizer = optimizer_lib.make_optimizer(optimizer_lib.OptimizerSettings(**config.optimizer))
+  optimizer = train_state.make_optimizer(train_state.OptimizerSettings(**config.optimizer))
   held = _held(abstract.train_state(policy, optimizer, mesh), frozen)
-  many = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(replicas_lib.AXIS))
+  many = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(placement.AXIS))
   by_row = lambda tree: abstract.on_mesh(tree, mesh, jax.tree.map(lambda _: many, tree))
   rows = by_row((abstract.prompts(settings, e.batch_size), jax.ShapeDtypeStruct((e.batch_size, 3), jnp.int32)))
   arguments = (frozen.whole(policy), frozen.towers, *rows)
@@ -171,7 +171,7 @@ def _on_host(base: abstract.Base, mesh: jax.sharding.Mesh):
   )
 
 
-def _held(state: optimizer_lib.TrainState, frozen: iteration_lib.Frozen) -> dict[str, object]:
+def _held(state: train_state.TrainState, frozen: iteration_lib.Frozen) -> dict[str, object]:
   return {
       "trained parameters": state.policy, "optimizer": state.opt_state, "base of adapters": frozen.base,
       "reference": frozen.reference, "image towers": frozen.towers,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 import math
 
-from r3jax.rl import replicas as replicas_lib
+from r3jax.rl import placement
 
 
 def meshes(chips: int, kv_heads: int) -> Iterator[dict[str, int]]:
@@ -19,7 +19,7 @@ def micro_batches(groups: int, group_size: int, replicas: int) -> list[int]:
   found = []
   for number in range(1, groups * group_size // replicas + 1):
     try:
-      replicas_lib.check(groups, group_size, replicas, number)
+      placement.check(groups, group_size, replicas, number)
     except ValueError:
       continue
     found.append(number)

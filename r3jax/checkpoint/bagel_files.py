@@ -20,17 +20,21 @@ import numpy as np
 from r3jax import types
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import safetensors_files
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 from r3jax.model import layers
 
 Shape = tuple[int, ...]
 Progress = Callable[[float], None]
-Spans = tuple[tuple[int, int], ...]  # start and stop in every axis: a piece of a leaf
+# start and stop in every axis: a piece of a leaf
+Spans = tuple[tuple[int, int], ...]
 
-MODEL_FILES = ("ema.safetensors", "model.safetensors")  # the first that exists is read
-INDEX_FILE = "model.safetensors.index.json"  # or, without them, the files that this one names
+# the first that exists is read
+MODEL_FILES = ("ema.safetensors", "model.safetensors")
+# or, without them, the files that this one names
+INDEX_FILE = "model.safetensors.index.json"
 AUTOENCODER_FILES = ("ae.safetensors",)
-_ALIGNMENT = 64  # bytes; what XLA's CPU devices ask of memory that they take over
+# bytes; what XLA's CPU devices ask of memory that they take over
+_ALIGNMENT = 64
 
 
 def _differences(kind: str, expected: dict[str, Shape], seen: dict[str, Shape]) -> Iterator[str]:
@@ -107,7 +111,7 @@ def _found(folder: epath.Path) -> tuple[dict[str, safetensors_files.Entry], list
   return entries | more, missing + problems + more_problems + _twice(entries, more)
 
 
-def find(folder: epath.PathLike, config: config_lib.BagelConfig) -> dict[str, safetensors_files.Entry]:
+def find(folder: epath.PathLike, config: architecture.BagelConfig) -> dict[str, safetensors_files.Entry]:
   """Returns every tensor of a model by its released name; reads headers only.
 
   Args:
@@ -121,7 +125,8 @@ def find(folder: epath.PathLike, config: config_lib.BagelConfig) -> dict[str, sa
   if not folder.is_dir():
     raise ValueError(f"a BAGEL folder must be a folder; not found: {folder}")
   entries, problems = _found(folder)
-  if not problems:  # what a broken file holds cannot be told from what is missing
+  # what a broken file holds cannot be told from what is missing
+  if not problems:
     expected = bagel_names.expected_shapes(config)
     tables = (bagel_names.LATENT_TABLE, bagel_names.VISION_TABLE)
     entries = {name: entry for name, entry in entries.items() if name not in tables}
@@ -138,11 +143,11 @@ def find(folder: epath.PathLike, config: config_lib.BagelConfig) -> dict[str, sa
 # --- Reading -----------------------------------------------------------------------------------
 
 
-def _num_layers(config: config_lib.BagelConfig) -> dict[str, int]:
+def _num_layers(config: architecture.BagelConfig) -> dict[str, int]:
   return {"policy": config.llm.num_layers, "vision": config.vision.num_layers}
 
 
-def leaf_shapes(config: config_lib.BagelConfig) -> dict[str, Shape]:
+def leaf_shapes(config: architecture.BagelConfig) -> dict[str, Shape]:
   """Returns the shape of every leaf of the weights by its path, joined by "/"."""
   return {tensor.path: _leaf_shape(tensor, _num_layers(config)) for tensor in bagel_names.table(config)}
 
@@ -211,7 +216,7 @@ def _placed(tensors, entries, shape: Shape, dtype, sharding: jax.sharding.Shardi
 
 def load(
     folder: epath.PathLike,
-    config: config_lib.BagelConfig,
+    config: architecture.BagelConfig,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     dtype: np.typing.DTypeLike | None = np.float32,
     progress: Progress = lambda read: None,
@@ -258,7 +263,7 @@ def load(
 # --- Writing -----------------------------------------------------------------------------------
 
 
-def _split(config: config_lib.BagelConfig) -> tuple[list[bagel_names.Tensor], list[bagel_names.Tensor]]:
+def _split(config: architecture.BagelConfig) -> tuple[list[bagel_names.Tensor], list[bagel_names.Tensor]]:
   """Returns the tensors of the model's and of the autoencoder's file."""
   model, autoencoder = [], []
   for tensor in bagel_names.table(config):
@@ -277,7 +282,7 @@ def _stored_dtypes(leaves: Mapping[str, np.ndarray], dtype: np.typing.DTypeLike 
 
 def save(
     weights: types.Params,
-    config: config_lib.BagelConfig,
+    config: architecture.BagelConfig,
     folder: epath.PathLike,
     dtype: np.typing.DTypeLike | None = np.float32,
     progress: Progress = lambda written: None,
@@ -325,7 +330,7 @@ def save(
   save_configs(config, folder)
 
 
-def save_configs(config: config_lib.BagelConfig, folder: epath.PathLike) -> None:
+def save_configs(config: architecture.BagelConfig, folder: epath.PathLike) -> None:
   """Writes the JSON files that say the sizes of a model; the folder is there."""
-  for name, content in config_lib.to_json(config).items():
+  for name, content in architecture.to_json(config).items():
     (epath.Path(folder) / name).write_text(json.dumps(content, indent=1) + "\n")

@@ -11,10 +11,11 @@ import re
 
 import numpy as np
 
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 
 Shape = tuple[int, ...]
-Layout = tuple[tuple[int, ...], ...]  # each released axis as a product of axes of the tree
+# each released axis as a product of axes of the tree
+Layout = tuple[tuple[int, ...], ...]
 
 LATENT_TABLE = "latent_pos_embed.pos_embed"
 VISION_TABLE = "vit_pos_embed.pos_embed"
@@ -27,7 +28,8 @@ LINEAR = ((1,), (0,))  # [in, out] -> [out, in]
 HEADS = ((0, 1),)  # [heads, head dim] -> [out]
 INTO_HEADS = ((1, 2), (0,))  # [in, heads, head dim] -> [out, in]
 FROM_HEADS = ((2,), (0, 1))  # [heads, head dim, out] -> [out, in]
-CONV = ((3,), (2,), (0,), (1,))  # [kernel, kernel, in, out] -> [out, in, kernel, kernel]
+# [kernel, kernel, in, out] -> [out, in, kernel, kernel]
+CONV = ((3,), (2,), (0,), (1,))
 
 _LLM = "language_model.model.layers.{layer}."
 _VIT = "vit_model.vision_model."
@@ -101,7 +103,8 @@ class Tensor:
   path: str  # leaf of the weights, joined by "/"
   shape: Shape  # in the tree, without the layers axis
   layout: Layout  # the released axes in terms of the tree's
-  layer: int | None = None  # index in the layers axis of the leaf; None: it has none
+  # index in the layers axis of the leaf; None: it has none
+  layer: int | None = None
 
   @property
   def released_shape(self) -> Shape:
@@ -124,7 +127,7 @@ class Tensor:
     return array.transpose(sum(self.layout, ())).reshape(self.released_shape)
 
 
-def _sizes(config: config_lib.BagelConfig) -> dict[str, int]:
+def _sizes(config: architecture.BagelConfig) -> dict[str, int]:
   llm, vision = config.llm, config.vision
   return {
       "V": llm.vocab_size,
@@ -144,7 +147,7 @@ def _sizes(config: config_lib.BagelConfig) -> dict[str, int]:
   }
 
 
-def _transformer_tensors(config: config_lib.BagelConfig) -> Iterator[Tensor]:
+def _transformer_tensors(config: architecture.BagelConfig) -> Iterator[Tensor]:
   sizes = _sizes(config)
   for name, path, axes, layout in PATTERNS:
     shape = tuple(sizes[axis] for axis in axes.split())
@@ -185,7 +188,7 @@ def _ends(name: str, deepest: int, width: int, outputs: int) -> Iterator[tuple[s
   yield f"{name}.conv_out", (3, 3, width, outputs)
 
 
-def _autoencoder_modules(c: config_lib.AutoencoderConfig) -> Iterator[tuple[str, Shape]]:
+def _autoencoder_modules(c: architecture.AutoencoderConfig) -> Iterator[tuple[str, Shape]]:
   """Yields the released name of every norm and convolution and the shape of its weight."""
   widths = [c.channels * m for m in c.multipliers]
   last = len(widths) - 1
@@ -203,7 +206,7 @@ def _autoencoder_modules(c: config_lib.AutoencoderConfig) -> Iterator[tuple[str,
   yield from _ends("decoder", widths[last], widths[0], 3)
 
 
-def _autoencoder_tensors(config: config_lib.AutoencoderConfig) -> Iterator[Tensor]:
+def _autoencoder_tensors(config: architecture.AutoencoderConfig) -> Iterator[Tensor]:
   for name, shape in _autoencoder_modules(config):
     path = "autoencoder/" + re.sub(r"\.(\d+)", r"_\1", name).replace(".", "/")
     leaf, layout = ("kernel", CONV) if len(shape) == 4 else ("scale", VECTOR)
@@ -211,17 +214,17 @@ def _autoencoder_tensors(config: config_lib.AutoencoderConfig) -> Iterator[Tenso
     yield Tensor(f"{name}.bias", f"{path}/bias", shape[-1:], VECTOR)
 
 
-def table(config: config_lib.BagelConfig) -> tuple[Tensor, ...]:
+def table(config: architecture.BagelConfig) -> tuple[Tensor, ...]:
   """Returns every released tensor of a model of these sizes, but for the two sin-cos tables."""
   return (*_transformer_tensors(config), *_autoencoder_tensors(config.autoencoder))
 
 
-def expected_shapes(config: config_lib.BagelConfig) -> dict[str, Shape]:
+def expected_shapes(config: architecture.BagelConfig) -> dict[str, Shape]:
   """Returns the released shape of every tensor of both files by name (without sin-cos tables)."""
   return {tensor.name: tensor.released_shape for tensor in table(config)}
 
 
-def fixed_tables(config: config_lib.BagelConfig) -> dict[str, tuple[int, int]]:
+def fixed_tables(config: architecture.BagelConfig) -> dict[str, tuple[int, int]]:
   """Returns width and side of the two sin-cos tables, which have no parameters in the tree."""
   width = config.llm.hidden_size
   return {
@@ -230,7 +233,7 @@ def fixed_tables(config: config_lib.BagelConfig) -> dict[str, tuple[int, int]]:
   }
 
 
-def count_parameters(config: config_lib.BagelConfig) -> dict[str, int]:
+def count_parameters(config: architecture.BagelConfig) -> dict[str, int]:
   """Counts parameters by part; keys are the released prefixes (sin-cos tables included)."""
   fixed = fixed_tables(config)
   counts = {name.split(".")[0]: side**2 * width for name, (width, side) in fixed.items()}

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 
 import r3jax
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.parallel import multihost
 
 _COORDINATOR = flags.DEFINE_string(
@@ -55,7 +55,7 @@ def start(mesh: ml_collections.ConfigDict, rows: int) -> None:
   On one host's CPUs every core becomes a device, as far as `rows` split evenly, unless the mesh is set.
   """
   if not _COORDINATOR.value and mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
-    mesh_lib.use_all_cores(rows)
+    meshes.use_all_cores(rows)
   multihost.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
 

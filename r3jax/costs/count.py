@@ -10,10 +10,10 @@ import math
 
 from r3jax.agent import settings as settings_lib
 from r3jax.costs import chips
-from r3jax.model import config
+from r3jax.model import architecture
 from r3jax.parallel import rules as rules_lib
-from r3jax.sequence import layout as layout_lib
 from r3jax.sequence import layouts
+from r3jax.sequence import segments
 
 BACKWARD = 2  # products of a backward pass, in forward passes
 
@@ -46,14 +46,14 @@ class Cost:
     return max(self.flops / chip.flops, self.read / chip.bandwidth) / number
 
 
-def expert_parameters(llm: config.LLMConfig) -> int:
+def expert_parameters(llm: architecture.LLMConfig) -> int:
   """Returns the numbers in the matrices of one expert of one layer."""
   heads, kv_heads = llm.num_heads * llm.head_dim, llm.num_kv_heads * llm.head_dim
   return llm.hidden_size * (2 * heads + 2 * kv_heads + 3 * llm.intermediate_size)
 
 
 def forward(
-    llm: config.LLMConfig, layout: layout_lib.Layout, names: Sequence[str], past: Sequence[str], rows: int,
+    llm: architecture.LLMConfig, layout: segments.Layout, names: Sequence[str], past: Sequence[str], rows: int,
     copies: int,
 ) -> Cost:
   """Returns the cost of running segments once, in bfloat16.
@@ -68,22 +68,23 @@ def forward(
   """
   slots = layout.slots(names)
   und, gen = slots.num_und, len(slots.segment) - slots.num_und
-  seen = int(layout_lib.visibility(layout, names, [*past, *names]).sum())
+  seen = int(segments.visibility(layout, names, [*past, *names]).sum())
   products = 2 * expert_parameters(llm) * (und + gen) * rows
   attention = 4 * llm.num_heads * llm.head_dim * seen * rows
   weights = 2 * expert_parameters(llm) * (bool(und) + bool(gen)) * copies
   return Cost(llm.num_layers * (products + attention), llm.num_layers * weights)
 
 
-def _head(llm: config.LLMConfig, slots: int, copies: int) -> Cost:
+def _head(llm: architecture.LLMConfig, slots: int, copies: int) -> Cost:
   size = llm.hidden_size * llm.vocab_size
   return Cost(2 * size * slots, 2 * size * copies)
 
 
-def _decode(llm, layout: layout_lib.Layout, name: str, past: Sequence[str], rows: int, groups: int, copies: int) -> Cost:
+def _decode(llm, layout: segments.Layout, name: str, past: Sequence[str], rows: int, groups: int, copies: int) -> Cost:
   """Returns the cost of the longest text: per token all weights of the und expert and all keys and values are read."""
   tokens, context = layout[name].capacity, sum(layout[p].capacity for p in past)
-  entry = 4 * llm.num_kv_heads * llm.head_dim * llm.num_layers  # bytes of a slot's key and value
+  # bytes of a slot's key and value
+  entry = 4 * llm.num_kv_heads * llm.head_dim * llm.num_layers
   cache = entry * (context * groups + tokens / 2 * rows)
   once = Cost(
       llm.num_layers * rows * (2 * expert_parameters(llm) + 4 * llm.num_heads * llm.head_dim * (context + tokens / 2)),

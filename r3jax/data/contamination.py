@@ -166,7 +166,8 @@ def _folded(record: dict) -> str:
   plain = "".join(" " if unicodedata.category(character).startswith("P") else character
                   for character in record["prompt"].casefold())
   words = [word for word in plain.split() if word not in _ARTICLES]
-  return " ".join(words) or record["prompt"]  # Of "?!" and "..." nothing would be left to compare.
+  # Of "?!" and "..." nothing would be left to compare.
+  return " ".join(words) or record["prompt"]
 
 
 def _asked(record: dict) -> Hashable:

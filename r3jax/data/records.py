@@ -11,16 +11,19 @@ from etils import epath
 
 from r3jax.data import validation
 
-MAX_LISTED = 50  # Problems that an error lists; a file of another kind has one on every line.
+# Problems that an error lists; a file of another kind has one on every line.
+MAX_LISTED = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
   """What a prompt says of one class of objects; an item of `include` or `exclude`."""
   class_name: str                            # "class" in the file
-  count: int                                 # include: so many; exclude: fewer than so many
+  # include: so many; exclude: fewer than so many
+  count: int
   color: str | None = None
-  position: tuple[str, int] | None = None    # (relation, index of the other include item)
+  # (relation, index of the other include item)
+  position: tuple[str, int] | None = None
   region: str | None = None                  # place in the frame
   size: str | None = None
 
@@ -59,8 +62,10 @@ class Question:
 @dataclasses.dataclass(frozen=True)
 class PromptRecord:
   """A prompt with what its image must show (R3.md section 11): include or questions, never both."""
-  id: str                                # 16 hex digits of a hash of the other fields
-  tag: str                               # the task of the benchmark: "counting", "colors", ...
+  # 16 hex digits of a hash of the other fields
+  id: str
+  # the task of the benchmark: "counting", "colors", ...
+  tag: str
   prompt: str
   include: tuple[Expectation, ...] = ()  # GenEval, GenEval++
   exclude: tuple[Expectation, ...] = ()
@@ -169,7 +174,8 @@ def _parse(line: bytes) -> tuple[list[str], object]:
     return [], obj
   except json.JSONDecodeError as error:
     return [f"the line must be JSON: {error.msg} (column {error.colno})"], None
-  except (ValueError, RecursionError) as error:  # Not UTF-8, too long a number, too deep, a hook.
+  except (ValueError, RecursionError) as error:
+    # Not UTF-8, too long a number, too deep, a hook.
     return [f"the line must be JSON: {error}"], None
 
 

@@ -49,7 +49,8 @@ def read(source: str, downloads: pathlib.Path) -> bytes:
     if expected and _sha256(content) != expected:
       raise ValueError(_refusal(url, expected, content, None if pinned else note))
     _write(note, json.dumps({"url": url, "size": len(content), "sha256": _sha256(content)}))
-    kept.write_bytes(content)  # Last: a note without its content only means a new download.
+    # Last: a note without its content only means a new download.
+    kept.write_bytes(content)
     return content
 
 

@@ -10,7 +10,8 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-FILE_FORMAT = "array_record"  # The format that TFDS writes and reads without TensorFlow.
+# The format that TFDS writes and reads without TensorFlow.
+FILE_FORMAT = "array_record"
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -61,7 +62,8 @@ def read(
     **arguments: what the builder takes beside data_dir and file_format.
   """
   folder = data_dir / name
-  with locked(folder):  # Around the builder too: it looks only once for prepared data.
+  # Around the builder too: it looks only once for prepared data.
+  with locked(folder):
     builder = builder_class(data_dir=os.fspath(folder), file_format=FILE_FORMAT, **arguments)
     builder.download_and_prepare(download_dir=os.fspath(downloads(data_dir)))
   source = builder.as_data_source(split=split)
@@ -73,5 +75,6 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
   """Holds the folder's lock: of processes that write it at once, one does and the others wait."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / "lock").open("w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)  # Released when the file is closed, or the process dies.
+    # Released when the file is closed, or the process dies.
+    fcntl.flock(lock, fcntl.LOCK_EX)
     yield

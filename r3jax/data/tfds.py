@@ -27,7 +27,8 @@ class _PromptFile(storage.RecordBuilder, skip_registration=True):
     """
     self._source = source
     super().__init__(file_format=file_format, **arguments)
-    self._original_state["source"] = source  # What TFDS makes the builder of when it is unpickled.
+    # What TFDS makes the builder of when it is unpickled.
+    self._original_state["source"] = source
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
     content = sources.read(self._source, pathlib.Path(dl_manager.download_dir))

@@ -12,7 +12,8 @@ import reprlib
 # What an item may say of its objects beside class and count; GenEval++ adds the last two.
 ATTRIBUTES = ("color", "region", "size")
 ANSWERS = ("yes", "no")
-MAX_COUNT = 1000  # Far beyond what an image can show; keeps counts in every integer type.
+# Far beyond what an image can show; keeps counts in every integer type.
+MAX_COUNT = 1000
 # The field that makes a form: the names of its tag and prompt.
 _FORMS = {"include": ("tag", "prompt"), "questions": ("tag", "prompt"),
           "yn_question_list": ("type", "short_description")}

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax import score as score_lib
 from r3jax import types
 from r3jax.agent import actor as actor_lib
 from r3jax.agent import keys
@@ -26,7 +25,7 @@ from r3jax.agent import samples
 from r3jax.agent import settings as settings_lib
 from r3jax.parallel import multihost
 from r3jax.rl import iteration
-from r3jax.rl import replicas as replicas_lib
+from r3jax.rl import placement
 
 _ASKED = 1_000  # beyond every round, in the randomness of answers
 
@@ -36,7 +35,7 @@ class Drawn:
   """Images and what they earned; leaves are [B, ...]."""
 
   images: types.Images
-  score: score_lib.Score
+  score: types.Score
 
 
 @flax.struct.dataclass
@@ -103,17 +102,18 @@ class Evaluator:
     for name in ("rounds", "batch_size"):
       if getattr(self, name) < 1:
         raise ValueError(f"eval.{name} must be at least 1; got {getattr(self, name)}")
-    replicas = self.mesh.shape[replicas_lib.AXIS]
+    replicas = self.mesh.shape[placement.AXIS]
     if self.batch_size % replicas:
       raise ValueError(
           f"eval.batch_size ({self.batch_size}) must be divisible by the number of data replicas ({replicas})"
       )
-    one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(replicas_lib.AXIS)
-    split = jax.sharding.NamedSharding(self.mesh, many)  # of results too: a round is the next one's argument
+    one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(placement.AXIS)
+    # of results too: a round is the next one's argument
+    split = jax.sharding.NamedSharding(self.mesh, many)
     compiled = lambda function, rows: jax.jit(
         jax.shard_map(
             function, mesh=self.mesh, in_specs=(one, one) + (many,) * rows, out_specs=many,
-            axis_names={replicas_lib.AXIS}, check_vma=False,
+            axis_names={placement.AXIS}, check_vma=False,
         ),
         out_shardings=split,
     )

@@ -93,7 +93,8 @@ class Exam:
     (folder / SUMMARY).unlink(missing_ok=True)  # of other settings
     page.drop_samples_after(folder, _LAST if keep else None)
     if not keep:
-      said = [folder / name for name in ("judges", "rewards")]  # of other images
+      # of other images
+      said = [folder / name for name in ("judges", "rewards")]
       for path in [path for there in said if there.exists() for path in there.iterdir()]:
         path.rmtree() if path.is_dir() else path.unlink()
       partial = folder / f"{SETTINGS}.partial"

@@ -39,7 +39,8 @@ class Result:
   instruction_tokens: np.ndarray  # of them
   chain: np.ndarray  # scores as if nothing had ever stopped
   says_stop: np.ndarray  # bool: in this round
-  seconds: np.ndarray  # of a device batch by its images, compilation not included
+  # of a device batch by its images, compilation not included
+  seconds: np.ndarray
 
   @property
   def missing(self) -> float:

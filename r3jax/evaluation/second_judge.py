@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.evaluation import bootstrap
 from r3jax.evaluation import draw
 from r3jax.evaluation import render
@@ -17,7 +17,7 @@ from r3jax.parallel import multihost
 from r3jax.report import page
 from r3jax.rewards import combine
 from r3jax.rewards import outcome
-from r3jax.rl import replicas as replicas_lib
+from r3jax.rl import placement
 
 STRICT = "strict"
 
@@ -43,10 +43,10 @@ def rescore(
   Raises:
     ValueError: the records are not those that the images were drawn for, or a batch does not split.
   """
-  if batch_size % (replicas := mesh.shape[replicas_lib.AXIS]):
+  if batch_size % (replicas := mesh.shape[placement.AXIS]):
     raise ValueError(f"eval.batch_size ({batch_size}) must be divisible by the number of data replicas ({replicas})")
-  rows = jax.sharding.PartitionSpec(replicas_lib.AXIS)
-  score = jax.jit(jax.shard_map(reward.on(mesh), mesh=mesh, in_specs=rows, out_specs=rows, axis_names={replicas_lib.AXIS}, check_vma=False))
+  rows = jax.sharding.PartitionSpec(placement.AXIS)
+  score = jax.jit(jax.shard_map(reward.on(mesh), mesh=mesh, in_specs=rows, out_specs=rows, axis_names={placement.AXIS}, check_vma=False))
   drawn = [(sample, turn) for sample in samples for turn, one in enumerate(sample["turns"]) if not one["stop"]]
   numbers = [int(sample["key"].partition("_")[0]) for sample, _ in drawn]
   if any(number >= len(records) or records[number]["prompt"] != sample["prompt"] for number, (sample, _) in zip(numbers, drawn)):
@@ -65,7 +65,7 @@ def _picture(path: epath.Path) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(path.read_bytes())))
 
 
-def _line(sample: dict, turn: int, scored: score_lib.Score, row: int) -> dict:
+def _line(sample: dict, turn: int, scored: types.Score, row: int) -> dict:
   return {"key": sample["key"], "round": turn, "tag": sample["tag"], "prompt": sample["prompt"], **outcome.as_json(scored, row)}
 
 

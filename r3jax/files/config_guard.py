@@ -42,7 +42,8 @@ def write_or_check(workdir: epath.PathLike, config: dict, may_differ: Sequence[s
     ValueError: if another key differs, with the values of both runs.
   """
   path = epath.Path(workdir) / "config.json"
-  config = json.loads(json.dumps(config))  # As it will be read: tuples are lists.
+  # As it will be read: tuples are lists.
+  config = json.loads(json.dumps(config))
   if path.exists():
     changes = differences(json.loads(path.read_text()), config)
     refused = {key: pair for key, pair in changes.items() if not _is_under(key, may_differ)}

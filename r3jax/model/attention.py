@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.sequence import layout
+from r3jax.sequence import segments
 
 
 @jax.tree_util.register_dataclass
@@ -25,7 +25,8 @@ class Source:
 
   key: types.KeyValue  # [b, S, K, d]
   value: types.KeyValue  # [b, S, K, d]
-  mask: types.Mask | layout.Mask  # [B, T, S]; whole for `attend`, in halves for the TPU kernel
+  # [B, T, S]; whole for `attend`, in halves for the TPU kernel
+  mask: types.Mask | segments.Mask
 
 
 _BLOCK = 512  # query slots at a time where there are more than twice as many

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from r3jax import types
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 from r3jax.model import layers
 
 Features = Float[Array, "B h w c"]
@@ -108,7 +108,8 @@ class Resample(nn.Module):
 
   channels: int
   stride: int
-  padding: tuple[tuple[int, int], tuple[int, int]]  # zeros (before, after) per side
+  # zeros (before, after) per side
+  padding: tuple[tuple[int, int], tuple[int, int]]
   dtype: types.DType
 
   def setup(self):
@@ -143,7 +144,7 @@ class Level(nn.Module):
 class Encoder(nn.Module):
   """[B, H, W, 3] pixels -> [B, h, w, 2 z] means and log-variances."""
 
-  config: config_lib.AutoencoderConfig
+  config: architecture.AutoencoderConfig
   dtype: types.DType
 
   @nn.compact
@@ -162,7 +163,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
   """[B, h, w, z] unscaled latents -> [B, H, W, 3] pixels."""
 
-  config: config_lib.AutoencoderConfig
+  config: architecture.AutoencoderConfig
   dtype: types.DType
 
   @nn.compact
@@ -182,7 +183,7 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
   """Deterministic autoencoder between pixels and the flow's latent tokens."""
 
-  config: config_lib.AutoencoderConfig
+  config: architecture.AutoencoderConfig
   dtype: types.DType = jnp.float32
   latent_patch: int = 2  # latent cells per token side
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 from r3jax.model import layers
 from r3jax.model import lora as lora_lib
 from r3jax.model import mot
 from r3jax.parallel import rules as rules_lib
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +36,8 @@ class Cache:
 
   key: jax.Array  # [L, b, S, K, d]
   value: jax.Array  # [L, b, S, K, d]
-  names: tuple[str, ...] = flax.struct.field(pytree_node=False)  # segments, in slot order
+  # segments, in slot order
+  names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -45,7 +46,7 @@ class Output:
 
   hidden: mot.Streams  # after the final norm
   cache: Cache
-  slots: layout_lib.Slots = flax.struct.field(pytree_node=False)
+  slots: segments.Slots = flax.struct.field(pytree_node=False)
 
   def text(self, name: str) -> types.Hidden:
     """Returns the hidden states of a text or ViT segment, markers included, [B, T, D]."""
@@ -105,7 +106,7 @@ class Bagel(nn.Module):
     lora: which projections have adapters; they count where the parameters hold them.
   """
 
-  config: config_lib.BagelConfig
+  config: architecture.BagelConfig
   dtype: types.DType = jnp.float32
   remat: str = "none"
   attention: str = "xla"
@@ -127,7 +128,7 @@ class Bagel(nn.Module):
 
   def __call__(
       self,
-      layout: layout_lib.Layout,
+      layout: segments.Layout,
       inputs: Mapping[str, jax.Array | Noised],
       lengths: Mapping[str, types.Lengths],
       past: Sequence[Cache] = (),
@@ -147,10 +148,10 @@ class Bagel(nn.Module):
     names = tuple(inputs)
     x = self.embed(layout, inputs)
     rows = x.und.shape[0]
-    masks = tuple(layout_lib.mask(layout, names, keys, lengths, rows) for keys in [*(c.names for c in past), names])
+    masks = tuple(segments.mask(layout, names, keys, lengths, rows) for keys in [*(c.names for c in past), names])
     if self.attention == "xla":
       masks = tuple(mask.dense() for mask in masks)
-    positions = layout_lib.positions(layout, names, lengths, rows)
+    positions = segments.positions(layout, names, lengths, rows)
     hidden, (key, value) = self.transform(x, positions, masks, past)
     return Output(hidden, Cache(key, value, names), layout.slots(names))
 
@@ -161,7 +162,7 @@ class Bagel(nn.Module):
 
   def step(
       self,
-      layout: layout_lib.Layout,
+      layout: segments.Layout,
       ids: jax.Array,
       place: jax.Array,
       lengths: Mapping[str, types.Lengths],
@@ -183,9 +184,9 @@ class Bagel(nn.Module):
     """
     rows, (name,) = ids.shape[0], own.names
     before = jnp.arange(own.key.shape[2]) < place
-    masks = tuple(layout_lib.mask(layout, own.names, cache.names, lengths, rows).dense()[:, :1] for cache in past)
+    masks = tuple(segments.mask(layout, own.names, cache.names, lengths, rows).dense()[:, :1] for cache in past)
     masks += (jnp.broadcast_to(before, (rows, 1, before.size)), jnp.ones((rows, 1, 1), bool))
-    position = jnp.zeros((rows, 1), jnp.int32) + place + jnp.reshape(layout_lib.start(layout, name, lengths), (-1, 1))
+    position = jnp.zeros((rows, 1), jnp.int32) + place + jnp.reshape(segments.start(layout, name, lengths), (-1, 1))
     und = self.embed_tokens(ids[:, None])
     hidden, (key, value) = self.transform(mot.Streams(und, und[:, :0]), position, masks, (*past, own))
     write = lambda filled, new: jax.lax.dynamic_update_slice_in_dim(filled, new, place, axis=2)
@@ -196,14 +197,14 @@ class Bagel(nn.Module):
     """Returns the residual streams before the final norm (to look inside)."""
     return self.layers(x, positions, masks, ())[0]
 
-  def embed(self, layout: layout_lib.Layout, inputs: Mapping[str, jax.Array | Noised]) -> mot.Streams:
+  def embed(self, layout: segments.Layout, inputs: Mapping[str, jax.Array | Noised]) -> mot.Streams:
     """Returns the input embeddings of the given segments by expert."""
     parts = [self._embed_segment(layout[name], value) for name, value in inputs.items()]
     return mot.Streams(
         jnp.concatenate([und for und, _ in parts], axis=1), jnp.concatenate([gen for _, gen in parts], axis=1)
     )
 
-  def _embed_segment(self, segment: layout_lib.Segment, value) -> tuple[jax.Array, jax.Array]:
+  def _embed_segment(self, segment: segments.Segment, value) -> tuple[jax.Array, jax.Array]:
     if segment.kind == "text":
       und = self.embed_tokens(value)
       return und, und[:, :0]
@@ -243,7 +244,7 @@ class Bagel(nn.Module):
     return self.llm2vae(hidden).astype(layers.at_least_float32(self.dtype))
 
   def everything(
-      self, layout: layout_lib.Layout, inputs: Mapping[str, jax.Array | Noised], lengths: Mapping[str, types.Lengths]
+      self, layout: segments.Layout, inputs: Mapping[str, jax.Array | Noised], lengths: Mapping[str, types.Lengths]
   ) -> tuple[types.Logits, types.Latent]:
     """Touches every parameter; the method to initialise with."""
     output = self(layout, inputs, lengths)

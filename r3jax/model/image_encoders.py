@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
+from r3jax.model import architecture
 from r3jax.model import autoencoder
-from r3jax.model import config as config_lib
 from r3jax.model import layers
 from r3jax.model import preprocess
 from r3jax.model import siglip
@@ -24,7 +24,7 @@ class Towers:
     dtype: compute dtype.
   """
 
-  config: config_lib.BagelConfig
+  config: architecture.BagelConfig
   size: tuple[int, int]
   dtype: types.DType = jnp.float32
 
@@ -38,13 +38,13 @@ class Towers:
     """Rows and columns of ViT patches of an image."""
     return self._grid(self.config.vision_transform, self.config.vision.patch_size)
 
-  def _grid(self, transform: config_lib.ImageTransform, cell: int) -> tuple[int, int]:
+  def _grid(self, transform: architecture.ImageTransform, cell: int) -> tuple[int, int]:
     height, width = preprocess.target_size(*self.size, transform)
     if height % cell or width % cell:
       raise ValueError(f"resized sides must be multiples of {cell}; got {height}x{width}")
     return height // cell, width // cell
 
-  def _pixels(self, images: types.Images, transform: config_lib.ImageTransform) -> types.Pixels:
+  def _pixels(self, images: types.Images, transform: architecture.ImageTransform) -> types.Pixels:
     size = preprocess.target_size(*self.size, transform)
     return preprocess.to_pixels(preprocess.resize(images, size)).astype(self.dtype)
 

@@ -96,7 +96,8 @@ def rope(x: types.Heads, positions: types.Positions, theta: float) -> types.Head
   half = x.shape[-1] // 2
   dtype = at_least_float32(x.dtype)
   frequencies = jnp.asarray(float(theta) ** (-np.arange(half) / half), dtype)
-  angles = positions.astype(dtype)[..., None, None] * frequencies  # [B, T, 1, d/2]
+  # [B, T, 1, d/2]
+  angles = positions.astype(dtype)[..., None, None] * frequencies
   cos, sin = jnp.cos(angles), jnp.sin(angles)
   first, second = jnp.split(x.astype(dtype), 2, axis=-1)
   rotated = [first * cos - second * sin, second * cos + first * sin]
@@ -137,7 +138,8 @@ def sincos_table(width: int, side: int) -> np.ndarray:
     raise ValueError(f"the width of a sin-cos table must be a multiple of 4; got {width}")
   quarter = width // 4
   angles = np.arange(side)[:, None] * MAX_PERIOD ** (-np.arange(quarter) / quarter)
-  line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [side, width/2]
+  # [side, width/2]
+  line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
   columns = np.tile(line, (side, 1))
   rows = np.repeat(line, side, axis=0)
   return np.concatenate([columns, rows], axis=1)

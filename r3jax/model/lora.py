@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 from r3jax.model import layers
 
 
-def _sides(config: config_lib.LLMConfig) -> dict[str, tuple[int, int]]:
+def _sides(config: architecture.LLMConfig) -> dict[str, tuple[int, int]]:
   """Returns the numbers of inputs and outputs of every projection of an expert."""
   width, inner = config.hidden_size, config.intermediate_size
   heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -26,7 +26,7 @@ def _sides(config: config_lib.LLMConfig) -> dict[str, tuple[int, int]]:
   }
 
 
-PROJECTIONS = tuple(_sides(config_lib.LLMConfig()))  # that can have adapters
+PROJECTIONS = tuple(_sides(architecture.LLMConfig()))  # that can have adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,8 @@ class LoRA:
       names = getattr(self, expert)
       if not set(names) <= set(PROJECTIONS):
         raise ValueError(f"model.lora.{expert} must be a tuple of names among {list(PROJECTIONS)}; got {tuple(names)}")
-      object.__setattr__(self, expert, tuple(names))  # hashable, also when it was read from JSON
+      # hashable, also when it was read from JSON
+      object.__setattr__(self, expert, tuple(names))
     if self.rank and not self.und + self.gen:
       raise ValueError(
           f"model.lora.und or model.lora.gen must name a projection where model.lora.rank is above 0; it is {self.rank}"
@@ -64,7 +65,7 @@ class LoRA:
     """Factor of the updates."""
     return self.alpha / self.rank if self.rank else 0.0
 
-  def check(self, config: config_lib.LLMConfig):
+  def check(self, config: architecture.LLMConfig):
     """Raises ValueError where the rank exceeds the smaller side of a kernel that it updates."""
     sides = _sides(config)
     too_small = {name: sides[name] for name in self.und + self.gen if self.rank > min(sides[name])}

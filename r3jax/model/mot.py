@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
+from r3jax.model import architecture
 from r3jax.model import attention
-from r3jax.model import config as config_lib
 from r3jax.model import layers
 from r3jax.model import lora as lora_lib
 from r3jax.model import splash
 from r3jax.parallel import rules as rules_lib
-from r3jax.sequence import layout
+from r3jax.sequence import segments
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +33,7 @@ def _split(joined: jax.Array, like: Streams) -> Streams:
 class Expert(nn.Module):
   """The parameters and the token-wise half of one expert of one layer."""
 
-  config: config_lib.LLMConfig
+  config: architecture.LLMConfig
   dtype: types.DType
   rules: rules_lib.Rules
   lora: lora_lib.LoRA
@@ -77,7 +77,7 @@ class Expert(nn.Module):
 class Layer(nn.Module):
   """One decoder layer: expert-wise projections, joint attention, expert-wise MLPs."""
 
-  config: config_lib.LLMConfig
+  config: architecture.LLMConfig
   dtype: types.DType
   rules: rules_lib.Rules
   lora: lora_lib.LoRA
@@ -90,7 +90,7 @@ class Layer(nn.Module):
       self,
       x: Streams,
       positions: types.Positions,
-      masks: tuple[types.Mask | layout.Mask, ...],
+      masks: tuple[types.Mask | segments.Mask, ...],
       past: tuple[tuple[types.KeyValue, types.KeyValue], ...],
   ) -> tuple[Streams, tuple[jax.Array, jax.Array]]:
     """Returns the new residual streams and this layer's keys (after RoPE) and values.
@@ -111,7 +111,7 @@ class Layer(nn.Module):
     sources = [
         attention.Source(k, v, mask) for (k, v), mask in zip((*past, (key, value)), masks, strict=True)
     ]
-    if isinstance(masks[0], layout.Mask):
+    if isinstance(masks[0], segments.Mask):
       mixed = splash.attend(query, sources, self.rules)
     else:
       mixed = attention.attend(query, sources)
@@ -123,7 +123,7 @@ class Layer(nn.Module):
 class FinalNorm(nn.Module):
   """The doubled last norm."""
 
-  config: config_lib.LLMConfig
+  config: architecture.LLMConfig
   dtype: types.DType
 
   def setup(self):
@@ -141,7 +141,7 @@ REMAT_POLICIES = {
 
 
 def scanned_layers(
-    config: config_lib.LLMConfig, dtype: types.DType, remat: str, rules: rules_lib.Rules, lora: lora_lib.LoRA
+    config: architecture.LLMConfig, dtype: types.DType, remat: str, rules: rules_lib.Rules, lora: lora_lib.LoRA
 ) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 

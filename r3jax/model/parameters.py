@@ -15,7 +15,8 @@ from r3jax.sequence import layouts
 
 def init(bagel: bagel_lib.Bagel, key: types.Key):
   """Returns a freshly drawn policy, adapters included, boxed with logical axis names."""
-  c = layouts.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))  # no parameter depends on them
+  # no parameter depends on them
+  c = layouts.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))
   inputs = {
       "source": bagel_lib.Noised(jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)),
       "seen": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),

@@ -10,13 +10,14 @@ import numpy as np
 import PIL.Image
 
 from r3jax import types
-from r3jax.model import config
+from r3jax.model import architecture
 
 MAX_AREA = 14 * 14 * 9 * 1024  # pixels; larger images are shrunk
 CUBIC = -0.5  # the free parameter of the bicubic kernel
 SUPPORT = 2.0  # radius of the kernel in (output) pixels
 COEFFICIENT_BITS = 22  # PIL's fixed point for 8-bit images
-HIGH_BITS = 11  # coefficients are split here, so that float32 sums of products are exact
+# coefficients are split here, so that float32 sums of products are exact
+HIGH_BITS = 11
 
 
 def to_pixels(images: types.Images) -> types.Pixels:
@@ -45,7 +46,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def target_size(
-    height: int, width: int, transform: config.ImageTransform
+    height: int, width: int, transform: architecture.ImageTransform
 ) -> tuple[int, int]:
   """Returns the (height, width) that an image is resized to (R3.md section 4, goldens section 13).
 
@@ -85,7 +86,8 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
 def _coefficients(before: int, after: int) -> np.ndarray:
   """Returns the int32 fixed-point [after, before] matrix that resizes one axis as PIL does."""
   scale = before / after
-  widening = max(scale, 1.0)  # antialiasing: the kernel covers the input pixels of an output pixel
+  # antialiasing: the kernel covers the input pixels of an output pixel
+  widening = max(scale, 1.0)
   center = (np.arange(after)[:, None] + 0.5) * scale
   first = np.maximum(np.trunc(center - SUPPORT * widening + 0.5), 0)
   last = np.minimum(np.trunc(center + SUPPORT * widening + 0.5), before)

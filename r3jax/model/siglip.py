@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from r3jax import types
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 from r3jax.model import layers
 
 
-def _layer_norm(config: config_lib.VisionConfig, dtype: types.DType) -> nn.LayerNorm:
+def _layer_norm(config: architecture.VisionConfig, dtype: types.DType) -> nn.LayerNorm:
   return nn.LayerNorm(
       epsilon=config.layer_norm_eps,
       dtype=dtype,
@@ -22,7 +22,7 @@ def _layer_norm(config: config_lib.VisionConfig, dtype: types.DType) -> nn.Layer
 class Layer(nn.Module):
   """Pre-norm encoder layer: full attention, then a tanh-GELU MLP; biases everywhere."""
 
-  config: config_lib.VisionConfig
+  config: architecture.VisionConfig
   dtype: types.DType
 
   def setup(self):
@@ -54,7 +54,7 @@ class Layer(nn.Module):
 class VisionTransformer(nn.Module):
   """Patches of one image -> features, post layer norm included."""
 
-  config: config_lib.VisionConfig
+  config: architecture.VisionConfig
   dtype: types.DType = jnp.float32
 
   def setup(self):
@@ -81,7 +81,7 @@ class VisionTransformer(nn.Module):
     self.post_norm = _layer_norm(c, self.dtype)
 
   def __call__(
-      self, patches: Float[Array, "B N p"], position_ids: Int[Array, "N"]
+      self, patches: Float[Array, "B N p"], position_ids: Int[Array, " N"]
   ) -> Float[Array, "B N D"]:
     """Encodes images of one size; attention is full inside each image.
 

@@ -17,7 +17,7 @@ import numpy as np
 from r3jax import types
 from r3jax.model import attention
 from r3jax.parallel import rules as rules_lib
-from r3jax.sequence import layout
+from r3jax.sequence import segments
 
 _LANES = 128  # the kernel's blocks are multiples of this
 _BLOCK = 512
@@ -86,7 +86,7 @@ def _segment_ids(filled: jax.Array, size: int) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=None)
-def _table(views: tuple[layout.View, ...]) -> np.ndarray:
+def _table(views: tuple[segments.View, ...]) -> np.ndarray:
   """Returns who may see whom, filled up to whole blocks.
 
   Queries without a token see the empty keys at the end, so that every query sees something.

@@ -9,12 +9,15 @@ import time
 
 from absl import logging
 import jax
-from jax._src import distributed  # the coordination service's client has no public name
+# the coordination service's client has no public name
+from jax._src import distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
-WAIT_SECONDS = 1800  # that processes wait for each other where they agree; one may be slow to load weights
-HEARTBEAT_SECONDS = 100  # without a sign of life of a process until JAX ends the others
+# that processes wait for each other where they agree; one may be slow to load weights
+WAIT_SECONDS = 1800
+# without a sign of life of a process until JAX ends the others
+HEARTBEAT_SECONDS = 100
 _POLL_SECONDS = 1.0  # between two looks at whether another process has failed
 _THIS_HOST = ("local", "localhost", "127.0.0.1")
 _FAILED, _ANSWERED, _ROUND = "r3jax/failed/", "r3jax/answered/", "r3jax/round/"
@@ -37,7 +40,8 @@ def initialize(coordinator: str, num_processes: int, process_id: int):
     coordinator: "host:port" of process 0, for other machines; empty if JAX is to find out.
     num_processes, process_id: with a coordinator, how many processes there are and which this is.
   """
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for processes on CPUs
+  # for processes on CPUs
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
   if coordinator:
     jax.distributed.initialize(
         coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
@@ -125,7 +129,8 @@ def ending_together() -> Iterator[None]:
   watcher.start()
   try:
     yield
-  except Exception as error:  # whatever it is, the others must not wait for this process
+  except Exception as error:
+    # whatever it is, the others must not wait for this process
     over.set()
     logging.exception("this process failed, the others are ended")
     _end(f"{type(error).__name__}: {error}")
@@ -138,7 +143,8 @@ def _watch(over: threading.Event):
   while not over.wait(_POLL_SECONDS):
     try:
       failed = _texts(_FAILED)
-    except jax.errors.JaxRuntimeError as error:  # JAX ends a process whose coordinator is gone
+    except jax.errors.JaxRuntimeError as error:
+      # JAX ends a process whose coordinator is gone
       logging.error("process 0 does not answer: %s", error)
       return
     for process, text in failed.items():

@@ -147,7 +147,8 @@ def parameter_shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh) -> types.P
 
   def check(path, leaf, spec):
     for size, axes in zip(leaf.shape, spec):
-      axes = (axes,) if isinstance(axes, str) else axes or ()  # a spec writes a tuple of one as its member
+      # a spec writes a tuple of one as its member
+      axes = (axes,) if isinstance(axes, str) else axes or ()
       parts = math.prod(mesh.shape[axis] for axis in axes)
       if size % parts:
         named = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)

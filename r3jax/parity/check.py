@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from r3jax.parity import flow
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import language
 from r3jax.parity import perception
 from r3jax.parity import rules
@@ -80,7 +80,7 @@ def function_of(case: str) -> seen_lib.Case | None:
   return next((function for pattern, function in CASES.items() if re.fullmatch(pattern, case)), None)
 
 
-def check(golden: golden_lib.Golden, case: str) -> Iterator[Verdict]:
+def check(golden: goldens.Golden, case: str) -> Iterator[Verdict]:
   """Runs a case and yields a verdict for everything it computes and for every output it does not."""
   function, left = function_of(case), dict(golden.outputs(case))
   for seen in function(golden, case) if function else ():

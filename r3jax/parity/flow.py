@@ -10,7 +10,7 @@ import numpy as np
 
 from r3jax.model import bagel
 from r3jax.model import layers
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import perception
 from r3jax.parity import scenes
@@ -18,21 +18,21 @@ from r3jax.parity import seen
 from r3jax.sampling import flow
 from r3jax.sampling import guidance as guidance_lib
 from r3jax.sampling import schedule as schedule_lib
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments
 
-Golden, Seen, Scene = golden_lib.Golden, seen.Seen, scenes.Scene
+Golden, Seen, Scene = goldens.Golden, seen.Seen, scenes.Scene
 _BRANCHES = ("v_cond", "v_cfg_text", "v_cfg_img")
 
 
 def _positions(scene: Scene) -> Iterator[Seen]:
   layout, rows = scene.layout, scene.rows
-  positions = layout_lib.positions(layout, scene.noise[:1], scene.lengths, rows)
+  positions = segments.positions(layout, scene.noise[:1], scene.lengths, rows)
   yield Seen("query_position_ids", np.asarray(positions).reshape(-1))
   counters = []
   for noise in scene.noise:
     context = [name for name in layout[noise].sees if name in scene.output.cache.names]
-    held = layout_lib.filled(layout, context, scene.lengths, rows).sum(axis=1)
-    counters.append([held, np.broadcast_to(layout_lib.start(layout, noise, scene.lengths), rows)])
+    held = segments.filled(layout, context, scene.lengths, rows).sum(axis=1)
+    counters.append([held, np.broadcast_to(segments.start(layout, noise, scene.lengths), rows)])
   yield Seen("kv_lens_ropes", np.asarray(counters))
 
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from r3jax.model import bagel
 from r3jax.model import layers
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import perception
 from r3jax.parity import seen
 from r3jax.sampling import text as text_lib
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments as segments_lib
 from r3jax.sequence import thoughts
 
-Golden, Seen = golden_lib.Golden, seen.Seen
+Golden, Seen = goldens.Golden, seen.Seen
 GREEDY = text_lib.TextSampling(0.0)
 
 
@@ -46,8 +46,8 @@ def _advance(golden: Golden, policy, residual, positions, masks, kernels):
 def _after_every_layer(golden: Golden, layout, ids, lengths) -> Iterator[jax.Array]:
   """Yields the residual stream [B, T, D] of the prompts after every layer."""
   rows, names = len(ids), ("prompt",)
-  positions = layout_lib.positions(layout, names, lengths, rows)
-  masks = (layout_lib.mask(layout, names, names, lengths, rows).dense(),)
+  positions = segments_lib.positions(layout, names, lengths, rows)
+  masks = (segments_lib.mask(layout, names, names, lengths, rows).dense(),)
   residual = golden.bagel.apply({"params": golden.policy}, layout, {"prompt": ids}, method="embed")
   for i in range(golden.config.llm.num_layers):
     kernels = jax.tree.map(lambda x: x[i : i + 1], golden.policy["layers"])
@@ -93,9 +93,9 @@ def _rows(golden: Golden, case: str, prefix: str, decoded: text_lib.Decoded) -> 
       yield Seen(f"{prefix}_probs_{row}", jnp.exp(decoded.behavior_logprob[row, : length - 1]))
 
 
-def _with_answer(segments, max_length: int) -> layout_lib.Layout:
+def _with_answer(segments, max_length: int) -> segments_lib.Layout:
   """Returns the segments with an answer of at most `max_length` tokens, begin apart, after them."""
-  return layout_lib.Layout((*segments, layout_lib.text("answer", max_length + 1, [s.name for s in segments])))
+  return segments_lib.Layout((*segments, segments_lib.text("answer", max_length + 1, [s.name for s in segments])))
 
 
 def text(golden: Golden, case: str) -> Iterator[Seen]:
@@ -103,7 +103,7 @@ def text(golden: Golden, case: str) -> Iterator[Seen]:
   ids, prompt_lengths = model.texts(golden, case, "prompt_ids")
   lengths, length = {"prompt": prompt_lengths}, int(prompt_lengths[0])
   steps = golden.arrays(case)["decode_logits"].shape[0]
-  layout = _with_answer((layout_lib.text("prompt", ids.shape[1]),), steps)
+  layout = _with_answer((segments_lib.text("prompt", ids.shape[1]),), steps)
   for i, residual in enumerate(_after_every_layer(golden, layout, ids, lengths)):
     yield Seen(f"prefill0_layer{i}", residual[0, :length])
   output = model.run(golden, layout, {"prompt": ids}, lengths)
@@ -119,9 +119,9 @@ def _counters(layout, names, lengths, rows: int) -> np.ndarray:
   """Returns [stages, (filled slots, next position), rows] after each of the segments."""
   found = []
   for i in range(len(names)):
-    held = layout_lib.filled(layout, names[: i + 1], lengths, rows).sum(axis=1)
+    held = segments_lib.filled(layout, names[: i + 1], lengths, rows).sum(axis=1)
     following = [*names, "answer"][i + 1]
-    found.append([held, np.broadcast_to(layout_lib.start(layout, following, lengths), rows)])
+    found.append([held, np.broadcast_to(segments_lib.start(layout, following, lengths), rows)])
   return np.asarray(found)
 
 
@@ -133,9 +133,9 @@ def reflection(golden: Golden, case: str) -> Iterator[Seen]:
   system, system_lengths = model.padded([arrays["system_ids"]] * rows)
   pictures = model.images(golden, case)
   segments = (
-      layout_lib.text("system", system.shape[1]),
-      layout_lib.image("seen", "vit", golden.towers(pictures.shape[1:3]).vit_grid, ("system",)),
-      layout_lib.text("question", question.shape[1], ("system", "seen")),
+      segments_lib.text("system", system.shape[1]),
+      segments_lib.image("seen", "vit", golden.towers(pictures.shape[1:3]).vit_grid, ("system",)),
+      segments_lib.text("question", question.shape[1], ("system", "seen")),
   )
   layout = _with_answer(segments, arrays["decode_logits"].shape[0])
   for i, pixels in enumerate(perception.transformed(pictures, golden.config.vision_transform)):
@@ -188,7 +188,7 @@ def _sampled_text(golden: Golden, case: str) -> Iterator[Seen]:
   rows, limit = arrays["gen_u"].shape[1], max(map(len, model.numbered(golden, case, "gen_ids"))) - 1
   ids, prompt_lengths = model.padded([arrays["gen_prompt_ids"]] * rows)
   lengths = {"prompt": prompt_lengths}
-  layout = _with_answer((layout_lib.text("prompt", ids.shape[1]),), limit)
+  layout = _with_answer((segments_lib.text("prompt", ids.shape[1]),), limit)
   past = (model.run(golden, layout, {"prompt": ids}, lengths).cache,)
   uniforms = jnp.asarray(arrays["gen_u"][:limit].T)
   settings = text_lib.TextSampling(0.9, top_p=0.9)

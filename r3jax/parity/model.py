@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax.model import bagel
-from r3jax.parity import golden as golden_lib
-from r3jax.sequence import layout as layout_lib
+from r3jax.parity import goldens
+from r3jax.sequence import segments
 
-Golden = golden_lib.Golden
+Golden = goldens.Golden
 
 
 @functools.partial(jax.jit, static_argnames=("golden", "layout", "names"))
@@ -18,7 +18,7 @@ def _run(golden, policy, layout, names, values, lengths, past):
   return golden.bagel.apply({"params": policy}, layout, dict(zip(names, values)), lengths, past)
 
 
-def run(golden: Golden, layout: layout_lib.Layout, inputs, lengths, past=()) -> bagel.Output:
+def run(golden: Golden, layout: segments.Layout, inputs, lengths, past=()) -> bagel.Output:
   """Runs segments through the policy."""
   values = tuple(inputs.values())
   return _run(golden, golden.policy, layout, tuple(inputs), values, dict(lengths), tuple(past))

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax.model import layers
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import model
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments as segments_lib
 
 _MULTIPLE = 128
 _MODES = {"text": 0, "vit": 1, "clean": 1, "noise": 2}
 
 
-def order(layout: layout_lib.Layout, names: tuple[str, ...]) -> np.ndarray:
+def order(layout: segments_lib.Layout, names: tuple[str, ...]) -> np.ndarray:
   """Returns the place of every slot in a sequence that has not been sorted by expert."""
   starts = np.cumsum([0] + [layout[name].capacity for name in names])[:-1]
   starts = {layout.index(name): start for name, start in zip(names, starts)}
@@ -39,7 +39,7 @@ class Sample:
     scored: the text segment whose tokens carry loss, None for a copy.
   """
 
-  layout: layout_lib.Layout
+  layout: segments_lib.Layout
   ids: dict[str, np.ndarray]
   times: dict[str, float]
   scored: str | None
@@ -59,7 +59,7 @@ class Sample:
     """End tokens after them: up to the next multiple, a whole one if nothing is missing."""
     return _MULTIPLE - self.filled % _MULTIPLE
 
-  def starts(self) -> Iterator[tuple[layout_lib.Segment, int]]:
+  def starts(self) -> Iterator[tuple[segments_lib.Segment, int]]:
     """Yields every segment with its place in the sample."""
     place = 0
     for segment in self.layout.segments:
@@ -70,10 +70,10 @@ class Sample:
     """Returns the rotary positions of all tokens, padding included."""
     lengths = {name: jnp.array([len(ids)]) for name, ids in self.ids.items()}
     found = np.zeros(self.filled, np.int64)
-    found[order(self.layout, self.names)] = layout_lib.positions(self.layout, self.names, lengths, 1)[0]
+    found[order(self.layout, self.names)] = segments_lib.positions(self.layout, self.names, lengths, 1)[0]
     context = [segment.name for segment in self.layout.segments if segment.kind != "noise"]
-    end = layout_lib.Layout((*self.layout.segments, layout_lib.text("padding", self.padding, context)))
-    first = int(layout_lib.start(end, "padding", lengths)[0])
+    end = segments_lib.Layout((*self.layout.segments, segments_lib.text("padding", self.padding, context)))
+    first = int(segments_lib.start(end, "padding", lengths)[0])
     return np.concatenate([found, first + np.arange(self.padding)])
 
 
@@ -88,14 +88,14 @@ def _texts(sample: Sample, special_ids) -> Iterator[tuple[int, int]]:
   yield from ((sample.filled + i, special_ids.text_end) for i in range(sample.padding))
 
 
-def _layout(texts: dict[str, np.ndarray], noise: list[str], grid: tuple[int, int]) -> layout_lib.Layout:
+def _layout(texts: dict[str, np.ndarray], noise: list[str], grid: tuple[int, int]) -> segments_lib.Layout:
   """Returns causal texts, one after another, with noise segments that see all of them."""
   names = list(texts)
-  segments = [layout_lib.text(name, len(ids), names[:i]) for i, (name, ids) in enumerate(texts.items())]
-  return layout_lib.Layout((*segments, *(layout_lib.image(name, "noise", grid, names) for name in noise)))
+  segments = [segments_lib.text(name, len(ids), names[:i]) for i, (name, ids) in enumerate(texts.items())]
+  return segments_lib.Layout((*segments, *(segments_lib.image(name, "noise", grid, names) for name in noise)))
 
 
-def _samples(golden: golden_lib.Golden, case: str, times: np.ndarray, grid) -> Iterator[Sample]:
+def _samples(golden: goldens.Golden, case: str, times: np.ndarray, grid) -> Iterator[Sample]:
   """Yields for every draft the conditional sample and its copy without the prompt."""
   arrays, special = golden.arrays(case), golden.config.special_ids
   segment = lambda body: np.array([special.text_begin, *body, special.text_end])
@@ -110,7 +110,7 @@ def _samples(golden: golden_lib.Golden, case: str, times: np.ndarray, grid) -> I
     yield Sample(_layout({"system": system}, list(copies), grid), {"system": system}, copies, None)
 
 
-def multi(golden: golden_lib.Golden, case: str) -> dict[str, np.ndarray]:
+def multi(golden: goldens.Golden, case: str) -> dict[str, np.ndarray]:
   """Returns the arrays of a pack with several scored times per draft.
 
   What the recorded arrays repeat per token (times, steps, advantages) is taken once per image or
@@ -136,7 +136,7 @@ def multi(golden: golden_lib.Golden, case: str) -> dict[str, np.ndarray]:
   }
 
 
-def _tokens(golden: golden_lib.Golden, samples: list[Sample], starts: np.ndarray) -> dict[str, np.ndarray]:
+def _tokens(golden: goldens.Golden, samples: list[Sample], starts: np.ndarray) -> dict[str, np.ndarray]:
   """Returns what is known of text, splits and positions."""
   texts = [(start + place, token) for sample, start in zip(samples, starts) for place, token in _texts(sample, golden.config.special_ids)]
   places, ids = (np.array(column) for column in zip(*texts))
@@ -149,7 +149,8 @@ def _tokens(golden: golden_lib.Golden, samples: list[Sample], starts: np.ndarray
   for sample, start in zip(samples, starts):
     for segment, place in sample.starts():
       if segment.name == sample.scored:
-        scored.extend(start + place + np.arange(segment.capacity - 2))  # each predicts the next
+        # each predicts the next
+        scored.extend(start + place + np.arange(segment.capacity - 2))
         labels.extend(sample.ids[segment.name][1:-1])
   return {
       "sequence_length": starts[-1],
@@ -164,7 +165,7 @@ def _tokens(golden: golden_lib.Golden, samples: list[Sample], starts: np.ndarray
   }
 
 
-def _latents(golden: golden_lib.Golden, samples: list[Sample], starts: np.ndarray, grid) -> dict[str, np.ndarray]:
+def _latents(golden: goldens.Golden, samples: list[Sample], starts: np.ndarray, grid) -> dict[str, np.ndarray]:
   """Returns what is known of the latents; copies are found by the name of their draft."""
   tokens, places, times, ranges = grid[0] * grid[1], [], [], []
   for i, (sample, start) in enumerate(zip(samples, starts)):

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r3jax.model import architecture
 from r3jax.model import autoencoder
-from r3jax.model import config as config_lib
 from r3jax.model import layers
 from r3jax.model import preprocess
 from r3jax.model import siglip
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import seen
 
-Golden, Seen = golden_lib.Golden, seen.Seen
+Golden, Seen = goldens.Golden, seen.Seen
 
 
 def _channels_last(x: np.ndarray) -> np.ndarray:
@@ -81,12 +81,12 @@ def sizes_after_resize(golden: Golden, case: str) -> Iterator[Seen]:
   """Case n: target sizes under both transforms."""
   rules = golden.rules(case)
   for name, raw in rules["transforms"].items():
-    transform = config_lib.ImageTransform(raw["max_size"], raw["min_size"], raw["stride"])
+    transform = architecture.ImageTransform(raw["max_size"], raw["min_size"], raw["stride"])
     sizes = [preprocess.target_size(height, width, transform)[::-1] for width, height in rules["wh_in"]]
     yield Seen(name, np.array(sizes), np.array(raw["wh_out"]), "exact")
 
 
-def transformed(images: jax.Array, transform: config_lib.ImageTransform) -> np.ndarray:
+def transformed(images: jax.Array, transform: architecture.ImageTransform) -> np.ndarray:
   """Returns 8-bit images [B, H, W, 3] as pixels of a transform, [B, 3, h, w]."""
   size = preprocess.target_size(*images.shape[1:3], transform)
   return _channels_first(preprocess.to_pixels(preprocess.resize(images, size)))

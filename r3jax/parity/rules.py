@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import packing
 from r3jax.parity import seen
 from r3jax.rl import pool as pool_lib
 from r3jax.rl import returns
 from r3jax.sampling import guidance as guidance_lib
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments as segments_lib
 
-Golden, Seen = golden_lib.Golden, seen.Seen
+Golden, Seen = goldens.Golden, seen.Seen
 _DRAWS = 100_000
 _CAUSAL, _FULL, _NOISE = 0, 1, 2
 
@@ -74,7 +74,7 @@ def pool(golden: Golden, case: str) -> Iterator[Seen]:
   yield Seen("only_bad_pool", perfect_fraction(score != 1), np.array(checks["only_bad_pool"]), "exact")
 
 
-def mask_layouts(golden: Golden, case: str, full_kind: str) -> list[layout_lib.Layout]:
+def mask_layouts(golden: Golden, case: str, full_kind: str) -> list[segments_lib.Layout]:
   """Returns the layouts of the recorded mask's samples; full segments are of `full_kind`."""
   arrays = golden.arrays(case)
   splits = iter(zip(arrays["split_lens"].tolist(), arrays["attn_modes"].tolist()))
@@ -85,10 +85,10 @@ def mask_layouts(golden: Golden, case: str, full_kind: str) -> list[layout_lib.L
       length, mode = next(splits)
       name = f"{len(segments)}"
       kind = {_CAUSAL: "text", _FULL: full_kind, _NOISE: "noise" if length > 1 else "vit"}[mode]
-      segments.append(layout_lib.Segment(name, kind, length, tuple(context)))
+      segments.append(segments_lib.Segment(name, kind, length, tuple(context)))
       context += [name] if mode != _NOISE else []
       filled += length
-    layouts.append(layout_lib.Layout(tuple(segments)))
+    layouts.append(segments_lib.Layout(tuple(segments)))
   return layouts
 
 
@@ -100,7 +100,7 @@ def visibility(golden: Golden, case: str) -> Iterator[Seen]:
     for layout in mask_layouts(golden, case, full_kind):
       names = tuple(segment.name for segment in layout.segments)
       place = start + packing.order(layout, names)
-      mask[np.ix_(place, place)] = layout_lib.visibility(layout, names, names)
+      mask[np.ix_(place, place)] = segments_lib.visibility(layout, names, names)
       start += len(place)
     yield Seen("mask", mask)
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from r3jax.model import bagel
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.sampling import guidance as guidance_lib
-from r3jax.sequence import layout as layout_lib
 from r3jax.sequence import layouts
+from r3jax.sequence import segments
 
 UNUSED = 2  # capacity of a text segment that a case does not have
 
@@ -20,8 +20,8 @@ UNUSED = 2  # capacity of a text segment that a case does not have
 class Scene:
   """A cached context and the noise segments that are sampled after it."""
 
-  golden: golden_lib.Golden
-  layout: layout_lib.Layout
+  golden: goldens.Golden
+  layout: segments.Layout
   output: bagel.Output  # of the context
   lengths: dict[str, jax.Array]
   noise: tuple[str, ...]  # conditional, without text[, without image]
@@ -50,12 +50,12 @@ class Scene:
     return model.velocities(golden, golden.policy, self.layout, names or self.noise, latent, t, self.lengths, self.past)
 
 
-def _scales(golden: golden_lib.Golden, case: str) -> tuple[float, float]:
+def _scales(golden: goldens.Golden, case: str) -> tuple[float, float]:
   return float(golden.arrays(case)["scales"][0]), float(golden.arrays(case)["scales"][1])
 
 
 @functools.cache
-def draft(golden: golden_lib.Golden, case: str) -> Scene:
+def draft(golden: goldens.Golden, case: str) -> Scene:
   """Returns the context of a `*_gen` case: the reason stage without a thought."""
   arrays = golden.arrays(case)
   prompt, prompt_lengths = model.texts(golden, case, "prompt_ids")
@@ -72,7 +72,7 @@ def draft(golden: golden_lib.Golden, case: str) -> Scene:
 
 
 @functools.cache
-def edit(golden: golden_lib.Golden, case: str) -> Scene:
+def edit(golden: goldens.Golden, case: str) -> Scene:
   """Returns the context of a `*_edit` case: the refine stage."""
   ids, id_lengths = model.texts(golden, case, "edit_ids")
   pictures = model.images(golden, case)
@@ -91,6 +91,6 @@ def edit(golden: golden_lib.Golden, case: str) -> Scene:
   return Scene(golden, layout, output, lengths, layouts.EDIT, guidance, size)
 
 
-def scene(golden: golden_lib.Golden, case: str) -> Scene:
+def scene(golden: goldens.Golden, case: str) -> Scene:
   """Returns the context of a flow case."""
   return draft(golden, case) if case.endswith("gen") else edit(golden, case)

@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from r3jax.parity import golden
+from r3jax.parity import goldens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,4 +25,5 @@ class Seen:
   tolerance: float | str | None = None
 
 
-Case = Callable[[golden.Golden, str], Iterator[Seen]]  # folder, name of the case
+# folder, name of the case
+Case = Callable[[goldens.Golden, str], Iterator[Seen]]

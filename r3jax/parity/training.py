@@ -23,7 +23,7 @@ from r3jax.agent import samples
 from r3jax.agent import scoring
 from r3jax.agent import settings as settings_lib
 from r3jax.checkpoint import bagel_files
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import seen
 from r3jax.rl import losses
@@ -34,10 +34,11 @@ from r3jax.sampling import schedule as schedule_lib
 from r3jax.sampling import text as text_lib
 from r3jax.sequence import layouts
 
-Golden, Seen = golden_lib.Golden, seen.Seen
+Golden, Seen = goldens.Golden, seen.Seen
 _UNUSED = 2  # capacity of a text segment that a pack does not have
 _SPARE = 1  # empty slots: the other stage's system prompt may be longer
-_REFERENCE_SCALE = 0.95  # of every matrix of the layers, in the goldens' reference policy
+# of every matrix of the layers, in the goldens' reference policy
+_REFERENCE_SCALE = 0.95
 
 
 @flax.struct.dataclass
@@ -321,4 +322,5 @@ def _gradients(golden: Golden, case: str, gradient) -> Iterator[Seen]:
       yield Seen("grad_rows_embed_tokens", np.flatnonzero(np.abs(value).sum(axis=1)))
       yield Seen(array, value[rows])
     else:
-      yield Seen(array, value[: len(arrays[array])])  # of large parameters the first rows are recorded
+      # of large parameters the first rows are recorded
+      yield Seen(array, value[: len(arrays[array])])

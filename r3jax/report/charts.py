@@ -45,7 +45,8 @@ class Curve:
   """A series in the coordinates of the drawing."""
   label: str
   style: int               # which of the styles of lines
-  lines: list[str]         # "x,y x,y ..." of each stretch without missing values
+  # "x,y x,y ..." of each stretch without missing values
+  lines: list[str]
   bands: list[str]         # outlines of the intervals
   dots: list[tuple[str, str]]
   low: str

@@ -49,15 +49,16 @@ from etils import epath
 import markupsafe
 import numpy as np
 
-from r3jax import score as score_lib
 from r3jax.data import contamination
 from r3jax.files import jsonl
 from r3jax.model import preprocess
 from r3jax.report import charts as charts_lib
 from r3jax.report import pages
+from r3jax.rewards import outcome
 
 _WRITERS = 8  # images that are encoded and written at a time
-_IMAGE_PATH = re.compile(r"[\w-]+(/[\w-]+)*\.png", re.ASCII)  # needs no quoting in an address
+# needs no quoting in an address
+_IMAGE_PATH = re.compile(r"[\w-]+(/[\w-]+)*\.png", re.ASCII)
 _VERDICTS = ("", "better", "worse")
 NOTHING = "-"  # in a table, where there is no number
 
@@ -260,7 +261,7 @@ def _verdict(name: str, interval: Sequence[float]) -> str:
   _, low, high = interval
   if low <= 0 <= high:
     return ""
-  return "better" if (low > 0) != (name.rpartition(", ")[2] in score_lib.LOWER_IS_BETTER) else "worse"
+  return "better" if (low > 0) != (name.rpartition(", ")[2] in outcome.LOWER_IS_BETTER) else "worse"
 
 
 def _pair(cell: Cell) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from etils import epath
 import jax
 import jax.numpy as jnp
 
-from r3jax import score as score_lib
 from r3jax import types
 from r3jax.files import jsonl
 from r3jax.parallel import multihost
@@ -29,7 +28,7 @@ class GraphReward:
   """
 
   encode: Callable[[Sequence[dict]], object]
-  on: Callable[[jax.sharding.Mesh], score_lib.Scoring]
+  on: Callable[[jax.sharding.Mesh], types.Scoring]
   parts: tuple[str, ...]
   scorers: Mapping[str, scorer_lib.Scorer] = dataclasses.field(default_factory=dict)
 
@@ -39,7 +38,8 @@ class GraphReward:
 
   def log_to(self, folder: epath.Path, restored_step: int):
     """Keeps what every image got in folder/NAME.PROCESS.jsonl, without lines after a step."""
-    if not jax.process_index() and folder.exists():  # the run may have had more processes before
+    # the run may have had more processes before
+    if not jax.process_index() and folder.exists():
       for log in {path.name.removesuffix(".parts") for path in folder.iterdir()}:
         if int(log.split(".")[-2]) >= jax.process_count():
           jsonl.drop_after(folder / log, restored_step)
@@ -113,7 +113,7 @@ def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphRewar
   weights = {name: weight / sum(w for w, _ in members.values()) for name, (weight, _) in members.items()}
   rewards = {name: reward for name, (_, reward) in members.items()}
 
-  def on(mesh: jax.sharding.Mesh) -> score_lib.Scoring:
+  def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     scoring = {name: reward.on(mesh) for name, reward in rewards.items()}
     return lambda images, target: _combined(
         {name: score(images, target[name]) for name, score in scoring.items()}, weights
@@ -127,7 +127,7 @@ def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphRewar
   )
 
 
-def _combined(scores: Mapping[str, score_lib.Score], weights: Mapping[str, float]) -> score_lib.Score:
+def _combined(scores: Mapping[str, types.Score], weights: Mapping[str, float]) -> types.Score:
   value = sum(weights[name] * score.value for name, score in scores.items())
   valid = functools.reduce(jnp.logical_and, [score.valid for score in scores.values()])
   strict = functools.reduce(jnp.minimum, [score.parts["strict"] for score in scores.values()])
@@ -135,7 +135,7 @@ def _combined(scores: Mapping[str, score_lib.Score], weights: Mapping[str, float
   parts |= {f"{name}/{part}": x for name, score in scores.items() for part, x in score.parts.items()}
   # Weights that add up to 1 only up to rounding would make a perfect image imperfect.
   perfect = functools.reduce(jnp.logical_and, [score.value == 1 for score in scores.values()])
-  return score_lib.Score(jnp.where(perfect, 1.0, value), valid, parts | {"strict": strict})
+  return types.Score(jnp.where(perfect, 1.0, value), valid, parts | {"strict": strict})
 
 
 def trained_by(reward: GraphReward, part: str) -> GraphReward:
@@ -155,10 +155,10 @@ def trained_by(reward: GraphReward, part: str) -> GraphReward:
   if part not in reward.parts:
     raise ValueError(f"reward.value must be 'score' or one of {sorted(reward.parts)}; got {part!r}")
 
-  def on(mesh: jax.sharding.Mesh) -> score_lib.Scoring:
+  def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     scoring = reward.on(mesh)
 
-    def score(images: types.Images, target) -> score_lib.Score:
+    def score(images: types.Images, target) -> types.Score:
       found = scoring(images, target)
       return found.replace(value=found.parts[part], parts=found.parts | {"shaped": found.value})
 

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.parallel import collectives
 
 
-def shuffled(reward: score_lib.Scoring, seed: int, axis: str) -> score_lib.Scoring:
+def shuffled(reward: types.Scoring, seed: int, axis: str) -> types.Scoring:
   """Deals the scores of all replicas' samples out anew.
 
   The order is drawn for the images themselves, so it is another one every time and does not depend

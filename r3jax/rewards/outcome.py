@@ -9,7 +9,7 @@ import typing
 
 import numpy as np
 
-from r3jax import score as score_lib
+from r3jax import types
 
 
 
@@ -51,6 +51,9 @@ class Invalid:
   reason: str
 
 
+# Parts of scores of which less is better; of all others, and of scores, more is better.
+LOWER_IS_BETTER = ("clutter",)
+
 Outcome = Ok | Failed | Invalid
 
 
@@ -86,7 +89,7 @@ class HostReward(typing.Protocol):
     """Returns numbers about the calls since the last call of this method."""
 
 
-def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> score_lib.Score:
+def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> types.Score:
   """Returns outcomes as numpy arrays, NaN where there is no score.
 
   Raises:
@@ -99,10 +102,10 @@ def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> score_lib.Sco
         raise ValueError(f"a reward must give the parts {sorted(parts)}; got {sorted(outcome.parts)}")
       row[:] = [outcome.score, *(outcome.parts[name] for name in parts)]
   valid = np.array([isinstance(outcome, Ok) for outcome in outcomes])
-  return score_lib.Score(rows[:, 0], valid, {name: rows[:, 1 + i] for i, name in enumerate(parts)})
+  return types.Score(rows[:, 0], valid, {name: rows[:, 1 + i] for i, name in enumerate(parts)})
 
 
-def as_json(score: score_lib.Score, row: int) -> dict:
+def as_json(score: types.Score, row: int) -> dict:
   """Returns {"score", "parts"} of a row of a numpy `Score` as JSON values; None stands for what is missing."""
   known = lambda values: float(values[row]) if score.valid[row] and np.isfinite(values[row]) else None
   return {"score": known(score.value), "parts": {name: known(values) for name, values in score.parts.items()}}

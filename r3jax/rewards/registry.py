@@ -11,7 +11,8 @@ from r3jax.rewards.remote import client as client_lib
 from r3jax.rewards.remote import judge
 from r3jax.rewards.remote import services
 
-_OF_THE_RUN = ("shuffle", "max_failed_fraction", "failure_window")  # not a member's
+# not a member's
+_OF_THE_RUN = ("shuffle", "max_failed_fraction", "failure_window")
 _SERVICES = ("service", "flow_grpo", "unirl", "judge")
 
 

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.agent import samples
 from r3jax.parallel import collectives
 from r3jax.rl import objective
-from r3jax.rl import optimizer
-from r3jax.rl import replicas
+from r3jax.rl import placement
+from r3jax.rl import train_state
 
 Metrics = dict[str, jax.Array]
 
@@ -27,7 +27,7 @@ def _group_spread(value: jax.Array, valid: jax.Array) -> jax.Array:
   return jnp.sqrt(square.sum(axis=1) / count)
 
 
-def _common(place, score: score_lib.Score, valid, text_advantage, image_advantage) -> Metrics:
+def _common(place, score: types.Score, valid, text_advantage, image_advantage) -> Metrics:
   valid = place.by_group(valid)
   value = place.by_group(score.value)
   spread = _group_spread(value, valid)
@@ -41,7 +41,7 @@ def _common(place, score: score_lib.Score, valid, text_advantage, image_advantag
   return found
 
 
-def _parts(place, score: score_lib.Score, valid: jax.Array) -> Metrics:
+def _parts(place, score: types.Score, valid: jax.Array) -> Metrics:
   """Returns the means of the score's parts, where they are there: a kept image may lack them."""
   known = lambda part: place.by_group(valid & jnp.isfinite(part))
   return {name: _mean(place.by_group(part), known(part)) for name, part in score.parts.items()}
@@ -53,7 +53,7 @@ def _lengths(place, text: samples.Text) -> Metrics:
   return {"tokens": jnp.mean(lengths.astype(float)), "tokens_at_limit": jnp.mean(lengths == text.ids.shape[1])}
 
 
-def _spread_by_index(place, score: score_lib.Score, t: jax.Array) -> Metrics:
+def _spread_by_index(place, score: types.Score, t: jax.Array) -> Metrics:
   """Returns the mean spread of the score inside the groups whose SDE step was early or late."""
   spread = _group_spread(place.by_group(score.value), place.by_group(score.valid))
   time = place.by_group(t)[:, 0]
@@ -63,11 +63,12 @@ def _spread_by_index(place, score: score_lib.Score, t: jax.Array) -> Metrics:
   }
 
 
-def reason(place: replicas.Placement, drafts, score: score_lib.Score, text_advantage, image_advantage) -> Metrics:
+def reason(place: placement.Placement, drafts, score: types.Score, text_advantage, image_advantage) -> Metrics:
   """Measures the reason stage; `drafts` and `score` are this replica's."""
   every = jnp.ones((place.groups, place.group_size), bool)
   return {
-      **_parts(place, score, score.valid),  # first: a part may have a name of ours
+      # first: a part may have a name of ours
+      **_parts(place, score, score.valid),
       "format": _mean(place.by_group(drafts.format), every),
       **_lengths(place, drafts.rollout.text),
       **_common(place, score, score.valid, text_advantage, image_advantage),
@@ -75,7 +76,7 @@ def reason(place: replicas.Placement, drafts, score: score_lib.Score, text_advan
   }
 
 
-def edit(place: replicas.Placement, edits, score: score_lib.Score, text_advantage, image_advantage) -> Metrics:
+def edit(place: placement.Placement, edits, score: types.Score, text_advantage, image_advantage) -> Metrics:
   """Measures the reflect and refine stages; `edits` and `score` are this replica's."""
   by_group = place.by_group
   every = jnp.ones((place.groups, place.group_size), bool)
@@ -115,10 +116,10 @@ def pool(score: jax.Array, valid: jax.Array) -> Metrics:
 
 def update(text: objective.TextTerms, images: objective.FlowTerms, gradients) -> Metrics:
   """Measures one update; the terms are this replica's, the gradients already summed."""
-  text_sum, image_sum = collectives.total((text, images), replicas.AXIS)
-  text_mismatch, image_mismatch = collectives.largest((text.mismatch, images.mismatch), replicas.AXIS)
+  text_sum, image_sum = collectives.total((text, images), placement.AXIS)
+  text_mismatch, image_mismatch = collectives.largest((text.mismatch, images.mismatch), placement.AXIS)
   tokens, count = jnp.maximum(text_sum.tokens, 1), jnp.maximum(image_sum.images, 1)
-  labels = optimizer.expert_labels(gradients)
+  labels = train_state.expert_labels(gradients)
   part = lambda name: jax.tree.map(lambda g, label: g * (label == name), gradients, labels)
   return {
       "text_policy": text_sum.policy / tokens,

@@ -12,36 +12,36 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from r3jax import score as score_lib
 from r3jax import types
 from r3jax.agent import actor as actor_lib
 from r3jax.agent import rollout as rollout_lib
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import samples
 from r3jax.agent import scoring
 from r3jax.agent import settings as settings_lib
 from r3jax.model import lora
 from r3jax.parallel import collectives
 from r3jax.rl import diagnostics
 from r3jax.rl import objective
-from r3jax.rl import optimizer as optimizer_lib
+from r3jax.rl import placement
 from r3jax.rl import pool as pool_lib
-from r3jax.rl import replicas as replicas_lib
 from r3jax.rl import returns
+from r3jax.rl import train_state
 from r3jax.rl import update
 from r3jax.sequence import thoughts
 
-AXIS = replicas_lib.AXIS
+AXIS = placement.AXIS
 Metrics = dict[str, jax.Array]
-Reward = score_lib.Scoring
-Parse = Callable[[jax.Array, jax.Array, str], thoughts.Parsed]  # ids [B, T], lengths [B], stage
+Reward = types.Scoring
+# ids [B, T], lengths [B], stage
+Parse = Callable[[jax.Array, jax.Array, str], thoughts.Parsed]
 
 
 @flax.struct.dataclass
 class Drafts:
   """The reason stage of one replica."""
 
-  rollout: samples_lib.Reason
-  prompts: samples_lib.Prompts  # rows of groups
+  rollout: samples.Reason
+  prompts: samples.Prompts  # rows of groups
   format: jax.Array  # [B]
 
 
@@ -59,19 +59,19 @@ class Pool:
 class Edits:
   """The reflect and refine stages of one replica."""
 
-  text: samples_lib.Text
+  text: samples.Text
   parsed: thoughts.Parsed
-  refined: samples_lib.Refine
-  prompts: samples_lib.Prompts  # rows of groups
-  source: samples_lib.Source  # rows of groups
+  refined: samples.Refine
+  prompts: samples.Prompts  # rows of groups
+  source: samples.Source  # rows of groups
   before: jax.Array  # [B] score of the source
   before_valid: jax.Array  # [B]
   row: jax.Array  # [B] which of the iteration's prompts
 
   @property
-  def instruction(self) -> samples_lib.Instruction:
+  def instruction(self) -> samples.Instruction:
     """What the refine stage was told."""
-    return samples_lib.Instruction(self.parsed.instruction, self.parsed.instruction_length, self.parsed.stop)
+    return samples.Instruction(self.parsed.instruction, self.parsed.instruction_length, self.parsed.stop)
 
 
 @flax.struct.dataclass
@@ -79,8 +79,10 @@ class Frozen:
   """Parameters that an iteration reads and never changes."""
 
   towers: types.Params  # {"vision", "autoencoder"}
-  reference: types.Params | None  # that the KL is taken to: None where no KL is, {} where it is the base
-  base: types.Params | None = None  # what the trained adapters belong to; None where all is trained
+  # that the KL is taken to: None where no KL is, {} where it is the base
+  reference: types.Params | None
+  # what the trained adapters belong to; None where all is trained
+  base: types.Params | None = None
 
   def whole(self, trained: types.Params) -> types.Params:
     """Returns the policy that the modules run, from what is trained of it."""
@@ -108,18 +110,18 @@ class Iteration:
   replicas: int
 
   @property
-  def place(self) -> replicas_lib.Placement:
+  def place(self) -> placement.Placement:
     """This replica's share."""
-    return replicas_lib.Placement(self.settings.groups, self.settings.group_size, self.replicas)
+    return placement.Placement(self.settings.groups, self.settings.group_size, self.replicas)
 
   def _actor(self, policy: types.Params, frozen: Frozen) -> actor_lib.Actor:
     return actor_lib.Actor(self.modules, frozen.whole(policy), frozen.towers, self.settings)
 
-  def _sampler(self, state: optimizer_lib.TrainState, frozen: Frozen) -> actor_lib.Actor:
+  def _sampler(self, state: train_state.TrainState, frozen: Frozen) -> actor_lib.Actor:
     return actor_lib.sampler(self.modules, frozen.whole(state.policy), frozen.towers, self.settings)
 
   @jax.named_scope("reason")
-  def draft(self, state: optimizer_lib.TrainState, frozen: Frozen, prompts: samples_lib.Prompts, key) -> Drafts:
+  def draft(self, state: train_state.TrainState, frozen: Frozen, prompts: samples.Prompts, key) -> Drafts:
     """Rolls the reason stage out."""
     actor, keys = self._sampler(state, frozen), self.place.keys(key, "reason")
     local = self.place.local_prompts(prompts)
@@ -128,12 +130,12 @@ class Iteration:
     return Drafts(rollout, local, parsed.format)
 
   @jax.named_scope("score")
-  def score_drafts(self, drafts: Drafts) -> score_lib.Score:
+  def score_drafts(self, drafts: Drafts) -> types.Score:
     """Scores drafts."""
     return self.reward(drafts.rollout.images, self.place.repeat(drafts.prompts.target))
 
   @jax.named_scope("score")
-  def score_edits(self, edits: Edits) -> score_lib.Score:
+  def score_edits(self, edits: Edits) -> types.Score:
     """Scores refined images; an image that was kept keeps its score."""
     score = self.reward(edits.refined.images, self.place.repeat(edits.prompts.target))
     kept = edits.parsed.stop
@@ -142,15 +144,15 @@ class Iteration:
 
   @jax.named_scope("update")
   def learn_to_reason(
-      self, state: optimizer_lib.TrainState, frozen: Frozen, drafts: Drafts, score: score_lib.Score
-  ) -> tuple[optimizer_lib.TrainState, Metrics]:
+      self, state: train_state.TrainState, frozen: Frozen, drafts: Drafts, score: types.Score
+  ) -> tuple[train_state.TrainState, Metrics]:
     """Updates the policy on the reason stage."""
     loss, rollout, valid = self.settings.loss, drafts.rollout, self._comparable(score.valid)
     text_return = returns.reason_return(score.value, drafts.format, loss.format_weight)
     text_advantage, image_advantage = (self._advantage(x, valid) for x in (text_return, score.value))
 
     def forward(policy, prompts, recorded: update.Recorded):
-      drafted = samples_lib.Reason(recorded.text, recorded.flow, None)
+      drafted = samples.Reason(recorded.text, recorded.flow, None)
       return scoring.score_reason(self._actor(policy, frozen), prompts, drafted)
 
     recorded = update.Recorded(rollout.text, rollout.flow, None, text_advantage, image_advantage, valid)
@@ -158,20 +160,20 @@ class Iteration:
     return state, diagnostics.reason(self.place, drafts, score, text_advantage, image_advantage) | metrics
 
   @jax.named_scope("pool")
-  def pool(self, drafts: Drafts, score: score_lib.Score) -> Pool:
+  def pool(self, drafts: Drafts, score: types.Score) -> Pool:
     """Gathers every draft with its score."""
     place = self.place
     row = (place.first_row() + jnp.arange(place.rows)) // place.group_size
     return place.gather(Pool(drafts.rollout.images, score.value, score.valid, row))
 
   @jax.named_scope("pool")
-  def pool_again(self, edits: Edits, score: score_lib.Score) -> Pool:
+  def pool_again(self, edits: Edits, score: types.Score) -> Pool:
     """Gathers every edit with its score, for a further round."""
     valid = score.valid & edits.before_valid
     return self.place.gather(Pool(edits.refined.images, score.value, valid, edits.row))
 
   def edit(
-      self, state: optimizer_lib.TrainState, frozen: Frozen, prompts: samples_lib.Prompts, pool: Pool, key, turn: int
+      self, state: train_state.TrainState, frozen: Frozen, prompts: samples.Prompts, pool: Pool, key, turn: int
   ) -> Edits:
     """Draws a source image for every group, reflects on it and refines it."""
     place, actor = self.place, self._sampler(state, frozen)
@@ -184,14 +186,14 @@ class Iteration:
     text = rollout_lib.reflect(actor, local, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
     before, before_valid, row = place.repeat((pool.score[chosen], pool.valid[chosen], row))
-    told = samples_lib.Instruction(parsed.instruction, parsed.instruction_length, parsed.stop)
+    told = samples.Instruction(parsed.instruction, parsed.instruction_length, parsed.stop)
     refined = rollout_lib.refine(actor, source, told, refine_keys)
     return Edits(text, parsed, refined, local, source, before, before_valid, row)
 
   @jax.named_scope("update")
   def learn_to_edit(
-      self, state: optimizer_lib.TrainState, frozen: Frozen, edits: Edits, score: score_lib.Score
-  ) -> tuple[optimizer_lib.TrainState, Metrics]:
+      self, state: train_state.TrainState, frozen: Frozen, edits: Edits, score: types.Score
+  ) -> tuple[train_state.TrainState, Metrics]:
     """Updates the policy on the reflect and refine stages."""
     loss, parsed = self.settings.loss, edits.parsed
     valid = self._comparable(score.valid & edits.before_valid)
@@ -204,7 +206,7 @@ class Iteration:
     def forward(policy, groups, recorded: update.Recorded):
       (prompts, source), actor = groups, self._actor(policy, frozen)
       logprob = scoring.score_reflect(actor, prompts, source, recorded.text)
-      refined = samples_lib.Refine(recorded.flow, None)
+      refined = samples.Refine(recorded.flow, None)
       return logprob, scoring.score_refine(actor, source, recorded.told, refined)
 
     groups = (edits.prompts, edits.source)
@@ -227,13 +229,13 @@ class Iteration:
 
   def _update(
       self,
-      state: optimizer_lib.TrainState,
+      state: train_state.TrainState,
       frozen: Frozen,
       forward: update.Forward,
       groups,
       recorded: update.Recorded,
       flow: settings_lib.FlowSettings,
-  ) -> tuple[optimizer_lib.TrainState, Metrics]:
+  ) -> tuple[train_state.TrainState, Metrics]:
     """Takes one optimizer step on the objective summed over all replicas; none where nothing counts.
 
     Args:
@@ -264,9 +266,9 @@ class Samples:
   """What an iteration made, per sample, for reports; the edit half is None when there was none."""
 
   drafts: Drafts
-  draft_score: score_lib.Score
+  draft_score: types.Score
   edits: Edits | None
-  edit_score: score_lib.Score | None
+  edit_score: types.Score | None
 
 
 def _prefixed(prefix: str, metrics: Metrics) -> Metrics:
@@ -284,7 +286,7 @@ def numbered(name: str, turn: int) -> str:
   return name if turn == 0 else f"{name}{turn + 1}"
 
 
-def run(iteration, state, frozen: Frozen, prompts: samples_lib.Prompts, seed):
+def run(iteration, state, frozen: Frozen, prompts: samples.Prompts, seed):
   """Runs one iteration; `iteration` has the methods of `Iteration`, mapped or not.
 
   Returns:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from r3jax.rl import iteration as iteration_lib
-from r3jax.rl import optimizer as optimizer_lib
-from r3jax.rl import replicas
+from r3jax.rl import placement
+from r3jax.rl import train_state
 
 
 def fused(iteration: iteration_lib.Iteration, mesh: jax.sharding.Mesh):
@@ -24,13 +24,13 @@ def fused(iteration: iteration_lib.Iteration, mesh: jax.sharding.Mesh):
       body,
       mesh=mesh,
       in_specs=spec(),
-      out_specs=(spec(), spec(), spec(replicas.AXIS)),
-      axis_names={replicas.AXIS},
+      out_specs=(spec(), spec(), spec(placement.AXIS)),
+      axis_names={placement.AXIS},
       check_vma=False,
   )
 
 
-_ONE, _MANY = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(replicas.AXIS)
+_ONE, _MANY = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(placement.AXIS)
 _SPLIT_SPECS = {
     "draft": ((_ONE, _ONE, _ONE, _ONE), _MANY),
     "score_drafts": ((_MANY,), _MANY),
@@ -44,7 +44,7 @@ _SPLIT_SPECS = {
 
 
 def split(
-    iteration: iteration_lib.Iteration, mesh: jax.sharding.Mesh, shardings: optimizer_lib.TrainState | None = None
+    iteration: iteration_lib.Iteration, mesh: jax.sharding.Mesh, shardings: train_state.TrainState | None = None
 ) -> types_lib.SimpleNamespace:
   """Returns the same stages as separate compiled programs; takes the place of `iteration` in `run`.
 
@@ -57,7 +57,7 @@ def split(
   def compiled(name: str, in_specs, out_specs):
     mapped = jax.shard_map(
         getattr(iteration, name),
-        mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={replicas.AXIS}, check_vma=False,
+        mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={placement.AXIS}, check_vma=False,
     )
     updates = name in ("learn_to_reason", "learn_to_edit")
     return jax.jit(mapped, out_shardings=(shardings, None) if updates else None)

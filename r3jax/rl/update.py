@@ -19,14 +19,17 @@ class Recorded:
 
   text: samples.Text
   flow: flow_lib.Trajectory
-  told: samples.Instruction | None  # what images were drawn after, in the refine stage
+  # what images were drawn after, in the refine stage
+  told: samples.Instruction | None
   text_advantage: jax.Array
   image_advantage: jax.Array
   valid: jax.Array  # samples that count
 
 
-Outputs = tuple[jax.Array, types.Latent]  # log-probs [B, T - 1], velocities [B, N, C]
-Forward = Callable[[types.Params, object, Recorded], Outputs]  # policy, rows of groups, rows of samples
+# log-probs [B, T - 1], velocities [B, N, C]
+Outputs = tuple[jax.Array, types.Latent]
+# policy, rows of groups, rows of samples
+Forward = Callable[[types.Params, object, Recorded], Outputs]
 
 
 @flax.struct.dataclass

@@ -11,14 +11,15 @@ from r3jax.costs import count
 from r3jax.evaluation import draw
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
-from r3jax.run import experiment as experiment_lib
+from r3jax.run import setup
 from r3jax.worlds.shapes import readings
 
 _NOT_THE_RESULT = ("batch_size", "every")  # keys of config.eval
-_REWARD = ("name", "value", "image_format", "judge")  # keys of config.reward that change scores; services say more
+# keys of config.reward that change scores; services say more
+_REWARD = ("name", "value", "image_format", "judge")
 
 
-def exam(config: ml_collections.ConfigDict, experiment: experiment_lib.Experiment, mesh: jax.sharding.Mesh) -> evaluate.Exam:
+def exam(config: ml_collections.ConfigDict, experiment: setup.Experiment, mesh: jax.sharding.Mesh) -> evaluate.Exam:
   """Returns the evaluation that a config describes.
 
   Raises:
@@ -27,7 +28,7 @@ def exam(config: ml_collections.ConfigDict, experiment: experiment_lib.Experimen
   e, embedded = config.eval, config.reward.name == "shapes"
   if e.images_per_prompt < 1:
     raise ValueError(f"eval.images_per_prompt must be at least 1; got {e.images_per_prompt}")
-  settings = experiment_lib.evaluation_settings(config, experiment.settings)
+  settings = setup.evaluation_settings(config, experiment.settings)
   evaluator = draw.Evaluator(
       experiment.modules, settings, experiment.reward.on(mesh), experiment.parse(mesh), mesh, e.rounds, e.batch_size,
       e.seed, e.question_tokens)

@@ -26,7 +26,7 @@ from r3jax.evaluation import summary as summary_lib
 from r3jax.files import config_guard
 from r3jax.files import jsonl
 from r3jax.model import parameters as parameters_lib
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.parallel import multihost
 from r3jax.parallel import rules
 from r3jax.report import page
@@ -34,13 +34,13 @@ from r3jax.rewards import control
 from r3jax.rewards import outcome
 from r3jax.rewards.from_host import budget as budget_lib
 from r3jax.rl import iteration as iteration_lib
-from r3jax.rl import optimizer
 from r3jax.rl import programs as programs_lib
-from r3jax.run import experiment as experiment_lib
+from r3jax.rl import train_state
 from r3jax.run import held_out
 from r3jax.run import machine
 from r3jax.run import profiling
 from r3jax.run import program_cache
+from r3jax.run import setup
 from r3jax.run import workdir as workdir_lib
 from r3jax.run.logging import metrics as metrics_lib
 from r3jax.run.logging import observe
@@ -77,7 +77,7 @@ class Clock:
     return spent
 
 
-def _iteration(config, experiment: experiment_lib.Experiment, mesh) -> iteration_lib.Iteration:
+def _iteration(config, experiment: setup.Experiment, mesh) -> iteration_lib.Iteration:
   iteration = experiment.iteration(mesh)
   if not config.reward.shuffle:
     return iteration
@@ -112,7 +112,7 @@ def _asked(record: dict) -> dict:
 def _parameters(session: "Session", policy: types.Params) -> dict[str, int]:
   """Returns how many numbers training changes, and how many the model has."""
   sizes = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
-  und = jax.tree.map(lambda leaf, expert: leaf if expert == "und" else (), policy, optimizer.expert_labels(policy))
+  und = jax.tree.map(lambda leaf, expert: leaf if expert == "und" else (), policy, train_state.expert_labels(policy))
   kept = sizes(und) if session.config.optimizer.freeze_und else 0
   return {
       "trainable": sizes(policy) - kept,
@@ -138,7 +138,7 @@ class Session:
 
   config: ml_collections.ConfigDict
   files: workdir_lib.Workdir
-  experiment: experiment_lib.Experiment
+  experiment: setup.Experiment
   mesh: jax.sharding.Mesh
   iteration: iteration_lib.Iteration
   prompts: samples_lib.Prompts
@@ -146,15 +146,15 @@ class Session:
   exam: evaluate_lib.Exam
   leaked: contamination.Leaked
 
-  def init(self, policy) -> optimizer.TrainState:
+  def init(self, policy) -> train_state.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
     abstract = jax.eval_shape(self.iteration.optimizer.init, policy)
     shardings = rules.like_parameters(abstract, parameters_lib.shardings(self.experiment.modules.bagel, self.mesh), self.mesh)
     moments = jax.jit(self.iteration.optimizer.init, out_shardings=shardings)(policy)
     step = jax.device_put(np.int32(0), rules.replicated(self.mesh))
-    return optimizer.TrainState(jax.tree.map(jnp.copy, policy), moments, step)
+    return train_state.TrainState(jax.tree.map(jnp.copy, policy), moments, step)
 
-  def compile(self, state: optimizer.TrainState, programs: epath.Path | None):
+  def compile(self, state: train_state.TrainState, programs: epath.Path | None):
     """Returns the step, (state, rows of the training set) -> (state, metrics, samples).
 
     It consumes the state. In split mode the stages are compiled when they first run. With a folder
@@ -179,7 +179,8 @@ class Session:
     """Returns what the step computes with beside its arguments: the config and the model's description."""
     used = {key: value for key, value in self.config.to_dict().items() if key not in (*MAY_DIFFER, "seed")}
     folder = self.experiment.pretrained.folder
-    described = sorted([*folder.glob("*.json"), *folder.glob("*.txt")])  # sizes and tokenizer
+    # sizes and tokenizer
+    described = sorted([*folder.glob("*.json"), *folder.glob("*.txt")])
     return [json.dumps(used, sort_keys=True), *(path.read_text() for path in described)]
 
   def evaluate(self, policy, step: int, writer: metrics_lib.MetricWriter) -> list[dict]:
@@ -235,8 +236,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: str) -> tuple[Session, t
   """
   files = workdir_lib.Workdir(epath.Path(workdir))
   _check(config, files)
-  experiment = experiment_lib.build(config)
-  mesh = mesh_lib.make_mesh(**config.mesh)
+  experiment = setup.build(config)
+  mesh = meshes.make_mesh(**config.mesh)
   iteration = _iteration(config, experiment, mesh)
   exam, prompts = held_out.exam(config, experiment, mesh), experiment.encode(experiment.train)
   policy, frozen = experiment.start(mesh, config.seed)
@@ -312,7 +313,7 @@ def _save_samples(
   writer.write_pictures(step, observe.pictures(shown, files))
 
 
-def _do(session: Session, step, state: optimizer.TrainState, rows: np.ndarray):
+def _do(session: Session, step, state: train_state.TrainState, rows: np.ndarray):
   """Does one iteration; returns its state, metrics (numpy) and samples."""
   reward = session.experiment.reward
   state, metrics, samples = step(state, rows)
@@ -322,8 +323,8 @@ def _do(session: Session, step, state: optimizer.TrainState, rows: np.ndarray):
 
 
 def _iterate(
-    session: Session, step, state: optimizer.TrainState, clock: Clock, writer: metrics_lib.MetricWriter
-) -> optimizer.TrainState:
+    session: Session, step, state: train_state.TrainState, clock: Clock, writer: metrics_lib.MetricWriter
+) -> train_state.TrainState:
   """Runs the iterations that are left; saves, logs and samples on the way."""
   config, files, reward, stop = session.config, session.files, session.experiment.reward, False
   prompts = pipeline.prompt_iterator(len(session.experiment.train), config.groups_per_step, config.seed)
@@ -360,7 +361,8 @@ def _iterate(
       if stop:
         break
       if due(number):
-        checkpoints.wait()  # what is evaluated is what a later start goes on from
+        # what is evaluated is what a later start goes on from
+        checkpoints.wait()
         clock.lap("train")
         session.evaluate(state.policy, number, writer)
         clock.lap("evaluate between")

@@ -32,6 +32,7 @@ def peak_memory() -> int:
 
 def return_freed_memory() -> None:
   """Gives the system back what the compiler has freed: glibc would keep 2 GiB of it."""
-  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+  # other C libraries have none
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim:
     trim(0)

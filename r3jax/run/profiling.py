@@ -44,7 +44,8 @@ class Profiler:
       steps: how many are traced; 0 is none.
     """
     self._folder, self._traced = folder, range(start, start + steps)
-    self._local: str | None = None  # where the trace that is under way will be written first
+    # where the trace that is under way will be written first
+    self._local: str | None = None
 
   @contextlib.contextmanager
   def iteration(self, number: int) -> Iterator[None]:
@@ -58,7 +59,8 @@ class Profiler:
 
   def _start(self):
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # every Python call would be an event, and slow what is measured
+    # every Python call would be an event, and slow what is measured
+    options.python_tracer_level = 0
     # Not into the folder itself: the profiler cannot write to every store that a workdir may be in.
     self._local = tempfile.mkdtemp(prefix="r3jax-profile-")
     jax.profiler.start_trace(self._local, profiler_options=options)

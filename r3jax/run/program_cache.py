@@ -33,7 +33,8 @@ _CODE = _code()  # at import: the source may be edited while the program runs
 def _key(constants: list[str], arguments) -> str:
   leaves, tree = jax.tree.flatten(arguments)
   described = [f"{x.dtype} {x.shape} {getattr(x, 'sharding', None)}" for x in leaves]
-  settings = sorted(f"{name}={value}" for name, value in jax.config.values.items())  # precision, PRNG, ...
+  # precision, PRNG, ...
+  settings = sorted(f"{name}={value}" for name, value in jax.config.values.items())
   parts = [_CODE, *constants, *described, *settings, str(tree), jax.default_backend(), str(jax.device_count())]
   return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

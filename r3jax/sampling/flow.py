@@ -54,8 +54,10 @@ class SDEPlan:
   """Which step of each row's trajectory is stochastic, and its noise."""
 
   index: jax.Array  # [B] int32 first SDE step
-  noise: Callable[[jax.Array], types.Latent] = flax.struct.field(pytree_node=False)  # step -> [B, N, C]
-  steps: int = flax.struct.field(pytree_node=False, default=1)  # SDE steps from `index` on
+  # step -> [B, N, C]
+  noise: Callable[[jax.Array], types.Latent] = flax.struct.field(pytree_node=False)
+  # SDE steps from `index` on
+  steps: int = flax.struct.field(pytree_node=False, default=1)
 
 
 @flax.struct.dataclass
@@ -67,7 +69,8 @@ class Trajectory:
   after: types.Latent  # [B, N, C] state after it
   t: types.Time  # [B] time of `before`
   dt: types.Time  # [B] length of that step
-  behavior_logprob: types.PerSample  # [B] mean over tokens of the step's log-prob
+  # [B] mean over tokens of the step's log-prob
+  behavior_logprob: types.PerSample
 
 
 def _sde_update(state: Trajectory, velocity, t, dt, eta: schedule_lib.Eta, noise, is_sde) -> Trajectory:

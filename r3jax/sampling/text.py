@@ -11,7 +11,7 @@ from r3jax import types
 from r3jax.model import bagel
 from r3jax.model import layers
 from r3jax.parallel import collectives
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments
 
 _TOP_P_CANDIDATES = 1000  # the reference looks at no more than this many
 
@@ -91,7 +91,8 @@ def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
   chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0), axis=-1, keepdims=True)
   best = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
   rest = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1, keepdims=True))
-  return (chosen - best - rest)[..., 0]  # in this order: small differences of large logits stay exact
+  # in this order: small differences of large logits stay exact
+  return (chosen - best - rest)[..., 0]
 
 
 @flax.struct.dataclass
@@ -159,7 +160,7 @@ def _advanced(
 def decode(
     model: bagel.Bagel,
     policy: types.Params,
-    layout: layout_lib.Layout,
+    layout: segments.Layout,
     name: str,
     past: Sequence[bagel.Cache],
     lengths: Mapping[str, types.Lengths],

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from r3jax.sequence import layout
+from r3jax.sequence import segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,38 +35,38 @@ DRAFT = ("draft", "draft_without_text")
 EDIT = ("edit", "edit_without_text", "edit_without_image")
 
 
-def reason(capacities: Capacities) -> layout.Layout:
+def reason(capacities: Capacities) -> segments.Layout:
   """Returns T(system) T(prompt) T(thought) N | T(system) N."""
   context = ("system", "prompt", "thought")
-  return layout.Layout((
-      layout.text("system", capacities.system),
-      layout.text("prompt", capacities.prompt, context[:1]),
-      layout.text("thought", capacities.thought, context[:2]),
-      layout.image("draft", "noise", capacities.latent_grid, context),
-      layout.image("draft_without_text", "noise", capacities.latent_grid, context[:1]),
+  return segments.Layout((
+      segments.text("system", capacities.system),
+      segments.text("prompt", capacities.prompt, context[:1]),
+      segments.text("thought", capacities.thought, context[:2]),
+      segments.image("draft", "noise", capacities.latent_grid, context),
+      segments.image("draft_without_text", "noise", capacities.latent_grid, context[:1]),
   ))
 
 
-def reflect(capacities: Capacities) -> layout.Layout:
+def reflect(capacities: Capacities) -> segments.Layout:
   """Returns T(system) V T(question) T(answer)."""
   context = ("system", "seen", "question")
-  return layout.Layout((
-      layout.text("system", capacities.system),
-      layout.image("seen", "vit", capacities.vit_grid, context[:1]),
-      layout.text("question", capacities.question, context[:2]),
-      layout.text("answer", capacities.answer, context),
+  return segments.Layout((
+      segments.text("system", capacities.system),
+      segments.image("seen", "vit", capacities.vit_grid, context[:1]),
+      segments.text("question", capacities.question, context[:2]),
+      segments.text("answer", capacities.answer, context),
   ))
 
 
-def refine(capacities: Capacities) -> layout.Layout:
+def refine(capacities: Capacities) -> segments.Layout:
   """Returns A V T(instruction) N | A V N | T(instruction) N."""
   context = ("source", "seen", "instruction")
-  return layout.Layout((
-      layout.image("source", "clean", capacities.latent_grid),
-      layout.image("seen", "vit", capacities.vit_grid, context[:1]),
-      layout.text("instruction", capacities.instruction, context[:2]),
-      layout.image("edit", "noise", capacities.latent_grid, context),
-      layout.image("edit_without_text", "noise", capacities.latent_grid, context[:2]),
-      layout.text("instruction_alone", capacities.instruction),
-      layout.image("edit_without_image", "noise", capacities.latent_grid, ("instruction_alone",)),
+  return segments.Layout((
+      segments.image("source", "clean", capacities.latent_grid),
+      segments.image("seen", "vit", capacities.vit_grid, context[:1]),
+      segments.text("instruction", capacities.instruction, context[:2]),
+      segments.image("edit", "noise", capacities.latent_grid, context),
+      segments.image("edit_without_text", "noise", capacities.latent_grid, context[:2]),
+      segments.text("instruction_alone", capacities.instruction),
+      segments.image("edit_without_image", "noise", capacities.latent_grid, ("instruction_alone",)),
   ))

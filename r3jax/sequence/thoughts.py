@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 import numpy as np
 
 from r3jax import types
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 
 OPEN = "<think>"
 CLOSE = "</think>"
@@ -47,7 +47,8 @@ class Parsed:
 
   format: jax.Array  # float32 [B], 0 or 1
   instruction: jax.Array  # int32 [B, I], text segments: begin, ids, end, zeros
-  instruction_length: jax.Array  # int32 [B], slots in use, begin and end included
+  # int32 [B], slots in use, begin and end included
+  instruction_length: jax.Array
   stop: jax.Array  # bool [B], the whole instruction says "no further edit"
   truncated: jax.Array  # bool [B], the instruction did not fit into I slots
 
@@ -94,7 +95,7 @@ def _check_exact(vocabulary: dict[str, int], words: list[str]) -> None:
       raise ValueError(f"no token may hold a part of {_STOP!r} at its edge; saw {token!r}")
 
 
-def _tagged_tokens(tokenizer: tokenizer_lib.TextTokenizer) -> list[tuple[int, tuple[int, ...]]]:
+def _tagged_tokens(tokenizer: tokenization.TextTokenizer) -> list[tuple[int, tuple[int, ...]]]:
   tagged = []
   for token, token_id in tokenizer.vocabulary.items():
     if token in (OPEN, CLOSE) or not (OPEN in token or CLOSE in token):
@@ -105,7 +106,7 @@ def _tagged_tokens(tokenizer: tokenizer_lib.TextTokenizer) -> list[tuple[int, tu
   return sorted(tagged)
 
 
-def tag_ids(tokenizer: tokenizer_lib.TextTokenizer) -> TagIds:
+def tag_ids(tokenizer: tokenization.TextTokenizer) -> TagIds:
   """Reads the ids for `parse_tokens` off a word-level tokenizer.
 
   Raises:
@@ -172,7 +173,7 @@ def _tail_table(tags: TagIds) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _instruction_ids(
-    ids: types.TokenIds, lengths: types.Lengths, last: Int[Array, "B"], tags: TagIds, width: int
+    ids: types.TokenIds, lengths: types.Lengths, last: Int[Array, " B"], tags: TagIds, width: int
 ) -> tuple[Int[Array, "B width"], types.Lengths]:
   """Returns the ids after the closing token at `last` [B], int32 [B, width], and their number."""
   table, sizes = _tail_table(tags)
@@ -247,7 +248,7 @@ def parse_strings(
     ids: np.ndarray,
     lengths: np.ndarray,
     stage: str,
-    tokenizer: tokenizer_lib.TextTokenizer,
+    tokenizer: tokenization.TextTokenizer,
     instruction_capacity: int,
 ) -> Parsed:
   """Parses sampled thoughts on the host: decode, string rules, encode; for any vocabulary.

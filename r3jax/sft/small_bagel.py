@@ -3,14 +3,14 @@
 import ml_collections
 
 from r3jax.agent import settings
-from r3jax.model import config
+from r3jax.model import architecture
 from r3jax.model import image_encoders
 from r3jax.sampling import guidance
 from r3jax.sampling import schedule
 from r3jax.sampling import text
 from r3jax.sequence import layouts
 from r3jax.sequence import protocol
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import vocabulary
 
@@ -18,12 +18,12 @@ from r3jax.worlds.shapes import vocabulary
 TEXT_CAPACITIES = dict(prompt=12, thought=24, question=18, answer=44, instruction=24)
 
 
-def sizes(model: ml_collections.ConfigDict) -> config.BagelConfig:
+def sizes(model: ml_collections.ConfigDict) -> architecture.BagelConfig:
   """Returns the model's sizes for the 48x48 canvas: one latent token and one ViT patch per cell."""
-  tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
-  square = config.ImageTransform(scenes.CANVAS, scenes.CANVAS, scenes.CELL)
-  return config.BagelConfig(
-      llm=config.LLMConfig(
+  tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
+  square = architecture.ImageTransform(scenes.CANVAS, scenes.CANVAS, scenes.CELL)
+  return architecture.BagelConfig(
+      llm=architecture.LLMConfig(
           hidden_size=model.hidden_size,
           intermediate_size=model.intermediate_size,
           num_layers=model.num_layers,
@@ -31,7 +31,7 @@ def sizes(model: ml_collections.ConfigDict) -> config.BagelConfig:
           num_kv_heads=model.num_kv_heads,
           vocab_size=tokenizer.size,
       ),
-      vision=config.VisionConfig(
+      vision=architecture.VisionConfig(
           hidden_size=model.vision_hidden_size,
           intermediate_size=model.vision_intermediate_size,
           num_layers=model.vision_num_layers,
@@ -39,7 +39,7 @@ def sizes(model: ml_collections.ConfigDict) -> config.BagelConfig:
           patch_size=scenes.CELL,
           positions_per_side=scenes.GRID,
       ),
-      autoencoder=config.AutoencoderConfig(
+      autoencoder=architecture.AutoencoderConfig(
           channels=model.autoencoder_channels,
           multipliers=tuple(model.autoencoder_multipliers),
           num_res_blocks=1,
@@ -52,7 +52,7 @@ def sizes(model: ml_collections.ConfigDict) -> config.BagelConfig:
   )
 
 
-def capacities(tokenizer: tokenizer_lib.TextTokenizer, towers: image_encoders.Towers) -> layouts.Capacities:
+def capacities(tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers) -> layouts.Capacities:
   """Returns the slots of every segment."""
   return layouts.Capacities(
       system=len(system_ids(tokenizer, protocol.GEN_THINK)),
@@ -62,13 +62,13 @@ def capacities(tokenizer: tokenizer_lib.TextTokenizer, towers: image_encoders.To
   )
 
 
-def system_ids(tokenizer: tokenizer_lib.TextTokenizer, prompt: str) -> tuple[int, ...]:
+def system_ids(tokenizer: tokenization.TextTokenizer, prompt: str) -> tuple[int, ...]:
   """Returns a system prompt's segment, begin and end included."""
   ids = tokenizer.special_ids
   return (ids.text_begin, *tokenizer.encode(prompt), ids.text_end)
 
 
-def sft_settings(tokenizer: tokenizer_lib.TextTokenizer, towers: image_encoders.Towers) -> settings.Settings:
+def sft_settings(tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers) -> settings.Settings:
   """Returns settings for supervised training, where only layouts and system prompts matter."""
   greedy = text.TextSampling(0.0)
   flow = settings.FlowSettings(

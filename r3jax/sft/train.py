@@ -24,7 +24,7 @@ from r3jax.model import bagel
 from r3jax.model import layers
 from r3jax.model import preprocess
 from r3jax.model import siglip
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.parallel import rules
 from r3jax.rl import losses
 from r3jax.sequence import layouts
@@ -124,7 +124,7 @@ def fit(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     return SFTState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics
 
-  mesh = mesh_lib.make_mesh(data=-1, fsdp=1, tensor=1)
+  mesh = meshes.make_mesh(data=-1, fsdp=1, tensor=1)
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
   params = jax.device_put(params, rules.replicated(mesh))
   state = SFTState(params, optimizer.init(params), jnp.int32(0))

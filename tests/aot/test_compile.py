@@ -13,10 +13,10 @@ import pytest
 
 from r3jax.aot import hlo
 from r3jax.costs import count
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 
 ROOT = pathlib.Path(__file__).parents[2]
-LLM = config_lib.bagel_7b().llm
+LLM = architecture.bagel_7b().llm
 WIDE = ["--config.sharding.rollout.mlp=('fsdp','tensor')", "--config.sharding.rollout.vocab=('fsdp','tensor')"]
 
 pytestmark = [
@@ -28,7 +28,8 @@ pytestmark = [
 
 def run(*arguments: str, config: str = "configs/r3_geneval.py") -> subprocess.CompletedProcess:
   environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "XLA_FLAGS": ""}
-  del environment["JAX_DEFAULT_MATMUL_PRECISION"]  # that of the other tests; the splash kernel has none such
+  # that of the other tests; the splash kernel has none such
+  del environment["JAX_DEFAULT_MATMUL_PRECISION"]
   command = [sys.executable, "launch/compile.py", f"--config={config}", *arguments]
   return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -46,12 +47,14 @@ def weight_sizes(fsdp: int, tensor: int) -> set[int]:
 def check_gathers(text: str, data: int, fsdp: int, tensor: int):
   """Asserts that a compiled step of 128 samples gathers weights in training, and in no loop of its rollouts."""
   collectives, sizes = hlo.collectives(text), weight_sizes(fsdp, tensor)
-  rows = {128 // data, 128 // data // fsdp}  # activations have such a dimension; a few have a matrix's size
+  # activations have such a dimension; a few have a matrix's size
+  rows = {128 // data, 128 // data // fsdp}
   is_weight = lambda one: any(math.prod(d) in sizes and not rows & set(d) for _, d in one.shapes)
   gathers = [one for one in collectives if one.kind == "all-gather" and is_weight(one)]
   assert gathers  # of training: the sizes are the right ones
   for loop in ("decode", "flow"):
-    assert any(loop in name for one in collectives for name in one.path), loop  # the names are there
+    # the names are there
+    assert any(loop in name for one in collectives for name in one.path), loop
     assert not [one for one in gathers if any(loop in name for name in one.path)], loop
 
 

@@ -13,15 +13,15 @@ from r3jax.aot import report
 from r3jax.aot import search
 from r3jax.costs import chips
 from r3jax.costs import count as count_lib
-from r3jax.model import config as config_lib
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.model import architecture
+from r3jax.parallel import meshes
 from r3jax.parallel import rules
-from r3jax.sequence import layout
+from r3jax.sequence import segments
 
-SMALL = config_lib.LLMConfig(
+SMALL = architecture.LLMConfig(
     hidden_size=8, intermediate_size=16, num_layers=3, num_heads=4, num_kv_heads=2, vocab_size=10)
 EXPERT = 8 * (8 + 4 + 4 + 8) + 3 * 8 * 16  # q, k, v, o; gate, up, down
-LAYOUT = layout.Layout((layout.text("prompt", 3), layout.image("draft", "noise", (1, 2), ("prompt",))))
+LAYOUT = segments.Layout((segments.text("prompt", 3), segments.image("draft", "noise", (1, 2), ("prompt",))))
 
 
 class TestForward:
@@ -30,7 +30,8 @@ class TestForward:
     found = count_lib.forward(SMALL, LAYOUT, ("draft",), ("prompt",), rows=5, copies=2)
     pairs = 4 * (3 + 4)  # four slots see the prompt and each other
     assert found.flops == 3 * 5 * (2 * EXPERT * 4 + 4 * 8 * pairs)
-    assert found.read == 3 * 2 * 2 * EXPERT * 2  # both experts, bfloat16, two copies
+    # both experts, bfloat16, two copies
+    assert found.read == 3 * 2 * 2 * EXPERT * 2
 
   def test_text_is_causal_and_reads_one_expert(self):
     found = count_lib.forward(SMALL, LAYOUT, ("prompt",), (), rows=1, copies=1)
@@ -133,7 +134,7 @@ class TestProgram:
 
   @staticmethod
   def step(config, layers=None):
-    built = programs.step(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2), layers)
+    built = programs.step(config, meshes.make_mesh_of(jax.devices(), 2, 2, 2), layers)
     return built, built.programs["step"]
 
   @pytest.fixture(scope="class")
@@ -146,7 +147,7 @@ class TestProgram:
   def test_full_size_is_the_released_one(self, config):
     built, program = self.step(config)
     state, frozen, prompts, _ = program.arguments
-    llm = config_lib.bagel_7b().llm
+    llm = architecture.bagel_7b().llm
     assert (built.layers, built.samples, llm.vocab_size) == (28, 128, 152064)
     gate = state.policy["layers"]["gen"]["gate"]["kernel"]
     assert (gate.shape, gate.dtype, gate.sharding.shard_shape(gate.shape)) == ((28, 3584, 18944), "float32", (28, 1792, 9472))
@@ -160,7 +161,8 @@ class TestProgram:
     held = program.bytes_by_kind()
     assert held["optimizer"] == pytest.approx(2 * held["trained parameters"], rel=1e-6)
     assert held["reference"] == pytest.approx(held["trained parameters"] / 2, rel=1e-3)
-    assert held["trained parameters"] == pytest.approx(4 * count / 4, rel=5e-3)  # four shards; norms are whole
+    # four shards; norms are whole
+    assert held["trained parameters"] == pytest.approx(4 * count / 4, rel=5e-3)
 
   def test_lora_trains_adapters_beside_a_narrow_base(self, config):
     config = config.copy_and_resolve_references()
@@ -175,7 +177,7 @@ class TestProgram:
 
   def test_evaluation_runs_beside_the_state_of_training(self, config):
     step_held = self.step(config, layers=2)[1].bytes_by_kind()
-    built = programs.evaluation(config, mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2), layers=2)
+    built = programs.evaluation(config, meshes.make_mesh_of(jax.devices(), 2, 2, 2), layers=2)
     draft, revise = built.programs["draft"], built.programs["revise"]
     assert draft.bytes_by_kind().items() >= {name: size for name, size in step_held.items() if name != "prompts"}.items()
     assert draft.beside() == step_held["optimizer"] + step_held["reference"]
@@ -184,8 +186,9 @@ class TestProgram:
     assert built.samples == 64
 
   def test_generation_holds_weights_split_as_rollouts_want_them(self, config):
-    built = programs.generation(config, mesh_lib.make_mesh_of(jax.devices(), 1, 2, 4), layers=2)
+    built = programs.generation(config, meshes.make_mesh_of(jax.devices(), 1, 2, 4), layers=2)
     assert list(built.programs) == ["think", "draft", "look", "reflect", "refine"]
     policy = built.programs["draft"].arguments[0]
     gate = policy["layers"]["gen"]["gate"]["kernel"]
-    assert (gate.dtype, gate.sharding.shard_shape(gate.shape)) == ("bfloat16", (2, 3584, 18944 // 4))  # whole over fsdp
+    # whole over fsdp
+    assert (gate.dtype, gate.sharding.shard_shape(gate.shape)) == ("bfloat16", (2, 3584, 18944 // 4))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r3jax.aot import hlo
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 
 TEXT = """HloModule step
 
@@ -67,7 +67,7 @@ class TestCollectives:
 
   def test_of_a_program_on_eight_devices(self):
     """A gather of 8 rows in each of 5 steps, and one sum over all."""
-    mesh = mesh_lib.make_mesh_of(jax.devices(), 8, 1, 1)
+    mesh = meshes.make_mesh_of(jax.devices(), 8, 1, 1)
 
     def step(x):
       def body(total, _):
@@ -81,4 +81,5 @@ class TestCollectives:
     found = [one for one in hlo.collectives(text) if one.kind in ("all-gather", "all-reduce")]
     assert ("all-reduce", 4000) in {(one.kind, one.bytes) for one in found}
     (gather,) = [one for one in found if one.kind == "all-gather"]
-    assert gather.bytes == 8 * 4000 and gather.times in (1, 5)  # XLA may hoist it out of the loop
+    # XLA may hoist it out of the loop
+    assert gather.bytes == 8 * 4000 and gather.times in (1, 5)

@@ -14,10 +14,10 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from r3jax.checkpoint import folder as folder_lib
+from r3jax.checkpoint import pretrained
 from r3jax.model import bagel as bagel_lib
 from r3jax.model import parameters
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 
 
 def anonymous_bytes() -> int:
@@ -51,8 +51,8 @@ def main(folder: str, process: int, processes: int, port: int):
   if processes > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", processes, process)
-  mesh = mesh_lib.make_mesh(data=1, fsdp=4, tensor=2)
-  found = folder_lib.find(folder)
+  mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
+  found = pretrained.find(folder)
   bagel = bagel_lib.Bagel(found.sizes)
   parameters.shardings(bagel, mesh)  # its compilations are part of the start
   jax.block_until_ready([jax.device_put(np.zeros(8), device) for device in jax.local_devices()])

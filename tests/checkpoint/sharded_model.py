@@ -10,7 +10,7 @@ import numpy as np
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import safetensors_files
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 from r3jax.sequence import protocol
 from r3jax.worlds.shapes import vocabulary
 
@@ -18,22 +18,23 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 FILES = 3
 
 
-def narrow_bagel() -> config_lib.BagelConfig:
+def narrow_bagel() -> architecture.BagelConfig:
   """Returns BAGEL-7B with every layer and head, narrow: the same keys, about 70 M parameters.
 
   As in BAGEL-7B an MLP matrix of all layers is larger than the token embedding, and that the largest tensor.
   """
-  full = config_lib.bagel_7b()
+  full = architecture.bagel_7b()
   return dataclasses.replace(
       full,
       llm=dataclasses.replace(full.llm, hidden_size=112, intermediate_size=2816, vocab_size=65536),
       vision=dataclasses.replace(full.vision, hidden_size=64, intermediate_size=96, positions_per_side=8),
       autoencoder=dataclasses.replace(full.autoencoder, channels=32),
-      special_ids=protocol.SpecialIds(1, 2, 3, 4),  # of the embedded world's tokenizer
+      # of the embedded world's tokenizer
+      special_ids=protocol.SpecialIds(1, 2, 3, 4),
   )
 
 
-def tiny_bagel() -> config_lib.BagelConfig:
+def tiny_bagel() -> architecture.BagelConfig:
   """Returns three layers of the same, with the embedded world's vocabulary."""
   narrow = narrow_bagel()
   return dataclasses.replace(
@@ -44,7 +45,7 @@ def tiny_bagel() -> config_lib.BagelConfig:
   )
 
 
-def tensors(config: config_lib.BagelConfig) -> dict[str, np.ndarray]:
+def tensors(config: architecture.BagelConfig) -> dict[str, np.ndarray]:
   """Returns random weights in bf16 by their released names, always the same."""
   rng = np.random.default_rng(0)
   return {
@@ -53,7 +54,7 @@ def tensors(config: config_lib.BagelConfig) -> dict[str, np.ndarray]:
   }
 
 
-def write(folder: pathlib.Path, config: config_lib.BagelConfig) -> dict[str, np.ndarray]:
+def write(folder: pathlib.Path, config: architecture.BagelConfig) -> dict[str, np.ndarray]:
   """Writes a model's folder; returns its weights."""
   weights = tensors(config)
   names = [t.name for t in bagel_names.table(config) if not t.path.startswith("autoencoder/")]

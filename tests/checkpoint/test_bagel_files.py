@@ -14,8 +14,8 @@ import safetensors.numpy
 
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
+from r3jax.model import architecture
 from r3jax.model import autoencoder
-from r3jax.model import config as config_lib
 from r3jax.model import siglip
 from r3jax.sequence import protocol
 
@@ -25,17 +25,17 @@ GATE = "language_model.model.layers.1.mlp_moe_gen.gate_proj.weight"
 CONV = "encoder.down.0.downsample.conv.weight"
 
 
-def _tiny() -> config_lib.BagelConfig:
+def _tiny() -> architecture.BagelConfig:
   """Returns sizes with no two widths alike, two autoencoder levels and grouped queries."""
-  return config_lib.BagelConfig(
-      llm=config_lib.LLMConfig(16, 20, 3, 4, 2, 11),
-      vision=config_lib.VisionConfig(12, 18, 2, 3, 4, 5),
-      autoencoder=config_lib.AutoencoderConfig(32, (1, 2), 1, 6, scale=0.5, shift=0.25),
+  return architecture.BagelConfig(
+      llm=architecture.LLMConfig(16, 20, 3, 4, 2, 11),
+      vision=architecture.VisionConfig(12, 18, 2, 3, 4, 5),
+      autoencoder=architecture.AutoencoderConfig(32, (1, 2), 1, 6, scale=0.5, shift=0.25),
       special_ids=protocol.SpecialIds(1, 2, 3, 4),
       max_latent_side=3,
       max_patches_per_side=5,
-      autoencoder_transform=config_lib.ImageTransform(12, 4, 4),
-      vision_transform=config_lib.ImageTransform(20, 8, 4),
+      autoencoder_transform=architecture.ImageTransform(12, 4, 4),
+      vision_transform=architecture.ImageTransform(20, 8, 4),
   )
 
 
@@ -79,7 +79,7 @@ def _edit(path: pathlib.Path, change):
 
 class TestTable:
 
-  @pytest.mark.parametrize("sizes", [_tiny(), config_lib.bagel_7b()], ids=["tiny", "bagel_7b"])
+  @pytest.mark.parametrize("sizes", [_tiny(), architecture.bagel_7b()], ids=["tiny", "bagel_7b"])
   def test_leaves_are_those_of_the_modules(self, sizes):
     tower = siglip.VisionTransformer(sizes.vision)
     patches = jnp.zeros((1, 1, 3 * sizes.vision.patch_size**2))
@@ -107,13 +107,13 @@ class TestExpectedShapes:
     for name in ("ema", "ae"):
       seen |= safetensors.numpy.load_file(GOLDENS / f"{name}.safetensors")
     seen = {name: array.shape for name, array in seen.items() if "pos_embed" not in name}
-    assert bagel_names.expected_shapes(config_lib.from_folder(GOLDENS)) == seen
+    assert bagel_names.expected_shapes(architecture.from_folder(GOLDENS)) == seen
 
 
 class TestCountParameters:
 
   def test_are_the_released_counts_for_bagel_7b(self):
-    assert bagel_names.count_parameters(config_lib.bagel_7b()) == {
+    assert bagel_names.count_parameters(architecture.bagel_7b()) == {
         "language_model": 14_141_252_608,
         "vit_model": 402_552_736,
         "connector": 16_980_992,
@@ -129,7 +129,7 @@ class TestCountParameters:
 class TestLoad:
 
   def test_gives_float32_leaves_in_the_layout_of_the_tree(self):
-    config = config_lib.from_folder(GOLDENS)
+    config = architecture.from_folder(GOLDENS)
     llm = config.llm
     weights = bagel_files.load(GOLDENS, config)
     released = safetensors.numpy.load_file(GOLDENS / "ema.safetensors")
@@ -231,7 +231,7 @@ class TestLoad:
 
   def test_refuses_weights_of_another_size(self, folder):
     with pytest.raises(ValueError, match="mis-shaped tensor connector.fc1.bias"):
-      bagel_files.load(folder, config_lib.bagel_7b())
+      bagel_files.load(folder, architecture.bagel_7b())
 
 
 class TestSave:
@@ -241,7 +241,7 @@ class TestSave:
     jax.tree.map(np.testing.assert_array_equal, loaded, weights)
 
   def test_writes_the_golden_tensors_back(self, tmp_path):
-    config = config_lib.from_folder(GOLDENS)
+    config = architecture.from_folder(GOLDENS)
     bagel_files.save(bagel_files.load(GOLDENS, config), config, tmp_path)
     for name in ("ema.safetensors", "ae.safetensors"):
       written = safetensors.numpy.load_file(tmp_path / name)
@@ -252,7 +252,7 @@ class TestSave:
         np.testing.assert_allclose(written[key], array, atol=atol, rtol=0)
 
   def test_configs_read_back_as_the_same_sizes(self, folder, config):
-    assert config_lib.from_folder(folder) == config
+    assert architecture.from_folder(folder) == config
 
   def test_leaves_only_the_five_files(self, folder):
     assert sorted(path.name for path in folder.iterdir()) == [

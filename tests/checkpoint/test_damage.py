@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from r3jax.checkpoint import bagel_files
-from r3jax.checkpoint import folder as folder_lib
+from r3jax.checkpoint import pretrained
 from tests.checkpoint import sharded_model
 
 FIRST, SECOND, THIRD = (f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3))
@@ -132,7 +132,7 @@ DAMAGES = {
 
 def _open(folder: pathlib.Path):
   """Opens a model as all programs do; returns its tensors."""
-  found = folder_lib.find(str(folder))
+  found = pretrained.find(str(folder))
   return bagel_files.find(found.folder, found.sizes)
 
 

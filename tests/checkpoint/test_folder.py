@@ -16,17 +16,17 @@ import pytest
 import safetensors.numpy
 
 from r3jax.checkpoint import bagel_files
-from r3jax.checkpoint import folder as folder_lib
 from r3jax.checkpoint import orbax_weights
+from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
+from r3jax.model import architecture
 from r3jax.model import autoencoder
 from r3jax.model import bagel
-from r3jax.model import config as config_lib
 from r3jax.model import parameters
 from r3jax.model import siglip
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.rl import optimizer as optimizer_lib
+from r3jax.parallel import meshes
+from r3jax.rl import train_state
 from tests import tiny
 
 # What docs/checkpoints.md shows; imports no r3jax.
@@ -43,23 +43,23 @@ print(json.dumps({"leaves": len(jax.tree.leaves(weights)), "head": [*kernel.shap
 
 @pytest.fixture(scope="module")
 def mesh():
-  return mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2)
+  return meshes.make_mesh_of(jax.devices(), 2, 2, 2)
 
 
 @pytest.fixture(scope="module")
 def source(tiny_model):
-  return folder_lib.find(str(tiny_model))
+  return pretrained.find(str(tiny_model))
 
 
 @pytest.fixture(scope="module")
 def weights(source, mesh):
-  return source.weights(folder_lib.shardings(bagel.Bagel(source.sizes), mesh), None)
+  return source.weights(pretrained.shardings(bagel.Bagel(source.sizes), mesh), None)
 
 
 @pytest.fixture(scope="module")
 def converted(source, weights, tmp_path_factory):
   folder = tmp_path_factory.mktemp("orbax") / "model"
-  folder_lib.save(weights, source, folder, "orbax")
+  pretrained.save(weights, source, folder, "orbax")
   return folder
 
 
@@ -70,7 +70,7 @@ def _same(found, expected):
 class TestOrbaxFolder:
 
   def test_holds_the_same_model_with_its_shardings(self, converted, source, weights, mesh):
-    found = folder_lib.find(str(converted))
+    found = pretrained.find(str(converted))
     assert found.sizes == source.sizes
     assert found.tokenizer.vocabulary == source.tokenizer.vocabulary
     policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
@@ -79,10 +79,10 @@ class TestOrbaxFolder:
     assert jax.tree.map(lambda leaf: leaf.sharding, policy) == expected
 
   def test_goes_back_to_bagel_bit_by_bit(self, converted, source, tmp_path):
-    found = folder_lib.find(str(converted))
-    one = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    back = found.weights(folder_lib.shardings(bagel.Bagel(found.sizes), one), None)
-    folder_lib.save(back, found, tmp_path / "back", "bagel")
+    found = pretrained.find(str(converted))
+    one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    back = found.weights(pretrained.shardings(bagel.Bagel(found.sizes), one), None)
+    pretrained.save(back, found, tmp_path / "back", "bagel")
     for name in ("ema.safetensors", "ae.safetensors", "llm_config.json", "tokenizer.json"):
       assert (tmp_path / "back" / name).read_bytes() == (source.folder / name).read_bytes(), name
 
@@ -100,8 +100,9 @@ class TestOrbaxFolder:
     shutil.copytree(converted, tmp_path / "model")
     path = tmp_path / "model" / "llm_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 40}))
-    found = folder_lib.find(str(tmp_path / "model"))
-    with pytest.raises(ValueError, match=r"6 problem\(s\)") as error:  # gate, up and down of two experts
+    found = pretrained.find(str(tmp_path / "model"))
+    # gate, up and down of two experts
+    with pytest.raises(ValueError, match=r"6 problem\(s\)") as error:
       found.load(bagel.Bagel(found.sizes), mesh)
     assert "mis-shaped leaf policy/layers/gen/gate/kernel: expected shape" in str(error.value)
 
@@ -109,11 +110,11 @@ class TestOrbaxFolder:
   def test_no_model_is_overwritten(self, converted, source, weights, form):
     for folder, held in ((converted, "weights"), (source.folder, "ae.safetensors, ema.safetensors")):
       with pytest.raises(ValueError, match=f"never overwritten: .* which has {held}"):
-        folder_lib.save(weights, source, folder, form)
+        pretrained.save(weights, source, folder, form)
 
   def test_a_form_must_be_known(self, source, weights, tmp_path):
     with pytest.raises(ValueError, match="'bagel' or 'orbax'; got 'torch'"):
-      folder_lib.save(weights, source, tmp_path / "new", "torch")
+      pretrained.save(weights, source, tmp_path / "new", "torch")
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +125,8 @@ def workdir(tiny_model, weights, tmp_path_factory):
   (folder / "checkpoints").mkdir()
   saved = training.Checkpoints(folder / "checkpoints", every=1, keep=1)
   policy = jax.tree.map(lambda x: 2 * x, weights["policy"])
-  optimizer = optimizer_lib.make_optimizer(optimizer_lib.OptimizerSettings(**config.optimizer))
-  saved.save(7, optimizer_lib.init_state(policy, optimizer), pipeline.prompt_iterator(12, 2, 0), {})
+  optimizer = train_state.make_optimizer(train_state.OptimizerSettings(**config.optimizer))
+  saved.save(7, train_state.init_state(policy, optimizer), pipeline.prompt_iterator(12, 2, 0), {})
   saved.close()
   return folder
 
@@ -133,16 +134,16 @@ def workdir(tiny_model, weights, tmp_path_factory):
 class TestWorkdir:
 
   def test_gives_the_trained_policy_and_the_other_weights_of_its_start(self, workdir, weights, mesh):
-    found = folder_lib.find(str(workdir))
+    found = pretrained.find(str(workdir))
     policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
     _same(policy, jax.tree.map(lambda x: 2 * x, weights["policy"]))
     _same(frozen, {name: weights[name] for name in ("vision", "autoencoder")})
 
   def test_is_exported_for_pytorch(self, workdir, weights, tmp_path):
-    found = folder_lib.find(str(workdir))
-    one = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    stored = found.weights(folder_lib.shardings(bagel.Bagel(found.sizes), one), None)
-    folder_lib.save(stored, found, tmp_path / "out", "bagel")
+    found = pretrained.find(str(workdir))
+    one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    stored = found.weights(pretrained.shardings(bagel.Bagel(found.sizes), one), None)
+    pretrained.save(stored, found, tmp_path / "out", "bagel")
     written = safetensors.numpy.load_file(tmp_path / "out" / "ema.safetensors")
     head = np.asarray(weights["policy"]["lm_head"]["kernel"])
     np.testing.assert_array_equal(written["language_model.lm_head.weight"], 2 * head.T)
@@ -153,31 +154,31 @@ class TestWorkdir:
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(content)
     with pytest.raises(ValueError, match="config.json must be the config of a run, with model.folder"):
-      folder_lib.find(str(tmp_path / "run"))
+      pretrained.find(str(tmp_path / "run"))
 
   def test_must_hold_a_checkpoint(self, workdir, tmp_path):
     shutil.copy(workdir / "config.json", tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="must hold a complete checkpoint"):
-      folder_lib.find(str(tmp_path))
+      pretrained.find(str(tmp_path))
 
 
 class TestFingerprint:
 
   def test_tells_the_kinds_and_the_weights_apart(self, source, converted, weights, tmp_path):
     shutil.copytree(source.folder, tmp_path / "copy")
-    assert folder_lib.find(str(tmp_path / "copy")).fingerprint() == source.fingerprint()
+    assert pretrained.find(str(tmp_path / "copy")).fingerprint() == source.fingerprint()
     changed = jax.tree.map(np.asarray, weights)
     changed["policy"]["lm_head"]["kernel"] = -changed["policy"]["lm_head"]["kernel"]
-    folder_lib.save(changed, source, tmp_path / "changed", "bagel")
-    prints = [folder_lib.find(str(f)).fingerprint() for f in (source.folder, converted, tmp_path / "changed")]
+    pretrained.save(changed, source, tmp_path / "changed", "bagel")
+    prints = [pretrained.find(str(f)).fingerprint() for f in (source.folder, converted, tmp_path / "changed")]
     assert len(set(prints)) == 3
 
 
 class TestShardings:
 
   def test_name_every_leaf_once(self, source, mesh):
-    placed = folder_lib.shardings(bagel.Bagel(source.sizes), mesh)
+    placed = pretrained.shardings(bagel.Bagel(source.sizes), mesh)
     policy = flax.traverse_util.flatten_dict(parameters.shardings(bagel.Bagel(source.sizes), mesh), sep="/")
     assert set(placed) == set(bagel_files.leaf_shapes(source.sizes))
     assert {path: one for path, one in placed.items() if path.startswith("policy/")} == {
@@ -189,7 +190,7 @@ class TestSevenBillion:
 
   def test_eval_shape_gives_the_released_counts_part_by_part(self):
     """R3.md section 2; the sin-cos tables (two more parts of the release) are no parameters here."""
-    sizes = config_lib.bagel_7b()
+    sizes = architecture.bagel_7b()
     boxed = jax.eval_shape(lambda: parameters.init(bagel.Bagel(sizes), jax.random.key(0)))
     towers = _abstract_towers(sizes)
     leaves = flax.traverse_util.flatten_dict({"policy": nn.unbox(boxed), **towers}, sep="/")
@@ -205,7 +206,7 @@ class TestSevenBillion:
     }
 
 
-def _abstract_towers(sizes: config_lib.BagelConfig) -> dict:
+def _abstract_towers(sizes: architecture.BagelConfig) -> dict:
   """Returns shapes of the parameters of ViT and autoencoder."""
   tower = siglip.VisionTransformer(sizes.vision)
   patches = jnp.zeros((1, 1, 3 * sizes.vision.patch_size**2))
@@ -219,7 +220,7 @@ class TestBucket:
 
   def test_a_model_in_a_bucket_is_read_by_ranges(self, source, weights, mesh, bucket):
     shutil.copytree(source.folder, bucket / "model")
-    found = folder_lib.find("gs://bucket/model")
+    found = pretrained.find("gs://bucket/model")
     assert str(found.folder).startswith("gs://")
     policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
     _same({"policy": policy, **frozen}, weights)

@@ -36,7 +36,8 @@ class TestRead:
     safetensors.numpy.save_file({"matrix": matrix}, tmp_path / "a.safetensors")
     entry = safetensors_files.read_header(tmp_path / "a.safetensors")["matrix"]
     content = bytearray((tmp_path / "a.safetensors").read_bytes())
-    content[entry.start : entry.start + 2 * 20] = b"\xff" * 40  # rows that must not matter
+    # rows that must not matter
+    content[entry.start : entry.start + 2 * 20] = b"\xff" * 40
     (tmp_path / "a.safetensors").write_bytes(bytes(content))
     np.testing.assert_array_equal(safetensors_files.read(entry, slice(2, 5)), matrix[2:5])
 

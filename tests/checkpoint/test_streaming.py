@@ -14,10 +14,10 @@ import pytest
 
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
-from r3jax.checkpoint import folder as folder_lib
+from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import safetensors_files
 from r3jax.model import bagel
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from tests.checkpoint import sharded_model
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -31,8 +31,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(model):
-  found = folder_lib.find(str(model[0]))
-  mesh = mesh_lib.make_mesh_of(jax.devices(), 1, 4, 2)
+  found = pretrained.find(str(model[0]))
+  mesh = meshes.make_mesh_of(jax.devices(), 1, 4, 2)
   policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
   return {"policy": policy, **frozen}
 
@@ -97,7 +97,7 @@ class TestSharded:
 
   def test_replicas_may_share_memory_and_be_donated(self, model):
     """CPU replicas take over the same memory; an update must not write into it."""
-    found, mesh = folder_lib.find(str(model[0])), mesh_lib.make_mesh_of(jax.devices()[:2], 2, 1, 1)
+    found, mesh = pretrained.find(str(model[0])), meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1)
     policy, _ = found.load(bagel.Bagel(found.sizes), mesh)
     shards = [np.asarray(shard.data) for shard in policy["llm2vae"]["kernel"].addressable_shards]
     before = shards[0].copy()
@@ -109,14 +109,14 @@ class TestSharded:
   @pytest.mark.parametrize("fsdp, tensor", [(8, 1), (4, 2)])
   def test_every_byte_is_read_once(self, model, monkeypatch, fsdp, tensor):
     folder, tensors = model
-    found, read, bytes_read = folder_lib.find(str(folder)), safetensors_files.read, []
+    found, read, bytes_read = pretrained.find(str(folder)), safetensors_files.read, []
 
     def counted(entry, rows):
       bytes_read.append((array := read(entry, rows)).nbytes)
       return array
 
     monkeypatch.setattr(safetensors_files, "read", counted)
-    found.load(bagel.Bagel(found.sizes), mesh_lib.make_mesh_of(jax.devices(), 1, fsdp, tensor))
+    found.load(bagel.Bagel(found.sizes), meshes.make_mesh_of(jax.devices(), 1, fsdp, tensor))
     assert sum(bytes_read) == sum(tensor.nbytes for tensor in tensors.values())
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from r3jax.checkpoint import bagel_names
-from r3jax.checkpoint import folder as folder_lib
+from r3jax.checkpoint import pretrained
 from r3jax.model import bagel
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 
 pytestmark = pytest.mark.torch
 LAYER = "language_model.model.layers.1."
@@ -19,9 +19,9 @@ LAYER = "language_model.model.layers.1."
 
 @pytest.fixture(scope="module")
 def weights(tiny_model):
-  source = folder_lib.find(str(tiny_model))
-  mesh = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-  return source, source.weights(folder_lib.shardings(bagel.Bagel(source.sizes), mesh), jnp.bfloat16)
+  source = pretrained.find(str(tiny_model))
+  mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+  return source, source.weights(pretrained.shardings(bagel.Bagel(source.sizes), mesh), jnp.bfloat16)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def exported(weights, tmp_path_factory):
   from safetensors import torch as safetensors_torch
 
   folder = tmp_path_factory.mktemp("exported")
-  folder_lib.save(weights[1], weights[0], folder, "bagel")
+  pretrained.save(weights[1], weights[0], folder, "bagel")
   return {name: safetensors_torch.load_file(folder / f"{name}.safetensors") for name in ("ema", "ae")}
 
 

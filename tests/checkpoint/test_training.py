@@ -112,7 +112,8 @@ class TestRestore:
     with pytest.raises(ValueError, match="shape"):
       saver.restore(jax.eval_shape(functools.partial(new_state, 9)), new_iterator())
     saver.close()
-    gc.collect()  # Orbax's other reads fail unheard; here, where that is ignored.
+    # Orbax's other reads fail unheard; here, where that is ignored.
+    gc.collect()
 
 
 class TestSave:

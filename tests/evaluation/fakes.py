@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.agent import samples
 from r3jax.evaluation import draw
 from r3jax.evaluation import evaluate
@@ -40,7 +40,7 @@ class Evaluator:
     first = draw.Round(draw.Standing(draft, draft, open_), np.ones(len(rows)), open_, text(np.zeros(len(rows), int)), np.zeros(len(rows), int))
     chain = self._drawn(rows, 1)
     keep = lambda old, new: np.where(even.reshape(-1, *[1] * (new.ndim - 1)), old, new)
-    score = score_lib.Score(*(keep(getattr(draft.score, name), getattr(chain.score, name)) for name in ("value", "valid")),
+    score = types.Score(*(keep(getattr(draft.score, name), getattr(chain.score, name)) for name in ("value", "valid")),
                        {"strict": keep(draft.score.parts["strict"], chain.score.parts["strict"])})
     kept = draw.Drawn(keep(draft.images, chain.images), score)
     second = draw.Round(draw.Standing(kept, chain, even), np.ones(len(rows)), even, text(np.where(even, 1, 2)), np.full(len(rows), 3))
@@ -50,7 +50,7 @@ class Evaluator:
     value = (rows[:, 0] % 3) / 4 + 0.25 * turn
     images = np.broadcast_to((rows.sum(1) * 10 + turn)[:, None, None, None], (len(rows), 48, 48, 3)).astype(np.uint8)
     missing = (rows == self.missing).all(1) if self.missing and len(self.calls) <= 4 else np.zeros(len(rows), bool)
-    return draw.Drawn(images, score_lib.Score(value, ~missing, {"strict": (value == 1).astype(float)}))
+    return draw.Drawn(images, types.Score(value, ~missing, {"strict": (value == 1).astype(float)}))
 
   def ask(self, policy, towers, prompts, images, number: int, pictures: np.ndarray):
     del policy, towers, images, number

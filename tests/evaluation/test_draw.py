@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from r3jax.evaluation import draw
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.run import experiment
+from r3jax.parallel import meshes
+from r3jax.run import setup
 from tests import tiny
 
 ONE = (1, 1, 1)
@@ -23,11 +23,11 @@ def bench(tiny_model):
 def rounds_of(bench):
   """Rounds of the held-out prompts by (mesh, batch size)."""
   session = bench.session
-  settings = experiment.evaluation_settings(session.config, bench.iteration.settings)
+  settings = setup.evaluation_settings(session.config, bench.iteration.settings)
 
   @functools.cache
   def rounds(shape: tuple[int, int, int], batch_size: int) -> list[draw.Round]:
-    mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+    mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     evaluator = draw.Evaluator(
         bench.iteration.modules, settings, tiny.brightness, bench.iteration.parse, mesh, 3, batch_size, 1
     )
@@ -49,7 +49,8 @@ class TestEvaluator:
       np.testing.assert_array_equal(found.format, expected.format)
       for ours, theirs in ((found.kept, expected.kept), (found.chain, expected.chain)):
         assert np.abs(ours.images.astype(int) - theirs.images).max() <= 1
-        np.testing.assert_allclose(ours.score.value, theirs.score.value, rtol=0, atol=2e-3)  # a few pixels by a level
+        # a few pixels by a level
+        np.testing.assert_allclose(ours.score.value, theirs.score.value, rtol=0, atol=2e-3)
 
   def test_finished_samples_keep_image_and_score(self, rounds_of):
     rounds = rounds_of(ONE, 6)
@@ -76,7 +77,7 @@ class TestEvaluator:
     np.testing.assert_array_equal(group[0], group[3])
 
   def test_batch_that_does_not_divide_is_refused(self, bench):
-    mesh = mesh_lib.make_mesh_of(jax.devices()[:2], 2, 1, 1)
+    mesh = meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1)
     with pytest.raises(ValueError, match=r"eval.batch_size \(3\) must be divisible by .* \(2\)"):
       draw.Evaluator(None, None, None, None, mesh, 2, 3, 1)
 

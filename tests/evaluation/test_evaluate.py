@@ -39,7 +39,8 @@ class TestSit:
     assert [turn["score"] for turn in second["turns"]] == [0.5, 0.75]
     assert [turn["image"] for turn in second["turns"]] == ["images/00002_01_0.png", "images/00002_01_1.png"]
     assert second["turns"][1]["instruction"] == "remove the smudge at top" and not second["turns"][0]["instruction"]
-    assert [turn["seconds"] for turn in first["turns"]] == [0.5, 1.0]  # of a batch by its images
+    # of a batch by its images
+    assert [turn["seconds"] for turn in first["turns"]] == [0.5, 1.0]
     (answer,) = first["answers"]
     assert (answer["kind"], answer["expected"], answer["answer"]) == ("match", "no", "no")
     assert fakes.RECORDS[2]["prompt"] in answer["question"]
@@ -109,7 +110,8 @@ class TestConclude:
     assert summary_lib.finished(other, folder) is None
     with pytest.raises(KeyboardInterrupt):
       sit(folder, fakes.Evaluator(fails_at=1), points=5)
-    assert not (folder / "summary.json").exists()  # it was of the other settings
+    # it was of the other settings
+    assert not (folder / "summary.json").exists()
 
   @pytest.mark.parametrize("leaked, said", [
       (contamination.Leaked({"a": 0}, False), ["is not known in full"]),

@@ -34,7 +34,8 @@ class TestByRound:
     draft, second, third = numbers.by_round(result(), seed=0)
     # Means of the tags' means: a (1 + 0.5) / 2, b (0 + 0.5 + 0.2) / 3.
     assert draft["score"][0] == pytest.approx((0.75 + 0.7 / 3) / 2)
-    assert third["score"][0] == pytest.approx((1 + 1.2 / 2) / 2)  # of b two images have a score
+    # of b two images have a score
+    assert third["score"][0] == pytest.approx((1 + 1.2 / 2) / 2)
     assert draft["parts"]["strict"][0] == pytest.approx(0.25)
     assert "gain" not in draft
     assert (second["improved"], second["worse"], second["unchanged"]) == (2 / 5, 1 / 5, 2 / 5)
@@ -87,7 +88,8 @@ class TestStops:
     found = numbers.stops(result(), seed=0)["score"]
     mean = lambda a, b: pytest.approx((np.mean(a) + np.mean(b)) / 2)
     assert found["its own stops"][0] == mean([1, 1], [1, 0.2])
-    assert found["stopped at the draft"][0] == mean([1, 0.5], [0, 0.2])  # one chain lacks a score
+    # one chain lacks a score
+    assert found["stopped at the draft"][0] == mean([1, 0.5], [0, 0.2])
     assert found["never stopped"][0] == mean([0.5, 0.75], [1, 0.8])
     assert found["stopped at the best image"][0] == mean([1, 1], [1, 0.8])
 
@@ -102,7 +104,8 @@ class TestBehaviour:
     found = numbers.behaviour(result())
     # Open before a round: five images, then images 1, 2, 3; edits: 1, 2, 3, then 2, 3 (score lost).
     assert found["edit_rate"] == 5 / 8
-    assert found["stop_precision"] == 2 / 3  # images 0 and 1 are right, 4 is not
+    # images 0 and 1 are right, 4 is not
+    assert found["stop_precision"] == 2 / 3
     assert found["stop_when_right"] == 1.0
     assert found["stop_when_wrong"] == 1 / 6
     assert found["improvement"] == pytest.approx((0.5 + 0.5 - 0.25 + 0.5) / 4)
@@ -177,7 +180,8 @@ class TestCompare:
     assert found["draft"]["after"][0] == pytest.approx(((1 + 1) / 2 + (0.5 + 0.2) / 2) / 2)
     assert found["draft"]["difference"][0] == pytest.approx(1.0 / 4)
     assert found["last round"]["difference"][0] == pytest.approx(0.8 / 4)
-    assert found["last round, strict"]["before"][0] == pytest.approx(3 / 4)  # of the four images with a score
+    # of the four images with a score
+    assert found["last round, strict"]["before"][0] == pytest.approx(3 / 4)
     assert found["last round, b"]["difference"][0] == pytest.approx(0.8 / 2)
     mean, low, high = found["draft"]["difference"]
     assert low <= mean <= high

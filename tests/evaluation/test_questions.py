@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.evaluation import draw
 from r3jax.evaluation import questions
 from r3jax.worlds.shapes import batches
@@ -16,7 +16,7 @@ from r3jax.worlds.shapes import scenes as scenes_lib
 def fixture_drafts():
   scenes = [batches.dense_scene(i, seed=4) for i in range(6)]
   stacked = jax.tree.map(lambda *x: np.stack(x), *[scene.replace(ghost_shape=np.full(9, -1)) for scene in scenes])
-  score = score_lib.Score(np.full(6, 0.5), np.array([True] * 5 + [False]), {"strict": np.array([1.0, 0, 1, 0, 1, 1])})
+  score = types.Score(np.full(6, 0.5), np.array([True] * 5 + [False]), {"strict": np.array([1.0, 0, 1, 0, 1, 1])})
   return draw.Drawn(np.asarray(scenes_lib.render(stacked)), score)
 
 

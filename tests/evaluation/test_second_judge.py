@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r3jax.evaluation import second_judge
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.rewards import combine
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import readings
@@ -75,16 +75,17 @@ class TestRescore:
   @pytest.mark.parametrize("devices", [1, 2])
   def test_every_image_is_scored_once_by_the_reward(self, evaluation, devices):
     folder, samples = evaluation
-    mesh = mesh_lib.make_mesh_of(jax.devices()[:devices], devices, 1, 1)
+    mesh = meshes.make_mesh_of(jax.devices()[:devices], devices, 1, 1)
     scores = second_judge.rescore(combine.embedded(), mesh, folder, samples, fakes.RECORDS, 4)
     assert len(scores) == 20 + 10  # a round that stops has no image of its own
     assert {(one["key"], one["round"]) for one in scores} == {(one["key"], one["round"]) for one in second_judge.own(samples)}
-    assert all(one["score"] == 0.0 for one in scores)  # plain grey: nothing is there
+    # plain grey: nothing is there
+    assert all(one["score"] == 0.0 for one in scores)
     assert set(scores[0]["parts"]) == {"correct", "strict", "clutter"}
 
   def test_other_prompts_are_refused(self, evaluation):
     folder, samples = evaluation
-    mesh = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     with pytest.raises(ValueError, match="must be those of the evaluation"):
       second_judge.rescore(combine.embedded(), mesh, folder, samples, fakes.RECORDS[1:], 4)
 

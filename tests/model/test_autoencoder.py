@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from r3jax.checkpoint import bagel_files
+from r3jax.model import architecture
 from r3jax.model import autoencoder
-from r3jax.model import config as config_lib
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "tiny-a"
 
@@ -22,7 +22,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def config():
-  return config_lib.from_folder(GOLDENS)
+  return architecture.from_folder(GOLDENS)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ class TestAutoencoder:
     assert error.mean() < 0.02 * np.abs(golden["latent_tokens"]).mean()
 
   def test_reconstructs_the_shape_of_a_wide_image_with_fewer_levels(self):
-    sizes = config_lib.AutoencoderConfig(channels=32, multipliers=(1, 2), num_res_blocks=1)
+    sizes = architecture.AutoencoderConfig(channels=32, multipliers=(1, 2), num_res_blocks=1)
     model = autoencoder.Autoencoder(sizes)
     pixels = jnp.zeros((2, 8, 12, 3))
     out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), pixels)

@@ -11,7 +11,7 @@ from r3jax.model import bagel
 from r3jax.model import lora
 from r3jax.model import mot
 from r3jax.parallel import rules
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments
 from tests import goldens_lib
 
 TEXT, REFLECT = "d_text", "e_reflect"
@@ -23,10 +23,10 @@ def _prompts(extra: int = 0):
   """Returns the layout, inputs, lengths and output of d_text's prompts and their greedy answers."""
   prompt, prompt_lengths = goldens_lib.texts(TEXT, "prompt_ids", extra)
   answer, answer_lengths = goldens_lib.texts(TEXT, "greedy_ids", extra)
-  layout = layout_lib.Layout(
+  layout = segments.Layout(
       (
-          layout_lib.text("prompt", prompt.shape[1]),
-          layout_lib.text("answer", answer.shape[1], ("prompt",)),
+          segments.text("prompt", prompt.shape[1]),
+          segments.text("answer", answer.shape[1], ("prompt",)),
       )
   )
   inputs = {"prompt": prompt, "answer": answer}
@@ -44,12 +44,12 @@ def _reflection():
   )
   pictures = goldens_lib.images(REFLECT)
   grid = goldens_lib.towers(pictures.shape[1:3]).vit_grid
-  layout = layout_lib.Layout(
+  layout = segments.Layout(
       (
-          layout_lib.text("system", system.shape[1]),
-          layout_lib.image("seen", "vit", grid, ("system",)),
-          layout_lib.text("question", question.shape[1], ("system", "seen")),
-          layout_lib.text("answer", answer.shape[1], ("system", "seen", "question")),
+          segments.text("system", system.shape[1]),
+          segments.image("seen", "vit", grid, ("system",)),
+          segments.text("question", question.shape[1], ("system", "seen")),
+          segments.text("answer", answer.shape[1], ("system", "seen", "question")),
       )
   )
   features = goldens_lib.look(pictures)[0]
@@ -107,11 +107,11 @@ class TestCall:
 
   def test_nobody_sees_a_noisy_latent(self):
     grid = (2, 2)
-    layout = layout_lib.Layout(
+    layout = segments.Layout(
         (
-            layout_lib.text("prompt", 4),
-            layout_lib.image("early", "noise", grid, ("prompt",)),
-            layout_lib.image("late", "noise", grid, ("prompt",)),
+            segments.text("prompt", 4),
+            segments.image("early", "noise", grid, ("prompt",)),
+            segments.image("late", "noise", grid, ("prompt",)),
         )
     )
     noise = jax.random.normal(jax.random.key(0), (2, 1, 4, goldens_lib.config().latent_dim))
@@ -166,9 +166,9 @@ class TestEverything:
 
   def test_initialises_the_tree_of_a_loaded_model(self):
     layout, inputs, lengths, _ = _prompts()
-    image = layout_lib.image("seen", "vit", (1, 1))
-    noise = layout_lib.image("draft", "noise", (1, 1))
-    layout = layout_lib.Layout((*layout.segments, image, noise))
+    image = segments.image("seen", "vit", (1, 1))
+    noise = segments.image("draft", "noise", (1, 1))
+    layout = segments.Layout((*layout.segments, image, noise))
     c = goldens_lib.config()
     noised = bagel.Noised(jnp.zeros((2, 1, c.latent_dim)), jnp.zeros(2))
     inputs = inputs | {"seen": jnp.zeros((2, 1, c.vision.hidden_size)), "draft": noised}
@@ -186,7 +186,7 @@ class TestEverything:
 class TestScannedLayers:
 
   def test_gradient_does_not_depend_on_remat(self):
-    layout = layout_lib.Layout((layout_lib.text("prompt", 3),))
+    layout = segments.Layout((segments.text("prompt", 3),))
     inputs, lengths = {"prompt": jnp.array([[1, 9, 2]])}, {"prompt": jnp.array([3])}
 
     @functools.partial(jax.jit, static_argnums=1)

@@ -12,7 +12,8 @@ from r3jax.model import layers
 class TestSincosTable:
 
   def test_puts_the_column_first(self):
-    row = layers.sincos_table(4, 3)[1 * 3 + 2]  # row 1, column 2; one frequency, 1
+    # row 1, column 2; one frequency, 1
+    row = layers.sincos_table(4, 3)[1 * 3 + 2]
     np.testing.assert_allclose(row, [np.sin(2), np.cos(2), np.sin(1), np.cos(1)], rtol=1e-12)
 
   def test_refuses_a_width_that_is_no_multiple_of_4(self):

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r3jax.model import architecture
 from r3jax.model import bagel
-from r3jax.model import config
 from r3jax.model import layers
 from r3jax.model import lora
 from r3jax.model import parameters
-from r3jax.parallel import mesh
-from r3jax.sequence import layout
+from r3jax.parallel import meshes
+from r3jax.sequence import segments
 from tests import goldens_lib
 
 LORA = lora.LoRA(3, 6.0, lora.PROJECTIONS, ("q", "o", "down"))
-LAYOUT = layout.Layout((layout.text("prompt", 5), layout.image("draft", "noise", (2, 2))))
+LAYOUT = segments.Layout((segments.text("prompt", 5), segments.image("draft", "noise", (2, 2))))
 
 
 def _model(remat: str = "none") -> bagel.Bagel:
@@ -33,7 +33,7 @@ def base():
 @pytest.fixture(scope="module")
 def fresh():
   """Adapters as a run starts with them, on 8 devices."""
-  return parameters.init_adapters(_model(), mesh.make_mesh_of(jax.devices(), 2, 2, 2), 0)
+  return parameters.init_adapters(_model(), meshes.make_mesh_of(jax.devices(), 2, 2, 2), 0)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ class TestLoRA:
       lora.LoRA(*settings)
 
   def test_a_rank_is_at_most_the_smaller_side(self):
-    sizes = config.LLMConfig(hidden_size=32, intermediate_size=64, num_heads=4, num_kv_heads=2)
+    sizes = architecture.LLMConfig(hidden_size=32, intermediate_size=64, num_heads=4, num_kv_heads=2)
     lora.LoRA(16, 1.0, ("k",), ("down",)).check(sizes)
     with pytest.raises(ValueError, match=r"rank \(17\) must be at most the smaller side .* for k 32x16$"):
       lora.LoRA(17, 1.0, ("q", "k"), ("down",)).check(sizes)
@@ -131,7 +131,8 @@ class TestPolicy:
     assert lora.join(None, base) is base
 
   def test_new_adapters_change_nothing(self, base, fresh):
-    gate = np.asarray(fresh["layers"]["und"]["gate"]["lora_a"])  # [L, D, r] of variance 1 / D
+    # [L, D, r] of variance 1 / D
+    gate = np.asarray(fresh["layers"]["und"]["gate"]["lora_a"])
     assert 0.7 < float(gate.var() * gate.shape[1]) < 1.4
     assert not np.array_equal(gate[0], gate[1])
     jax.tree.map(np.testing.assert_array_equal, _hidden(lora.join(base, jax.device_get(fresh))), _hidden(base))

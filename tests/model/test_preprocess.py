@@ -6,10 +6,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from r3jax.model import config
+from r3jax.model import architecture
 from r3jax.model import preprocess
 
-SIZES = [  # (height, width) before and after: up, down, mixed, large factors, a single pixel
+# (height, width) before and after: up, down, mixed, large factors, a single pixel
+SIZES = [
     ((37, 53), (56, 84)),
     ((128, 96), (126, 84)),
     ((20, 33), (70, 14)),
@@ -53,8 +54,8 @@ class TestToUint8:
 class TestTargetSize:
 
   def test_keeps_the_training_canvas(self):
-    assert preprocess.target_size(512, 512, config.ImageTransform(512, 256, 16)) == (512, 512)
-    assert preprocess.target_size(512, 512, config.ImageTransform(504, 252, 14)) == (504, 504)
+    assert preprocess.target_size(512, 512, architecture.ImageTransform(512, 256, 16)) == (512, 512)
+    assert preprocess.target_size(512, 512, architecture.ImageTransform(504, 252, 14)) == (504, 504)
 
 
 class TestResize:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from r3jax.checkpoint import bagel_files
-from r3jax.model import config as config_lib
+from r3jax.model import architecture
 from r3jax.model import layers
 from r3jax.model import siglip
 
@@ -23,7 +23,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def config():
-  return config_lib.from_folder(GOLDENS)
+  return architecture.from_folder(GOLDENS)
 
 
 @pytest.fixture(scope="module")

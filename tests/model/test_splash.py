@@ -7,17 +7,17 @@ import pytest
 
 from r3jax.model import attention
 from r3jax.model import splash
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.parallel import rules
-from r3jax.sequence import layout
+from r3jax.sequence import segments
 
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
-LAYOUT = layout.Layout((
-    layout.text("prompt", 5),
-    layout.image("seen", "vit", (2, 3), ("prompt",)),
-    layout.text("answer", 130, ("prompt", "seen")),
-    layout.image("draft", "noise", (8, 9), ("prompt", "answer")),
-    layout.image("alone", "noise", (2, 2)),
+LAYOUT = segments.Layout((
+    segments.text("prompt", 5),
+    segments.image("seen", "vit", (2, 3), ("prompt",)),
+    segments.text("answer", 130, ("prompt", "seen")),
+    segments.image("draft", "noise", (8, 9), ("prompt", "answer")),
+    segments.image("alone", "noise", (2, 2)),
 ))
 PAST, OWN = ("prompt", "seen"), ("answer", "draft", "alone")
 LENGTHS = {"prompt": jnp.array([5, 5, 2, 2]), "answer": jnp.array([130, 1, 7, 64])}
@@ -30,13 +30,13 @@ def _sources(seed: int, dense: bool) -> tuple[jax.Array, list[attention.Source]]
   slots, past = (len(LAYOUT.slots(names).segment) for names in (OWN, PAST))
   made = []
   for names, rows, size in ((PAST, ROWS // 2, past), (OWN, ROWS, slots)):
-    mask = layout.mask(LAYOUT, OWN, names, LENGTHS, ROWS)
+    mask = segments.mask(LAYOUT, OWN, names, LENGTHS, ROWS)
     entry = (rows, size, KV_HEADS, WIDTH)
     made.append(attention.Source(normal(*entry), normal(*entry), mask.dense() if dense else mask))
   return normal(ROWS, slots, HEADS, WIDTH), made
 
 
-FILLED = layout.filled(LAYOUT, OWN, LENGTHS, ROWS)[:, :, None, None]
+FILLED = segments.filled(LAYOUT, OWN, LENGTHS, ROWS)[:, :, None, None]
 
 
 def _value(attend, query, sources):
@@ -74,7 +74,7 @@ class TestAttend:
   def test_is_the_same_on_a_mesh(self):
     query, sources = _sources(1, dense=False)
     kernel = jax.jit(lambda query, sources: splash.attend(query, sources, rules.TRAIN, interpret=True))
-    mesh = mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2)
+    mesh = meshes.make_mesh_of(jax.devices(), 2, 2, 2)
     with jax.set_mesh(mesh):
       rows = jax.sharding.PartitionSpec("data")
       mapped = jax.jit(jax.shard_map(kernel, in_specs=rows, out_specs=rows, axis_names={"data"}, check_vma=False))

@@ -111,7 +111,8 @@ class TestInitialize:
       given = (*given, None, None, None)[:3]
       found = clusters.ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, 1)[:3]
       if found[0] is None:
-        raise ValueError("coordinator_address should be defined.")  # as JAX's own
+        # as JAX's own
+        raise ValueError("coordinator_address should be defined.")
       calls.append(found)
 
     monkeypatch.setattr(multihost.jax.distributed, "initialize", connect)

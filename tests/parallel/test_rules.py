@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r3jax.model import architecture
 from r3jax.model import bagel as bagel_lib
-from r3jax.model import config
 from r3jax.model import parameters
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.parallel import rules
 from tests import tiny
 
@@ -18,7 +18,7 @@ WIDE = rules.Rules.of({"mlp": ("fsdp", "tensor"), "heads": ("tensor",), "rows": 
 
 def _spec(of: rules.Rules, shape, names, manual=True, **kwargs) -> P:
   """Returns the spec on a 2 x 2 x 2 mesh, inside the mapped step or outside."""
-  with jax.set_mesh(mesh_lib.make_mesh_of(jax.devices(), 2, 2, 2)):
+  with jax.set_mesh(meshes.make_mesh_of(jax.devices(), 2, 2, 2)):
     found = []
     look = lambda x: found.append(of.spec(shape, names, **kwargs)) or x
     mapped = jax.shard_map(look, in_specs=P(), out_specs=P(), axis_names={"data"}, check_vma=False) if manual else look
@@ -58,7 +58,7 @@ class TestFullSize:
 
   def test_all_parameters_of_the_7b_model_split_over_32_chips(self):
     """Every matrix of a layer is split 32 ways in training; nothing is split over fsdp in rollouts but the table."""
-    bagel = bagel_lib.Bagel(config.bagel_7b(), jnp.bfloat16)
+    bagel = bagel_lib.Bagel(architecture.bagel_7b(), jnp.bfloat16)
     boxed = parameters.boxed(bagel)
     train = rules.parameter_specs(boxed, rules.TRAIN)
     layer = train["layers"]["gen"]
@@ -91,7 +91,7 @@ class TestOverRows:
     x = jnp.arange(2.0 * rows * 3).reshape(2 * rows, 3)
     split, whole = P("data"), P()
     mapped = lambda shared, x: rules.over_rows(function, shared, x, at_once)
-    mesh = mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+    mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     with jax.set_mesh(mesh):
       run = jax.jit(jax.shard_map(mapped, in_specs=(whole, split), out_specs=split, axis_names={"data"}, check_vma=False))
       found = run({"scale": jnp.float32(3)}, x)

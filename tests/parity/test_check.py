@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from r3jax.parity import check
-from r3jax.parity import golden as golden_lib
+from r3jax.parity import goldens
 from r3jax.parity import tolerance
 from r3jax.parity import training
 from tests import goldens_lib
@@ -44,13 +44,13 @@ def _assert_on_policy(case: str):
 def changed(tmp_path):
   """Returns a copy of the goldens without weights, in which `change(arrays)` worked on a case."""
 
-  def change(case: str, work) -> golden_lib.Golden:
+  def change(case: str, work) -> goldens.Golden:
     folder = tmp_path / "goldens"
     shutil.copytree(GOLDEN.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     arrays = dict(GOLDEN.arrays(case))
     work(arrays)
     np.savez(folder / f"{case}.npz", **arrays)
-    return golden_lib.Golden(folder)
+    return goldens.Golden(folder)
 
   return change
 
@@ -84,7 +84,7 @@ class TestCheck:
     golden = changed("j_mask", lambda arrays: None)
     manifest = {"z_new": {"file": "z_new.json"}}
     (golden.folder / "manifest.json").write_text(json.dumps(manifest))
-    assert self._failed(golden_lib.Golden(golden.folder), "z_new") == ["(unknown case)"]
+    assert self._failed(goldens.Golden(golden.folder), "z_new") == ["(unknown case)"]
 
 
 class TestVerdict:

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from r3jax.parity import check
-from r3jax.parity import golden
+from r3jax.parity import goldens
 from tests import goldens_lib
 
 CASES = ("d_text", "e_reflect", "f_flow_gen", "f_flow_edit", "k_loss_gen_consistent")
@@ -61,7 +61,7 @@ def permuted(tmp_path_factory):
       elif name in ("prefill0_k_layer0", "prefill0_v_layer0"):
         arrays[name] = arrays[name][:, kv]
     np.savez(folder / f"{case}.npz", **arrays)
-  return golden.Golden(folder)
+  return goldens.Golden(folder)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -78,4 +78,4 @@ def test_permuting_key_heads_alone_is_noticed(permuted, tmp_path):
   name = "language_model.model.layers.0.self_attn.k_proj.weight"
   weights[name] = np.ascontiguousarray(_by_head(weights[name], kv, 0))
   safetensors.numpy.save_file(weights, folder / "ema.safetensors")
-  assert not all(verdict.passes() for verdict in check.check(golden.Golden(folder), "d_text"))
+  assert not all(verdict.passes() for verdict in check.check(goldens.Golden(folder), "d_text"))

@@ -213,7 +213,8 @@ class TestPage:
     page = opened()
     chart = page.locator(".chart").first
     frame = chart.locator("svg").first.bounding_box()
-    page.mouse.move(frame["x"] + frame["width"] * .55, frame["y"] + 20)  # x = 5.0 of 0 to 10
+    # x = 5.0 of 0 to 10
+    page.mouse.move(frame["x"] + frame["width"] * .55, frame["y"] + 20)
     assert chart.locator(".reading").inner_text() == "round 5"
     assert chart.locator(".legend strong").all_inner_texts()[0] == "0.3"
     page.mouse.move(2, 2)

@@ -151,7 +151,8 @@ class TestWritePage:
     text = re.sub(r"\s+", " ", found.text)
     assert "Note Mind the gap." in text
     assert "Rounds roundscorechange 2 0.50 [0.40, 0.60] ▲ +0.10 better" in text
-    assert len(found.all("polygon")) == 2 and len(found.all("polyline")) == 2 + 2  # the legend's
+    # the legend's
+    assert len(found.all("polygon")) == 2 and len(found.all("polyline")) == 2 + 2
     assert {attributes.get("scope") for attributes in found.all("th")} == {"col", "row"}
     assert len(found.all("caption")) == len(found.all("table"))
 

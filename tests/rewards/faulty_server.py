@@ -59,7 +59,8 @@ class _FaultyHandler(server_lib._Handler):
     with self.server.lock:
       self.server.count += 1
       number = self.server.count
-    faulty = number * self.server.share % 1 < self.server.share  # evenly spread over the requests
+    # evenly spread over the requests
+    faulty = number * self.server.share % 1 < self.server.share
     fault = self.server.fault if faulty else "none"
     if fault in ("none", "slow"):
       time.sleep(0.3 if fault == "slow" else 0)

@@ -6,7 +6,8 @@ import dataclasses
 import http.server
 import threading
 
-Answer = tuple[int, bytes] | tuple[int, bytes, dict[str, str]]  # status, body, further headers
+# status, body, further headers
+Answer = tuple[int, bytes] | tuple[int, bytes, dict[str, str]]
 
 
 @dataclasses.dataclass

@@ -19,7 +19,8 @@ class TestBudget:
       ([0.21] * 50, 10),
       ([1.0] * 50, 3),  # an outage is survived for fraction * window iterations
       ([1.0, 1.0] + [0.0] * 50, None),
-      ([1.0, 1.0] + [0.0] * 8 + [1.0, 1.0] + [0.0] * 9, None),  # the first ones have left the window
+      # the first ones have left the window
+      ([1.0, 1.0] + [0.0] * 8 + [1.0, 1.0] + [0.0] * 9, None),
       ([1.0, 1.0] + [0.0] * 7 + [1.0], 10),
   ])
   def test_stops_when_the_window_holds_too_much(self, failed, stop):

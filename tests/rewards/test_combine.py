@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.files import jsonl
 from r3jax.rewards import combine
 from r3jax.rewards.from_host import scorer as scorer_lib
@@ -13,7 +13,7 @@ IMAGES = jnp.zeros((3, 2, 2, 3), jnp.uint8)
 
 
 def fixed(values, valid=(True, True, True), strict=(0.0, 0.0, 0.0)) -> combine.GraphReward:
-  score = score_lib.Score(jnp.float32(values), jnp.array(valid), {"strict": jnp.float32(strict)})
+  score = types.Score(jnp.float32(values), jnp.array(valid), {"strict": jnp.float32(strict)})
   return combine.GraphReward(lambda records: np.arange(len(records)), lambda mesh: lambda images, target: score, ("strict",))
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from r3jax.checkpoint import training
 from r3jax.files import jsonl
-from r3jax.parallel import mesh
+from r3jax.parallel import meshes
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import budget
 from r3jax.run import loop
@@ -142,7 +142,7 @@ def bench(tiny_model, tmp_path_factory):
       "log.samples_every": 0, **{f"reward.client.{key}": value for key, value in CLIENT.items()},
   }
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(mesh, "make_mesh", lambda **shape: mesh.make_mesh_of(jax.devices()[:1], **shape))
+    patch.setattr(meshes, "make_mesh", lambda **shape: meshes.make_mesh_of(jax.devices()[:1], **shape))
     session, policy = loop.prepare(tiny.make_config(tiny_model, settings), str(folder / "workdir"))
   with jax.set_mesh(session.mesh):
     step = session.compile(session.init(policy), None)

@@ -63,7 +63,8 @@ CHAIN = asks("position", item("bear"), item("dog", position=["left of", 0]),
 RED_DOG = asks("position", item("bear"), item("dog", color="red", position=["left of", 0]))
 ATTR = asks("color_attr", item("bench", color="red"), item("cat", color="blue"))
 SAME = asks("color_attr", item("cup", color="red"), item("cup", color="blue"))
-BEAR, DOG = at("bear", 100, 100), at("dog", 50, 100)  # the dog is left of the bear
+# the dog is left of the bear
+BEAR, DOG = at("bear", 100, 100), at("dog", 50, 100)
 RED_BENCH, BLUE_CAT = at("bench", color="red"), at("cat", 90, color="blue")
 
 # name: (record, detections, correct, strict, score)
@@ -165,9 +166,11 @@ CASES = {
     "half covered": (LEFT, [BEAR, at("dog", 90, 100)], 1, 1, 1),  # 6 / 10
     "nearer than the shrinking": (LEFT, [BEAR, at("dog", 97, 100)], 0, 0, 0.75),
     "as near as the shrinking": (LEFT, [BEAR, at("dog", 96, 100)], 0, 0, 0.75),
-    "half of a small offset": (LEFT, [BEAR, at("dog", 92, 100)], 0, 0, 0.75),  # (8 - 4) / 8
+    # (8 - 4) / 8
+    "half of a small offset": (LEFT, [BEAR, at("dog", 92, 100)], 0, 0, 0.75),
     "more than half of it": (LEFT, [BEAR, at("dog", 91.9, 100)], 1, 1, 1),
-    "diagonal is left too": (LEFT, [BEAR, at("dog", 50, 50)], 1, 1, 1),  # 46 / 70.7
+    # 46 / 70.7
+    "diagonal is left too": (LEFT, [BEAR, at("dog", 50, 50)], 1, 1, 1),
     "diagonal is above too": (ABOVE, [BEAR, at("dog", 50, 50)], 1, 1, 1),
     "diagonal is not right": (RIGHT, [BEAR, at("dog", 50, 50)], 0, 0, 0.75),
     "exactly half of a diagonal": (  # 30 to the left, 40 up; (30 - 5) / 50
@@ -176,7 +179,8 @@ CASES = {
         ABOVE, [at("bear", 100, 100, size=25), at("dog", 70, 60, size=25)], 1, 1, 1),
     "beyond half of a diagonal": (  # (30 - 4.98) / 50
         LEFT, [at("bear", 100, 100, size=24.9), at("dog", 70, 60, size=24.9)], 1, 1, 1),
-    "steep is not left": (LEFT, [BEAR, at("dog", 70, 20)], 0, 0, 0.75),  # 26 / 85.4
+    # 26 / 85.4
+    "steep is not left": (LEFT, [BEAR, at("dog", 70, 20)], 0, 0, 0.75),
     "wide objects are shrunk more": (  # (30 - 20) / 30
         LEFT, [at("bear", 100, 100, size=100), at("dog", 70, 100, size=100)], 0, 0, 0.75),
     "unsure bear is none": (LEFT, [at("bear", 100, 100, confidence=0.2), DOG], 0, 0, 0.25),
@@ -186,9 +190,11 @@ CASES = {
     "surest bear counts": (LEFT, [BEAR, at("bear", 0, 100, confidence=0.5), DOG], 1, 0, 0.5),
     "every pair is related": (BEARS, [BEAR, at("bear", 150, 100), DOG], 1, 1, 1),
     "not every pair is related": (BEARS, [BEAR, at("bear", 20, 100), DOG], 0, 0, 0.75),
-    "one bear of two": (BEARS, [BEAR, DOG], 0, 0, 0.5),  # ((1 - 1/2) + (1 + 0) / 2) / 2
+    # ((1 - 1/2) + (1 + 0) / 2) / 2
+    "one bear of two": (BEARS, [BEAR, DOG], 0, 0, 0.5),
     "a chain": (CHAIN, [at("cat", 0, 100), DOG, BEAR], 1, 1, 1),
-    "a chain with a wrong link": (  # the cat is left of a dog that is not left of the bear
+    # the cat is left of a dog that is not left of the bear
+    "a chain with a wrong link": (
         CHAIN, [BEAR, at("dog", 150, 100), at("cat", 50, 100)], 0, 0, 2.5 / 3),
     "red dog": (RED_DOG, [BEAR, at("dog", 50, 100, color="red")], 1, 1, 1),
     "blue dog": (RED_DOG, [BEAR, at("dog", 50, 100, color="blue")], 0, 0, 2 / 3),

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.files import jsonl
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.rewards import outcome
 from r3jax.rewards.from_host import scorer as scorer_lib
 from r3jax.sequence import thoughts
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,7 +33,7 @@ TEXTS = (
 
 @pytest.fixture(params=[(1, 1, 1), (2, 2, 2)], ids=["one device", "2x2x2"])
 def mesh(request):
-  return mesh_lib.make_mesh_of(jax.devices()[: np.prod(request.param)], *request.param)
+  return meshes.make_mesh_of(jax.devices()[: np.prod(request.param)], *request.param)
 
 
 def _mapped(mesh, function, *arguments):
@@ -50,11 +50,11 @@ def _images(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   return rng.integers(0, 256, (number, 4, 4, 3), np.uint8), {"wanted": np.arange(number, dtype=np.int32)}
 
 
-def _brightness(images, target) -> score_lib.Score:
+def _brightness(images, target) -> types.Score:
   """Scores images by their brightness plus what is wanted, in numpy."""
   bright = np.asarray(images).mean(axis=(1, 2, 3), dtype=np.float32)
   value = bright + np.asarray(target["wanted"], np.float32)
-  return score_lib.Score(value, bright > 0, {"bright": bright})
+  return types.Score(value, bright > 0, {"bright": bright})
 
 
 class TestRewardFromHost:
@@ -82,7 +82,7 @@ class TestRewardFromHost:
     def reward(images, target):
       bright = np.asarray(images).mean(axis=(1, 2, 3)) > 128
       value = np.where(bright, 0.5, np.nan).astype(np.float32)
-      return score_lib.Score(value, bright, {})
+      return types.Score(value, bright, {})
 
     found = _mapped(mesh, scorer_lib.reward_from_host(reward, (), mesh), images, target)
     assert found.valid.tolist() == [True] * 3 + [False] * 5
@@ -198,7 +198,7 @@ class TestParseOnHost:
 
   @pytest.mark.parametrize("stage", ["reason", "reflect"])
   def test_parsed_is_that_of_the_graph(self, mesh, stage):
-    tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+    tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
     segments = [tokenizer.segment(text, 16) for text in TEXTS]
     ids, lengths = (np.stack(column).astype(np.int32) for column in zip(*segments))
     tags = thoughts.tag_ids(tokenizer)

@@ -168,7 +168,8 @@ class TestReadPlainPickle:
       services.read_plain_pickle(pickle.dumps({"scores": [value]}, 5))
 
   def test_room_for_nothing_is_refused(self):
-    body = b"\x80\x04K\x01r\x00\x00\x00\x7f."  # 1, kept under the number 0x7f000000
+    # 1, kept under the number 0x7f000000
+    body = b"\x80\x04K\x01r\x00\x00\x00\x7f."
     with pytest.raises(client.BadReply, match="asks for room that it does not need"):
       services.read_plain_pickle(body)
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from r3jax import score as score_lib
+from r3jax import types as types_lib
 from r3jax.model import parameters
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration as iteration_lib
@@ -161,10 +161,10 @@ class TestInvalidRewards:
   def _staged(split, valid, value):
     """Returns stages whose score is `value` where not `valid`, [groups, group_size]."""
 
-    def change(score: score_lib.Score) -> score_lib.Score:
+    def change(score: types_lib.Score) -> types_lib.Score:
       known = valid.reshape(-1)
       fill = lambda x: jnp.where(known, x, value).astype(jnp.float32)
-      return score_lib.Score(fill(score.value), known, jax.tree.map(fill, score.parts))
+      return types_lib.Score(fill(score.value), known, jax.tree.map(fill, score.parts))
 
     return _staged(split, change)
 
@@ -228,9 +228,11 @@ class TestMesh:
       _close(metrics, one_metrics, 1e-8)
       _close(state, one_state, 1e-8)
 
-  @pytest.mark.slow  # what the test above shows in float64, in the dtype that is trained in
+  # what the test above shows in float64, in the dtype that is trained in
+  @pytest.mark.slow
   def test_losses_and_gradients_in_float32_equal_those_of_one_device(self, tiny_model, fused):
-    state, _, samples = fused[-1]  # off-policy by then: ratios differ from 1, the KL from 0
+    # off-policy by then: ratios differ from 1, the KL from 0
+    state, _, samples = fused[-1]
     found = [self._learned(tiny_model, *MESHES[name], state.policy, samples) for name in ("2x2x2, halves of groups", "one device")]
     _close(*found, 1e-5)
 

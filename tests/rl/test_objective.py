@@ -24,7 +24,8 @@ TEXT = samples.Text(
 class TestTextTerms:
 
   def test_sums_over_scored_tokens_of_valid_samples(self):
-    logprob = jnp.array([[-1.0, -0.5, 9.0], [-2.0, 9.0, 9.0]])  # 9: begin and end side, unscored
+    # 9: begin and end side, unscored
+    logprob = jnp.array([[-1.0, -0.5, 9.0], [-2.0, 9.0, 9.0]])
     found = objective.text_terms(
         logprob, logprob - 1, TEXT, jnp.array([1.0, 2.0]), jnp.array([True, True]), 0.2
     )

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from r3jax.rl import optimizer as optimizer_lib
+from r3jax.rl import train_state
 from tests import goldens_lib
 
-SETTINGS = optimizer_lib.OptimizerSettings(
+SETTINGS = train_state.OptimizerSettings(
     und_learning_rate=1e-3,
     gen_learning_rate=4e-3,
     warmup_updates=10,
@@ -32,7 +32,7 @@ GRADIENT = jax.tree.map(lambda x: jnp.array([0.5, -0.5, 0.25]), POLICY)
 
 def _updates(number: int, **changes) -> list:
   """Returns the first updates under a constant gradient: the rate times its signs."""
-  optimizer = optimizer_lib.make_optimizer(dataclasses.replace(SETTINGS, **changes))
+  optimizer = train_state.make_optimizer(dataclasses.replace(SETTINGS, **changes))
   opt_state, found = optimizer.init(POLICY), []
   step = jax.jit(optimizer.update)
   for _ in range(number):
@@ -74,7 +74,8 @@ class TestMakeOptimizer:
         "embedding"
     ]
     clipped = GRADIENT["embed_tokens"]["embedding"] * factor / norm
-    expected = -SETTINGS.und_learning_rate * clipped / (jnp.abs(clipped) + 1)  # Adam's first step
+    # Adam's first step
+    expected = -SETTINGS.und_learning_rate * clipped / (jnp.abs(clipped) + 1)
     np.testing.assert_allclose(update, expected, rtol=1e-4)
 
   def test_decays_weights_as_adamw_does(self):
@@ -87,10 +88,10 @@ class TestUpdatesDone:
 
   @pytest.mark.parametrize("changes", [{}, {"warmup_updates": 0}, {"freeze_und": True}])
   def test_counts(self, changes):
-    optimizer = optimizer_lib.make_optimizer(dataclasses.replace(SETTINGS, **changes))
+    optimizer = train_state.make_optimizer(dataclasses.replace(SETTINGS, **changes))
     opt_state = optimizer.init(POLICY)
     for number in range(3):
-      assert optimizer_lib.updates_done(opt_state) == number
+      assert train_state.updates_done(opt_state) == number
       _, opt_state = optimizer.update(GRADIENT, opt_state, POLICY)
 
 
@@ -98,7 +99,7 @@ class TestExpertLabels:
 
   def test_names_every_parameter_of_the_model(self):
     policy = goldens_lib.weights()["policy"]
-    labels = optimizer_lib.expert_labels(policy)
+    labels = train_state.expert_labels(policy)
     assert set(jax.tree.leaves(labels["layers"]["gen"])) == {"gen"}
     assert set(jax.tree.leaves(labels["layers"]["und"])) == {"und"}
     whole = {
@@ -121,5 +122,5 @@ class TestExpertLabels:
 class TestInitState:
 
   def test_starts_at_iteration_zero(self):
-    found = optimizer_lib.init_state(POLICY, optimizer_lib.make_optimizer(SETTINGS))
+    found = train_state.init_state(POLICY, train_state.make_optimizer(SETTINGS))
     assert int(found.step) == 0 and found.policy is POLICY

@@ -60,7 +60,8 @@ class TestRefine:
     }
 
 
-@pytest.mark.slow  # two compilations of the step; the loss itself is compared with the goldens
+# two compilations of the step; the loss itself is compared with the goldens
+@pytest.mark.slow
 class TestIteration:
 
   def test_samples_the_same_and_leaves_ratio_one(self, tiny_model):

@@ -9,12 +9,12 @@ import pytest
 
 from r3jax.agent import keys as keys_lib
 from r3jax.agent import samples as samples_lib
-from r3jax.rl import replicas as replicas_lib
+from r3jax.rl import placement
 
 GROUPS, GROUP_SIZE = 2, 8
 REPLICAS = (1, 2, 4, 8)
 SPEC = jax.sharding.PartitionSpec
-SHARED, SPLIT = SPEC(), SPEC(replicas_lib.AXIS)
+SHARED, SPLIT = SPEC(), SPEC(placement.AXIS)
 
 
 @functools.cache
@@ -22,8 +22,8 @@ def _mapped(method, replicas: int, out_specs, groups: int = GROUPS):
   """Maps `method(place, argument)` over replicas."""
   if len(jax.devices()) < replicas:
     pytest.skip(f"needs {replicas} devices; got {len(jax.devices())}")
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:replicas]), (replicas_lib.AXIS,))
-  body = functools.partial(method, replicas_lib.Placement(groups, GROUP_SIZE, replicas))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:replicas]), (placement.AXIS,))
+  body = functools.partial(method, placement.Placement(groups, GROUP_SIZE, replicas))
   return jax.jit(
       jax.shard_map(body, mesh=mesh, in_specs=SHARED, out_specs=out_specs, check_vma=False)
   )
@@ -44,7 +44,8 @@ STEPS = 3
 def _drawn_from(place, key):
   """Returns the keys that the stages of an iteration draw from, as `rl/rollout.py` derives them."""
   data = lambda keys: jax.random.key_data(keys).reshape(-1, 2)
-  noise = lambda keys: data(jax.vmap(jax.random.split)(keys.group))  # initial noise, SDE index
+  # initial noise, SDE index
+  noise = lambda keys: data(jax.vmap(jax.random.split)(keys.group))
   step = lambda keys: data(jax.vmap(lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(STEPS)))(keys.sample))
   text, flow = keys_lib.split_keys(place.keys(key, "reason"))
   reflect, refine = place.keys(key, "reflect"), place.keys(key, "refine")
@@ -57,24 +58,24 @@ class TestCheck:
 
   @pytest.mark.parametrize("groups, replicas", [(1, 4), (2, 8), (4, 2), (3, 3), (8, 8)])
   def test_accepts_an_even_split(self, groups, replicas):
-    replicas_lib.check(groups, GROUP_SIZE, replicas, 1)
+    placement.check(groups, GROUP_SIZE, replicas, 1)
 
   def test_refuses_a_rest(self):
     with pytest.raises(ValueError, match=r"\(2 \* 8\) must be divisible .* \(3\)"):
-      replicas_lib.check(2, 8, 3, 1)
+      placement.check(2, 8, 3, 1)
 
   def test_refuses_replicas_with_parts_of_several_groups(self):
     with pytest.raises(ValueError, match=r"groups_per_step \(3\) .* \(2\)"):
-      replicas_lib.check(3, 8, 2, 1)
+      placement.check(3, 8, 2, 1)
 
   def test_refuses_more_replicas_than_samples(self):
     with pytest.raises(ValueError, match="must be divisible"):
-      replicas_lib.check(1, 2, 4, 1)
+      placement.check(1, 2, 4, 1)
 
   def test_refuses_micro_batches_that_do_not_divide(self):
-    replicas_lib.check(6, 8, 1, 12)  # sixths of the groups, halves of each
+    placement.check(6, 8, 1, 12)  # sixths of the groups, halves of each
     with pytest.raises(ValueError, match=r"step.micro_batches \(4\) must split .* \(3 groups of 6\)"):
-      replicas_lib.check(3, 6, 1, 4)
+      placement.check(3, 6, 1, 4)
 
 
 class TestPlacement:
@@ -84,7 +85,7 @@ class TestPlacement:
       [(2, 1, 16, 8, 2), (2, 2, 8, 8, 1), (2, 4, 4, 4, 1), (4, 2, 16, 8, 2)],
   )
   def test_counts_its_share(self, groups, replicas, rows, samples, local_groups):
-    place = replicas_lib.Placement(groups, GROUP_SIZE, replicas)
+    place = placement.Placement(groups, GROUP_SIZE, replicas)
     assert (place.rows, place.samples, place.local_groups) == (rows, samples, local_groups)
 
   @pytest.mark.parametrize("number, expected", [
@@ -93,12 +94,12 @@ class TestPlacement:
       (4, [[[0], [0, 1]], [[0], [2, 3]], [[1], [4, 5]], [[1], [6, 7]]]),
   ])
   def test_micro_batches_are_groups_or_parts_of_them(self, number, expected):
-    place = replicas_lib.Placement(2, 4, 1)
+    place = placement.Placement(2, 4, 1)
     groups, samples = place.micro_batches(jnp.arange(2), jnp.arange(8), number)
     assert [list(part) for part in zip(groups.tolist(), samples.tolist())] == expected
 
   def test_micro_batch_may_hold_parts_of_several_groups(self):
-    groups, samples = replicas_lib.Placement(3, 4, 1).micro_batches(jnp.arange(3), jnp.arange(12), 2)
+    groups, samples = placement.Placement(3, 4, 1).micro_batches(jnp.arange(3), jnp.arange(12), 2)
     assert groups.tolist() == [[0, 1, 2]] * 2
     assert samples.tolist() == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
 
@@ -113,7 +114,8 @@ class TestKeys:
       np.testing.assert_array_equal(_mapped(_key_data, replicas, SPLIT, groups)(key), expected)
 
   def test_are_all_different(self):
-    found = np.asarray(_mapped(_key_data, 1, SPLIT)(jax.random.key(3)))  # [B, 4, words]
+    # [B, 4, words]
+    found = np.asarray(_mapped(_key_data, 1, SPLIT)(jax.random.key(3)))
     samples, groups = found[:, [0, 2]], found[::GROUP_SIZE, [1, 3]]
     keys = np.concatenate(
         [samples.reshape(-1, found.shape[-1]), groups.reshape(-1, found.shape[-1])]

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
-from r3jax import score
+from r3jax import types
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.files import jsonl
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.report import page as page_lib
 from r3jax.rewards import control
 from r3jax.rl import iteration
@@ -105,7 +105,8 @@ class TestCommand:
     documented.check({name for row in rows for name in row} - {"step"}, "always", "tag", parts=verifier.PARTS)
     numbers = {name for row in rows for name, value in row.items() if value is not None}
     without = documented.missing(numbers, "always", "tag", parts=verifier.PARTS)
-    assert without <= {"edit/stop_when_right"}  # an image of random weights is never right
+    # an image of random weights is never right
+    assert without <= {"edit/stop_when_right"}
 
   def test_numbers_of_evaluations_are_those_of_the_table(self, finished):
     rows = jsonl.read(finished / "evaluation.jsonl")
@@ -140,7 +141,8 @@ class TestCommand:
   def test_killed_run_ends_like_an_uninterrupted_one(self, finished, tiny_model, tmp_path):
     workdir = tmp_path / "workdir"
     process = _start(tiny_model, workdir)
-    while not (workdir / "checkpoints" / "4").exists():  # named so when complete
+    # named so when complete
+    while not (workdir / "checkpoints" / "4").exists():
       assert process.poll() is None, (tmp_path / "workdir.log").read_text()[-3000:]
       time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -173,7 +175,8 @@ class TestRun:
     changes = {
         "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
         "optimizer.und_learning_rate": 0.0, "optimizer.gen_learning_rate": 0.0,
-        "checkpoint.every": 3,  # at the end only: Orbax compiles slices of its own when it saves
+        # at the end only: Orbax compiles slices of its own when it saves
+        "checkpoint.every": 3,
     }
     config = tiny.make_config(tiny_model, changes)
     traces, compiled = [], []
@@ -189,7 +192,8 @@ class TestRun:
     programs = epath.Path(tmp_path / "traced")
     summary = loop.run(*loop.prepare(config, str(tmp_path)), programs)
     assert len(traces) == 1 and len(list(programs.iterdir())) == 1
-    assert len(set(by_step)) == 1  # between the first and the last iteration nothing is compiled
+    # between the first and the last iteration nothing is compiled
+    assert len(set(by_step)) == 1
     assert summary["scores"]["draft"]["difference"] == [0.0, 0.0, 0.0]
 
     session, policy = loop.prepare(config, str(tmp_path))
@@ -206,14 +210,15 @@ class TestShuffled:
   @staticmethod
   def _score(images, replicas: int, seed: int = 0) -> np.ndarray:
     """Returns the shuffled scores of images whose own score is their first byte."""
-    own = lambda images, target: score.Score(
+    own = lambda images, target: types.Score(
         images[:, 0, 0, 0].astype(jnp.float32), images[:, 0, 0, 0] >= 0, {"strict": target.astype(jnp.float32)}
     )
-    mesh = mesh_lib.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
+    mesh = meshes.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
     rows = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(control.shuffled(own, seed, iteration.AXIS), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     found = jax.jit(mapped)(images, jnp.arange(len(images)))
-    np.testing.assert_array_equal(found.value, found.parts["strict"])  # a score moves as a whole
+    # a score moves as a whole
+    np.testing.assert_array_equal(found.value, found.parts["strict"])
     return np.asarray(found.value)
 
   def test_deals_out_over_all_replicas_and_anew_for_other_images(self):

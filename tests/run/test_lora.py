@@ -12,19 +12,19 @@ from PIL import Image
 import pytest
 
 from r3jax import inference
-from r3jax import score as score_lib
+from r3jax import types
 from r3jax.agent import samples
-from r3jax.checkpoint import folder as folder_lib
+from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.model import bagel
 from r3jax.model import parameters
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.rl import iteration
-from r3jax.rl import optimizer as optimizer_lib
 from r3jax.rl import programs
-from r3jax.run import experiment as experiment_lib
+from r3jax.rl import train_state
 from r3jax.run import loop
+from r3jax.run import setup
 from r3jax.sampling import flow as flow_lib
 from tests import tiny
 
@@ -73,7 +73,7 @@ def updates(bench):
   """State and metrics after each of two updates on the same drafts."""
   stages, found, drafts = programs.split(bench.iteration, bench.mesh), [], _drafts(bench)
   value = np.linspace(0, 1, len(drafts.format), dtype=np.float32)
-  score = score_lib.Score(value, np.ones_like(value, bool), {"strict": value})
+  score = types.Score(value, np.ones_like(value, bool), {"strict": value})
   with jax.set_mesh(bench.mesh):
     state = bench.state()
     for _ in range(2):
@@ -112,7 +112,8 @@ class TestStep:
       changes = LORA | {"model.dtype": "float64"}
       found, expected = (tiny.make_bench(tiny_model, shape, changes).run(2) for shape in ((2, 2, 2), (1, 1, 1)))
     for name in ("reason_text", "reason_image", "edit_text", "edit_image"):
-      assert found[-1][1][f"mismatch/{name}"] < 1e-8  # sampled and scored with adapters that have learned
+      # sampled and scored with adapters that have learned
+      assert found[-1][1][f"mismatch/{name}"] < 1e-8
     for (state, metrics, _), (one_state, one_metrics, _) in zip(found, expected):
       check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-7, atol=1e-8)
       jax.tree.map(check, (state, metrics), (one_state, one_metrics))
@@ -126,7 +127,7 @@ class TestParameters:
 
   def test_does_not_count_a_frozen_expert(self, tiny_model):
     bench = tiny.make_bench(tiny_model, changes={"optimizer.freeze_und": True})
-    labels = _flat(optimizer_lib.expert_labels(bench.policy))
+    labels = _flat(train_state.expert_labels(bench.policy))
     gen = sum(leaf.size for path, leaf in _flat(bench.policy).items() if labels[path] == "gen")
     assert loop._parameters(bench.session, bench.policy)["trainable"] == gen
 
@@ -134,12 +135,13 @@ class TestParameters:
 class TestPrecision:
 
   def test_base_is_in_the_dtype_computed_in_and_adapters_in_float32(self, tiny_model):
-    experiment = experiment_lib.build(tiny.make_config(tiny_model, LORA | {"model.dtype": "bfloat16"}))
-    mesh = mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    experiment = setup.build(tiny.make_config(tiny_model, LORA | {"model.dtype": "bfloat16"}))
+    mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     base, towers = experiment.load(mesh)
     adapters = jax.eval_shape(lambda: parameters.init_adapters(experiment.modules.bagel, mesh, 0))
     dtypes = lambda tree: {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
-    assert (dtypes(base), dtypes(towers), dtypes(adapters)) == ({"bfloat16"}, {"bfloat16", "float32"}, {"float32"})  # norms
+    # norms
+    assert (dtypes(base), dtypes(towers), dtypes(adapters)) == ({"bfloat16"}, {"bfloat16", "float32"}, {"float32"})
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +156,8 @@ def _write_workdir(folder, config, policy):
   (folder / "checkpoints").mkdir(parents=True)
   (folder / "config.json").write_text(json.dumps(config.to_dict()))
   saved = training.Checkpoints(folder / "checkpoints", every=1, keep=1)
-  optimizer = optimizer_lib.make_optimizer(optimizer_lib.OptimizerSettings(**config.optimizer))
-  state = optimizer_lib.init_state(jax.tree.map(jnp.asarray, policy), optimizer)
+  optimizer = train_state.make_optimizer(train_state.OptimizerSettings(**config.optimizer))
+  state = train_state.init_state(jax.tree.map(jnp.asarray, policy), optimizer)
   saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
   saved.close()
   return folder
@@ -180,7 +182,7 @@ class TestWorkdir:
 
   @staticmethod
   def _load(folder, dtype=jnp.float32, shape=(1, 1, 1)):
-    found, mesh = folder_lib.find(str(folder)), mesh_lib.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+    found, mesh = pretrained.find(str(folder)), meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     return found.load(bagel.Bagel(found.sizes), mesh, dtype)
 
   @staticmethod
@@ -202,12 +204,14 @@ class TestWorkdir:
     policy = _flat(self._load(workdir, jnp.bfloat16)[0])
     for path in ("layers/und/q/kernel", "layers/gen/o/kernel"):
       rounded = np.asarray(jnp.float32(expected[path]).astype(jnp.bfloat16))
-      assert np.mean(policy[path] == rounded) > 0.999  # one is summed in float32, the other in float64
+      # one is summed in float32, the other in float64
+      assert np.mean(policy[path] == rounded) > 0.999
 
   def test_is_exported_merged(self, workdir, tiny_model, adapters, tmp_path):
-    found, mesh = folder_lib.find(str(workdir)), mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    weights = found.weights(folder_lib.shardings(bagel.Bagel(found.sizes), mesh), None)  # as launch/convert.py does
-    folder_lib.save(weights, found, tmp_path / "out", "bagel")
+    found, mesh = pretrained.find(str(workdir)), meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    # as launch/convert.py does
+    weights = found.weights(pretrained.shardings(bagel.Bagel(found.sizes), mesh), None)
+    pretrained.save(weights, found, tmp_path / "out", "bagel")
     self._close(self._load(tmp_path / "out")[0], _merged(self._load(tiny_model)[0], adapters, 3.0))
 
   def test_a_later_run_of_adapters_adds_its_own(self, workdir, tiny_model, adapters, tmp_path):
@@ -217,14 +221,14 @@ class TestWorkdir:
     self._close(self._load(again)[0], _merged(once, adapters, 1.0))
 
   def test_a_later_run_of_the_whole_policy_replaces_it(self, workdir, adapters, tmp_path):
-    found = folder_lib.find(str(_write_workdir(tmp_path / "full", tiny.make_config(workdir), adapters)))
+    found = pretrained.find(str(_write_workdir(tmp_path / "full", tiny.make_config(workdir), adapters)))
     assert found.adapted == () and found.trained == tmp_path / "full" / "checkpoints" / "7" / "state"
 
   def test_has_a_fingerprint_of_its_own(self, workdir, tiny_model, tmp_path):
-    prints = [folder_lib.find(str(folder)).fingerprint() for folder in (workdir, tiny_model)]
+    prints = [pretrained.find(str(folder)).fingerprint() for folder in (workdir, tiny_model)]
     assert prints[0] != prints[1]
     shutil.copytree(workdir, tmp_path / "copy")
-    assert folder_lib.find(str(tmp_path / "copy")).fingerprint() == prints[0]
+    assert pretrained.find(str(tmp_path / "copy")).fingerprint() == prints[0]
 
 
 class TestRefusals:
@@ -243,7 +247,8 @@ class TestRefusals:
     assert not (tmp_path / "run").exists()
 
   def test_a_run_with_another_rank_is_refused(self, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment_lib.Experiment, "start", lambda *_: ({}, None))  # what it would start from
+    # what it would start from
+    monkeypatch.setattr(setup.Experiment, "start", lambda *_: ({}, None))
     config = lambda rank: tiny.make_config(
         tiny_model, {"mesh.data": 8, "eval.batch_size": 8} | LORA | {"model.lora.rank": rank})
     loop.prepare(config(2), str(tmp_path))

@@ -7,29 +7,29 @@ import numpy as np
 import optax
 import pytest
 
-from r3jax import score as score_lib
+from r3jax import types as types_lib
 from r3jax.rl import iteration
-from r3jax.rl import optimizer as optimizer_lib
+from r3jax.rl import train_state
 from r3jax.run.logging import observe
 
-OPTIMIZER = optimizer_lib.OptimizerSettings(1e-3, 4e-3, 10, 0.9, 0.95, 1e-8, 0.0, 1.0, False)
+OPTIMIZER = train_state.OptimizerSettings(1e-3, 4e-3, 10, 0.9, 0.95, 1e-8, 0.0, 1.0, False)
 POLICY = {"layers": {"und": jnp.ones(1), "gen": jnp.ones(1)}}
 RECORDS = [{"tag": tag} for tag in ("counting", "colors", "position")]
 
 
-def _score(value, valid) -> score_lib.Score:
-  return score_lib.Score(np.array(value, np.float32), np.array(valid), {})
+def _score(value, valid) -> types_lib.Score:
+  return types_lib.Score(np.array(value, np.float32), np.array(valid), {})
 
 
 def _experiment(**changes) -> types.SimpleNamespace:
   settings = types.SimpleNamespace(group_size=2, reflect_rounds=changes.pop("reflect_rounds", 1))
-  optimizer = optimizer_lib.OptimizerSettings(**vars(OPTIMIZER) | changes)
+  optimizer = train_state.OptimizerSettings(**vars(OPTIMIZER) | changes)
   return types.SimpleNamespace(train=RECORDS, settings=settings, optimizer=optimizer)
 
 
-def _state(experiment, updates: int) -> optimizer_lib.TrainState:
-  opt_state = optimizer_lib.make_optimizer(experiment.optimizer).init(POLICY)
-  return optimizer_lib.TrainState(POLICY, optax.tree.set(opt_state, count=jnp.int32(updates)), jnp.int32(0))
+def _state(experiment, updates: int) -> train_state.TrainState:
+  opt_state = train_state.make_optimizer(experiment.optimizer).init(POLICY)
+  return train_state.TrainState(POLICY, optax.tree.set(opt_state, count=jnp.int32(updates)), jnp.int32(0))
 
 
 DRAFTS = _score([0.5, 1.0, 0.25, np.nan], [True, True, True, False])

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from r3jax.parallel import mesh as mesh_lib
+from r3jax.parallel import meshes
 from r3jax.run import program_cache
 
 pytestmark = pytest.mark.usefixtures("_mesh")
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("_mesh")
 
 @pytest.fixture
 def _mesh():
-  with jax.set_mesh(mesh_lib.make_mesh_of(jax.devices()[:2], 2, 1, 1)):
+  with jax.set_mesh(meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1)):
     yield
 
 
@@ -73,7 +73,7 @@ class TestLoadOrExport:
   def test_other_devices_make_another_program(self):
     keys = set()
     for count in (1, 2):
-      mesh = mesh_lib.make_mesh_of(jax.devices()[:count], count, 1, 1)
+      mesh = meshes.make_mesh_of(jax.devices()[:count], count, 1, 1)
       x = jax.device_put(np.zeros(4), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
       keys.add(program_cache._key([], (x,)))
     assert len(keys) == 2

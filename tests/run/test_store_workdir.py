@@ -22,7 +22,7 @@ from r3jax.rewards import combine
 from r3jax.rewards import outcome
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration
-from r3jax.rl import optimizer
+from r3jax.rl import train_state
 from r3jax.run import loop
 from r3jax.run import workdir as workdir_lib
 from tests.evaluation import fakes
@@ -82,7 +82,7 @@ class Session:
       self._scorer._score(np.zeros((1, 4, 4, 3), np.uint8), [row])
 
   def init(self, policy):
-    return optimizer.TrainState(policy, (), jnp.int32(0))
+    return train_state.TrainState(policy, (), jnp.int32(0))
 
   def compile(self, state, programs):
     del state, programs
@@ -141,10 +141,12 @@ class TestRun:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         workdir_lib.Workdir, "checkpoints", property(lambda files: epath.Path(tmp_path / "checkpoints" / files.path.name)))
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # it writes TensorBoard's files by itself
+    # it writes TensorBoard's files by itself
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     for name in [name for name in sys.modules if name.startswith("clu")]:
       monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(loop.observe, "metrics", lambda *_: {})  # its iterations have no samples
+    # its iterations have no samples
+    monkeypatch.setattr(loop.observe, "metrics", lambda *_: {})
     image = np.zeros((2, 2, 3), np.uint8)
     sample = {"prompt": "p", "tag": "colors", "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}]}
     shown = lambda experiment, step, *_: [({"step": step, "key": f"{step}", **sample}, [image])]

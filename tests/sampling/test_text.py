@@ -10,7 +10,7 @@ import pytest
 
 from r3jax.model import bagel
 from r3jax.sampling import text
-from r3jax.sequence import layout as layout_lib
+from r3jax.sequence import segments as segments_lib
 from tests import goldens_lib
 
 SAMPLING = "i_sampling"
@@ -81,13 +81,13 @@ def _decode(layout, past, lengths, uniforms, sampling):
 def _context(segments, inputs, lengths, max_length: int):
   """Runs the segments and returns a layout with an answer after them, and the cache."""
   seen = [segment.name for segment in segments]
-  layout = layout_lib.Layout((*segments, layout_lib.text("answer", max_length + 1, seen)))
+  layout = segments_lib.Layout((*segments, segments_lib.text("answer", max_length + 1, seen)))
   return layout, (goldens_lib.run(layout, inputs, lengths).cache,)
 
 
 def _text_context(prompt, lengths, max_length: int):
   return _context(
-      (layout_lib.text("prompt", prompt.shape[1]),), {"prompt": prompt}, lengths, max_length
+      (segments_lib.text("prompt", prompt.shape[1]),), {"prompt": prompt}, lengths, max_length
   )
 
 
@@ -107,7 +107,8 @@ class TestDecode:
     )
     logits = goldens_lib.read(whole.text("answer")[:, :-1], "logits")
     scored = text.logprob(logits, decoded.ids[:, 1:])
-    free = slice(0, limit - 1)  # the last entry belongs to the token that the end replaced
+    # the last entry belongs to the token that the end replaced
+    free = slice(0, limit - 1)
     np.testing.assert_allclose(
         decoded.behavior_logprob[:, free], scored[:, free], atol=1e-5, rtol=0
     )
@@ -135,7 +136,7 @@ class Scripted:
 
 @functools.cache
 def _scripted(script: tuple[tuple[int, ...], ...]) -> text.Decoded:
-  layout = layout_lib.Layout((layout_lib.text("answer", MAX_TOKENS + 1),))
+  layout = segments_lib.Layout((segments_lib.text("answer", MAX_TOKENS + 1),))
   entry = jnp.zeros((1, 1, 1, 1, 1))
   past = (bagel.Cache(entry, entry, ("context",)),)
   rows = jnp.array([list(row) + [7] * (MAX_TOKENS + 1 - len(row)) for row in script])
@@ -145,7 +146,8 @@ def _scripted(script: tuple[tuple[int, ...], ...]) -> text.Decoded:
 
 def _entry(step: int) -> float:
   """Returns the log-prob of what the script wants at a step."""
-  return -np.log1p((VOCABULARY - 1) * np.exp(-(3.0 + step)))  # its logit is 3 + step, the others 0
+  # its logit is 3 + step, the others 0
+  return -np.log1p((VOCABULARY - 1) * np.exp(-(3.0 + step)))
 
 
 class TestDecodeEnds:

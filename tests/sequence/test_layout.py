@@ -6,12 +6,12 @@ import pytest
 
 from r3jax.parity import packing
 from r3jax.parity import rules
-from r3jax.sequence import layout as layout_lib
 from r3jax.sequence import layouts
+from r3jax.sequence import segments
 from tests import goldens_lib
 
 
-def _names(layout: layout_lib.Layout) -> tuple[str, ...]:
+def _names(layout: segments.Layout) -> tuple[str, ...]:
   return tuple(segment.name for segment in layout.segments)
 
 
@@ -22,25 +22,25 @@ class TestVisibility:
       names = _names(layout)
       order = packing.order(layout, names)
       whole = np.zeros((len(order), len(order)), bool)
-      whole[np.ix_(order, order)] = layout_lib.visibility(layout, names, names)
+      whole[np.ix_(order, order)] = segments.visibility(layout, names, names)
       starts = np.cumsum([0] + [segment.capacity for segment in layout.segments])
       for i, query in enumerate(names):
         for j, key in enumerate(names):
           part = whole[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
           rows, columns = packing.order(layout, (query,)), packing.order(layout, (key,))
-          found = layout_lib.visibility(layout, (query,), (key,))
+          found = segments.visibility(layout, (query,), (key,))
           np.testing.assert_array_equal(found, part[np.ix_(rows, columns)])
 
 
 GRID = (1, 2)
-STORY = layout_lib.Layout(
+STORY = segments.Layout(
     (
-        layout_lib.text("system", 4),
-        layout_lib.image("seen", "vit", GRID, ("system",)),
-        layout_lib.image("source", "clean", GRID, ("system", "seen")),
-        layout_lib.text("answer", 3, ("system", "seen", "source")),
-        layout_lib.image("draft", "noise", GRID, ("system", "seen", "source", "answer")),
-        layout_lib.image("later", "noise", GRID, ("system", "seen", "source", "answer")),
+        segments.text("system", 4),
+        segments.image("seen", "vit", GRID, ("system",)),
+        segments.image("source", "clean", GRID, ("system", "seen")),
+        segments.text("answer", 3, ("system", "seen", "source")),
+        segments.image("draft", "noise", GRID, ("system", "seen", "source", "answer")),
+        segments.image("later", "noise", GRID, ("system", "seen", "source", "answer")),
     )
 )
 LENGTHS = {"system": jnp.array([4, 2]), "answer": jnp.array([1, 3])}
@@ -49,13 +49,13 @@ LENGTHS = {"system": jnp.array([4, 2]), "answer": jnp.array([1, 3])}
 class TestPositions:
 
   def test_text_counts_on_and_an_image_takes_one(self):
-    texts = layout_lib.positions(STORY, ("system", "answer"), LENGTHS, 2)
+    texts = segments.positions(STORY, ("system", "answer"), LENGTHS, 2)
     np.testing.assert_array_equal(texts, [[0, 1, 2, 3, 6, 7, 8], [0, 1, 2, 3, 4, 5, 6]])
-    image = layout_lib.positions(STORY, ("source",), LENGTHS, 2)
+    image = segments.positions(STORY, ("source",), LENGTHS, 2)
     np.testing.assert_array_equal(image, [[5] * 4, [3] * 4])
 
   def test_noisy_latents_share_a_position(self):
-    noise = layout_lib.positions(STORY, ("draft", "later"), LENGTHS, 2)
+    noise = segments.positions(STORY, ("draft", "later"), LENGTHS, 2)
     np.testing.assert_array_equal(noise, [[7] * 8] * 2)
 
   @pytest.mark.parametrize("sample", [0, 1])
@@ -106,26 +106,26 @@ class TestPositions:
   def _assert_packed(self, layout, names, packed):
     texts = [segment for segment in layout.segments if segment.kind == "text"]
     lengths = {segment.name: jnp.array([segment.capacity]) for segment in texts}
-    found = layout_lib.positions(layout, names, lengths, 1)[0]
+    found = segments.positions(layout, names, lengths, 1)[0]
     np.testing.assert_array_equal(found, packed[packing.order(layout, names)])
 
 
 class TestFilled:
 
   def test_is_the_length_of_text_and_all_of_an_image(self):
-    found = layout_lib.filled(STORY, ("system", "seen"), LENGTHS, 2)
+    found = segments.filled(STORY, ("system", "seen"), LENGTHS, 2)
     np.testing.assert_array_equal(found, [[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1, 1]])
 
 
 class TestMask:
 
   def test_hides_empty_slots_from_everybody(self):
-    found = layout_lib.mask(STORY, ("answer",), ("system",), LENGTHS, 2).dense()
+    found = segments.mask(STORY, ("answer",), ("system",), LENGTHS, 2).dense()
     np.testing.assert_array_equal(found[0], np.ones((3, 4)))
     np.testing.assert_array_equal(found[1], [[1, 1, 0, 0]] * 3)
 
   def test_hides_noise_from_other_segments(self):
-    found = layout_lib.mask(STORY, ("later",), ("draft", "later"), LENGTHS, 2).dense()
+    found = segments.mask(STORY, ("later",), ("draft", "later"), LENGTHS, 2).dense()
     key = STORY.slots(("draft", "later"))
     np.testing.assert_array_equal(
         found, np.broadcast_to(key.segment == STORY.index("later"), found.shape)
@@ -152,8 +152,8 @@ class TestLayout:
 
   def test_refuses_to_see_a_later_segment(self):
     with pytest.raises(ValueError, match=r"'a' sees \['b'\]"):
-      layout_lib.Layout((layout_lib.text("a", 2, ("b",)), layout_lib.text("b", 2)))
+      segments.Layout((segments.text("a", 2, ("b",)), segments.text("b", 2)))
 
   def test_refuses_a_repeated_name(self):
     with pytest.raises(ValueError, match="must have a new name"):
-      layout_lib.Layout((layout_lib.text("a", 2), layout_lib.text("a", 2)))
+      segments.Layout((segments.text("a", 2), segments.text("a", 2)))

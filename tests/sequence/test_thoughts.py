@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import vocabulary
 
 FIELDS = ("format", "instruction", "instruction_length", "stop", "truncated")
@@ -19,7 +19,7 @@ FIELDS = ("format", "instruction", "instruction_length", "stop", "truncated")
 
 @functools.cache
 def _world():
-  tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+  tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
   return tokenizer, thoughts.tag_ids(tokenizer)
 
 
@@ -35,7 +35,7 @@ def _random_bodies(rng, size, longest, token_count):
   """Draws bodies rich in tags, stop phrases, special tokens and protocol sentences."""
   tokenizer, tags = _world()
   phrase = [tags.no, tags.further, tags.edit]
-  special = tokenizer.encode(" ".join(["<pad>", *tokenizer_lib.SPECIAL_TOKENS.values()]))
+  special = tokenizer.encode(" ".join(["<pad>", *tokenization.SPECIAL_TOKENS.values()]))
   sentences = [i for i, _ in tags.tagged] + list(tags.stopping)
   bodies = []
   for _ in range(size):
@@ -92,14 +92,14 @@ class TestTagIds:
     assert len(tags.stopping) == 1
 
   def test_vocabulary_without_tags_is_refused(self):
-    words = ["<unk>", "no", "further", "edit", *tokenizer_lib.SPECIAL_TOKENS.values()]
+    words = ["<unk>", "no", "further", "edit", *tokenization.SPECIAL_TOKENS.values()]
     tokenizer = _word_level(words)
     with pytest.raises(ValueError, match=r"missing: \['<think>', '</think>'\]"):
       thoughts.tag_ids(tokenizer)
 
   def test_word_that_could_form_the_phrase_is_refused(self):
     words = "<unk> no further edit needed <think> </think> piano".split()
-    tokenizer = _word_level([*words, *tokenizer_lib.SPECIAL_TOKENS.values()])
+    tokenizer = _word_level([*words, *tokenization.SPECIAL_TOKENS.values()])
     with pytest.raises(ValueError, match="saw 'piano'"):
       thoughts.tag_ids(tokenizer)
 
@@ -108,7 +108,7 @@ def _word_level(words):
   model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-  return tokenizer_lib.TextTokenizer(tokenizer)
+  return tokenization.TextTokenizer(tokenizer)
 
 
 class TestParseTokens:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from r3jax.sequence import protocol
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import vocabulary
 
 MERGES = [("1", "2"), ("h", "e"), ("Ġ", "he"), ("he", "he")]
@@ -14,7 +14,7 @@ MERGES = [("1", "2"), ("h", "e"), ("Ġ", "he"), ("he", "he")]
 
 @pytest.fixture(scope="module")
 def world():
-  return tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+  return tokenization.TextTokenizer(vocabulary.build_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def bpe_folder(tmp_path_factory):
   (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
   added = {
       str(260 + i): {"content": token, "special": True}
-      for i, token in enumerate(tokenizer_lib.SPECIAL_TOKENS.values())
+      for i, token in enumerate(tokenization.SPECIAL_TOKENS.values())
   }
   (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
   return folder
@@ -37,31 +37,32 @@ class TestLoad:
 
   def test_tokenizer_json(self, tmp_path, world):
     vocabulary.build_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    loaded = tokenizer_lib.load(tmp_path)
+    loaded = tokenization.load(tmp_path)
     text = protocol.reflection_question("a photo of two rings")
     assert loaded.encode(text) == world.encode(text)
     assert loaded.decode(loaded.encode(text)) == text
     assert loaded.vocabulary == world.vocabulary
 
   def test_byte_level_files(self, bpe_folder):
-    tokenizer = tokenizer_lib.load(bpe_folder)
+    tokenizer = tokenization.load(bpe_folder)
     assert tokenizer.size == 264
     for text in ("hehe  the\n\n12 é漢字 don't", "<|im_end|> x<|im_start|>", " a \n b"):
       assert tokenizer.decode(tokenizer.encode(text)) == text
     ids = tokenizer.vocabulary
     assert tokenizer.encode("hehe he") == [ids["hehe"], ids["Ġhe"]]
-    assert tokenizer.encode("12") == [ids["1"], ids["2"]]  # digits are split before any merge
+    # digits are split before any merge
+    assert tokenizer.encode("12") == [ids["1"], ids["2"]]
     assert tokenizer.encode("<|im_end|>") == [261]
 
   def test_empty_folder_is_refused(self, tmp_path):
     with pytest.raises(ValueError, match="tokenizer.json, or vocab.json and merges.txt"):
-      tokenizer_lib.load(tmp_path)
+      tokenization.load(tmp_path)
 
 
 class TestSpecialIds:
 
   def test_found_by_content(self, world, bpe_folder):
-    ids = tokenizer_lib.load(bpe_folder).special_ids
+    ids = tokenization.load(bpe_folder).special_ids
     assert (ids.text_begin, ids.text_end, ids.image_begin, ids.image_end) == (260, 261, 262, 263)
     assert world.special_ids.image_end == 4
 
@@ -69,7 +70,7 @@ class TestSpecialIds:
     for name in ("vocab.json", "merges.txt"):
       (tmp_path / name).write_text((bpe_folder / name).read_text())
     with pytest.raises(ValueError, match=r"missing: \['<\|im_start\|>', '<\|im_end\|>'"):
-      _ = tokenizer_lib.load(tmp_path).special_ids
+      _ = tokenization.load(tmp_path).special_ids
 
 
 class TestEncode:

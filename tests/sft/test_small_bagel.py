@@ -8,8 +8,8 @@ import numpy as np
 
 from configs import r3_geneval
 from r3jax.evaluation import draw
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.run import experiment as experiment_lib
+from r3jax.parallel import meshes
+from r3jax.run import setup
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import prompts as prompts_lib
 from r3jax.worlds.shapes import scenes as scenes_lib
@@ -19,13 +19,13 @@ from tests.worlds import numpy_verifier
 
 
 @functools.cache
-def _experiment() -> experiment_lib.Experiment:
-  return experiment_lib.build(r3_geneval.get_config("shapes"))
+def _experiment() -> setup.Experiment:
+  return setup.build(r3_geneval.get_config("shapes"))
 
 
 @functools.cache
 def _mesh() -> jax.sharding.Mesh:
-  return mesh_lib.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+  return meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
 
 
 @functools.cache
@@ -38,13 +38,13 @@ def _generate(number: int) -> draw.Round:
   experiment, config = _experiment(), r3_geneval.get_config("shapes")
   with config.unlocked():
     config.eval.points = 12
-  settings = experiment_lib.evaluation_settings(config, experiment.settings)
+  settings = setup.evaluation_settings(config, experiment.settings)
   mesh = _mesh()
   reward, parse = experiment.reward.on(mesh), experiment.parse(mesh)
   evaluator = draw.Evaluator(
       experiment.modules, settings, reward, parse, mesh, rounds=1, batch_size=number // 2, seed=3
   )
-  prompts = experiment.encode(experiment_lib.evenly(prompts_lib.heldout_records(), number, 3)[:number])
+  prompts = experiment.encode(setup.evenly(prompts_lib.heldout_records(), number, 3)[:number])
   with jax.set_mesh(mesh):
     (drafts,) = tiny.draw(evaluator, *_weights(), prompts, 1)
   return drafts
@@ -66,7 +66,8 @@ class TestVerifierOnGeneratedImages:
           differing.add(i)
           margins.append(np.min(abs(objects.error[i, cell] / verifier.THRESHOLDS - 1)))
     assert len(differing) <= 6  # 97 % of the images in full,
-    assert max(margins, default=0) < 0.1  # and what differs lies at the threshold
+    # and what differs lies at the threshold
+    assert max(margins, default=0) < 0.1
 
 
 class TestAutoencoder:
@@ -82,6 +83,7 @@ class TestAutoencoder:
       return jnp.all((before.shape == after.shape) & (before.color == after.color), axis=-1)
 
     scenes = [batches.dense_scene(i, seed=9) for i in range(600)]
-    scenes = [scene.replace(ghost_shape=np.full(9, -1)) for scene in scenes]  # smudges are no objects
+    # smudges are no objects
+    scenes = [scene.replace(ghost_shape=np.full(9, -1)) for scene in scenes]
     stacked = [jax.tree.map(lambda *x: np.stack(x), *scenes[i : i + 100]) for i in range(0, 600, 100)]
     assert np.mean([right(scene) for scene in stacked]) >= 0.99

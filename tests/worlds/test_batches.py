@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r3jax.sequence import layouts
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.sft import small_bagel
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import prompts
@@ -16,7 +16,7 @@ from r3jax.worlds.shapes import vocabulary
 class TestEncoder:
 
   def test_draws_reflect_tags_by_weight_and_the_others_evenly(self):
-    tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+    tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
     capacities = layouts.Capacities(system=3, latent_grid=(3, 3), vit_grid=(3, 3), **small_bagel.TEXT_CAPACITIES)
     mix = batches.Mix(0.5, 0.3, 0.0, 0.0, {"position": 6.0, "color_attr": 2.0})
     records = prompts.by_tag(prompts.train_records())

@@ -45,8 +45,10 @@ class TestRelatedCells:
 
   def test_pairs(self):
     assert (CENTER, RIGHT) in edits_lib.related_cells("right of")
-    assert (CENTER, TOP_LEFT) not in edits_lib.related_cells("above")  # the diagonal is unclear
-    assert len(edits_lib.related_cells("above")) == 13  # 9 in a column, 4 two rows apart
+    # the diagonal is unclear
+    assert (CENTER, TOP_LEFT) not in edits_lib.related_cells("above")
+    # 9 in a column, 4 two rows apart
+    assert len(edits_lib.related_cells("above")) == 13
 
   def test_scenes_of_prompts_agree(self):
     rng = np.random.default_rng(2)
@@ -130,7 +132,8 @@ class TestEditsTowards:
 
   def test_two_new_shapes_are_rather_drawn_than_two_moves(self):
     record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square right of a ring")
-    mirrored = [(SQUARE, RED, 3), (RING, BLUE, 5)]  # nothing is left of one or right of the other
+    # nothing is left of one or right of the other
+    mirrored = [(SQUARE, RED, 3), (RING, BLUE, 5)]
     edits = edits_lib.edits_towards(record, mirrored, np.random.default_rng(0))
     assert [edit.kind for edit in edits] == ["replace", "replace"]
     near = [(SQUARE, RED, 3), (RING, BLUE, 4)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from r3jax.sequence import protocol
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import edits
 from r3jax.worlds.shapes import examples
 from r3jax.worlds.shapes import grammar
@@ -81,7 +81,8 @@ class TestReflectExample:
       stop = example.answer.endswith("</think> no further edit needed")
       right = edits.satisfied(record, scenes.objects_of(example.scene))
       wrong += stop != (right and not scenes.smudges_of(example.scene))
-    assert 0.2 < wrong / 1000 < 0.4  # half of the flaws on wrong scenes keep an edit
+    # half of the flaws on wrong scenes keep an edit
+    assert 0.2 < wrong / 1000 < 0.4
 
   def test_question_is_the_protocol(self):
     record = RECORDS[0]
@@ -159,7 +160,7 @@ class TestRefineExample:
 class TestLengths:
 
   def test_longest_texts(self):
-    tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+    tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
     rng = np.random.default_rng(9)
     longest = collections.Counter()
 

@@ -4,7 +4,7 @@ import collections
 
 import numpy as np
 
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import edits as edits_lib
 from r3jax.worlds.shapes import grammar
 from r3jax.worlds.shapes import prompts
@@ -105,7 +105,8 @@ class TestRelated:
     record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square left of a ring")
     square, ring = (SQUARE, RED, TOP_LEFT), (RING, BLUE, 1)
     assert grammar.related(record, [ring, square]) == grammar.Related((square, ring), "left of")
-    assert grammar.related(record, [square, (RING, BLUE, CENTER)]).relation == ""  # on the diagonal
+    # on the diagonal
+    assert grammar.related(record, [square, (RING, BLUE, CENTER)]).relation == ""
     assert grammar.related(record, [square]) is None
     assert grammar.related(record, [square, (SQUARE, RED, 1)]) is None
     assert grammar.related(record, [square, ring, (RING, RED, BOTTOM)]) is None
@@ -157,14 +158,14 @@ class TestQuestionAnswer:
 class TestVocabulary:
 
   def test_every_word_and_prompt_round_trips(self):
-    tokenizer = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer())
+    tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
     texts = [r["prompt"] for r in cases.RECORDS] + sorted(grammar.WORDS)
     texts += [grammar.match_question(r["prompt"]) for r in cases.RECORDS]
     for text in texts:
       assert tokenizer.decode(tokenizer.encode(text)) == text
 
   def test_ids_are_fixed(self):
-    ids = tokenizer_lib.TextTokenizer(vocabulary.build_tokenizer()).vocabulary
+    ids = tokenization.TextTokenizer(vocabulary.build_tokenizer()).vocabulary
     assert sorted(ids.values()) == list(range(96))
-    first = ["<pad>", *tokenizer_lib.SPECIAL_TOKENS.values(), "<think>", "</think>", "<unk>", ","]
+    first = ["<pad>", *tokenization.SPECIAL_TOKENS.values(), "<think>", "</think>", "<unk>", ","]
     assert [ids[token] for token in first] == list(range(9))

@@ -209,7 +209,8 @@ class TestScore:
   def test_color_is_a_clause_of_its_own(self):
     record = {"include": [{"class": "bow", "count": 1, "color": "red"}]}
     assert _judge(record, ("bow", "red", 0)) == (1, 1, 1)
-    assert _judge(record, ("bow", "blue", 0)) == (.5, 0, 0)  # Count holds, colour does not.
+    # Count holds, colour does not.
+    assert _judge(record, ("bow", "blue", 0)) == (.5, 0, 0)
     assert _judge(record, ("bow", "blue", 0), ("bow", "red", 1)) == (.5, 0, 1)
     assert _judge(record, ("ring", "red", 0)) == (0, 0, 0)
 

@@ -18,7 +18,8 @@ CLASSES = (
     "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote",
     "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
     "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush")
-COLORED = tuple(name for name in CLASSES if name != "person")  # No prompt colours a person.
+# No prompt colours a person.
+COLORED = tuple(name for name in CLASSES if name != "person")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")

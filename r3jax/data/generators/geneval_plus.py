@@ -10,7 +10,8 @@ import itertools
 from r3jax.data.generators import geneval
 from r3jax.data.generators import spaces
 
-SIDES = (("left", "right"), ("above", "below"))  # Regions of the first and the second item.
+# Regions of the first and the second item.
+SIDES = (("left", "right"), ("above", "below"))
 _FEW = (1, 2, 3)
 _MANY = (4, 5, 6, 7)
 _START = "A photo of"

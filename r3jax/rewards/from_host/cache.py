@@ -40,7 +40,8 @@ class Cached:
   def score(self, images: np.ndarray, records: Sequence[dict]) -> list[outcome_lib.Outcome]:
     """See `base.HostReward`."""
     keys = [self._key(image, record) for image, record in zip(images, records)]
-    first = {key: row for row, key in reversed(list(enumerate(keys)))}  # one image of those that are equal
+    # one image of those that are equal
+    first = {key: row for row, key in reversed(list(enumerate(keys)))}
     with self._lock:
       known = {key: self._kept[key] for key in first if key in self._kept}
     rows = sorted(row for key, row in first.items() if key not in known)

@@ -17,7 +17,6 @@ from jax.experimental import io_callback
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax import score as score_lib
 from r3jax import types
 from r3jax.files import jsonl
 from r3jax.rewards import outcome as outcome_lib
@@ -59,7 +58,7 @@ def _call_host(function: Callable, like, mesh: jax.sharding.Mesh, pure: bool) ->
   return buffer_callback.buffer_callback(fill, like, has_side_effect=not pure)
 
 
-def reward_from_host(reward: Callable[[np.ndarray, object], score_lib.Score], parts: tuple[str, ...], mesh: jax.sharding.Mesh):
+def reward_from_host(reward: Callable[[np.ndarray, object], types.Score], parts: tuple[str, ...], mesh: jax.sharding.Mesh):
   """Makes a reward of the compiled step from a Python function.
 
   Args:
@@ -75,7 +74,7 @@ def reward_from_host(reward: Callable[[np.ndarray, object], score_lib.Score], pa
 
   def call(images, target):
     rows = images.shape[0]
-    like = score_lib.Score(
+    like = types.Score(
         jax.ShapeDtypeStruct((rows,), jnp.float32),
         jax.ShapeDtypeStruct((rows,), jnp.bool_),
         {name: jax.ShapeDtypeStruct((rows,), jnp.float32) for name in parts},
@@ -85,7 +84,7 @@ def reward_from_host(reward: Callable[[np.ndarray, object], score_lib.Score], pa
   spec = jax.sharding.PartitionSpec(_INNER)
   scored = jax.shard_map(call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False)
 
-  def score(images: types.Images, target) -> score_lib.Score:
+  def score(images: types.Images, target) -> types.Score:
     rows = images.shape[0]
     # Else the sharding of the rows spreads back into the model, where the partitioner aborts.
     images = jax.lax.with_sharding_constraint(images, jax.sharding.PartitionSpec())
@@ -154,7 +153,7 @@ class Scorer:
     """Returns the reward as the step takes it, see `reward_from_host`."""
     return reward_from_host(self._score, self.parts, mesh)
 
-  def _score(self, images, rows) -> score_lib.Score:
+  def _score(self, images, rows) -> types.Score:
     records = [self._records[row] for row in np.asarray(rows)]
     try:
       outcomes = self._reward.score(np.asarray(images), records)

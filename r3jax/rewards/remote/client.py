@@ -74,7 +74,8 @@ class Settings:
     if not self.endpoints:
       raise ValueError("reward.endpoints must name at least one service, for example http://localhost:8000")
     for number, url in enumerate(self.endpoints):
-      parts = urllib.parse.urlsplit(url)  # what is wrong is not shown: it may be a key
+      # what is wrong is not shown: it may be a key
+      parts = urllib.parse.urlsplit(url)
       if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"reward.endpoints[{number}] must be http://HOST[:PORT] or https://HOST[:PORT]")
       if parts.username or parts.password or parts.query or parts.fragment:
@@ -211,9 +212,11 @@ class Client:
   def __init__(self, settings: Settings):
     self.settings = settings
     self._endpoints = [_Endpoint(url) for url in settings.endpoints]
-    self._lock = threading.Condition()  # notified when an endpoint has answered or failed
+    # notified when an endpoint has answered or failed
+    self._lock = threading.Condition()
     self._meter, self._waiting = _Meter(), 0
-    self._failing_since: float | None = None  # the first failure since anything worked
+    # the first failure since anything worked
+    self._failing_since: float | None = None
     self._random = random.Random()  # for pauses only: no result depends on it
     self._pool = futures.ThreadPoolExecutor(settings.concurrency, "reward")
     # httpcore alone, which httpx stands on: only there can a deadline hold for every read. It follows no
@@ -298,10 +301,12 @@ class Client:
     worked: bool | None = False
     try:
       status, sent, body = self._exchange(method, turn.endpoint.url + path, content, headers, end)
-      if status == 429 or status == 503 and "retry-after" in sent:  # without, it is a proxy whose service is down
+      # without, it is a proxy whose service is down
+      if status == 429 or status == 503 and "retry-after" in sent:
         worked = None
         return _Reply(reason=f"the service answered with status {status}", busy=_retry_after(sent))
-      worked = status == 200 or 400 <= status < 500 and status != 408  # a service that refuses is not broken
+      # a service that refuses is not broken
+      worked = status == 200 or 400 <= status < 500 and status != 408
       if status != 200:
         return _Reply(reason=f"the service answered with status {status}", refused=worked)
       worked = False  # until the reply makes sense

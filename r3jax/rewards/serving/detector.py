@@ -26,7 +26,8 @@ Classify = Callable[[Image.Image, Sequence[str]], list[dict]]
 
 _OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino")
 _COCO_NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
-_COLOR_LABELS = ("{color} {name}", "{color}-colored {name}", "{color} object")  # GenEval's
+# GenEval's
+_COLOR_LABELS = ("{color} {name}", "{color}-colored {name}", "{color} object")
 _LEAST = 0.1  # below what any threshold asks for; keeps the lists short
 _TINY = 1e-30  # the logarithm of a score of 0 is taken of this
 
@@ -119,7 +120,8 @@ def load(detector: str, clip: str) -> Detector:
       return telling(crop, candidate_labels=list(labels), hypothesis_template="a photo of a {}")
 
     blank = Image.new("RGB", (64, 64))
-    find(blank, generators_geneval.CLASSES[:1])  # image processors may miss packages only when they run
+    # image processors may miss packages only when they run
+    find(blank, generators_geneval.CLASSES[:1])
     classify(blank, generators_geneval.COLORS)
   except ImportError as error:
     raise ValueError(f"a detector needs `pip install r3jax[detector]`: {error}") from error

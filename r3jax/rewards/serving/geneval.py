@@ -19,7 +19,8 @@ import math
 from r3jax.data import validation
 from r3jax.data.generators import geneval
 
-_NOT_JUDGED = ("region", "size")  # of GenEval++: they need a vision-language judge
+# of GenEval++: they need a vision-language judge
+_NOT_JUDGED = ("region", "size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,8 @@ def _wrong_items(
     include: Sequence[dict], objects: _Objects, thresholds: Thresholds
 ) -> list[str]:
   """Returns what the official rules find wrong with the items, at most one reason an item."""
-  reasons, matched = [], []  # matched: the objects taken for each item, None where it is wrong
+  # matched: the objects taken for each item, None where it is wrong
+  reasons, matched = [], []
   for item in include:
     taken = _found(item, objects)[:item["count"]]
     reason = _wrong_count(item, taken) or _wrong_color(item, taken)

@@ -59,7 +59,8 @@ class Server(http.server.ThreadingHTTPServer):
     self._changed = threading.Condition()
     self._under_way = 0
     self._identity = protocol.identity(reward.describe())
-    self._requests = collections.deque(maxlen=100_000)  # (start, end, images) of the latest
+    # (start, end, images) of the latest
+    self._requests = collections.deque(maxlen=100_000)
 
   def admit(self) -> bool:
     """Takes a place in the queue; tells if there was one."""
@@ -78,7 +79,8 @@ class Server(http.server.ThreadingHTTPServer):
   def reply(self, request_id: str, items: list[dict]) -> bytes:
     """Returns the answer to a request."""
     start = time.monotonic()
-    with self._scoring:  # around decoding too: the images of one request are in memory at a time
+    # around decoding too: the images of one request are in memory at a time
+    with self._scoring:
       outcomes = self.score(items)
     self._requests.append((start, time.monotonic(), len(items)))
     return protocol.make_reply(request_id, outcomes, self._identity)
@@ -185,7 +187,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self._refuse(413, f"at most {self.server.limits.max_items} items; got {len(items)}")
     try:
       reply = self.server.reply(request_id, items)
-    except Exception:  # whatever the reward raises: the client is told, and the next request may go well
+    except Exception:
+      # whatever the reward raises: the client is told, and the next request may go well
       logging.exception("the reward failed")
       return self._refuse(500, "the reward failed, see the server's log")
     return self._send(200, reply)

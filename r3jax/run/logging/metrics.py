@@ -75,7 +75,8 @@ class Progress:
     """
     self._total_steps, self._clock = total_steps, clock
     self._last = (done_steps, clock())  # (step, time) of the last report.
-    self._warm = None                   # The same of the first one: by then all is compiled.
+    # The same of the first one: by then all is compiled.
+    self._warm = None
 
   def report(self, step: int, rewards: Mapping[str, float]) -> str:
     """Logs and returns the line of a step: rewards, seconds per iteration and the time left.

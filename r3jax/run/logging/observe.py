@@ -11,15 +11,15 @@ import numpy as np
 
 from r3jax.parallel import multihost
 from r3jax.rl import iteration
-from r3jax.rl import optimizer
-from r3jax.run import experiment as experiment_lib
+from r3jax.rl import train_state
+from r3jax.run import setup
 from r3jax.run.logging import sinks
 
 _GAP = 4  # pixels between two images of a picture
 
 
 def metrics(
-    experiment: experiment_lib.Experiment, state: optimizer.TrainState, rows: np.ndarray, samples: iteration.Samples
+    experiment: setup.Experiment, state: train_state.TrainState, rows: np.ndarray, samples: iteration.Samples
 ) -> dict[str, float]:
   """Returns scores by tag, and where the optimizer is. Every process must call it at the same point.
 
@@ -30,7 +30,7 @@ def metrics(
     samples: of the iteration; scores by tag are those of the last edit round.
   """
   settings, tags = experiment.settings, np.array([experiment.train[row]["tag"] for row in rows])
-  found = _optimizer(experiment.optimizer, int(multihost.fetch(optimizer.updates_done(state.opt_state))))
+  found = _optimizer(experiment.optimizer, int(multihost.fetch(train_state.updates_done(state.opt_state))))
   drafts, edits, score = samples.draft_score, samples.edits, samples.edit_score
   found |= by_tag("reason", np.repeat(tags, settings.group_size), *multihost.fetch((drafts.value, drafts.valid)))
   if edits is not None:
@@ -52,9 +52,9 @@ def by_tag(stage: str, tags: np.ndarray, score: np.ndarray, valid: np.ndarray) -
   return {f"{stage}/tag/{tag}": float(np.mean(score[valid & (tags == tag)])) for tag in np.unique(tags[valid])}
 
 
-def _optimizer(settings: optimizer.OptimizerSettings, updates: int) -> dict[str, float]:
+def _optimizer(settings: train_state.OptimizerSettings, updates: int) -> dict[str, float]:
   """Returns the number of updates done, and the learning rates of the last of them."""
-  rate = lambda full: float(optimizer.learning_rate(full, settings.warmup_updates, max(updates - 1, 0)))
+  rate = lambda full: float(train_state.learning_rate(full, settings.warmup_updates, max(updates - 1, 0)))
   return {
       "optimizer/updates": float(updates),
       "optimizer/learning_rate_und": 0.0 if settings.freeze_und else rate(settings.und_learning_rate),

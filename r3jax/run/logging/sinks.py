@@ -94,7 +94,8 @@ class TensorBoard:
     Raises:
       ImportError: TensorFlow is not installed.
     """
-    from clu import metric_writers  # Here, for it imports TensorFlow, which takes seconds.
+    # Here, for it imports TensorFlow, which takes seconds.
+    from clu import metric_writers
 
     self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / "tensorboard")))
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from r3jax.sequence import layouts
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import examples
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
@@ -88,8 +88,9 @@ class Mix:
 class Encoder:
   """Makes the arrays of example number i."""
 
-  records_by_tag: tuple[tuple[dict, ...], ...]  # every tag is drawn equally often, but see `Mix`
-  tokenizer: tokenizer_lib.TextTokenizer
+  # every tag is drawn equally often, but see `Mix`
+  records_by_tag: tuple[tuple[dict, ...], ...]
+  tokenizer: tokenization.TextTokenizer
   capacities: layouts.Capacities
   mix: Mix
   seed: int

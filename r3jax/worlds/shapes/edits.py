@@ -16,8 +16,10 @@ from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 
 MAX_OBJECTS = 6  # in any scene that these functions draw
-KINDS = ("wipe", "redraw", "remove", "recolor", "replace", "move", "add")  # in the order of doing
-_COST = {"replace": 1.01, "move": 1.02}  # others 1: between equally many, rather the easier to draw
+# in the order of doing
+KINDS = ("wipe", "redraw", "remove", "recolor", "replace", "move", "add")
+# others 1: between equally many, rather the easier to draw
+_COST = {"replace": 1.01, "move": 1.02}
 
 Object = tuple[int, int, int]  # indices of shape, color, cell
 

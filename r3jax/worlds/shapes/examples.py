@@ -13,7 +13,8 @@ from r3jax.worlds.shapes import scenes
 
 _RIGHT_SHARE = 0.45  # of the scenes to reflect on, before some are smudged
 _SMUDGED_SHARE = 0.3  # of the scenes to reflect on and to edit
-_DENSE_SHARE = 0.1  # of the imperfect scenes: what stands there does not follow from the prompt
+# of the imperfect scenes: what stands there does not follow from the prompt
+_DENSE_SHARE = 0.1
 # Of the imperfect scenes: those with the error that is typical of the record's tag. Where the error
 # lies between objects, each of which looks right, telling it takes many examples of just that.
 _FLAWED_PLAN_SHARE = {"position": 0.8, "color_attr": 0.8}

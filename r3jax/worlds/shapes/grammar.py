@@ -100,7 +100,8 @@ class Related:
   """The two objects that a record relates, in the prompt's order, and how they stand to each other."""
 
   objects: tuple[edits.Object, edits.Object]
-  relation: str  # of the first to the second; empty where none holds between their cells
+  # of the first to the second; empty where none holds between their cells
+  relation: str
 
 
 def related(record: dict, objects: Sequence[edits.Object]) -> Related | None:

@@ -41,10 +41,14 @@ class Scene:
 
   shape: jax.Array  # [..., 9] index into SHAPES, -1 where the cell is empty.
   color: jax.Array  # [..., 9] index into COLORS.
-  size: jax.Array   # [..., 9] side of the object's square in pixels, one of SIZES.
-  dy: jax.Array     # [..., 9] downward offset in pixels, inside jitter_range(size).
-  dx: jax.Array     # [..., 9] rightward offset in pixels, inside jitter_range(size).
-  ghost_shape: jax.Array  # [..., 9] of the second object, -1 where there is none.
+  # [..., 9] side of the object's square in pixels, one of SIZES.
+  size: jax.Array
+  # [..., 9] downward offset in pixels, inside jitter_range(size).
+  dy: jax.Array
+  # [..., 9] rightward offset in pixels, inside jitter_range(size).
+  dx: jax.Array
+  # [..., 9] of the second object, -1 where there is none.
+  ghost_shape: jax.Array
   ghost_color: jax.Array  # [..., 9]
 
 

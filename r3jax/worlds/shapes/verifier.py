@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax import score as score_lib
 from r3jax import types
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
@@ -30,20 +29,26 @@ MAX_EXCLUDES = 2
 # class in the colour b .0600 |d_b - d_c|². The thresholds are below half of every one of them; they
 # follow the contrast, as the eye does. A true object behind an autoencoder of RMS error e differs by
 # e²: .0036 at .06, and yellow, the faintest, is lost from .089 on.
-_TINTS = (np.float32(scenes.PALETTE) - np.float32(scenes.BACKGROUND)) / 255  # d_c, [colors, 3]
+# d_c, [colors, 3]
+_TINTS = (np.float32(scenes.PALETTE) - np.float32(scenes.BACKGROUND)) / 255
 _APART = np.sum((_TINTS[:, None] - _TINTS) ** 2, -1) + 9 * np.eye(len(_TINTS))
 THRESHOLDS = np.minimum(.0089 * np.sum(_TINTS**2, -1), .03 * np.min(_APART, -1)).astype(np.float32)
-MARKED = .008  # mean squared difference to the background from which on a cell is not blank
+# mean squared difference to the background from which on a cell is not blank
+MARKED = .008
 
 
 @flax.struct.dataclass
 class Objects:
   """Holds what was found in each of the 9 cells of a batch of images."""
 
-  shape: jax.Array  # int32 [B, 9] index into SHAPES, -1 where nothing was found.
-  color: jax.Array  # int32 [B, 9] index into COLORS, -1 where nothing was found.
-  box: jax.Array    # float32 [B, 9, 4] y0, x0, y1, x1 in canvas pixels; ends are exclusive.
-  error: jax.Array  # float32 [B, 9] mean squared difference to the nearest drawing, in [0, 1].
+  # int32 [B, 9] index into SHAPES, -1 where nothing was found.
+  shape: jax.Array
+  # int32 [B, 9] index into COLORS, -1 where nothing was found.
+  color: jax.Array
+  # float32 [B, 9, 4] y0, x0, y1, x1 in canvas pixels; ends are exclusive.
+  box: jax.Array
+  # float32 [B, 9] mean squared difference to the nearest drawing, in [0, 1].
+  error: jax.Array
 
 
 @flax.struct.dataclass
@@ -51,12 +56,16 @@ class Target:
   """Holds what prompts ask for: up to K include items and E exclude items, all int32."""
 
   item_shape: jax.Array     # [..., K] index into SHAPES.
-  item_color: jax.Array     # [..., K] index into COLORS, -1 where any colour will do.
-  item_count: jax.Array     # [..., K] objects asked for; 0 where the item is absent.
-  item_relation: jax.Array  # [..., K] index into RELATIONS, -1 where the place is free.
+  # [..., K] index into COLORS, -1 where any colour will do.
+  item_color: jax.Array
+  # [..., K] objects asked for; 0 where the item is absent.
+  item_count: jax.Array
+  # [..., K] index into RELATIONS, -1 where the place is free.
+  item_relation: jax.Array
   item_other: jax.Array     # [..., K] the item this one stands in relation to.
   exclude_shape: jax.Array  # [..., E] index into SHAPES.
-  exclude_count: jax.Array  # [..., E] fewer than this many may be there; 0 = exclude absent.
+  # [..., E] fewer than this many may be there; 0 = exclude absent.
+  exclude_count: jax.Array
 
 
 def encode_records(records: Sequence[dict]) -> Target:
@@ -97,12 +106,14 @@ def detect(images: types.Images) -> Objects:
     The objects, one at most per cell.
   """
   background = np.float32(scenes.BACKGROUND) / 255
-  cells = _cells(images.astype(jnp.float32) / 255 - background)  # [B, 9, 256, 3]
+  # [B, 9, 256, 3]
+  cells = _cells(images.astype(jnp.float32) / 255 - background)
   color = _nearest_color(cells, _TINTS)
   masks, boxes = _drawings(step=.5)
   tint = jnp.asarray(_TINTS)[color]  # [B, 9, 3]
   overlap = _dot("bnp,tp->bnt", _dot("bnpk,bnk->bnp", cells, tint), masks)
-  energy = jnp.sum(tint**2, -1, keepdims=True) * np.sum(masks**2, 1)  # [B, 9, drawings]
+  # [B, 9, drawings]
+  energy = jnp.sum(tint**2, -1, keepdims=True) * np.sum(masks**2, 1)
   squares = jnp.sum(cells**2, (2, 3))[..., None] - 2 * overlap + energy
   nearest, error = jnp.argmin(squares, -1), jnp.min(squares, -1) / cells[0, 0].size
   found = error < jnp.asarray(THRESHOLDS)[color]
@@ -122,11 +133,12 @@ def _nearest_color(cells: jax.Array, tints: np.ndarray) -> jax.Array:
   """Returns the colour of the nearest drawing on the pixel grid, [B, 9]."""
   masks, _ = _drawings(step=1)
   overlap = _dot("bncp,tp->bnct", _dot("bnpk,ck->bncp", cells, tints), masks)
-  energy = np.sum(tints**2, 1)[:, None] * np.sum(masks**2, 1)  # [colors, drawings]
+  # [colors, drawings]
+  energy = np.sum(tints**2, 1)[:, None] * np.sum(masks**2, 1)
   return jnp.argmin(jnp.min(energy - 2 * overlap, -1), -1)
 
 
-def score(objects: Objects, targets: Target) -> score_lib.Score:
+def score(objects: Objects, targets: Target) -> types.Score:
   """Judges objects by what was asked for.
 
   Every present item makes a count clause over its class, a colour clause over its class and
@@ -151,7 +163,8 @@ def score(objects: Objects, targets: Target) -> score_lib.Score:
   has_color, has_relation = present & (targets.item_color >= 0), targets.item_relation >= 0
   of_class = present[..., None] & (targets.item_shape[..., None] == objects.shape[:, None])
   fits = of_class & (~has_color[..., None]
-                     | (targets.item_color[..., None] == objects.color[:, None]))  # [B, K, 9]
+                     # [B, K, 9]
+                     | (targets.item_color[..., None] == objects.color[:, None]))
   class_found, fits_found = jnp.sum(of_class, -1), jnp.sum(fits, -1)  # [B, K]
   related = _related(objects.box, fits, targets)
   same_class = targets.item_shape[..., None] == targets.item_shape[:, None]
@@ -169,10 +182,10 @@ def score(objects: Objects, targets: Target) -> score_lib.Score:
             & (related | ~has_relation))
   correct = jnp.all(enough, -1) & jnp.all(_excludes_hold(objects, targets), -1)
   parts = {"correct": correct.astype(jnp.float32), "strict": strict.astype(jnp.float32)}
-  return score_lib.Score(value=mean / (1 + extra), valid=jnp.ones_like(strict), parts=parts)
+  return types.Score(value=mean / (1 + extra), valid=jnp.ones_like(strict), parts=parts)
 
 
-def verify(images: types.Images, targets: Target) -> score_lib.Score:
+def verify(images: types.Images, targets: Target) -> types.Score:
   """Scores images, uint8 [B, 48, 48, 3], by their targets, arrays [B, ...].
 
   Adds the part `clutter`: the share of cells that hold something which is no object. It costs
@@ -292,7 +305,8 @@ def _related(box: jax.Array, fits: jax.Array, targets: Target) -> jax.Array:
   """Tells [B, K] if any object that fits an item is in its relation to one of the other item."""
   relation = jnp.maximum(targets.item_relation, 0)[..., None, None]
   holds = jnp.take_along_axis(relations(box), relation, 1)  # [B, K, 9, 9]
-  others = jnp.take_along_axis(fits, targets.item_other[..., None], 1)  # [B, K, 9]
+  # [B, K, 9]
+  others = jnp.take_along_axis(fits, targets.item_other[..., None], 1)
   return jnp.any(holds & fits[..., None] & others[..., None, :], (2, 3))
 
 

@@ -7,15 +7,16 @@ from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 
 from r3jax.sequence import protocol
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import grammar
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 
 _UNKNOWN = "<unk>"
-_SPECIAL = ("<pad>", *tokenizer_lib.SPECIAL_TOKENS.values())  # ids 0 to 4
+_SPECIAL = ("<pad>", *tokenization.SPECIAL_TOKENS.values())  # ids 0 to 4
 _TAGS = ("<think>", "</think>")  # ids 5 and 6; ordinary words start at 8
-_MULTIPLE = 8  # the vocabulary is filled up to a multiple, so that it divides over devices
+# the vocabulary is filled up to a multiple, so that it divides over devices
+_MULTIPLE = 8
 
 
 def protocol_sentences() -> tuple[str, ...]:

@@ -15,11 +15,11 @@ import numpy as np
 from r3jax import types
 from r3jax.agent import samples
 from r3jax.agent import settings as settings_lib
-from r3jax.checkpoint import folder
+from r3jax.checkpoint import pretrained as pretrained_lib
 from r3jax.data import contamination as contamination_lib
 from r3jax.data import sets as sets_lib
+from r3jax.model import architecture
 from r3jax.model import bagel as bagel_lib
-from r3jax.model import config as config_lib
 from r3jax.model import image_encoders
 from r3jax.model import lora as lora_lib
 from r3jax.model import parameters
@@ -29,15 +29,15 @@ from r3jax.rewards import combine
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration as iteration_lib
-from r3jax.rl import optimizer as optimizer_lib
-from r3jax.rl import replicas as replicas_lib
+from r3jax.rl import placement
+from r3jax.rl import train_state
 from r3jax.sampling import guidance
 from r3jax.sampling import schedule as schedule_lib
 from r3jax.sampling import text as text_lib
 from r3jax.sequence import layouts
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
 
@@ -52,7 +52,7 @@ class Base:
     settings: one iteration.
   """
 
-  pretrained: folder.Pretrained
+  pretrained: pretrained_lib.Pretrained
   modules: settings_lib.Modules
   settings: settings_lib.Settings
 
@@ -84,7 +84,7 @@ class Experiment(Base):
     parses_on_host: whether the parser calls back to the host.
   """
 
-  optimizer: optimizer_lib.OptimizerSettings
+  optimizer: train_state.OptimizerSettings
   train: tuple[dict, ...]
   heldout: tuple[dict, ...]
   contamination: contamination_lib.Contamination
@@ -103,9 +103,9 @@ class Experiment(Base):
     Raises:
       ValueError: the samples do not split over the mesh's replicas.
     """
-    replicas = mesh.shape[replicas_lib.AXIS]
-    replicas_lib.check(self.settings.groups, self.settings.group_size, replicas, self.settings.micro_batches)
-    optimizer = optimizer_lib.make_optimizer(self.optimizer)
+    replicas = mesh.shape[placement.AXIS]
+    placement.check(self.settings.groups, self.settings.group_size, replicas, self.settings.micro_batches)
+    optimizer = train_state.make_optimizer(self.optimizer)
     return iteration_lib.Iteration(
         self.modules, self.settings, self.reward.on(mesh), self.parse(mesh), optimizer, replicas
     )
@@ -191,13 +191,13 @@ def _capacities(config, tokenizer, towers: image_encoders.Towers) -> layouts.Cap
   )
 
 
-def _system(tokenizer: tokenizer_lib.TextTokenizer, text: str) -> tuple[int, ...]:
+def _system(tokenizer: tokenization.TextTokenizer, text: str) -> tuple[int, ...]:
   ids = tokenizer.special_ids
   return (ids.text_begin, *tokenizer.encode(text), ids.text_end)
 
 
 def make_settings(config, tokenizer, towers: image_encoders.Towers) -> settings_lib.Settings:
-  text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k, replicas_lib.AXIS)
+  text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k, placement.AXIS)
   return settings_lib.Settings(
       groups=config.groups_per_step,
       group_size=config.group_size,
@@ -243,7 +243,7 @@ def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], it
   raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
 
 
-def make_modules(config, sizes: config_lib.BagelConfig, towers: image_encoders.Towers) -> settings_lib.Modules:
+def make_modules(config, sizes: architecture.BagelConfig, towers: image_encoders.Towers) -> settings_lib.Modules:
   rules, rollout_rules = (rules_lib.Rules.of(config.sharding[part].to_dict()) for part in ("train", "rollout"))
   attention = _attention(config.model.attention, sizes.llm.head_dim)
   bagel = bagel_lib.Bagel(sizes, towers.dtype, config.model.remat, attention, rules, _lora(config, sizes))
@@ -264,7 +264,7 @@ def _attention(name: str, head_dim: int) -> str:
   return attention_on(jax.default_backend(), head_dim) if name == "auto" else name
 
 
-def _lora(config, sizes: config_lib.BagelConfig) -> lora_lib.LoRA:
+def _lora(config, sizes: architecture.BagelConfig) -> lora_lib.LoRA:
   lora = lora_lib.LoRA(**config.model.lora)
   lora.check(sizes.llm)
   if lora.rank and lora.und and config.optimizer.freeze_und:
@@ -280,7 +280,7 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
   """
   if config.model.dtype not in DTYPES:
     raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
-  found, dtype = folder.find(config.model.folder), DTYPES[config.model.dtype]
+  found, dtype = pretrained_lib.find(config.model.folder), DTYPES[config.model.dtype]
   size = (config.image.height, config.image.width)
   kept = preprocess.target_size(*size, found.sizes.autoencoder_transform)
   if kept != size:
@@ -313,7 +313,7 @@ def _build(config, train: tuple[dict, ...], heldout: list[dict], contamination) 
   base = build_base(config)
   return Experiment(
       **vars(base),
-      optimizer=optimizer_lib.OptimizerSettings(**config.optimizer),
+      optimizer=train_state.OptimizerSettings(**config.optimizer),
       train=train,
       heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
       contamination=contamination,

@@ -13,7 +13,8 @@ from tokenizers import pre_tokenizers
 
 from r3jax.sequence import protocol
 
-FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")  # in a folder, where it has them
+# in a folder, where it has them
+FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 SPECIAL_TOKENS = {  # field of SpecialIds -> content of the token
     "text_begin": "<|im_start|>",
     "text_end": "<|im_end|>",

@@ -15,7 +15,8 @@ from r3jax import types
 class TrainState:
   """Everything that training changes."""
 
-  policy: types.Params  # trained parameters: all of the policy's, or the adapters alone
+  # trained parameters: all of the policy's, or the adapters alone
+  policy: types.Params
   opt_state: optax.OptState  # moments, and the number of updates done
   step: jax.Array  # [] int32 iterations done
 
@@ -72,7 +73,8 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
 
   def adamw(rate: float) -> optax.GradientTransformation:
     warm = functools.partial(learning_rate, rate, settings.warmup_updates)
-    schedule = warm if settings.warmup_updates else rate  # a number keeps no count in the state
+    # a number keeps no count in the state
+    schedule = warm if settings.warmup_updates else rate
     return optax.adamw(schedule, settings.b1, settings.b2, settings.eps, weight_decay=settings.weight_decay)
 
   und = optax.set_to_zero() if settings.freeze_und else adamw(settings.und_learning_rate)

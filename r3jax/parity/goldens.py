@@ -17,8 +17,8 @@ import numpy as np
 
 from r3jax import types
 from r3jax.checkpoint import bagel_files
+from r3jax.model import architecture
 from r3jax.model import bagel
-from r3jax.model import config as config_lib
 from r3jax.model import image_encoders
 
 
@@ -35,9 +35,9 @@ class Golden:
   dtype: types.DType = jnp.float32
 
   @functools.cached_property
-  def config(self) -> config_lib.BagelConfig:
+  def config(self) -> architecture.BagelConfig:
     """Sizes of the model."""
-    return config_lib.from_folder(self.folder)
+    return architecture.from_folder(self.folder)
 
   @functools.cached_property
   def constants(self) -> dict:

@@ -86,7 +86,8 @@ class Layout:
     return _slots(self, tuple(names))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # one object per layout and names, see `_slots`
+# one object per layout and names, see `_slots`
+@dataclasses.dataclass(frozen=True, eq=False)
 class Slots:
   """Static description of the slots of some segments, und slots first.
 

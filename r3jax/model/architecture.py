@@ -9,7 +9,8 @@ from etils import epath
 
 from r3jax.sequence import protocol
 
-FILES = ("llm_config.json", "vit_config.json", "constants.json")  # in a model's folder; the last may be missing
+# in a model's folder; the last may be missing
+FILES = ("llm_config.json", "vit_config.json", "constants.json")
 _SELECT_LAYER = -2  # a ViT config counts one layer more than is used
 
 
@@ -81,7 +82,8 @@ class BagelConfig:
   special_ids: protocol.SpecialIds = protocol.SpecialIds()
   latent_patch: int = 2  # latent cells per token side
   max_latent_side: int = 64  # side of the latent position table
-  max_patches_per_side: int = 70  # side of the ViT position table after the connector
+  # side of the ViT position table after the connector
+  max_patches_per_side: int = 70
   autoencoder_transform: ImageTransform = ImageTransform(512, 256, 16)
   vision_transform: ImageTransform = ImageTransform(504, 252, 14)
 

@@ -20,12 +20,12 @@ from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import fingerprint
 from r3jax.checkpoint import orbax_weights
 from r3jax.checkpoint import training
+from r3jax.model import architecture
 from r3jax.model import bagel as bagel_lib
-from r3jax.model import config
 from r3jax.model import lora as lora_lib
 from r3jax.model import parameters
 from r3jax.parallel import rules
-from r3jax.sequence import tokenizer as tokenizer_lib
+from r3jax.sequence import tokenization
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Pretrained:
   """
 
   folder: epath.Path
-  sizes: config.BagelConfig
-  tokenizer: tokenizer_lib.TextTokenizer
+  sizes: architecture.BagelConfig
+  tokenizer: tokenization.TextTokenizer
   trained: epath.Path | None = None
   adapted: tuple[tuple[lora_lib.LoRA, epath.Path], ...] = ()
 
@@ -88,7 +88,8 @@ class Pretrained:
     Raises:
       ValueError: the files are not those of a model of these sizes.
     """
-    stored = None if self.adapted else dtype  # adapters are merged before anything is rounded
+    # adapters are merged before anything is rounded
+    stored = None if self.adapted else dtype
     trained = {path: one for path, one in placed.items() if self.trained and path.startswith("policy/")}
     others = {path: one for path, one in placed.items() if path not in trained}
     if not others:
@@ -148,7 +149,7 @@ def find(folder: str) -> Pretrained:
   path = epath.Path(str(inside) if folder == "shapes" else folder)
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
     return _trained(path)
-  sizes, tokenizer = config.from_folder(path), tokenizer_lib.load(path)
+  sizes, tokenizer = architecture.from_folder(path), tokenization.load(path)
   if tokenizer.size > sizes.llm.vocab_size:
     raise ValueError(
         f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {path}"
@@ -186,7 +187,7 @@ def save(
     progress(1.0)
   else:
     raise ValueError(f"form must be 'bagel' or 'orbax'; got {form!r}")
-  for name in (*config.FILES, *tokenizer_lib.FILES):
+  for name in (*architecture.FILES, *tokenization.FILES):
     if (like.folder / name).is_file():
       (folder / name).write_text((like.folder / name).read_text())
 
