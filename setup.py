@@ -17,31 +17,43 @@ def read_requirements() -> list[str]:
 
 def read_version() -> str:
   """Returns r3jax.__version__ without importing the package."""
-  return re.search(r'^__version__ = "(.+)"$', (ROOT / "r3jax" / "__init__.py").read_text(), re.M)[1]
+  return re.search(
+    r'^__version__ = "(.+)"$',
+    (ROOT / "r3jax" / "__init__.py").read_text(),
+    re.M,
+  )[1]
 
 
 setuptools.setup(
-    name="r3jax",
-    version=read_version(),
-    description="Reason-Reflect-Refine reinforcement learning of the BAGEL multimodal model in JAX",
-    license="Apache-2.0",
-    packages=setuptools.find_packages(include=["r3jax", "r3jax.*"]),
-    package_data={"r3jax": ["assets/**", "report/*.css", "report/*.j2", "report/*.js"]},
-    python_requires=">=3.11",
-    install_requires=read_requirements(),
-    extras_require={
-        "tpu": ["jax[tpu]"],
-        "cuda12": ["jax[cuda12]"],
-        # Compiles for TPU topologies on a machine without one.
-        "aot": ["libtpu==0.0.42"],
-        "gcs": ["etils[epath-gcs]", "gcsfs"],
-        "wandb": ["wandb"],
-        "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
-        # scipy: OWLv2's image processor
-        "detector": ["torch", "transformers", "scipy"],
-        "test": [
-            "beartype>=0.23", "ipykernel>=7.0", "nbclient>=0.11", "playwright>=1.50", "pytest>=9.0", "pytest-timeout>=2.4",
-            "pytest-xdist>=3.8", "pyyaml",
-        ],
-    },
+  name="r3jax",
+  version=read_version(),
+  description="Reason-Reflect-Refine reinforcement learning of the BAGEL multimodal model in JAX",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(include=["r3jax", "r3jax.*"]),
+  package_data={
+    "r3jax": ["assets/**", "report/*.css", "report/*.j2", "report/*.js"]
+  },
+  python_requires=">=3.11",
+  install_requires=read_requirements(),
+  extras_require={
+    "tpu": ["jax[tpu]"],
+    "cuda12": ["jax[cuda12]"],
+    # Compiles for TPU topologies on a machine without one.
+    "aot": ["libtpu==0.0.42"],
+    "gcs": ["etils[epath-gcs]", "gcsfs"],
+    "wandb": ["wandb"],
+    "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
+    # scipy: OWLv2's image processor
+    "detector": ["torch", "transformers", "scipy"],
+    "test": [
+      "beartype>=0.23",
+      "ipykernel>=7.0",
+      "nbclient>=0.11",
+      "playwright>=1.50",
+      "pytest>=9.0",
+      "pytest-timeout>=2.4",
+      "pytest-xdist>=3.8",
+      "pyyaml",
+    ],
+  },
 )

@@ -30,7 +30,8 @@ def _reference_script() -> ConfigDict:
   config.groups_per_step = 8
   config.group_size = 16
 
-  config.model = ConfigDict(dict(
+  config.model = ConfigDict(
+    dict(
       # in BAGEL's format; "shapes" is the small model of the package
       folder="",
       dtype="bfloat16",
@@ -39,13 +40,15 @@ def _reference_script() -> ConfigDict:
       attention="auto",
       # trains low-rank updates of these projections alone, scaled by alpha / rank
       lora=dict(
-          rank=0,  # 0 trains the whole policy
-          alpha=32.0,
-          und=("q", "k", "v", "o", "gate", "up", "down"),
-          gen=("q", "k", "v", "o", "gate", "up", "down"),
+        rank=0,  # 0 trains the whole policy
+        alpha=32.0,
+        und=("q", "k", "v", "o", "gate", "up", "down"),
+        gen=("q", "k", "v", "o", "gate", "up", "down"),
       ),
-  ))
-  config.data = ConfigDict(dict(
+    )
+  )
+  config.data = ConfigDict(
+    dict(
       benchmark="geneval",
       train="generated",  # or a file or URL of JSON lines, or "shapes"
       heldout="",  # GenEval's 553 prompts: a file or URL of JSON lines
@@ -54,9 +57,11 @@ def _reference_script() -> ConfigDict:
       more_tests=(),  # further files whose prompts must not be trained on
       # e.g. ("single_object",): all its prompts are in the test; the run is then contaminated
       keep_tags=(),
-  ))
+    )
+  )
   config.image = ConfigDict(dict(height=512, width=512))
-  config.sequence = ConfigDict(dict(
+  config.sequence = ConfigDict(
+    dict(
       prompt_tokens=96,
       thought_tokens=196,  # sampled at most; one more slot holds the end
       question_tokens=192,
@@ -64,27 +69,65 @@ def _reference_script() -> ConfigDict:
       instruction_tokens=385,
       # "tokens" parses in the graph, for word-level vocabularies
       parser="strings",
-  ))
+    )
+  )
   config.text = ConfigDict(dict(temperature=0.9, top_p=0.9, top_k=0))
-  config.reason = ConfigDict(dict(
-      points=16, shift=3.0, eta_mode="monotonic", eta=0.7, sde_index_max=15,
-      text_scale=4.0, image_scale=1.0, renorm="global", renorm_min=0.0, interval=(0.4, 1.0),
-  ))
-  config.refine = ConfigDict(dict(
-      points=21, shift=3.0, eta_mode="monotonic", eta=1.0, sde_index_max=2,
-      text_scale=4.0, image_scale=1.5, renorm="text_channel", renorm_min=0.0, interval=(0.4, 1.0),
-  ))
-  config.loss = ConfigDict(dict(
-      text_weight=1.0, image_weight=2.0, text_kl=0.001, image_kl=0.001, clip_range=0.2,
-      divide_by_std=False, format_weight=1.0,
-  ))
+  config.reason = ConfigDict(
+    dict(
+      points=16,
+      shift=3.0,
+      eta_mode="monotonic",
+      eta=0.7,
+      sde_index_max=15,
+      text_scale=4.0,
+      image_scale=1.0,
+      renorm="global",
+      renorm_min=0.0,
+      interval=(0.4, 1.0),
+    )
+  )
+  config.refine = ConfigDict(
+    dict(
+      points=21,
+      shift=3.0,
+      eta_mode="monotonic",
+      eta=1.0,
+      sde_index_max=2,
+      text_scale=4.0,
+      image_scale=1.5,
+      renorm="text_channel",
+      renorm_min=0.0,
+      interval=(0.4, 1.0),
+    )
+  )
+  config.loss = ConfigDict(
+    dict(
+      text_weight=1.0,
+      image_weight=2.0,
+      text_kl=0.001,
+      image_kl=0.001,
+      clip_range=0.2,
+      divide_by_std=False,
+      format_weight=1.0,
+    )
+  )
   config.pool = ConfigDict(dict(perfect=0.15))
   config.reflect_rounds = 1  # 0 trains the reason stage only
-  config.optimizer = ConfigDict(dict(
-      und_learning_rate=5e-6, gen_learning_rate=5e-6, warmup_updates=10, b1=0.9, b2=0.95, eps=1e-8,
-      weight_decay=0.0, clip_norm=1.0, freeze_und=False,
-  ))
-  config.reward = ConfigDict(dict(
+  config.optimizer = ConfigDict(
+    dict(
+      und_learning_rate=5e-6,
+      gen_learning_rate=5e-6,
+      warmup_updates=10,
+      b1=0.9,
+      b2=0.95,
+      eps=1e-8,
+      weight_decay=0.0,
+      clip_norm=1.0,
+      freeze_und=False,
+    )
+  )
+  config.reward = ConfigDict(
+    dict(
       # "shapes", "service", "flow_grpo", "unirl", "judge" or "sum", see docs/rewards.md
       name="service",
       # what training uses: "score" (shaped), or a part: "correct", "strict"
@@ -96,9 +139,20 @@ def _reference_script() -> ConfigDict:
       image_format="png",  # or "jpeg", smaller and not exact
       cache=4096,  # scores that are remembered; 0 asks every time
       client=dict(
-          deadline=60.0, attempts=4, pause=0.5, concurrency=8, failures_to_open=5, open_seconds=10.0,
+        deadline=60.0,
+        attempts=4,
+        pause=0.5,
+        concurrency=8,
+        failures_to_open=5,
+        open_seconds=10.0,
       ),
-      judge=dict(task="geneval_plus", model="", prompt_file="", max_tokens=4096, image_format="jpeg"),
+      judge=dict(
+        task="geneval_plus",
+        model="",
+        prompt_file="",
+        max_tokens=4096,
+        image_format="jpeg",
+      ),
       # of "sum": name -> {"name": ..., "weight": ..., other keys of this section}
       members={},
       # images without a score, of those of `failure_window` iterations
@@ -106,42 +160,65 @@ def _reference_script() -> ConfigDict:
       failure_window=20,
       # control experiment: give every sample the reward of another one
       shuffle=False,
-  ))
+    )
+  )
   # the reference's literal loss, see rl/compat.py
   config.compat = ConfigDict(dict(reference_loss=False))
-  config.step = ConfigDict(dict(
+  config.step = ConfigDict(
+    dict(
       mode="fused",  # "split" runs the stages as separate programs
       # parts of a replica's samples whose gradients are computed one after the other
       micro_batches=1,
-  ))
+    )
+  )
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   # logical axis -> mesh axes, see parallel/rules.py
-  config.sharding = ConfigDict(dict(
+  config.sharding = ConfigDict(
+    dict(
       train=dict(
-          embed=("fsdp",), table=("fsdp", "tensor"), vocab=("tensor",), heads=("tensor",), kv_heads=("tensor",),
-          mlp=("tensor",), rows=("fsdp",),
+        embed=("fsdp",),
+        table=("fsdp", "tensor"),
+        vocab=("tensor",),
+        heads=("tensor",),
+        kv_heads=("tensor",),
+        mlp=("tensor",),
+        rows=("fsdp",),
       ),
       # nothing is gathered per token: without the fsdp axis for a layer's inputs
       rollout=dict(
-          table=("fsdp", "tensor"), vocab=("tensor",), heads=("tensor",), kv_heads=("tensor",), mlp=("tensor",),
-          rows=("fsdp",),
+        table=("fsdp", "tensor"),
+        vocab=("tensor",),
+        heads=("tensor",),
+        kv_heads=("tensor",),
+        mlp=("tensor",),
+        rows=("fsdp",),
       ),
-  ))
+    )
+  )
   config.checkpoint = ConfigDict(dict(every=50, keep=2))
-  config.eval = ConfigDict(dict(
+  config.eval = ConfigDict(
+    dict(
       prompts=0,  # 0 = all
-      images_per_prompt=4, rounds=4, points=50, temperature=0.3, batch_size=64, seed=1,
+      images_per_prompt=4,
+      rounds=4,
+      points=50,
+      temperature=0.3,
+      batch_size=64,
+      seed=1,
       every=0,  # iterations between evaluations beside those before and after
       # questions about every draft: "match"; of the embedded world also "existence", "count", "color", "relation"
       ask=(),
       question_tokens=192,
-  ))
-  config.log = ConfigDict(dict(
+    )
+  )
+  config.log = ConfigDict(
+    dict(
       samples_every=10,  # iterations; 0 shows no samples
       samples=8,
       # Weights & Biases, where a project is named, see docs/metrics.md
       wandb=dict(project="", name="", mode="online"),
-  ))
+    )
+  )
   # iterations start .. start + steps - 1 are traced
   config.profile = ConfigDict(dict(start=0, steps=0))
   return config
@@ -155,17 +232,29 @@ def _shapes(config: ConfigDict) -> ConfigDict:
   config.data.update(train="shapes", heldout="shapes")
   config.image.update(height=48, width=48)
   config.sequence.update(
-      prompt_tokens=12, thought_tokens=23, question_tokens=14, answer_tokens=43, instruction_tokens=22,
-      parser="tokens",
+    prompt_tokens=12,
+    thought_tokens=23,
+    question_tokens=14,
+    answer_tokens=43,
+    instruction_tokens=22,
+    parser="tokens",
   )
   config.text.temperature = 1.0
   config.reason.sde_index_max = 4
   # So small a model needs anchors: its images soon stop following its plans, see docs/embedded_world.md.
   config.loss.update(text_kl=0.02, image_kl=20.0)
-  config.optimizer.update(und_learning_rate=1.5e-4, gen_learning_rate=1e-4, warmup_updates=4)
+  config.optimizer.update(
+    und_learning_rate=1.5e-4, gen_learning_rate=1e-4, warmup_updates=4
+  )
   config.reward.name = "shapes"
   config.checkpoint.every = 10
-  config.eval.update(prompts=120, images_per_prompt=1, points=20, batch_size=120, question_tokens=18)
+  config.eval.update(
+    prompts=120,
+    images_per_prompt=1,
+    points=20,
+    batch_size=120,
+    question_tokens=18,
+  )
   config.log.update(samples_every=5, samples=4)
   return config
 
@@ -173,4 +262,8 @@ def _shapes(config: ConfigDict) -> ConfigDict:
 def get_config(variant: str = "bagel") -> ConfigDict:
   """Returns the config of a variant: "bagel", "shapes", or a slice of `slices.py`."""
   config = _reference_script()
-  return (_shapes(config) if variant == "shapes" else slices.on(config, variant, ("shapes",))).lock()
+  return (
+    _shapes(config)
+    if variant == "shapes"
+    else slices.on(config, variant, ("shapes",))
+  ).lock()

@@ -20,32 +20,55 @@ import numpy as np
 from r3jax.parity import check
 from r3jax.parity import goldens
 
-_GOLDENS = flags.DEFINE_string("goldens", None, "Folder of weights, manifest.json and cases.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Compute dtype of the model.")
+_GOLDENS = flags.DEFINE_string(
+  "goldens", None, "Folder of weights, manifest.json and cases."
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Compute dtype of the model."
+)
 _PRECISION = flags.DEFINE_enum(
-    "matmul_precision", "highest", ["highest", "high", "default"], "Of products in float32."
+  "matmul_precision",
+  "highest",
+  ["highest", "high", "default"],
+  "Of products in float32.",
 )
 _SCALE = flags.DEFINE_float(
-    "tolerance_scale", None, "Errors may be this many times the tolerance. Default: 1 in full float32, else no limit."
+  "tolerance_scale",
+  None,
+  "Errors may be this many times the tolerance. Default: 1 in full float32, else no limit.",
 )
-_CASES = flags.DEFINE_list("cases", None, "Only the cases that start so; the others count as skipped.")
+_CASES = flags.DEFINE_list(
+  "cases", None, "Only the cases that start so; the others count as skipped."
+)
 
 
 def _scale() -> float:
   if _SCALE.value is not None:
     return _SCALE.value
-  return 1.0 if (_DTYPE.value, _PRECISION.value) == ("float32", "highest") else np.inf
+  return (
+    1.0
+    if (_DTYPE.value, _PRECISION.value) == ("float32", "highest")
+    else np.inf
+  )
 
 
 def _worst(verdicts: list[check.Verdict]) -> check.Verdict:
   return max(verdicts, key=lambda verdict: (not verdict.finite, verdict.excess))
 
 
-def _row(case: str, verdicts: list[check.Verdict], scale: float, seconds: float) -> tuple[str, bool]:
+def _row(
+  case: str, verdicts: list[check.Verdict], scale: float, seconds: float
+) -> tuple[str, bool]:
   """Returns a line of the table, and whether the case passes."""
-  worst, passes = _worst(verdicts), all(verdict.passes(scale) for verdict in verdicts)
+  worst, passes = (
+    _worst(verdicts),
+    all(verdict.passes(scale) for verdict in verdicts),
+  )
   columns = f"{case:26} {len(verdicts):6} {worst.name:34.34} {worst.error:10.2e} {worst.tolerance!s:>22.22}"
-  return f"{columns} {worst.excess:9.3f} {'pass' if passes else 'FAIL'} {seconds:6.1f} s", passes
+  return (
+    f"{columns} {worst.excess:9.3f} {'pass' if passes else 'FAIL'} {seconds:6.1f} s",
+    passes,
+  )
 
 
 def main(argv):
@@ -54,9 +77,17 @@ def main(argv):
   jax.config.update("jax_default_matmul_precision", _PRECISION.value)
   folder = pathlib.Path(_GOLDENS.value)
   if not (folder / "manifest.json").is_file():
-    sys.exit(f"r3jax: --goldens must be a folder with manifest.json; there is none in {folder}")
-  golden, scale, bad = goldens.Golden(folder, jnp.dtype(_DTYPE.value).type), _scale(), []
-  print(f"{'case':26} {'arrays':>6} {'worst array':34} {'error':>10} {'tolerance':>22} {'of it':>9}")
+    sys.exit(
+      f"r3jax: --goldens must be a folder with manifest.json; there is none in {folder}"
+    )
+  golden, scale, bad = (
+    goldens.Golden(folder, jnp.dtype(_DTYPE.value).type),
+    _scale(),
+    [],
+  )
+  print(
+    f"{'case':26} {'arrays':>6} {'worst array':34} {'error':>10} {'tolerance':>22} {'of it':>9}"
+  )
   for case in golden.manifest:
     if _CASES.value and not case.startswith(tuple(_CASES.value)):
       print(f"{case:26} SKIPPED")
@@ -68,8 +99,10 @@ def main(argv):
     print(line, flush=True)
     bad += [] if passes else [case]
   device = jax.devices()[0].device_kind
-  print(f"{len(golden.manifest) - len(bad)} of {len(golden.manifest)} cases pass on {device}, {_DTYPE.value}, "
-        f"products {_PRECISION.value}")
+  print(
+    f"{len(golden.manifest) - len(bad)} of {len(golden.manifest)} cases pass on {device}, {_DTYPE.value}, "
+    f"products {_PRECISION.value}"
+  )
   sys.exit(1 if bad else 0)
 
 

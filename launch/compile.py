@@ -23,15 +23,36 @@ from ml_collections import config_flags
 # config files import each other
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Slice, for example v5p:4x4x4.")
-_PROGRAM = flags.DEFINE_enum("program", "step", ["step", "evaluate", "generate"], "What is compiled.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, with its variant.", lock_config=True
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "Slice, for example v5p:4x4x4."
+)
+_PROGRAM = flags.DEFINE_enum(
+  "program", "step", ["step", "evaluate", "generate"], "What is compiled."
+)
 _FIND = flags.DEFINE_integer("find", 0, "Search until so many meshes fit.", 0)
 _OUT = flags.DEFINE_string("out", "", "JSON file that gets the numbers.")
-_LAYERS = flags.DEFINE_integer("layers", None, "Layers of the language model, in place of all; for quick looks.", 1)
-_EFFORT = flags.DEFINE_float("effort", -1.0, "How hard XLA looks for fast code: -1 compiles fastest, 0 is its default.", -1.0, 1.0)
-_HLO = flags.DEFINE_string("hlo", "", "Folder that gets the text of the compiled programs.")
-_CHILD = flags.DEFINE_string("child", "", "Internal: the file that the compiling process writes.")
+_LAYERS = flags.DEFINE_integer(
+  "layers",
+  None,
+  "Layers of the language model, in place of all; for quick looks.",
+  1,
+)
+_EFFORT = flags.DEFINE_float(
+  "effort",
+  -1.0,
+  "How hard XLA looks for fast code: -1 compiles fastest, 0 is its default.",
+  -1.0,
+  1.0,
+)
+_HLO = flags.DEFINE_string(
+  "hlo", "", "Folder that gets the text of the compiled programs."
+)
+_CHILD = flags.DEFINE_string(
+  "child", "", "Internal: the file that the compiling process writes."
+)
 
 
 def _in_child(path: pathlib.Path):
@@ -46,7 +67,9 @@ def _in_child(path: pathlib.Path):
   from r3jax.aot import measure
 
   jax.config.update("jax_exec_time_optimization_effort", _EFFORT.value)
-  target = measure.Target(_PROGRAM.value, _CONFIG.value, _TOPOLOGY.value, _LAYERS.value)
+  target = measure.Target(
+    _PROGRAM.value, _CONFIG.value, _TOPOLOGY.value, _LAYERS.value
+  )
   write = lambda found: path.write_text(json.dumps(found))
   if _FIND.value:
     write(measure.candidates(target))
@@ -81,7 +104,9 @@ def _child(*arguments: str) -> Outcome:
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "found.json"
     command = [sys.executable, *sys.argv, *arguments, f"--child={path}"]
-    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    process = subprocess.run(
+      command, stderr=subprocess.PIPE, text=True, check=False
+    )
     found = json.loads(path.read_text()) if path.exists() else {}
   if process.returncode:
     return _failure(process, found)
@@ -98,10 +123,22 @@ def _failure(process: subprocess.CompletedProcess, before: dict) -> Outcome:
     return Outcome(before, text)
   memory = report.out_of_memory(message)
   if memory and before:
-    return Outcome(before, report.needs(before["compiling"], *memory, before["held"], before["mesh"]), memory[0])
-  checks = [line for line in message.splitlines() if "Check failed" in line or "Error" in line]
+    return Outcome(
+      before,
+      report.needs(
+        before["compiling"], *memory, before["held"], before["mesh"]
+      ),
+      memory[0],
+    )
+  checks = [
+    line
+    for line in message.splitlines()
+    if "Check failed" in line or "Error" in line
+  ]
   last = (checks or message.splitlines() or ["no message"])[-1]
-  return Outcome(before, f"the compiler ended with code {process.returncode}: {last}")
+  return Outcome(
+    before, f"the compiler ended with code {process.returncode}: {last}"
+  )
 
 
 def _measure(*arguments: str) -> Outcome:
@@ -125,16 +162,29 @@ def _find(number: int) -> list[dict]:
     sys.exit(f"r3jax: {ranked.problem}")
   for candidate in ranked.found:
     mesh, held, hbm = (candidate[name] for name in ("mesh", "held", "hbm"))
-    splits = [1] if _PROGRAM.value != "step" else search.micro_batches(config.groups_per_step, config.group_size, mesh["data"])
+    splits = (
+      [1]
+      if _PROGRAM.value != "step"
+      else search.micro_batches(
+        config.groups_per_step, config.group_size, mesh["data"]
+      )
+    )
     tried = splits[0]
     while tried and len(fitting) < number:
       changed = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-      outcome = _measure("--find=0", *changed, f"--config.step.micro_batches={tried}")
-      print(f"{mesh}, {tried} micro-batches: {outcome.problem or report.fits(outcome.found)}", flush=True)
+      outcome = _measure(
+        "--find=0", *changed, f"--config.step.micro_batches={tried}"
+      )
+      print(
+        f"{mesh}, {tried} micro-batches: {outcome.problem or report.fits(outcome.found)}",
+        flush=True,
+      )
       if not outcome.problem:
         fitting.append(outcome.found)
         break
-      tried = outcome.used and search.more(splits, tried, outcome.used - held, hbm - held)
+      tried = outcome.used and search.more(
+        splits, tried, outcome.used - held, hbm - held
+      )
   return sorted(fitting, key=report.seconds)
 
 

@@ -21,11 +21,22 @@ from r3jax.checkpoint import pretrained
 from r3jax.model import bagel
 from r3jax.parallel import meshes
 
-_SOURCE = flags.DEFINE_string("source", None, "Folder of the model; 'shapes' is the small model of the package.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write; must not hold a model yet.")
-_FORMAT = flags.DEFINE_enum("format", None, ["orbax", "bagel"], "Of the weights in --out.")
+_SOURCE = flags.DEFINE_string(
+  "source",
+  None,
+  "Folder of the model; 'shapes' is the small model of the package.",
+)
+_OUT = flags.DEFINE_string(
+  "out", None, "Folder to write; must not hold a model yet."
+)
+_FORMAT = flags.DEFINE_enum(
+  "format", None, ["orbax", "bagel"], "Of the weights in --out."
+)
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "Of the weights in --out. Default: as stored."
+  "dtype",
+  None,
+  ["float32", "bfloat16", "float16"],
+  "Of the weights in --out. Default: as stored.",
 )
 
 
@@ -33,7 +44,11 @@ class Bar:
   """A progress bar over a share of something, up to 1."""
 
   def __init__(self, title: str):
-    self._bar = tqdm.tqdm(total=100, desc=title, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}")
+    self._bar = tqdm.tqdm(
+      total=100,
+      desc=title,
+      bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}",
+    )
 
   def __call__(self, share: float):
     """Moves the bar."""
@@ -48,7 +63,10 @@ def main(argv):
   logging.set_verbosity(logging.WARNING)  # Orbax tells every step
   # weights only pass through the host
   jax.config.update("jax_platforms", "cpu")
-  out, dtype = epath.Path(_OUT.value), jnp.dtype(_DTYPE.value) if _DTYPE.value else None
+  out, dtype = (
+    epath.Path(_OUT.value),
+    jnp.dtype(_DTYPE.value) if _DTYPE.value else None,
+  )
   try:
     pretrained.check_free(out)  # before a large model is read
     source = pretrained.find(_SOURCE.value)

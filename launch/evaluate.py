@@ -46,10 +46,18 @@ from r3jax.run import workdir
 # config files import each other
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
-_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Folder of the model, or workdir of a run. Default: model.folder.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, with its variant.", lock_config=True
+)
+_CHECKPOINT = flags.DEFINE_string(
+  "checkpoint",
+  "",
+  "Folder of the model, or workdir of a run. Default: model.folder.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write.")
-_JUDGE = flags.DEFINE_string("judge", None, "rescore: what the other reward is called in files and tables.")
+_JUDGE = flags.DEFINE_string(
+  "judge", None, "rescore: what the other reward is called in files and tables."
+)
 
 
 def _config() -> ml_collections.ConfigDict:
@@ -69,35 +77,57 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   mesh = meshes.make_mesh(**config.mesh)
   exam = held_out.exam(config, experiment, mesh)
   config_guard.check_writable(folder)
-  described = {"model": config.model.to_dict(), "weights": experiment.pretrained.fingerprint()}
+  described = {
+    "model": config.model.to_dict(),
+    "weights": experiment.pretrained.fingerprint(),
+  }
   services = experiment.reward.describe()
-  described |= exam.settings | ({"reward_services": services} if services else {})
+  described |= exam.settings | (
+    {"reward_services": services} if services else {}
+  )
   config_guard.write_or_check(folder, described, may_differ=())
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
   return experiment, mesh, exam, policy, towers
 
 
-def _facts(config: ml_collections.ConfigDict, experiment: setup.Experiment, exam) -> summary_lib.Facts:
+def _facts(
+  config: ml_collections.ConfigDict, experiment: setup.Experiment, exam
+) -> summary_lib.Facts:
   folder = config.model.folder
   trained_on, complete = workdir.trained_on(folder)
   leaked = contamination.leaked(trained_on, experiment.heldout, complete)
-  step = training.latest_step(workdir.Workdir(epath.Path(folder)).checkpoints) or 0
-  return summary_lib.Facts(f"r3jax: evaluation of {folder}", step, leaked, exam.flops, config.eval.seed)
+  step = (
+    training.latest_step(workdir.Workdir(epath.Path(folder)).checkpoints) or 0
+  )
+  return summary_lib.Facts(
+    f"r3jax: evaluation of {folder}", step, leaked, exam.flops, config.eval.seed
+  )
 
 
 def _evaluate():
   config, folder = startup.together(_config), epath.Path(_WORKDIR.value)
-  experiment, mesh, exam, policy, towers = startup.together(_prepare, config, folder)
+  experiment, mesh, exam, policy, towers = startup.together(
+    _prepare, config, folder
+  )
   reward = experiment.reward
   facts = _facts(config, experiment, exam)
   reward.begin(facts.step)
   with jax.set_mesh(mesh), reward.logging_to(folder / "rewards"):
     samples = exam.sit(policy, towers, folder, facts.step)
-  budget.check_evaluation(result.of_samples(samples).missing, config.reward.max_failed_fraction)
+  budget.check_evaluation(
+    result.of_samples(samples).missing, config.reward.max_failed_fraction
+  )
   summary = summary_lib.conclude(folder, samples, facts)
   if not jax.process_index():
-    print("\n\n".join([*summary_lib.notes(summary), *map(render.markdown, render.of_summary(summary).values())]))
+    print(
+      "\n\n".join(
+        [
+          *summary_lib.notes(summary),
+          *map(render.markdown, render.of_summary(summary).values()),
+        ]
+      )
+    )
     print(f"\npage: {folder / 'index.html'}")
 
 
@@ -110,19 +140,33 @@ def _rescore(path: str):
   """Scores the images of an evaluation by the config's reward."""
   config, folder = _config(), epath.Path(path)
   if not re.fullmatch(r"[\w.-]+", _JUDGE.value or ""):
-    raise ValueError(f"--judge must say what the other reward is called, in letters, digits, '.', '-' and '_'; got {_JUDGE.value!r}")
+    raise ValueError(
+      f"--judge must say what the other reward is called, in letters, digits, '.', '-' and '_'; got {_JUDGE.value!r}"
+    )
   if not compare.is_evaluation(folder):
-    raise ValueError(f"rescore must be given the folder of an evaluation; there are no samples in {path}")
+    raise ValueError(
+      f"rescore must be given the folder of an evaluation; there are no samples in {path}"
+    )
   if jax.process_count() > 1:
-    raise ValueError(f"images are scored again in one process; there are {jax.process_count()}")
+    raise ValueError(
+      f"images are scored again in one process; there are {jax.process_count()}"
+    )
   (evaluation,) = compare.read(path)
   heldout = sets.load_heldout(sets.Settings(**config.data))
   records = setup.evenly(heldout, config.eval.prompts, config.eval.seed)
   mesh, reward = meshes.make_mesh(**config.mesh), registry.build(config.reward)
-  scores = second_judge.rescore(reward, mesh, folder, evaluation.samples, records, config.eval.batch_size)
+  scores = second_judge.rescore(
+    reward, mesh, folder, evaluation.samples, records, config.eval.batch_size
+  )
   missing = sum(line["score"] is None for line in scores) / len(scores)
-  found = second_judge.by_tag(second_judge.own(evaluation.samples), scores, config.eval.seed)
-  print(second_judge.write(folder, _JUDGE.value, scores, found, summary_lib.notes(evaluation.summary)))
+  found = second_judge.by_tag(
+    second_judge.own(evaluation.samples), scores, config.eval.seed
+  )
+  print(
+    second_judge.write(
+      folder, _JUDGE.value, scores, found, summary_lib.notes(evaluation.summary)
+    )
+  )
   budget.check_evaluation(missing, config.reward.max_failed_fraction)
 
 
@@ -134,7 +178,9 @@ def main(argv):
   if words[:1] == ["compare"]:
     return startup.together(_compare, words[1:])
   if words and (words[0] != "rescore" or len(words) != 2):
-    raise app.UsageError(f"the command must be none, 'compare A B ...' or 'rescore DIR'; got {words}")
+    raise app.UsageError(
+      f"the command must be none, 'compare A B ...' or 'rescore DIR'; got {words}"
+    )
   config = _CONFIG.value
   if config is not None:
     startup.start(config.mesh, config.eval.batch_size)

@@ -40,24 +40,48 @@ from r3jax.worlds.shapes import vocabulary
 # config files import each other
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-_MODEL = flags.DEFINE_string("model", None, "Folder of the model. Default: the small one of the package.")
+_MODEL = flags.DEFINE_string(
+  "model", None, "Folder of the model. Default: the small one of the package."
+)
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, to set more than the flags do; its eval.* are the defaults of the flags then. Default: configs/r3_geneval.py, with :shapes where "
-    "the model's vocabulary is that of the embedded world.", lock_config=True,
+  "config",
+  None,
+  "Config file, to set more than the flags do; its eval.* are the defaults of the flags then. Default: configs/r3_geneval.py, with :shapes where "
+  "the model's vocabulary is that of the embedded world.",
+  lock_config=True,
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "What to draw.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File of prompts: lines of text, or of JSON with a key 'prompt'.")
-flags.DEFINE_integer("rounds", None, "Rounds at most, the draft included. Default: 4.", lower_bound=1)
-_NUM_IMAGES = flags.DEFINE_integer("num_images", 4, "Images per prompt, or edits of --image.", lower_bound=1)
+_PROMPTS = flags.DEFINE_string(
+  "prompts",
+  None,
+  "File of prompts: lines of text, or of JSON with a key 'prompt'.",
+)
+flags.DEFINE_integer(
+  "rounds",
+  None,
+  "Rounds at most, the draft included. Default: 4.",
+  lower_bound=1,
+)
+_NUM_IMAGES = flags.DEFINE_integer(
+  "num_images", 4, "Images per prompt, or edits of --image.", lower_bound=1
+)
 flags.DEFINE_integer("seed", None, "Of all randomness. Default: 0.")
-flags.DEFINE_integer("points", None, "Points of the ODE. Default: 50.", lower_bound=2)
-flags.DEFINE_float("temperature", None, "Of texts. Default: 0.3.", lower_bound=0)
-_IMAGE = flags.DEFINE_string("image", None, "Image file to edit, or to ask about.")
+flags.DEFINE_integer(
+  "points", None, "Points of the ODE. Default: 50.", lower_bound=2
+)
+flags.DEFINE_float(
+  "temperature", None, "Of texts. Default: 0.3.", lower_bound=0
+)
+_IMAGE = flags.DEFINE_string(
+  "image", None, "Image file to edit, or to ask about."
+)
 _INSTRUCTION = flags.DEFINE_string("instruction", None, "How to edit --image.")
 _QUESTION = flags.DEFINE_string("question", None, "What to ask about --image.")
 _OUT = flags.DEFINE_string("out", None, "Folder to write.")
 
-_CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../configs/r3_geneval.py")
+_CONFIGS = os.path.join(
+  os.path.dirname(os.path.abspath(__file__)), "../configs/r3_geneval.py"
+)
 # of flags that stand for config.eval
 _DEFAULTS = {"rounds": 4, "seed": 0, "points": 50, "temperature": 0.3}
 _MAY_DIFFER = ("mesh", "num_images", "log", "checkpoint", "total_steps", "data")
@@ -72,7 +96,9 @@ class Steps:
   def __call__(self, unused_step: np.ndarray):
     """Notes that a step begins; steps may be told out of order."""
     if self._bar is None:
-      self._bar = tqdm.tqdm(total=self._steps, desc="drawing", leave=False, disable=None)
+      self._bar = tqdm.tqdm(
+        total=self._steps, desc="drawing", leave=False, disable=None
+      )
     self._bar.update(1)
     if self._bar.n >= self._steps:
       self._bar.close()
@@ -87,7 +113,10 @@ def _config() -> ml_collections.ConfigDict:
   """
   config = _CONFIG.value
   if config is None:
-    ours = pretrained.find(_MODEL.value or "shapes").tokenizer.vocabulary == vocabulary.build_tokenizer().get_vocab()
+    ours = (
+      pretrained.find(_MODEL.value or "shapes").tokenizer.vocabulary
+      == vocabulary.build_tokenizer().get_vocab()
+    )
     spec = importlib.util.spec_from_file_location("r3_geneval", _CONFIGS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -95,7 +124,13 @@ def _config() -> ml_collections.ConfigDict:
     config.eval.update(_DEFAULTS)
   if _MODEL.value:
     config.model.folder = _MODEL.value
-  config.eval.update({name: flags.FLAGS[name].value for name in _DEFAULTS if flags.FLAGS[name].value is not None})
+  config.eval.update(
+    {
+      name: flags.FLAGS[name].value
+      for name in _DEFAULTS
+      if flags.FLAGS[name].value is not None
+    }
+  )
   return config
 
 
@@ -122,11 +157,16 @@ def _records() -> list[dict]:
       problems.append(f"{path}:{number}: the object must have a text 'prompt'")
     records += [record] if line else []
   if problems or not records:
-    raise ValueError("--prompts must hold prompts:\n" + "\n".join(problems or [f"{path} has none"]))
+    raise ValueError(
+      "--prompts must hold prompts:\n"
+      + "\n".join(problems or [f"{path} has none"])
+    )
   return records
 
 
-def _targets(config: ml_collections.ConfigDict, records: list[dict]) -> list[verifier.Target | None]:
+def _targets(
+  config: ml_collections.ConfigDict, records: list[dict]
+) -> list[verifier.Target | None]:
   """Returns what the verifier compares with, where it is the reward and the world knows the prompt.
 
   Raises:
@@ -134,27 +174,49 @@ def _targets(config: ml_collections.ConfigDict, records: list[dict]) -> list[ver
   """
   if config.reward.name != "shapes":
     return [None] * len(records)
-  known = {one["prompt"]: one for one in (*prompts.train_records(), *prompts.heldout_records())}
-  scored = [record if "include" in record else known.get(record["prompt"]) for record in records]
+  known = {
+    one["prompt"]: one
+    for one in (*prompts.train_records(), *prompts.heldout_records())
+  }
+  scored = [
+    record if "include" in record else known.get(record["prompt"])
+    for record in records
+  ]
   return [verifier.encode_records([one]) if one else None for one in scored]
 
 
-def _scores(target: verifier.Target | None, images: np.ndarray) -> list[float | None]:
+def _scores(
+  target: verifier.Target | None, images: np.ndarray
+) -> list[float | None]:
   """Returns the verifier's score of every image, None without a target."""
   if target is None:
     return [None] * len(images)
   repeated = jax.tree.map(lambda x: np.repeat(x, len(images), axis=0), target)
-  return [float(value) for value in jax.jit(verifier.verify)(images, repeated).value]
+  return [
+    float(value) for value in jax.jit(verifier.verify)(images, repeated).value
+  ]
 
 
-def _write(folder: epath.Path, name: str, sample: inference.Sample, target, facts: dict):
+def _write(
+  folder: epath.Path, name: str, sample: inference.Sample, target, facts: dict
+):
   images = np.stack([turn.image for turn in sample.turns])
   turns = [
-      {"text": turn.text, "instruction": turn.instruction, "stop": turn.stop, "score": score,
-       "seconds": round(turn.seconds, 3)}
-      for turn, score in zip(sample.turns, _scores(target, images))
+    {
+      "text": turn.text,
+      "instruction": turn.instruction,
+      "stop": turn.stop,
+      "score": score,
+      "seconds": round(turn.seconds, 3),
+    }
+    for turn, score in zip(sample.turns, _scores(target, images))
   ]
-  gallery.write(folder, name, facts | {"size": list(images.shape[1:3]), "turns": turns}, list(images))
+  gallery.write(
+    folder,
+    name,
+    facts | {"size": list(images.shape[1:3]), "turns": turns},
+    list(images),
+  )
 
 
 def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
@@ -169,7 +231,9 @@ def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
     if found is None:
       missing.append(image)
     elif found["prompt"] != prompt:
-      raise ValueError(f"prompt {number} must be {found['prompt']!r} as in {folder}; it is {prompt!r}")
+      raise ValueError(
+        f"prompt {number} must be {found['prompt']!r} as in {folder}; it is {prompt!r}"
+      )
   return missing
 
 
@@ -179,23 +243,53 @@ def draw(config: ml_collections.ConfigDict):
   base, targets = setup.build_base(config), _targets(config, records)
   for record in records:
     # does it fit?
-    base.pretrained.tokenizer.segment(record["prompt"], base.settings.capacities.prompt)
+    base.pretrained.tokenizer.segment(
+      record["prompt"], base.settings.capacities.prompt
+    )
   config_guard.check_writable(folder)
-  facts = {"num_images": _NUM_IMAGES.value, "weights": base.pretrained.fingerprint()}
+  facts = {
+    "num_images": _NUM_IMAGES.value,
+    "weights": base.pretrained.fingerprint(),
+  }
   config_guard.write_or_check(folder, config.to_dict() | facts, _MAY_DIFFER)
-  missing = [_missing(folder, number, record["prompt"]) for number, record in enumerate(records)]
+  missing = [
+    _missing(folder, number, record["prompt"])
+    for number, record in enumerate(records)
+  ]
   title, model = f"R3: {len(records)} prompt{'s' * (len(records) > 1)}", None
   for number, record in enumerate(records):
     if not missing[number]:
       continue
-    model = model or inference.load(config, on_step=Steps(config.eval.points - 1))
+    model = model or inference.load(
+      config, on_step=Steps(config.eval.points - 1)
+    )
     print(f"\n{record['prompt']}")
-    tell = lambda image, turn, text: print(f"  image {image + 1}, {f'round {turn + 1}' if turn else 'draft'}: {text}")
-    samples = model.generate(record["prompt"], _NUM_IMAGES.value, config.eval.rounds, config.eval.seed, number, tell)
+    tell = lambda image, turn, text: print(
+      f"  image {image + 1}, {f'round {turn + 1}' if turn else 'draft'}: {text}"
+    )
+    samples = model.generate(
+      record["prompt"],
+      _NUM_IMAGES.value,
+      config.eval.rounds,
+      config.eval.seed,
+      number,
+      tell,
+    )
     for image in missing[number]:
-      facts = {"prompt": record["prompt"], "prompt_number": number, "image_number": image, "seed": config.eval.seed,
-               "model": config.model.folder}
-      _write(folder, gallery.name_of(number, image), samples[image], targets[number], facts)
+      facts = {
+        "prompt": record["prompt"],
+        "prompt_number": number,
+        "image_number": image,
+        "seed": config.eval.seed,
+        "model": config.model.folder,
+      }
+      _write(
+        folder,
+        gallery.name_of(number, image),
+        samples[image],
+        targets[number],
+        facts,
+      )
     gallery.write_page(folder, title)
   print(f"\npage: {gallery.write_page(folder, title)}")
 
@@ -223,31 +317,55 @@ def revise(config: ml_collections.ConfigDict):
     return
   folder = epath.Path(_OUT.value)
   if (folder / "edit.json").exists():
-    raise ValueError(f"edits are never overwritten: choose another --out than {folder}")
+    raise ValueError(
+      f"edits are never overwritten: choose another --out than {folder}"
+    )
   config_guard.check_writable(folder)
   model = inference.load(config, on_step=Steps(config.eval.points - 1))
-  edits = model.edit(image, _INSTRUCTION.value, _NUM_IMAGES.value, config.eval.seed)
+  edits = model.edit(
+    image, _INSTRUCTION.value, _NUM_IMAGES.value, config.eval.seed
+  )
   names = [f"edit_{i:02d}.png" for i in range(len(edits))]
   for name, edited in zip(names, edits):
     (folder / name).write_bytes(preprocess.png(edited))
     print(folder / name)
-  facts = {"image": _IMAGE.value, "instruction": _INSTRUCTION.value, "seed": config.eval.seed,
-           "model": config.model.folder, "size": list(image.shape[:2]), "edits": names}
+  facts = {
+    "image": _IMAGE.value,
+    "instruction": _INSTRUCTION.value,
+    "seed": config.eval.seed,
+    "model": config.model.folder,
+    "size": list(image.shape[:2]),
+    "edits": names,
+  }
   (folder / "edit.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _check_flags():
   """Raises ValueError unless exactly one thing is asked for, with all that it needs."""
-  asked = {name: flag.value for name, flag in
-           {"prompt": _PROMPT, "prompts": _PROMPTS, "instruction": _INSTRUCTION, "question": _QUESTION}.items()}
+  asked = {
+    name: flag.value
+    for name, flag in {
+      "prompt": _PROMPT,
+      "prompts": _PROMPTS,
+      "instruction": _INSTRUCTION,
+      "question": _QUESTION,
+    }.items()
+  }
   given = [f"--{name}" for name, value in asked.items() if value]
   if len(given) != 1:
-    raise ValueError(f"one of {', '.join('--' + name for name in asked)} must be given; got {given or 'none'}")
+    raise ValueError(
+      f"one of {', '.join('--' + name for name in asked)} must be given; got {given or 'none'}"
+    )
   if bool(_IMAGE.value) != (given[0] in ("--instruction", "--question")):
-    raise ValueError("--instruction and --question need --image, and only they do")
+    raise ValueError(
+      "--instruction and --question need --image, and only they do"
+    )
   if not _OUT.value and given[0] != "--question":
     raise ValueError("--out must name the folder to write")
-  unused = {"--question": ("out", "num_images", "points", "rounds"), "--instruction": ("rounds",)}.get(given[0], ())
+  unused = {
+    "--question": ("out", "num_images", "points", "rounds"),
+    "--instruction": ("rounds",),
+  }.get(given[0], ())
   useless = [f"--{name}" for name in unused if flags.FLAGS[name].present]
   if useless:
     raise ValueError(f"{given[0]} has no use for {', '.join(useless)}")

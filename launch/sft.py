@@ -39,61 +39,112 @@ from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes as scenes_lib
 from r3jax.worlds.shapes import vocabulary
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file.", lock_config=True
+)
 _OUT = flags.DEFINE_string("out", None, "Folder to write, in BAGEL's format.")
 
 
 def log(every: int, step: int, unused_params, metrics: dict):
   """Logs the metrics of every so many steps."""
   if step % every == 0:
-    logging.info("step %d: %s", step, ", ".join(f"{name} {float(x):.4f}" for name, x in metrics.items()))
+    logging.info(
+      "step %d: %s",
+      step,
+      ", ".join(f"{name} {float(x):.4f}" for name, x in metrics.items()),
+    )
 
 
-def train_autoencoder(config: ml_collections.ConfigDict, sizes: architecture.BagelConfig):
+def train_autoencoder(
+  config: ml_collections.ConfigDict, sizes: architecture.BagelConfig
+):
   """Returns trained autoencoder parameters and the sizes with the measured latent scale and shift."""
   model = autoencoder_lib.Autoencoder(sizes.autoencoder)
   blank = jnp.zeros((1, scenes_lib.CANVAS, scenes_lib.CANVAS, 3))
-  params = nn.unbox(jax.jit(model.init)(jax.random.key(config.seed), blank))["params"]
+  params = nn.unbox(jax.jit(model.init)(jax.random.key(config.seed), blank))[
+    "params"
+  ]
   settings = config.autoencoder
   scenes = functools.partial(batches.dense_scene, seed=config.seed)
   data = batches.iterate(scenes, settings.batch_size, settings.num_steps)
 
   def loss(params, scene, key):
-    return train.autoencoder_loss(model, params, scenes_lib.render(scene), settings.kl_weight, key)
+    return train.autoencoder_loss(
+      model, params, scenes_lib.render(scene), settings.kl_weight, key
+    )
 
-  optimizer = train.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
-  params = train.fit(loss, params, optimizer, data, config.seed, functools.partial(log, config.log_every))
-  scene = next(batches.iterate(functools.partial(batches.dense_scene, seed=config.seed + 1), 256, 1))
-  moments = model.apply({"params": params}, preprocess.to_pixels(scenes_lib.render(scene)), method="moments")
+  optimizer = train.adamw(
+    settings.learning_rate, settings.num_steps, settings.warmup
+  )
+  params = train.fit(
+    loss,
+    params,
+    optimizer,
+    data,
+    config.seed,
+    functools.partial(log, config.log_every),
+  )
+  scene = next(
+    batches.iterate(
+      functools.partial(batches.dense_scene, seed=config.seed + 1), 256, 1
+    )
+  )
+  moments = model.apply(
+    {"params": params},
+    preprocess.to_pixels(scenes_lib.render(scene)),
+    method="moments",
+  )
   mean = np.asarray(jnp.split(moments, 2, axis=-1)[0], np.float64)
   measured = dataclasses.replace(
-      sizes.autoencoder, scale=round(float(1 / mean.std()), 4), shift=round(float(mean.mean()), 4)
+    sizes.autoencoder,
+    scale=round(float(1 / mean.std()), 4),
+    shift=round(float(mean.mean()), 4),
   )
   return params, dataclasses.replace(sizes, autoencoder=measured)
 
 
-def train_vision(config: ml_collections.ConfigDict, sizes: architecture.BagelConfig):
+def train_vision(
+  config: ml_collections.ConfigDict, sizes: architecture.BagelConfig
+):
   """Returns trained ViT parameters."""
   vision, settings = sizes.vision, config.vision
   tower = siglip.VisionTransformer(vision)
   patches = jnp.zeros((1, 1, 3 * vision.patch_size**2))
-  params = nn.unbox(jax.jit(tower.init)(jax.random.key(config.seed), patches, jnp.zeros(1, jnp.int32)))["params"]
-  head = jnp.zeros((vision.hidden_size, 3 + len(scenes_lib.SHAPES) + len(scenes_lib.COLORS)))
+  params = nn.unbox(
+    jax.jit(tower.init)(
+      jax.random.key(config.seed), patches, jnp.zeros(1, jnp.int32)
+    )
+  )["params"]
+  head = jnp.zeros(
+    (vision.hidden_size, 3 + len(scenes_lib.SHAPES) + len(scenes_lib.COLORS))
+  )
   scenes = functools.partial(batches.dense_scene, seed=config.seed + 2)
   data = batches.iterate(scenes, settings.batch_size, settings.num_steps)
   loss = lambda params, scene, key: train.vision_loss(tower, params, scene)
-  optimizer = train.adamw(settings.learning_rate, settings.num_steps, settings.warmup)
+  optimizer = train.adamw(
+    settings.learning_rate, settings.num_steps, settings.warmup
+  )
   watch = functools.partial(log, config.log_every)
-  return train.fit(loss, {"tower": params, "head": head}, optimizer, data, config.seed, watch)["tower"]
+  return train.fit(
+    loss, {"tower": params, "head": head}, optimizer, data, config.seed, watch
+  )["tower"]
 
 
-def from_nothing(config: ml_collections.ConfigDict, tokenizer: tokenization.TextTokenizer):
+def from_nothing(
+  config: ml_collections.ConfigDict, tokenizer: tokenization.TextTokenizer
+):
   """Returns trained towers, a fresh policy and the sizes."""
   sizes = small_bagel.sizes(config.model)
   autoencoder, sizes = train_autoencoder(config, sizes)
   modules, _ = _model(sizes, tokenizer)
-  fresh = lambda: nn.unbox(parameters.init(modules.bagel, jax.random.key(config.seed)))
-  weights = {"autoencoder": autoencoder, "vision": train_vision(config, sizes), "policy": jax.jit(fresh)()}
+  fresh = lambda: nn.unbox(
+    parameters.init(modules.bagel, jax.random.key(config.seed))
+  )
+  weights = {
+    "autoencoder": autoencoder,
+    "vision": train_vision(config, sizes),
+    "policy": jax.jit(fresh)(),
+  }
   return weights, sizes
 
 
@@ -105,25 +156,48 @@ def from_start(folder: str, tokenizer: tokenization.TextTokenizer):
   """
   sizes = architecture.from_folder(folder)
   if tokenization.load(folder).vocabulary != tokenizer.vocabulary:
-    raise ValueError(f"the vocabulary of config.start must be this world's; it differs: {folder}")
+    raise ValueError(
+      f"the vocabulary of config.start must be this world's; it differs: {folder}"
+    )
   return bagel_files.load(folder, sizes), sizes
 
 
-def _model(sizes: architecture.BagelConfig, tokenizer: tokenization.TextTokenizer):
+def _model(
+  sizes: architecture.BagelConfig, tokenizer: tokenization.TextTokenizer
+):
   towers = image_encoders.Towers(sizes, (scenes_lib.CANVAS, scenes_lib.CANVAS))
-  return settings_lib.Modules(bagel.Bagel(sizes), towers), small_bagel.sft_settings(tokenizer, towers)
+  return settings_lib.Modules(
+    bagel.Bagel(sizes), towers
+  ), small_bagel.sft_settings(tokenizer, towers)
 
 
-def train_policy(config: ml_collections.ConfigDict, sizes: architecture.BagelConfig, tokenizer, weights, save):
+def train_policy(
+  config: ml_collections.ConfigDict,
+  sizes: architecture.BagelConfig,
+  tokenizer,
+  weights,
+  save,
+):
   """Trains the policy of the weights, texts alone and then all; hands it to `save` now and then."""
   modules, settings = _model(sizes, tokenizer)
-  joint, frozen = config.joint, {name: weights[name] for name in ("autoencoder", "vision")}
-  training = train.JointTraining(modules, settings, frozen, joint.copies, joint.flow_weight, shift=3.0)
+  joint, frozen = (
+    config.joint,
+    {name: weights[name] for name in ("autoencoder", "vision")},
+  )
+  training = train.JointTraining(
+    modules, settings, frozen, joint.copies, joint.flow_weight, shift=3.0
+  )
   policy = weights["policy"]
-  for number, (loss, stage) in enumerate(((training.text_loss, config.text), (training.loss, joint))):
+  for number, (loss, stage) in enumerate(
+    ((training.text_loss, config.text), (training.loss, joint))
+  ):
     seed = 2 * config.seed + number
     encoder = batches.Encoder(
-        prompts.by_tag(prompts.train_records()), tokenizer, settings.capacities, batches.Mix(**config.mix), seed
+      prompts.by_tag(prompts.train_records()),
+      tokenizer,
+      settings.capacities,
+      batches.Mix(**config.mix),
+      seed,
     )
     data = batches.iterate(encoder, stage.batch_size, stage.num_steps)
     optimizer = train.adamw(stage.learning_rate, stage.num_steps, stage.warmup)
@@ -141,7 +215,14 @@ def main(argv):
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   logging.set_verbosity(logging.INFO)
   config, out = _CONFIG.value, pathlib.Path(_OUT.value)
-  meshes.use_all_cores(math.gcd(*(config[stage].batch_size for stage in ("autoencoder", "vision", "text", "joint"))))
+  meshes.use_all_cores(
+    math.gcd(
+      *(
+        config[stage].batch_size
+        for stage in ("autoencoder", "vision", "text", "joint")
+      )
+    )
+  )
   words = vocabulary.build_tokenizer()
   tokenizer = tokenization.TextTokenizer(words)
   try:

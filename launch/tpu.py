@@ -21,8 +21,12 @@ from r3jax.run import loop
 # config files import each other
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with its variant.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; an interrupted run there is resumed.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, with its variant.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; an interrupted run there is resumed."
+)
 
 
 def main(argv):
@@ -30,7 +34,9 @@ def main(argv):
     raise app.UsageError(f"unknown arguments: {argv[1:]}")
   startup.log_ours()
   config = _CONFIG.value
-  startup.start(config.mesh, math.gcd(config.groups_per_step, config.eval.batch_size))
+  startup.start(
+    config.mesh, math.gcd(config.groups_per_step, config.eval.batch_size)
+  )
   programs = startup.keep_programs(config.mesh)
   with multihost.ending_together():
     session, policy = startup.together(loop.prepare, config, _WORKDIR.value)

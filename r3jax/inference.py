@@ -85,7 +85,9 @@ class Stages:
   modules: settings_lib.Modules
   settings: settings_lib.Settings
 
-  def actor(self, policy: types.Params, frozen: types.Params) -> actor_lib.Actor:
+  def actor(
+    self, policy: types.Params, frozen: types.Params
+  ) -> actor_lib.Actor:
     """Returns the model at work."""
     return actor_lib.Actor(self.modules, policy, frozen, self.settings)
 
@@ -112,7 +114,9 @@ def look(stages: Stages, policy, frozen, images) -> samples.Source:
 
 
 @_compiled
-def reflect(stages: Stages, policy, frozen, prompts, source, keys) -> samples.Text:
+def reflect(
+  stages: Stages, policy, frozen, prompts, source, keys
+) -> samples.Text:
   """Answers the questions about every image."""
   return rollout.reflect(stages.actor(policy, frozen), prompts, source, keys)
 
@@ -144,13 +148,13 @@ class Model:
     return self.base.modules.towers.size
 
   def generate(
-      self,
-      prompt: str,
-      num_images: int = 1,
-      rounds: int = 4,
-      seed: int = 0,
-      number: int = 0,
-      on_text: OnText = lambda image, turn, text: None,
+    self,
+    prompt: str,
+    num_images: int = 1,
+    rounds: int = 4,
+    seed: int = 0,
+    number: int = 0,
+    on_text: OnText = lambda image, turn, text: None,
   ) -> list[Sample]:
     """Thinks about a prompt, drafts images, then looks at them and edits them.
 
@@ -170,24 +174,42 @@ class Model:
         lacks; a number is too small.
     """
     if num_images < 1 or rounds < 1:
-      raise ValueError(f"num_images and rounds must be at least 1; got {num_images} and {rounds}")
-    prompts = self._prompts(prompt, protocol.reflection_question(prompt), num_images)
+      raise ValueError(
+        f"num_images and rounds must be at least 1; got {num_images} and {rounds}"
+      )
+    prompts = self._prompts(
+      prompt, protocol.reflection_question(prompt), num_images
+    )
     turns: list[list[Turn]] = [[] for _ in range(num_images)]
     images, stop = None, np.zeros(num_images, bool)
     for turn in range(rounds):
       start = time.monotonic()
       keys = self._keys(seed, number, turn, num_images)
-      make = self._draft if turn == 0 else functools.partial(self._revise, images, stop)
-      texts, images, stop, open_rows = make(prompts, keys, functools.partial(_tell, on_text, turn))
+      make = (
+        self._draft
+        if turn == 0
+        else functools.partial(self._revise, images, stop)
+      )
+      texts, images, stop, open_rows = make(
+        prompts, keys, functools.partial(_tell, on_text, turn)
+      )
       seconds = time.monotonic() - start
       for i in open_rows:
         instruction = thoughts.edit_instruction(texts[i]) if turn else ""
-        turns[i].append(Turn(images[i], texts[i], instruction, bool(stop[i]), seconds))
+        turns[i].append(
+          Turn(images[i], texts[i], instruction, bool(stop[i]), seconds)
+        )
       if stop.all():
         break
     return [Sample(prompt, tuple(made)) for made in turns]
 
-  def edit(self, image: np.ndarray, instruction: str, num_images: int = 1, seed: int = 0) -> list[np.ndarray]:
+  def edit(
+    self,
+    image: np.ndarray,
+    instruction: str,
+    num_images: int = 1,
+    seed: int = 0,
+  ) -> list[np.ndarray]:
     """Edits an image as told, `num_images` times.
 
     Raises:
@@ -199,7 +221,11 @@ class Model:
     segments = self.base.segments([instruction] * num_images, capacity)
     source = self._run(look, np.repeat(image[None], num_images, axis=0))
     told = samples.Instruction(*segments, np.zeros(num_images, bool))
-    return list(np.asarray(self._run(refine, source, told, self._keys(seed, 0, _EDIT, num_images))))
+    return list(
+      np.asarray(
+        self._run(refine, source, told, self._keys(seed, 0, _EDIT, num_images))
+      )
+    )
 
   def ask(self, image: np.ndarray, question: str, seed: int = 0) -> str:
     """Answers a question about an image; the answer begins with the model's thought in <think> tags.
@@ -210,7 +236,12 @@ class Model:
     """
     self._check(image, 1)
     source = self._run(look, image[None])
-    text = self._run(reflect, self._prompts("", question, 1), source, self._keys(seed, 0, _ASK, 1))
+    text = self._run(
+      reflect,
+      self._prompts("", question, 1),
+      source,
+      self._keys(seed, 0, _ASK, 1),
+    )
     return self._decode(text)[0]
 
   # --- Stages ------------------------------------------------------------------------------------
@@ -220,9 +251,21 @@ class Model:
     thought = self._run(think, prompts, text_keys)
     texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
     tell(rows, texts)
-    return texts, np.asarray(self._run(draft, thought, flow_keys)), np.zeros(len(rows), bool), rows
+    return (
+      texts,
+      np.asarray(self._run(draft, thought, flow_keys)),
+      np.zeros(len(rows), bool),
+      rows,
+    )
 
-  def _revise(self, images, stopped: np.ndarray, prompts: samples.Prompts, keys: keys_lib.Keys, tell):
+  def _revise(
+    self,
+    images,
+    stopped: np.ndarray,
+    prompts: samples.Prompts,
+    keys: keys_lib.Keys,
+    tell,
+  ):
     reflect_keys, refine_keys = keys_lib.split_keys(keys)
     source = self._run(look, images)
     text = self._run(reflect, prompts, source, reflect_keys)
@@ -231,7 +274,9 @@ class Model:
     parsed = self._parse(text)
     stop = stopped | parsed.stop
     if not stop.all():
-      told = samples.Instruction(parsed.instruction, parsed.instruction_length, stop)
+      told = samples.Instruction(
+        parsed.instruction, parsed.instruction_length, stop
+      )
       images = np.asarray(self._run(refine, source, told, refine_keys))
     return texts, images, stop, rows
 
@@ -243,27 +288,49 @@ class Model:
 
   # --- In and out --------------------------------------------------------------------------------
 
-  def _keys(self, seed: int, number: int, turn: int, num_images: int) -> keys_lib.Keys:
+  def _keys(
+    self, seed: int, number: int, turn: int, num_images: int
+  ) -> keys_lib.Keys:
     """Returns the keys of evaluation: the same prompt number, image and round draw the same."""
-    ids = np.stack([np.full(num_images, number), np.arange(num_images), np.full(num_images, turn)], axis=1)
+    ids = np.stack(
+      [
+        np.full(num_images, number),
+        np.arange(num_images),
+        np.full(num_images, turn),
+      ],
+      axis=1,
+    )
     return keys_lib.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
 
   def _prompts(self, prompt: str, question: str, rows: int) -> samples.Prompts:
     c = self.base.settings.capacities
-    asked = *self.base.segments([prompt] * rows, c.prompt), *self.base.segments([question] * rows, c.question)
+    asked = (
+      *self.base.segments([prompt] * rows, c.prompt),
+      *self.base.segments([question] * rows, c.question),
+    )
     return samples.Prompts(*asked, None, np.zeros(rows, np.int32))
 
   def _parse(self, text: samples.Text) -> thoughts.Parsed:
-    tokenizer, capacity = self.base.pretrained.tokenizer, self.base.settings.capacities.instruction
-    return thoughts.parse_strings(text.ids, text.lengths, "reflect", tokenizer, capacity)
+    tokenizer, capacity = (
+      self.base.pretrained.tokenizer,
+      self.base.settings.capacities.instruction,
+    )
+    return thoughts.parse_strings(
+      text.ids, text.lengths, "reflect", tokenizer, capacity
+    )
 
   def _decode(self, text: samples.Text) -> list[str]:
     ids, lengths = np.asarray(text.ids), np.asarray(text.lengths)
-    return [self.base.pretrained.tokenizer.decode(row[1 : n - 1].tolist()) for row, n in zip(ids, lengths)]
+    return [
+      self.base.pretrained.tokenizer.decode(row[1 : n - 1].tolist())
+      for row, n in zip(ids, lengths)
+    ]
 
   def _check(self, image: np.ndarray, num_images: int):
     if image.dtype != np.uint8 or image.shape != (*self.size, 3):
-      raise ValueError(f"an image must be uint8 {[*self.size, 3]}; got {image.dtype} {list(image.shape)}")
+      raise ValueError(
+        f"an image must be uint8 {[*self.size, 3]}; got {image.dtype} {list(image.shape)}"
+      )
     if num_images < 1:
       raise ValueError(f"num_images must be at least 1; got {num_images}")
 
@@ -274,9 +341,9 @@ def _tell(on_text: OnText, turn: int, rows, texts: list[str]):
 
 
 def load(
-    config: ml_collections.ConfigDict,
-    mesh: jax.sharding.Mesh | None = None,
-    on_step: Callable[[np.ndarray], None] | None = None,
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh | None = None,
+  on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Model:
   """Loads the model of a config, with parameters in the dtype that it computes in.
 
@@ -291,7 +358,9 @@ def load(
     ValueError: the config or the model's folder cannot be used, or there are several processes.
   """
   if jax.process_count() > 1:
-    raise ValueError(f"inference runs in one process; there are {jax.process_count()}")
+    raise ValueError(
+      f"inference runs in one process; there are {jax.process_count()}"
+    )
   base = setup.build_base(config)
   made = make_stages(config, base.modules, base.settings, on_step)
   mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
@@ -301,10 +370,10 @@ def load(
 
 
 def make_stages(
-    config: ml_collections.ConfigDict,
-    modules: settings_lib.Modules,
-    settings: settings_lib.Settings,
-    on_step: Callable[[np.ndarray], None] | None = None,
+  config: ml_collections.ConfigDict,
+  modules: settings_lib.Modules,
+  settings: settings_lib.Settings,
+  on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Stages:
   """Returns the stages of a config at inference: sampling as in evaluation, rules of rollouts, nothing mapped.
 
@@ -317,11 +386,11 @@ def make_stages(
   flow = lambda stage: dataclasses.replace(stage, on_step=on_step)
   text = lambda stage: dataclasses.replace(stage, axis=None)
   settings = dataclasses.replace(
-      settings,
-      reason_text=text(settings.reason_text),
-      reflect_text=text(settings.reflect_text),
-      reason_flow=flow(settings.reason_flow),
-      refine_flow=flow(settings.refine_flow),
+    settings,
+    reason_text=text(settings.reason_text),
+    reflect_text=text(settings.reflect_text),
+    reason_flow=flow(settings.reason_flow),
+    refine_flow=flow(settings.refine_flow),
   )
   bagel = modules.bagel.clone(rules=modules.rollout_rules)
   return Stages(dataclasses.replace(modules, bagel=bagel), settings)
@@ -331,7 +400,9 @@ def _mesh(config: ml_collections.ConfigDict, heads: int) -> jax.sharding.Mesh:
   if config.mesh.data != -1:
     return meshes.make_mesh(**config.mesh)
   tensor = math.gcd(jax.device_count(), heads)
-  return meshes.make_mesh(data=1, fsdp=jax.device_count() // tensor, tensor=tensor)
+  return meshes.make_mesh(
+    data=1, fsdp=jax.device_count() // tensor, tensor=tensor
+  )
 
 
 def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
@@ -344,6 +415,9 @@ def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: the model's folder cannot be read.
   """
-  size = preprocess.target_size(*image.shape[:2], pretrained.find(config.model.folder).sizes.autoencoder_transform)
+  size = preprocess.target_size(
+    *image.shape[:2],
+    pretrained.find(config.model.folder).sizes.autoencoder_transform,
+  )
   config.image.update(height=size[0], width=size[1])
   return np.asarray(preprocess.resize(image[None], size))[0]

@@ -17,7 +17,11 @@ from collections.abc import Callable
 
 import flax.struct
 import jax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array
+from jaxtyping import Bool
+from jaxtyping import Float
+from jaxtyping import Int
+from jaxtyping import UInt8
 
 Params = dict  # nested dict of arrays
 Key = jax.Array  # typed PRNG key, or an array of them

@@ -10,10 +10,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in _flags:
   _flags += " --xla_force_host_platform_device_count=8"
-if os.environ["JAX_PLATFORMS"] == "cpu" and "xla_backend_optimization_level" not in _flags:
+if (
+  os.environ["JAX_PLATFORMS"] == "cpu"
+  and "xla_backend_optimization_level" not in _flags
+):
   # The tests compile much and compute little: this halves their time.
-  _flags += " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-if os.environ["JAX_PLATFORMS"] == "cpu" and "collective_call_terminate" not in _flags:
+  _flags += (
+    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+  )
+if (
+  os.environ["JAX_PLATFORMS"] == "cpu"
+  and "collective_call_terminate" not in _flags
+):
   # XLA aborts the process where one device waits 40 s for another: eight of them on two busy cores may.
   _flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["XLA_FLAGS"] = _flags.strip()

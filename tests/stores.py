@@ -32,10 +32,16 @@ class MemoryStore(backend.Backend):
   def open(self, path, mode):
     if "r" in mode:
       content = self._get(path)
-      return io.BytesIO(content) if "b" in mode else io.StringIO(content.decode())
+      return (
+        io.BytesIO(content) if "b" in mode else io.StringIO(content.decode())
+      )
     if "w" not in mode:
       raise ValueError(f"an object cannot be opened to {mode!r}")
-    return _Writer(self, path) if "b" in mode else io.TextIOWrapper(_Writer(self, path), encoding="utf-8", newline="")
+    return (
+      _Writer(self, path)
+      if "b" in mode
+      else io.TextIOWrapper(_Writer(self, path), encoding="utf-8", newline="")
+    )
 
   def exists(self, path):
     return path in self.objects or self.isdir(path)
@@ -45,14 +51,22 @@ class MemoryStore(backend.Backend):
 
   def listdir(self, path):
     start = path.rstrip("/") + "/"
-    return sorted({name[len(start):].split("/")[0] for name in self.objects if name.startswith(start)})
+    return sorted(
+      {
+        name[len(start) :].split("/")[0]
+        for name in self.objects
+        if name.startswith(start)
+      }
+    )
 
   def remove(self, path):
     self._get(path)
     del self.objects[path]
 
   def rmtree(self, path):
-    for name in [name for name in self.objects if name.startswith(path.rstrip("/") + "/")]:
+    for name in [
+      name for name in self.objects if name.startswith(path.rstrip("/") + "/")
+    ]:
       del self.objects[name]
 
   def replace(self, path, dst):  # a copy, then a removal, as in real stores
@@ -66,7 +80,11 @@ class MemoryStore(backend.Backend):
     del path, exist_ok, mode
 
   def stat(self, path):
-    return stat_utils.StatResult(is_directory=self.isdir(path), length=len(self.objects.get(path, b"")), mtime=0)
+    return stat_utils.StatResult(
+      is_directory=self.isdir(path),
+      length=len(self.objects.get(path, b"")),
+      mtime=0,
+    )
 
   def glob(self, path):
     raise NotImplementedError(path)

@@ -11,36 +11,60 @@ from configs import slices
 from r3jax.rl import placement
 
 
-
 def _devices(topology: str) -> int:
   """Returns how many devices JAX sees: a chip of tpu7x is two."""
   chip, _, shape = topology.partition(":")
-  return math.prod(int(n) for n in shape.split("x")) * (2 if chip == "tpu7x" else 1)
+  return math.prod(int(n) for n in shape.split("x")) * (
+    2 if chip == "tpu7x" else 1
+  )
 
 
-DEVICES = {name: _devices(topology) for name, (topology, _) in slices.SLICES.items()}
+DEVICES = {
+  name: _devices(topology) for name, (topology, _) in slices.SLICES.items()
+}
 
 
 class TestSlices:
-
   @pytest.mark.parametrize("name", slices.SLICES)
   @pytest.mark.parametrize("file", [r3_geneval, r3_geneval_plus, r3_tiif])
   def test_mesh_is_that_of_the_slice_and_the_samples_split(self, file, name):
     config = file.get_config(name)
     mesh = config.mesh
     assert mesh.data * mesh.fsdp * mesh.tensor == DEVICES[name]
-    placement.check(config.groups_per_step, config.group_size, mesh.data, config.step.micro_batches)
-    rows = config.groups_per_step * config.group_size // mesh.data // config.step.micro_batches
+    placement.check(
+      config.groups_per_step,
+      config.group_size,
+      mesh.data,
+      config.step.micro_batches,
+    )
+    rows = (
+      config.groups_per_step
+      * config.group_size
+      // mesh.data
+      // config.step.micro_batches
+    )
     assert rows % mesh.fsdp == 0  # every chip has rows of its own in an update
     assert 28 % mesh.tensor == 4 % mesh.tensor == 0  # heads
 
   def test_names_tell_the_size(self):
-    cores = {name: number * (2 if "v5p" in name else 1) for name, number in DEVICES.items()}
-    assert cores == {name: int(name.rpartition("-")[2]) for name in slices.SLICES}
+    cores = {
+      name: number * (2 if "v5p" in name else 1)
+      for name, number in DEVICES.items()
+    }
+    assert cores == {
+      name: int(name.rpartition("-")[2]) for name in slices.SLICES
+    }
 
   def test_unknown_variant_lists_the_known(self):
-    with pytest.raises(ValueError, match="must be one of .*'bagel', 'shapes', 'v5p-128'.*; got 'v9'"):
+    with pytest.raises(
+      ValueError,
+      match="must be one of .*'bagel', 'shapes', 'v5p-128'.*; got 'v9'",
+    ):
       r3_geneval.get_config("v9")
 
   def test_adapters_alone_are_trained_on_the_smallest(self):
-    assert r3_geneval.get_config("lora-v5e-16").model.lora.rank > 0 == r3_geneval.get_config("v5p-128").model.lora.rank
+    assert (
+      r3_geneval.get_config("lora-v5e-16").model.lora.rank
+      > 0
+      == r3_geneval.get_config("v5p-128").model.lora.rank
+    )

@@ -3,13 +3,18 @@
 from tests import documented
 
 CHECKED = {  # kind -> the test that holds it against a run
-    "always": "run/test_loop.py", "tag": "run/test_loop.py", "samples": "run/test_loop.py", "evaluation": "run/test_loop.py", "split": "rl/test_iteration.py",
-    "service": "rewards/test_faults.py", "cache": "rewards/test_cache.py", "judge": "rewards/test_judge.py",
+  "always": "run/test_loop.py",
+  "tag": "run/test_loop.py",
+  "samples": "run/test_loop.py",
+  "evaluation": "run/test_loop.py",
+  "split": "rl/test_iteration.py",
+  "service": "rewards/test_faults.py",
+  "cache": "rewards/test_cache.py",
+  "judge": "rewards/test_judge.py",
 }
 
 
 class TestTable:
-
   def test_every_kind_is_checked_somewhere(self):
     assert {row.when for row in documented.rows()} == set(CHECKED)
 
@@ -19,12 +24,30 @@ class TestTable:
 
 
 class TestCheck:
-
   def test_tells_what_is_missing_and_what_is_not_documented(self):
     whens, parts = ("always", "tag"), ("strict",)
-    assert documented.undocumented(["edit2/score", "reason/strict", "reason/tag/colors"], *whens, parts=parts) == set()
-    names = ["reason/shaped", "reason/scores", "xreason/score", "seconds/stage/draft"]
+    assert (
+      documented.undocumented(
+        ["edit2/score", "reason/strict", "reason/tag/colors"],
+        *whens,
+        parts=parts,
+      )
+      == set()
+    )
+    names = [
+      "reason/shaped",
+      "reason/scores",
+      "xreason/score",
+      "seconds/stage/draft",
+    ]
     assert documented.undocumented(names, *whens, parts=parts) == set(names)
-    absent = documented.missing(["reason/score", "reason/strict", "edit/tag/colors"], *whens, parts=parts)
-    assert {"edit/score", "edit/strict", r"reason/tag/\w+", "seconds/step"} <= absent
+    absent = documented.missing(
+      ["reason/score", "reason/strict", "edit/tag/colors"], *whens, parts=parts
+    )
+    assert {
+      "edit/score",
+      "edit/strict",
+      r"reason/tag/\w+",
+      "seconds/step",
+    } <= absent
     assert not {"reason/score", "reason/strict", r"edit/tag/\w+"} & absent

@@ -17,14 +17,27 @@ from r3jax.run import workdir as workdir_lib
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS = {"eval.prompts": 12, "eval.images_per_prompt": 2, "eval.rounds": 3, "eval.ask": "('match','count')"}
+SETTINGS = {
+  "eval.prompts": 12,
+  "eval.images_per_prompt": 2,
+  "eval.rounds": 3,
+  "eval.ask": "('match','count')",
+}
 
 
 def start(*arguments: str, log: pathlib.Path) -> subprocess.Popen:
-  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+  flags = re.sub(
+    r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"]
+  )
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
   with log.open("a") as file:
-    return subprocess.Popen([sys.executable, "launch/evaluate.py", *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file)
+    return subprocess.Popen(
+      [sys.executable, "launch/evaluate.py", *arguments],
+      cwd=ROOT,
+      env=environment,
+      stdout=file,
+      stderr=file,
+    )
 
 
 def run(*arguments: str, log: pathlib.Path) -> str:
@@ -33,17 +46,24 @@ def run(*arguments: str, log: pathlib.Path) -> str:
   return log.read_text()
 
 
-def flags_of(model: pathlib.Path, workdir: pathlib.Path, **changes) -> list[str]:
+def flags_of(
+  model: pathlib.Path, workdir: pathlib.Path, **changes
+) -> list[str]:
   settings = tiny.settings(model) | SETTINGS | changes
-  return ["--config=configs/r3_geneval.py:shapes", f"--workdir={workdir}",
-          *(f"--config.{key}={value}" for key, value in settings.items())]
+  return [
+    "--config=configs/r3_geneval.py:shapes",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in settings.items()),
+  ]
 
 
 @pytest.fixture(name="evaluated", scope="module")
 def fixture_evaluated(tiny_model, tmp_path_factory):
   """An evaluation that was killed and went on, and one that was not."""
   folder = tmp_path_factory.mktemp("evaluated")
-  killed = start(*flags_of(tiny_model, folder / "killed"), log=folder / "killed.log")
+  killed = start(
+    *flags_of(tiny_model, folder / "killed"), log=folder / "killed.log"
+  )
   while not (folder / "killed" / "samples.jsonl").exists():
     assert killed.poll() is None, (folder / "killed.log").read_text()[-3000:]
     time.sleep(0.005)
@@ -56,11 +76,13 @@ def fixture_evaluated(tiny_model, tmp_path_factory):
 
 
 class TestEvaluate:
-
   def test_goes_on_to_the_same_result(self, evaluated):
     folder, written = evaluated
     plain = lambda name: [
-        sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in page.read_samples(folder / name)]
+      sample
+      | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]}
+      for sample in page.read_samples(folder / name)
+    ]
     assert 0 < len(written) < 24
     assert plain("killed") == plain("whole") and len(plain("whole")) == 24
     # not drawn again
@@ -69,40 +91,77 @@ class TestEvaluate:
   def test_files_are_as_documented(self, evaluated):
     folder, _ = evaluated
     assert {path.name for path in (folder / "whole").iterdir()} == {
-        "config.json", "settings.json", "samples.jsonl", "images", "summary.json", "tables.md", "tables", "index.html"}
+      "config.json",
+      "settings.json",
+      "samples.jsonl",
+      "images",
+      "summary.json",
+      "tables.md",
+      "tables",
+      "index.html",
+    }
     summary = json.loads((folder / "whole" / "summary.json").read_text())
-    assert len(summary["rounds"]) == 3 and summary["leaked"]["complete"] is False
+    assert (
+      len(summary["rounds"]) == 3 and summary["leaked"]["complete"] is False
+    )
     assert set(summary["understanding"]) == {"match", "count"}
     log = (folder / "whole.log").read_text()
     assert "is not known in full" in log and "| draft |" in log
 
-  def test_another_config_in_the_folder_is_refused(self, evaluated, tiny_model, tmp_path):
+  def test_another_config_in_the_folder_is_refused(
+    self, evaluated, tiny_model, tmp_path
+  ):
     folder, _ = evaluated
-    process = start(*flags_of(tiny_model, folder / "whole", **{"eval.points": 4}), log=tmp_path / "log")
+    process = start(
+      *flags_of(tiny_model, folder / "whole", **{"eval.points": 4}),
+      log=tmp_path / "log",
+    )
     assert process.wait(timeout=600) == 1
     assert "eval.points: 3 there, 4 now" in (tmp_path / "log").read_text()
 
   def test_comparison_of_two(self, evaluated, tmp_path):
     folder, _ = evaluated
-    said = run("compare", str(folder / "whole"), str(folder / "killed"), f"--workdir={tmp_path / 'out'}", log=tmp_path / "log")
-    assert "+0.000 [+0.000, +0.000]" in said and (tmp_path / "out" / "by_round.svg").exists()
+    said = run(
+      "compare",
+      str(folder / "whole"),
+      str(folder / "killed"),
+      f"--workdir={tmp_path / 'out'}",
+      log=tmp_path / "log",
+    )
+    assert (
+      "+0.000 [+0.000, +0.000]" in said
+      and (tmp_path / "out" / "by_round.svg").exists()
+    )
 
-  def test_judge_swap_with_the_same_judge_agrees(self, evaluated, tiny_model, tmp_path):
+  def test_judge_swap_with_the_same_judge_agrees(
+    self, evaluated, tiny_model, tmp_path
+  ):
     folder, _ = evaluated
-    said = run("rescore", str(folder / "whole"), "--judge=again", *flags_of(tiny_model, tmp_path)[:1],
-               *flags_of(tiny_model, tmp_path)[2:], log=tmp_path / "log")
+    said = run(
+      "rescore",
+      str(folder / "whole"),
+      "--judge=again",
+      *flags_of(tiny_model, tmp_path)[:1],
+      *flags_of(tiny_model, tmp_path)[2:],
+      log=tmp_path / "log",
+    )
     assert "| all |" in said
-    found = json.loads((folder / "whole" / "judges" / "again.json").read_text())["agreement"]["all"]
+    found = json.loads(
+      (folder / "whole" / "judges" / "again.json").read_text()
+    )["agreement"]["all"]
     assert found["agreement"] == 1.0 and found["difference"] == [0.0, 0.0, 0.0]
 
 
 class TestTrainedOn:
-
   def test_runs_upon_runs_are_added_up(self, tmp_path):
     for name, before in (("a", "shapes"), ("b", str(tmp_path / "a"))):
       (tmp_path / name).mkdir()
-      (tmp_path / name / "config.json").write_text(json.dumps({"model": {"folder": before}}))
-      workdir_lib.write_training_prompts(tmp_path / name, ({"prompt": name, "tag": "t"},) * 2)
+      (tmp_path / name / "config.json").write_text(
+        json.dumps({"model": {"folder": before}})
+      )
+      workdir_lib.write_training_prompts(
+        tmp_path / name, ({"prompt": name, "tag": "t"},) * 2
+      )
     records, complete = workdir_lib.trained_on(str(tmp_path / "b"))
     assert [record["prompt"] for record in records] == ["a", "b"] and complete
 
@@ -110,20 +169,42 @@ class TestTrainedOn:
     assert workdir_lib.trained_on(str(tmp_path)) == ([], False)
     assert workdir_lib.trained_on("shapes") == ([], True)
 
-  def test_what_a_run_on_an_unknown_model_was_trained_on_is_known_in_part(self, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model": {"folder": str(tmp_path / "base")}}))
-    workdir_lib.write_training_prompts(tmp_path, ({"prompt": "a ring", "tag": "t"},))
-    assert workdir_lib.trained_on(str(tmp_path)) == ([{"prompt": "a ring", "tag": "t"}], False)
+  def test_what_a_run_on_an_unknown_model_was_trained_on_is_known_in_part(
+    self, tmp_path
+  ):
+    (tmp_path / "config.json").write_text(
+      json.dumps({"model": {"folder": str(tmp_path / "base")}})
+    )
+    workdir_lib.write_training_prompts(
+      tmp_path, ({"prompt": "a ring", "tag": "t"},)
+    )
+    assert workdir_lib.trained_on(str(tmp_path)) == (
+      [{"prompt": "a ring", "tag": "t"}],
+      False,
+    )
 
 
 class TestMessages:
-
-  @pytest.mark.parametrize("arguments, message", [
+  @pytest.mark.parametrize(
+    "arguments, message",
+    [
       (["compare", "--workdir=out"], "at least two evaluations must be given"),
       (["--workdir=out"], "--config must name a config file"),
-      (["rescore", "here", "--config=configs/r3_geneval.py:shapes", "--judge=a/b"], "--judge must say"),
-      (["rescore", ".", "--config=configs/r3_geneval.py:shapes", "--judge=b"], "there are no samples in ."),
-  ])
+      (
+        [
+          "rescore",
+          "here",
+          "--config=configs/r3_geneval.py:shapes",
+          "--judge=a/b",
+        ],
+        "--judge must say",
+      ),
+      (
+        ["rescore", ".", "--config=configs/r3_geneval.py:shapes", "--judge=b"],
+        "there are no samples in .",
+      ),
+    ],
+  )
   def test_what_cannot_be_is_one_line(self, tmp_path, arguments, message):
     assert start(*arguments, log=tmp_path / "log").wait(timeout=300) == 1
     said = (tmp_path / "log").read_text()
@@ -131,7 +212,6 @@ class TestMessages:
 
 
 class TestWorkdir:
-
   def test_evaluations_that_are_repeated_are_dropped(self, tmp_path):
     files = workdir_lib.Workdir(epath.Path(tmp_path))
     files.drop_evaluations_after(0)  # there is none
@@ -139,4 +219,6 @@ class TestWorkdir:
       files.evaluation(step).mkdir(parents=True)
       (files.evaluation(step) / "summary.json").write_text("{}")
     files.drop_evaluations_after(20)
-    assert sorted(path.name for path in (tmp_path / "evaluation").iterdir()) == ["step_000000", "step_000020"]
+    assert sorted(
+      path.name for path in (tmp_path / "evaluation").iterdir()
+    ) == ["step_000000", "step_000020"]

@@ -35,7 +35,9 @@ def steps():
 
 @pytest.fixture(scope="module")
 def model(tiny_model, mesh, steps):
-  return inference.load(tiny.make_config(tiny_model), mesh, lambda step: steps.append(int(step)))
+  return inference.load(
+    tiny.make_config(tiny_model), mesh, lambda step: steps.append(int(step))
+  )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def said():
 
 @pytest.fixture(scope="module")
 def samples(model, said):
-  return model.generate(PROMPT, IMAGES, ROUNDS, SEED, NUMBER, lambda *written: said.append(written))
+  return model.generate(
+    PROMPT, IMAGES, ROUNDS, SEED, NUMBER, lambda *written: said.append(written)
+  )
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +59,33 @@ def rounds(tiny_model, mesh):
   experiment = setup.build(config)
   settings = setup.evaluation_settings(config, experiment.settings)
   parse = experiment.parse(mesh)
-  evaluator = draw.Evaluator(experiment.modules, settings, tiny.brightness, parse, mesh, ROUNDS, IMAGES, SEED)
+  evaluator = draw.Evaluator(
+    experiment.modules,
+    settings,
+    tiny.brightness,
+    parse,
+    mesh,
+    ROUNDS,
+    IMAGES,
+    SEED,
+  )
   prompts = dataclasses.replace(
-      experiment.encode(({"prompt": PROMPT, "tag": "single_object", "include": [{"class": "ring", "count": 1}]},)),
-      index=np.array([NUMBER], np.int32),
+    experiment.encode(
+      (
+        {
+          "prompt": PROMPT,
+          "tag": "single_object",
+          "include": [{"class": "ring", "count": 1}],
+        },
+      )
+    ),
+    index=np.array([NUMBER], np.int32),
   )
   with jax.set_mesh(mesh):
     return tiny.draw(evaluator, *experiment.load(mesh), prompts, IMAGES)
 
 
 class TestGenerate:
-
   def test_makes_the_chains_of_evaluation(self, samples, rounds, model):
     lengths = [len(sample.turns) for sample in samples]
     assert min(lengths) < max(lengths)  # some stop before others
@@ -86,56 +106,83 @@ class TestGenerate:
     for turns in finished:
       np.testing.assert_array_equal(turns[-1].image, turns[-2].image)
 
-  def test_tells_every_text_once_and_every_step(self, samples, said, steps, model):
-    expected = [(i, k, turn.text) for i, sample in enumerate(samples) for k, turn in enumerate(sample.turns)]
+  def test_tells_every_text_once_and_every_step(
+    self, samples, said, steps, model
+  ):
+    expected = [
+      (i, k, turn.text)
+      for i, sample in enumerate(samples)
+      for k, turn in enumerate(sample.turns)
+    ]
     assert sorted(said) == sorted(expected)
     points = model.base.settings.reason_flow.schedule.points
     assert len(steps) >= points - 1 and set(steps) == set(range(points - 1))
 
-  def test_is_deterministic_and_seed_and_number_draw_others(self, model, samples):
-    draft = lambda **changes: model.generate(PROMPT, IMAGES, **{"rounds": 1, "seed": SEED, "number": NUMBER} | changes)
+  def test_is_deterministic_and_seed_and_number_draw_others(
+    self, model, samples
+  ):
+    draft = lambda **changes: model.generate(
+      PROMPT, IMAGES, **{"rounds": 1, "seed": SEED, "number": NUMBER} | changes
+    )
     again = [sample.turns[0] for sample in draft()]
     for turn, sample in zip(again, samples, strict=True):
       assert turn.text == sample.turns[0].text
       np.testing.assert_array_equal(turn.image, sample.turns[0].image)
     for other in (draft(seed=SEED + 1), draft(number=NUMBER + 1)):
-      assert any((sample.turns[0].image != turn.image).any() for sample, turn in zip(other, again))
+      assert any(
+        (sample.turns[0].image != turn.image).any()
+        for sample, turn in zip(other, again)
+      )
 
   def test_an_image_does_not_depend_on_how_many_are_drawn(self, model, samples):
-    for sample, expected in zip(model.generate(PROMPT, 2, 1, SEED, NUMBER), samples):
+    for sample, expected in zip(
+      model.generate(PROMPT, 2, 1, SEED, NUMBER), samples
+    ):
       assert sample.turns[0].text == expected.turns[0].text
-      assert np.abs(sample.turns[0].image.astype(int) - expected.turns[0].image).max() <= 1
+      assert (
+        np.abs(
+          sample.turns[0].image.astype(int) - expected.turns[0].image
+        ).max()
+        <= 1
+      )
 
-  @pytest.mark.parametrize("arguments, message", [
+  @pytest.mark.parametrize(
+    "arguments, message",
+    [
       (dict(prompt="a photo of a dragon"), r"unknown \['dragon'\]"),
       (dict(prompt="a ring " * 20), "must fit its segment"),
       (dict(prompt=PROMPT, num_images=0), "at least 1; got 0 and 4"),
       (dict(prompt=PROMPT, rounds=0), "at least 1; got 1 and 0"),
-  ])
+    ],
+  )
   def test_refuses_what_it_cannot_draw(self, model, arguments, message):
     with pytest.raises(ValueError, match=message):
       model.generate(**arguments)
 
 
 class TestEdit:
-
-  def test_edits_are_images_of_their_own_and_deterministic(self, model, samples):
+  def test_edits_are_images_of_their_own_and_deterministic(
+    self, model, samples
+  ):
     image = samples[0].turns[0].image
     edited = model.edit(image, "add a red ring", num_images=2, seed=1)
     assert [(one.shape, one.dtype) for one in edited] == [(SIZE, np.uint8)] * 2
     assert (edited[0] != edited[1]).any()
-    for one, again in zip(edited, model.edit(image, "add a red ring", num_images=2, seed=1)):
+    for one, again in zip(
+      edited, model.edit(image, "add a red ring", num_images=2, seed=1)
+    ):
       np.testing.assert_array_equal(one, again)
     other = model.edit(image, "remove the red ring", num_images=2, seed=1)
     assert (edited[0] != other[0]).any()
 
-  @pytest.mark.parametrize("image", [np.zeros((48, 32, 3), np.uint8), np.zeros(SIZE, np.float32)])
+  @pytest.mark.parametrize(
+    "image", [np.zeros((48, 32, 3), np.uint8), np.zeros(SIZE, np.float32)]
+  )
   def test_refuses_another_size_or_dtype(self, model, image):
     with pytest.raises(ValueError, match=r"must be uint8 \[48, 48, 3\]; got"):
       model.edit(image, "add a red ring")
     with pytest.raises(ValueError, match=r"must be uint8 \[48, 48, 3\]; got"):
       model.ask(image, "what is there ?")
-
 
   def test_a_canvas_need_not_be_square(self, tiny_model, mesh):
     config = tiny.make_config(tiny_model)
@@ -146,21 +193,29 @@ class TestEdit:
 
 
 class TestAsk:
-
   def test_answers_in_its_own_words_and_deterministically(self, model):
     image = np.full(SIZE, 240, np.uint8)
     answers = [model.ask(image, "what is there ?", seed) for seed in range(8)]
-    assert set(" ".join(answers).split()) <= {*tiny.SCRIPT, "<|im_start|>", "<|im_end|>"}
+    assert set(" ".join(answers).split()) <= {
+      *tiny.SCRIPT,
+      "<|im_start|>",
+      "<|im_end|>",
+    }
     assert len(set(answers)) > 1
     assert model.ask(image, "what is there ?", 0) == answers[0]
 
 
 class TestLoad:
-
-  def test_shards_over_all_devices_and_computes_in_the_models_dtype(self, tiny_model):
-    model = inference.load(tiny.make_config(tiny_model, {"mesh.data": -1, "model.dtype": "bfloat16"}))
+  def test_shards_over_all_devices_and_computes_in_the_models_dtype(
+    self, tiny_model
+  ):
+    model = inference.load(
+      tiny.make_config(tiny_model, {"mesh.data": -1, "model.dtype": "bfloat16"})
+    )
     assert dict(model.mesh.shape) == {"data": 1, "fsdp": 4, "tensor": 2}
-    assert {leaf.dtype for leaf in jax.tree.leaves(model.policy)} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.policy)} == {
+      jnp.dtype(jnp.bfloat16)
+    }
 
   def test_a_model_is_freed_with_its_last_name(self, tiny_model, mesh):
     model = inference.load(tiny.make_config(tiny_model), mesh)
@@ -176,9 +231,12 @@ class TestLoad:
 
 
 class TestReadme:
-
   def test_its_example_runs(self, tiny_model, capsys, monkeypatch):
-    monkeypatch.setattr(meshes, "make_mesh", lambda **unused: meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1))
+    monkeypatch.setattr(
+      meshes,
+      "make_mesh",
+      lambda **unused: meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1),
+    )
     config = tiny.make_config(tiny_model, {"sequence.instruction_tokens": 14})
     monkeypatch.setattr(r3_geneval, "get_config", lambda variant: config)
     text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
@@ -188,10 +246,11 @@ class TestReadme:
 
 
 class TestFit:
-
   def test_resizes_as_the_model_does_and_sets_the_size(self, tiny_model):
     config = tiny.make_config(tiny_model)
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     fitted = inference.fit(config, image)
     assert (config.image.height, config.image.width) == (48, 48)
-    np.testing.assert_array_equal(fitted, np.asarray(preprocess.resize(image[None], (48, 48)))[0])
+    np.testing.assert_array_equal(
+      fitted, np.asarray(preprocess.resize(image[None], (48, 48)))[0]
+    )

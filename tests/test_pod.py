@@ -19,11 +19,16 @@ SCRIPTS = ("env.sh", "start.sh", "queued_resources.sh", "slurm.sbatch")
 
 def _bash(command: str, **environment) -> subprocess.CompletedProcess:
   return subprocess.run(
-      ["bash", "-c", command], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False)
+    ["bash", "-c", command],
+    cwd=ROOT,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
 
 
 class TestScripts:
-
   @pytest.mark.parametrize("name", SCRIPTS)
   def test_bash_parses_it(self, name):
     found = _bash(f"bash -n launch/pod/{name}")
@@ -34,45 +39,65 @@ class TestScripts:
   @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
   @pytest.mark.parametrize("name", SCRIPTS)
   def test_shellcheck_finds_nothing(self, name):
-    found = _bash(f"shellcheck --shell=bash --external-sources launch/pod/{name}")
+    found = _bash(
+      f"shellcheck --shell=bash --external-sources launch/pod/{name}"
+    )
     assert found.returncode == 0, found.stdout
 
 
 class TestEnvironment:
-
   def _variables(self, **given) -> dict[str, str]:
-    found = _bash("unset LIBTPU_INIT_ARGS JAX_COMPILATION_CACHE_DIR; "
-                  + "".join(f"export {name}={shlex.quote(value)}; " for name, value in given.items())
-                  + "source launch/pod/env.sh; env", HOME="/home/somebody")
-    return dict(line.split("=", 1) for line in found.stdout.splitlines() if "=" in line)
+    found = _bash(
+      "unset LIBTPU_INIT_ARGS JAX_COMPILATION_CACHE_DIR; "
+      + "".join(
+        f"export {name}={shlex.quote(value)}; " for name, value in given.items()
+      )
+      + "source launch/pod/env.sh; env",
+      HOME="/home/somebody",
+    )
+    return dict(
+      line.split("=", 1) for line in found.stdout.splitlines() if "=" in line
+    )
 
   def test_flags_are_those_of_the_docs(self):
     flags = self._variables()["LIBTPU_INIT_ARGS"].split()
     assert flags and all(re.fullmatch(r"--xla_\w+=\w+", flag) for flag in flags)
     documented = (ROOT / "docs" / "tpu.md").read_text()
-    assert all(f"`{flag.removeprefix('--').partition('=')[0]}`" in documented for flag in flags)
+    assert all(
+      f"`{flag.removeprefix('--').partition('=')[0]}`" in documented
+      for flag in flags
+    )
 
   def test_what_is_set_stays(self):
-    given = {"LIBTPU_INIT_ARGS": "", "JAX_COMPILATION_CACHE_DIR": "gs://bucket/compiled"}
+    given = {
+      "LIBTPU_INIT_ARGS": "",
+      "JAX_COMPILATION_CACHE_DIR": "gs://bucket/compiled",
+    }
     assert self._variables(**given).items() >= given.items()
 
   def test_compiled_programs_are_kept_in_the_home(self):
-    assert self._variables()["JAX_COMPILATION_CACHE_DIR"] == "/home/somebody/.cache/r3jax/compiled"
+    assert (
+      self._variables()["JAX_COMPILATION_CACHE_DIR"]
+      == "/home/somebody/.cache/r3jax/compiled"
+    )
 
 
 class TestQueuedResources:
-
   @pytest.fixture
   def run(self, tmp_path):
     """Runs the script; returns the calls of gcloud that it made."""
     log = tmp_path / "calls"
     fake = tmp_path / "gcloud"
-    fake.write_text(f'#!/usr/bin/env bash\nprintf "%s\\0" "$@" >> {log}; echo >> {log}\n')
+    fake.write_text(
+      f'#!/usr/bin/env bash\nprintf "%s\\0" "$@" >> {log}; echo >> {log}\n'
+    )
     fake.chmod(0o755)
 
     def call(arguments: str, **variables) -> list[str]:
       path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-      found = _bash(f"bash launch/pod/queued_resources.sh {arguments}", **path, **variables)
+      found = _bash(
+        f"bash launch/pod/queued_resources.sh {arguments}", **path, **variables
+      )
       assert found.returncode == 0, found.stderr
       return log.read_text().removesuffix("\0\n").split("\0")
 
@@ -80,12 +105,25 @@ class TestQueuedResources:
 
   def test_asks_for_a_slice(self, run):
     assert run("create", PROJECT="p", ZONE="z", TIER="--spot") == [
-        "compute", "tpus", "queued-resources", "create", "r3jax", "--node-id=r3jax",
-        "--accelerator-type=v5p-128", "--runtime-version=v2-alpha-tpuv5", "--spot", "--project=p", "--zone=z",
+      "compute",
+      "tpus",
+      "queued-resources",
+      "create",
+      "r3jax",
+      "--node-id=r3jax",
+      "--accelerator-type=v5p-128",
+      "--runtime-version=v2-alpha-tpuv5",
+      "--spot",
+      "--project=p",
+      "--zone=z",
     ]
 
   def test_starts_the_job_on_every_host(self, run):
-    found = run("run '--config.reward.endpoints=(\"http://a:1\",)'", PROJECT="p", WORKDIR="gs://b/run")
+    found = run(
+      "run '--config.reward.endpoints=(\"http://a:1\",)'",
+      PROJECT="p",
+      WORKDIR="gs://b/run",
+    )
     assert "--worker=all" in found
     (command,) = [part for part in found if part.startswith("--command=")]
     parts = shlex.split(command.removeprefix("--command="))
@@ -93,22 +131,33 @@ class TestQueuedResources:
     assert '--config.reward.endpoints=("http://a:1",)' in parts
     # process 0 alone writes it
     assert "JAX_COMPILATION_CACHE_DIR=gs://b/run-compiled" in parts
-    assert _bash(f"bash -n -c {shlex.quote(command.removeprefix('--command='))}").returncode == 0
+    assert (
+      _bash(
+        f"bash -n -c {shlex.quote(command.removeprefix('--command='))}"
+      ).returncode
+      == 0
+    )
 
   def test_without_a_command_it_says_what_there_is(self):
     found = _bash("bash launch/pod/queued_resources.sh")
-    assert found.returncode == 2 and "queued_resources.sh create" in found.stderr
+    assert (
+      found.returncode == 2 and "queued_resources.sh create" in found.stderr
+    )
 
   def test_missing_variable_is_named(self):
-    found = _bash("bash launch/pod/queued_resources.sh run", PROJECT="p", WORKDIR="")
+    found = _bash(
+      "bash launch/pod/queued_resources.sh run", PROJECT="p", WORKDIR=""
+    )
     assert found.returncode == 2 and "set the variable WORKDIR" in found.stderr
 
 
 class TestJobSet:
-
   def test_pods_are_the_hosts_of_the_slice(self):
     jobset = yaml.safe_load((POD / "jobset.yaml").read_text())
-    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert (jobset["apiVersion"], jobset["kind"]) == (
+      "jobset.x-k8s.io/v1alpha2",
+      "JobSet",
+    )
     (job,) = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     pod = spec["template"]["spec"]
@@ -123,7 +172,11 @@ class TestJobSet:
     jobset = yaml.safe_load((POD / "jobset.yaml").read_text())
     (job,) = jobset["spec"]["replicatedJobs"]
     (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
-    keys = [arg.partition("=")[0].removeprefix("--config.") for arg in container["args"] if arg.startswith("--config.")]
+    keys = [
+      arg.partition("=")[0].removeprefix("--config.")
+      for arg in container["args"]
+      if arg.startswith("--config.")
+    ]
     assert len(keys) >= 4
     known = r3_geneval.get_config()
     for key in keys:
@@ -132,17 +185,27 @@ class TestJobSet:
 
 
 class TestDockerfile:
-
   def test_copies_what_is_there_and_starts_the_job(self):
-    lines = [line.split() for line in (POD / "Dockerfile").read_text().splitlines() if line and line[0] not in "# "]
-    assert {line[0] for line in lines} <= {"FROM", "WORKDIR", "COPY", "RUN", "ENTRYPOINT"}
-    sources = [part for line in lines if line[0] == "COPY" for part in line[1:-1]]
+    lines = [
+      line.split()
+      for line in (POD / "Dockerfile").read_text().splitlines()
+      if line and line[0] not in "# "
+    ]
+    assert {line[0] for line in lines} <= {
+      "FROM",
+      "WORKDIR",
+      "COPY",
+      "RUN",
+      "ENTRYPOINT",
+    }
+    sources = [
+      part for line in lines if line[0] == "COPY" for part in line[1:-1]
+    ]
     assert all((ROOT / source).exists() for source in sources)
     assert lines[-1] == ["ENTRYPOINT", '["bash",', '"launch/pod/start.sh"]']
 
 
 class TestSlurm:
-
   def test_every_gpu_has_a_task(self):
     script = (POD / "slurm.sbatch").read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)", script, re.M))

@@ -14,7 +14,10 @@ import r3jax
 from r3jax.rl import programs
 from tests import tiny
 
-CHECKED = tuple(f"r3jax.{name}." for name in ("models", "sampling", "sequence", "rl", "rewards"))
+CHECKED = tuple(
+  f"r3jax.{name}."
+  for name in ("models", "sampling", "sequence", "rl", "rewards")
+)
 
 
 @pytest.fixture
@@ -24,32 +27,47 @@ def checked(monkeypatch) -> list[str]:
 
   def watch(function, name):
     checking = jaxtyping.jaxtyped(function, typechecker=beartype.beartype)
-    return lambda *args, **kwargs: called.append(name) or checking(*args, **kwargs)
+    return lambda *args, **kwargs: (
+      called.append(name) or checking(*args, **kwargs)
+    )
 
   for found in pkgutil.walk_packages(r3jax.__path__, "r3jax."):
     if found.name.startswith(CHECKED):
       module = importlib.import_module(found.name)
       for name, function in inspect.getmembers(module, inspect.isfunction):
-        if function.__module__ == found.name and not inspect.isgeneratorfunction(function):
-          monkeypatch.setattr(module, name, watch(function, f"{found.name}.{name}"))
+        if (
+          function.__module__ == found.name
+          and not inspect.isgeneratorfunction(function)
+        ):
+          monkeypatch.setattr(
+            module, name, watch(function, f"{found.name}.{name}")
+          )
   return called
 
 
 class TestSignatures:
-
   def test_hold_in_the_step(self, tiny_model, checked):
     bench = tiny.make_bench(tiny_model)
     with jax.set_mesh(bench.mesh):
       step = programs.fused(bench.iteration, bench.mesh)
-      jax.eval_shape(step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0))
+      jax.eval_shape(
+        step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0)
+      )
     assert {
-        "r3jax.sampling.text.decode", "r3jax.sampling.flow.sample", "r3jax.sampling.guidance.combine",
-        "r3jax.rl.losses.k3", "r3jax.agent.rollout.refine", "r3jax.sequence.thoughts.parse_tokens",
+      "r3jax.sampling.text.decode",
+      "r3jax.sampling.flow.sample",
+      "r3jax.sampling.guidance.combine",
+      "r3jax.rl.losses.k3",
+      "r3jax.agent.rollout.refine",
+      "r3jax.sequence.thoughts.parse_tokens",
     } <= set(checked)
     assert len(set(checked)) > 60
 
   def test_wrong_shape_is_seen(self, checked):
     from r3jax.sampling import guidance
+
     latent, other = (jax.numpy.zeros((2, n, 4)) for n in (3, 5))
     with pytest.raises(jaxtyping.TypeCheckError):
-      guidance.combine(guidance.Guidance(1.0, 1.0, "global"), latent, other, None)
+      guidance.combine(
+        guidance.Guidance(1.0, 1.0, "global"), latent, other, None
+      )

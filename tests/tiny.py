@@ -35,33 +35,59 @@ from r3jax.worlds.shapes import verifier
 from r3jax.worlds.shapes import vocabulary
 
 SIZES = dict(
-    hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2,
-    vision_hidden_size=32, vision_intermediate_size=64, vision_num_layers=1, vision_num_heads=4,
-    autoencoder_channels=32, autoencoder_multipliers=(1, 1, 1, 1),
+  hidden_size=32,
+  intermediate_size=64,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  vision_hidden_size=32,
+  vision_intermediate_size=64,
+  vision_num_layers=1,
+  vision_num_heads=4,
+  autoencoder_channels=32,
+  autoencoder_multipliers=(1, 1, 1, 1),
 )
 # mean brightness, of 255, that earns 0; sum beyond it that earns 1
 LEAST, RANGE = 80, 2**14
 SCRIPT = {  # word -> {next word: probability}
-    "<|im_start|>": {"<think>": 0.9, "red": 0.1},
-    "<think>": {"red": 0.6, "</think>": 0.4},
-    "red": {"</think>": 0.7, "red": 0.1, "<|im_end|>": 0.2},
-    "</think>": {"<|im_end|>": 0.4, "red": 0.35, "no": 0.25},
-    "no": {"further": 1.0},
-    "further": {"edit": 1.0},
-    "edit": {"<|im_end|>": 1.0},
+  "<|im_start|>": {"<think>": 0.9, "red": 0.1},
+  "<think>": {"red": 0.6, "</think>": 0.4},
+  "red": {"</think>": 0.7, "red": 0.1, "<|im_end|>": 0.2},
+  "</think>": {"<|im_end|>": 0.4, "red": 0.35, "no": 0.25},
+  "no": {"further": 1.0},
+  "further": {"edit": 1.0},
+  "edit": {"<|im_end|>": 1.0},
 }
 SETTINGS = {
-    "total_steps": 3, "groups_per_step": 2, "group_size": 4,
-    "sequence.thought_tokens": 6, "sequence.answer_tokens": 8, "sequence.instruction_tokens": 7,
-    "reason.points": 4, "reason.interval": (0.7, 1.0), "reason.sde_index_max": 3,
-    "refine.points": 4, "refine.sde_index_max": 2,
-    "optimizer.und_learning_rate": 1e-3, "optimizer.gen_learning_rate": 1e-3, "optimizer.warmup_updates": 2,
-    "checkpoint.every": 2, "log.samples_every": 2, "log.samples": 2, "mesh.data": 1,
-    "eval.prompts": 6, "eval.rounds": 3, "eval.points": 3, "eval.temperature": 1.0, "eval.batch_size": 6,
+  "total_steps": 3,
+  "groups_per_step": 2,
+  "group_size": 4,
+  "sequence.thought_tokens": 6,
+  "sequence.answer_tokens": 8,
+  "sequence.instruction_tokens": 7,
+  "reason.points": 4,
+  "reason.interval": (0.7, 1.0),
+  "reason.sde_index_max": 3,
+  "refine.points": 4,
+  "refine.sde_index_max": 2,
+  "optimizer.und_learning_rate": 1e-3,
+  "optimizer.gen_learning_rate": 1e-3,
+  "optimizer.warmup_updates": 2,
+  "checkpoint.every": 2,
+  "log.samples_every": 2,
+  "log.samples": 2,
+  "mesh.data": 1,
+  "eval.prompts": 6,
+  "eval.rounds": 3,
+  "eval.points": 3,
+  "eval.temperature": 1.0,
+  "eval.batch_size": 6,
 }
 
 
-def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def _draw(
+  path: str, shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
   if path.endswith("scale"):
     return np.ones(shape, np.float32)
   inputs = np.prod(shape[:-1]) if path.endswith("kernel") else 100
@@ -72,7 +98,9 @@ def random_weights(sizes) -> dict:
   """Returns random weights of a model of these sizes."""
   rng, leaves = np.random.default_rng(0), {}
   for tensor in bagel_names.table(sizes):
-    leaves.setdefault(tensor.path, []).append(_draw(tensor.path, tensor.shape, rng))
+    leaves.setdefault(tensor.path, []).append(
+      _draw(tensor.path, tensor.shape, rng)
+    )
     if tensor.layer is None:
       (leaves[tensor.path],) = leaves[tensor.path]
   tree = {}
@@ -87,7 +115,10 @@ def random_weights(sizes) -> dict:
 
 def _write_script(policy: dict, ids: dict[str, int]):
   """Gives word i of the script its own direction i, which outweighs what the layers add."""
-  embedding, head = policy["embed_tokens"]["embedding"], policy["lm_head"]["kernel"]
+  embedding, head = (
+    policy["embed_tokens"]["embedding"],
+    policy["lm_head"]["kernel"],
+  )
   # what the final norm makes of that direction
   unit = np.sqrt(embedding.shape[1])
   for i, (word, following) in enumerate(SCRIPT.items()):
@@ -105,18 +136,26 @@ def write_model(folder: pathlib.Path):
   weights = random_weights(sizes)
   _write_script(weights["policy"], tokenization.load(folder).vocabulary)
   bagel_files.save(weights, sizes, folder)
-  for split, records in (("train", prompts_lib.train_records()), ("heldout", prompts_lib.heldout_records())):
+  for split, records in (
+    ("train", prompts_lib.train_records()),
+    ("heldout", prompts_lib.heldout_records()),
+  ):
     lines = [json.dumps(record) for record in setup.evenly(records, 12, 0)]
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def settings(folder: pathlib.Path) -> dict:
   """Returns what differs from the config of `:shapes`, by dotted key."""
-  files = {f"data.{split}": str(folder / f"{split}.jsonl") for split in ("train", "heldout")}
+  files = {
+    f"data.{split}": str(folder / f"{split}.jsonl")
+    for split in ("train", "heldout")
+  }
   return SETTINGS | files | {"model.folder": str(folder)}
 
 
-def make_config(folder: pathlib.Path, changes: dict | None = None) -> ml_collections.ConfigDict:
+def make_config(
+  folder: pathlib.Path, changes: dict | None = None
+) -> ml_collections.ConfigDict:
   """Returns the config of `:shapes` with few samples, steps and slots; `changes` by dotted key."""
   config = r3_geneval.get_config("shapes")
   config.update_from_flattened_dict(settings(folder) | (changes or {}))
@@ -128,8 +167,11 @@ def brightness(images: jax.Array, target) -> types.Score:
   del target
   beyond = jnp.sum(images[..., 0].astype(jnp.int32) - LEAST, axis=(1, 2))
   value = jnp.clip(beyond, 0, RANGE).astype(jnp.float32) / RANGE
-  return types.Score(value, jnp.ones_like(value, bool), {"strict": (value == 1).astype(jnp.float32)})
-
+  return types.Score(
+    value,
+    jnp.ones_like(value, bool),
+    {"strict": (value == 1).astype(jnp.float32)},
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,12 +221,18 @@ class Bench:
     with jax.set_mesh(self.mesh):
       found, state = [], self.state()
       for i in range(number):
-        state, metrics, samples = iteration_lib.run(stages, state, self.frozen, self.batch(i), np.uint32(0))
+        state, metrics, samples = iteration_lib.run(
+          stages, state, self.frozen, self.batch(i), np.uint32(0)
+        )
         found.append(jax.device_get((state, metrics, samples)))
     return found
 
 
-def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), changes: dict | None = None) -> Bench:
+def make_bench(
+  folder: pathlib.Path,
+  shape: tuple[int, int, int] = (1, 1, 1),
+  changes: dict | None = None,
+) -> Bench:
   """Returns a bench on the first devices, rewarded by brightness.
 
   Args:
@@ -194,21 +242,53 @@ def make_bench(folder: pathlib.Path, shape: tuple[int, int, int] = (1, 1, 1), ch
   """
   config = make_config(folder, changes)
   experiment = setup.build(config)
-  reward = combine.GraphReward(verifier.encode_records, lambda mesh: brightness, ("strict",))
+  reward = combine.GraphReward(
+    verifier.encode_records, lambda mesh: brightness, ("strict",)
+  )
   experiment = dataclasses.replace(experiment, reward=reward)
   mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
   policy, frozen = experiment.start(mesh, config.seed)
   prompts = experiment.encode(experiment.train)
-  exam = None if config.eval.batch_size % shape[0] else held_out.exam(config, experiment, mesh)
+  exam = (
+    None
+    if config.eval.batch_size % shape[0]
+    else held_out.exam(config, experiment, mesh)
+  )
   session = loop.Session(
-      config, None, experiment, mesh, experiment.iteration(mesh), prompts, frozen, exam, contamination.Leaked({}, True))
+    config,
+    None,
+    experiment,
+    mesh,
+    experiment.iteration(mesh),
+    prompts,
+    frozen,
+    exam,
+    contamination.Leaked({}, True),
+  )
   return Bench(session, policy)
 
 
-def draw(evaluator: draw_lib.Evaluator, policy, towers, prompts: samples_lib.Prompts, images: int) -> list[draw_lib.Round]:
+def draw(
+  evaluator: draw_lib.Evaluator,
+  policy,
+  towers,
+  prompts: samples_lib.Prompts,
+  images: int,
+) -> list[draw_lib.Round]:
   """Returns one numpy `Round` per round for images of every prompt, prompt by prompt."""
-  rows, parts = [(i, j) for i in range(len(prompts.index)) for j in range(images)], []
+  rows, parts = (
+    [(i, j) for i in range(len(prompts.index)) for j in range(images)],
+    [],
+  )
   for batch, number in draw_lib.batches(rows, evaluator.batch_size):
-    made = evaluator.run(policy, towers, jax.tree.map(lambda x: x[batch[:, 0]], prompts), batch[:, 1])
+    made = evaluator.run(
+      policy,
+      towers,
+      jax.tree.map(lambda x: x[batch[:, 0]], prompts),
+      batch[:, 1],
+    )
     parts.append([jax.tree.map(lambda x: x[:number], one) for one, _ in made])
-  return [jax.tree.map(lambda *leaves: np.concatenate(leaves), *turn) for turn in zip(*parts)]
+  return [
+    jax.tree.map(lambda *leaves: np.concatenate(leaves), *turn)
+    for turn in zip(*parts)
+  ]

@@ -16,7 +16,14 @@ from r3jax.sequence import segments
 
 # Compiled apart only to be traced once: the same segments run in rollout, loss and reference.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(bagel: bagel_lib.Bagel, layout: segments.Layout, policy: types.Params, inputs, lengths, past):
+def _run(
+  bagel: bagel_lib.Bagel,
+  layout: segments.Layout,
+  policy: types.Params,
+  inputs,
+  lengths,
+  past,
+):
   return bagel.apply({"params": policy}, layout, inputs, lengths, past)
 
 
@@ -43,7 +50,9 @@ class Actor:
     """Runs segments through the policy, see `Bagel.__call__`."""
     return _run(self.modules.bagel, layout, self.policy, inputs, lengths, past)
 
-  def velocities(self, output: bagel_lib.Output, names: tuple[str, ...]) -> tuple[types.Latent, ...]:
+  def velocities(
+    self, output: bagel_lib.Output, names: tuple[str, ...]
+  ) -> tuple[types.Latent, ...]:
     """Reads the velocities of the named noise segments."""
     return tuple(self._read(output.latent(name), "velocity") for name in names)
 
@@ -59,13 +68,22 @@ class Actor:
       return text.logprob(self._read(hidden, "logits"), ids)
 
     parts = [slice(at, at + _SLOTS) for at in range(0, ids.shape[1], _SLOTS)]
-    return jnp.concatenate([read(hidden[:, part], ids[:, part]) for part in parts], axis=1)
+    return jnp.concatenate(
+      [read(hidden[:, part], ids[:, part]) for part in parts], axis=1
+    )
 
   def _read(self, hidden: types.Hidden, method: str) -> jax.Array:
-    return self.modules.bagel.apply({"params": self.policy}, hidden, method=method)
+    return self.modules.bagel.apply(
+      {"params": self.policy}, hidden, method=method
+    )
 
 
-def sampler(modules: settings_lib.Modules, policy: types.Params, frozen: types.Params, settings) -> Actor:
+def sampler(
+  modules: settings_lib.Modules,
+  policy: types.Params,
+  frozen: types.Params,
+  settings,
+) -> Actor:
   """Returns an actor for rollouts; takes what `Actor` takes.
 
   Its weights are in the compute dtype and where the rollouts' rules put them: gathered once, and
@@ -73,4 +91,6 @@ def sampler(modules: settings_lib.Modules, policy: types.Params, frozen: types.P
   """
   bagel = modules.bagel.clone(rules=modules.rollout_rules)
   policy = parameters.placed(bagel, parameters.narrowed(policy, bagel.dtype))
-  return Actor(dataclasses.replace(modules, bagel=bagel), policy, frozen, settings)
+  return Actor(
+    dataclasses.replace(modules, bagel=bagel), policy, frozen, settings
+  )

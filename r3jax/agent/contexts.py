@@ -14,10 +14,15 @@ from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
 
-def _system(actor: actor_lib.Actor, ids: tuple[int, ...], rows: int) -> jax.Array:
+def _system(
+  actor: actor_lib.Actor, ids: tuple[int, ...], rows: int
+) -> jax.Array:
   # that of the longer of both prompts
   capacity = actor.settings.capacities.system
-  return jnp.broadcast_to(jnp.pad(jnp.array(ids, jnp.int32), (0, capacity - len(ids))), (rows, capacity))
+  return jnp.broadcast_to(
+    jnp.pad(jnp.array(ids, jnp.int32), (0, capacity - len(ids))),
+    (rows, capacity),
+  )
 
 
 def _full(length: int, rows: int) -> types.Lengths:
@@ -34,33 +39,67 @@ class Context:
   layout: segments.Layout = flax.struct.field(pytree_node=False)
 
 
-def _shared(actor: actor_lib.Actor, layout, inputs, lengths, samples: int) -> Context:
+def _shared(
+  actor: actor_lib.Actor, layout, inputs, lengths, samples: int
+) -> Context:
   cache = actor.run(layout, inputs, lengths).cache
-  return Context(cache, {name: jnp.repeat(n, samples) for name, n in lengths.items()}, layout)
+  return Context(
+    cache, {name: jnp.repeat(n, samples) for name, n in lengths.items()}, layout
+  )
 
 
-def reason_context(actor: actor_lib.Actor, prompts: samples_lib.Prompts, samples: int) -> Context:
+def reason_context(
+  actor: actor_lib.Actor, prompts: samples_lib.Prompts, samples: int
+) -> Context:
   """Returns the cached T(system) T(prompt) of every group."""
   ids, rows = actor.settings.system_reason, prompts.ids.shape[0]
   inputs = {"system": _system(actor, ids, rows), "prompt": prompts.ids}
   lengths = {"system": _full(len(ids), rows), "prompt": prompts.length}
-  return _shared(actor, layouts.reason(actor.settings.capacities), inputs, lengths, samples)
+  return _shared(
+    actor, layouts.reason(actor.settings.capacities), inputs, lengths, samples
+  )
 
 
-def reflect_context(actor: actor_lib.Actor, prompts: samples_lib.Prompts, features: jax.Array, samples: int) -> Context:
+def reflect_context(
+  actor: actor_lib.Actor,
+  prompts: samples_lib.Prompts,
+  features: jax.Array,
+  samples: int,
+) -> Context:
   """Returns the cached T(system) V(image) T(question) of every group."""
   ids, rows = actor.settings.system_reflect, prompts.ids.shape[0]
-  inputs = {"system": _system(actor, ids, rows), "seen": features, "question": prompts.question}
-  lengths = {"system": _full(len(ids), rows), "question": prompts.question_length}
-  return _shared(actor, layouts.reflect(actor.settings.capacities), inputs, lengths, samples)
+  inputs = {
+    "system": _system(actor, ids, rows),
+    "seen": features,
+    "question": prompts.question,
+  }
+  lengths = {
+    "system": _full(len(ids), rows),
+    "question": prompts.question_length,
+  }
+  return _shared(
+    actor, layouts.reflect(actor.settings.capacities), inputs, lengths, samples
+  )
 
 
-def refine_context(actor: actor_lib.Actor, source: types.Latent, features: jax.Array, samples: int) -> Context:
+def refine_context(
+  actor: actor_lib.Actor,
+  source: types.Latent,
+  features: jax.Array,
+  samples: int,
+) -> Context:
   """Returns the cached A(image) V(image) of every group."""
   clean = bagel.Noised(source, jnp.zeros(source.shape[0], source.dtype))
   inputs = {"source": clean, "seen": features}
-  return _shared(actor, layouts.refine(actor.settings.capacities), inputs, {}, samples)
+  return _shared(
+    actor, layouts.refine(actor.settings.capacities), inputs, {}, samples
+  )
 
 
-def instruction_lengths(instruction: samples_lib.Instruction) -> Mapping[str, types.Lengths]:
-  return {"instruction": instruction.lengths, "instruction_alone": instruction.lengths}
+def instruction_lengths(
+  instruction: samples_lib.Instruction,
+) -> Mapping[str, types.Lengths]:
+  return {
+    "instruction": instruction.lengths,
+    "instruction_alone": instruction.lengths,
+  }

@@ -23,17 +23,38 @@ from r3jax.sequence import layouts
 
 
 @jax.named_scope("decode")
-def _decode(actor: actor_lib.Actor, context: contexts.Context, name: str, sampling, keys: keys_lib.Keys) -> text_lib.Decoded:
+def _decode(
+  actor: actor_lib.Actor,
+  context: contexts.Context,
+  name: str,
+  sampling,
+  keys: keys_lib.Keys,
+) -> text_lib.Decoded:
   tokens = context.layout[name].capacity - 1
-  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(keys.sample)
+  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(
+    keys.sample
+  )
   return text_lib.decode(
-      actor.modules.bagel, actor.policy, context.layout, name, (context.cache,), context.lengths, uniforms, sampling
+    actor.modules.bagel,
+    actor.policy,
+    context.layout,
+    name,
+    (context.cache,),
+    context.lengths,
+    uniforms,
+    sampling,
   )
 
 
 @jax.named_scope("flow")
 def _sample_flow(
-    actor: actor_lib.Actor, context: contexts.Context, own: bagel_lib.Cache, lengths, flow: settings.FlowSettings, names, keys: keys_lib.Keys
+  actor: actor_lib.Actor,
+  context: contexts.Context,
+  own: bagel_lib.Cache,
+  lengths,
+  flow: settings.FlowSettings,
+  names,
+  keys: keys_lib.Keys,
 ) -> flow_lib.Trajectory:
   """Samples the latents of a stage: one noise and one SDE index per group, SDE noise per sample."""
   layout, past = context.layout, (context.cache, own)
@@ -44,7 +65,12 @@ def _sample_flow(
 
   def velocity(latent, t, guided):
     active = branches if guided else branches[:1]
-    output = actor.run(layout, {name: bagel_lib.Noised(latent, t) for name in active}, lengths, past)
+    output = actor.run(
+      layout,
+      {name: bagel_lib.Noised(latent, t) for name in active},
+      lengths,
+      past,
+    )
     found = actor.velocities(output, active)
     return guidance.combine(flow.guidance, *found) if guided else found[0]
 
@@ -53,12 +79,21 @@ def _sample_flow(
     index = jax.random.randint(index_key, (), 0, max(flow.sde_index_max, 1))
     return jax.random.normal(noise_key, shape, dtype), index
 
-  initial, index = (jnp.repeat(x, keys.samples, axis=0) for x in jax.vmap(draw_group)(keys.group))
+  initial, index = (
+    jnp.repeat(x, keys.samples, axis=0)
+    for x in jax.vmap(draw_group)(keys.group)
+  )
   plan = None
   if flow.sde_index_max:
-    draw = lambda key, step: jax.random.normal(jax.random.fold_in(key, step), shape, dtype)
-    plan = flow_lib.SDEPlan(index, lambda step: jax.vmap(lambda key: draw(key, step))(keys.sample))
-  return flow_lib.sample(velocity, initial, flow.schedule, flow.guided, flow.eta, plan, flow.on_step)
+    draw = lambda key, step: jax.random.normal(
+      jax.random.fold_in(key, step), shape, dtype
+    )
+    plan = flow_lib.SDEPlan(
+      index, lambda step: jax.vmap(lambda key: draw(key, step))(keys.sample)
+    )
+  return flow_lib.sample(
+    velocity, initial, flow.schedule, flow.guided, flow.eta, plan, flow.on_step
+  )
 
 
 @flax.struct.dataclass
@@ -70,22 +105,36 @@ class Thought:
   cache: bagel_lib.Cache  # of the thought
 
 
-def think(actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys) -> Thought:
+def think(
+  actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys
+) -> Thought:
   """Thinks about every prompt, `keys.samples` times per group."""
   context = contexts.reason_context(actor, prompts, keys.samples)
   found = _decode(actor, context, "thought", actor.settings.reason_text, keys)
-  return Thought(samples.Text(found.ids, found.lengths, found.behavior_logprob), context, found.cache)
+  return Thought(
+    samples.Text(found.ids, found.lengths, found.behavior_logprob),
+    context,
+    found.cache,
+  )
 
 
-def draft(actor: actor_lib.Actor, thought: Thought, keys: keys_lib.Keys) -> samples.Reason:
+def draft(
+  actor: actor_lib.Actor, thought: Thought, keys: keys_lib.Keys
+) -> samples.Reason:
   """Draws an image of every thought."""
   context, flow_settings = thought.context, actor.settings.reason_flow
   lengths = {**context.lengths, "thought": thought.text.lengths}
-  flow = _sample_flow(actor, context, thought.cache, lengths, flow_settings, layouts.DRAFT, keys)
-  return samples.Reason(thought.text, flow, actor.modules.towers.decode(actor.frozen, flow.latent))
+  flow = _sample_flow(
+    actor, context, thought.cache, lengths, flow_settings, layouts.DRAFT, keys
+  )
+  return samples.Reason(
+    thought.text, flow, actor.modules.towers.decode(actor.frozen, flow.latent)
+  )
 
 
-def reason(actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys) -> samples.Reason:
+def reason(
+  actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys
+) -> samples.Reason:
   """Thinks about every prompt and drafts an image, `keys.samples` times per group."""
   text_keys, flow_keys = keys_lib.split_keys(keys)
   return draft(actor, think(actor, prompts, text_keys), flow_keys)
@@ -94,26 +143,48 @@ def reason(actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys
 def look(actor: actor_lib.Actor, images: types.Images) -> samples.Source:
   """Prepares images for the reflect and refine stages: ViT features and clean latents."""
   towers = actor.modules.towers
-  return samples.Source(images, towers.features(actor.frozen, images), towers.encode(actor.frozen, images))
+  return samples.Source(
+    images,
+    towers.features(actor.frozen, images),
+    towers.encode(actor.frozen, images),
+  )
 
 
 @jax.named_scope("reflect")
-def reflect(actor: actor_lib.Actor, prompts: samples.Prompts, source: samples.Source, keys: keys_lib.Keys) -> samples.Text:
+def reflect(
+  actor: actor_lib.Actor,
+  prompts: samples.Prompts,
+  source: samples.Source,
+  keys: keys_lib.Keys,
+) -> samples.Text:
   """Looks at the source images and writes thoughts and instructions."""
-  context = contexts.reflect_context(actor, prompts, source.features, keys.samples)
+  context = contexts.reflect_context(
+    actor, prompts, source.features, keys.samples
+  )
   answer = _decode(actor, context, "answer", actor.settings.reflect_text, keys)
   return samples.Text(answer.ids, answer.lengths, answer.behavior_logprob)
 
 
 @jax.named_scope("refine")
-def refine(actor: actor_lib.Actor, source: samples.Source, instruction: samples.Instruction, keys: keys_lib.Keys) -> samples.Refine:
+def refine(
+  actor: actor_lib.Actor,
+  source: samples.Source,
+  instruction: samples.Instruction,
+  keys: keys_lib.Keys,
+) -> samples.Refine:
   """Edits the source images as told; a sample that is told to stop keeps its source."""
   flow_settings = actor.settings.refine_flow
-  context = contexts.refine_context(actor, source.latent, source.features, keys.samples)
+  context = contexts.refine_context(
+    actor, source.latent, source.features, keys.samples
+  )
   lengths = contexts.instruction_lengths(instruction)
-  inputs = {name: instruction.ids for name in lengths}
+  inputs = dict.fromkeys(lengths, instruction.ids)
   own = actor.run(context.layout, inputs, lengths, (context.cache,)).cache
-  flow = _sample_flow(actor, context, own, lengths, flow_settings, layouts.EDIT, keys)
+  flow = _sample_flow(
+    actor, context, own, lengths, flow_settings, layouts.EDIT, keys
+  )
   edited = actor.modules.towers.decode(actor.frozen, flow.latent)
   kept = jnp.repeat(source.images, keys.samples, axis=0)
-  return samples.Refine(flow, jnp.where(instruction.stop[:, None, None, None], kept, edited))
+  return samples.Refine(
+    flow, jnp.where(instruction.stop[:, None, None, None], kept, edited)
+  )

@@ -23,7 +23,11 @@ class Pass:
   flow: settings.FlowSettings = flax.struct.field(pytree_node=False)
 
 
-def reason_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: samples_lib.Reason) -> Pass:
+def reason_pass(
+  actor: actor_lib.Actor,
+  prompts: samples_lib.Prompts,
+  rollout: samples_lib.Reason,
+) -> Pass:
   """Runs a reason rollout: the thought, and the latent before the SDE step in every branch."""
   flow = actor.settings.reason_flow
   samples = rollout.text.ids.shape[0] // prompts.ids.shape[0]
@@ -32,40 +36,69 @@ def reason_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: s
   if actor.settings.reference_loss:
     flow, layout = reference_loss.reason(flow, layout)
   noised = bagel.Noised(rollout.flow.before, rollout.flow.t)
-  inputs = {"thought": rollout.text.ids, **{name: noised for name in flow.branches(layouts.DRAFT)}}
+  inputs = {
+    "thought": rollout.text.ids,
+    **dict.fromkeys(flow.branches(layouts.DRAFT), noised),
+  }
   lengths = {**context.lengths, "thought": rollout.text.lengths}
   return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
 
 
-def reflect_pass(actor: actor_lib.Actor, prompts: samples_lib.Prompts, source: samples_lib.Source, text: samples_lib.Text) -> bagel.Output:
+def reflect_pass(
+  actor: actor_lib.Actor,
+  prompts: samples_lib.Prompts,
+  source: samples_lib.Source,
+  text: samples_lib.Text,
+) -> bagel.Output:
   """Runs sampled reflections."""
   samples = text.ids.shape[0] // prompts.ids.shape[0]
   context = contexts.reflect_context(actor, prompts, source.features, samples)
   lengths = {**context.lengths, "answer": text.lengths}
-  return actor.run(context.layout, {"answer": text.ids}, lengths, (context.cache,))
+  return actor.run(
+    context.layout, {"answer": text.ids}, lengths, (context.cache,)
+  )
 
 
-def refine_pass(actor: actor_lib.Actor, source: samples_lib.Source, instruction: samples_lib.Instruction, rollout: samples_lib.Refine) -> Pass:
+def refine_pass(
+  actor: actor_lib.Actor,
+  source: samples_lib.Source,
+  instruction: samples_lib.Instruction,
+  rollout: samples_lib.Refine,
+) -> Pass:
   """Runs sampled edits: the instructions, and the latent before the SDE step in every branch."""
   flow = actor.settings.refine_flow
   samples = instruction.ids.shape[0] // source.latent.shape[0]
-  context = contexts.refine_context(actor, source.latent, source.features, samples)
+  context = contexts.refine_context(
+    actor, source.latent, source.features, samples
+  )
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.refine(flow, layout)
   noised = bagel.Noised(rollout.flow.before, rollout.flow.t)
   lengths = contexts.instruction_lengths(instruction)
-  inputs = {name: instruction.ids for name in lengths} | {name: noised for name in flow.branches(layouts.EDIT)}
+  inputs = dict.fromkeys(lengths, instruction.ids) | dict.fromkeys(
+    flow.branches(layouts.EDIT), noised
+  )
   return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
 
 
-def scored_velocity(actor: actor_lib.Actor, run: Pass, names, t: types.Time) -> types.Latent:
+def scored_velocity(
+  actor: actor_lib.Actor, run: Pass, names, t: types.Time
+) -> types.Latent:
   """Returns the velocity [B, N, C] that images are scored with, out of the branches among `names`."""
   found = actor.velocities(run.output, run.flow.branches(names))
-  return guidance.combine_where_active(run.flow.guidance, t, found) if len(found) > 1 else found[0]
+  return (
+    guidance.combine_where_active(run.flow.guidance, t, found)
+    if len(found) > 1
+    else found[0]
+  )
 
 
-def score_reason(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: samples_lib.Reason) -> tuple[jax.Array, types.Latent]:
+def score_reason(
+  actor: actor_lib.Actor,
+  prompts: samples_lib.Prompts,
+  rollout: samples_lib.Reason,
+) -> tuple[jax.Array, types.Latent]:
   """Recomputes a reason rollout in one forward pass.
 
   Returns:
@@ -76,11 +109,28 @@ def score_reason(actor: actor_lib.Actor, prompts: samples_lib.Prompts, rollout: 
   return actor.logprob(run.output.text("thought"), rollout.text.ids), velocity
 
 
-def score_reflect(actor: actor_lib.Actor, prompts: samples_lib.Prompts, source: samples_lib.Source, text: samples_lib.Text) -> jax.Array:
+def score_reflect(
+  actor: actor_lib.Actor,
+  prompts: samples_lib.Prompts,
+  source: samples_lib.Source,
+  text: samples_lib.Text,
+) -> jax.Array:
   """Recomputes the log-probs of sampled reflections, [B, T - 1]."""
-  return actor.logprob(reflect_pass(actor, prompts, source, text).text("answer"), text.ids)
+  return actor.logprob(
+    reflect_pass(actor, prompts, source, text).text("answer"), text.ids
+  )
 
 
-def score_refine(actor: actor_lib.Actor, source: samples_lib.Source, instruction: samples_lib.Instruction, rollout: samples_lib.Refine) -> types.Latent:
+def score_refine(
+  actor: actor_lib.Actor,
+  source: samples_lib.Source,
+  instruction: samples_lib.Instruction,
+  rollout: samples_lib.Refine,
+) -> types.Latent:
   """Recomputes the guided velocity of sampled edits at their SDE step, [B, N, C]."""
-  return scored_velocity(actor, refine_pass(actor, source, instruction, rollout), layouts.EDIT, rollout.flow.t)
+  return scored_velocity(
+    actor,
+    refine_pass(actor, source, instruction, rollout),
+    layouts.EDIT,
+    rollout.flow.t,
+  )

@@ -35,16 +35,20 @@ class FlowSettings:
   def __post_init__(self):
     if not 0 <= self.sde_index_max <= self.schedule.num_steps:
       raise ValueError(
-          f"sde_index_max must be in 0..{self.schedule.num_steps} (the steps of the schedule);"
-          f" got {self.sde_index_max}"
+        f"sde_index_max must be in 0..{self.schedule.num_steps} (the steps of the schedule);"
+        f" got {self.sde_index_max}"
       )
 
   @property
   def guided(self) -> np.ndarray:
     """Which steps are guided, [steps] bool."""
-    return np.array([self.guidance.active(t) for t in self.schedule.times()[:-1]], bool)
+    return np.array(
+      [self.guidance.active(t) for t in self.schedule.times()[:-1]], bool
+    )
 
-  def branches(self, names: tuple[str, str, str] | tuple[str, str]) -> tuple[str, ...]:
+  def branches(
+    self, names: tuple[str, str, str] | tuple[str, str]
+  ) -> tuple[str, ...]:
     """Returns the noise segments needed: full context[, without text[, without image]]."""
     needed = 1 + self.guidance.uses_text + self.guidance.uses_image
     return names[:needed]
@@ -111,15 +115,23 @@ class Settings:
 
   def __post_init__(self):
     if self.micro_batches < 1:
-      raise ValueError(f"step.micro_batches must be at least 1; got {self.micro_batches}")
+      raise ValueError(
+        f"step.micro_batches must be at least 1; got {self.micro_batches}"
+      )
     if self.groups < 1:
       raise ValueError(f"groups_per_step must be at least 1; got {self.groups}")
     if self.reflect_rounds < 0:
-      raise ValueError(f"reflect_rounds must be at least 0; got {self.reflect_rounds}")
+      raise ValueError(
+        f"reflect_rounds must be at least 0; got {self.reflect_rounds}"
+      )
     if self.group_size < 2:
-      raise ValueError(f"group_size must be at least 2 to compare samples; got {self.group_size}")
+      raise ValueError(
+        f"group_size must be at least 2 to compare samples; got {self.group_size}"
+      )
     if not 0 <= self.pool_perfect <= 1:
-      raise ValueError(f"pool_perfect must be a probability; got {self.pool_perfect}")
+      raise ValueError(
+        f"pool_perfect must be a probability; got {self.pool_perfect}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

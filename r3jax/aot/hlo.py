@@ -5,13 +5,23 @@ import dataclasses
 import math
 import re
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64}
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{\s*$")
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)")
-_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_CALLED = re.compile(
+  r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)"
+)
+_BRANCHES = re.compile(
+  r"(?:branch_computations|called_computations)=\{([^}]*)\}"
+)
 _WHILE = re.compile(r" while\(.*condition=%([\w.\-]+), body=%([\w.\-]+)")
 _COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONSTANT = re.compile(r"[su]32\[\][^=]* constant\((\d+)\)")
@@ -44,14 +54,19 @@ def _bits(kind: str) -> int:
 
 
 def _shapes(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-  return tuple((kind, tuple(int(n) for n in dims.split(",") if n)) for kind, dims in _SHAPE.findall(text))
+  return tuple(
+    (kind, tuple(int(n) for n in dims.split(",") if n))
+    for kind, dims in _SHAPE.findall(text)
+  )
 
 
 @dataclasses.dataclass
 class _Computation:
   collectives: list[tuple[str, tuple]] = dataclasses.field(default_factory=list)
   # condition, body, count, name
-  loops: list[tuple[str, str, int | None, str]] = dataclasses.field(default_factory=list)
+  loops: list[tuple[str, str, int | None, str]] = dataclasses.field(
+    default_factory=list
+  )
   called: list[str] = dataclasses.field(default_factory=list)
   constants: list[int] = dataclasses.field(default_factory=list)
 
@@ -66,7 +81,9 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
     elif current is not None:
       _read(line, current)
   if not entry:
-    raise ValueError("the text of a compiled program must have an ENTRY computation")
+    raise ValueError(
+      "the text of a compiled program must have an ENTRY computation"
+    )
   return found, entry
 
 
@@ -74,12 +91,24 @@ def _read(line: str, into: _Computation):
   if loop := _WHILE.search(line):
     count = _COUNT.search(line)
     name = re.search(r'op_name="([^"]*)"', line)
-    into.loops.append((loop[1], loop[2], int(count[1]) if count else None, name[1] if name else loop[2]))
+    into.loops.append(
+      (
+        loop[1],
+        loop[2],
+        int(count[1]) if count else None,
+        name[1] if name else loop[2],
+      )
+    )
     return
   if collective := _COLLECTIVE.search(line):
     shapes = _shapes(collective[1])
     # A started operation returns its operands, too, and some hold counters after the results.
-    into.collectives.append((collective[2], shapes[len(shapes) // 2 :][:1] if collective[3] else shapes))
+    into.collectives.append(
+      (
+        collective[2],
+        shapes[len(shapes) // 2 :][:1] if collective[3] else shapes,
+      )
+    )
   into.constants.extend(int(n) for n in _CONSTANT.findall(line))
   into.called.extend(_CALLED.findall(line))
   for names in _BRANCHES.findall(line):
@@ -100,7 +129,9 @@ def collectives(text: str) -> list[Collective]:
   """
   computations, entry = _parse(text)
 
-  def walk(name: str, path: tuple[str, ...], times: int) -> Iterator[Collective]:
+  def walk(
+    name: str, path: tuple[str, ...], times: int
+  ) -> Iterator[Collective]:
     one = computations[name]
     for kind, shapes in one.collectives:
       yield Collective(kind, shapes, path, times)

@@ -54,11 +54,19 @@ class Target:
       ValueError: libtpu knows no such slice; lists the known.
     """
     # else hosts have 2 x 2
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if self.topology.endswith(":1x1") else {}
+    alone = (
+      {"chips_per_host_bounds": (1, 1, 1)}
+      if self.topology.endswith(":1x1")
+      else {}
+    )
     try:
-      return topologies.get_topology_desc(platform="tpu", topology_name=self.topology, **alone).devices
+      return topologies.get_topology_desc(
+        platform="tpu", topology_name=self.topology, **alone
+      ).devices
     except jax.errors.JaxRuntimeError as error:
-      raise ValueError(f"libtpu refuses the topology {self.topology!r}: {error}\n{chips.known()}") from error
+      raise ValueError(
+        f"libtpu refuses the topology {self.topology!r}: {error}\n{chips.known()}"
+      ) from error
 
   def build(self, devices) -> tuple[programs.Programs, jax.sharding.Mesh]:
     """Returns the programs and their mesh of the devices.
@@ -68,24 +76,42 @@ class Target:
     """
     config = self.config.copy_and_resolve_references()
     if config.model.attention == "auto":  # as on the TPU itself
-      config.model.attention = setup.attention_on("tpu", abstract.model_sizes(config, None).llm.head_dim)
+      config.model.attention = setup.attention_on(
+        "tpu", abstract.model_sizes(config, None).llm.head_dim
+      )
     mesh = meshes.make_mesh_on(devices, **config.mesh)
     return programs.COMMANDS[self.command](config, mesh, self.layers), mesh
 
 
-def _described(target: Target, built: programs.Programs, mesh: jax.sharding.Mesh) -> dict:
+def _described(
+  target: Target, built: programs.Programs, mesh: jax.sharding.Mesh
+) -> dict:
   """Returns what is known before anything is compiled."""
   chip = target.chip
   return {
-      "topology": target.topology, "mesh": dict(mesh.shape), "layers": built.layers, "samples": built.samples,
-      "micro_batches": target.config.step.micro_batches if target.command == "step" else 1, "hbm": chip.hbm,
-      "held": max(sum(program.bytes_by_kind().values()) for program in built.programs.values()),
-      "stages": {name: vars(cost) | {"seconds": cost.seconds(chip, mesh.size)} for name, cost in built.stages.items()},
-      "programs": {},
+    "topology": target.topology,
+    "mesh": dict(mesh.shape),
+    "layers": built.layers,
+    "samples": built.samples,
+    "micro_batches": target.config.step.micro_batches
+    if target.command == "step"
+    else 1,
+    "hbm": chip.hbm,
+    "held": max(
+      sum(program.bytes_by_kind().values())
+      for program in built.programs.values()
+    ),
+    "stages": {
+      name: vars(cost) | {"seconds": cost.seconds(chip, mesh.size)}
+      for name, cost in built.stages.items()
+    },
+    "programs": {},
   }
 
 
-def measure(target: Target, note: Callable[[dict], None], keep: Callable[[str, str], None]) -> dict:
+def measure(
+  target: Target, note: Callable[[dict], None], keep: Callable[[str, str], None]
+) -> dict:
   """Compiles all programs of a target.
 
   Args:
@@ -102,7 +128,12 @@ def measure(target: Target, note: Callable[[dict], None], keep: Callable[[str, s
   built, mesh = target.build(target.devices())
   found, chip = _described(target, built, mesh), target.chip
   if found["held"] > chip.hbm:
-    raise ValueError(report.needs(target.command, found["held"], chip.hbm, found["held"], mesh.shape) + ". Not compiled.")
+    raise ValueError(
+      report.needs(
+        target.command, found["held"], chip.hbm, found["held"], mesh.shape
+      )
+      + ". Not compiled."
+    )
   for name, program in built.programs.items():
     note(found | {"compiling": name})
     lowered, start = program.lower(), time.monotonic()
@@ -111,10 +142,16 @@ def measure(target: Target, note: Callable[[dict], None], keep: Callable[[str, s
     keep(name, text)
     collectives = report.traffic(hlo.collectives(text))
     found["programs"][name] = {
-        "compile_seconds": seconds, "collectives": collectives, "link_seconds": report.on_links(collectives, chip),
-        "memory": report.memory(compiled.memory_analysis(), program.bytes_by_kind(), program.beside()),
+      "compile_seconds": seconds,
+      "collectives": collectives,
+      "link_seconds": report.on_links(collectives, chip),
+      "memory": report.memory(
+        compiled.memory_analysis(), program.bytes_by_kind(), program.beside()
+      ),
     }
-  found["compiler_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  found["compiler_gib"] = (
+    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  )
   note(found)
   return found
 
@@ -126,7 +163,10 @@ def candidates(target: Target) -> list[dict]:
     ValueError: none could; lists why.
   """
   devices, refused, found = target.devices(), [], []
-  for mesh in search.meshes(len(devices), abstract.model_sizes(target.config, target.layers).llm.num_kv_heads):
+  for mesh in search.meshes(
+    len(devices),
+    abstract.model_sizes(target.config, target.layers).llm.num_kv_heads,
+  ):
     tried = target.on(mesh)
     try:
       one = _described(tried, *tried.build(devices))
@@ -136,7 +176,14 @@ def candidates(target: Target) -> list[dict]:
     if one["held"] < one["hbm"]:
       found.append(one)
     else:
-      refused.append(f"{mesh}: weights and optimizer take {one['held'] / report.GIB:.1f} GiB of a chip")
+      refused.append(
+        f"{mesh}: weights and optimizer take {one['held'] / report.GIB:.1f} GiB of a chip"
+      )
   if not found:
-    raise ValueError("no mesh of this slice can hold the run:\n  " + "\n  ".join(refused))
-  return sorted(found, key=lambda one: sum(stage["seconds"] for stage in one["stages"].values()))
+    raise ValueError(
+      "no mesh of this slice can hold the run:\n  " + "\n  ".join(refused)
+    )
+  return sorted(
+    found,
+    key=lambda one: sum(stage["seconds"] for stage in one["stages"].values()),
+  )

@@ -8,8 +8,10 @@ from r3jax.costs import chips
 
 GIB = chips.GIB
 _USED = (  # the compiler's two ways to say it
-    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
-    re.compile(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+  re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+  re.compile(
+    r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
+  ),
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -25,12 +27,17 @@ def memory(analysis, held: Mapping[str, int], beside: int) -> dict[str, int]:
   arguments = analysis.argument_size_in_bytes
   unaliased = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   kinds = {
-      "temporaries": analysis.temp_size_in_bytes,
-      "results": max(unaliased, 0),
-      "program": analysis.generated_code_size_in_bytes,
+    "temporaries": analysis.temp_size_in_bytes,
+    "results": max(unaliased, 0),
+    "program": analysis.generated_code_size_in_bytes,
   }
   padding = arguments + beside - sum(held.values())  # of layouts
-  return {**held, "padding of arguments": max(padding, 0), **kinds, "peak": arguments + beside + sum(kinds.values())}
+  return {
+    **held,
+    "padding of arguments": max(padding, 0),
+    **kinds,
+    "peak": arguments + beside + sum(kinds.values()),
+  }
 
 
 def traffic(found: Sequence[hlo.Collective]) -> dict[str, dict[str, int]]:
@@ -48,7 +55,9 @@ def out_of_memory(text: str) -> tuple[int, int] | None:
   match = next(filter(None, (pattern.search(text) for pattern in _USED)), None)
   if not match:
     return None
-  return int(float(match[1]) * _UNITS[match[2]]), int(float(match[3]) * _UNITS[match[4]])
+  return int(float(match[1]) * _UNITS[match[2]]), int(
+    float(match[3]) * _UNITS[match[4]]
+  )
 
 
 def advice(used: int, limit: int, held: int, mesh: Mapping[str, int]) -> str:
@@ -62,28 +71,35 @@ def advice(used: int, limit: int, held: int, mesh: Mapping[str, int]) -> str:
   if held > 0.8 * limit:
     factor = -(-held // int(0.6 * limit))
     return (
-        f"parameters and optimizer alone take {held / GIB:.1f} GiB of {limit / GIB:.1f}: raise mesh.fsdp * mesh.tensor "
-        f"({mesh['fsdp']} * {mesh['tensor']}) {factor} times, or train adapters (model.lora.rank)"
+      f"parameters and optimizer alone take {held / GIB:.1f} GiB of {limit / GIB:.1f}: raise mesh.fsdp * mesh.tensor "
+      f"({mesh['fsdp']} * {mesh['tensor']}) {factor} times, or train adapters (model.lora.rank)"
     )
   factor = -(-(used - held) // max(limit - held, 1))
   return (
-      f"temporaries take {(used - held) / GIB:.1f} GiB beside {held / GIB:.1f} of arguments: raise step.micro_batches "
-      f"about {factor} times, or lower groups_per_step"
+    f"temporaries take {(used - held) / GIB:.1f} GiB beside {held / GIB:.1f} of arguments: raise step.micro_batches "
+    f"about {factor} times, or lower groups_per_step"
   )
 
 
-def on_links(totals: Mapping[str, Mapping[str, int]], chip: chips.Chip) -> float:
+def on_links(
+  totals: Mapping[str, Mapping[str, int]], chip: chips.Chip
+) -> float:
   """Returns the seconds that the links take for the bytes of `traffic`, where nothing else holds them up.
 
   An all-reduce sends its result about twice: scattered, then gathered.
   """
-  sent = sum(total["bytes"] * (2 if kind == "all-reduce" else 1) for kind, total in totals.items())
+  sent = sum(
+    total["bytes"] * (2 if kind == "all-reduce" else 1)
+    for kind, total in totals.items()
+  )
   return sent / chip.links
 
 
 def largest(found: Mapping) -> tuple[str, int]:
   """Returns the program that needs the most memory of a chip, and how much."""
-  peaks = {name: one["memory"]["peak"] for name, one in found["programs"].items()}
+  peaks = {
+    name: one["memory"]["peak"] for name, one in found["programs"].items()
+  }
   name = max(peaks, key=peaks.get)
   return name, peaks[name]
 
@@ -110,25 +126,49 @@ def fits(found: Mapping) -> str:
   return f"fits, {used / GIB:.1f} of {found['hbm'] / GIB:.1f} GiB, {seconds(found):.1f} s by the roofline and the links"
 
 
-def needs(name: str, used: int, limit: int, held: int, mesh: Mapping[str, int]) -> str:
+def needs(
+  name: str, used: int, limit: int, held: int, mesh: Mapping[str, int]
+) -> str:
   """Says what a program needs of a chip that is too small; for the numbers see `advice`."""
   return f"{name} needs {used / GIB:.1f} GiB of a chip that has {limit / GIB:.1f}: {advice(used, limit, held, mesh)}"
 
 
 def table(found: dict) -> str:
   """Returns a report of `launch/compile.py` for people."""
-  lines = [f"{found['topology']}, mesh {found['mesh']}, {found['layers']} layers, {found['samples']} images at once"]
+  lines = [
+    f"{found['topology']}, mesh {found['mesh']}, {found['layers']} layers, {found['samples']} images at once"
+  ]
   if found["micro_batches"] > 1:
     lines[0] += f", {found['micro_batches']} micro-batches"
   for name, one in found["programs"].items():
-    lines += ["", f"{name}: compiled in {one['compile_seconds']:.0f} s; GiB of a chip"]
-    lines += [f"  {kind:24}{size / GIB:9.2f}" for kind, size in one["memory"].items()]
+    lines += [
+      "",
+      f"{name}: compiled in {one['compile_seconds']:.0f} s; GiB of a chip",
+    ]
+    lines += [
+      f"  {kind:24}{size / GIB:9.2f}" for kind, size in one["memory"].items()
+    ]
     lines += [f"  {'of':24}{found['hbm'] / GIB:9.2f}"]
-    lines += [f"  {'collectives':24}{'runs':>9}{'GB':>12}"] if one["collectives"] else []
-    lines += [f"  {kind:24}{total['runs']:9}{total['bytes'] / 1e9:12.2f}" for kind, total in one["collectives"].items()]
-    lines += [f"  {'seconds on the links':24}{one['link_seconds']:21.2f}"] if one["collectives"] else []
+    lines += (
+      [f"  {'collectives':24}{'runs':>9}{'GB':>12}"]
+      if one["collectives"]
+      else []
+    )
+    lines += [
+      f"  {kind:24}{total['runs']:9}{total['bytes'] / 1e9:12.2f}"
+      for kind, total in one["collectives"].items()
+    ]
+    lines += (
+      [f"  {'seconds on the links':24}{one['link_seconds']:21.2f}"]
+      if one["collectives"]
+      else []
+    )
   lines += ["", f"{'stage':26}{'PFLOP':>10}{'TB read':>10}{'s (roofline)':>14}"]
-  lines += [f"  {name:24}{cost['flops'] / 1e15:10.2f}{cost['read'] / 1e12:10.2f}{cost['seconds']:14.2f}"
-            for name, cost in found["stages"].items()]
-  lines += [f"  {'together':24}{'':20}{sum(c['seconds'] for c in found['stages'].values()):14.2f}"]
+  lines += [
+    f"  {name:24}{cost['flops'] / 1e15:10.2f}{cost['read'] / 1e12:10.2f}{cost['seconds']:14.2f}"
+    for name, cost in found["stages"].items()
+  ]
+  lines += [
+    f"  {'together':24}{'':20}{sum(c['seconds'] for c in found['stages'].values()):14.2f}"
+  ]
   return "\n".join(lines)

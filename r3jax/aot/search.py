@@ -26,7 +26,9 @@ def micro_batches(groups: int, group_size: int, replicas: int) -> list[int]:
   return found
 
 
-def more(numbers: Sequence[int], now: int, passing: int, room: int) -> int | None:
+def more(
+  numbers: Sequence[int], now: int, passing: int, room: int
+) -> int | None:
   """Returns the next number of micro-batches to try, None where there is none.
 
   Args:
@@ -37,4 +39,7 @@ def more(numbers: Sequence[int], now: int, passing: int, room: int) -> int | Non
   """
   wanted = now * passing / max(room, 1)  # if all of it were split
   larger = [number for number in numbers if number > now]
-  return next((number for number in larger if number >= wanted), larger[-1] if larger else None)
+  return next(
+    (number for number in larger if number >= wanted),
+    larger[-1] if larger else None,
+  )

@@ -21,7 +21,9 @@ def save(folder: epath.PathLike, weights: types.Params) -> None:
     checkpointer.save(paths.absolute(folder) / FOLDER, weights)
 
 
-def load(path: epath.PathLike, wanted: types.Params, dtype: types.DType | None) -> types.Params:
+def load(
+  path: epath.PathLike, wanted: types.Params, dtype: types.DType | None
+) -> types.Params:
   """Restores a part of a saved tree; a process reads what its devices hold.
 
   Args:
@@ -37,16 +39,24 @@ def load(path: epath.PathLike, wanted: types.Params, dtype: types.DType | None) 
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
     stored = checkpointer.metadata(path).item_metadata
     if stored is None:
-      raise ValueError(f"an Orbax checkpoint of a tree must be at {path}; its metadata is missing")
+      raise ValueError(
+        f"an Orbax checkpoint of a tree must be at {path}; its metadata is missing"
+      )
     found = _matching(path, stored.tree, wanted)
-    typed = lambda leaf, there: jax.ShapeDtypeStruct(leaf.shape, dtype or there.dtype, sharding=leaf.sharding)
+    typed = lambda leaf, there: jax.ShapeDtypeStruct(
+      leaf.shape, dtype or there.dtype, sharding=leaf.sharding
+    )
     wanted = jax.tree.map(typed, wanted, found)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
-    arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    arguments = ocp.args.PyTreeRestore(
+      item=wanted, restore_args=restore_args, partial_restore=True
+    )
     return checkpointer.restore(path, args=arguments)
 
 
-def _matching(path: epath.Path, stored: types.Params, wanted: types.Params) -> types.Params:
+def _matching(
+  path: epath.Path, stored: types.Params, wanted: types.Params
+) -> types.Params:
   """Returns the stored leaves' descriptions in the shape of the wanted tree."""
   problems = []
 
@@ -57,11 +67,15 @@ def _matching(path: epath.Path, stored: types.Params, wanted: types.Params) -> t
     if found is None:
       problems.append(f"missing leaf {name}: expected shape {leaf.shape}")
     elif tuple(found.shape) != leaf.shape:
-      problems.append(f"mis-shaped leaf {name}: expected shape {leaf.shape}, seen {tuple(found.shape)}")
+      problems.append(
+        f"mis-shaped leaf {name}: expected shape {leaf.shape}, seen {tuple(found.shape)}"
+      )
     return found
 
   matching = jax.tree_util.tree_map_with_path(find, wanted)
   if problems:
     listed = "\n".join(f"  {problem}" for problem in problems)
-    raise ValueError(f"the Orbax checkpoint {path} must match the config; {len(problems)} problem(s):\n{listed}")
+    raise ValueError(
+      f"the Orbax checkpoint {path} must match the config; {len(problems)} problem(s):\n{listed}"
+    )
   return matching

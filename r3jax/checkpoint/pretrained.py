@@ -47,11 +47,11 @@ class Pretrained:
   adapted: tuple[tuple[lora_lib.LoRA, epath.Path], ...] = ()
 
   def load(
-      self,
-      bagel: bagel_lib.Bagel,
-      mesh: jax.sharding.Mesh,
-      dtype: types.DType = jnp.float32,
-      policy_dtype: types.DType | None = None,
+    self,
+    bagel: bagel_lib.Bagel,
+    mesh: jax.sharding.Mesh,
+    dtype: types.DType = jnp.float32,
+    policy_dtype: types.DType | None = None,
   ) -> tuple[types.Params, types.Params]:
     """Returns the sharded policy, without new adapters, and the replicated {"vision", "autoencoder"} parameters.
 
@@ -66,16 +66,20 @@ class Pretrained:
     """
     placed, policy = shardings(bagel, mesh), {}
     if policy_dtype is not None:
-      of_policy = {path: placed.pop(path) for path in list(placed) if path.startswith("policy/")}
+      of_policy = {
+        path: placed.pop(path)
+        for path in list(placed)
+        if path.startswith("policy/")
+      }
       policy = self.weights(of_policy, policy_dtype)
     weights = self.weights(placed, dtype) | policy
     return weights.pop("policy"), weights
 
   def weights(
-      self,
-      placed: dict[str, jax.sharding.Sharding],
-      dtype: types.DType | None,
-      progress: bagel_files.Progress = lambda read: None,
+    self,
+    placed: dict[str, jax.sharding.Sharding],
+    dtype: types.DType | None,
+    progress: bagel_files.Progress = lambda read: None,
   ) -> types.Params:
     """Returns {"policy", "vision", "autoencoder"}.
 
@@ -90,43 +94,76 @@ class Pretrained:
     """
     # adapters are merged before anything is rounded
     stored = None if self.adapted else dtype
-    trained = {path: one for path, one in placed.items() if self.trained and path.startswith("policy/")}
+    trained = {
+      path: one
+      for path, one in placed.items()
+      if self.trained and path.startswith("policy/")
+    }
     others = {path: one for path, one in placed.items() if path not in trained}
     if not others:
       found = {}
     elif (self.folder / orbax_weights.FOLDER).is_dir():
-      found = self._from_orbax(self.folder / orbax_weights.FOLDER, others, stored)
+      found = self._from_orbax(
+        self.folder / orbax_weights.FOLDER, others, stored
+      )
       progress(1.0)
     else:
-      found = bagel_files.load(self.folder, self.sizes, others, stored, progress)
+      found = bagel_files.load(
+        self.folder, self.sizes, others, stored, progress
+      )
     found |= self._from_orbax(self.trained, trained, stored) if trained else {}
     if "policy" in found:
       for lora, state in self.adapted:
         found["policy"] = self._merged(found["policy"], lora, state)
-    return jax.tree.map(lambda x: x.astype(dtype), found) if stored != dtype else found
+    return (
+      jax.tree.map(lambda x: x.astype(dtype), found)
+      if stored != dtype
+      else found
+    )
 
-  def _merged(self, policy: types.Params, lora: lora_lib.LoRA, state: epath.Path) -> types.Params:
+  def _merged(
+    self, policy: types.Params, lora: lora_lib.LoRA, state: epath.Path
+  ) -> types.Params:
     """Returns a policy with the adapters of a training checkpoint merged into its kernels."""
-    shapes = lora_lib.adapters(nn.unbox(parameters.boxed(bagel_lib.Bagel(self.sizes, lora=lora))))
+    shapes = lora_lib.adapters(
+      nn.unbox(parameters.boxed(bagel_lib.Bagel(self.sizes, lora=lora)))
+    )
     whole = rules.replicated(jax.tree.leaves(policy)[0].sharding.mesh)
-    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), shapes)
+    wanted = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+      shapes,
+    )
     found = orbax_weights.load(state, {"policy": wanted}, None)
     return lora_lib.merge(policy, found["policy"], lora.scale)
 
   def fingerprint(self) -> str:
     """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""
-    states = [*([self.trained] if self.trained else []), *(state for _, state in self.adapted)]
+    states = [
+      *([self.trained] if self.trained else []),
+      *(state for _, state in self.adapted),
+    ]
     orbax = [self.folder / orbax_weights.FOLDER, *states]
     # Orbax writes a new index with every save.
-    indices = [path for folder in orbax if folder.is_dir() for path in folder.iterdir() if path.suffix == ".ocdbt"]
+    indices = [
+      path
+      for folder in orbax
+      if folder.is_dir()
+      for path in folder.iterdir()
+      if path.suffix == ".ocdbt"
+    ]
     return fingerprint.of_files([*_safetensors(self.folder), *indices])
 
-  def _from_orbax(self, path: epath.Path, placed: dict[str, jax.sharding.Sharding], dtype) -> types.Params:
+  def _from_orbax(
+    self, path: epath.Path, placed: dict[str, jax.sharding.Sharding], dtype
+  ) -> types.Params:
     shapes = bagel_files.leaf_shapes(self.sizes)
     wanted = {
-        leaf: jax.ShapeDtypeStruct(shapes[leaf], jnp.float32, sharding=sharding) for leaf, sharding in placed.items()
+      leaf: jax.ShapeDtypeStruct(shapes[leaf], jnp.float32, sharding=sharding)
+      for leaf, sharding in placed.items()
     }
-    return orbax_weights.load(path, flax.traverse_util.unflatten_dict(wanted, sep="/"), dtype)
+    return orbax_weights.load(
+      path, flax.traverse_util.unflatten_dict(wanted, sep="/"), dtype
+    )
 
 
 def _safetensors(folder: epath.Path) -> list[epath.Path]:
@@ -144,7 +181,9 @@ def find(folder: str) -> Pretrained:
     ValueError: there is no such folder, a file is missing or broken, or tokenizer and model differ.
   """
   if not folder:
-    raise ValueError("model.folder must name a folder with a model (or be 'shapes'); it is empty")
+    raise ValueError(
+      "model.folder must name a folder with a model (or be 'shapes'); it is empty"
+    )
   inside = importlib.resources.files("r3jax") / "assets" / "shapes"
   path = epath.Path(str(inside) if folder == "shapes" else folder)
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
@@ -152,19 +191,21 @@ def find(folder: str) -> Pretrained:
   sizes, tokenizer = architecture.from_folder(path), tokenization.load(path)
   if tokenizer.size > sizes.llm.vocab_size:
     raise ValueError(
-        f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {path}"
+      f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {path}"
     )
   if tokenizer.special_ids != sizes.special_ids:
-    raise ValueError(f"markers must be {sizes.special_ids} for the model; the tokenizer has {tokenizer.special_ids}: {path}")
+    raise ValueError(
+      f"markers must be {sizes.special_ids} for the model; the tokenizer has {tokenizer.special_ids}: {path}"
+    )
   return Pretrained(path, sizes, tokenizer)
 
 
 def save(
-    weights: types.Params,
-    like: Pretrained,
-    folder: epath.PathLike,
-    form: str,
-    progress: bagel_files.Progress = lambda written: None,
+  weights: types.Params,
+  like: Pretrained,
+  folder: epath.PathLike,
+  form: str,
+  progress: bagel_files.Progress = lambda written: None,
 ) -> None:
   """Writes a folder that `find` reads: weights in their dtypes, and the JSON files and tokenizer of `like`.
 
@@ -198,28 +239,41 @@ def check_free(folder: epath.Path) -> None:
   taken += [path for path in [folder / orbax_weights.FOLDER] if path.exists()]
   if taken:
     names = ", ".join(sorted(path.name for path in taken))
-    raise ValueError(f"weights are never overwritten: choose another folder than {folder}, which has {names}")
+    raise ValueError(
+      f"weights are never overwritten: choose another folder than {folder}, which has {names}"
+    )
 
 
 def _trained(workdir: epath.Path) -> Pretrained:
   """Returns the model of the main job's last checkpoint."""
   step = training.latest_step(workdir / "checkpoints")
   if step is None:
-    raise ValueError(f"a workdir must hold a complete checkpoint to take a model from; there is none in {workdir}")
+    raise ValueError(
+      f"a workdir must hold a complete checkpoint to take a model from; there is none in {workdir}"
+    )
   path = workdir / "config.json"
   try:
     model = json.loads(path.read_text())["model"]
     folder, lora = model["folder"], lora_lib.LoRA(**model.get("lora", {}))
   except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise ValueError(f"{path} must be the config of a run, with model.folder: {error!r}") from error
+    raise ValueError(
+      f"{path} must be the config of a run, with model.folder: {error!r}"
+    ) from error
   start, state = find(folder), workdir / "checkpoints" / str(step) / "state"
   if lora.rank:
     return dataclasses.replace(start, adapted=(*start.adapted, (lora, state)))
   return dataclasses.replace(start, trained=state, adapted=())
 
 
-def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.Sharding]:
+def shardings(
+  bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh
+) -> dict[str, jax.sharding.Sharding]:
   """Returns the sharding of every leaf of the weights by its path; all but the policy is replicated."""
-  policy = flax.traverse_util.flatten_dict(parameters.shardings(bagel, mesh), sep="/")
+  policy = flax.traverse_util.flatten_dict(
+    parameters.shardings(bagel, mesh), sep="/"
+  )
   paths = bagel_files.leaf_shapes(bagel.config)
-  return {path: policy.get(path.removeprefix("policy/"), rules.replicated(mesh)) for path in paths}
+  return {
+    path: policy.get(path.removeprefix("policy/"), rules.replicated(mesh))
+    for path in paths
+  }

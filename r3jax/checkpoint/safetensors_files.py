@@ -55,7 +55,9 @@ def read_header(path: epath.PathLike) -> dict[str, Entry]:
     file.seek(0)
     length = int.from_bytes(file.read(_LENGTH), "little")
     if not 0 < length <= min(size - _LENGTH, _MAX_HEADER):
-      raise ValueError(f"unreadable file {path}: {size} bytes hold no header of {length}")
+      raise ValueError(
+        f"unreadable file {path}: {size} bytes hold no header of {length}"
+      )
     text = file.read(length)
   try:
     header = json.loads(text)
@@ -64,9 +66,13 @@ def read_header(path: epath.PathLike) -> dict[str, Entry]:
     for name, entry in header.items():
       start, _ = spans[name] = tuple(map(int, entry["data_offsets"]))
       shape = tuple(map(int, entry["shape"]))
-      entries[name] = Entry(path, str(entry["dtype"]), shape, _LENGTH + length + start)
+      entries[name] = Entry(
+        path, str(entry["dtype"]), shape, _LENGTH + length + start
+      )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
-    raise ValueError(f"unreadable file {path}: its header is none of safetensors: {error!r}") from error
+    raise ValueError(
+      f"unreadable file {path}: its header is none of safetensors: {error!r}"
+    ) from error
   _check_spans(entries, spans, size - _LENGTH - length, path)
   return entries
 
@@ -77,18 +83,32 @@ def file_size(file) -> int:
   return file.tell()
 
 
-def _check_spans(entries: dict[str, Entry], spans: dict[str, tuple], size: int, path: epath.Path) -> None:
+def _check_spans(
+  entries: dict[str, Entry],
+  spans: dict[str, tuple],
+  size: int,
+  path: epath.Path,
+) -> None:
   """Raises a ValueError unless the tensors fill the bytes of the file without gap or overlap."""
   end = 0
   for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
     if start != end:
-      raise ValueError(f"unreadable file {path}: tensor {name} must start at byte {end}, starts at {start}")
+      raise ValueError(
+        f"unreadable file {path}: tensor {name} must start at byte {end}, starts at {start}"
+      )
     entry, end = entries[name], stop
     known = DTYPES.get(entry.dtype)
-    if known and stop - start != math.prod(entry.shape) * np.dtype(known).itemsize:
-      raise ValueError(f"unreadable file {path}: {stop - start} bytes are no {entry.dtype}{list(entry.shape)} {name}")
+    if (
+      known
+      and stop - start != math.prod(entry.shape) * np.dtype(known).itemsize
+    ):
+      raise ValueError(
+        f"unreadable file {path}: {stop - start} bytes are no {entry.dtype}{list(entry.shape)} {name}"
+      )
   if end != size:
-    raise ValueError(f"unreadable file {path}: its tensors take {end} bytes, {size} are there")
+    raise ValueError(
+      f"unreadable file {path}: its tensors take {end} bytes, {size} are there"
+    )
 
 
 def read(entry: Entry, rows: slice = slice(None)) -> np.ndarray:
@@ -109,11 +129,17 @@ def read(entry: Entry, rows: slice = slice(None)) -> np.ndarray:
     file.seek(entry.start + first * row_bytes)
     content = file.read((last - first) * row_bytes)
   if len(content) != (last - first) * row_bytes:
-    raise ValueError(f"a file must not change while it is read; {entry.path} has become shorter")
+    raise ValueError(
+      f"a file must not change while it is read; {entry.path} has become shorter"
+    )
   return np.frombuffer(content, dtype).reshape(shape)
 
 
-def write(path: epath.PathLike, specs: Mapping[str, tuple[Shape, np.dtype]], arrays: Iterable[np.ndarray]) -> None:
+def write(
+  path: epath.PathLike,
+  specs: Mapping[str, tuple[Shape, np.dtype]],
+  arrays: Iterable[np.ndarray],
+) -> None:
   """Writes a file tensor by tensor, under its name only once it is whole.
 
   Args:
@@ -121,11 +147,18 @@ def write(path: epath.PathLike, specs: Mapping[str, tuple[Shape, np.dtype]], arr
     specs: shape and stored dtype (one of `DTYPES`) of the tensors by name, in the order of `arrays`.
     arrays: the tensors; one at a time is asked for.
   """
-  path, labels = epath.Path(path), {np.dtype(known): label for label, known in DTYPES.items()}
+  path, labels = (
+    epath.Path(path),
+    {np.dtype(known): label for label, known in DTYPES.items()},
+  )
   header, end = {"__metadata__": {"format": "pt"}}, 0
   for name, (shape, dtype) in specs.items():
     start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
-    header[name] = {"dtype": labels[np.dtype(dtype)], "shape": list(shape), "data_offsets": [start, end]}
+    header[name] = {
+      "dtype": labels[np.dtype(dtype)],
+      "shape": list(shape),
+      "data_offsets": [start, end],
+    }
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % _LENGTH)
   partial = path.with_name(path.name + ".partial")

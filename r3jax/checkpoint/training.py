@@ -40,18 +40,32 @@ class Checkpoints:
       ValueError: if `every` or `keep` is below 1.
     """
     if every < 1 or keep < 1:
-      raise ValueError(f"checkpoint every and keep must be at least 1, got {every} and {keep}")
+      raise ValueError(
+        f"checkpoint every and keep must be at least 1, got {every} and {keep}"
+      )
     policies = ocp.checkpoint_managers
     options = ocp.CheckpointManagerOptions(
-        save_decision_policy=policies.AnySavePolicy([
-            policies.FixedIntervalPolicy(every), policies.PreemptionCheckpointingPolicy()]),
-        preservation_policy=policies.preservation_policy.LatestN(keep),
-        cleanup_tmp_directories=True,
+      save_decision_policy=policies.AnySavePolicy(
+        [
+          policies.FixedIntervalPolicy(every),
+          policies.PreemptionCheckpointingPolicy(),
+        ]
+      ),
+      preservation_policy=policies.preservation_policy.LatestN(keep),
+      cleanup_tmp_directories=True,
     )
-    self._manager = ocp.CheckpointManager(paths.absolute(folder), options=options)
+    self._manager = ocp.CheckpointManager(
+      paths.absolute(folder), options=options
+    )
 
-  def save(self, step: int, state: PyTree, iterator: grain.DatasetIterator, extra: dict,
-           force: bool = False) -> bool:
+  def save(
+    self,
+    step: int,
+    state: PyTree,
+    iterator: grain.DatasetIterator,
+    extra: dict,
+    force: bool = False,
+  ) -> bool:
     """Starts to save what a run needs to go on after `step`, if a save is due.
 
     Args:
@@ -70,13 +84,15 @@ class Checkpoints:
     # The iterator's position is global, so it goes in as plain JSON: Grain's own handler writes a
     # file per process and would tie the checkpoint to the number of hosts.
     items = ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        data=ocp.args.JsonSave(iterator.get_state()),
-        extra=ocp.args.JsonSave(extra))
+      state=ocp.args.StandardSave(state),
+      data=ocp.args.JsonSave(iterator.get_state()),
+      extra=ocp.args.JsonSave(extra),
+    )
     return self._manager.save(step, args=items, force=force)
 
-  def restore(self, abstract_state: PyTree, iterator: grain.DatasetIterator
-              ) -> tuple[int, PyTree, dict] | None:
+  def restore(
+    self, abstract_state: PyTree, iterator: grain.DatasetIterator
+  ) -> tuple[int, PyTree, dict] | None:
     """Restores the last complete checkpoint and moves `iterator` to where it was.
 
     Args:
@@ -93,10 +109,14 @@ class Checkpoints:
     step = self._manager.latest_step()
     if step is None:
       return None
-    items = self._manager.restore(step, args=ocp.args.Composite(
+    items = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract_state),
         data=ocp.args.JsonRestore(),
-        extra=ocp.args.JsonRestore()))
+        extra=ocp.args.JsonRestore(),
+      ),
+    )
     iterator.set_state(items.data)
     logging.info("restored step %d from %s", step, self._manager.directory)
     return step, items.state, items.extra

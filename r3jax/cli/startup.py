@@ -15,9 +15,16 @@ from r3jax.parallel import meshes
 from r3jax.parallel import multihost
 
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "host:port of process 0, for several processes outside of Cloud TPU, GKE and SLURM.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "With --coordinator: how many there are.", 1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "With --coordinator: which this is.", 0)
+  "coordinator",
+  "",
+  "host:port of process 0, for several processes outside of Cloud TPU, GKE and SLURM.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", 1, "With --coordinator: how many there are.", 1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", 0, "With --coordinator: which this is.", 0
+)
 
 
 def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
@@ -44,7 +51,10 @@ def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
 def log_ours() -> None:
   """Keeps the log to this program's own lines, and what others warn about."""
   ours = os.path.dirname(r3jax.__file__)
-  is_ours = lambda record: record.levelno >= logging.converter.STANDARD_WARNING or record.pathname.startswith(ours)
+  is_ours = lambda record: (
+    record.levelno >= logging.converter.STANDARD_WARNING
+    or record.pathname.startswith(ours)
+  )
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(is_ours)
 
@@ -54,9 +64,15 @@ def start(mesh: ml_collections.ConfigDict, rows: int) -> None:
 
   On one host's CPUs every core becomes a device, as far as `rows` split evenly, unless the mesh is set.
   """
-  if not _COORDINATOR.value and mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}:
+  if not _COORDINATOR.value and mesh.to_dict() == {
+    "data": -1,
+    "fsdp": 1,
+    "tensor": 1,
+  }:
     meshes.use_all_cores(rows)
-  multihost.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+  multihost.initialize(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+  )
 
 
 def together(function: Callable, *arguments):

@@ -30,11 +30,35 @@ class Chip:
 # Peak figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x; links are half of
 # their bidirectional figures, and a tpu7x device has half a chip.
 CHIPS = {
-    "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9, ("2x2x1", "2x2x4", "4x4x4")),
-    "v5e": Chip(16 * GIB, 197e12, 819e9, 200e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-    "v5p": Chip(95 * GIB, 459e12, 2765e9, 600e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
-    "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-    "tpu7x": Chip(96 * GIB, 1153.5e12, 3690e9, 300e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
+  "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9, ("2x2x1", "2x2x4", "4x4x4")),
+  "v5e": Chip(
+    16 * GIB,
+    197e12,
+    819e9,
+    200e9,
+    ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  ),
+  "v5p": Chip(
+    95 * GIB,
+    459e12,
+    2765e9,
+    600e9,
+    ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8"),
+  ),
+  "v6e": Chip(
+    32 * GIB,
+    918e12,
+    1638e9,
+    400e9,
+    ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  ),
+  "tpu7x": Chip(
+    96 * GIB,
+    1153.5e12,
+    3690e9,
+    300e9,
+    ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
+  ),
 }
 
 
@@ -46,12 +70,15 @@ def of_topology(topology: str) -> Chip:
   """
   name, colon, _ = topology.partition(":")
   if name not in CHIPS or not colon:
-    raise ValueError(f"--topology must be CHIP:SHAPE; got {topology!r}. {known()}")
+    raise ValueError(
+      f"--topology must be CHIP:SHAPE; got {topology!r}. {known()}"
+    )
   return CHIPS[name]
 
 
 def known() -> str:
   """Returns a sentence that lists topologies."""
   return "Known are " + "; ".join(
-      f"{name}: " + ", ".join(f"{name}:{shape}" for shape in chip.topologies) for name, chip in CHIPS.items()
+    f"{name}: " + ", ".join(f"{name}:{shape}" for shape in chip.topologies)
+    for name, chip in CHIPS.items()
   )

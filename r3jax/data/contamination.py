@@ -27,6 +27,7 @@ class TagOverlap:
     dropped: those that were dropped.
     kept: those that were kept although they are in the test set.
   """
+
   total: int
   text: int
   folded: int
@@ -42,6 +43,7 @@ class Contamination:
   Attributes:
     tags: the overlap of every tag of the training set, in its order.
   """
+
   tags: Mapping[str, TagOverlap]
 
   @property
@@ -52,22 +54,36 @@ class Contamination:
   @property
   def vanished(self) -> tuple[str, ...]:
     """The tags of which no training prompt is left."""
-    return tuple(tag for tag, overlap in self.tags.items() if overlap.dropped == overlap.total)
+    return tuple(
+      tag
+      for tag, overlap in self.tags.items()
+      if overlap.dropped == overlap.total
+    )
 
   def to_json(self) -> dict:
     """Returns what a run's summary says of it."""
-    tags = {tag: dataclasses.asdict(overlap) for tag, overlap in self.tags.items()}
-    return {"contaminated": self.contaminated, "vanished": list(self.vanished), "tags": tags}
+    tags = {
+      tag: dataclasses.asdict(overlap) for tag, overlap in self.tags.items()
+    }
+    return {
+      "contaminated": self.contaminated,
+      "vanished": list(self.vanished),
+      "tags": tags,
+    }
 
   def describe(self) -> str:
     """Returns one line per tag."""
-    return "\n".join(self._line(tag, overlap) for tag, overlap in self.tags.items())
+    return "\n".join(
+      self._line(tag, overlap) for tag, overlap in self.tags.items()
+    )
 
   def _line(self, tag: str, overlap: TagOverlap) -> str:
     kinds = ", ".join(f"{getattr(overlap, kind)} by {kind}" for kind in KINDS)
     end = "; none is left" if tag in self.vanished else ""
-    return (f"{tag}: of {overlap.total} training prompts {overlap.dropped + overlap.kept} are in "
-            f"the test set ({kinds}): {overlap.dropped} dropped, {overlap.kept} kept{end}")
+    return (
+      f"{tag}: of {overlap.total} training prompts {overlap.dropped + overlap.kept} are in "
+      f"the test set ({kinds}): {overlap.dropped} dropped, {overlap.kept} kept{end}"
+    )
 
 
 def find(train: Sequence[dict], tests: Sequence[dict]) -> list[str | None]:
@@ -77,9 +93,15 @@ def find(train: Sequence[dict], tests: Sequence[dict]) -> list[str | None]:
     train: records as `PromptRecord.to_json` gives them.
     tests: records of the same kind.
   """
-  known = {kind: {key(record) for record in tests} for kind, key in _KEYS.items()}
-  return [next((kind for kind, key in _KEYS.items() if key(record) in known[kind]), None)
-          for record in train]
+  known = {
+    kind: {key(record) for record in tests} for kind, key in _KEYS.items()
+  }
+  return [
+    next(
+      (kind for kind, key in _KEYS.items() if key(record) in known[kind]), None
+    )
+    for record in train
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +112,7 @@ class Leaked:
     tags: tag -> how many different ones.
     complete: whether all is known that the model was trained on; else there may be more.
   """
+
   tags: Mapping[str, int]
   complete: bool
 
@@ -100,13 +123,17 @@ class Leaked:
 
   def notes(self) -> list[str]:
     """Returns what must stand beside every number of such an evaluation."""
-    by_tag = ", ".join(f"{tag} {number}" for tag, number in self.tags.items() if number)
+    by_tag = ", ".join(
+      f"{tag} {number}" for tag, number in self.tags.items() if number
+    )
     known = f"CONTAMINATED: the model was trained on {sum(self.tags.values())} of these prompts ({by_tag})."
     unknown = "What the model was trained on is not known in full: prompts that are evaluated here may be among it."
     return [known] * self.contaminated + [unknown] * (not self.complete)
 
 
-def leaked(train: Sequence[dict], tests: Sequence[dict], complete: bool) -> Leaked:
+def leaked(
+  train: Sequence[dict], tests: Sequence[dict], complete: bool
+) -> Leaked:
   """Returns which test records a model was trained on, by any of KINDS.
 
   Args:
@@ -115,12 +142,22 @@ def leaked(train: Sequence[dict], tests: Sequence[dict], complete: bool) -> Leak
     complete: whether `train` is all.
   """
   distinct = list({record["prompt"]: record for record in tests}.values())
-  found = collections.Counter(record["tag"] for record, kind in zip(distinct, find(distinct, train)) if kind)
-  return Leaked({tag: found[tag] for tag in dict.fromkeys(record["tag"] for record in tests)}, complete)
+  found = collections.Counter(
+    record["tag"]
+    for record, kind in zip(distinct, find(distinct, train))
+    if kind
+  )
+  return Leaked(
+    {
+      tag: found[tag]
+      for tag in dict.fromkeys(record["tag"] for record in tests)
+    },
+    complete,
+  )
 
 
 def clean(
-    train: Sequence[dict], tests: Sequence[dict], keep_tags: Collection[str] = ()
+  train: Sequence[dict], tests: Sequence[dict], keep_tags: Collection[str] = ()
 ) -> tuple[list[dict], Contamination]:
   """Drops the training records that occur in the test set.
 
@@ -137,24 +174,38 @@ def clean(
   """
   tags = list(dict.fromkeys(record["tag"] for record in train))
   if unknown := sorted(set(keep_tags) - set(tags)):
-    raise ValueError(f"keep_tags must be tags of the training set, {tags}; got {unknown}")
+    raise ValueError(
+      f"keep_tags must be tags of the training set, {tags}; got {unknown}"
+    )
   found = find(train, tests)
-  kept = [record for record, kind in zip(train, found)
-          if kind is None or record["tag"] in keep_tags]
+  kept = [
+    record
+    for record, kind in zip(train, found)
+    if kind is None or record["tag"] in keep_tags
+  ]
   if train and not kept:
     raise ValueError(
-        f"all {len(train)} training prompts (tags {tags}) are in the test set, and none may be "
-        "trained on; keep_tags keeps the prompts of a tag, and the run is then called contaminated")
-  counts = collections.Counter((record["tag"], kind) for record, kind in zip(train, found))
-  return kept, Contamination({tag: _overlap(tag, counts, tag in keep_tags) for tag in tags})
+      f"all {len(train)} training prompts (tags {tags}) are in the test set, and none may be "
+      "trained on; keep_tags keeps the prompts of a tag, and the run is then called contaminated"
+    )
+  counts = collections.Counter(
+    (record["tag"], kind) for record, kind in zip(train, found)
+  )
+  return kept, Contamination(
+    {tag: _overlap(tag, counts, tag in keep_tags) for tag in tags}
+  )
 
 
 def _overlap(tag: str, counts: collections.Counter, keep: bool) -> TagOverlap:
   """Returns the overlap of a tag from the numbers of records by (tag, kind)."""
   by_kind = {kind: counts[tag, kind] for kind in KINDS}
   overlapping = sum(by_kind.values())
-  return TagOverlap(total=overlapping + counts[tag, None], **by_kind,
-                    dropped=0 if keep else overlapping, kept=overlapping if keep else 0)
+  return TagOverlap(
+    total=overlapping + counts[tag, None],
+    **by_kind,
+    dropped=0 if keep else overlapping,
+    kept=overlapping if keep else 0,
+  )
 
 
 def _text(record: dict) -> str:
@@ -163,8 +214,10 @@ def _text(record: dict) -> str:
 
 def _folded(record: dict) -> str:
   """Returns the prompt's words without case, articles and punctuation."""
-  plain = "".join(" " if unicodedata.category(character).startswith("P") else character
-                  for character in record["prompt"].casefold())
+  plain = "".join(
+    " " if unicodedata.category(character).startswith("P") else character
+    for character in record["prompt"].casefold()
+  )
   words = [word for word in plain.split() if word not in _ARTICLES]
   # Of "?!" and "..." nothing would be left to compare.
   return " ".join(words) or record["prompt"]
@@ -181,13 +234,21 @@ def _asked(record: dict) -> Hashable:
 
 def _resolved(items: Sequence[dict]) -> list[str]:
   """Returns each item as text, with the other item of its position in place of an index."""
-  bare = [{key: value for key, value in item.items() if key != "position"} for item in items]
+  bare = [
+    {key: value for key, value in item.items() if key != "position"}
+    for item in items
+  ]
   texts = []
   for item, own in zip(items, bare):
     relation, index = item.get("position", (None, None))
-    texts.append(json.dumps([own, relation, relation and bare[index]], sort_keys=True))
+    texts.append(
+      json.dumps([own, relation, relation and bare[index]], sort_keys=True)
+    )
   return texts
 
 
 _KEYS: Mapping[str, Callable[[dict], Hashable]] = {
-    "text": _text, "folded": _folded, "include": _asked}
+  "text": _text,
+  "folded": _folded,
+  "include": _asked,
+}

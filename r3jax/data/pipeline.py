@@ -4,7 +4,9 @@ import grain
 import numpy as np
 
 
-def prompt_iterator(num_records: int, groups_per_step: int, seed: int) -> grain.DatasetIterator:
+def prompt_iterator(
+  num_records: int, groups_per_step: int, seed: int
+) -> grain.DatasetIterator:
   """Returns an endless iterator over int32 arrays [groups_per_step] of record indices.
 
   Step k yields places k*groups_per_step ... of a sequence of epochs; an epoch holds every record
@@ -17,10 +19,18 @@ def prompt_iterator(num_records: int, groups_per_step: int, seed: int) -> grain.
     ValueError: if there are no records or no groups.
   """
   if num_records < 1 or groups_per_step < 1:
-    raise ValueError("num_records and groups_per_step must be at least 1, got "
-                     f"{num_records} and {groups_per_step}")
+    raise ValueError(
+      "num_records and groups_per_step must be at least 1, got "
+      f"{num_records} and {groups_per_step}"
+    )
   indices = grain.MapDataset.range(num_records).seed(seed).shuffle().repeat()
   # The remainder is that of an endless sequence: without dropping it, its length overflows for batches of 1.
-  steps = indices.batch(groups_per_step, drop_remainder=True).map(lambda batch: batch.astype(np.int32))
+  steps = indices.batch(groups_per_step, drop_remainder=True).map(
+    lambda batch: batch.astype(np.int32)
+  )
   # No threads: an index costs nothing to make.
-  return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+  return iter(
+    steps.to_iter_dataset(
+      grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
+  )

@@ -18,13 +18,14 @@ MAX_LISTED = 50
 @dataclasses.dataclass(frozen=True)
 class Expectation:
   """What a prompt says of one class of objects; an item of `include` or `exclude`."""
-  class_name: str                            # "class" in the file
+
+  class_name: str  # "class" in the file
   # include: so many; exclude: fewer than so many
   count: int
   color: str | None = None
   # (relation, index of the other include item)
   position: tuple[str, int] | None = None
-  region: str | None = None                  # place in the frame
+  region: str | None = None  # place in the frame
   size: str | None = None
 
   @classmethod
@@ -45,8 +46,9 @@ class Expectation:
 @dataclasses.dataclass(frozen=True)
 class Question:
   """A question about the image with the answer that the prompt implies."""
+
   text: str
-  answer: str    # "yes" or "no"
+  answer: str  # "yes" or "no"
 
   @classmethod
   def from_json(cls, pair: Sequence[str]) -> "Question":
@@ -62,6 +64,7 @@ class Question:
 @dataclasses.dataclass(frozen=True)
 class PromptRecord:
   """A prompt with what its image must show (R3.md section 11): include or questions, never both."""
+
   # 16 hex digits of a hash of the other fields
   id: str
   # the task of the benchmark: "counting", "colors", ...
@@ -69,7 +72,7 @@ class PromptRecord:
   prompt: str
   include: tuple[Expectation, ...] = ()  # GenEval, GenEval++
   exclude: tuple[Expectation, ...] = ()
-  questions: tuple[Question, ...] = ()   # TIIF
+  questions: tuple[Question, ...] = ()  # TIIF
 
   @classmethod
   def from_json(cls, obj: dict, where: str) -> "PromptRecord":
@@ -93,7 +96,9 @@ class PromptRecord:
       questions = tuple(map(Question.from_json, obj["questions"]))
       record = cls("", obj["tag"], obj["prompt"], questions=questions)
     else:
-      questions = map(Question.from_json, zip(obj["yn_question_list"], obj["yn_answer_list"]))
+      questions = map(
+        Question.from_json, zip(obj["yn_question_list"], obj["yn_answer_list"])
+      )
       prompt = obj["short_description"].strip()
       record = cls("", obj["type"], prompt, questions=tuple(questions))
     return dataclasses.replace(record, id=_hash(record))
@@ -112,13 +117,15 @@ class PromptRecord:
     return record
 
 
-def read_jsonl(path: epath.PathLike, tags: Collection[str] | None = None) -> list[PromptRecord]:
+def read_jsonl(
+  path: epath.PathLike, tags: Collection[str] | None = None
+) -> list[PromptRecord]:
   """Reads the records of a file, see `parse_jsonl`."""
   return parse_jsonl(epath.Path(path).read_bytes(), str(path), tags)
 
 
 def parse_jsonl(
-    content: bytes, name: str, tags: Collection[str] | None = None
+  content: bytes, name: str, tags: Collection[str] | None = None
 ) -> list[PromptRecord]:
   """Parses records, one JSON object a line; empty lines and a byte order mark are skipped.
 
@@ -135,7 +142,9 @@ def parse_jsonl(
       problems (the first 50) with their line numbers.
   """
   problems, entries = [], []
-  for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
+  for number, line in enumerate(
+    content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1
+  ):
     if not line.strip():
       continue
     found, obj = _parse(line)
@@ -156,21 +165,28 @@ def parse_jsonl(
 @dataclasses.dataclass(frozen=True)
 class _Entry:
   """A valid record of a file."""
+
   line: int
   record: PromptRecord
-  once: tuple    # what may stand once in a file
+  once: tuple  # what may stand once in a file
 
   @classmethod
   def from_json(cls, obj: dict, name: str, line: int) -> "_Entry":
     record = PromptRecord.from_json(obj, f"{name}:{line}")
-    once = (record.prompt,) if record.include else (record, obj.get("long_description"))
+    once = (
+      (record.prompt,)
+      if record.include
+      else (record, obj.get("long_description"))
+    )
     return cls(line, record, once)
 
 
 def _parse(line: bytes) -> tuple[list[str], object]:
   """Returns (problems, object) of a line of JSON."""
   try:
-    obj = json.loads(line.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    obj = json.loads(
+      line.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
+    )
     return [], obj
   except json.JSONDecodeError as error:
     return [f"the line must be JSON: {error.msg} (column {error.colno})"], None
@@ -184,7 +200,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
   obj = dict(pairs)
   if len(obj) != len(pairs):
     counts = collections.Counter(key for key, _ in pairs)
-    raise ValueError(f"key {validation.show(counts.most_common(1)[0][0])} must stand once")
+    raise ValueError(
+      f"key {validation.show(counts.most_common(1)[0][0])} must stand once"
+    )
   return obj
 
 
@@ -213,7 +231,10 @@ def _repeats(entries: list[_Entry]) -> list[str]:
 
 def _list(problems: list[str]) -> str:
   """Returns the text of an error."""
-  head, more = f"{len(problems)} problems with prompts:", len(problems) - MAX_LISTED
+  head, more = (
+    f"{len(problems)} problems with prompts:",
+    len(problems) - MAX_LISTED,
+  )
   tail = [f"... and {more} more"] if more > 0 else []
   return "\n".join([head, *problems[:MAX_LISTED], *tail])
 
@@ -221,6 +242,12 @@ def _list(problems: list[str]) -> str:
 def _hash(record: PromptRecord) -> str:
   """Returns 16 hex digits that depend on the record's meaning, not on the order of its keys."""
   obj = record.to_json()
-  asked = [obj["include"], obj.get("exclude") or []] if record.include else [obj["questions"]]
-  text = json.dumps([record.tag, record.prompt, *asked], sort_keys=True, ensure_ascii=False)
+  asked = (
+    [obj["include"], obj.get("exclude") or []]
+    if record.include
+    else [obj["questions"]]
+  )
+  text = json.dumps(
+    [record.tag, record.prompt, *asked], sort_keys=True, ensure_ascii=False
+  )
   return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,7 +14,10 @@ from r3jax.data.generators import geneval_plus
 from r3jax.data.generators import shapes
 
 GENERATED, EMBEDDED = "generated", "shapes"
-_GENERATORS = {"geneval": geneval.generate, "geneval_plus": geneval_plus.generate}
+_GENERATORS = {
+  "geneval": geneval.generate,
+  "geneval_plus": geneval_plus.generate,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +68,22 @@ def load(settings: Settings) -> PromptSets:
   """
   heldout = load_heldout(settings)
   tests = [_read_any(source) for source in settings.more_tests]
-  train = _generate(settings) if settings.train == GENERATED else _read(settings, "train", settings.train)
-  kept, found = contamination.clean(train, sum(tests, heldout), settings.keep_tags)
+  train = (
+    _generate(settings)
+    if settings.train == GENERATED
+    else _read(settings, "train", settings.train)
+  )
+  kept, found = contamination.clean(
+    train, sum(tests, heldout), settings.keep_tags
+  )
   if len(kept) < len(train) or found.contaminated:
-    logging.info("training prompts that are in a test set:\n%s", found.describe())
+    logging.info(
+      "training prompts that are in a test set:\n%s", found.describe()
+    )
   if found.contaminated:
-    logging.warning("this run is CONTAMINATED: it trains on prompts of its test set (data.keep_tags)")
+    logging.warning(
+      "this run is CONTAMINATED: it trains on prompts of its test set (data.keep_tags)"
+    )
   return PromptSets(kept, heldout, found)
 
 
@@ -86,9 +99,11 @@ def load_heldout(settings: Settings) -> list[dict]:
 def _generate(settings: Settings) -> list[dict]:
   if settings.benchmark not in _GENERATORS:
     raise ValueError(
-        f"data.train may be 'generated' for {sorted(_GENERATORS)}; data.benchmark is {settings.benchmark!r}"
+      f"data.train may be 'generated' for {sorted(_GENERATORS)}; data.benchmark is {settings.benchmark!r}"
     )
-  return _GENERATORS[settings.benchmark](settings.generated, settings.generated_seed)
+  return _GENERATORS[settings.benchmark](
+    settings.generated, settings.generated_seed
+  )
 
 
 def _read_any(source: str) -> list[dict]:
@@ -96,7 +111,9 @@ def _read_any(source: str) -> list[dict]:
   try:
     content = sources.read(source, storage.downloads(storage.root(None)))
   except OSError as error:
-    raise ValueError(f"data.more_tests must name files of prompts that can be read: {error}") from error
+    raise ValueError(
+      f"data.more_tests must name files of prompts that can be read: {error}"
+    ) from error
   return [record.to_json() for record in records.parse_jsonl(content, source)]
 
 
@@ -104,8 +121,12 @@ def _read(settings: Settings, name: str, source: str) -> list[dict]:
   if source == EMBEDDED:
     return shapes.load(split=name if name == "train" else "heldout")
   if not source:
-    raise ValueError(f"data.{name} must name a file of prompts in JSON lines, or a URL of one; it is empty")
+    raise ValueError(
+      f"data.{name} must name a file of prompts in JSON lines, or a URL of one; it is empty"
+    )
   try:
     return tfds.load(settings.benchmark, source)
   except OSError as error:
-    raise ValueError(f"data.{name} must name a file of prompts that can be read: {error}") from error
+    raise ValueError(
+      f"data.{name} must name a file of prompts that can be read: {error}"
+    ) from error

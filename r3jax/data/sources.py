@@ -47,8 +47,15 @@ def read(source: str, downloads: pathlib.Path) -> bytes:
       return content
     content = _download(url)
     if expected and _sha256(content) != expected:
-      raise ValueError(_refusal(url, expected, content, None if pinned else note))
-    _write(note, json.dumps({"url": url, "size": len(content), "sha256": _sha256(content)}))
+      raise ValueError(
+        _refusal(url, expected, content, None if pinned else note)
+      )
+    _write(
+      note,
+      json.dumps(
+        {"url": url, "size": len(content), "sha256": _sha256(content)}
+      ),
+    )
     # Last: a note without its content only means a new download.
     kept.write_bytes(content)
     return content
@@ -60,14 +67,16 @@ def _split(source: str) -> tuple[str, str | None]:
   before, _, host = url.split("/")[2].rpartition("@")
   if before or "?" in url:  # neither is shown
     raise ValueError(
-        "a URL of prompts must hold no user, password or query, for they could be keys; got one at "
-        f"{host.partition('?')[0]}. Download the file and give its path"
+      "a URL of prompts must hold no user, password or query, for they could be keys; got one at "
+      f"{host.partition('?')[0]}. Download the file and give its path"
     )
   if not fragment:
     return url, None
   pin = _PIN.fullmatch(fragment)
   if not pin:
-    raise ValueError(f"a URL may end in #sha256= and 64 hex digits, got #{fragment} ({url})")
+    raise ValueError(
+      f"a URL may end in #sha256= and 64 hex digits, got #{fragment} ({url})"
+    )
   return url, pin[1].lower()
 
 
@@ -77,18 +86,24 @@ def _download(url: str) -> bytes:
   except (httpx.HTTPError, httpx.InvalidURL) as error:
     raise OSError(f"{url} must be reachable: {error}") from error
   if response.status_code != 200:
-    raise OSError(f"{url} must answer with status 200, got {response.status_code}")
+    raise OSError(
+      f"{url} must answer with status 200, got {response.status_code}"
+    )
   return response.content
 
 
-def _refusal(url: str, expected: str, content: bytes, note: pathlib.Path | None) -> str:
+def _refusal(
+  url: str, expected: str, content: bytes, note: pathlib.Path | None
+) -> str:
   """Says that a URL's content is not the expected one, and what to do."""
   found = _sha256(content)
   text = f"the content of {url} must have sha256 {expected}, got {found} ({len(content)} bytes)"
   if note is None:
     return text
-  return (f"{text}. It was {expected} when {note} was written: if the change is wanted, give the "
-          f"source as {url}#sha256={found}")
+  return (
+    f"{text}. It was {expected} when {note} was written: if the change is wanted, give the "
+    f"source as {url}#sha256={found}"
+  )
 
 
 def _sha256(content: bytes) -> str:

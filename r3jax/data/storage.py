@@ -19,21 +19,26 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-        builder=self,
-        description=self.__doc__,
-        features=tfds.features.FeaturesDict({"record": tfds.features.Text()}),
-        disable_shuffling=True,
+      builder=self,
+      description=self.__doc__,
+      features=tfds.features.FeaturesDict({"record": tfds.features.Text()}),
+      disable_shuffling=True,
     )
 
-  def _generate_examples(self, records: Iterable[dict]) -> Iterator[tuple[int, dict]]:
+  def _generate_examples(
+    self, records: Iterable[dict]
+  ) -> Iterator[tuple[int, dict]]:
     for key, record in enumerate(records):
       yield key, {"record": json.dumps(record)}
 
 
 def root(data_dir: str | os.PathLike | None) -> pathlib.Path:
   """Returns where prepared data is kept: `data_dir`, else $R3JAX_DATA, else ~/.cache/r3jax."""
-  return pathlib.Path(data_dir or os.environ.get("R3JAX_DATA")
-                      or os.path.expanduser("~/.cache/r3jax"))
+  return pathlib.Path(
+    data_dir
+    or os.environ.get("R3JAX_DATA")
+    or os.path.expanduser("~/.cache/r3jax")
+  )
 
 
 def folder_name(content: object) -> str:
@@ -47,7 +52,11 @@ def downloads(data_dir: pathlib.Path) -> pathlib.Path:
 
 
 def read(
-    builder_class: type[RecordBuilder], data_dir: pathlib.Path, name: str, split: str, **arguments
+  builder_class: type[RecordBuilder],
+  data_dir: pathlib.Path,
+  name: str,
+  split: str,
+  **arguments,
 ) -> list[dict]:
   """Returns the records of a split in the order they were written, preparing them on first use.
 
@@ -64,7 +73,9 @@ def read(
   folder = data_dir / name
   # Around the builder too: it looks only once for prepared data.
   with locked(folder):
-    builder = builder_class(data_dir=os.fspath(folder), file_format=FILE_FORMAT, **arguments)
+    builder = builder_class(
+      data_dir=os.fspath(folder), file_format=FILE_FORMAT, **arguments
+    )
     builder.download_and_prepare(download_dir=os.fspath(downloads(data_dir)))
   source = builder.as_data_source(split=split)
   return [json.loads(source[index]["record"]) for index in range(len(source))]

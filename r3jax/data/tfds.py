@@ -3,11 +3,12 @@
 import hashlib
 import pathlib
 
+import tensorflow_datasets as tfds
+
 from r3jax.data import benchmarks
 from r3jax.data import records as records_lib
 from r3jax.data import sources
 from r3jax.data import storage
-import tensorflow_datasets as tfds
 
 SPLIT = "prompts"  # A builder holds one file, of whatever use.
 
@@ -17,7 +18,9 @@ class _PromptFile(storage.RecordBuilder, skip_registration=True):
 
   VERSION = tfds.core.Version("1.0.0")
 
-  def __init__(self, *, source: str, file_format: str = storage.FILE_FORMAT, **arguments):
+  def __init__(
+    self, *, source: str, file_format: str = storage.FILE_FORMAT, **arguments
+  ):
     """Makes the builder.
 
     Args:
@@ -30,12 +33,20 @@ class _PromptFile(storage.RecordBuilder, skip_registration=True):
     # What TFDS makes the builder of when it is unpickled.
     self._original_state["source"] = source
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict:
     content = sources.read(self._source, pathlib.Path(dl_manager.download_dir))
-    records = records_lib.parse_jsonl(content, self._source, benchmarks.BENCHMARKS[self.name].tags)
+    records = records_lib.parse_jsonl(
+      content, self._source, benchmarks.BENCHMARKS[self.name].tags
+    )
     if not records:
-      raise ValueError(f"{self._source} must hold at least one prompt; there is none")
-    return {SPLIT: self._generate_examples(record.to_json() for record in records)}
+      raise ValueError(
+        f"{self._source} must hold at least one prompt; there is none"
+      )
+    return {
+      SPLIT: self._generate_examples(record.to_json() for record in records)
+    }
 
 
 class Geneval(_PromptFile):
@@ -53,7 +64,9 @@ class Tiif(_PromptFile):
 BUILDERS = {builder.name: builder for builder in (Geneval, GenevalPlus, Tiif)}
 
 
-def load(benchmark: str, source: str, data_dir: str | None = None) -> list[dict]:
+def load(
+  benchmark: str, source: str, data_dir: str | None = None
+) -> list[dict]:
   """Returns the valid records of a prompt file in its order, preparing the data on first use.
 
   Args:
@@ -70,9 +83,13 @@ def load(benchmark: str, source: str, data_dir: str | None = None) -> list[dict]
     OSError: if the source cannot be read.
   """
   if benchmark not in BUILDERS:
-    raise ValueError(f"benchmark must be one of {sorted(BUILDERS)}, got {benchmark!r}")
+    raise ValueError(
+      f"benchmark must be one of {sorted(BUILDERS)}, got {benchmark!r}"
+    )
   builder_class, root = BUILDERS[benchmark], storage.root(data_dir)
   content = sources.read(source, storage.downloads(root))
   version = str(builder_class.VERSION)
-  name = storage.folder_name([benchmark, hashlib.sha256(content).hexdigest(), version])
+  name = storage.folder_name(
+    [benchmark, hashlib.sha256(content).hexdigest(), version]
+  )
   return storage.read(builder_class, root, name, SPLIT, source=source)

@@ -11,6 +11,7 @@ LEVEL = 0.95
 
 class Interval(NamedTuple):
   """A mean with the bounds of its 95 % interval."""
+
   mean: float
   low: float
   high: float
@@ -22,11 +23,14 @@ class Design(NamedTuple):
   Images of one prompt are no independent witnesses of how other prompts would fare, and a set that
   holds as many of every tag does so in every draw.
   """
+
   clusters: Sequence[str]  # what was drawn at random: the prompt
   strata: Sequence[str]  # within what it was drawn: the prompt's tag
 
 
-def _draws(values: np.ndarray, design: Design, rng: np.random.Generator) -> np.ndarray:
+def _draws(
+  values: np.ndarray, design: Design, rng: np.random.Generator
+) -> np.ndarray:
   """Returns the means of RESAMPLES draws of whole clusters, as many of every stratum as there are."""
   means = []
   clusters, strata = np.asarray(design.clusters), np.asarray(design.strata)
@@ -42,10 +46,19 @@ def _draws(values: np.ndarray, design: Design, rng: np.random.Generator) -> np.n
 def mean(values: np.ndarray, design: Design) -> float:
   """Returns the mean of the strata's means."""
   strata = np.asarray(design.strata)
-  return float(np.mean([values[strata == stratum].mean() for stratum in dict.fromkeys(design.strata)]))
+  return float(
+    np.mean(
+      [
+        values[strata == stratum].mean()
+        for stratum in dict.fromkeys(design.strata)
+      ]
+    )
+  )
 
 
-def bootstrap_mean(values: Sequence[float], seed: int, design: Design | None = None) -> Interval:
+def bootstrap_mean(
+  values: Sequence[float], seed: int, design: Design | None = None
+) -> Interval:
   """Estimates the mean of the strata's means by the percentile bootstrap (Efron 1979), 2,000 draws with replacement.
 
   The bounds are the 2.5 % and 97.5 % quantiles of the means of the draws.
@@ -60,12 +73,14 @@ def bootstrap_mean(values: Sequence[float], seed: int, design: Design | None = N
   """
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-    raise ValueError(f"values must be a non-empty list of finite numbers, got {values}")
+    raise ValueError(
+      f"values must be a non-empty list of finite numbers, got {values}"
+    )
   if design is None:
     design = Design(range(values.size), [0] * values.size)
   if not len(design.clusters) == len(design.strata) == values.size:
     raise ValueError(
-        f"a design must label each of {values.size} values, got {len(design.clusters)} and {len(design.strata)} labels"
+      f"a design must label each of {values.size} values, got {len(design.clusters)} and {len(design.strata)} labels"
     )
   means = _draws(values, design, np.random.default_rng(seed))
   low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -73,7 +88,10 @@ def bootstrap_mean(values: Sequence[float], seed: int, design: Design | None = N
 
 
 def bootstrap_difference(
-    before: Sequence[float], after: Sequence[float], seed: int, design: Design | None = None
+  before: Sequence[float],
+  after: Sequence[float],
+  seed: int,
+  design: Design | None = None,
 ) -> Interval:
   """Estimates the mean of after - before, paired: both measured on the same prompts, in order.
 
@@ -81,6 +99,8 @@ def bootstrap_difference(
     ValueError: the lengths differ, or as in `bootstrap_mean`.
   """
   if len(before) != len(after):
-    raise ValueError("before and after must be of the same prompts, got "
-                     f"{len(before)} and {len(after)} values")
+    raise ValueError(
+      "before and after must be of the same prompts, got "
+      f"{len(before)} and {len(after)} values"
+    )
   return bootstrap_mean(np.subtract(after, before), seed, design)

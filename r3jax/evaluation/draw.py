@@ -101,21 +101,30 @@ class Evaluator:
   def __post_init__(self):
     for name in ("rounds", "batch_size"):
       if getattr(self, name) < 1:
-        raise ValueError(f"eval.{name} must be at least 1; got {getattr(self, name)}")
+        raise ValueError(
+          f"eval.{name} must be at least 1; got {getattr(self, name)}"
+        )
     replicas = self.mesh.shape[placement.AXIS]
     if self.batch_size % replicas:
       raise ValueError(
-          f"eval.batch_size ({self.batch_size}) must be divisible by the number of data replicas ({replicas})"
+        f"eval.batch_size ({self.batch_size}) must be divisible by the number of data replicas ({replicas})"
       )
-    one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(placement.AXIS)
+    one, many = (
+      jax.sharding.PartitionSpec(),
+      jax.sharding.PartitionSpec(placement.AXIS),
+    )
     # of results too: a round is the next one's argument
     split = jax.sharding.NamedSharding(self.mesh, many)
     compiled = lambda function, rows: jax.jit(
-        jax.shard_map(
-            function, mesh=self.mesh, in_specs=(one, one) + (many,) * rows, out_specs=many,
-            axis_names={placement.AXIS}, check_vma=False,
-        ),
-        out_shardings=split,
+      jax.shard_map(
+        function,
+        mesh=self.mesh,
+        in_specs=(one, one) + (many,) * rows,
+        out_specs=many,
+        axis_names={placement.AXIS},
+        check_vma=False,
+      ),
+      out_shardings=split,
     )
     object.__setattr__(self, "draft", compiled(self._draft, 2))
     object.__setattr__(self, "revise", compiled(self._revise, 3))
@@ -134,30 +143,61 @@ class Evaluator:
     parsed = self.parse(made.text.ids, made.text.lengths, "reason")
     drawn = Drawn(made.images, self.reward(made.images, prompts.target))
     open_ = jnp.zeros_like(drawn.score.valid)
-    return Round(Standing(drawn, drawn, open_), parsed.format, open_, made.text, jnp.zeros_like(made.text.lengths))
+    return Round(
+      Standing(drawn, drawn, open_),
+      parsed.format,
+      open_,
+      made.text,
+      jnp.zeros_like(made.text.lengths),
+    )
 
-  def _revise(self, policy, towers, prompts: samples.Prompts, ids, last: Standing) -> Round:
+  def _revise(
+    self, policy, towers, prompts: samples.Prompts, ids, last: Standing
+  ) -> Round:
     actor = self._actor(policy, towers)
     reflect_keys, refine_keys = keys.split_keys(self._keys(ids))
     source = rollout.look(actor, last.chain.images)
     text = rollout.reflect(actor, prompts, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
     never = jnp.zeros_like(last.stop)
-    told = samples.Instruction(parsed.instruction, parsed.instruction_length, never)
+    told = samples.Instruction(
+      parsed.instruction, parsed.instruction_length, never
+    )
     images = rollout.refine(actor, source, told, refine_keys).images
     chain = Drawn(images, self.reward(images, prompts.target))
     stop = parsed.stop | last.stop
-    keep = lambda old, new: jnp.where(stop.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+    keep = lambda old, new: jnp.where(
+      stop.reshape(-1, *[1] * (new.ndim - 1)), old, new
+    )
     kept = jax.tree.map(keep, last.kept, chain)
-    return Round(Standing(kept, chain, stop), parsed.format, parsed.stop, text, parsed.instruction_length)
+    return Round(
+      Standing(kept, chain, stop),
+      parsed.format,
+      parsed.stop,
+      text,
+      parsed.instruction_length,
+    )
 
-  def _answer(self, policy, towers, asked: samples.Prompts, ids, images: types.Images) -> samples.Text:
+  def _answer(
+    self, policy, towers, asked: samples.Prompts, ids, images: types.Images
+  ) -> samples.Text:
     """Answers a question, in place of the reflection question, about every image."""
-    capacities = dataclasses.replace(self.settings.capacities, question=self.question_tokens)
-    actor = actor_lib.sampler(self.modules, policy, towers, dataclasses.replace(self.settings, capacities=capacities))
-    return rollout.reflect(actor, asked, rollout.look(actor, images), self._keys(ids))
+    capacities = dataclasses.replace(
+      self.settings.capacities, question=self.question_tokens
+    )
+    actor = actor_lib.sampler(
+      self.modules,
+      policy,
+      towers,
+      dataclasses.replace(self.settings, capacities=capacities),
+    )
+    return rollout.reflect(
+      actor, asked, rollout.look(actor, images), self._keys(ids)
+    )
 
-  def run(self, policy, towers, prompts: samples.Prompts, images: Sequence[int]) -> list[tuple[Round, float]]:
+  def run(
+    self, policy, towers, prompts: samples.Prompts, images: Sequence[int]
+  ) -> list[tuple[Round, float]]:
     """Draws one batch.
 
     Args:
@@ -170,12 +210,24 @@ class Evaluator:
     """
     found, ids = [], self._ids(prompts, images)
     for turn in range(self.rounds):
-      arguments = (policy, towers, prompts, ids(turn), *([found[-1][0].standing] if turn else []))
+      arguments = (
+        policy,
+        towers,
+        prompts,
+        ids(turn),
+        *([found[-1][0].standing] if turn else []),
+      )
       found.append(self._timed("revise" if turn else "draft", *arguments))
     return [(multihost.fetch(made), seconds) for made, seconds in found]
 
   def ask(
-      self, policy, towers, prompts: samples.Prompts, images: Sequence[int], number: int, pictures: np.ndarray
+    self,
+    policy,
+    towers,
+    prompts: samples.Prompts,
+    images: Sequence[int],
+    number: int,
+    pictures: np.ndarray,
   ) -> samples.Text:
     """Asks a question about every picture of a batch; returns the answers (numpy).
 
@@ -185,11 +237,15 @@ class Evaluator:
       pictures: uint8 [B, H, W, 3].
     """
     ids = self._ids(prompts, images)(_ASKED + number)
-    return multihost.fetch(self._timed("answer", policy, towers, prompts, ids, pictures)[0])
+    return multihost.fetch(
+      self._timed("answer", policy, towers, prompts, ids, pictures)[0]
+    )
 
   def _ids(self, prompts: samples.Prompts, images: Sequence[int]):
     images = np.asarray(images, np.int32)
-    return lambda turn: np.stack([prompts.index, images, np.full_like(images, turn)], axis=1)
+    return lambda turn: np.stack(
+      [prompts.index, images, np.full_like(images, turn)], axis=1
+    )
 
   def _timed(self, name: str, *arguments):
     """Runs one of the compiled functions; returns what it found and its seconds."""
@@ -200,8 +256,13 @@ class Evaluator:
     return found, time.monotonic() - start
 
 
-def batches(rows: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[np.ndarray, int]]:
+def batches(
+  rows: Sequence[tuple[int, int]], size: int
+) -> Iterator[tuple[np.ndarray, int]]:
   """Yields int32 [size, 2] of (prompt, image) and how many of them count; the last batch repeats its last row."""
   for start in range(0, len(rows), size):
     batch = np.array(rows[start : start + size], np.int32)
-    yield np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]), len(batch)
+    yield (
+      np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)]),
+      len(batch),
+    )

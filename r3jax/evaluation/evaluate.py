@@ -19,7 +19,11 @@ _LAST = 2**31  # later than every iteration
 
 
 def _is_scored(sample: dict) -> bool:
-  return all(turn[name] is not None for turn in sample["turns"] for name in ("score", "chain_score"))
+  return all(
+    turn[name] is not None
+    for turn in sample["turns"]
+    for name in ("score", "chain_score")
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,11 @@ class Exam:
 
   def keys(self) -> dict[str, tuple[int, int]]:
     """Returns the numbers of prompt and image of all samples, by their names."""
-    rows = [(i, j) for i in range(len(self.records)) for j in range(self.images_per_prompt)]
+    rows = [
+      (i, j)
+      for i in range(len(self.records))
+      for j in range(self.images_per_prompt)
+    ]
     return {records_lib.key_of(*row): row for row in rows}
 
   def sit(self, policy, towers, folder: epath.Path, step: int) -> list[dict]:
@@ -74,7 +82,9 @@ class Exam:
     for batch_rows, number in draw.batches(rows, self.evaluator.batch_size):
       batch = self._draw(policy, towers, batch_rows, step)
       self.flush()
-      samples, images = records_lib.of_batch(batch, number, self.decode, self.boxes)
+      samples, images = records_lib.of_batch(
+        batch, number, self.decode, self.boxes
+      )
       done |= {sample["key"]: sample for sample in samples}
       if not jax.process_index():
         page.append_samples(folder, samples, images)
@@ -95,13 +105,17 @@ class Exam:
     if not keep:
       # of other images
       said = [folder / name for name in ("judges", "rewards")]
-      for path in [path for there in said if there.exists() for path in there.iterdir()]:
+      for path in [
+        path for there in said if there.exists() for path in there.iterdir()
+      ]:
         path.rmtree() if path.is_dir() else path.unlink()
       partial = folder / f"{SETTINGS}.partial"
       partial.write_text(json.dumps(self.settings, indent=1))
       partial.replace(folder / SETTINGS)
 
-  def _draw(self, policy, towers, rows: np.ndarray, step: int) -> records_lib.Batch:
+  def _draw(
+    self, policy, towers, rows: np.ndarray, step: int
+  ) -> records_lib.Batch:
     prompts = jax.tree.map(lambda x: x[rows[:, 0]], self.prompts)
     records, images = [self.records[i] for i in rows[:, 0]], rows[:, 1]
     made = self.evaluator.run(policy, towers, prompts, images)
@@ -112,6 +126,13 @@ class Exam:
       texts = [one.question if one else "" for one in questions_]
       ids, lengths = self.segments(texts, self.evaluator.question_tokens)
       about = prompts.replace(question=ids, question_length=lengths)
-      said = self.evaluator.ask(policy, towers, about, images, questions.KINDS.index(kind), drafts.images)
+      said = self.evaluator.ask(
+        policy,
+        towers,
+        about,
+        images,
+        questions.KINDS.index(kind),
+        drafts.images,
+      )
       answers[kind] = self.decode(said.ids, said.lengths)
     return records_lib.Batch(step, rows, records, made, asked, answers)

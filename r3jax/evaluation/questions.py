@@ -49,10 +49,12 @@ class Examiner:
   def __post_init__(self):
     known = KINDS if self.embedded else (MATCH,)
     if set(self.kinds) - set(known):
-      raise ValueError(f"eval.ask must hold nothing but {known} with this reward; got {self.kinds}")
+      raise ValueError(
+        f"eval.ask must hold nothing but {known} with this reward; got {self.kinds}"
+      )
 
   def questions(
-      self, drafts: draw.Drawn, records: Sequence[dict], rows: np.ndarray
+    self, drafts: draw.Drawn, records: Sequence[dict], rows: np.ndarray
   ) -> Mapping[str, list[Question | None]]:
     """Returns a question of every kind about every image, None where the image does not give one.
 
@@ -61,15 +63,30 @@ class Examiner:
       records: of the prompts.
       rows: [B, 2] the numbers of prompt and image, from which the draws come.
     """
-    objects = readings.objects(drafts.images) if self.embedded else [()] * len(records)
-    match = [self._match(record, right, known) for record, right, known in zip(records, drafts.score.parts["strict"], drafts.score.valid)]
-    scene = lambda kind: [self._scene(kind, there, row) for there, row in zip(objects, rows)]
-    return {kind: match if kind == MATCH else scene(kind) for kind in self.kinds}
+    objects = (
+      readings.objects(drafts.images) if self.embedded else [()] * len(records)
+    )
+    match = [
+      self._match(record, right, known)
+      for record, right, known in zip(
+        records, drafts.score.parts["strict"], drafts.score.valid
+      )
+    ]
+    scene = lambda kind: [
+      self._scene(kind, there, row) for there, row in zip(objects, rows)
+    ]
+    return {
+      kind: match if kind == MATCH else scene(kind) for kind in self.kinds
+    }
 
   def _match(self, record: dict, right: float, known: bool) -> Question | None:
     if not known:
       return None
-    asked = grammar.match_question(record["prompt"]) if self.embedded else _MATCH_QUESTION.replace("{prompt}", record["prompt"])
+    asked = (
+      grammar.match_question(record["prompt"])
+      if self.embedded
+      else _MATCH_QUESTION.replace("{prompt}", record["prompt"])
+    )
     return Question(MATCH, asked, "yes" if right == 1 else "no")
 
   def _scene(self, kind: str, objects, row: np.ndarray) -> Question | None:
@@ -80,5 +97,9 @@ class Examiner:
 
 def answer_in(text: str) -> str:
   """Returns the word that a text answers with: the first behind the thought; "" where there is none."""
-  words = re.findall(r"[a-z0-9]+", thoughts.edit_instruction(text).lower()) if thoughts.CLOSE in text else []
+  words = (
+    re.findall(r"[a-z0-9]+", thoughts.edit_instruction(text).lower())
+    if thoughts.CLOSE in text
+    else []
+  )
   return words[0] if words else ""

@@ -44,7 +44,10 @@ def key_of(prompt: int, image: int) -> str:
 
 
 def of_batch(
-    batch: Batch, number: int, decode: Callable[[np.ndarray, np.ndarray], list[str]], boxes: Boxes | None
+  batch: Batch,
+  number: int,
+  decode: Callable[[np.ndarray, np.ndarray], list[str]],
+  boxes: Boxes | None,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
   """Returns the first `number` samples of a batch, and their images by path.
 
@@ -65,32 +68,66 @@ def of_batch(
       else:
         path = f"images/{key}_{turn}.png"
         images[path] = one.kept.images[i]
-      facts = _turn(one, i) | {"image": path, "seconds": seconds / len(batch.rows)}
-      said = _said(one, i, texts[turn][i], turn, finished=turn > 0 and turns[-1]["stop"])
+      facts = _turn(one, i) | {
+        "image": path,
+        "seconds": seconds / len(batch.rows),
+      }
+      said = _said(
+        one, i, texts[turn][i], turn, finished=turn > 0 and turns[-1]["stop"]
+      )
       turns.append(facts | said | ({"boxes": seen[turn][i]} if boxes else {}))
     record = batch.records[i]
-    samples.append({
-        "step": batch.step, "key": key, "prompt": record["prompt"], "tag": record["tag"], "turns": turns,
-        "answers": [_answer(asked[i], batch.answers[kind][i]) for kind, asked in batch.asked.items() if asked[i]],
-    })
+    samples.append(
+      {
+        "step": batch.step,
+        "key": key,
+        "prompt": record["prompt"],
+        "tag": record["tag"],
+        "turns": turns,
+        "answers": [
+          _answer(asked[i], batch.answers[kind][i])
+          for kind, asked in batch.asked.items()
+          if asked[i]
+        ],
+      }
+    )
   return samples, images
 
 
 def _turn(one: draw.Round, i: int) -> dict:
   """Returns the numbers of one round of one image; None stands for a missing score."""
   return outcome.as_json(one.kept.score, i) | {
-      "chain_score": outcome.as_json(one.chain.score, i)["score"],
-      "format": float(one.format[i]), "stop": bool(one.stop[i]), "says_stop": bool(one.says_stop[i]),
+    "chain_score": outcome.as_json(one.chain.score, i)["score"],
+    "format": float(one.format[i]),
+    "stop": bool(one.stop[i]),
+    "says_stop": bool(one.says_stop[i]),
   }
 
 
-def _said(one: draw.Round, i: int, text: str, turn: int, finished: bool) -> dict:
+def _said(
+  one: draw.Round, i: int, text: str, turn: int, finished: bool
+) -> dict:
   """Returns the texts of a round and their lengths; what the chain of a finished sample says is kept apart."""
   if finished:
-    return {"text": "", "instruction": "", "tokens": 0, "instruction_tokens": 0, "chain_text": text}
-  lengths = {"tokens": int(one.text.lengths[i]), "instruction_tokens": int(one.instruction_tokens[i])}
-  return {"text": text, "instruction": thoughts.edit_instruction(text) if turn else ""} | lengths
+    return {
+      "text": "",
+      "instruction": "",
+      "tokens": 0,
+      "instruction_tokens": 0,
+      "chain_text": text,
+    }
+  lengths = {
+    "tokens": int(one.text.lengths[i]),
+    "instruction_tokens": int(one.instruction_tokens[i]),
+  }
+  return {
+    "text": text,
+    "instruction": thoughts.edit_instruction(text) if turn else "",
+  } | lengths
 
 
 def _answer(asked: questions.Question, text: str) -> dict:
-  return dataclasses.asdict(asked) | {"answer": questions.answer_in(text), "text": text}
+  return dataclasses.asdict(asked) | {
+    "answer": questions.answer_in(text),
+    "text": text,
+  }

@@ -49,11 +49,17 @@ class Result:
 
   def design(self, images: np.ndarray) -> bootstrap.Design:
     """Returns how the given images (their numbers) were drawn: prompts, tag by tag."""
-    return bootstrap.Design(*([labels[i] for i in images] for labels in (self.prompts, self.tags)))
+    return bootstrap.Design(
+      *([labels[i] for i in images] for labels in (self.prompts, self.tags))
+    )
 
 
-def _rounds(samples: Sequence[dict], name: str, kind: type = float) -> np.ndarray:
-  return np.array([[turn[name] for turn in sample["turns"]] for sample in samples], kind).T
+def _rounds(
+  samples: Sequence[dict], name: str, kind: type = float
+) -> np.ndarray:
+  return np.array(
+    [[turn[name] for turn in sample["turns"]] for sample in samples], kind
+  ).T
 
 
 def of_samples(samples: Sequence[dict]) -> Result:
@@ -65,27 +71,34 @@ def of_samples(samples: Sequence[dict]) -> Result:
   if not samples:
     raise ValueError("an evaluation must have samples; there are none")
   parts = {
-      name: np.array([[turn["parts"][name] for turn in sample["turns"]] for sample in samples], float).T
-      for name in samples[0]["turns"][0]["parts"]
+    name: np.array(
+      [[turn["parts"][name] for turn in sample["turns"]] for sample in samples],
+      float,
+    ).T
+    for name in samples[0]["turns"][0]["parts"]
   }
   return Result(
-      tags=[sample["tag"] for sample in samples],
-      prompts=[sample["prompt"] for sample in samples],
-      score=_rounds(samples, "score"),
-      parts=parts,
-      stop=_rounds(samples, "stop", bool),
-      format=_rounds(samples, "format"),
-      tokens=_rounds(samples, "tokens"),
-      instruction_tokens=_rounds(samples, "instruction_tokens"),
-      chain=_rounds(samples, "chain_score"),
-      says_stop=_rounds(samples, "says_stop", bool),
-      seconds=_rounds(samples, "seconds"),
+    tags=[sample["tag"] for sample in samples],
+    prompts=[sample["prompt"] for sample in samples],
+    score=_rounds(samples, "score"),
+    parts=parts,
+    stop=_rounds(samples, "stop", bool),
+    format=_rounds(samples, "format"),
+    tokens=_rounds(samples, "tokens"),
+    instruction_tokens=_rounds(samples, "instruction_tokens"),
+    chain=_rounds(samples, "chain_score"),
+    says_stop=_rounds(samples, "says_stop", bool),
+    seconds=_rounds(samples, "seconds"),
   )
 
 
 def answers_of(samples: Sequence[dict]) -> Answers:
   """Collects the answers of samples."""
-  every = [(sample, one) for sample in samples for one in sample.get("answers", ())]
+  every = [
+    (sample, one) for sample in samples for one in sample.get("answers", ())
+  ]
   of = lambda key: [one[key] for _, one in every]
-  tags, prompts = ([sample[key] for sample, _ in every] for key in ("tag", "prompt"))
+  tags, prompts = (
+    [sample[key] for sample, _ in every] for key in ("tag", "prompt")
+  )
   return Answers(tags, prompts, of("kind"), of("expected"), of("answer"))

@@ -36,24 +36,41 @@ class Facts:
 
 def make(samples: Sequence[dict], facts: Facts) -> dict:
   """Returns the summary of all samples of an evaluation."""
-  found, answers, seed = result.of_samples(samples), result.answers_of(samples), facts.seed
+  found, answers, seed = (
+    result.of_samples(samples),
+    result.answers_of(samples),
+    facts.seed,
+  )
   rounds = numbers.by_round(found, seed)
   for turn, one in enumerate(rounds):
     one["tflops"] = facts.flops[bool(turn)] / 1e12
   return {
-      "title": facts.title, "iteration": facts.step, "seed": seed,
-      "images": len(samples), "prompts": len(set(zip(found.tags, found.prompts))),
-      "images_by_tag": {tag: found.tags.count(tag) for tag in dict.fromkeys(found.tags)},
-      "missing": found.missing, "leaked": dataclasses.asdict(facts.leaked),
-      "rounds": rounds, "tags": numbers.by_tag(found, seed), "refinement": numbers.refinement(found, seed),
-      "stops": numbers.stops(found, seed), "behaviour": numbers.behaviour(found),
-      "understanding": numbers.understanding(answers, seed),
+    "title": facts.title,
+    "iteration": facts.step,
+    "seed": seed,
+    "images": len(samples),
+    "prompts": len(set(zip(found.tags, found.prompts))),
+    "images_by_tag": {
+      tag: found.tags.count(tag) for tag in dict.fromkeys(found.tags)
+    },
+    "missing": found.missing,
+    "leaked": dataclasses.asdict(facts.leaked),
+    "rounds": rounds,
+    "tags": numbers.by_tag(found, seed),
+    "refinement": numbers.refinement(found, seed),
+    "stops": numbers.stops(found, seed),
+    "behaviour": numbers.behaviour(found),
+    "understanding": numbers.understanding(answers, seed),
   }
 
 
 def notes(summary: dict) -> list[str]:
   """Returns what must stand beside every number of an evaluation."""
-  return contamination.Leaked(**summary["leaked"]).notes() + ([f"{summary['missing']:.1%} of the images have no score."] if summary["missing"] else [])
+  return contamination.Leaked(**summary["leaked"]).notes() + (
+    [f"{summary['missing']:.1%} of the images have no score."]
+    if summary["missing"]
+    else []
+  )
 
 
 def finished(exam: evaluate.Exam, folder: epath.Path) -> list[dict] | None:
@@ -74,11 +91,19 @@ def conclude(folder: epath.Path, samples: Sequence[dict], facts: Facts) -> dict:
     return summary
   made = render.of_summary(summary)
   head = [f"# {summary['title']}", *(f"**{note}**" for note in notes(summary))]
-  (folder / "tables.md").write_text("\n\n".join([*head, *map(render.markdown, made.values())]) + "\n")
+  (folder / "tables.md").write_text(
+    "\n\n".join([*head, *map(render.markdown, made.values())]) + "\n"
+  )
   (folder / "tables").mkdir(exist_ok=True)
   for name, table in made.items():
     (folder / "tables" / f"{name}.csv").write_text(render.csv_text(table))
-  page = page_lib.Page(summary["title"], notes(summary), list(made.values()), render.charts(summary), samples)
+  page = page_lib.Page(
+    summary["title"],
+    notes(summary),
+    list(made.values()),
+    render.charts(summary),
+    samples,
+  )
   page_lib.write_page(folder, page)
   partial = folder / f"{evaluate.SUMMARY}.partial"
   partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -24,10 +24,14 @@ def check_writable(workdir: epath.PathLike) -> None:
     probe.write_text("")
     probe.unlink()
   except OSError as error:
-    raise ValueError(f"workdir must be a writable folder, got {str(workdir)!r}: {error}") from error
+    raise ValueError(
+      f"workdir must be a writable folder, got {str(workdir)!r}: {error}"
+    ) from error
 
 
-def write_or_check(workdir: epath.PathLike, config: dict, may_differ: Sequence[str]) -> None:
+def write_or_check(
+  workdir: epath.PathLike, config: dict, may_differ: Sequence[str]
+) -> None:
   """Writes workdir/config.json on the first run; checks a later run against it.
 
   Every process checks; process 0 writes, and keeps the file up to date with allowed changes.
@@ -46,12 +50,20 @@ def write_or_check(workdir: epath.PathLike, config: dict, may_differ: Sequence[s
   config = json.loads(json.dumps(config))
   if path.exists():
     changes = differences(json.loads(path.read_text()), config)
-    refused = {key: pair for key, pair in changes.items() if not _is_under(key, may_differ)}
+    refused = {
+      key: pair
+      for key, pair in changes.items()
+      if not _is_under(key, may_differ)
+    }
     if refused:
-      lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in refused.items()]
+      lines = [
+        f"  {key}: {old} there, {new} now"
+        for key, (old, new) in refused.items()
+      ]
       raise ValueError(
-          f"{path} must agree with the configuration of a run that resumes there, but these keys "
-          "differ (set them back, or use another workdir):\n" + "\n".join(lines))
+        f"{path} must agree with the configuration of a run that resumes there, but these keys "
+        "differ (set them back, or use another workdir):\n" + "\n".join(lines)
+      )
     for key, (old, new) in changes.items():
       logging.info("config %s was %s, is now %s", key, old, new)
   if jax.process_index() == 0:
@@ -63,7 +75,10 @@ def write_or_check(workdir: epath.PathLike, config: dict, may_differ: Sequence[s
 def differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:
   """Returns {dotted key: (old value, new value)} as JSON texts, of the keys that differ; configs as JSON gives them back."""
   old, new = _flatten(old), _flatten(new)
-  pairs = {key: (old.get(key, _MISSING), new.get(key, _MISSING)) for key in sorted({**old, **new})}
+  pairs = {
+    key: (old.get(key, _MISSING), new.get(key, _MISSING))
+    for key in sorted({**old, **new})
+  }
   return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -78,4 +93,6 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _is_under(key: str, prefixes: Sequence[str]) -> bool:
-  return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+  return any(
+    key == prefix or key.startswith(prefix + ".") for prefix in prefixes
+  )

@@ -24,7 +24,10 @@ def append(path: epath.PathLike, objects: Iterable[dict]) -> None:
   Raises:
     ValueError: if an object holds NaN or an infinity, which JSON does not have.
   """
-  path, lines = epath.Path(path), [(obj["step"], json.dumps(obj, allow_nan=False) + "\n") for obj in objects]
+  path, lines = (
+    epath.Path(path),
+    [(obj["step"], json.dumps(obj, allow_nan=False) + "\n") for obj in objects],
+  )
   if "://" not in str(path):
     with path.open("a") as file:
       file.write("".join(line for _, line in lines))
@@ -44,7 +47,9 @@ def read(path: epath.PathLike) -> list[dict]:
   path = epath.Path(path)
   with futures.ThreadPoolExecutor(_READERS) as pool:
     files = [*_whole(path), *pool.map(_objects, _parts(path))]
-  return sorted(itertools.chain.from_iterable(files), key=lambda obj: obj["step"])
+  return sorted(
+    itertools.chain.from_iterable(files), key=lambda obj: obj["step"]
+  )
 
 
 def drop_after(path: epath.PathLike, step: int | None) -> None:
@@ -57,7 +62,9 @@ def drop_after(path: epath.PathLike, step: int | None) -> None:
     if step is None or _step(part) > step:
       part.unlink()
   for objects in _whole(path):
-    kept = [] if step is None else [obj for obj in objects if obj["step"] <= step]
+    kept = (
+      [] if step is None else [obj for obj in objects if obj["step"] <= step]
+    )
     new = path.parent / f"{path.name}.new"
     new.write_text("".join(json.dumps(obj) + "\n" for obj in kept))
     new.replace(path)
@@ -88,7 +95,11 @@ def _folder(path: epath.Path) -> epath.Path:
 def _parts(path: epath.Path) -> list[epath.Path]:
   """Returns the parts in the order of their writing."""
   folder = _folder(path)
-  return sorted(part for part in folder.iterdir() if part.suffix == ".jsonl") if folder.exists() else []
+  return (
+    sorted(part for part in folder.iterdir() if part.suffix == ".jsonl")
+    if folder.exists()
+    else []
+  )
 
 
 def _step(part: epath.Path) -> int:
@@ -99,5 +110,7 @@ def _free_part(path: epath.Path, step: int) -> epath.Path:
   """Returns the name of a step's next part; mostly it is the step's first."""
   folder = _folder(path)
   folder.mkdir(parents=True, exist_ok=True)
-  names = (folder / f"{step:08d}.{number:04d}.jsonl" for number in itertools.count())
+  names = (
+    folder / f"{step:08d}.{number:04d}.jsonl" for number in itertools.count()
+  )
   return next(name for name in names if not name.exists())

@@ -36,14 +36,18 @@ def _folded(query: jax.Array, source: Source) -> jax.Array:
   """Returns the query as [b, B/b, T, K, H/K, d] for the rows and heads of the source."""
   rows, slots, heads, width = query.shape
   shared, _, kv_heads, _ = source.key.shape
-  return query.reshape(shared, rows // shared, slots, kv_heads, heads // kv_heads, width)
+  return query.reshape(
+    shared, rows // shared, slots, kv_heads, heads // kv_heads, width
+  )
 
 
 def _scores(query: jax.Array, source: Source, mask: jax.Array) -> jax.Array:
   """Returns masked scaled scores, [B, K, H/K, T, S], in float32 or wider."""
   folded = _folded(query, source)
   wide = jnp.promote_types(query.dtype, jnp.float32)
-  scores = jnp.einsum("bftkrd,bskd->bfkrts", folded, source.key, preferred_element_type=wide)
+  scores = jnp.einsum(
+    "bftkrd,bskd->bfkrts", folded, source.key, preferred_element_type=wide
+  )
   scores = scores.reshape(-1, *scores.shape[2:]) * query.shape[-1] ** -0.5
   return jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
 
@@ -79,19 +83,34 @@ def attend(query: types.Heads, sources: Sequence[Source]) -> types.Heads:
   def one(block):
     return _attend(block[0], sources, block[1])
 
-  mixed = jax.lax.map(one, (blocks(query), [blocks(source.mask) for source in sources]))
-  return jnp.moveaxis(mixed, 0, 1).reshape(query.shape[0], -1, *query.shape[2:])[:, :slots]
+  mixed = jax.lax.map(
+    one, (blocks(query), [blocks(source.mask) for source in sources])
+  )
+  return jnp.moveaxis(mixed, 0, 1).reshape(
+    query.shape[0], -1, *query.shape[2:]
+  )[:, :slots]
 
 
 def _in_blocks(x: jax.Array, number: int) -> jax.Array:
   """Cuts [B, T, ...] into [number, B, _BLOCK, ...], filled up with zeros."""
-  padded = jnp.pad(x, ((0, 0), (0, number * _BLOCK - x.shape[1]), *[(0, 0)] * (x.ndim - 2)))
-  return jnp.moveaxis(padded.reshape(x.shape[0], number, _BLOCK, *x.shape[2:]), 1, 0)
+  padded = jnp.pad(
+    x, ((0, 0), (0, number * _BLOCK - x.shape[1]), *[(0, 0)] * (x.ndim - 2))
+  )
+  return jnp.moveaxis(
+    padded.reshape(x.shape[0], number, _BLOCK, *x.shape[2:]), 1, 0
+  )
 
 
-def _attend(query: jax.Array, sources: Sequence[Source], masks: Sequence[jax.Array]) -> jax.Array:
-  scores = [_scores(query, source, mask) for source, mask in zip(sources, masks, strict=True)]
-  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(query.dtype)
+def _attend(
+  query: jax.Array, sources: Sequence[Source], masks: Sequence[jax.Array]
+) -> jax.Array:
+  scores = [
+    _scores(query, source, mask)
+    for source, mask in zip(sources, masks, strict=True)
+  ]
+  weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(
+    query.dtype
+  )
   mixed, at = 0, 0
   for source in sources:
     width = source.key.shape[1]

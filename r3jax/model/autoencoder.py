@@ -6,7 +6,8 @@ Module names follow the released names: `encoder.down.0.block.1.conv1` is
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
+from jaxtyping import Float
 
 from r3jax import types
 from r3jax.model import architecture
@@ -24,11 +25,15 @@ def _conv(features: int, dtype: types.DType, **kwargs) -> nn.Conv:
   settings = {"kernel_size": (3, 3), "padding": SAME} | kwargs
   kernel_axes = (None, None, "conv_in", "conv_out")
   return nn.Conv(
-      features,
-      dtype=dtype,
-      kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), kernel_axes),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
-      **settings,
+    features,
+    dtype=dtype,
+    kernel_init=nn.with_logical_partitioning(
+      nn.initializers.lecun_normal(), kernel_axes
+    ),
+    bias_init=nn.with_logical_partitioning(
+      nn.initializers.zeros, ("conv_out",)
+    ),
+    **settings,
   )
 
 
@@ -38,13 +43,13 @@ def _pointwise(features: int, dtype: types.DType) -> nn.Conv:
 
 def _group_norm(dtype: types.DType, name: str | None = None) -> nn.GroupNorm:
   return nn.GroupNorm(
-      NUM_GROUPS,
-      name=name,
-      epsilon=NORM_EPS,
-      dtype=dtype,
-      use_fast_variance=False,
-      scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+    NUM_GROUPS,
+    name=name,
+    epsilon=NORM_EPS,
+    dtype=dtype,
+    use_fast_variance=False,
+    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
   )
 
 
@@ -66,7 +71,9 @@ class ResBlock(nn.Module):
   def __call__(self, x: Features) -> Features:
     y = self.conv1(nn.silu(self.norm1(x)))
     y = self.conv2(nn.silu(self.norm2(y)))
-    return y + (x if self.in_channels == self.channels else self.nin_shortcut(x))
+    return y + (
+      x if self.in_channels == self.channels else self.nin_shortcut(x)
+    )
 
 
 class Attention(nn.Module):
@@ -78,7 +85,7 @@ class Attention(nn.Module):
   def setup(self):
     self.norm = _group_norm(self.dtype)
     self.q, self.k, self.v, self.proj_out = (
-        _pointwise(self.channels, self.dtype) for _ in range(4)
+      _pointwise(self.channels, self.dtype) for _ in range(4)
     )
 
   def __call__(self, x: Features) -> Features:
@@ -113,7 +120,9 @@ class Resample(nn.Module):
   dtype: types.DType
 
   def setup(self):
-    self.conv = _conv(self.channels, self.dtype, strides=self.stride, padding=self.padding)
+    self.conv = _conv(
+      self.channels, self.dtype, strides=self.stride, padding=self.padding
+    )
 
   def __call__(self, x: Features) -> Features:
     return self.conv(x)
@@ -134,7 +143,9 @@ class Level(nn.Module):
       in_channels = self.in_channels if i == 0 else self.channels
       x = ResBlock(in_channels, self.channels, self.dtype, name=f"block_{i}")(x)
     if self.resample == "downsample":
-      return Resample(self.channels, 2, BOTTOM_RIGHT, self.dtype, name=self.resample)(x)
+      return Resample(
+        self.channels, 2, BOTTOM_RIGHT, self.dtype, name=self.resample
+      )(x)
     if self.resample == "upsample":
       x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest
       return Resample(self.channels, 1, SAME, self.dtype, name=self.resample)(x)
@@ -154,7 +165,9 @@ class Encoder(nn.Module):
     x = _conv(c.channels, self.dtype, name="conv_in")(pixels)
     for i, (before, width) in enumerate(zip([c.channels] + widths, widths)):
       resample = "downsample" if i < len(widths) - 1 else ""
-      x = Level(before, width, c.num_res_blocks, self.dtype, resample, name=f"down_{i}")(x)
+      x = Level(
+        before, width, c.num_res_blocks, self.dtype, resample, name=f"down_{i}"
+      )(x)
     x = Middle(widths[-1], self.dtype, name="mid")(x)
     x = nn.silu(_group_norm(self.dtype, name="norm_out")(x))
     return _conv(2 * c.latent_channels, self.dtype, name="conv_out")(x)
@@ -175,7 +188,14 @@ class Decoder(nn.Module):
     for i in reversed(range(len(widths))):
       before = widths[min(i + 1, len(widths) - 1)]
       resample = "upsample" if i > 0 else ""
-      x = Level(before, widths[i], c.num_res_blocks + 1, self.dtype, resample, name=f"up_{i}")(x)
+      x = Level(
+        before,
+        widths[i],
+        c.num_res_blocks + 1,
+        self.dtype,
+        resample,
+        name=f"up_{i}",
+      )(x)
     x = nn.silu(_group_norm(self.dtype, name="norm_out")(x))
     return _conv(3, self.dtype, name="conv_out")(x)
 
@@ -212,7 +232,9 @@ class Autoencoder(nn.Module):
       channel).
     """
     mean, _ = jnp.split(self.moments(pixels), 2, axis=-1)
-    return layers.patchify(self.config.scale * (mean - self.config.shift), self.latent_patch)
+    return layers.patchify(
+      self.config.scale * (mean - self.config.shift), self.latent_patch
+    )
 
   def decode(self, latent: types.Latent, grid: tuple[int, int]) -> types.Pixels:
     """Returns [B, H, W, 3] pixels in float32 or wider, about in [-1, 1] but not clamped.

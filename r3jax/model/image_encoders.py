@@ -31,22 +31,34 @@ class Towers:
   @property
   def latent_grid(self) -> tuple[int, int]:
     """Rows and columns of latent tokens of an image."""
-    return self._grid(self.config.autoencoder_transform, self.config.pixels_per_token)
+    return self._grid(
+      self.config.autoencoder_transform, self.config.pixels_per_token
+    )
 
   @property
   def vit_grid(self) -> tuple[int, int]:
     """Rows and columns of ViT patches of an image."""
-    return self._grid(self.config.vision_transform, self.config.vision.patch_size)
+    return self._grid(
+      self.config.vision_transform, self.config.vision.patch_size
+    )
 
-  def _grid(self, transform: architecture.ImageTransform, cell: int) -> tuple[int, int]:
+  def _grid(
+    self, transform: architecture.ImageTransform, cell: int
+  ) -> tuple[int, int]:
     height, width = preprocess.target_size(*self.size, transform)
     if height % cell or width % cell:
-      raise ValueError(f"resized sides must be multiples of {cell}; got {height}x{width}")
+      raise ValueError(
+        f"resized sides must be multiples of {cell}; got {height}x{width}"
+      )
     return height // cell, width // cell
 
-  def _pixels(self, images: types.Images, transform: architecture.ImageTransform) -> types.Pixels:
+  def _pixels(
+    self, images: types.Images, transform: architecture.ImageTransform
+  ) -> types.Pixels:
     size = preprocess.target_size(*self.size, transform)
-    return preprocess.to_pixels(preprocess.resize(images, size)).astype(self.dtype)
+    return preprocess.to_pixels(preprocess.resize(images, size)).astype(
+      self.dtype
+    )
 
   @jax.named_scope("towers")
   def features(self, frozen: types.Params, images: types.Images) -> jax.Array:
@@ -62,7 +74,9 @@ class Towers:
 
     def some(params, images):
       pixels = self._pixels(images, self.config.vision_transform)
-      return tower.apply({"params": params}, layers.patchify(pixels, vision.patch_size), ids)
+      return tower.apply(
+        {"params": params}, layers.patchify(pixels, vision.patch_size), ids
+      )
 
     return rules.over_rows(some, frozen["vision"], images, self._at_once)
 
@@ -72,7 +86,9 @@ class Towers:
 
     def some(params, images):
       pixels = self._pixels(images, self.config.autoencoder_transform)
-      return self._autoencoder().apply({"params": params}, pixels, method="encode")
+      return self._autoencoder().apply(
+        {"params": params}, pixels, method="encode"
+      )
 
     return rules.over_rows(some, frozen["autoencoder"], images, self._at_once)
 
@@ -81,7 +97,9 @@ class Towers:
     """Returns the 8-bit images of latent tokens, [B, *size, 3] (floor of value * 255)."""
 
     def some(params, latent):
-      pixels = self._autoencoder().apply({"params": params}, latent, self.latent_grid, method="decode")
+      pixels = self._autoencoder().apply(
+        {"params": params}, latent, self.latent_grid, method="decode"
+      )
       return preprocess.to_uint8(pixels)
 
     return rules.over_rows(some, frozen["autoencoder"], latent, self._at_once)
@@ -92,4 +110,6 @@ class Towers:
     return max(1, 512 * 512 // (self.size[0] * self.size[1]))
 
   def _autoencoder(self) -> autoencoder.Autoencoder:
-    return autoencoder.Autoencoder(self.config.autoencoder, self.dtype, self.config.latent_patch)
+    return autoencoder.Autoencoder(
+      self.config.autoencoder, self.dtype, self.config.latent_patch
+    )

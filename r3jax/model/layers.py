@@ -9,8 +9,9 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Float
 import numpy as np
-from jaxtyping import Array, Float
 
 from r3jax import types
 
@@ -36,7 +37,9 @@ class RMSNorm(nn.Module):
     scale = self.param("scale", init, (x.shape[-1],))
     x = x.astype(at_least_float32(x.dtype))
     mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return (x * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(self.dtype)
+    return (x * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(
+      self.dtype
+    )
 
 
 class Projection(nn.Module):
@@ -59,30 +62,48 @@ class Projection(nn.Module):
     inputs = x.shape[x.ndim - self.num_contracted :]
     in_axis = tuple(range(len(inputs)))
     out_axis = tuple(range(len(inputs), len(inputs) + len(self.features)))
-    init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis, out_axis)
+    init = nn.initializers.variance_scaling(
+      1.0, "fan_in", "normal", in_axis, out_axis
+    )
     init = nn.with_logical_partitioning(init, self.axes)
-    kernel = self.param("kernel", init, inputs + self.features).astype(self.dtype)
+    kernel = self.param("kernel", init, inputs + self.features).astype(
+      self.dtype
+    )
     contracted = tuple(range(x.ndim - len(inputs), x.ndim))
-    y = jax.lax.dot_general(x.astype(self.dtype), kernel, ((contracted, in_axis), ((), ())))
-    if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
+    y = jax.lax.dot_general(
+      x.astype(self.dtype), kernel, ((contracted, in_axis), ((), ()))
+    )
+    if self.rank and (
+      self.is_initializing() or self.has_variable("params", "lora_a")
+    ):
       y = y + self._update(x.astype(self.dtype), inputs)
     if self.use_bias:
-      zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[len(inputs) :])
+      zeros = nn.with_logical_partitioning(
+        nn.initializers.zeros, self.axes[len(inputs) :]
+      )
       y = y + self.param("bias", zeros, self.features).astype(self.dtype)
     return y
 
   def _update(self, x: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
     """Returns scale (x A) B; A is drawn as a kernel is, B starts at zero."""
     count = len(inputs)
-    draw = nn.initializers.variance_scaling(1.0, "fan_in", "normal", tuple(range(count)), (count,))
+    draw = nn.initializers.variance_scaling(
+      1.0, "fan_in", "normal", tuple(range(count)), (count,)
+    )
     down = nn.with_logical_partitioning(draw, (*self.axes[:count], "rank"))
-    up = nn.with_logical_partitioning(nn.initializers.zeros, ("rank", *self.axes[count:]))
+    up = nn.with_logical_partitioning(
+      nn.initializers.zeros, ("rank", *self.axes[count:])
+    )
     a = self.param("lora_a", down, (*inputs, self.rank)).astype(self.dtype)
     b = self.param("lora_b", up, (self.rank, *self.features)).astype(self.dtype)
-    return jnp.tensordot(self.scale * jnp.tensordot(x, a, axes=count), b, axes=1)
+    return jnp.tensordot(
+      self.scale * jnp.tensordot(x, a, axes=count), b, axes=1
+    )
 
 
-def rope(x: types.Heads, positions: types.Positions, theta: float) -> types.Heads:
+def rope(
+  x: types.Heads, positions: types.Positions, theta: float
+) -> types.Heads:
   """Rotates channel i of a head with channel i + d/2 by `position * theta^(-2i/d)`.
 
   Args:
@@ -104,10 +125,16 @@ def rope(x: types.Heads, positions: types.Positions, theta: float) -> types.Head
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def full_attention(query: types.Heads, key: types.Heads, value: types.Heads) -> types.Heads:
+def full_attention(
+  query: types.Heads, key: types.Heads, value: types.Heads
+) -> types.Heads:
   """Attends from every token to every token: `softmax(q k^T / sqrt(d)) v`, one head per axis 2."""
-  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
-  weights = jax.nn.softmax(logits.astype(at_least_float32(logits.dtype)), axis=-1)
+  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(
+    query.shape[-1]
+  )
+  weights = jax.nn.softmax(
+    logits.astype(at_least_float32(logits.dtype)), axis=-1
+  )
   return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 
 
@@ -135,9 +162,13 @@ def sincos_table(width: int, side: int) -> np.ndarray:
     ValueError: `width` is not a multiple of 4.
   """
   if width % 4:
-    raise ValueError(f"the width of a sin-cos table must be a multiple of 4; got {width}")
+    raise ValueError(
+      f"the width of a sin-cos table must be a multiple of 4; got {width}"
+    )
   quarter = width // 4
-  angles = np.arange(side)[:, None] * MAX_PERIOD ** (-np.arange(quarter) / quarter)
+  angles = np.arange(side)[:, None] * MAX_PERIOD ** (
+    -np.arange(quarter) / quarter
+  )
   # [side, width/2]
   line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
   columns = np.tile(line, (side, 1))
@@ -152,8 +183,14 @@ def grid_positions(height: int, width: int, side: int) -> np.ndarray:
     ValueError: the grid does not fit a table of `side` by `side`.
   """
   if max(height, width) > side:
-    raise ValueError(f"a grid must fit the {side}x{side} position table; got {height}x{width}")
-  return (np.arange(height)[:, None] * side + np.arange(width)).reshape(-1).astype(np.int32)
+    raise ValueError(
+      f"a grid must fit the {side}x{side} position table; got {height}x{width}"
+    )
+  return (
+    (np.arange(height)[:, None] * side + np.arange(width))
+    .reshape(-1)
+    .astype(np.int32)
+  )
 
 
 def patchify(x: Float[Array, "B h w c"], patch: int) -> Float[Array, "B N p"]:
@@ -164,13 +201,17 @@ def patchify(x: Float[Array, "B h w c"], patch: int) -> Float[Array, "B N p"]:
   """
   batch, height, width, channels = x.shape
   if height % patch or width % patch:
-    raise ValueError(f"both sides must be multiples of the patch ({patch}); got {height}x{width}")
+    raise ValueError(
+      f"both sides must be multiples of the patch ({patch}); got {height}x{width}"
+    )
   x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+    batch, -1, patch * patch * channels
+  )
 
 
 def unpatchify(
-    tokens: Float[Array, "B N p"], grid: tuple[int, int], patch: int
+  tokens: Float[Array, "B N p"], grid: tuple[int, int], patch: int
 ) -> Float[Array, "B h w c"]:
   """Undoes `patchify`; `grid` counts tokens down and across.
 
@@ -180,6 +221,10 @@ def unpatchify(
   batch, count, _ = tokens.shape
   height, width = grid
   if count != height * width:
-    raise ValueError(f"a {height}x{width} grid must have {height * width} tokens; got {count}")
+    raise ValueError(
+      f"a {height}x{width} grid must have {height * width} tokens; got {count}"
+    )
   x = tokens.reshape(batch, height, width, patch, patch, -1)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, -1)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+    batch, height * patch, width * patch, -1
+  )

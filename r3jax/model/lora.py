@@ -19,10 +19,18 @@ from r3jax.model import layers
 def _sides(config: architecture.LLMConfig) -> dict[str, tuple[int, int]]:
   """Returns the numbers of inputs and outputs of every projection of an expert."""
   width, inner = config.hidden_size, config.intermediate_size
-  heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+  heads, kv_heads = (
+    config.num_heads * config.head_dim,
+    config.num_kv_heads * config.head_dim,
+  )
   return {
-      "q": (width, heads), "k": (width, kv_heads), "v": (width, kv_heads), "o": (heads, width),
-      "gate": (width, inner), "up": (width, inner), "down": (inner, width),
+    "q": (width, heads),
+    "k": (width, kv_heads),
+    "v": (width, kv_heads),
+    "o": (heads, width),
+    "gate": (width, inner),
+    "up": (width, inner),
+    "down": (inner, width),
   }
 
 
@@ -46,18 +54,22 @@ class LoRA:
 
   def __post_init__(self):
     if self.rank < 0:
-      raise ValueError(f"model.lora.rank must be at least 0 (0 trains the whole policy); got {self.rank}")
+      raise ValueError(
+        f"model.lora.rank must be at least 0 (0 trains the whole policy); got {self.rank}"
+      )
     if self.alpha <= 0:
       raise ValueError(f"model.lora.alpha must be above 0; got {self.alpha}")
     for expert in ("und", "gen"):
       names = getattr(self, expert)
       if not set(names) <= set(PROJECTIONS):
-        raise ValueError(f"model.lora.{expert} must be a tuple of names among {list(PROJECTIONS)}; got {tuple(names)}")
+        raise ValueError(
+          f"model.lora.{expert} must be a tuple of names among {list(PROJECTIONS)}; got {tuple(names)}"
+        )
       # hashable, also when it was read from JSON
       object.__setattr__(self, expert, tuple(names))
     if self.rank and not self.und + self.gen:
       raise ValueError(
-          f"model.lora.und or model.lora.gen must name a projection where model.lora.rank is above 0; it is {self.rank}"
+        f"model.lora.und or model.lora.gen must name a projection where model.lora.rank is above 0; it is {self.rank}"
       )
 
   @property
@@ -68,12 +80,19 @@ class LoRA:
   def check(self, config: architecture.LLMConfig):
     """Raises ValueError where the rank exceeds the smaller side of a kernel that it updates."""
     sides = _sides(config)
-    too_small = {name: sides[name] for name in self.und + self.gen if self.rank > min(sides[name])}
+    too_small = {
+      name: sides[name]
+      for name in self.und + self.gen
+      if self.rank > min(sides[name])
+    }
     if too_small:
-      listed = ", ".join(f"{name} {inputs}x{outputs}" for name, (inputs, outputs) in too_small.items())
+      listed = ", ".join(
+        f"{name} {inputs}x{outputs}"
+        for name, (inputs, outputs) in too_small.items()
+      )
       raise ValueError(
-          f"model.lora.rank ({self.rank}) must be at most the smaller side of every kernel that it updates;"
-          f" not so for {listed}"
+        f"model.lora.rank ({self.rank}) must be at most the smaller side of every kernel that it updates;"
+        f" not so for {listed}"
       )
 
 
@@ -93,17 +112,27 @@ def join(base: types.Params | None, trained: types.Params) -> types.Params:
 def adapters(policy: types.Params) -> types.Params:
   """Returns the adapters of a joined policy (or of a tree like it: shapes, shardings)."""
   flat = flax.traverse_util.flatten_dict(policy)
-  return flax.traverse_util.unflatten_dict({path: leaf for path, leaf in flat.items() if path[-1] in layers.ADAPTERS})
+  return flax.traverse_util.unflatten_dict(
+    {path: leaf for path, leaf in flat.items() if path[-1] in layers.ADAPTERS}
+  )
 
 
-def _sum(kernel: jax.Array, down: jax.Array, up: jax.Array, scale: float) -> jax.Array:
+def _sum(
+  kernel: jax.Array, down: jax.Array, up: jax.Array, scale: float
+) -> jax.Array:
   """Returns `W + scale A B` of all layers: [L, inputs..., outputs...], [L, inputs..., rank], [L, rank, outputs...]."""
   dtype = layers.at_least_float32(jnp.promote_types(kernel.dtype, down.dtype))
-  product = lambda a, b: jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
-  return kernel.astype(dtype) + scale * jax.vmap(product)(down.astype(dtype), up.astype(dtype))
+  product = lambda a, b: jnp.tensordot(
+    a, b, axes=1, precision=jax.lax.Precision.HIGHEST
+  )
+  return kernel.astype(dtype) + scale * jax.vmap(product)(
+    down.astype(dtype), up.astype(dtype)
+  )
 
 
-def merge(base: types.Params, trained: types.Params, scale: float) -> types.Params:
+def merge(
+  base: types.Params, trained: types.Params, scale: float
+) -> types.Params:
   """Returns a policy without adapters that computes the same: `W + scale A B` in place of every W that has them.
 
   Args:
@@ -114,9 +143,13 @@ def merge(base: types.Params, trained: types.Params, scale: float) -> types.Para
   Returns:
     The policy; merged kernels are in float32 or wider, and sharded as they were.
   """
-  policy, updates = (flax.traverse_util.flatten_dict(tree) for tree in (base, trained))
+  policy, updates = (
+    flax.traverse_util.flatten_dict(tree) for tree in (base, trained)
+  )
   for path in sorted({path[:-1] for path in updates}):
     kernel = policy[*path, "kernel"]
     add = jax.jit(_sum, static_argnums=3, out_shardings=kernel.sharding)
-    policy[*path, "kernel"] = add(kernel, *(updates[*path, name] for name in layers.ADAPTERS), scale)
+    policy[*path, "kernel"] = add(
+      kernel, *(updates[*path, name] for name in layers.ADAPTERS), scale
+    )
   return flax.traverse_util.unflatten_dict(policy)

@@ -50,15 +50,28 @@ class Expert(nn.Module):
     self.v = self._projection("v", kv_heads, into_kv, use_bias=True)
     self.q_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
     self.k_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
-    self.o = self._projection("o", (c.hidden_size,), ("heads", "head_dim", "embed"), num_contracted=2)
+    self.o = self._projection(
+      "o", (c.hidden_size,), ("heads", "head_dim", "embed"), num_contracted=2
+    )
     self.post_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
-    self.gate = self._projection("gate", (c.intermediate_size,), ("embed", "mlp"))
+    self.gate = self._projection(
+      "gate", (c.intermediate_size,), ("embed", "mlp")
+    )
     self.up = self._projection("up", (c.intermediate_size,), ("embed", "mlp"))
     self.down = self._projection("down", (c.hidden_size,), ("mlp", "embed"))
 
-  def _projection(self, name: str, features: tuple[int, ...], axes: tuple[str, ...], **kinds) -> layers.Projection:
+  def _projection(
+    self, name: str, features: tuple[int, ...], axes: tuple[str, ...], **kinds
+  ) -> layers.Projection:
     rank = self.lora.rank if name in self.adapted else 0
-    return layers.Projection(features, axes, dtype=self.dtype, rank=rank, scale=self.lora.scale, **kinds)
+    return layers.Projection(
+      features,
+      axes,
+      dtype=self.dtype,
+      rank=rank,
+      scale=self.lora.scale,
+      **kinds,
+    )
 
   def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE."""
@@ -83,15 +96,19 @@ class Layer(nn.Module):
   lora: lora_lib.LoRA
 
   def setup(self):
-    self.und = Expert(self.config, self.dtype, self.rules, self.lora, self.lora.und)
-    self.gen = Expert(self.config, self.dtype, self.rules, self.lora, self.lora.gen)
+    self.und = Expert(
+      self.config, self.dtype, self.rules, self.lora, self.lora.und
+    )
+    self.gen = Expert(
+      self.config, self.dtype, self.rules, self.lora, self.lora.gen
+    )
 
   def __call__(
-      self,
-      x: Streams,
-      positions: types.Positions,
-      masks: tuple[types.Mask | segments.Mask, ...],
-      past: tuple[tuple[types.KeyValue, types.KeyValue], ...],
+    self,
+    x: Streams,
+    positions: types.Positions,
+    masks: tuple[types.Mask | segments.Mask, ...],
+    past: tuple[tuple[types.KeyValue, types.KeyValue], ...],
   ) -> tuple[Streams, tuple[jax.Array, jax.Array]]:
     """Returns the new residual streams and this layer's keys (after RoPE) and values.
 
@@ -105,18 +122,25 @@ class Layer(nn.Module):
     parts = zip(self.und.project(x.und), self.gen.project(x.gen))
     query, key, value = (jnp.concatenate(part, axis=1) for part in parts)
     constrain, theta = self.rules.constrain, self.config.rope_theta
-    query = constrain(layers.rope(query, positions, theta), "rows", None, "heads", None)
-    key = constrain(layers.rope(key, positions, theta), "rows", None, "kv_heads", None)
+    query = constrain(
+      layers.rope(query, positions, theta), "rows", None, "heads", None
+    )
+    key = constrain(
+      layers.rope(key, positions, theta), "rows", None, "kv_heads", None
+    )
     value = constrain(value, "rows", None, "kv_heads", None)
     sources = [
-        attention.Source(k, v, mask) for (k, v), mask in zip((*past, (key, value)), masks, strict=True)
+      attention.Source(k, v, mask)
+      for (k, v), mask in zip((*past, (key, value)), masks, strict=True)
     ]
     if isinstance(masks[0], segments.Mask):
       mixed = splash.attend(query, sources, self.rules)
     else:
       mixed = attention.attend(query, sources)
     attended = _split(constrain(mixed, "rows", None, "heads", None), x)
-    out = Streams(self.und.finish(x.und, attended.und), self.gen.finish(x.gen, attended.gen))
+    out = Streams(
+      self.und.finish(x.und, attended.und), self.gen.finish(x.gen, attended.gen)
+    )
     return out, (key, value)
 
 
@@ -135,13 +159,17 @@ class FinalNorm(nn.Module):
 
 
 REMAT_POLICIES = {
-    "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
 def scanned_layers(
-    config: architecture.LLMConfig, dtype: types.DType, remat: str, rules: rules_lib.Rules, lora: lora_lib.LoRA
+  config: architecture.LLMConfig,
+  dtype: types.DType,
+  remat: str,
+  rules: rules_lib.Rules,
+  lora: lora_lib.LoRA,
 ) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 
@@ -155,15 +183,17 @@ def scanned_layers(
   layer = Layer
   if remat != "none":
     if remat not in REMAT_POLICIES:
-      raise ValueError(f"remat must be one of {['none', *REMAT_POLICIES]}; got {remat!r}")
+      raise ValueError(
+        f"remat must be one of {['none', *REMAT_POLICIES]}; got {remat!r}"
+      )
     layer = nn.remat(Layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
   scanned = nn.scan(
-      layer,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      in_axes=(nn.broadcast, nn.broadcast, 0),
-      out_axes=0,
-      length=config.num_layers,
-      metadata_params={nn.PARTITION_NAME: "layers"},
+    layer,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    in_axes=(nn.broadcast, nn.broadcast, 0),
+    out_axes=0,
+    length=config.num_layers,
+    metadata_params={nn.PARTITION_NAME: "layers"},
   )
   return scanned(config, dtype, rules, lora)

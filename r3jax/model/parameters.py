@@ -18,13 +18,17 @@ def init(bagel: bagel_lib.Bagel, key: types.Key):
   # no parameter depends on them
   c = layouts.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))
   inputs = {
-      "source": bagel_lib.Noised(jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)),
-      "seen": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
-      "instruction": jnp.zeros((1, 1), jnp.int32),
+    "source": bagel_lib.Noised(
+      jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)
+    ),
+    "seen": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
+    "instruction": jnp.zeros((1, 1), jnp.int32),
   }
   lengths = {"instruction": jnp.ones(1, jnp.int32)}
   plain = bagel.clone(attention="xla")  # the kernel wants longer segments
-  return plain.init(key, layouts.refine(c), inputs, lengths, method="everything")["params"]
+  return plain.init(
+    key, layouts.refine(c), inputs, lengths, method="everything"
+  )["params"]
 
 
 def boxed(bagel: bagel_lib.Bagel):
@@ -46,7 +50,9 @@ def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
   return rules.parameter_shardings(boxed(bagel), bagel.rules, mesh)
 
 
-def init_adapters(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, seed: int) -> types.Params:
+def init_adapters(
+  bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, seed: int
+) -> types.Params:
   """Returns the sharded adapters of a policy that still is its base, in float32 or the wider dtype computed in."""
   dtype = layers.at_least_float32(bagel.dtype)
 
@@ -55,14 +61,18 @@ def init_adapters(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, seed: int) ->
     return jax.tree.map(lambda x: x.astype(dtype), found)
 
   # Compiled, so that the rest of the policy is not drawn.
-  return jax.jit(draw, out_shardings=lora.adapters(shardings(bagel, mesh)))(np.uint32(seed))
+  return jax.jit(draw, out_shardings=lora.adapters(shardings(bagel, mesh)))(
+    np.uint32(seed)
+  )
 
 
 def placed(bagel: bagel_lib.Bagel, policy: types.Params) -> types.Params:
   """Asks the compiler, inside a compiled function, to put parameters where the rules of `bagel` say."""
   if jax.sharding.get_abstract_mesh().empty:
     return policy
-  return jax.lax.with_sharding_constraint(policy, rules.parameter_specs(boxed(bagel), bagel.rules))
+  return jax.lax.with_sharding_constraint(
+    policy, rules.parameter_specs(boxed(bagel), bagel.rules)
+  )
 
 
 def narrowed(params: types.Params, dtype: types.DType) -> types.Params:
@@ -72,4 +82,7 @@ def narrowed(params: types.Params, dtype: types.DType) -> types.Params:
   """
   if "kernel" in params or "embedding" in params:
     return {name: leaf.astype(dtype) for name, leaf in params.items()}
-  return {name: narrowed(part, dtype) if isinstance(part, dict) else part for name, part in params.items()}
+  return {
+    name: narrowed(part, dtype) if isinstance(part, dict) else part
+    for name, part in params.items()
+  }

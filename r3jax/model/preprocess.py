@@ -28,7 +28,9 @@ def to_pixels(images: types.Images) -> types.Pixels:
 def to_uint8(pixels: types.Pixels) -> types.Images:
   """Returns `floor(clip(y/2 + 1/2, 0, 1) * 255)` as uint8 (R3.md section 4)."""
   pixels = pixels.astype(jnp.promote_types(pixels.dtype, jnp.float32))
-  return jnp.floor(jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
+  return jnp.floor(jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(
+    jnp.uint8
+  )
 
 
 def png(image: np.ndarray) -> bytes:
@@ -39,14 +41,16 @@ def png(image: np.ndarray) -> bytes:
   """
   image = np.asarray(image)
   if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-    raise ValueError(f"an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    raise ValueError(
+      f"an image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
+    )
   buffer = io.BytesIO()
   PIL.Image.fromarray(image).save(buffer, format="PNG", optimize=True)
   return buffer.getvalue()
 
 
 def target_size(
-    height: int, width: int, transform: architecture.ImageTransform
+  height: int, width: int, transform: architecture.ImageTransform
 ) -> tuple[int, int]:
   """Returns the (height, width) that an image is resized to (R3.md section 4, goldens section 13).
 
@@ -92,7 +96,9 @@ def _coefficients(before: int, after: int) -> np.ndarray:
   first = np.maximum(np.trunc(center - SUPPORT * widening + 0.5), 0)
   last = np.minimum(np.trunc(center + SUPPORT * widening + 0.5), before)
   source = np.arange(before)[None, :]
-  weights = _bicubic((source - center + 0.5) / widening) * ((first <= source) & (source < last))
+  weights = _bicubic((source - center + 0.5) / widening) * (
+    (first <= source) & (source < last)
+  )
   weights = weights / weights.sum(axis=1, keepdims=True)
   fixed = weights * 2**COEFFICIENT_BITS
   return np.trunc(fixed + np.copysign(0.5, fixed)).astype(np.int32)
@@ -106,10 +112,14 @@ def _resize_axis(images: types.Images, axis: int, size: int) -> types.Images:
   high = (fixed + 2 ** (HIGH_BITS - 1)) >> HIGH_BITS
   parts = np.stack([high, fixed - (high << HIGH_BITS)]).astype(np.float32)
   x = jnp.moveaxis(images, axis, -1).astype(jnp.float32)
-  sums = jnp.einsum("poi,...i->p...o", parts, x, precision=jax.lax.Precision.HIGHEST)
+  sums = jnp.einsum(
+    "poi,...i->p...o", parts, x, precision=jax.lax.Precision.HIGHEST
+  )
   high_sum, low_sum = sums.astype(jnp.int32)
   total = (high_sum << HIGH_BITS) + low_sum + 2 ** (COEFFICIENT_BITS - 1)
-  return jnp.moveaxis(jnp.clip(total >> COEFFICIENT_BITS, 0, 255).astype(jnp.uint8), -1, axis)
+  return jnp.moveaxis(
+    jnp.clip(total >> COEFFICIENT_BITS, 0, 255).astype(jnp.uint8), -1, axis
+  )
 
 
 def resize(images: types.Images, size: tuple[int, int]) -> types.Images:

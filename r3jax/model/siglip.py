@@ -2,20 +2,24 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import Int
 
 from r3jax import types
 from r3jax.model import architecture
 from r3jax.model import layers
 
 
-def _layer_norm(config: architecture.VisionConfig, dtype: types.DType) -> nn.LayerNorm:
+def _layer_norm(
+  config: architecture.VisionConfig, dtype: types.DType
+) -> nn.LayerNorm:
   return nn.LayerNorm(
-      epsilon=config.layer_norm_eps,
-      dtype=dtype,
-      use_fast_variance=False,
-      scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+    epsilon=config.layer_norm_eps,
+    dtype=dtype,
+    use_fast_variance=False,
+    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
   )
 
 
@@ -31,20 +35,33 @@ class Layer(nn.Module):
     into_heads = ("vit_embed", "vit_heads", "head_dim")
     self.norm1 = _layer_norm(c, self.dtype)
     self.q, self.k, self.v = (
-        layers.Projection(heads, into_heads, use_bias=True, dtype=self.dtype) for _ in range(3)
+      layers.Projection(heads, into_heads, use_bias=True, dtype=self.dtype)
+      for _ in range(3)
     )
     self.out = layers.Projection(
-        (c.hidden_size,), ("vit_heads", "head_dim", "vit_embed"), 2, True, self.dtype
+      (c.hidden_size,),
+      ("vit_heads", "head_dim", "vit_embed"),
+      2,
+      True,
+      self.dtype,
     )
     self.norm2 = _layer_norm(c, self.dtype)
     self.fc1 = layers.Projection(
-        (c.intermediate_size,), ("vit_embed", "vit_mlp"), use_bias=True, dtype=self.dtype
+      (c.intermediate_size,),
+      ("vit_embed", "vit_mlp"),
+      use_bias=True,
+      dtype=self.dtype,
     )
     self.fc2 = layers.Projection(
-        (c.hidden_size,), ("vit_mlp", "vit_embed"), use_bias=True, dtype=self.dtype
+      (c.hidden_size,),
+      ("vit_mlp", "vit_embed"),
+      use_bias=True,
+      dtype=self.dtype,
     )
 
-  def __call__(self, x: Float[Array, "B N D"], _) -> tuple[Float[Array, "B N D"], None]:
+  def __call__(
+    self, x: Float[Array, "B N D"], _
+  ) -> tuple[Float[Array, "B N D"], None]:
     y = self.norm1(x)
     x = x + self.out(layers.full_attention(self.q(y), self.k(y), self.v(y)))
     x = x + self.fc2(nn.gelu(self.fc1(self.norm2(x)), approximate=True))
@@ -60,28 +77,28 @@ class VisionTransformer(nn.Module):
   def setup(self):
     c = self.config
     self.patch_embedding = layers.Projection(
-        (c.hidden_size,), ("patch", "vit_embed"), use_bias=True, dtype=self.dtype
+      (c.hidden_size,), ("patch", "vit_embed"), use_bias=True, dtype=self.dtype
     )
     self.position_embedding = nn.Embed(
-        c.positions_per_side**2,
-        c.hidden_size,
-        dtype=self.dtype,
-        embedding_init=nn.with_logical_partitioning(
-            nn.initializers.normal(0.02), ("vit_positions", "vit_embed")
-        ),
+      c.positions_per_side**2,
+      c.hidden_size,
+      dtype=self.dtype,
+      embedding_init=nn.with_logical_partitioning(
+        nn.initializers.normal(0.02), ("vit_positions", "vit_embed")
+      ),
     )
     stack = nn.scan(
-        Layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        length=c.num_layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
+      Layer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=c.num_layers,
+      metadata_params={nn.PARTITION_NAME: "layers"},
     )
     self.layers = stack(c, self.dtype)
     self.post_norm = _layer_norm(c, self.dtype)
 
   def __call__(
-      self, patches: Float[Array, "B N p"], position_ids: Int[Array, " N"]
+    self, patches: Float[Array, "B N p"], position_ids: Int[Array, " N"]
   ) -> Float[Array, "B N D"]:
     """Encodes images of one size; attention is full inside each image.
 
@@ -92,6 +109,8 @@ class VisionTransformer(nn.Module):
     Returns:
       [B, N, hidden_size] features.
     """
-    x = self.patch_embedding(patches) + self.position_embedding(jnp.asarray(position_ids))
+    x = self.patch_embedding(patches) + self.position_embedding(
+      jnp.asarray(position_ids)
+    )
     x, _ = self.layers(x, None)
     return self.post_norm(x)

@@ -9,8 +9,12 @@ from collections.abc import Sequence
 import functools
 
 import jax
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel_lib
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask_lib
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_kernel as kernel_lib,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+  splash_attention_mask as mask_lib,
+)
 import jax.numpy as jnp
 import numpy as np
 
@@ -25,7 +29,10 @@ _FILLED, _EMPTY = 0, 1  # segment ids
 
 
 def attend(
-    query: types.Heads, sources: Sequence[attention.Source], rules: rules_lib.Rules, interpret: bool = False
+  query: types.Heads,
+  sources: Sequence[attention.Source],
+  rules: rules_lib.Rules,
+  interpret: bool = False,
 ) -> types.Heads:
   """Attends to the union of the sources, as `attention.attend`; slots without a token get zeros.
 
@@ -39,36 +46,59 @@ def attend(
     [B, T, H, d] in the query's dtype.
   """
   rows, slots, _, width = query.shape
-  key, value = (jnp.concatenate([_every_row(getattr(s, name), rows) for s in sources], axis=1) for name in ("key", "value"))
+  key, value = (
+    jnp.concatenate(
+      [_every_row(getattr(s, name), rows) for s in sources], axis=1
+    )
+    for name in ("key", "value")
+  )
   filled = jnp.concatenate([source.mask.filled for source in sources], axis=1)
   table = _table(tuple(source.mask.view for source in sources))
   padded_slots, padded_keys = table.shape
   query_ids = _segment_ids(sources[-1].mask.filled, padded_slots)
   key_ids = _segment_ids(filled, padded_keys)
-  by_head = lambda x, size: jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0)))
+  by_head = lambda x, size: jnp.pad(
+    x.swapaxes(1, 2), ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0))
+  )
   query = by_head(query * jnp.asarray(width**-0.5, query.dtype), padded_slots)
   key, value = by_head(key, padded_keys), by_head(value, padded_keys)
   heads_spec = rules.spec(query.shape, ("rows", "heads", None, None))
-  kv_spec, ids_spec = rules.spec(key.shape, ("rows", "kv_heads", None, None)), rules.spec(query_ids.shape, ("rows", None))
+  kv_spec, ids_spec = (
+    rules.spec(key.shape, ("rows", "kv_heads", None, None)),
+    rules.spec(query_ids.shape, ("rows", None)),
+  )
   run = rules_lib.by_hand(
-      functools.partial(_run, table, interpret), (heads_spec, kv_spec, kv_spec, ids_spec, ids_spec), heads_spec
+    functools.partial(_run, table, interpret),
+    (heads_spec, kv_spec, kv_spec, ids_spec, ids_spec),
+    heads_spec,
   )
   return run(query, key, value, query_ids, key_ids)[:, :, :slots].swapaxes(1, 2)
 
 
-def _run(table: np.ndarray, interpret: bool, query, key, value, query_ids, key_ids):
+def _run(
+  table: np.ndarray, interpret: bool, query, key, value, query_ids, key_ids
+):
   """Runs the kernel on [b, h, T, d] queries and [b, k, S, d] keys and values."""
   rows, heads, slots, width = query.shape
   query = query.reshape(rows, key.shape[1], -1, slots, width)
   block_q, block_kv = (min(_BLOCK, size) for size in table.shape)
   blocks = kernel_lib.BlockSizes(
-      block_q=block_q, block_kv=block_kv, block_q_dkv=block_q, block_kv_dkv=block_kv, block_q_dq=block_q, block_kv_dq=block_kv
+    block_q=block_q,
+    block_kv=block_kv,
+    block_q_dkv=block_q,
+    block_kv_dkv=block_kv,
+    block_q_dq=block_q,
+    block_kv_dq=block_kv,
   )
   mask = mask_lib.MultiHeadMask([mask_lib.NumpyMask(table)] * query.shape[2])
-  kernel = kernel_lib.make_splash_mqa_single_device(mask, block_sizes=blocks, interpret=interpret)
+  kernel = kernel_lib.make_splash_mqa_single_device(
+    mask, block_sizes=blocks, interpret=interpret
+  )
   one_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
   ids = kernel_lib.SegmentIds(query_ids, key_ids)
-  return jax.vmap(one_head)(query, key, value, ids).reshape(rows, heads, slots, width)
+  return jax.vmap(one_head)(query, key, value, ids).reshape(
+    rows, heads, slots, width
+  )
 
 
 def _every_row(x: jax.Array, rows: int) -> jax.Array:
@@ -82,10 +112,12 @@ def _padded(size: int) -> int:
 
 def _segment_ids(filled: jax.Array, size: int) -> jax.Array:
   ids = jnp.where(filled, _FILLED, _EMPTY).astype(jnp.int32)
-  return jnp.pad(ids, ((0, 0), (0, size - ids.shape[1])), constant_values=_EMPTY)
+  return jnp.pad(
+    ids, ((0, 0), (0, size - ids.shape[1])), constant_values=_EMPTY
+  )
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _table(views: tuple[segments.View, ...]) -> np.ndarray:
   """Returns who may see whom, filled up to whole blocks.
 

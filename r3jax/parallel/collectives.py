@@ -10,9 +10,15 @@ import jax
 
 
 def _over_several(collective: Callable) -> Callable:
-  return lambda tree, axis: tree if jax.lax.axis_size(axis) == 1 else collective(tree, axis)
+  return lambda tree, axis: (
+    tree if jax.lax.axis_size(axis) == 1 else collective(tree, axis)
+  )
 
 
 total = _over_several(jax.lax.psum)
 largest = _over_several(jax.lax.pmax)
-gathered = _over_several(lambda tree, axis: jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), tree))
+gathered = _over_several(
+  lambda tree, axis: jax.tree.map(
+    lambda x: jax.lax.all_gather(x, axis, tiled=True), tree
+  )
+)

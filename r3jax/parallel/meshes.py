@@ -14,7 +14,10 @@ def use_all_cores(rows: int):
   Small operations leave the threads of one device idle. Nothing changes where there is an
   accelerator, or where the user has set the number of CPU devices.
   """
-  if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+  if (
+    "JAX_NUM_CPU_DEVICES" in os.environ
+    or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+  ):
     return
   count = max(n for n in range(1, (os.cpu_count() or 1) + 1) if rows % n == 0)
   jax.config.update("jax_num_cpu_devices", count)
@@ -25,7 +28,9 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
   return make_mesh_on(jax.devices(), data, fsdp, tensor)
 
 
-def make_mesh_on(devices, data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+def make_mesh_on(
+  devices, data: int, fsdp: int, tensor: int
+) -> jax.sharding.Mesh:
   """Returns a mesh over devices.
 
   Args:
@@ -39,17 +44,23 @@ def make_mesh_on(devices, data: int, fsdp: int, tensor: int) -> jax.sharding.Mes
   """
   count = len(devices)
   if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
-    raise ValueError(f"mesh sizes must be at least 1 (data may be -1); got {data} * {fsdp} * {tensor}")
+    raise ValueError(
+      f"mesh sizes must be at least 1 (data may be -1); got {data} * {fsdp} * {tensor}"
+    )
   if data == -1:
     data = count // (fsdp * tensor)
   if data * fsdp * tensor != count:
     raise ValueError(
-        f"mesh data * fsdp * tensor must be the number of devices ({count}); got {data} * {fsdp} * {tensor}"
+      f"mesh data * fsdp * tensor must be the number of devices ({count}); got {data} * {fsdp} * {tensor}"
     )
   return make_mesh_of(devices, data, fsdp, tensor)
 
 
-def make_mesh_of(devices, data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+def make_mesh_of(
+  devices, data: int, fsdp: int, tensor: int
+) -> jax.sharding.Mesh:
   """Returns a mesh of the given devices; their number is the product of the sizes."""
   grid = np.asarray(devices).reshape(data, fsdp, tensor)
-  return jax.sharding.Mesh(grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+  return jax.sharding.Mesh(
+    grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
+  )

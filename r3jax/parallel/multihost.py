@@ -9,6 +9,7 @@ import time
 
 from absl import logging
 import jax
+
 # the coordination service's client has no public name
 from jax._src import distributed
 from jax.experimental import multihost_utils
@@ -26,8 +27,12 @@ _rounds = itertools.count()
 
 def _is_only_host() -> bool:
   """Whether the TPU's environment names this host alone, by a name that no other could reach."""
-  hosts = os.environ.get("TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES"))
-  return hosts in _THIS_HOST and "MEGASCALE_COORDINATOR_ADDRESS" not in os.environ
+  hosts = os.environ.get(
+    "TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES")
+  )
+  return (
+    hosts in _THIS_HOST and "MEGASCALE_COORDINATOR_ADDRESS" not in os.environ
+  )
 
 
 def initialize(coordinator: str, num_processes: int, process_id: int):
@@ -44,7 +49,11 @@ def initialize(coordinator: str, num_processes: int, process_id: int):
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   if coordinator:
     jax.distributed.initialize(
-        coordinator, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+      coordinator,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
     return
   if _is_only_host():  # JAX would wait for a coordinator of that name
     logging.debug("the TPU has one host: one process")
@@ -97,19 +106,25 @@ def raise_together(error: Exception | None):
     return
   client, folder = distributed.global_state.client, f"{_ROUND}{next(_rounds)}/"
   if error is not None:
-    client.key_value_set(f"{folder}{jax.process_index()}", f"{type(error).__name__}: {error}")
+    client.key_value_set(
+      f"{folder}{jax.process_index()}", f"{type(error).__name__}: {error}"
+    )
   try:
     client.wait_at_barrier(folder, WAIT_SECONDS * 1000)
   except jax.errors.JaxRuntimeError as late:
     if error is None:
       raise RuntimeError(
-          f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those that did not:\n{late}"
+        f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those that did not:\n{late}"
       ) from late
   if error is not None:
     raise error
   if failed := _texts(folder):
-    texts = "".join(f"\n  process {process}: {text}" for process, text in failed.items())
-    raise RuntimeError(f"every process must be able to go on; processes {list(failed)} failed, see their logs{texts}")
+    texts = "".join(
+      f"\n  process {process}: {text}" for process, text in failed.items()
+    )
+    raise RuntimeError(
+      f"every process must be able to go on; processes {list(failed)} failed, see their logs{texts}"
+    )
 
 
 @contextlib.contextmanager
@@ -148,7 +163,11 @@ def _watch(over: threading.Event):
       logging.error("process 0 does not answer: %s", error)
       return
     for process, text in failed.items():
-      logging.error("process %d failed, and ends this one: %s", process, text.partition("\n")[0])
+      logging.error(
+        "process %d failed, and ends this one: %s",
+        process,
+        text.partition("\n")[0],
+      )
     if failed:
       _end(None)
 
@@ -165,11 +184,17 @@ def _end(problem: str | None):
     if problem:
       client.key_value_set(f"{_FAILED}{process}", problem, allow_overwrite=True)
     time.sleep(3 * _POLL_SECONDS)
-    if silent := sorted(set(range(jax.process_count())) - set(_texts(_ANSWERED))):
-      logging.error("processes %s do not answer: they were killed or hang", silent)
+    if silent := sorted(
+      set(range(jax.process_count())) - set(_texts(_ANSWERED))
+    ):
+      logging.error(
+        "processes %s do not answer: they were killed or hang", silent
+      )
     if process == 0:  # the others speak through it
       time.sleep(3 * _POLL_SECONDS)
   except jax.errors.JaxRuntimeError as error:
-    logging.error("process 0 does not answer: it was killed or hangs: %s", error)
+    logging.error(
+      "process 0 does not answer: it was killed or hangs: %s", error
+    )
   logging.flush()
   os._exit(1)

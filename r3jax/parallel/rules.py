@@ -39,16 +39,25 @@ class Rules:
     Raises:
       ValueError: a logical or mesh axis is unknown.
     """
-    unknown = sorted(set(axes) - set(LOGICAL)) + sorted({a for value in axes.values() for a in value} - set(INNER))
+    unknown = sorted(set(axes) - set(LOGICAL)) + sorted(
+      {a for value in axes.values() for a in value} - set(INNER)
+    )
     if unknown:
-      raise ValueError(f"sharding rules must map {LOGICAL} to axes among {INNER}; unknown: {unknown}")
+      raise ValueError(
+        f"sharding rules must map {LOGICAL} to axes among {INNER}; unknown: {unknown}"
+      )
     return cls(tuple((name, tuple(value)) for name, value in axes.items()))
 
   def axes(self, name: str | None) -> tuple[str, ...]:
     """Returns the mesh axes of a logical axis; none for None."""
     return dict(self.pairs).get(name, ())
 
-  def spec(self, shape: tuple[int, ...], names: tuple[str | None, ...], without: str | None = None) -> jax.sharding.PartitionSpec:
+  def spec(
+    self,
+    shape: tuple[int, ...],
+    names: tuple[str | None, ...],
+    without: str | None = None,
+  ) -> jax.sharding.PartitionSpec:
     """Returns where an activation goes on the mesh of the context.
 
     Rows give way: they are not split over an axis that another dimension has, and a dimension whose
@@ -60,7 +69,12 @@ class Rules:
       without: a further logical axis whose mesh axes are not for the rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    taken = {axis for name in (*names, without) if name != "rows" for axis in self.axes(name)}
+    taken = {
+      axis
+      for name in (*names, without)
+      if name != "rows"
+      for axis in self.axes(name)
+    }
     entries = []
     for size, name in zip(shape, names, strict=True):
       wanted = self.axes(name)
@@ -71,19 +85,32 @@ class Rules:
       entries.append(wanted if parts > 1 and size % parts == 0 else None)
     return jax.sharding.PartitionSpec(*entries)
 
-  def constrain(self, x: jax.Array, *names: str | None, without: str | None = None) -> jax.Array:
+  def constrain(
+    self, x: jax.Array, *names: str | None, without: str | None = None
+  ) -> jax.Array:
     """Asks the compiler for the sharding that `spec` tells; does nothing where there is one device."""
     mesh = jax.sharding.get_abstract_mesh()
-    inner = math.prod(mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis))
+    inner = math.prod(
+      mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis)
+    )
     if inner == 1 or not x.size:
       return x
-    return jax.lax.with_sharding_constraint(x, self.spec(x.shape, names, without))
+    return jax.lax.with_sharding_constraint(
+      x, self.spec(x.shape, names, without)
+    )
 
 
-TRAIN = Rules.of({
-    "embed": ("fsdp",), "table": ("fsdp", "tensor"), "vocab": ("tensor",), "heads": ("tensor",),
-    "kv_heads": ("tensor",), "mlp": ("tensor",), "rows": ("fsdp",),
-})
+TRAIN = Rules.of(
+  {
+    "embed": ("fsdp",),
+    "table": ("fsdp", "tensor"),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "rows": ("fsdp",),
+  }
+)
 
 
 def _is_auto(mesh, axis: str) -> bool:
@@ -103,10 +130,18 @@ def by_hand(function: Callable, in_specs, out_specs) -> Callable:
   axes = {axis for axis in mesh.axis_names if _is_auto(mesh, axis)}
   if not axes:
     return function
-  return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
+  return jax.shard_map(
+    function,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    axis_names=axes,
+    check_vma=False,
+  )
 
 
-def over_rows(function: Callable, shared, rows: jax.Array, at_once: int) -> jax.Array:
+def over_rows(
+  function: Callable, shared, rows: jax.Array, at_once: int
+) -> jax.Array:
   """Maps a function over rows: every device of a data replica takes some, a few at a time.
 
   Args:
@@ -115,23 +150,35 @@ def over_rows(function: Callable, shared, rows: jax.Array, at_once: int) -> jax.
     rows: [B, ...].
     at_once: rows that a device handles at a time.
   """
+
   def some(shared, rows):
     if rows.shape[0] <= at_once:
       return function(shared, rows)
-    groups = jnp.concatenate([rows, jnp.repeat(rows[-1:], -rows.shape[0] % at_once, axis=0)])
-    found = jax.lax.map(functools.partial(function, shared), groups.reshape(-1, at_once, *rows.shape[1:]))
+    groups = jnp.concatenate(
+      [rows, jnp.repeat(rows[-1:], -rows.shape[0] % at_once, axis=0)]
+    )
+    found = jax.lax.map(
+      functools.partial(function, shared),
+      groups.reshape(-1, at_once, *rows.shape[1:]),
+    )
     return found.reshape(-1, *found.shape[2:])[: rows.shape[0]]
 
   mesh, number = jax.sharding.get_abstract_mesh(), rows.shape[0]
-  devices = math.prod(mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis))
+  devices = math.prod(
+    mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis)
+  )
   if devices == 1:
     return some(shared, rows)
-  padded = jnp.concatenate([rows, jnp.repeat(rows[-1:], -number % devices, axis=0)])
+  padded = jnp.concatenate(
+    [rows, jnp.repeat(rows[-1:], -number % devices, axis=0)]
+  )
   split, whole = jax.sharding.PartitionSpec(INNER), jax.sharding.PartitionSpec()
   return by_hand(some, (whole, split), split)(shared, padded)[:number]
 
 
-def parameter_shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh) -> types.Params:
+def parameter_shardings(
+  boxed, rules: Rules, mesh: jax.sharding.Mesh
+) -> types.Params:
   """Returns the sharding of every parameter.
 
   Args:
@@ -156,15 +203,24 @@ def parameter_shardings(boxed, rules: Rules, mesh: jax.sharding.Mesh) -> types.P
 
   jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), specs)
   if problems:
-    raise ValueError("sharded sizes must be divisible by their mesh axis; not so for\n  " + "\n  ".join(problems))
-  return jax.tree.map(lambda spec: jax.sharding.NamedSharding(mesh, spec), specs)
+    raise ValueError(
+      "sharded sizes must be divisible by their mesh axis; not so for\n  "
+      + "\n  ".join(problems)
+    )
+  return jax.tree.map(
+    lambda spec: jax.sharding.NamedSharding(mesh, spec), specs
+  )
 
 
 def parameter_specs(boxed, rules: Rules):
   """Returns the partition of every parameter, see `parameter_shardings`."""
   named = nn.get_partition_spec(boxed)
-  place = lambda spec: jax.sharding.PartitionSpec(*(rules.axes(name) or None for name in spec))
-  return jax.tree.map(place, named, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+  place = lambda spec: jax.sharding.PartitionSpec(
+    *(rules.axes(name) or None for name in spec)
+  )
+  return jax.tree.map(
+    place, named, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
+  )
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
@@ -179,14 +235,18 @@ def like_parameters(tree, shardings: types.Params, mesh: jax.sharding.Mesh):
   replicated.
   """
   by_path = {
-      tuple(part.key for part in path): sharding
-      for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+    tuple(part.key for part in path): sharding
+    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
   }
   longest = max(len(path) for path in by_path)
 
   def find(path, _):
-    keys = tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
+    keys = tuple(
+      part.key for part in path if isinstance(part, jax.tree_util.DictKey)
+    )
     matches = (by_path.get(keys[-n:]) for n in range(longest, 0, -1))
-    return next((match for match in matches if match is not None), replicated(mesh))
+    return next(
+      (match for match in matches if match is not None), replicated(mesh)
+    )
 
   return jax.tree_util.tree_map_with_path(find, tree)

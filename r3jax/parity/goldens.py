@@ -69,9 +69,13 @@ class Golden:
     """The language model with its adapters."""
     return bagel.Bagel(self.config, self.dtype)
 
-  def towers(self, size: tuple[int, int] | None = None) -> image_encoders.Towers:
+  def towers(
+    self, size: tuple[int, int] | None = None
+  ) -> image_encoders.Towers:
     """Returns the towers for images of a size, that of most cases if None."""
-    return image_encoders.Towers(self.config, tuple(size or self.constants["image_hw"]), self.dtype)
+    return image_encoders.Towers(
+      self.config, tuple(size or self.constants["image_hw"]), self.dtype
+    )
 
   @functools.cache
   def arrays(self, case: str) -> dict[str, np.ndarray]:

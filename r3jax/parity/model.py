@@ -15,13 +15,25 @@ Golden = goldens.Golden
 
 @functools.partial(jax.jit, static_argnames=("golden", "layout", "names"))
 def _run(golden, policy, layout, names, values, lengths, past):
-  return golden.bagel.apply({"params": policy}, layout, dict(zip(names, values)), lengths, past)
+  return golden.bagel.apply(
+    {"params": policy}, layout, dict(zip(names, values)), lengths, past
+  )
 
 
-def run(golden: Golden, layout: segments.Layout, inputs, lengths, past=()) -> bagel.Output:
+def run(
+  golden: Golden, layout: segments.Layout, inputs, lengths, past=()
+) -> bagel.Output:
   """Runs segments through the policy."""
   values = tuple(inputs.values())
-  return _run(golden, golden.policy, layout, tuple(inputs), values, dict(lengths), tuple(past))
+  return _run(
+    golden,
+    golden.policy,
+    layout,
+    tuple(inputs),
+    values,
+    dict(lengths),
+    tuple(past),
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("golden", "method"))
@@ -35,11 +47,17 @@ def read(golden: Golden, hidden: jax.Array, method: str) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=("golden", "layout", "names"))
-def velocities(golden: Golden, policy, layout, names, latent, t, lengths, past) -> tuple[jax.Array, ...]:
+def velocities(
+  golden: Golden, policy, layout, names, latent, t, lengths, past
+) -> tuple[jax.Array, ...]:
   """Returns the velocities [B, N, C] of the named noise segments, each fed the same latent."""
   noised = bagel.Noised(latent, t)
-  output = golden.bagel.apply({"params": policy}, layout, {name: noised for name in names}, lengths, past)
-  read_one = lambda name: golden.bagel.apply({"params": policy}, output.latent(name), method="velocity")
+  output = golden.bagel.apply(
+    {"params": policy}, layout, dict.fromkeys(names, noised), lengths, past
+  )
+  read_one = lambda name: golden.bagel.apply(
+    {"params": policy}, output.latent(name), method="velocity"
+  )
   return tuple(read_one(name) for name in names)
 
 
@@ -48,7 +66,9 @@ def _decode(golden, frozen, latent, size):
   return golden.towers(size).decode(frozen, latent)
 
 
-def decode(golden: Golden, latent: jax.Array, size: tuple[int, int]) -> jax.Array:
+def decode(
+  golden: Golden, latent: jax.Array, size: tuple[int, int]
+) -> jax.Array:
   """Returns the 8-bit images of latent tokens."""
   return _decode(golden, golden.frozen, latent, size)
 
@@ -67,7 +87,9 @@ def look(golden: Golden, images: jax.Array) -> tuple[jax.Array, jax.Array]:
 # Inputs of the cases.
 
 
-def padded(rows: list[np.ndarray], capacity: int | None = None) -> tuple[jax.Array, jax.Array]:
+def padded(
+  rows: list[np.ndarray], capacity: int | None = None
+) -> tuple[jax.Array, jax.Array]:
   """Returns ids [B, capacity] and lengths [B] of text segments."""
   capacity = capacity or max(len(row) for row in rows)
   ids = np.zeros((len(rows), capacity), np.int32)
@@ -84,7 +106,9 @@ def numbered(golden: Golden, case: str, array: str) -> list[np.ndarray]:
   return rows
 
 
-def texts(golden: Golden, case: str, array: str, extra: int = 0) -> tuple[jax.Array, jax.Array]:
+def texts(
+  golden: Golden, case: str, array: str, extra: int = 0
+) -> tuple[jax.Array, jax.Array]:
   """Returns ids and lengths of numbered texts, with `extra` empty slots."""
   rows = numbered(golden, case, array)
   return padded(rows, max(map(len, rows)) + extra)
@@ -107,4 +131,6 @@ def unpacked(tokens: np.ndarray, rows: int) -> jax.Array:
 
 def filled(hidden: jax.Array, lengths: jax.Array) -> np.ndarray:
   """Returns the filled slots of all rows [B, T, ...], one row after another."""
-  return np.concatenate([np.asarray(row)[:length] for row, length in zip(hidden, lengths)])
+  return np.concatenate(
+    [np.asarray(row)[:length] for row, length in zip(hidden, lengths)]
+  )

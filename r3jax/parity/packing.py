@@ -70,9 +70,20 @@ class Sample:
     """Returns the rotary positions of all tokens, padding included."""
     lengths = {name: jnp.array([len(ids)]) for name, ids in self.ids.items()}
     found = np.zeros(self.filled, np.int64)
-    found[order(self.layout, self.names)] = segments_lib.positions(self.layout, self.names, lengths, 1)[0]
-    context = [segment.name for segment in self.layout.segments if segment.kind != "noise"]
-    end = segments_lib.Layout((*self.layout.segments, segments_lib.text("padding", self.padding, context)))
+    found[order(self.layout, self.names)] = segments_lib.positions(
+      self.layout, self.names, lengths, 1
+    )[0]
+    context = [
+      segment.name
+      for segment in self.layout.segments
+      if segment.kind != "noise"
+    ]
+    end = segments_lib.Layout(
+      (
+        *self.layout.segments,
+        segments_lib.text("padding", self.padding, context),
+      )
+    )
     first = int(segments_lib.start(end, "padding", lengths)[0])
     return np.concatenate([found, first + np.arange(self.padding)])
 
@@ -81,33 +92,61 @@ def _texts(sample: Sample, special_ids) -> Iterator[tuple[int, int]]:
   """Yields (place, id) of all tokens with an id, in order."""
   for segment, start in sample.starts():
     if segment.kind == "text":
-      yield from ((start + i, token) for i, token in enumerate(sample.ids[segment.name]))
+      yield from (
+        (start + i, token) for i, token in enumerate(sample.ids[segment.name])
+      )
     else:
       yield start, special_ids.image_begin
       yield start + segment.capacity - 1, special_ids.image_end
-  yield from ((sample.filled + i, special_ids.text_end) for i in range(sample.padding))
+  yield from (
+    (sample.filled + i, special_ids.text_end) for i in range(sample.padding)
+  )
 
 
-def _layout(texts: dict[str, np.ndarray], noise: list[str], grid: tuple[int, int]) -> segments_lib.Layout:
+def _layout(
+  texts: dict[str, np.ndarray], noise: list[str], grid: tuple[int, int]
+) -> segments_lib.Layout:
   """Returns causal texts, one after another, with noise segments that see all of them."""
   names = list(texts)
-  segments = [segments_lib.text(name, len(ids), names[:i]) for i, (name, ids) in enumerate(texts.items())]
-  return segments_lib.Layout((*segments, *(segments_lib.image(name, "noise", grid, names) for name in noise)))
+  segments = [
+    segments_lib.text(name, len(ids), names[:i])
+    for i, (name, ids) in enumerate(texts.items())
+  ]
+  return segments_lib.Layout(
+    (
+      *segments,
+      *(segments_lib.image(name, "noise", grid, names) for name in noise),
+    )
+  )
 
 
-def _samples(golden: goldens.Golden, case: str, times: np.ndarray, grid) -> Iterator[Sample]:
+def _samples(
+  golden: goldens.Golden, case: str, times: np.ndarray, grid
+) -> Iterator[Sample]:
   """Yields for every draft the conditional sample and its copy without the prompt."""
   arrays, special = golden.arrays(case), golden.config.special_ids
   segment = lambda body: np.array([special.text_begin, *body, special.text_end])
-  prompts, thoughts = (model.numbered(golden, case, name) for name in ("prompt_ids", "generated_ids"))
+  prompts, thoughts = (
+    model.numbered(golden, case, name)
+    for name in ("prompt_ids", "generated_ids")
+  )
   for prompt, thought, of_draft in zip(prompts, thoughts, times):
     system = segment(arrays["system_ids"])
     ids = {"system": system, "prompt": segment(prompt), "thought": thought}
     noise = {f"draft{i}": float(t) for i, t in enumerate(of_draft)}
     # As the reference's trainer: closed at both ends.
-    copies = {name: t for name, t in noise.items() if np.float32(0.4) <= np.float32(t) <= 1}
+    copies = {
+      name: t
+      for name, t in noise.items()
+      if np.float32(0.4) <= np.float32(t) <= 1
+    }
     yield Sample(_layout(ids, list(noise), grid), ids, noise, "thought")
-    yield Sample(_layout({"system": system}, list(copies), grid), {"system": system}, copies, None)
+    yield Sample(
+      _layout({"system": system}, list(copies), grid),
+      {"system": system},
+      copies,
+      None,
+    )
 
 
 def multi(golden: goldens.Golden, case: str) -> dict[str, np.ndarray]:
@@ -116,33 +155,57 @@ def multi(golden: goldens.Golden, case: str) -> dict[str, np.ndarray]:
   What the recorded arrays repeat per token (times, steps, advantages) is taken once per image or
   sample from them: the inputs are not recorded apart.
   """
-  arrays, grid = golden.arrays(case), tuple(golden.arrays(case)["patchified_vae_latent_shapes"][0].tolist())
-  tokens, drafts = grid[0] * grid[1], len(model.numbered(golden, case, "generated_ids"))
+  arrays, grid = (
+    golden.arrays(case),
+    tuple(golden.arrays(case)["patchified_vae_latent_shapes"][0].tolist()),
+  )
+  tokens, drafts = (
+    grid[0] * grid[1],
+    len(model.numbered(golden, case, "generated_ids")),
+  )
   per_image = lambda name: arrays[name][::tokens]
   times = per_image("loss_packed_timesteps_for_loss").reshape(drafts, -1)
   samples = list(_samples(golden, case, times, grid))
-  starts = np.cumsum([0] + [sample.filled + sample.padding for sample in samples])
-  found = _tokens(golden, samples, starts) | _latents(golden, samples, starts, grid)
+  starts = np.cumsum(
+    [0] + [sample.filled + sample.padding for sample in samples]
+  )
+  found = _tokens(golden, samples, starts) | _latents(
+    golden, samples, starts, grid
+  )
   advantage = np.unique(arrays["loss_text_advantages"], return_index=True)[1]
   by_draft = arrays["loss_text_advantages"][np.sort(advantage)]
   scored = [len(sample.ids["thought"]) - 2 for sample in samples[::2]]
   images = times.shape[1]
   return found | {
-      "loss_text_advantages": np.repeat(by_draft, scored),
-      "loss_dts": np.repeat(per_image("loss_dts"), tokens),
-      "loss_packed_timesteps_for_loss": np.repeat(times.reshape(-1), tokens),
-      "loss_image_advantages": np.repeat(arrays["loss_image_advantages"][::images], images),
-      "loss_patchified_vae_latent_shapes_for_loss": np.tile(grid, (times.size, 1)),
+    "loss_text_advantages": np.repeat(by_draft, scored),
+    "loss_dts": np.repeat(per_image("loss_dts"), tokens),
+    "loss_packed_timesteps_for_loss": np.repeat(times.reshape(-1), tokens),
+    "loss_image_advantages": np.repeat(
+      arrays["loss_image_advantages"][::images], images
+    ),
+    "loss_patchified_vae_latent_shapes_for_loss": np.tile(
+      grid, (times.size, 1)
+    ),
   }
 
 
-def _tokens(golden: goldens.Golden, samples: list[Sample], starts: np.ndarray) -> dict[str, np.ndarray]:
+def _tokens(
+  golden: goldens.Golden, samples: list[Sample], starts: np.ndarray
+) -> dict[str, np.ndarray]:
   """Returns what is known of text, splits and positions."""
-  texts = [(start + place, token) for sample, start in zip(samples, starts) for place, token in _texts(sample, golden.config.special_ids)]
+  texts = [
+    (start + place, token)
+    for sample, start in zip(samples, starts)
+    for place, token in _texts(sample, golden.config.special_ids)
+  ]
   places, ids = (np.array(column) for column in zip(*texts))
   splits = [
-      split for sample in samples
-      for split in [*((s.capacity, _MODES[s.kind]) for s in sample.layout.segments), (sample.padding, 0)]
+    split
+    for sample in samples
+    for split in [
+      *((s.capacity, _MODES[s.kind]) for s in sample.layout.segments),
+      (sample.padding, 0),
+    ]
   ]
   lengths, modes = (np.array(column) for column in zip(*splits))
   scored, labels = [], []
@@ -153,19 +216,23 @@ def _tokens(golden: goldens.Golden, samples: list[Sample], starts: np.ndarray) -
         scored.extend(start + place + np.arange(segment.capacity - 2))
         labels.extend(sample.ids[segment.name][1:-1])
   return {
-      "sequence_length": starts[-1],
-      "sample_lens": np.diff(starts),
-      "split_lens": lengths,
-      "attn_modes": modes,
-      "packed_text_ids": ids,
-      "packed_text_indexes": places,
-      "packed_position_ids": np.concatenate([sample.positions() for sample in samples]),
-      "ce_loss_indexes": np.array(scored),
-      "loss_packed_label_ids": np.array(labels),
+    "sequence_length": starts[-1],
+    "sample_lens": np.diff(starts),
+    "split_lens": lengths,
+    "attn_modes": modes,
+    "packed_text_ids": ids,
+    "packed_text_indexes": places,
+    "packed_position_ids": np.concatenate(
+      [sample.positions() for sample in samples]
+    ),
+    "ce_loss_indexes": np.array(scored),
+    "loss_packed_label_ids": np.array(labels),
   }
 
 
-def _latents(golden: goldens.Golden, samples: list[Sample], starts: np.ndarray, grid) -> dict[str, np.ndarray]:
+def _latents(
+  golden: goldens.Golden, samples: list[Sample], starts: np.ndarray, grid
+) -> dict[str, np.ndarray]:
   """Returns what is known of the latents; copies are found by the name of their draft."""
   tokens, places, times, ranges = grid[0] * grid[1], [], [], []
   for i, (sample, start) in enumerate(zip(samples, starts)):
@@ -174,16 +241,21 @@ def _latents(golden: goldens.Golden, samples: list[Sample], starts: np.ndarray, 
         ranges.append((i, segment.name))
         places.append(start + place + 1 + np.arange(tokens))
         times.append(np.full(tokens, sample.times[segment.name]))
-  place_of = {key: (number * tokens, (number + 1) * tokens) for number, key in enumerate(ranges)}
+  place_of = {
+    key: (number * tokens, (number + 1) * tokens)
+    for number, key in enumerate(ranges)
+  }
   conditions = [
-      [place_of[i, name], place_of.get((i + 1, name), (-1, -1)), (-1, -1)] for i, name in ranges if i % 2 == 0
+    [place_of[i, name], place_of.get((i + 1, name), (-1, -1)), (-1, -1)]
+    for i, name in ranges
+    if i % 2 == 0
   ]
   ids = layers.grid_positions(*grid, golden.config.max_latent_side)
   return {
-      "patchified_vae_latent_shapes": np.tile(grid, (len(ranges), 1)),
-      "packed_latent_position_ids": np.tile(ids, len(ranges)),
-      "packed_vae_token_indexes": np.concatenate(places),
-      "packed_timesteps": np.concatenate(times),
-      "mse_loss_indexes": np.concatenate(places),
-      "mse_condition_token_indexes": np.array(conditions),
+    "patchified_vae_latent_shapes": np.tile(grid, (len(ranges), 1)),
+    "packed_latent_position_ids": np.tile(ids, len(ranges)),
+    "packed_vae_token_indexes": np.concatenate(places),
+    "packed_timesteps": np.concatenate(times),
+    "mse_loss_indexes": np.concatenate(places),
+    "mse_condition_token_indexes": np.array(conditions),
   }

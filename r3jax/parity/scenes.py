@@ -43,15 +43,28 @@ class Scene:
     """The noise segments that the guidance combines."""
     return self.noise[: 1 + self.guidance.uses_text + self.guidance.uses_image]
 
-  def branches(self, latent: jax.Array, t: float, names: tuple[str, ...] | None = None) -> tuple[jax.Array, ...]:
+  def branches(
+    self, latent: jax.Array, t: float, names: tuple[str, ...] | None = None
+  ) -> tuple[jax.Array, ...]:
     """Returns the velocities of branches (all if None) at the latent [B, N, C] and the time."""
     t = jnp.full(latent.shape[0], t, latent.dtype)
     golden = self.golden
-    return model.velocities(golden, golden.policy, self.layout, names or self.noise, latent, t, self.lengths, self.past)
+    return model.velocities(
+      golden,
+      golden.policy,
+      self.layout,
+      names or self.noise,
+      latent,
+      t,
+      self.lengths,
+      self.past,
+    )
 
 
 def _scales(golden: goldens.Golden, case: str) -> tuple[float, float]:
-  return float(golden.arrays(case)["scales"][0]), float(golden.arrays(case)["scales"][1])
+  return float(golden.arrays(case)["scales"][0]), float(
+    golden.arrays(case)["scales"][1]
+  )
 
 
 @functools.cache
@@ -60,13 +73,28 @@ def draft(golden: goldens.Golden, case: str) -> Scene:
   arrays = golden.arrays(case)
   prompt, prompt_lengths = model.texts(golden, case, "prompt_ids")
   system, system_lengths = model.padded([arrays["system_ids"]] * len(prompt))
-  size = tuple(int(x) for x in arrays.get("image_hw", golden.constants["image_hw"]))
+  size = tuple(
+    int(x) for x in arrays.get("image_hw", golden.constants["image_hw"])
+  )
   capacities = layouts.Capacities(
-      system.shape[1], prompt.shape[1], UNUSED, UNUSED, UNUSED, UNUSED, golden.towers(size).latent_grid, (1, 1)
+    system.shape[1],
+    prompt.shape[1],
+    UNUSED,
+    UNUSED,
+    UNUSED,
+    UNUSED,
+    golden.towers(size).latent_grid,
+    (1, 1),
   )
   layout = layouts.reason(capacities)
-  lengths = {"system": system_lengths, "prompt": prompt_lengths, "thought": 0 * prompt_lengths}
-  output = model.run(golden, layout, {"system": system, "prompt": prompt}, lengths)
+  lengths = {
+    "system": system_lengths,
+    "prompt": prompt_lengths,
+    "thought": 0 * prompt_lengths,
+  }
+  output = model.run(
+    golden, layout, {"system": system, "prompt": prompt}, lengths
+  )
   guidance = guidance_lib.Guidance(_scales(golden, case)[0], 1.0, "global")
   return Scene(golden, layout, output, lengths, layouts.DRAFT, guidance, size)
 
@@ -79,13 +107,25 @@ def edit(golden: goldens.Golden, case: str) -> Scene:
   size = tuple(pictures.shape[1:3])
   towers = golden.towers(size)
   capacities = layouts.Capacities(
-      UNUSED, UNUSED, UNUSED, UNUSED, UNUSED, ids.shape[1], towers.latent_grid, towers.vit_grid
+    UNUSED,
+    UNUSED,
+    UNUSED,
+    UNUSED,
+    UNUSED,
+    ids.shape[1],
+    towers.latent_grid,
+    towers.vit_grid,
   )
   layout = layouts.refine(capacities)
   features, latent = model.look(golden, pictures)
   lengths = {"instruction": id_lengths, "instruction_alone": id_lengths}
   clean = bagel.Noised(latent, jnp.zeros(len(ids)))
-  inputs = {"source": clean, "seen": features, "instruction": ids, "instruction_alone": ids}
+  inputs = {
+    "source": clean,
+    "seen": features,
+    "instruction": ids,
+    "instruction_alone": ids,
+  }
   output = model.run(golden, layout, inputs, lengths)
   guidance = guidance_lib.Guidance(*_scales(golden, case), "text_channel")
   return Scene(golden, layout, output, lengths, layouts.EDIT, guidance, size)

@@ -24,9 +24,13 @@ def allowed(tolerance: float | str, expected: np.ndarray) -> np.ndarray | float:
     return 0.0
   if tolerance == "<=1 level":
     return 1.0
-  parts = re.fullmatch(r"rtol ([\d.e+-]+)(?:, atol ([\d.e+-]+)|( of max\|grad\|))?", tolerance)
+  parts = re.fullmatch(
+    r"rtol ([\d.e+-]+)(?:, atol ([\d.e+-]+)|( of max\|grad\|))?", tolerance
+  )
   if not parts:
-    raise ValueError(f"a tolerance must be a number, 'exact', '<=1 level' or 'rtol ...'; got {tolerance!r}")
+    raise ValueError(
+      f"a tolerance must be a number, 'exact', '<=1 level' or 'rtol ...'; got {tolerance!r}"
+    )
   relative, magnitude = float(parts[1]), np.abs(expected)
   if parts[3]:
     return relative * magnitude.max(initial=0.0)

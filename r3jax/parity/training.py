@@ -90,7 +90,9 @@ class Pack:
   def flow(self, image_scale: float, renorm: str) -> settings_lib.FlowSettings:
     """Returns how the pack's images were sampled."""
     c = self.golden.constants
-    guidance = guidance_lib.Guidance(float(self.arrays["scales"][0]), image_scale, renorm)
+    guidance = guidance_lib.Guidance(
+      float(self.arrays["scales"][0]), image_scale, renorm
+    )
     schedule = schedule_lib.Schedule(c["ode_points"], c["timestep_shift"])
     eta = schedule_lib.Eta(c["eta"]["mode"], float(self.arrays["constant_eta"]))
     return settings_lib.FlowSettings(schedule, guidance, eta, 1)
@@ -100,11 +102,18 @@ class Pack:
     image_scale = float(self.arrays["scales"][1])
     system = tuple(self.segment(self.arrays["system_ids"]).tolist())
     return settings_lib.Settings(
-        groups=1, group_size=self.rows, capacities=capacities,
-        reason_text=text_lib.TextSampling(1.0), reflect_text=text_lib.TextSampling(1.0),
-        reason_flow=self.flow(1.0, "global"), refine_flow=self.flow(image_scale, "text_channel"),
-        loss=loss_settings(self.golden), pool_perfect=0.15, system_reason=system, system_reflect=system,
-        reference_loss=self.literal,
+      groups=1,
+      group_size=self.rows,
+      capacities=capacities,
+      reason_text=text_lib.TextSampling(1.0),
+      reflect_text=text_lib.TextSampling(1.0),
+      reason_flow=self.flow(1.0, "global"),
+      refine_flow=self.flow(image_scale, "text_channel"),
+      loss=loss_settings(self.golden),
+      pool_perfect=0.15,
+      system_reason=system,
+      system_reflect=system,
+      reference_loss=self.literal,
     )
 
   @property
@@ -117,7 +126,13 @@ def loss_settings(golden: Golden) -> settings_lib.LossSettings:
   """Returns the recorded weights of the objective."""
   c = golden.constants
   return settings_lib.LossSettings(
-      c["text_weight"], c["image_weight"], c["kl_weight_text"], c["kl_weight_image"], c["clip_range"], False, 1.0
+    c["text_weight"],
+    c["image_weight"],
+    c["kl_weight_text"],
+    c["kl_weight_image"],
+    c["clip_range"],
+    False,
+    1.0,
   )
 
 
@@ -127,24 +142,40 @@ def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
   arrays, behavior = golden.arrays(pack), golden.arrays(case)
   ids, lengths = model.texts(golden, pack, "generated_ids")
   logprob = np.zeros((len(ids), ids.shape[1] - 1), np.float32)
-  logprob[np.asarray(losses.token_mask(lengths, ids.shape[1]))] = np.log(behavior["inference_probs"])
-  latents = jnp.stack([jnp.asarray(x) for x in model.numbered(golden, pack, "latents")])
+  logprob[np.asarray(losses.token_mask(lengths, ids.shape[1]))] = np.log(
+    behavior["inference_probs"]
+  )
+  latents = jnp.stack(
+    [jnp.asarray(x) for x in model.numbered(golden, pack, "latents")]
+  )
   t, dt = jnp.asarray(np.stack(model.numbered(golden, pack, "t_dt"))).T
   per_image = behavior["behavior_log_probs"].reshape(len(ids), -1).mean(axis=1)
-  trajectory = flow_lib.Trajectory(latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image))
+  trajectory = flow_lib.Trajectory(
+    latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image)
+  )
   return Recorded(samples.Text(ids, lengths, jnp.asarray(logprob)), trajectory)
 
 
-def _outputs(actor: actor_lib.Actor, recorded: Recorded, hidden, run: scoring.Pass, names) -> Outputs:
-  logits = actor.modules.bagel.apply({"params": actor.policy}, hidden[:, :-1], method="logits")
+def _outputs(
+  actor: actor_lib.Actor, recorded: Recorded, hidden, run: scoring.Pass, names
+) -> Outputs:
+  logits = actor.modules.bagel.apply(
+    {"params": actor.policy}, hidden[:, :-1], method="logits"
+  )
   branches = actor.velocities(run.output, run.flow.branches(names))
   velocity = scoring.scored_velocity(actor, run, names, recorded.trajectory.t)
-  return Outputs(actor.logprob(hidden, recorded.text.ids), velocity, logits, branches)
+  return Outputs(
+    actor.logprob(hidden, recorded.text.ids), velocity, logits, branches
+  )
 
 
-def _actor(pack: Pack, policy, towers, capacities: layouts.Capacities) -> actor_lib.Actor:
+def _actor(
+  pack: Pack, policy, towers, capacities: layouts.Capacities
+) -> actor_lib.Actor:
   modules = settings_lib.Modules(pack.golden.bagel, towers)
-  return actor_lib.Actor(modules, policy, pack.golden.frozen, pack.settings(capacities))
+  return actor_lib.Actor(
+    modules, policy, pack.golden.frozen, pack.settings(capacities)
+  )
 
 
 def _score_drafts(pack: Pack, policy, recorded: Recorded) -> Outputs:
@@ -152,30 +183,48 @@ def _score_drafts(pack: Pack, policy, recorded: Recorded) -> Outputs:
   ids, lengths = pack.segments("prompt_ids")
   towers = pack.golden.towers()
   capacities = layouts.Capacities(
-      pack.system_capacity, ids.shape[1], recorded.text.ids.shape[1], _UNUSED, _UNUSED, _UNUSED,
-      towers.latent_grid, (1, 1),
+    pack.system_capacity,
+    ids.shape[1],
+    recorded.text.ids.shape[1],
+    _UNUSED,
+    _UNUSED,
+    _UNUSED,
+    towers.latent_grid,
+    (1, 1),
   )
   actor = _actor(pack, policy, towers, capacities)
   prompts = samples.Prompts(ids, lengths, None, None, None, None)
   rollout = samples.Reason(recorded.text, recorded.trajectory, None)
   run = scoring.reason_pass(actor, prompts, rollout)
-  return _outputs(actor, recorded, run.output.text("thought"), run, layouts.DRAFT)
+  return _outputs(
+    actor, recorded, run.output.text("thought"), run, layouts.DRAFT
+  )
 
 
 def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
   """Scores one group of edits of one image."""
   golden = pack.golden
-  question, question_length = model.padded([pack.segment(pack.arrays["reflection_ids"])])
+  question, question_length = model.padded(
+    [pack.segment(pack.arrays["reflection_ids"])]
+  )
   ids, lengths = pack.segments("edit_ids")
   image = jnp.asarray(pack.arrays["image"])[None]
   towers = golden.towers(image.shape[1:3])
   capacities = layouts.Capacities(
-      pack.system_capacity, _UNUSED, _UNUSED, question.shape[1], recorded.text.ids.shape[1], ids.shape[1],
-      towers.latent_grid, towers.vit_grid,
+    pack.system_capacity,
+    _UNUSED,
+    _UNUSED,
+    question.shape[1],
+    recorded.text.ids.shape[1],
+    ids.shape[1],
+    towers.latent_grid,
+    towers.vit_grid,
   )
   actor = _actor(pack, policy, towers, capacities)
   source = rollout_lib.look(actor, image)
-  prompts = samples.Prompts(question, None, question, question_length, None, None)
+  prompts = samples.Prompts(
+    question, None, question, question_length, None, None
+  )
   instruction = samples.Instruction(ids, lengths, jnp.zeros(pack.rows, bool))
   refined = samples.Refine(recorded.trajectory, None)
   reflected = scoring.reflect_pass(actor, prompts, source, recorded.text)
@@ -194,30 +243,58 @@ class Outcome:
 
 
 @functools.partial(jax.jit, static_argnames="pack")
-def _step(pack: Pack, policy, reference, recorded: Recorded, text_advantage, image_advantage):
+def _step(
+  pack: Pack,
+  policy,
+  reference,
+  recorded: Recorded,
+  text_advantage,
+  image_advantage,
+):
   """Returns the outcome of a pack and its gradient; `reference` is (logprob, velocity)."""
   score = _score_drafts if pack.case == "j_pack_gen" else _score_edits
-  loss, valid, flow = loss_settings(pack.golden), jnp.ones(pack.rows, bool), pack.flow(1.0, "global")
+  loss, valid, flow = (
+    loss_settings(pack.golden),
+    jnp.ones(pack.rows, bool),
+    pack.flow(1.0, "global"),
+  )
 
   def objective_of(policy):
     outputs = score(pack, policy, recorded)
     texts = objective.text_terms(
-        outputs.logprob, reference[0], recorded.text, text_advantage, valid, loss.clip_range
+      outputs.logprob,
+      reference[0],
+      recorded.text,
+      text_advantage,
+      valid,
+      loss.clip_range,
     )
     images = objective.flow_terms(
-        outputs.velocity, reference[1], recorded.trajectory, flow, image_advantage, valid, loss.clip_range
+      outputs.velocity,
+      reference[1],
+      recorded.trajectory,
+      flow,
+      image_advantage,
+      valid,
+      loss.clip_range,
     )
     value = objective.total(texts, images, texts.tokens, images.images, loss)
     return value, Outcome(value, texts, images, outputs)
 
-  (_, outcome), gradient = jax.value_and_grad(objective_of, has_aux=True)(policy)
+  (_, outcome), gradient = jax.value_and_grad(objective_of, has_aux=True)(
+    policy
+  )
   return outcome, gradient
 
 
 def _reference(policy):
   """Returns the goldens' reference policy."""
-  scaled = lambda path, x: _REFERENCE_SCALE * x if path[-1].key == "kernel" else x
-  return policy | {"layers": jax.tree_util.tree_map_with_path(scaled, policy["layers"])}
+  scaled = lambda path, x: (
+    _REFERENCE_SCALE * x if path[-1].key == "kernel" else x
+  )
+  return policy | {
+    "layers": jax.tree_util.tree_map_with_path(scaled, policy["layers"])
+  }
 
 
 def _pack_of(golden: Golden, case: str) -> tuple[Pack, Recorded]:
@@ -231,9 +308,14 @@ def _pack_of(golden: Golden, case: str) -> tuple[Pack, Recorded]:
 def outcome(golden: Golden, case: str) -> tuple[Outcome, Outcome, dict]:
   """Returns the outcome of a k case, that of the reference policy, and the gradient."""
   pack, recorded = _pack_of(golden, case)
-  advantages = [jnp.asarray(pack.arrays[f"in_{kind}_advantages"][:, 0]) for kind in ("text", "image")]
+  advantages = [
+    jnp.asarray(pack.arrays[f"in_{kind}_advantages"][:, 0])
+    for kind in ("text", "image")
+  ]
   unused = recorded.text.behavior_logprob, recorded.trajectory.before
-  anchor, _ = _step(pack, _reference(golden.policy), unused, recorded, *advantages)
+  anchor, _ = _step(
+    pack, _reference(golden.policy), unused, recorded, *advantages
+  )
   reference = anchor.outputs.logprob, anchor.outputs.velocity
   found, gradient = _step(pack, golden.policy, reference, recorded, *advantages)
   return found, anchor, gradient
@@ -242,10 +324,14 @@ def outcome(golden: Golden, case: str) -> tuple[Outcome, Outcome, dict]:
 def _scored(recorded: Recorded, x) -> np.ndarray:
   """Returns the entries [B, T - 1, ...] that carry loss, sample after sample."""
   text = recorded.text
-  return np.asarray(x)[np.asarray(losses.token_mask(text.lengths, text.ids.shape[1]))]
+  return np.asarray(x)[
+    np.asarray(losses.token_mask(text.lengths, text.ids.shape[1]))
+  ]
 
 
-def _image_logprob(pack: Pack, recorded: Recorded, velocity) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _image_logprob(
+  pack: Pack, recorded: Recorded, velocity
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns mean [B, N, C], std [B, 1, 1] and log-prob [B, N] of the recorded SDE step."""
   step = recorded.trajectory
   eta = pack.flow(1.0, "global").eta(step.t)
@@ -269,7 +355,9 @@ def scores(golden: Golden, case: str) -> Iterator[Seen]:
     else:
       yield Seen("apply_cfg", model.packed(outputs.velocity))
       yield Seen("sde_mean", model.packed(mean))
-      yield Seen("sde_std", np.repeat(std.reshape(-1, 1), logprob.shape[1], axis=0))
+      yield Seen(
+        "sde_std", np.repeat(std.reshape(-1, 1), logprob.shape[1], axis=0)
+      )
       yield Seen("log_prob", logprob.reshape(-1))
 
 
@@ -301,9 +389,13 @@ def loss(golden: Golden, case: str) -> Iterator[Seen]:
   yield Seen("total_loss", found.value)
   ratio = jnp.exp(found.outputs.logprob - recorded.text.behavior_logprob)
   yield Seen("text_ratio", _scored(recorded, ratio))
-  per_image = _image_logprob(pack, recorded, found.outputs.velocity)[2].mean(axis=-1)
+  per_image = _image_logprob(pack, recorded, found.outputs.velocity)[2].mean(
+    axis=-1
+  )
   yield Seen("log_prob_per_image", per_image)
-  yield Seen("img_ratio", jnp.exp(per_image - recorded.trajectory.behavior_logprob))
+  yield Seen(
+    "img_ratio", jnp.exp(per_image - recorded.trajectory.behavior_logprob)
+  )
   yield Seen("ref_token_logps", _scored(recorded, anchor.outputs.logprob))
   yield Seen("ref_velocity", model.packed(anchor.outputs.velocity))
   yield from _gradients(golden, case, gradient)
@@ -313,13 +405,22 @@ def _gradients(golden: Golden, case: str, gradient) -> Iterator[Seen]:
   arrays, released = golden.arrays(case), _released(golden, gradient)
   yield Seen("grad_norm", optax.tree.norm(gradient))
   names = arrays["grad_names"].tolist()
-  yield Seen("grad_names", np.array([name in released for name in names]), np.ones(len(names), bool), "exact")
-  yield Seen("grad_norms", np.array([np.linalg.norm(released[name]) for name in names]))
+  yield Seen(
+    "grad_names",
+    np.array([name in released for name in names]),
+    np.ones(len(names), bool),
+    "exact",
+  )
+  yield Seen(
+    "grad_norms", np.array([np.linalg.norm(released[name]) for name in names])
+  )
   for array in (array for array in arrays if array.startswith("grad::")):
     value = released[array.removeprefix("grad::")]
     if "embed_tokens" in array:
       rows = arrays["grad_rows_embed_tokens"]
-      yield Seen("grad_rows_embed_tokens", np.flatnonzero(np.abs(value).sum(axis=1)))
+      yield Seen(
+        "grad_rows_embed_tokens", np.flatnonzero(np.abs(value).sum(axis=1))
+      )
       yield Seen(array, value[rows])
     else:
       # of large parameters the first rows are recorded

@@ -22,7 +22,9 @@ def name_of(prompt: int, image: int) -> str:
   return f"{prompt:05d}_{image:02d}"
 
 
-def write(folder: epath.PathLike, name: str, facts: dict, images: Sequence[np.ndarray]) -> None:
+def write(
+  folder: epath.PathLike, name: str, facts: dict, images: Sequence[np.ndarray]
+) -> None:
   """Writes a sample.
 
   Args:
@@ -37,7 +39,9 @@ def write(folder: epath.PathLike, name: str, facts: dict, images: Sequence[np.nd
     turns.append({"image": f"{name}_{i}.png", **turn})
     (folder / turns[-1]["image"]).write_bytes(preprocess.png(image))
   partial = folder / f"{name}.json.new"
-  partial.write_text(json.dumps(facts | {"turns": turns}, indent=1, allow_nan=False) + "\n")
+  partial.write_text(
+    json.dumps(facts | {"turns": turns}, indent=1, allow_nan=False) + "\n"
+  )
   partial.replace(folder / f"{name}.json")
 
 
@@ -49,9 +53,16 @@ def read_one(folder: epath.PathLike, name: str) -> dict | None:
 
 def read(folder: epath.PathLike) -> list[dict]:
   """Returns the facts of all samples of a folder, by the numbers of prompt and image."""
-  names = [path.stem for path in epath.Path(folder).iterdir() if _NAME.fullmatch(path.name)]
+  names = [
+    path.stem
+    for path in epath.Path(folder).iterdir()
+    if _NAME.fullmatch(path.name)
+  ]
   samples = [read_one(folder, name) for name in names]
-  return sorted(samples, key=lambda sample: (sample["prompt_number"], sample["image_number"]))
+  return sorted(
+    samples,
+    key=lambda sample: (sample["prompt_number"], sample["image_number"]),
+  )
 
 
 def write_page(folder: epath.PathLike, title: str) -> epath.Path:
@@ -60,5 +71,7 @@ def write_page(folder: epath.PathLike, title: str) -> epath.Path:
   for sample in read(folder):
     prompts.setdefault(sample["prompt"], []).append(sample)
   path = epath.Path(folder) / "index.html"
-  path.write_text(pages.template("gallery.html.j2").render(title=title, prompts=prompts))
+  path.write_text(
+    pages.template("gallery.html.j2").render(title=title, prompts=prompts)
+  )
   return path

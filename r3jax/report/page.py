@@ -75,6 +75,7 @@ class Table:
     rows: (name, cells). A cell is a text or (text, "better", "worse" or ""); what a text has in
       square brackets stands back behind the rest.
   """
+
   caption: str
   columns: Sequence[str]
   rows: Sequence[tuple[str, Sequence[Cell]]]
@@ -82,10 +83,14 @@ class Table:
   def __post_init__(self):
     for name, cells in self.rows:
       if len(cells) + 1 != len(self.columns):
-        raise ValueError(f"{self.caption!r} has {len(self.columns)} columns, but {len(cells)} cells beside {name!r}")
+        raise ValueError(
+          f"{self.caption!r} has {len(self.columns)} columns, but {len(cells)} cells beside {name!r}"
+        )
       for _, verdict in map(_pair, cells):
         if verdict not in _VERDICTS:
-          raise ValueError(f"the verdict on {name!r} must be one of {_VERDICTS}, got {verdict!r}")
+          raise ValueError(
+            f"the verdict on {name!r} must be one of {_VERDICTS}, got {verdict!r}"
+          )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Page:
     charts: curves.
     samples: the gallery, see the module's docstring.
   """
+
   title: str
   notes: Sequence[str] = ()
   tables: Sequence[Table] = ()
@@ -106,7 +112,11 @@ class Page:
   samples: Sequence[dict] = ()
 
 
-def append_samples(folder: epath.PathLike, samples: Sequence[dict], images: Mapping[str, np.ndarray]) -> None:
+def append_samples(
+  folder: epath.PathLike,
+  samples: Sequence[dict],
+  images: Mapping[str, np.ndarray],
+) -> None:
   """Adds samples to folder/samples.jsonl, from which the page is made after any restart.
 
   The lines are written when all the images are, so that no line names an image that is not there.
@@ -121,12 +131,18 @@ def append_samples(folder: epath.PathLike, samples: Sequence[dict], images: Mapp
       "-" and "/" that ends in ".png".
   """
   folder = epath.Path(folder)
-  missing = {turn["image"] for sample in samples for turn in sample["turns"]} - images.keys()
+  missing = {
+    turn["image"] for sample in samples for turn in sample["turns"]
+  } - images.keys()
   if missing:
-    raise ValueError(f"the samples name images that are not given: {sorted(missing)[:3]}")
+    raise ValueError(
+      f"the samples name images that are not given: {sorted(missing)[:3]}"
+    )
   for name in images:
     if not _IMAGE_PATH.fullmatch(name):
-      raise ValueError(f"an image's path must match {_IMAGE_PATH.pattern}, got {name!r}")
+      raise ValueError(
+        f"an image's path must match {_IMAGE_PATH.pattern}, got {name!r}"
+      )
   for parent in {(folder / name).parent for name in images} | {folder}:
     parent.mkdir(parents=True, exist_ok=True)
   write = lambda name: (folder / name).write_bytes(preprocess.png(images[name]))
@@ -154,31 +170,53 @@ def write_page(folder: epath.PathLike, page: Page) -> epath.Path:
   Raises:
     ValueError: a sample holds NaN or an infinity, which JSON does not have.
   """
-  drawings = [drawing for drawing in map(charts_lib.layout, page.charts) if drawing]
+  drawings = [
+    drawing for drawing in map(charts_lib.layout, page.charts) if drawing
+  ]
   style, script = _asset("report.css"), _asset("report.js")
   data = {
-      "samples": list(page.samples),
-      "charts": [_readings(drawing) for drawing in drawings],
+    "samples": list(page.samples),
+    "charts": [_readings(drawing) for drawing in drawings],
   }
   text = pages.template("report.html.j2", {"pair": _pair}).render(
-      page=page, drawings=drawings, plot=charts_lib, data=_embedded(data), steps=_distinct(page.samples, "step")[::-1],
-      tags=_distinct(page.samples, "tag"), turns=_turn_labels(page.samples), style=style, script=script,
-      style_hash=_csp_hash(style), script_hash=_csp_hash(script),
-      boxes=any(turn.get("boxes") for sample in page.samples for turn in sample["turns"]))
+    page=page,
+    drawings=drawings,
+    plot=charts_lib,
+    data=_embedded(data),
+    steps=_distinct(page.samples, "step")[::-1],
+    tags=_distinct(page.samples, "tag"),
+    turns=_turn_labels(page.samples),
+    style=style,
+    script=script,
+    style_hash=_csp_hash(style),
+    script_hash=_csp_hash(script),
+    boxes=any(
+      turn.get("boxes") for sample in page.samples for turn in sample["turns"]
+    ),
+  )
   path = epath.Path(folder) / "index.html"
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(text)
   return path
 
 
-def write_report(folder: epath.PathLike, summary: dict, metrics: Sequence[dict], samples: Sequence[dict],
-                 charts: Sequence[str] | None = None) -> epath.Path:
+def write_report(
+  folder: epath.PathLike,
+  summary: dict,
+  metrics: Sequence[dict],
+  samples: Sequence[dict],
+  charts: Sequence[str] | None = None,
+) -> epath.Path:
   """Writes the page of a run, folder/index.html; see `run_page`. Returns its path."""
   return write_page(folder, run_page(summary, metrics, samples, charts))
 
 
-def run_page(summary: dict, metrics: Sequence[dict], samples: Sequence[dict],
-             charts: Sequence[str] | None = None) -> Page:
+def run_page(
+  summary: dict,
+  metrics: Sequence[dict],
+  samples: Sequence[dict],
+  charts: Sequence[str] | None = None,
+) -> Page:
   """Returns the page of a run.
 
   Args:
@@ -189,10 +227,21 @@ def run_page(summary: dict, metrics: Sequence[dict], samples: Sequence[dict],
   """
   if charts is None:
     charts = sorted({name for row in metrics for name in row} - {"step"})
-  curve = lambda name: [(row["step"], row[name], None, None) for row in metrics if name in row]
-  drawn = [charts_lib.Chart(name, [charts_lib.Series(name, curve(name))]) for name in charts]
+  curve = lambda name: [
+    (row["step"], row[name], None, None) for row in metrics if name in row
+  ]
+  drawn = [
+    charts_lib.Chart(name, [charts_lib.Series(name, curve(name))])
+    for name in charts
+  ]
   tables = [table for table in _tables(summary) if table.rows]
-  return Page(summary.get("title", "r3jax run"), list(_notes(summary)), tables, drawn, samples)
+  return Page(
+    summary.get("title", "r3jax run"),
+    list(_notes(summary)),
+    tables,
+    drawn,
+    samples,
+  )
 
 
 def summary_lines(summary: dict) -> list[str]:
@@ -201,35 +250,90 @@ def summary_lines(summary: dict) -> list[str]:
   for name, score in summary.get("scores", {}).items():
     mean, low, high = score["difference"]
     said = _verdict(name, score["difference"]) or "no clear change"
-    lines.append(f"{name}: {score['before'][0]:.3f} -> {score['after'][0]:.3f}  "
-                 f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {said})")
+    lines.append(
+      f"{name}: {score['before'][0]:.3f} -> {score['after'][0]:.3f}  "
+      f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {said})"
+    )
   return lines
 
 
 def _tables(summary: dict) -> Iterator[Table]:
   """Yields the tables of a run's page; those of which the summary says nothing have no rows."""
-  yield Table("Scores: mean and 95 % interval", ("score", "before", "after", "difference"), [
-      (name, (with_interval(score["before"]), with_interval(score["after"]), change(name, score["difference"])))
-      for name, score in summary.get("scores", {}).items()])
+  yield Table(
+    "Scores: mean and 95 % interval",
+    ("score", "before", "after", "difference"),
+    [
+      (
+        name,
+        (
+          with_interval(score["before"]),
+          with_interval(score["after"]),
+          change(name, score["difference"]),
+        ),
+      )
+      for name, score in summary.get("scores", {}).items()
+    ],
+  )
   refined = summary.get("last round minus draft", {})
-  yield Table("Last round minus draft: mean and 95 % interval", ("model", "change"), [
-      (when, (change("score", interval),)) for when, interval in refined.items() if interval])
+  yield Table(
+    "Last round minus draft: mean and 95 % interval",
+    ("model", "change"),
+    [
+      (when, (change("score", interval),))
+      for when, interval in refined.items()
+      if interval
+    ],
+  )
   behaviour = summary.get("behaviour", {"before": {}, "after": {}})
-  yield Table("How the model edits and stops", ("share of rounds", "before", "after"), [
-      (name.replace("_", " "), tuple(share(behaviour[when][name]) for when in ("before", "after")))
-      for name in behaviour["before"]])
-  yield Table("Seconds", ("stage", "seconds"), [
-      (stage, (f"{value:.2f}",)) for stage, value in summary.get("seconds", {}).items()])
-  facts = (("iterations", "{}"), ("seed", "{}"), ("peak_memory_gib", "{:.2f} GiB"))
-  yield Table("Run", ("", "value"), [
-      *((name.removesuffix("_gib").replace("_", " "), (form.format(summary[name]),)) for name, form in facts
-        if name in summary),
-      *((package, (version,)) for package, version in summary.get("versions", {}).items())])
+  yield Table(
+    "How the model edits and stops",
+    ("share of rounds", "before", "after"),
+    [
+      (
+        name.replace("_", " "),
+        tuple(share(behaviour[when][name]) for when in ("before", "after")),
+      )
+      for name in behaviour["before"]
+    ],
+  )
+  yield Table(
+    "Seconds",
+    ("stage", "seconds"),
+    [
+      (stage, (f"{value:.2f}",))
+      for stage, value in summary.get("seconds", {}).items()
+    ],
+  )
+  facts = (
+    ("iterations", "{}"),
+    ("seed", "{}"),
+    ("peak_memory_gib", "{:.2f} GiB"),
+  )
+  yield Table(
+    "Run",
+    ("", "value"),
+    [
+      *(
+        (
+          name.removesuffix("_gib").replace("_", " "),
+          (form.format(summary[name]),),
+        )
+        for name, form in facts
+        if name in summary
+      ),
+      *(
+        (package, (version,))
+        for package, version in summary.get("versions", {}).items()
+      ),
+    ],
+  )
 
 
 def _notes(summary: dict) -> Iterator[str]:
   """Yields what a reader must know of a run before its numbers."""
-  yield from contamination.Leaked(**summary.get("leaked", {"tags": {}, "complete": True})).notes()
+  yield from contamination.Leaked(
+    **summary.get("leaked", {"tags": {}, "complete": True})
+  ).notes()
   missing = summary.get("images without a score", {})
   if any(missing.values()):
     said = ", ".join(f"{part:.1%} {when}" for when, part in missing.items())
@@ -248,7 +352,11 @@ def with_interval(interval: Sequence[float] | None) -> str:
 
 def change(name: str, interval: Sequence[float] | None) -> Cell:
   """Writes the mean and interval of a difference, and says whether it is clearly better or worse; see `_verdict`."""
-  return ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval), _verdict(name, interval)) if interval else NOTHING
+  return (
+    ("{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval), _verdict(name, interval))
+    if interval
+    else NOTHING
+  )
 
 
 def _verdict(name: str, interval: Sequence[float]) -> str:
@@ -261,7 +369,11 @@ def _verdict(name: str, interval: Sequence[float]) -> str:
   _, low, high = interval
   if low <= 0 <= high:
     return ""
-  return "better" if (low > 0) != (name.rpartition(", ")[2] in outcome.LOWER_IS_BETTER) else "worse"
+  return (
+    "better"
+    if (low > 0) != (name.rpartition(", ")[2] in outcome.LOWER_IS_BETTER)
+    else "worse"
+  )
 
 
 def _pair(cell: Cell) -> tuple[str, str]:
@@ -276,12 +388,17 @@ def _distinct(samples: Sequence[dict], name: str) -> list:
 def _turn_labels(samples: Sequence[dict]) -> list[str]:
   """Returns the labels of the turns of the sample that has the most; the first such sample's."""
   turns = max((sample["turns"] for sample in samples), key=len, default=[])
-  return [turn.get("label") or (f"round {i + 1}" if i else "draft") for i, turn in enumerate(turns)]
+  return [
+    turn.get("label") or (f"round {i + 1}" if i else "draft")
+    for i, turn in enumerate(turns)
+  ]
 
 
 def _readings(drawing: charts_lib.Drawing) -> dict:
   """Returns what the script needs to read a chart's values off it."""
-  series = [{"label": curve.label, "points": curve.points} for curve in drawing.curves]
+  series = [
+    {"label": curve.label, "points": curve.points} for curve in drawing.curves
+  ]
   return {"x_label": drawing.x_label, "reach": drawing.reach, "series": series}
 
 
@@ -291,13 +408,21 @@ def _embedded(data: dict) -> markupsafe.Markup:
   It is ASCII, so the line separators U+2028 and U+2029 are escaped too, and halves of surrogate
   pairs, which UTF-8 cannot hold.
   """
-  text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-  return markupsafe.Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+  text = json.dumps(
+    data, allow_nan=False, ensure_ascii=True, separators=(",", ":")
+  )
+  return markupsafe.Markup(
+    text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+  )
 
 
 def _asset(name: str) -> markupsafe.Markup:
   """Returns a file of this folder, to stand in the page as it is."""
-  return markupsafe.Markup((importlib.resources.files("r3jax.report") / name).read_text(encoding="utf-8"))
+  return markupsafe.Markup(
+    (importlib.resources.files("r3jax.report") / name).read_text(
+      encoding="utf-8"
+    )
+  )
 
 
 def _csp_hash(text: str) -> str:
@@ -308,4 +433,6 @@ def _csp_hash(text: str) -> str:
 if __name__ == "__main__":
   workdir = epath.Path(sys.argv[1])
   print(f"report: {workdir / 'report' / 'index.html'}")
-  print("\n".join(summary_lines(json.loads((workdir / "summary.json").read_text()))))
+  print(
+    "\n".join(summary_lines(json.loads((workdir / "summary.json").read_text())))
+  )

@@ -30,7 +30,9 @@ class GraphReward:
   encode: Callable[[Sequence[dict]], object]
   on: Callable[[jax.sharding.Mesh], types.Scoring]
   parts: tuple[str, ...]
-  scorers: Mapping[str, scorer_lib.Scorer] = dataclasses.field(default_factory=dict)
+  scorers: Mapping[str, scorer_lib.Scorer] = dataclasses.field(
+    default_factory=dict
+  )
 
   def describe(self) -> dict:
     """Returns what scores on the host, by name, as JSON values."""
@@ -40,7 +42,9 @@ class GraphReward:
     """Keeps what every image got in folder/NAME.PROCESS.jsonl, without lines after a step."""
     # the run may have had more processes before
     if not jax.process_index() and folder.exists():
-      for log in {path.name.removesuffix(".parts") for path in folder.iterdir()}:
+      for log in {
+        path.name.removesuffix(".parts") for path in folder.iterdir()
+      }:
         if int(log.split(".")[-2]) >= jax.process_count():
           jsonl.drop_after(folder / log, restored_step)
     for name, scorer in self.scorers.items():
@@ -64,14 +68,17 @@ class GraphReward:
     for scorer in self.scorers.values():
       scorer.flush()
     if self.scorers:
-      errors = [scorer.error for scorer in self.scorers.values() if scorer.error]
+      errors = [
+        scorer.error for scorer in self.scorers.values() if scorer.error
+      ]
       multihost.raise_together(errors[0] if errors else None)
 
   def metrics(self) -> dict[str, float]:
     """Returns this process's numbers about its calls since the last time, by "service/NAME/..."."""
     return {
-        f"service/{name}/{key}": value
-        for name, scorer in self.scorers.items() for key, value in scorer.metrics().items()
+      f"service/{name}/{key}": value
+      for name, scorer in self.scorers.items()
+      for key, value in scorer.metrics().items()
     }
 
 
@@ -82,7 +89,9 @@ def _log(folder: epath.Path, name: str) -> epath.Path:
 
 def embedded() -> GraphReward:
   """Returns the exact verifier of the embedded world, which runs in the graph."""
-  return GraphReward(verifier.encode_records, lambda mesh: verifier.verify, verifier.PARTS)
+  return GraphReward(
+    verifier.encode_records, lambda mesh: verifier.verify, verifier.PARTS
+  )
 
 
 def on_host(name: str, scorer: scorer_lib.Scorer) -> GraphReward:
@@ -90,7 +99,9 @@ def on_host(name: str, scorer: scorer_lib.Scorer) -> GraphReward:
   return GraphReward(scorer.encode, scorer.on, scorer.parts, {name: scorer})
 
 
-def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphReward:
+def weighted_sum(
+  members: Mapping[str, tuple[float, GraphReward]],
+) -> GraphReward:
   """Returns the reward Σ w_i r_i / Σ w_i.
 
   A sample that one member cannot score has no score at all: it would be smaller only for what is
@@ -107,35 +118,71 @@ def weighted_sum(members: Mapping[str, tuple[float, GraphReward]]) -> GraphRewar
     raise ValueError("reward.members must name at least one reward")
   for name, (weight, _) in members.items():
     if name == "strict" or "/" in name:
-      raise ValueError(f"a name in reward.members must hold no slash and not be 'strict'; got {name!r}")
+      raise ValueError(
+        f"a name in reward.members must hold no slash and not be 'strict'; got {name!r}"
+      )
     if not weight > 0:
-      raise ValueError(f"reward.members.{name}.weight must be above 0; got {weight}")
-  weights = {name: weight / sum(w for w, _ in members.values()) for name, (weight, _) in members.items()}
+      raise ValueError(
+        f"reward.members.{name}.weight must be above 0; got {weight}"
+      )
+  weights = {
+    name: weight / sum(w for w, _ in members.values())
+    for name, (weight, _) in members.items()
+  }
   rewards = {name: reward for name, (_, reward) in members.items()}
 
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     scoring = {name: reward.on(mesh) for name, reward in rewards.items()}
     return lambda images, target: _combined(
-        {name: score(images, target[name]) for name, score in scoring.items()}, weights
+      {name: score(images, target[name]) for name, score in scoring.items()},
+      weights,
     )
 
   return GraphReward(
-      encode=lambda records: {name: reward.encode(records) for name, reward in rewards.items()},
-      on=on,
-      parts=("strict", *rewards, *(f"{name}/{part}" for name, reward in rewards.items() for part in reward.parts)),
-      scorers={f"{name}/{inner}": scorer for name, reward in rewards.items() for inner, scorer in reward.scorers.items()},
+    encode=lambda records: {
+      name: reward.encode(records) for name, reward in rewards.items()
+    },
+    on=on,
+    parts=(
+      "strict",
+      *rewards,
+      *(
+        f"{name}/{part}"
+        for name, reward in rewards.items()
+        for part in reward.parts
+      ),
+    ),
+    scorers={
+      f"{name}/{inner}": scorer
+      for name, reward in rewards.items()
+      for inner, scorer in reward.scorers.items()
+    },
   )
 
 
-def _combined(scores: Mapping[str, types.Score], weights: Mapping[str, float]) -> types.Score:
+def _combined(
+  scores: Mapping[str, types.Score], weights: Mapping[str, float]
+) -> types.Score:
   value = sum(weights[name] * score.value for name, score in scores.items())
-  valid = functools.reduce(jnp.logical_and, [score.valid for score in scores.values()])
-  strict = functools.reduce(jnp.minimum, [score.parts["strict"] for score in scores.values()])
+  valid = functools.reduce(
+    jnp.logical_and, [score.valid for score in scores.values()]
+  )
+  strict = functools.reduce(
+    jnp.minimum, [score.parts["strict"] for score in scores.values()]
+  )
   parts = {name: score.value for name, score in scores.items()}
-  parts |= {f"{name}/{part}": x for name, score in scores.items() for part, x in score.parts.items()}
+  parts |= {
+    f"{name}/{part}": x
+    for name, score in scores.items()
+    for part, x in score.parts.items()
+  }
   # Weights that add up to 1 only up to rounding would make a perfect image imperfect.
-  perfect = functools.reduce(jnp.logical_and, [score.value == 1 for score in scores.values()])
-  return types.Score(jnp.where(perfect, 1.0, value), valid, parts | {"strict": strict})
+  perfect = functools.reduce(
+    jnp.logical_and, [score.value == 1 for score in scores.values()]
+  )
+  return types.Score(
+    jnp.where(perfect, 1.0, value), valid, parts | {"strict": strict}
+  )
 
 
 def trained_by(reward: GraphReward, part: str) -> GraphReward:
@@ -153,14 +200,18 @@ def trained_by(reward: GraphReward, part: str) -> GraphReward:
   if part == "score":
     return reward
   if part not in reward.parts:
-    raise ValueError(f"reward.value must be 'score' or one of {sorted(reward.parts)}; got {part!r}")
+    raise ValueError(
+      f"reward.value must be 'score' or one of {sorted(reward.parts)}; got {part!r}"
+    )
 
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     scoring = reward.on(mesh)
 
     def score(images: types.Images, target) -> types.Score:
       found = scoring(images, target)
-      return found.replace(value=found.parts[part], parts=found.parts | {"shaped": found.value})
+      return found.replace(
+        value=found.parts[part], parts=found.parts | {"shaped": found.value}
+      )
 
     return score
 

@@ -23,8 +23,12 @@ def shuffled(reward: types.Scoring, seed: int, axis: str) -> types.Scoring:
     rows = images.shape[0]
     found = collectives.gathered(reward(images, target), axis)
     digest = collectives.total(jnp.sum(images, dtype=jnp.uint32), axis)
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(seed), digest), len(found.value))
-    mine = jax.lax.dynamic_slice_in_dim(order, jax.lax.axis_index(axis) * rows, rows)
+    order = jax.random.permutation(
+      jax.random.fold_in(jax.random.key(seed), digest), len(found.value)
+    )
+    mine = jax.lax.dynamic_slice_in_dim(
+      order, jax.lax.axis_index(axis) * rows, rows
+    )
     return jax.tree.map(lambda x: x[mine], found)
 
   return score

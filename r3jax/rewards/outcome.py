@@ -12,9 +12,6 @@ import numpy as np
 from r3jax import types
 
 
-
-
-
 @dataclasses.dataclass(frozen=True)
 class Ok:
   """An image was scored.
@@ -34,7 +31,9 @@ class Ok:
       raise ValueError(f"a score must be in [0, 1]; got {self.score}")
     for name, value in self.parts.items():
       if not 0 <= value <= 1:
-        raise ValueError(f"part {name} of a score must be in [0, 1]; got {value}")
+        raise ValueError(
+          f"part {name} of a score must be in [0, 1]; got {value}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +98,27 @@ def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> types.Score:
   for row, outcome in zip(rows, outcomes):
     if isinstance(outcome, Ok):
       if set(outcome.parts) != set(parts):
-        raise ValueError(f"a reward must give the parts {sorted(parts)}; got {sorted(outcome.parts)}")
+        raise ValueError(
+          f"a reward must give the parts {sorted(parts)}; got {sorted(outcome.parts)}"
+        )
       row[:] = [outcome.score, *(outcome.parts[name] for name in parts)]
   valid = np.array([isinstance(outcome, Ok) for outcome in outcomes])
-  return types.Score(rows[:, 0], valid, {name: rows[:, 1 + i] for i, name in enumerate(parts)})
+  return types.Score(
+    rows[:, 0], valid, {name: rows[:, 1 + i] for i, name in enumerate(parts)}
+  )
 
 
 def as_json(score: types.Score, row: int) -> dict:
   """Returns {"score", "parts"} of a row of a numpy `Score` as JSON values; None stands for what is missing."""
-  known = lambda values: float(values[row]) if score.valid[row] and np.isfinite(values[row]) else None
-  return {"score": known(score.value), "parts": {name: known(values) for name, values in score.parts.items()}}
+  known = lambda values: (
+    float(values[row])
+    if score.valid[row] and np.isfinite(values[row])
+    else None
+  )
+  return {
+    "score": known(score.value),
+    "parts": {name: known(values) for name, values in score.parts.items()},
+  }
 
 
 def to_json(outcome: Outcome) -> dict:

@@ -30,7 +30,12 @@ def _member(section) -> combine.GraphReward:
   if section.name == "shapes":
     return combine.embedded()
   if section.name == "sum":
-    return combine.weighted_sum({name: _weighted(section, name, changes) for name, changes in section.members.items()})
+    return combine.weighted_sum(
+      {
+        name: _weighted(section, name, changes)
+        for name, changes in section.members.items()
+      }
+    )
   if section.name in _SERVICES:
     reward = _host_reward(section)
     if section.cache:
@@ -44,22 +49,39 @@ def _weighted(section, name: str, member) -> tuple[float, combine.GraphReward]:
   """Returns weight and reward of a member: the section with the member's changes."""
   changes = {key: member[key] for key in member if key != "weight"}
   if "name" not in changes or "weight" not in member:
-    raise ValueError(f"reward.members.{name} must have a name and a weight; got {sorted(member)}")
-  unknown = sorted(set(changes) - set(section) | set(changes) & set(_OF_THE_RUN))
+    raise ValueError(
+      f"reward.members.{name} must have a name and a weight; got {sorted(member)}"
+    )
+  unknown = sorted(
+    set(changes) - set(section) | set(changes) & set(_OF_THE_RUN)
+  )
   if unknown:
-    raise ValueError(f"reward.members.{name} has keys that reward does not have: {unknown}")
-  inner = ml_collections.ConfigDict(section.to_dict() | {"members": {}, "value": "score"})
+    raise ValueError(
+      f"reward.members.{name} has keys that reward does not have: {unknown}"
+    )
+  inner = ml_collections.ConfigDict(
+    section.to_dict() | {"members": {}, "value": "score"}
+  )
   inner.update(changes)
   return member["weight"], build(inner)
 
 
 def _host_reward(section):
-  unknown = sorted(set(section.client) - {field.name for field in dataclasses.fields(client_lib.Settings)})
+  unknown = sorted(
+    set(section.client)
+    - {field.name for field in dataclasses.fields(client_lib.Settings)}
+  )
   if unknown:
-    raise ValueError(f"reward.client has keys that a client does not have: {unknown}")
-  client = client_lib.Client(client_lib.Settings(
-      endpoints=tuple(section.endpoints), token_env=section.token_env, **section.client,
-  ))
+    raise ValueError(
+      f"reward.client has keys that a client does not have: {unknown}"
+    )
+  client = client_lib.Client(
+    client_lib.Settings(
+      endpoints=tuple(section.endpoints),
+      token_env=section.token_env,
+      **section.client,
+    )
+  )
   if section.name == "service":
     return services.JsonService(client, section.batch, section.image_format)
   if section.name == "unirl":

@@ -71,7 +71,9 @@ class Edits:
   @property
   def instruction(self) -> samples.Instruction:
     """What the refine stage was told."""
-    return samples.Instruction(self.parsed.instruction, self.parsed.instruction_length, self.parsed.stop)
+    return samples.Instruction(
+      self.parsed.instruction, self.parsed.instruction_length, self.parsed.stop
+    )
 
 
 @flax.struct.dataclass
@@ -112,16 +114,30 @@ class Iteration:
   @property
   def place(self) -> placement.Placement:
     """This replica's share."""
-    return placement.Placement(self.settings.groups, self.settings.group_size, self.replicas)
+    return placement.Placement(
+      self.settings.groups, self.settings.group_size, self.replicas
+    )
 
   def _actor(self, policy: types.Params, frozen: Frozen) -> actor_lib.Actor:
-    return actor_lib.Actor(self.modules, frozen.whole(policy), frozen.towers, self.settings)
+    return actor_lib.Actor(
+      self.modules, frozen.whole(policy), frozen.towers, self.settings
+    )
 
-  def _sampler(self, state: train_state.TrainState, frozen: Frozen) -> actor_lib.Actor:
-    return actor_lib.sampler(self.modules, frozen.whole(state.policy), frozen.towers, self.settings)
+  def _sampler(
+    self, state: train_state.TrainState, frozen: Frozen
+  ) -> actor_lib.Actor:
+    return actor_lib.sampler(
+      self.modules, frozen.whole(state.policy), frozen.towers, self.settings
+    )
 
   @jax.named_scope("reason")
-  def draft(self, state: train_state.TrainState, frozen: Frozen, prompts: samples.Prompts, key) -> Drafts:
+  def draft(
+    self,
+    state: train_state.TrainState,
+    frozen: Frozen,
+    prompts: samples.Prompts,
+    key,
+  ) -> Drafts:
     """Rolls the reason stage out."""
     actor, keys = self._sampler(state, frozen), self.place.keys(key, "reason")
     local = self.place.local_prompts(prompts)
@@ -132,109 +148,182 @@ class Iteration:
   @jax.named_scope("score")
   def score_drafts(self, drafts: Drafts) -> types.Score:
     """Scores drafts."""
-    return self.reward(drafts.rollout.images, self.place.repeat(drafts.prompts.target))
+    return self.reward(
+      drafts.rollout.images, self.place.repeat(drafts.prompts.target)
+    )
 
   @jax.named_scope("score")
   def score_edits(self, edits: Edits) -> types.Score:
     """Scores refined images; an image that was kept keeps its score."""
-    score = self.reward(edits.refined.images, self.place.repeat(edits.prompts.target))
+    score = self.reward(
+      edits.refined.images, self.place.repeat(edits.prompts.target)
+    )
     kept = edits.parsed.stop
     value = jnp.where(kept, edits.before, score.value)
-    return score.replace(value=value, valid=jnp.where(kept, edits.before_valid, score.valid))
+    return score.replace(
+      value=value, valid=jnp.where(kept, edits.before_valid, score.valid)
+    )
 
   @jax.named_scope("update")
   def learn_to_reason(
-      self, state: train_state.TrainState, frozen: Frozen, drafts: Drafts, score: types.Score
+    self,
+    state: train_state.TrainState,
+    frozen: Frozen,
+    drafts: Drafts,
+    score: types.Score,
   ) -> tuple[train_state.TrainState, Metrics]:
     """Updates the policy on the reason stage."""
-    loss, rollout, valid = self.settings.loss, drafts.rollout, self._comparable(score.valid)
-    text_return = returns.reason_return(score.value, drafts.format, loss.format_weight)
-    text_advantage, image_advantage = (self._advantage(x, valid) for x in (text_return, score.value))
+    loss, rollout, valid = (
+      self.settings.loss,
+      drafts.rollout,
+      self._comparable(score.valid),
+    )
+    text_return = returns.reason_return(
+      score.value, drafts.format, loss.format_weight
+    )
+    text_advantage, image_advantage = (
+      self._advantage(x, valid) for x in (text_return, score.value)
+    )
 
     def forward(policy, prompts, recorded: update.Recorded):
       drafted = samples.Reason(recorded.text, recorded.flow, None)
       return scoring.score_reason(self._actor(policy, frozen), prompts, drafted)
 
-    recorded = update.Recorded(rollout.text, rollout.flow, None, text_advantage, image_advantage, valid)
-    state, metrics = self._update(state, frozen, forward, drafts.prompts, recorded, self.settings.reason_flow)
-    return state, diagnostics.reason(self.place, drafts, score, text_advantage, image_advantage) | metrics
+    recorded = update.Recorded(
+      rollout.text, rollout.flow, None, text_advantage, image_advantage, valid
+    )
+    state, metrics = self._update(
+      state,
+      frozen,
+      forward,
+      drafts.prompts,
+      recorded,
+      self.settings.reason_flow,
+    )
+    return state, diagnostics.reason(
+      self.place, drafts, score, text_advantage, image_advantage
+    ) | metrics
 
   @jax.named_scope("pool")
   def pool(self, drafts: Drafts, score: types.Score) -> Pool:
     """Gathers every draft with its score."""
     place = self.place
     row = (place.first_row() + jnp.arange(place.rows)) // place.group_size
-    return place.gather(Pool(drafts.rollout.images, score.value, score.valid, row))
+    return place.gather(
+      Pool(drafts.rollout.images, score.value, score.valid, row)
+    )
 
   @jax.named_scope("pool")
   def pool_again(self, edits: Edits, score: types.Score) -> Pool:
     """Gathers every edit with its score, for a further round."""
     valid = score.valid & edits.before_valid
-    return self.place.gather(Pool(edits.refined.images, score.value, valid, edits.row))
+    return self.place.gather(
+      Pool(edits.refined.images, score.value, valid, edits.row)
+    )
 
   def edit(
-      self, state: train_state.TrainState, frozen: Frozen, prompts: samples.Prompts, pool: Pool, key, turn: int
+    self,
+    state: train_state.TrainState,
+    frozen: Frozen,
+    prompts: samples.Prompts,
+    pool: Pool,
+    key,
+    turn: int,
   ) -> Edits:
     """Draws a source image for every group, reflects on it and refines it."""
     place, actor = self.place, self._sampler(state, frozen)
-    reflect_keys, refine_keys = place.keys(key, "reflect", turn), place.keys(key, "refine", turn)
-    draw = lambda key: pool_lib.draw(key, pool.score, pool.valid, self.settings.pool_perfect)
-    chosen = jax.vmap(lambda key: draw(jax.random.fold_in(key, 0)))(reflect_keys.group)
+    reflect_keys, refine_keys = (
+      place.keys(key, "reflect", turn),
+      place.keys(key, "refine", turn),
+    )
+    draw = lambda key: pool_lib.draw(
+      key, pool.score, pool.valid, self.settings.pool_perfect
+    )
+    chosen = jax.vmap(lambda key: draw(jax.random.fold_in(key, 0)))(
+      reflect_keys.group
+    )
     row = pool.row[chosen]
     local = jax.tree.map(lambda x: x[row], prompts)
     source = rollout_lib.look(actor, pool.images[chosen])
     text = rollout_lib.reflect(actor, local, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
-    before, before_valid, row = place.repeat((pool.score[chosen], pool.valid[chosen], row))
-    told = samples.Instruction(parsed.instruction, parsed.instruction_length, parsed.stop)
+    before, before_valid, row = place.repeat(
+      (pool.score[chosen], pool.valid[chosen], row)
+    )
+    told = samples.Instruction(
+      parsed.instruction, parsed.instruction_length, parsed.stop
+    )
     refined = rollout_lib.refine(actor, source, told, refine_keys)
-    return Edits(text, parsed, refined, local, source, before, before_valid, row)
+    return Edits(
+      text, parsed, refined, local, source, before, before_valid, row
+    )
 
   @jax.named_scope("update")
   def learn_to_edit(
-      self, state: train_state.TrainState, frozen: Frozen, edits: Edits, score: types.Score
+    self,
+    state: train_state.TrainState,
+    frozen: Frozen,
+    edits: Edits,
+    score: types.Score,
   ) -> tuple[train_state.TrainState, Metrics]:
     """Updates the policy on the reflect and refine stages."""
     loss, parsed = self.settings.loss, edits.parsed
     valid = self._comparable(score.valid & edits.before_valid)
     text_return = returns.reflect_return(
-        score.value, edits.before, parsed.stop, parsed.format, loss.format_weight
+      score.value, edits.before, parsed.stop, parsed.format, loss.format_weight
     )
-    text_advantage, image_advantage = (self._advantage(x, valid) for x in (text_return, score.value))
+    text_advantage, image_advantage = (
+      self._advantage(x, valid) for x in (text_return, score.value)
+    )
     image_advantage = jnp.where(parsed.stop, 0.0, image_advantage)
 
     def forward(policy, groups, recorded: update.Recorded):
       (prompts, source), actor = groups, self._actor(policy, frozen)
       logprob = scoring.score_reflect(actor, prompts, source, recorded.text)
       refined = samples.Refine(recorded.flow, None)
-      return logprob, scoring.score_refine(actor, source, recorded.told, refined)
+      return logprob, scoring.score_refine(
+        actor, source, recorded.told, refined
+      )
 
     groups = (edits.prompts, edits.source)
     recorded = update.Recorded(
-        edits.text, edits.refined.flow, edits.instruction, text_advantage, image_advantage, valid
+      edits.text,
+      edits.refined.flow,
+      edits.instruction,
+      text_advantage,
+      image_advantage,
+      valid,
     )
-    state, metrics = self._update(state, frozen, forward, groups, recorded, self.settings.refine_flow)
-    return state, diagnostics.edit(self.place, edits, score, text_advantage, image_advantage) | metrics
+    state, metrics = self._update(
+      state, frozen, forward, groups, recorded, self.settings.refine_flow
+    )
+    return state, diagnostics.edit(
+      self.place, edits, score, text_advantage, image_advantage
+    ) | metrics
 
   def _comparable(self, valid: jax.Array) -> jax.Array:
     """Returns this replica's valid samples without those that are the only one of their group."""
     by_group = self.place.by_group(valid)
-    return self.place.local_rows(by_group & (by_group.sum(axis=1, keepdims=True) >= 2))
+    return self.place.local_rows(
+      by_group & (by_group.sum(axis=1, keepdims=True) >= 2)
+    )
 
   def _advantage(self, value: jax.Array, valid: jax.Array) -> jax.Array:
     """Returns this replica's advantages; the statistics are over whole groups."""
     by_group = self.place.by_group
-    found = returns.group_advantage(by_group(value), by_group(valid), self.settings.loss.divide_by_std)
+    found = returns.group_advantage(
+      by_group(value), by_group(valid), self.settings.loss.divide_by_std
+    )
     return self.place.local_rows(found)
 
   def _update(
-      self,
-      state: train_state.TrainState,
-      frozen: Frozen,
-      forward: update.Forward,
-      groups,
-      recorded: update.Recorded,
-      flow: settings_lib.FlowSettings,
+    self,
+    state: train_state.TrainState,
+    frozen: Frozen,
+    forward: update.Forward,
+    groups,
+    recorded: update.Recorded,
+    flow: settings_lib.FlowSettings,
   ) -> tuple[train_state.TrainState, Metrics]:
     """Takes one optimizer step on the objective summed over all replicas; none where nothing counts.
 
@@ -246,19 +335,34 @@ class Iteration:
       recorded: the samples.
       flow: of their images.
     """
-    tokens, images = objective.text_count(recorded.text, recorded.valid), objective.image_count(flow, recorded.valid)
+    tokens, images = (
+      objective.text_count(recorded.text, recorded.valid),
+      objective.image_count(flow, recorded.valid),
+    )
     totals = collectives.total((tokens, images), AXIS)
     reference = frozen.reference if self.settings.loss.needs_reference else None
-    batch = self.place.micro_batches(groups, recorded, self.settings.micro_batches)
-    found = update.gradients(state.policy, reference, forward, batch, totals, flow, self.settings.loss)
+    batch = self.place.micro_batches(
+      groups, recorded, self.settings.micro_batches
+    )
+    found = update.gradients(
+      state.policy, reference, forward, batch, totals, flow, self.settings.loss
+    )
     value, gradients = collectives.total((found.value, found.gradients), AXIS)
-    updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.policy)
-    changed = state.replace(policy=optax.apply_updates(state.policy, updates), opt_state=opt_state)
+    updates, opt_state = self.optimizer.update(
+      gradients, state.opt_state, state.policy
+    )
+    changed = state.replace(
+      policy=optax.apply_updates(state.policy, updates), opt_state=opt_state
+    )
     # Momentum alone would move the policy on, and a decay or a warm-up count, with nothing learned.
     counts = sum(totals) > 0
-    state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), changed, state)
+    state = jax.tree.map(
+      lambda new, old: jnp.where(counts, new, old), changed, state
+    )
     # Without the barrier XLA holds about one more copy of the parameters, see docs/tpu.md.
-    return jax.lax.optimization_barrier(state), {"loss": value} | diagnostics.update(found.text, found.images, gradients)
+    return jax.lax.optimization_barrier(state), {
+      "loss": value
+    } | diagnostics.update(found.text, found.images, gradients)
 
 
 @flax.struct.dataclass
@@ -300,10 +404,16 @@ def run(iteration, state, frozen: Frozen, prompts: samples.Prompts, seed):
   edits = edit_score = None
   pool = iteration.pool(drafts, draft_score)
   for turn in range(iteration.settings.reflect_rounds):
-    metrics |= _prefixed(numbered("pool", turn), diagnostics.pool(pool.score, pool.valid))
+    metrics |= _prefixed(
+      numbered("pool", turn), diagnostics.pool(pool.score, pool.valid)
+    )
     edits = iteration.edit(state, frozen, prompts, pool, key, turn)
     edit_score = iteration.score_edits(edits)
     state, found = iteration.learn_to_edit(state, frozen, edits, edit_score)
     metrics |= _prefixed(numbered("edit", turn), found)
     pool = iteration.pool_again(edits, edit_score)
-  return state.replace(step=state.step + 1), metrics, Samples(drafts, draft_score, edits, edit_score)
+  return (
+    state.replace(step=state.step + 1),
+    metrics,
+    Samples(drafts, draft_score, edits, edit_score),
+  )

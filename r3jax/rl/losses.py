@@ -10,7 +10,9 @@ import jax.numpy as jnp
 EPSILON = 1e-4  # added to the totals T and J
 
 
-def clipped_policy(log_ratio: jax.Array, advantage: jax.Array, clip_range: float) -> jax.Array:
+def clipped_policy(
+  log_ratio: jax.Array, advantage: jax.Array, clip_range: float
+) -> jax.Array:
   """Returns -min(R A, clip(R, 1 - c, 1 + c) A) with R = exp(log_ratio), elementwise."""
   ratio = jnp.exp(log_ratio)
   clipped = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)

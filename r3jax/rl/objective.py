@@ -45,13 +45,17 @@ def _mismatch(log_ratio: jax.Array, valid: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(valid, jnp.abs(jnp.exp(log_ratio) - 1), 0.0))
 
 
-def _clipped(log_ratio: jax.Array, valid: jax.Array, clip_range: float) -> jax.Array:
+def _clipped(
+  log_ratio: jax.Array, valid: jax.Array, clip_range: float
+) -> jax.Array:
   return jnp.sum(valid & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
 
 
 def text_count(text: samples.Text, valid: types.Flags) -> jax.Array:
   """Returns T of this replica: the tokens that carry loss."""
-  return jnp.sum(losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None])
+  return jnp.sum(
+    losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None]
+  )
 
 
 def image_count(flow: settings.FlowSettings, valid: types.Flags) -> jax.Array:
@@ -60,12 +64,12 @@ def image_count(flow: settings.FlowSettings, valid: types.Flags) -> jax.Array:
 
 
 def text_terms(
-    logprob: jax.Array,
-    reference_logprob: jax.Array,
-    text: samples.Text,
-    advantage: types.PerSample,
-    valid: types.Flags,
-    clip_range: float,
+  logprob: jax.Array,
+  reference_logprob: jax.Array,
+  text: samples.Text,
+  advantage: types.PerSample,
+  valid: types.Flags,
+  clip_range: float,
 ) -> TextTerms:
   """Sums the text terms of this replica's samples.
 
@@ -82,51 +86,62 @@ def text_terms(
   kl = losses.k3(jnp.where(mask, logprob, reference_logprob), reference_logprob)
   policy = losses.clipped_policy(log_ratio, advantage[:, None], clip_range)
   return TextTerms(
-      policy=jnp.sum(jnp.where(mask, policy, 0.0)),
-      kl=jnp.sum(jnp.where(mask, kl, 0.0)),
-      ratio=_ratio(log_ratio, mask),
-      entropy=-jnp.sum(jnp.where(mask, text.behavior_logprob, 0.0)),
-      clipped=_clipped(log_ratio, mask, clip_range),
-      tokens=jnp.sum(mask),
-      extreme_kl=jnp.sum(mask & (kl > 10)),
-      mismatch=_mismatch(log_ratio, mask),
+    policy=jnp.sum(jnp.where(mask, policy, 0.0)),
+    kl=jnp.sum(jnp.where(mask, kl, 0.0)),
+    ratio=_ratio(log_ratio, mask),
+    entropy=-jnp.sum(jnp.where(mask, text.behavior_logprob, 0.0)),
+    clipped=_clipped(log_ratio, mask, clip_range),
+    tokens=jnp.sum(mask),
+    extreme_kl=jnp.sum(mask & (kl > 10)),
+    mismatch=_mismatch(log_ratio, mask),
   )
 
 
 def flow_terms(
-    velocity: types.Latent,
-    reference_velocity: types.Latent,
-    trajectory: flow_lib.Trajectory,
-    flow: settings.FlowSettings,
-    advantage: types.PerSample,
-    valid: types.Flags,
-    clip_range: float,
+  velocity: types.Latent,
+  reference_velocity: types.Latent,
+  trajectory: flow_lib.Trajectory,
+  flow: settings.FlowSettings,
+  advantage: types.PerSample,
+  valid: types.Flags,
+  clip_range: float,
 ) -> FlowTerms:
   """Sums the image terms of this replica's samples at their SDE step; arguments as `text_terms`.
 
   A stage that samples by ODE only (`flow.sde_index_max` 0) has no image terms.
   """
   if not flow.sde_index_max:
-    return FlowTerms(*[jnp.zeros(())] * 3, *[jnp.zeros((), jnp.int32)] * 2, jnp.zeros(()))
+    return FlowTerms(
+      *[jnp.zeros(())] * 3, *[jnp.zeros((), jnp.int32)] * 2, jnp.zeros(())
+    )
   t, dt = trajectory.t, trajectory.dt
-  moments = lambda v: flow_lib.sde_moments(trajectory.before, v, t, dt, flow.eta(t))
-  (mean, std), (reference_mean, _) = moments(velocity), moments(reference_velocity)
+  moments = lambda v: flow_lib.sde_moments(
+    trajectory.before, v, t, dt, flow.eta(t)
+  )
+  (mean, std), (reference_mean, _) = (
+    moments(velocity),
+    moments(reference_velocity),
+  )
   logprob = flow_lib.token_logprob(trajectory.after, mean, std).mean(axis=-1)
   log_ratio = jnp.where(valid, logprob - trajectory.behavior_logprob, 0.0)
   kl = flow_lib.token_kl(mean, reference_mean, std).mean(axis=-1)
   policy = losses.clipped_policy(log_ratio, advantage, clip_range)
   return FlowTerms(
-      policy=jnp.sum(jnp.where(valid, policy, 0.0)),
-      kl=jnp.sum(jnp.where(valid, kl, 0.0)),
-      ratio=_ratio(log_ratio, valid),
-      clipped=_clipped(log_ratio, valid, clip_range),
-      images=jnp.sum(valid),
-      mismatch=_mismatch(log_ratio, valid),
+    policy=jnp.sum(jnp.where(valid, policy, 0.0)),
+    kl=jnp.sum(jnp.where(valid, kl, 0.0)),
+    ratio=_ratio(log_ratio, valid),
+    clipped=_clipped(log_ratio, valid, clip_range),
+    images=jnp.sum(valid),
+    mismatch=_mismatch(log_ratio, valid),
   )
 
 
 def total(
-    text: TextTerms, images: FlowTerms, tokens: jax.Array, count: jax.Array, loss: settings.LossSettings
+  text: TextTerms,
+  images: FlowTerms,
+  tokens: jax.Array,
+  count: jax.Array,
+  loss: settings.LossSettings,
 ) -> jax.Array:
   """Returns this replica's share of the loss; the shares add up over replicas.
 
@@ -141,4 +156,8 @@ def total(
   text_loss = (text.policy + loss.text_kl * text.kl) / (tokens + losses.EPSILON)
   image_loss = images.policy / (count + losses.EPSILON)
   image_kl = images.kl / jnp.maximum(count, 1)
-  return loss.text_weight * text_loss + loss.image_weight * image_loss + loss.image_kl * image_kl
+  return (
+    loss.text_weight * text_loss
+    + loss.image_weight * image_loss
+    + loss.image_kl * image_kl
+  )

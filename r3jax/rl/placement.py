@@ -23,19 +23,21 @@ def check(groups: int, group_size: int, replicas: int, micro_batches: int):
   """Raises ValueError unless the samples split evenly over replicas and micro-batches, group by group."""
   if (groups * group_size) % replicas:
     raise ValueError(
-        f"groups_per_step * group_size ({groups} * {group_size}) must be divisible by the number of"
-        f" data replicas ({replicas})"
+      f"groups_per_step * group_size ({groups} * {group_size}) must be divisible by the number of"
+      f" data replicas ({replicas})"
     )
   if groups % replicas and replicas % groups:
     raise ValueError(
-        f"groups_per_step ({groups}) must be a multiple or a divisor of the number of data replicas"
-        f" ({replicas}), so that every replica holds whole groups or a part of one"
+      f"groups_per_step ({groups}) must be a multiple or a divisor of the number of data replicas"
+      f" ({replicas}), so that every replica holds whole groups or a part of one"
     )
   place = Placement(groups, group_size, replicas)
-  if place.samples % (micro_batches // math.gcd(micro_batches, place.local_groups)):
+  if place.samples % (
+    micro_batches // math.gcd(micro_batches, place.local_groups)
+  ):
     raise ValueError(
-        f"step.micro_batches ({micro_batches}) must split the samples of a data replica "
-        f"({place.local_groups} groups of {place.samples}) into whole groups or equal parts of groups"
+      f"step.micro_batches ({micro_batches}) must split the samples of a data replica "
+      f"({place.local_groups} groups of {place.samples}) into whole groups or equal parts of groups"
     )
 
 
@@ -84,17 +86,25 @@ class Placement:
       stage: one of STAGES.
       turn: how often the stage has run before in this iteration.
     """
-    stage_key = jax.random.fold_in(key, turn * len(STAGES) + STAGES.index(stage))
+    stage_key = jax.random.fold_in(
+      key, turn * len(STAGES) + STAGES.index(stage)
+    )
     # Two branches: a child of a group's key may equal one that the group splits off for itself.
-    of_groups, of_samples = (jax.random.fold_in(stage_key, branch) for branch in (0, 1))
-    groups = jax.vmap(lambda group: jax.random.fold_in(of_groups, group))(self.group_ids())
+    of_groups, of_samples = (
+      jax.random.fold_in(stage_key, branch) for branch in (0, 1)
+    )
+    groups = jax.vmap(lambda group: jax.random.fold_in(of_groups, group))(
+      self.group_ids()
+    )
     ids = self.first_row() + jnp.arange(self.rows)
     samples = jax.vmap(lambda i: jax.random.fold_in(of_samples, i))(ids)
     return keys_lib.Keys(groups, samples)
 
   def local_prompts(self, prompts: samples_lib.Prompts) -> samples_lib.Prompts:
     """Returns the rows of this replica's groups from the prompts of the whole iteration."""
-    take = lambda x: jax.lax.dynamic_slice_in_dim(x, self.first_row() // self.group_size, self.local_groups)
+    take = lambda x: jax.lax.dynamic_slice_in_dim(
+      x, self.first_row() // self.group_size, self.local_groups
+    )
     return jax.tree.map(take, prompts)
 
   def repeat(self, tree):
@@ -121,7 +131,9 @@ class Placement:
       return jnp.repeat(parts, by_sample, axis=0)
 
     def cut_samples(x):
-      cells = x.reshape(by_group, self.local_groups // by_group, by_sample, size, *x.shape[1:])
+      cells = x.reshape(
+        by_group, self.local_groups // by_group, by_sample, size, *x.shape[1:]
+      )
       return jnp.moveaxis(cells, 2, 1).reshape(number, -1, *x.shape[1:])
 
     return jax.tree.map(cut_groups, groups), jax.tree.map(cut_samples, samples)

@@ -13,7 +13,9 @@ def _uniform_over(eligible: jax.Array, uniform: jax.Array) -> jax.Array:
   return jnp.argmax(count > place)
 
 
-def draw(key: types.Key, score: jax.Array, valid: jax.Array, perfect: float) -> jax.Array:
+def draw(
+  key: types.Key, score: jax.Array, valid: jax.Array, perfect: float
+) -> jax.Array:
   """Draws one image of the pool.
 
   With probability `perfect` from the images of score 1, else from the others; from the other side
@@ -33,4 +35,6 @@ def draw(key: types.Key, score: jax.Array, valid: jax.Array, perfect: float) -> 
   best, rest = valid & (score == 1), valid & (score != 1)
   wants_best = jax.random.uniform(side_key) < perfect
   takes_best = jnp.where(wants_best, best.any(), ~rest.any())
-  return _uniform_over(jnp.where(takes_best, best, rest), jax.random.uniform(image_key))
+  return _uniform_over(
+    jnp.where(takes_best, best, rest), jax.random.uniform(image_key)
+  )

@@ -21,30 +21,35 @@ def fused(iteration: iteration_lib.Iteration, mesh: jax.sharding.Mesh):
   body = functools.partial(iteration_lib.run, iteration)
   spec = jax.sharding.PartitionSpec
   return jax.shard_map(
-      body,
-      mesh=mesh,
-      in_specs=spec(),
-      out_specs=(spec(), spec(), spec(placement.AXIS)),
-      axis_names={placement.AXIS},
-      check_vma=False,
+    body,
+    mesh=mesh,
+    in_specs=spec(),
+    out_specs=(spec(), spec(), spec(placement.AXIS)),
+    axis_names={placement.AXIS},
+    check_vma=False,
   )
 
 
-_ONE, _MANY = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(placement.AXIS)
+_ONE, _MANY = (
+  jax.sharding.PartitionSpec(),
+  jax.sharding.PartitionSpec(placement.AXIS),
+)
 _SPLIT_SPECS = {
-    "draft": ((_ONE, _ONE, _ONE, _ONE), _MANY),
-    "score_drafts": ((_MANY,), _MANY),
-    "learn_to_reason": ((_ONE, _ONE, _MANY, _MANY), (_ONE, _ONE)),
-    "pool": ((_MANY, _MANY), _ONE),
-    "edit": ((_ONE, _ONE, _ONE, _ONE, _ONE, _ONE), _MANY),
-    "score_edits": ((_MANY,), _MANY),
-    "learn_to_edit": ((_ONE, _ONE, _MANY, _MANY), (_ONE, _ONE)),
-    "pool_again": ((_MANY, _MANY), _ONE),
+  "draft": ((_ONE, _ONE, _ONE, _ONE), _MANY),
+  "score_drafts": ((_MANY,), _MANY),
+  "learn_to_reason": ((_ONE, _ONE, _MANY, _MANY), (_ONE, _ONE)),
+  "pool": ((_MANY, _MANY), _ONE),
+  "edit": ((_ONE, _ONE, _ONE, _ONE, _ONE, _ONE), _MANY),
+  "score_edits": ((_MANY,), _MANY),
+  "learn_to_edit": ((_ONE, _ONE, _MANY, _MANY), (_ONE, _ONE)),
+  "pool_again": ((_MANY, _MANY), _ONE),
 }
 
 
 def split(
-    iteration: iteration_lib.Iteration, mesh: jax.sharding.Mesh, shardings: train_state.TrainState | None = None
+  iteration: iteration_lib.Iteration,
+  mesh: jax.sharding.Mesh,
+  shardings: train_state.TrainState | None = None,
 ) -> types_lib.SimpleNamespace:
   """Returns the same stages as separate compiled programs; takes the place of `iteration` in `run`.
 
@@ -56,13 +61,19 @@ def split(
 
   def compiled(name: str, in_specs, out_specs):
     mapped = jax.shard_map(
-        getattr(iteration, name),
-        mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names={placement.AXIS}, check_vma=False,
+      getattr(iteration, name),
+      mesh=mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      axis_names={placement.AXIS},
+      check_vma=False,
     )
     updates = name in ("learn_to_reason", "learn_to_edit")
     return jax.jit(mapped, out_shardings=(shardings, None) if updates else None)
 
-  stages = {name: compiled(name, *specs) for name, specs in _SPLIT_SPECS.items()}
+  stages = {
+    name: compiled(name, *specs) for name, specs in _SPLIT_SPECS.items()
+  }
   return types_lib.SimpleNamespace(settings=iteration.settings, **stages)
 
 
@@ -83,6 +94,16 @@ def run_timed(stages: types_lib.SimpleNamespace, *arguments):
 
     return stage
 
-  watched = types_lib.SimpleNamespace(settings=stages.settings, **{name: timed(name) for name in _SPLIT_SPECS})
+  watched = types_lib.SimpleNamespace(
+    settings=stages.settings, **{name: timed(name) for name in _SPLIT_SPECS}
+  )
   state, metrics, samples = iteration_lib.run(watched, *arguments)
-  return state, metrics | {f"seconds/stage/{name}": np.float32(spent) for name, spent in seconds.items()}, samples
+  return (
+    state,
+    metrics
+    | {
+      f"seconds/stage/{name}": np.float32(spent)
+      for name, spent in seconds.items()
+    },
+    samples,
+  )

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from r3jax import types
 
 
-def group_advantage(value: jax.Array, valid: jax.Array, divide_by_std: bool) -> jax.Array:
+def group_advantage(
+  value: jax.Array, valid: jax.Array, divide_by_std: bool
+) -> jax.Array:
   """Returns value minus the mean of the group's valid values, 0 where invalid.
 
   A group with fewer than two valid samples has nothing to compare and gets zeros.
@@ -22,26 +24,35 @@ def group_advantage(value: jax.Array, valid: jax.Array, divide_by_std: bool) -> 
   centred = jnp.where(valid & (count >= 2), centred, 0.0)
   if not divide_by_std:
     return centred
-  std = jnp.sqrt((centred**2).sum(axis=1, keepdims=True) / jnp.maximum(count - 1, 1))
+  std = jnp.sqrt(
+    (centred**2).sum(axis=1, keepdims=True) / jnp.maximum(count - 1, 1)
+  )
   return centred / (std + 1e-6)
 
 
-def reason_return(score: types.PerSample, format_reward: types.PerSample, format_weight: float):
+def reason_return(
+  score: types.PerSample, format_reward: types.PerSample, format_weight: float
+):
   """Returns the text return of the reason stage, f r + w_f f."""
   return format_reward * score + format_weight * format_reward
 
 
-def improvement(score: types.PerSample, before: types.PerSample, stop: types.Flags):
+def improvement(
+  score: types.PerSample, before: types.PerSample, stop: types.Flags
+):
   """Returns d = r - r0, or 1 where r0 = 1 and the instruction says to stop."""
   return jnp.where((before == 1) & stop, 1.0, score - before)
 
 
 def reflect_return(
-    score: types.PerSample,
-    before: types.PerSample,
-    stop: types.Flags,
-    format_reward: types.PerSample,
-    format_weight: float,
+  score: types.PerSample,
+  before: types.PerSample,
+  stop: types.Flags,
+  format_reward: types.PerSample,
+  format_weight: float,
 ):
   """Returns the text return of the reflect stage, f d + w_f f."""
-  return format_reward * improvement(score, before, stop) + format_weight * format_reward
+  return (
+    format_reward * improvement(score, before, stop)
+    + format_weight * format_reward
+  )

@@ -60,7 +60,11 @@ def expert_labels(policy: types.Params) -> types.Params:
 
 def learning_rate(rate: float, warmup_updates: int, update):
   """Returns the learning rate of an update, counted from 0: rate * min(1, update / warmup_updates)."""
-  return rate * jnp.minimum(1.0, update / max(warmup_updates, 1)) if warmup_updates else rate
+  return (
+    rate * jnp.minimum(1.0, update / max(warmup_updates, 1))
+    if warmup_updates
+    else rate
+  )
 
 
 def updates_done(opt_state: optax.OptState) -> jax.Array:
@@ -75,15 +79,28 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     warm = functools.partial(learning_rate, rate, settings.warmup_updates)
     # a number keeps no count in the state
     schedule = warm if settings.warmup_updates else rate
-    return optax.adamw(schedule, settings.b1, settings.b2, settings.eps, weight_decay=settings.weight_decay)
+    return optax.adamw(
+      schedule,
+      settings.b1,
+      settings.b2,
+      settings.eps,
+      weight_decay=settings.weight_decay,
+    )
 
-  und = optax.set_to_zero() if settings.freeze_und else adamw(settings.und_learning_rate)
+  und = (
+    optax.set_to_zero()
+    if settings.freeze_und
+    else adamw(settings.und_learning_rate)
+  )
   by_expert = {"und": und, "gen": adamw(settings.gen_learning_rate)}
   return optax.chain(
-      optax.clip_by_global_norm(settings.clip_norm), optax.multi_transform(by_expert, expert_labels)
+    optax.clip_by_global_norm(settings.clip_norm),
+    optax.multi_transform(by_expert, expert_labels),
   )
 
 
-def init_state(policy: types.Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(
+  policy: types.Params, optimizer: optax.GradientTransformation
+) -> TrainState:
   """Returns the state before the first iteration."""
   return TrainState(policy, optimizer.init(policy), jnp.int32(0))

@@ -43,13 +43,13 @@ class Found:
 
 
 def gradients(
-    policy: types.Params,
-    reference: types.Params | None,
-    forward: Forward,
-    batch,
-    totals: tuple[jax.Array, jax.Array],
-    flow: settings.FlowSettings,
-    loss: settings.LossSettings,
+  policy: types.Params,
+  reference: types.Params | None,
+  forward: Forward,
+  batch,
+  totals: tuple[jax.Array, jax.Array],
+  flow: settings.FlowSettings,
+  loss: settings.LossSettings,
 ) -> Found:
   """Returns this replica's share of the loss and its gradient.
 
@@ -67,28 +67,49 @@ def gradients(
     outputs = forward(policy, groups, recorded)
     anchor = jax.lax.stop_gradient(outputs) if anchor is None else anchor
     text = objective.text_terms(
-        outputs[0], anchor[0], recorded.text, recorded.text_advantage, recorded.valid, loss.clip_range
+      outputs[0],
+      anchor[0],
+      recorded.text,
+      recorded.text_advantage,
+      recorded.valid,
+      loss.clip_range,
     )
     images = objective.flow_terms(
-        outputs[1], anchor[1], recorded.flow, flow, recorded.image_advantage, recorded.valid, loss.clip_range
+      outputs[1],
+      anchor[1],
+      recorded.flow,
+      flow,
+      recorded.image_advantage,
+      recorded.valid,
+      loss.clip_range,
     )
     return objective.total(text, images, *totals, loss), (text, images)
 
   def of_part(part) -> Found:
     anchor = None if reference is None else forward(reference, *part)
-    (value, (text, images)), found = jax.value_and_grad(objective_of, has_aux=True)(policy, anchor, *part)
+    (value, (text, images)), found = jax.value_and_grad(
+      objective_of, has_aux=True
+    )(policy, anchor, *part)
     return Found(value, text, images, found)
 
   parts = jax.tree.leaves(batch)[0].shape[0]
   if parts == 1:
     return of_part(jax.tree.map(lambda x: x[0], batch))
-  first = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], batch)))
-  return jax.lax.scan(lambda found, part: (_added(found, of_part(part)), None), first, batch)[0]
+  first = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], batch)),
+  )
+  return jax.lax.scan(
+    lambda found, part: (_added(found, of_part(part)), None), first, batch
+  )[0]
 
 
 def _added(one: Found, other: Found) -> Found:
   found = jax.tree.map(jnp.add, one, other)
-  worst = lambda name: jnp.maximum(getattr(one, name).mismatch, getattr(other, name).mismatch)
+  worst = lambda name: jnp.maximum(
+    getattr(one, name).mismatch, getattr(other, name).mismatch
+  )
   return found.replace(
-      text=found.text.replace(mismatch=worst("text")), images=found.images.replace(mismatch=worst("images"))
+    text=found.text.replace(mismatch=worst("text")),
+    images=found.images.replace(mismatch=worst("images")),
   )

@@ -19,7 +19,11 @@ _NOT_THE_RESULT = ("batch_size", "every")  # keys of config.eval
 _REWARD = ("name", "value", "image_format", "judge")
 
 
-def exam(config: ml_collections.ConfigDict, experiment: setup.Experiment, mesh: jax.sharding.Mesh) -> evaluate.Exam:
+def exam(
+  config: ml_collections.ConfigDict,
+  experiment: setup.Experiment,
+  mesh: jax.sharding.Mesh,
+) -> evaluate.Exam:
   """Returns the evaluation that a config describes.
 
   Raises:
@@ -27,36 +31,66 @@ def exam(config: ml_collections.ConfigDict, experiment: setup.Experiment, mesh: 
   """
   e, embedded = config.eval, config.reward.name == "shapes"
   if e.images_per_prompt < 1:
-    raise ValueError(f"eval.images_per_prompt must be at least 1; got {e.images_per_prompt}")
+    raise ValueError(
+      f"eval.images_per_prompt must be at least 1; got {e.images_per_prompt}"
+    )
   settings = setup.evaluation_settings(config, experiment.settings)
   evaluator = draw.Evaluator(
-      experiment.modules, settings, experiment.reward.on(mesh), experiment.parse(mesh), mesh, e.rounds, e.batch_size,
-      e.seed, e.question_tokens)
+    experiment.modules,
+    settings,
+    experiment.reward.on(mesh),
+    experiment.parse(mesh),
+    mesh,
+    e.rounds,
+    e.batch_size,
+    e.seed,
+    e.question_tokens,
+  )
   return evaluate.Exam(
-      evaluator=evaluator,
-      records=experiment.heldout,
-      prompts=experiment.encode(experiment.heldout),
-      images_per_prompt=e.images_per_prompt,
-      examiner=questions.Examiner(tuple(e.ask), embedded, e.seed),
-      segments=experiment.segments,
-      decode=experiment.decode,
-      boxes=readings.boxes if embedded else None,
-      flush=experiment.reward.raise_together,
-      flops=_flops(experiment.modules, settings),
-      settings=_settings(config, experiment.heldout),
+    evaluator=evaluator,
+    records=experiment.heldout,
+    prompts=experiment.encode(experiment.heldout),
+    images_per_prompt=e.images_per_prompt,
+    examiner=questions.Examiner(tuple(e.ask), embedded, e.seed),
+    segments=experiment.segments,
+    decode=experiment.decode,
+    boxes=readings.boxes if embedded else None,
+    flush=experiment.reward.raise_together,
+    flops=_flops(experiment.modules, settings),
+    settings=_settings(config, experiment.heldout),
   )
 
 
-def _settings(config: ml_collections.ConfigDict, heldout: tuple[dict, ...]) -> dict:
+def _settings(
+  config: ml_collections.ConfigDict, heldout: tuple[dict, ...]
+) -> dict:
   """Returns what an evaluation's results depend on beside the model, as JSON gives it back."""
-  used = {name: config[name].to_dict() for name in ("image", "sequence", "text", "reason", "refine")}
-  used["eval"] = {key: value for key, value in config.eval.to_dict().items() if key not in _NOT_THE_RESULT}
-  used["reward"] = {key: value for key, value in config.reward.to_dict().items() if key in _REWARD}
-  used["heldout"] = {"source": config.data.heldout, "sha256": hashlib.sha256(json.dumps(heldout).encode()).hexdigest()}
+  used = {
+    name: config[name].to_dict()
+    for name in ("image", "sequence", "text", "reason", "refine")
+  }
+  used["eval"] = {
+    key: value
+    for key, value in config.eval.to_dict().items()
+    if key not in _NOT_THE_RESULT
+  }
+  used["reward"] = {
+    key: value
+    for key, value in config.reward.to_dict().items()
+    if key in _REWARD
+  }
+  used["heldout"] = {
+    "source": config.data.heldout,
+    "sha256": hashlib.sha256(json.dumps(heldout).encode()).hexdigest(),
+  }
   return json.loads(json.dumps(used))
 
 
-def _flops(modules: settings_lib.Modules, settings: settings_lib.Settings) -> tuple[float, float]:
-  found = count.rollouts(modules, settings, {"data": 1, "fsdp": 1, "tensor": 1}, 1, 1)
+def _flops(
+  modules: settings_lib.Modules, settings: settings_lib.Settings
+) -> tuple[float, float]:
+  found = count.rollouts(
+    modules, settings, {"data": 1, "fsdp": 1, "tensor": 1}, 1, 1
+  )
   total = lambda *names: sum(found[name].flops for name in names)
   return total("reason: think", "reason: draft"), total("reflect", "refine")

@@ -21,11 +21,13 @@ def check(start: int, steps: int, total_steps: int):
   Zero steps trace nothing, wherever they start.
   """
   if start < 0 or steps < 0:
-    raise ValueError(f"profile.start and profile.steps must not be negative; got {start} and {steps}")
+    raise ValueError(
+      f"profile.start and profile.steps must not be negative; got {start} and {steps}"
+    )
   if steps and (start < 1 or start + steps - 1 > total_steps):
     raise ValueError(
-        f"profile.start .. profile.start + profile.steps - 1 must be in 1..{total_steps} (total_steps); "
-        f"got {start}..{start + steps - 1}"
+      f"profile.start .. profile.start + profile.steps - 1 must be in 1..{total_steps} (total_steps); "
+      f"got {start}..{start + steps - 1}"
     )
 
 
@@ -50,7 +52,9 @@ class Profiler:
   @contextlib.contextmanager
   def iteration(self, number: int) -> Iterator[None]:
     """Marks an iteration, whose results must be there when the block ends."""
-    if number in self._traced and self._local is None and not jax.process_index():
+    if (
+      number in self._traced and self._local is None and not jax.process_index()
+    ):
       self._start()
     with jax.profiler.StepTraceAnnotation("iteration", step_num=number):
       yield

@@ -32,10 +32,22 @@ _CODE = _code()  # at import: the source may be edited while the program runs
 
 def _key(constants: list[str], arguments) -> str:
   leaves, tree = jax.tree.flatten(arguments)
-  described = [f"{x.dtype} {x.shape} {getattr(x, 'sharding', None)}" for x in leaves]
+  described = [
+    f"{x.dtype} {x.shape} {getattr(x, 'sharding', None)}" for x in leaves
+  ]
   # precision, PRNG, ...
-  settings = sorted(f"{name}={value}" for name, value in jax.config.values.items())
-  parts = [_CODE, *constants, *described, *settings, str(tree), jax.default_backend(), str(jax.device_count())]
+  settings = sorted(
+    f"{name}={value}" for name, value in jax.config.values.items()
+  )
+  parts = [
+    _CODE,
+    *constants,
+    *described,
+    *settings,
+    str(tree),
+    jax.default_backend(),
+    str(jax.device_count()),
+  ]
   return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -44,12 +56,16 @@ def _export(function: Callable, arguments):
   tree, out_trees = jax.tree.structure(arguments), []
 
   def over_leaves(*leaves):
-    leaves, out_tree = jax.tree.flatten(function(*jax.tree.unflatten(tree, leaves)))
+    leaves, out_tree = jax.tree.flatten(
+      function(*jax.tree.unflatten(tree, leaves))
+    )
     out_trees.append(out_tree)
     return leaves
 
   # Leaves, for a structure with classes of its own could be stored only if each were registered.
-  exported = jax.export.export(jax.jit(over_leaves))(*jax.tree.leaves(arguments))
+  exported = jax.export.export(jax.jit(over_leaves))(
+    *jax.tree.leaves(arguments)
+  )
   return exported, out_trees[0]
 
 
@@ -60,7 +76,9 @@ def _load(path: epath.Path):
   try:
     serialized, out_tree = pickle.loads(path.read_bytes())
   except (pickle.UnpicklingError, EOFError) as error:
-    logging.warning("traced program is damaged and will be made anew: %s: %s", path, error)
+    logging.warning(
+      "traced program is damaged and will be made anew: %s: %s", path, error
+    )
     return None
   logging.info("the step was traced before: %s", path)
   return jax.export.deserialize(bytearray(serialized)), out_tree
@@ -79,7 +97,9 @@ def _export_to(path: epath.Path, function: Callable, arguments):
   return exported, out_tree
 
 
-def load_or_export(folder: epath.Path, constants: list[str], function: Callable, arguments: tuple) -> Callable:
+def load_or_export(
+  folder: epath.Path, constants: list[str], function: Callable, arguments: tuple
+) -> Callable:
   """Returns `function` without its Python: from the folder if it was exported before, else exported now.
 
   Args:
@@ -91,4 +111,6 @@ def load_or_export(folder: epath.Path, constants: list[str], function: Callable,
   """
   path = folder / f"{_key(constants, arguments)}.program"
   exported, out_tree = _load(path) or _export_to(path, function, arguments)
-  return lambda *arguments: jax.tree.unflatten(out_tree, exported.call(*jax.tree.leaves(arguments)))
+  return lambda *arguments: jax.tree.unflatten(
+    out_tree, exported.call(*jax.tree.leaves(arguments))
+  )

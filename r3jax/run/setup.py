@@ -39,7 +39,11 @@ from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
 from r3jax.sequence import tokenization
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float64": jnp.float64}
+DTYPES = {
+  "float32": jnp.float32,
+  "bfloat16": jnp.bfloat16,
+  "float64": jnp.float64,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +60,26 @@ class Base:
   modules: settings_lib.Modules
   settings: settings_lib.Settings
 
-  def segments(self, texts: Sequence[str], capacity: int) -> tuple[np.ndarray, np.ndarray]:
+  def segments(
+    self, texts: Sequence[str], capacity: int
+  ) -> tuple[np.ndarray, np.ndarray]:
     """Returns ids [B, capacity] and lengths [B] (int32) of text segments.
 
     Raises:
       ValueError: a text does not fit, or holds unknown words.
     """
-    ids, lengths = zip(*(self.pretrained.tokenizer.segment(text, capacity) for text in texts))
+    ids, lengths = zip(
+      *(self.pretrained.tokenizer.segment(text, capacity) for text in texts)
+    )
     return np.stack(ids), np.array(lengths, np.int32)
 
   def decode(self, ids: np.ndarray, lengths: np.ndarray) -> list[str]:
     """Returns the texts of segments, ids [B, T], without their begin and end."""
     decode = self.pretrained.tokenizer.decode
-    return [decode(row[1 : length - 1].tolist()) for row, length in zip(np.asarray(ids), np.asarray(lengths))]
+    return [
+      decode(row[1 : length - 1].tolist())
+      for row, length in zip(np.asarray(ids), np.asarray(lengths))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +115,20 @@ class Experiment(Base):
       ValueError: the samples do not split over the mesh's replicas.
     """
     replicas = mesh.shape[placement.AXIS]
-    placement.check(self.settings.groups, self.settings.group_size, replicas, self.settings.micro_batches)
+    placement.check(
+      self.settings.groups,
+      self.settings.group_size,
+      replicas,
+      self.settings.micro_batches,
+    )
     optimizer = train_state.make_optimizer(self.optimizer)
     return iteration_lib.Iteration(
-        self.modules, self.settings, self.reward.on(mesh), self.parse(mesh), optimizer, replicas
+      self.modules,
+      self.settings,
+      self.reward.on(mesh),
+      self.parse(mesh),
+      optimizer,
+      replicas,
     )
 
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
@@ -118,10 +139,14 @@ class Experiment(Base):
     """
     bagel = self.modules.bagel
     dtype = jnp.promote_types(bagel.dtype, jnp.float32)
-    policy, frozen = self.pretrained.load(bagel, mesh, dtype, bagel.dtype if bagel.lora.rank else None)
+    policy, frozen = self.pretrained.load(
+      bagel, mesh, dtype, bagel.dtype if bagel.lora.rank else None
+    )
     return policy, parameters.narrowed(frozen, bagel.dtype)
 
-  def start(self, mesh: jax.sharding.Mesh, seed: int) -> tuple[types.Params, iteration_lib.Frozen]:
+  def start(
+    self, mesh: jax.sharding.Mesh, seed: int
+  ) -> tuple[types.Params, iteration_lib.Frozen]:
     """Returns what training changes and what it reads, before the first iteration.
 
     Args:
@@ -131,8 +156,13 @@ class Experiment(Base):
     (policy, towers), bagel = self.load(mesh), self.modules.bagel
     needs_reference = self.settings.loss.needs_reference
     if not bagel.lora.rank:
-      return policy, iteration_lib.Frozen(towers, parameters.narrowed(policy, bagel.dtype) if needs_reference else None)
-    return parameters.init_adapters(bagel, mesh, seed), iteration_lib.Frozen(towers, {} if needs_reference else None, policy)
+      return policy, iteration_lib.Frozen(
+        towers,
+        parameters.narrowed(policy, bagel.dtype) if needs_reference else None,
+      )
+    return parameters.init_adapters(bagel, mesh, seed), iteration_lib.Frozen(
+      towers, {} if needs_reference else None, policy
+    )
 
   def encode(self, records: tuple[dict, ...]) -> samples.Prompts:
     """Returns the arrays of prompts, one row per record (numpy).
@@ -140,10 +170,21 @@ class Experiment(Base):
     Raises:
       ValueError: a prompt does not fit into its segment.
     """
-    c, prompts = self.settings.capacities, [record["prompt"] for record in records]
+    c, prompts = (
+      self.settings.capacities,
+      [record["prompt"] for record in records],
+    )
     questions = [protocol.reflection_question(prompt) for prompt in prompts]
-    target, index = self.reward.encode(records), np.arange(len(records), dtype=np.int32)
-    return samples.Prompts(*self.segments(prompts, c.prompt), *self.segments(questions, c.question), target, index)
+    target, index = (
+      self.reward.encode(records),
+      np.arange(len(records), dtype=np.int32),
+    )
+    return samples.Prompts(
+      *self.segments(prompts, c.prompt),
+      *self.segments(questions, c.question),
+      target,
+      index,
+    )
 
 
 def balanced(records: list[dict]) -> tuple[dict, ...]:
@@ -152,7 +193,9 @@ def balanced(records: list[dict]) -> tuple[dict, ...]:
   for record in records:
     by_tag.setdefault(record["tag"], []).append(record)
   most = max(len(group) for group in by_tag.values())
-  return tuple(group[i % len(group)] for group in by_tag.values() for i in range(most))
+  return tuple(
+    group[i % len(group)] for group in by_tag.values() for i in range(most)
+  )
 
 
 def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
@@ -163,60 +206,82 @@ def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
   for i in np.random.default_rng(seed).permutation(len(records)):
     by_tag.setdefault(records[i]["tag"], []).append(records[i])
   each = -(-number // len(by_tag))
-  return tuple(group[i % len(group)] for group in by_tag.values() for i in range(each))
+  return tuple(
+    group[i % len(group)] for group in by_tag.values() for i in range(each)
+  )
 
 
 def _flow(section: ml_collections.ConfigDict) -> settings_lib.FlowSettings:
   return settings_lib.FlowSettings(
-      schedule_lib.Schedule(section.points, section.shift),
-      guidance.Guidance(
-          section.text_scale, section.image_scale, section.renorm, section.renorm_min, tuple(section.interval)
-      ),
-      schedule_lib.Eta(section.eta_mode, section.eta),
-      section.sde_index_max,
+    schedule_lib.Schedule(section.points, section.shift),
+    guidance.Guidance(
+      section.text_scale,
+      section.image_scale,
+      section.renorm,
+      section.renorm_min,
+      tuple(section.interval),
+    ),
+    schedule_lib.Eta(section.eta_mode, section.eta),
+    section.sde_index_max,
   )
 
 
-def _capacities(config, tokenizer, towers: image_encoders.Towers) -> layouts.Capacities:
+def _capacities(
+  config, tokenizer, towers: image_encoders.Towers
+) -> layouts.Capacities:
   s = config.sequence
   return layouts.Capacities(
-      system=max(len(_system(tokenizer, text)) for text in (protocol.GEN_THINK, protocol.VLM_THINK)),
-      prompt=s.prompt_tokens,
-      thought=s.thought_tokens + 1,
-      question=s.question_tokens,
-      answer=s.answer_tokens + 1,
-      instruction=s.instruction_tokens,
-      latent_grid=towers.latent_grid,
-      vit_grid=towers.vit_grid,
+    system=max(
+      len(_system(tokenizer, text))
+      for text in (protocol.GEN_THINK, protocol.VLM_THINK)
+    ),
+    prompt=s.prompt_tokens,
+    thought=s.thought_tokens + 1,
+    question=s.question_tokens,
+    answer=s.answer_tokens + 1,
+    instruction=s.instruction_tokens,
+    latent_grid=towers.latent_grid,
+    vit_grid=towers.vit_grid,
   )
 
 
-def _system(tokenizer: tokenization.TextTokenizer, text: str) -> tuple[int, ...]:
+def _system(
+  tokenizer: tokenization.TextTokenizer, text: str
+) -> tuple[int, ...]:
   ids = tokenizer.special_ids
   return (ids.text_begin, *tokenizer.encode(text), ids.text_end)
 
 
-def make_settings(config, tokenizer, towers: image_encoders.Towers) -> settings_lib.Settings:
-  text = text_lib.TextSampling(config.text.temperature, config.text.top_p, config.text.top_k, placement.AXIS)
+def make_settings(
+  config, tokenizer, towers: image_encoders.Towers
+) -> settings_lib.Settings:
+  text = text_lib.TextSampling(
+    config.text.temperature,
+    config.text.top_p,
+    config.text.top_k,
+    placement.AXIS,
+  )
   return settings_lib.Settings(
-      groups=config.groups_per_step,
-      group_size=config.group_size,
-      capacities=_capacities(config, tokenizer, towers),
-      reason_text=text,
-      reflect_text=text,
-      reason_flow=_flow(config.reason),
-      refine_flow=_flow(config.refine),
-      loss=settings_lib.LossSettings(**config.loss),
-      pool_perfect=config.pool.perfect,
-      system_reason=_system(tokenizer, protocol.GEN_THINK),
-      system_reflect=_system(tokenizer, protocol.VLM_THINK),
-      reflect_rounds=config.reflect_rounds,
-      reference_loss=config.compat.reference_loss,
-      micro_batches=config.step.micro_batches,
+    groups=config.groups_per_step,
+    group_size=config.group_size,
+    capacities=_capacities(config, tokenizer, towers),
+    reason_text=text,
+    reflect_text=text,
+    reason_flow=_flow(config.reason),
+    refine_flow=_flow(config.refine),
+    loss=settings_lib.LossSettings(**config.loss),
+    pool_perfect=config.pool.perfect,
+    system_reason=_system(tokenizer, protocol.GEN_THINK),
+    system_reflect=_system(tokenizer, protocol.VLM_THINK),
+    reflect_rounds=config.reflect_rounds,
+    reference_loss=config.compat.reference_loss,
+    micro_batches=config.step.micro_batches,
   )
 
 
-def evaluation_settings(config, settings: settings_lib.Settings) -> settings_lib.Settings:
+def evaluation_settings(
+  config, settings: settings_lib.Settings
+) -> settings_lib.Settings:
   """Returns the settings that evaluation samples with: ODE only, its own points and temperature."""
   e = config.eval
   text = dataclasses.replace(settings.reason_text, temperature=e.temperature)
@@ -226,27 +291,47 @@ def evaluation_settings(config, settings: settings_lib.Settings) -> settings_lib
     return dataclasses.replace(stage, schedule=schedule, sde_index_max=0)
 
   return dataclasses.replace(
-      settings,
-      reason_text=text,
-      reflect_text=text,
-      reason_flow=flow(settings.reason_flow),
-      refine_flow=flow(settings.refine_flow),
+    settings,
+    reason_text=text,
+    reflect_text=text,
+    reason_flow=flow(settings.reason_flow),
+    refine_flow=flow(settings.refine_flow),
   )
 
 
-def _parse(config, tokenizer, capacity: int) -> Callable[[jax.sharding.Mesh], iteration_lib.Parse]:
+def _parse(
+  config, tokenizer, capacity: int
+) -> Callable[[jax.sharding.Mesh], iteration_lib.Parse]:
   if config.sequence.parser == "strings":
     return lambda mesh: scorer.parse_on_host(tokenizer, capacity, mesh)
   if config.sequence.parser == "tokens":
     tags = thoughts.tag_ids(tokenizer)
-    return lambda mesh: lambda ids, lengths, stage: thoughts.parse_tokens(ids, lengths, stage, tags, capacity)
-  raise ValueError(f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}")
+    return lambda mesh: (
+      lambda ids, lengths, stage: thoughts.parse_tokens(
+        ids, lengths, stage, tags, capacity
+      )
+    )
+  raise ValueError(
+    f"sequence.parser must be 'strings' or 'tokens'; got {config.sequence.parser!r}"
+  )
 
 
-def make_modules(config, sizes: architecture.BagelConfig, towers: image_encoders.Towers) -> settings_lib.Modules:
-  rules, rollout_rules = (rules_lib.Rules.of(config.sharding[part].to_dict()) for part in ("train", "rollout"))
+def make_modules(
+  config, sizes: architecture.BagelConfig, towers: image_encoders.Towers
+) -> settings_lib.Modules:
+  rules, rollout_rules = (
+    rules_lib.Rules.of(config.sharding[part].to_dict())
+    for part in ("train", "rollout")
+  )
   attention = _attention(config.model.attention, sizes.llm.head_dim)
-  bagel = bagel_lib.Bagel(sizes, towers.dtype, config.model.remat, attention, rules, _lora(config, sizes))
+  bagel = bagel_lib.Bagel(
+    sizes,
+    towers.dtype,
+    config.model.remat,
+    attention,
+    rules,
+    _lora(config, sizes),
+  )
   return settings_lib.Modules(bagel, towers, rollout_rules)
 
 
@@ -258,17 +343,25 @@ def attention_on(platform: str, head_dim: int) -> str:
 def _attention(name: str, head_dim: int) -> str:
   """Checks what the config wants to attend with, and chooses for "auto"."""
   if name not in ("auto", "xla", "splash"):
-    raise ValueError(f"model.attention must be 'auto', 'xla' or 'splash'; got {name!r}")
+    raise ValueError(
+      f"model.attention must be 'auto', 'xla' or 'splash'; got {name!r}"
+    )
   if name == "splash" and attention_on("tpu", head_dim) != name:
-    raise ValueError(f"model.attention 'splash' needs heads whose width is a multiple of 128; the model's are {head_dim}")
-  return attention_on(jax.default_backend(), head_dim) if name == "auto" else name
+    raise ValueError(
+      f"model.attention 'splash' needs heads whose width is a multiple of 128; the model's are {head_dim}"
+    )
+  return (
+    attention_on(jax.default_backend(), head_dim) if name == "auto" else name
+  )
 
 
 def _lora(config, sizes: architecture.BagelConfig) -> lora_lib.LoRA:
   lora = lora_lib.LoRA(**config.model.lora)
   lora.check(sizes.llm)
   if lora.rank and lora.und and config.optimizer.freeze_und:
-    raise ValueError(f"model.lora.und must be () where optimizer.freeze_und is set, which keeps it; got {lora.und}")
+    raise ValueError(
+      f"model.lora.und must be () where optimizer.freeze_und is set, which keeps it; got {lora.und}"
+    )
   return lora
 
 
@@ -279,14 +372,25 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
     ValueError: the config cannot be run; the message says what must hold and what was seen.
   """
   if config.model.dtype not in DTYPES:
-    raise ValueError(f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}")
-  found, dtype = pretrained_lib.find(config.model.folder), DTYPES[config.model.dtype]
+    raise ValueError(
+      f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}"
+    )
+  found, dtype = (
+    pretrained_lib.find(config.model.folder),
+    DTYPES[config.model.dtype],
+  )
   size = (config.image.height, config.image.width)
   kept = preprocess.target_size(*size, found.sizes.autoencoder_transform)
   if kept != size:
-    raise ValueError(f"image.height and image.width must be a size that the model keeps; it makes {size} {kept}")
+    raise ValueError(
+      f"image.height and image.width must be a size that the model keeps; it makes {size} {kept}"
+    )
   towers = image_encoders.Towers(found.sizes, size, dtype)
-  return Base(found, make_modules(config, found.sizes, towers), make_settings(config, found.tokenizer, towers))
+  return Base(
+    found,
+    make_modules(config, found.sizes, towers),
+    make_settings(config, found.tokenizer, towers),
+  )
 
 
 def build(config: ml_collections.ConfigDict) -> Experiment:
@@ -309,15 +413,19 @@ def build_to_evaluate(config: ml_collections.ConfigDict) -> Experiment:
   return _build(config, (), heldout, contamination_lib.Contamination({}))
 
 
-def _build(config, train: tuple[dict, ...], heldout: list[dict], contamination) -> Experiment:
+def _build(
+  config, train: tuple[dict, ...], heldout: list[dict], contamination
+) -> Experiment:
   base = build_base(config)
   return Experiment(
-      **vars(base),
-      optimizer=train_state.OptimizerSettings(**config.optimizer),
-      train=train,
-      heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
-      contamination=contamination,
-      reward=registry.build(config.reward),
-      parse=_parse(config, base.pretrained.tokenizer, base.settings.capacities.instruction),
-      parses_on_host=config.sequence.parser == "strings",
+    **vars(base),
+    optimizer=train_state.OptimizerSettings(**config.optimizer),
+    train=train,
+    heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
+    contamination=contamination,
+    reward=registry.build(config.reward),
+    parse=_parse(
+      config, base.pretrained.tokenizer, base.settings.capacities.instruction
+    ),
+    parses_on_host=config.sequence.parser == "strings",
   )

@@ -48,7 +48,10 @@ class Workdir:
 
 def write_training_prompts(path: epath.Path, records: tuple[dict, ...]) -> None:
   """Keeps what a run trains on, so that a later evaluation can tell which of its prompts are among it."""
-  text = "".join(f"{line}\n" for line in dict.fromkeys(json.dumps(record) for record in records))
+  text = "".join(
+    f"{line}\n"
+    for line in dict.fromkeys(json.dumps(record) for record in records)
+  )
   if not (path / TRAINED_ON).exists():
     partial = path / f"{TRAINED_ON}.partial"
     partial.write_text(text)
@@ -72,5 +75,9 @@ def trained_on(folder: str) -> tuple[list[dict], bool]:
   prompts, config = path / TRAINED_ON, path / "config.json"
   if not prompts.exists() or not config.exists():
     return [], False
-  before, complete = trained_on(json.loads(config.read_text())["model"]["folder"])
-  return before + [json.loads(line) for line in prompts.read_text().splitlines()], complete
+  before, complete = trained_on(
+    json.loads(config.read_text())["model"]["folder"]
+  )
+  return before + [
+    json.loads(line) for line in prompts.read_text().splitlines()
+  ], complete

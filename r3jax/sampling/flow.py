@@ -19,18 +19,24 @@ def _wide(t: jax.Array) -> jax.Array:
   return t[:, None, None]
 
 
-def ode_step(latent: types.Latent, velocity: types.Latent, dt: types.Time) -> types.Latent:
+def ode_step(
+  latent: types.Latent, velocity: types.Latent, dt: types.Time
+) -> types.Latent:
   """Returns x - v dt."""
   return latent - velocity * _wide(dt)
 
 
 def sde_moments(
-    latent: types.Latent, velocity: types.Latent, t: types.Time, dt: types.Time, eta: types.Time
+  latent: types.Latent,
+  velocity: types.Latent,
+  t: types.Time,
+  dt: types.Time,
+  eta: types.Time,
 ) -> tuple[types.Latent, types.StepStd]:
   """Returns mean [B, N, C] and standard deviation [B, 1, 1] of one SDE step (Flow-GRPO).
 
-    x0 = x - t v;  score = -(x - (1 - t) x0) / t^2
-    mean = x - (v - eta^2 score / 2) dt;  std = eta sqrt(dt)
+  x0 = x - t v;  score = -(x - (1 - t) x0) / t^2
+  mean = x - (v - eta^2 score / 2) dt;  std = eta sqrt(dt)
   """
   t, dt, eta = _wide(t), _wide(dt), _wide(eta)
   clean = latent - t * velocity
@@ -39,12 +45,16 @@ def sde_moments(
   return mean, eta * jnp.sqrt(dt)
 
 
-def token_logprob(next_latent: types.Latent, mean: types.Latent, std: types.StepStd) -> jax.Array:
+def token_logprob(
+  next_latent: types.Latent, mean: types.Latent, std: types.StepStd
+) -> jax.Array:
   """Returns -1/2 mean over channels of ((x' - mean) / std)^2, [B, N]; the normaliser is dropped."""
   return -0.5 * jnp.mean(((next_latent - mean) / std) ** 2, axis=-1)
 
 
-def token_kl(mean: types.Latent, reference_mean: types.Latent, std: types.StepStd) -> jax.Array:
+def token_kl(
+  mean: types.Latent, reference_mean: types.Latent, std: types.StepStd
+) -> jax.Array:
   """Returns the mean over channels of ((mean - reference mean) / std)^2, [B, N] (no 1/2)."""
   return jnp.mean(((mean - reference_mean) / std) ** 2, axis=-1)
 
@@ -55,7 +65,9 @@ class SDEPlan:
 
   index: jax.Array  # [B] int32 first SDE step
   # step -> [B, N, C]
-  noise: Callable[[jax.Array], types.Latent] = flax.struct.field(pytree_node=False)
+  noise: Callable[[jax.Array], types.Latent] = flax.struct.field(
+    pytree_node=False
+  )
   # SDE steps from `index` on
   steps: int = flax.struct.field(pytree_node=False, default=1)
 
@@ -73,28 +85,34 @@ class Trajectory:
   behavior_logprob: types.PerSample
 
 
-def _sde_update(state: Trajectory, velocity, t, dt, eta: schedule_lib.Eta, noise, is_sde) -> Trajectory:
+def _sde_update(
+  state: Trajectory, velocity, t, dt, eta: schedule_lib.Eta, noise, is_sde
+) -> Trajectory:
   mean, std = sde_moments(state.latent, velocity, t, dt, eta(t))
   after = mean + std * noise
-  keep = lambda new, old: jnp.where(is_sde.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+  keep = lambda new, old: jnp.where(
+    is_sde.reshape(-1, *[1] * (new.ndim - 1)), new, old
+  )
   return Trajectory(
-      latent=keep(after, ode_step(state.latent, velocity, dt)),
-      before=keep(state.latent, state.before),
-      after=keep(after, state.after),
-      t=keep(t, state.t),
-      dt=keep(dt, state.dt),
-      behavior_logprob=keep(token_logprob(after, mean, std).mean(-1), state.behavior_logprob),
+    latent=keep(after, ode_step(state.latent, velocity, dt)),
+    before=keep(state.latent, state.before),
+    after=keep(after, state.after),
+    t=keep(t, state.t),
+    dt=keep(dt, state.dt),
+    behavior_logprob=keep(
+      token_logprob(after, mean, std).mean(-1), state.behavior_logprob
+    ),
   )
 
 
 def sample(
-    velocity: Velocity,
-    initial: types.Latent,
-    schedule: schedule_lib.Schedule,
-    guided: np.ndarray,
-    eta: schedule_lib.Eta | None = None,
-    plan: SDEPlan | None = None,
-    on_step: Callable[[np.ndarray], None] | None = None,
+  velocity: Velocity,
+  initial: types.Latent,
+  schedule: schedule_lib.Schedule,
+  guided: np.ndarray,
+  eta: schedule_lib.Eta | None = None,
+  plan: SDEPlan | None = None,
+  on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Trajectory:
   """Integrates the flow from noise to data.
 
@@ -117,7 +135,14 @@ def sample(
   times = jnp.asarray(schedule.times(), initial.dtype)
   rows = initial.shape[0]
   zeros = jnp.zeros(rows, initial.dtype)
-  state = Trajectory(initial, jnp.zeros_like(initial), jnp.zeros_like(initial), zeros, zeros, zeros)
+  state = Trajectory(
+    initial,
+    jnp.zeros_like(initial),
+    jnp.zeros_like(initial),
+    zeros,
+    zeros,
+    zeros,
+  )
 
   def advance(is_guided: bool, state: Trajectory, step: jax.Array):
     t = jnp.broadcast_to(times[step], (rows,))
@@ -130,7 +155,11 @@ def sample(
     is_sde = (step >= plan.index) & (step < plan.index + plan.steps)
     return _sde_update(state, v, t, dt, eta, plan.noise(step), is_sde), None
 
-  for is_guided, steps in itertools.groupby(range(schedule.num_steps), lambda i: bool(guided[i])):
-    advance_phase = lambda state, step, is_guided=is_guided: advance(is_guided, state, step)
+  for is_guided, steps in itertools.groupby(
+    range(schedule.num_steps), lambda i: bool(guided[i])
+  ):
+    advance_phase = lambda state, step, is_guided=is_guided: advance(
+      is_guided, state, step
+    )
     state, _ = jax.lax.scan(advance_phase, state, jnp.array(list(steps)))
   return state

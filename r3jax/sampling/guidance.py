@@ -29,7 +29,9 @@ class Guidance:
 
   def __post_init__(self):
     if self.renorm not in ("global", "channel", "text_channel"):
-      raise ValueError(f"renorm must be global, channel or text_channel; got {self.renorm!r}")
+      raise ValueError(
+        f"renorm must be global, channel or text_channel; got {self.renorm!r}"
+      )
 
   @property
   def uses_text(self) -> bool:
@@ -46,17 +48,26 @@ class Guidance:
     return (t > self.interval[0]) & (t <= self.interval[1]) & self.uses_text
 
 
-def _renormed(guided: types.Latent, velocity: types.Latent, axes: tuple[int, ...], least: float):
+def _renormed(
+  guided: types.Latent,
+  velocity: types.Latent,
+  axes: tuple[int, ...],
+  least: float,
+):
   tiny = jnp.finfo(velocity.dtype).tiny  # the root has no gradient at 0
-  norm = lambda x: jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=axes, keepdims=True), tiny))
-  return guided * jnp.clip(norm(velocity) / (norm(guided) + _EPSILON), least, 1.0)
+  norm = lambda x: jnp.sqrt(
+    jnp.maximum(jnp.sum(x * x, axis=axes, keepdims=True), tiny)
+  )
+  return guided * jnp.clip(
+    norm(velocity) / (norm(guided) + _EPSILON), least, 1.0
+  )
 
 
 def combine(
-    guidance: Guidance,
-    velocity: types.Latent,
-    without_text: types.Latent,
-    without_image: types.Latent | None = None,
+  guidance: Guidance,
+  velocity: types.Latent,
+  without_text: types.Latent,
+  without_image: types.Latent | None = None,
 ) -> types.Latent:
   """Combines the branches of one step.
 
@@ -84,7 +95,7 @@ def combine(
 
 
 def combine_where_active(
-    guidance: Guidance, t: types.Time, branches: tuple[types.Latent, ...]
+  guidance: Guidance, t: types.Time, branches: tuple[types.Latent, ...]
 ) -> types.Latent:
   """Combines the branches (v, u[, w]) of the rows whose time is guided; elsewhere returns v.
 

@@ -48,7 +48,9 @@ class Eta:
 
   def __post_init__(self):
     if self.mode not in ("constant", "monotonic"):
-      raise ValueError(f"eta mode must be 'constant' or 'monotonic'; got {self.mode!r}")
+      raise ValueError(
+        f"eta mode must be 'constant' or 'monotonic'; got {self.mode!r}"
+      )
 
   def __call__(self, t: jax.Array) -> jax.Array:
     """Returns eta(t), same shape as t."""

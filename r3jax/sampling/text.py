@@ -35,10 +35,14 @@ class TextSampling:
 
   def __post_init__(self):
     if self.top_p < 1 and self.top_k > 0:
-      raise ValueError(f"set top_p or top_k, not both; got top_p={self.top_p}, top_k={self.top_k}")
+      raise ValueError(
+        f"set top_p or top_k, not both; got top_p={self.top_p}, top_k={self.top_k}"
+      )
 
 
-def candidates(logits: jax.Array, sampling: TextSampling) -> tuple[jax.Array, jax.Array]:
+def candidates(
+  logits: jax.Array, sampling: TextSampling
+) -> tuple[jax.Array, jax.Array]:
   """Returns the tokens that may be drawn and their probabilities, best first where filtered.
 
   top_p: of the min(1000, V) best tokens, one is kept if those better than it have a total
@@ -61,11 +65,15 @@ def candidates(logits: jax.Array, sampling: TextSampling) -> tuple[jax.Array, ja
   if sampling.top_k > 0:
     best, ids = jax.lax.top_k(scaled, min(sampling.top_k, logits.shape[-1]))
     return ids, jax.nn.softmax(best, axis=-1)
-  ids = jnp.broadcast_to(jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape)
+  ids = jnp.broadcast_to(
+    jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape
+  )
   return ids, jax.nn.softmax(scaled, axis=-1)
 
 
-def draw(logits: jax.Array, uniform: types.PerSample, sampling: TextSampling) -> jax.Array:
+def draw(
+  logits: jax.Array, uniform: types.PerSample, sampling: TextSampling
+) -> jax.Array:
   """Draws one token per row by inverting the cumulative distribution at `uniform`.
 
   Args:
@@ -82,13 +90,19 @@ def draw(logits: jax.Array, uniform: types.PerSample, sampling: TextSampling) ->
   cumulative = jnp.cumsum(probabilities, axis=-1)
   past = cumulative <= uniform[:, None] * cumulative[:, -1:]
   place = jnp.minimum(past.sum(axis=-1), ids.shape[-1] - 1)
-  return jnp.take_along_axis(ids, place[:, None], axis=-1)[:, 0].astype(jnp.int32)
+  return jnp.take_along_axis(ids, place[:, None], axis=-1)[:, 0].astype(
+    jnp.int32
+  )
 
 
 def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
   """Returns log softmax(logits)[ids] over the last axis: temperature 1, no filter."""
   # Not a gather: the vocabulary may be split over devices.
-  chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0), axis=-1, keepdims=True)
+  chosen = jnp.sum(
+    jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0),
+    axis=-1,
+    keepdims=True,
+  )
   best = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
   rest = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1, keepdims=True))
   # in this order: small differences of large logits stay exact
@@ -113,7 +127,9 @@ class _Carry:
   going: jax.Array  # [] a row, of any replica, has not ended
 
 
-def _begun(model: bagel.Bagel, name: str, shape: tuple[int, int], like: bagel.Cache) -> _Carry:
+def _begun(
+  model: bagel.Bagel, name: str, shape: tuple[int, int], like: bagel.Cache
+) -> _Carry:
   """Returns the carry before the first step: only the begin token is there.
 
   Args:
@@ -123,15 +139,33 @@ def _begun(model: bagel.Bagel, name: str, shape: tuple[int, int], like: bagel.Ca
     like: any cache of the model, for the sizes of its entries.
   """
   rows, capacity = shape
-  entries = jnp.zeros((like.key.shape[0], rows, capacity, *like.key.shape[3:]), like.key.dtype)
-  ids = jnp.zeros(shape, jnp.int32).at[:, 0].set(model.config.special_ids.text_begin)
-  logprobs = jnp.zeros((rows, capacity - 1), layers.at_least_float32(model.dtype))
+  entries = jnp.zeros(
+    (like.key.shape[0], rows, capacity, *like.key.shape[3:]), like.key.dtype
+  )
+  ids = (
+    jnp.zeros(shape, jnp.int32)
+    .at[:, 0]
+    .set(model.config.special_ids.text_begin)
+  )
+  logprobs = jnp.zeros(
+    (rows, capacity - 1), layers.at_least_float32(model.dtype)
+  )
   cache = bagel.Cache(entries, entries, (name,))
-  return _Carry(jnp.int32(0), Decoded(ids, jnp.full(rows, capacity), logprobs, cache), jnp.zeros(rows, bool), jnp.bool_(True))
+  return _Carry(
+    jnp.int32(0),
+    Decoded(ids, jnp.full(rows, capacity), logprobs, cache),
+    jnp.zeros(rows, bool),
+    jnp.bool_(True),
+  )
 
 
 def _advanced(
-    carry: _Carry, logits: jax.Array, cache: bagel.Cache, uniforms: jax.Array, sampling: TextSampling, end: int
+  carry: _Carry,
+  logits: jax.Array,
+  cache: bagel.Cache,
+  uniforms: jax.Array,
+  sampling: TextSampling,
+  end: int,
 ) -> _Carry:
   """Draws the token after the one that was fed; at the last slot but one it is the end token."""
   decoded, step = carry.decoded, carry.step
@@ -143,29 +177,33 @@ def _advanced(
   going = jnp.any(~ended)
   if sampling.axis:
     going = collectives.largest(going.astype(jnp.int32), sampling.axis) > 0
-  write = lambda array, new, at: array.at[:, at].set(jnp.where(live, new, array[:, at]))
+  write = lambda array, new, at: array.at[:, at].set(
+    jnp.where(live, new, array[:, at])
+  )
   return _Carry(
-      step=step + 1,
-      decoded=Decoded(
-          ids=write(decoded.ids, jnp.where(step == last, end, drawn), place + 1),
-          lengths=jnp.where(ended & ~carry.ended, step + 1, decoded.lengths),
-          behavior_logprob=write(decoded.behavior_logprob, logprob(logits, drawn), place),
-          cache=cache,
+    step=step + 1,
+    decoded=Decoded(
+      ids=write(decoded.ids, jnp.where(step == last, end, drawn), place + 1),
+      lengths=jnp.where(ended & ~carry.ended, step + 1, decoded.lengths),
+      behavior_logprob=write(
+        decoded.behavior_logprob, logprob(logits, drawn), place
       ),
-      ended=ended,
-      going=going,
+      cache=cache,
+    ),
+    ended=ended,
+    going=going,
   )
 
 
 def decode(
-    model: bagel.Bagel,
-    policy: types.Params,
-    layout: segments.Layout,
-    name: str,
-    past: Sequence[bagel.Cache],
-    lengths: Mapping[str, types.Lengths],
-    uniforms: jax.Array,
-    sampling: TextSampling,
+  model: bagel.Bagel,
+  policy: types.Params,
+  layout: segments.Layout,
+  name: str,
+  past: Sequence[bagel.Cache],
+  lengths: Mapping[str, types.Lengths],
+  uniforms: jax.Array,
+  sampling: TextSampling,
 ) -> Decoded:
   """Samples the text segment `name` after the cached context, until every row has ended.
 
@@ -193,7 +231,14 @@ def decode(
   def advance(carry: _Carry) -> _Carry:
     fed = carry.decoded.ids[:, carry.step]
     logits, cache = model.apply(
-        {"params": policy}, layout, fed, carry.step, lengths, past, carry.decoded.cache, method="step"
+      {"params": policy},
+      layout,
+      fed,
+      carry.step,
+      lengths,
+      past,
+      carry.decoded.cache,
+      method="step",
     )
     return _advanced(carry, logits, cache, uniforms, sampling, end)
 

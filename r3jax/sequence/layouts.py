@@ -38,35 +38,50 @@ EDIT = ("edit", "edit_without_text", "edit_without_image")
 def reason(capacities: Capacities) -> segments.Layout:
   """Returns T(system) T(prompt) T(thought) N | T(system) N."""
   context = ("system", "prompt", "thought")
-  return segments.Layout((
+  return segments.Layout(
+    (
       segments.text("system", capacities.system),
       segments.text("prompt", capacities.prompt, context[:1]),
       segments.text("thought", capacities.thought, context[:2]),
       segments.image("draft", "noise", capacities.latent_grid, context),
-      segments.image("draft_without_text", "noise", capacities.latent_grid, context[:1]),
-  ))
+      segments.image(
+        "draft_without_text", "noise", capacities.latent_grid, context[:1]
+      ),
+    )
+  )
 
 
 def reflect(capacities: Capacities) -> segments.Layout:
   """Returns T(system) V T(question) T(answer)."""
   context = ("system", "seen", "question")
-  return segments.Layout((
+  return segments.Layout(
+    (
       segments.text("system", capacities.system),
       segments.image("seen", "vit", capacities.vit_grid, context[:1]),
       segments.text("question", capacities.question, context[:2]),
       segments.text("answer", capacities.answer, context),
-  ))
+    )
+  )
 
 
 def refine(capacities: Capacities) -> segments.Layout:
   """Returns A V T(instruction) N | A V N | T(instruction) N."""
   context = ("source", "seen", "instruction")
-  return segments.Layout((
+  return segments.Layout(
+    (
       segments.image("source", "clean", capacities.latent_grid),
       segments.image("seen", "vit", capacities.vit_grid, context[:1]),
       segments.text("instruction", capacities.instruction, context[:2]),
       segments.image("edit", "noise", capacities.latent_grid, context),
-      segments.image("edit_without_text", "noise", capacities.latent_grid, context[:2]),
+      segments.image(
+        "edit_without_text", "noise", capacities.latent_grid, context[:2]
+      ),
       segments.text("instruction_alone", capacities.instruction),
-      segments.image("edit_without_image", "noise", capacities.latent_grid, ("instruction_alone",)),
-  ))
+      segments.image(
+        "edit_without_image",
+        "noise",
+        capacities.latent_grid,
+        ("instruction_alone",),
+      ),
+    )
+  )

@@ -53,7 +53,9 @@ def text(name: str, capacity: int, sees: Sequence[str] = ()) -> Segment:
   return Segment(name, "text", capacity, tuple(sees))
 
 
-def image(name: str, kind: Kind, grid: tuple[int, int], sees: Sequence[str] = ()) -> Segment:
+def image(
+  name: str, kind: Kind, grid: tuple[int, int], sees: Sequence[str] = ()
+) -> Segment:
   """Returns an image segment: begin marker, `grid` tokens row by row, end marker."""
   return Segment(name, kind, grid[0] * grid[1] + 2, tuple(sees), tuple(grid))
 
@@ -70,7 +72,7 @@ class Layout:
       missing = [name for name in segment.sees if name not in seen]
       if missing or segment.name in seen:
         raise ValueError(
-            f"a segment must have a new name and see earlier segments only; {segment.name!r} sees {missing}"
+          f"a segment must have a new name and see earlier segments only; {segment.name!r} sees {missing}"
         )
       seen.add(segment.name)
 
@@ -111,7 +113,7 @@ def _expert_offsets(segment: Segment) -> tuple[list[int], list[int]]:
   return [everything[0], everything[-1]], everything[1:-1]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _slots(layout: Layout, names: tuple[str, ...]) -> Slots:
   streams: tuple[list, list] = ([], [])
   ranges = {}
@@ -119,7 +121,9 @@ def _slots(layout: Layout, names: tuple[str, ...]) -> Slots:
     starts = [len(stream) for stream in streams]
     for stream, offsets in zip(streams, _expert_offsets(layout[name])):
       stream.extend((layout.index(name), offset) for offset in offsets)
-    ranges[name] = tuple(slice(start, len(stream)) for start, stream in zip(starts, streams))
+    ranges[name] = tuple(
+      slice(start, len(stream)) for start, stream in zip(starts, streams)
+    )
   table = np.array(streams[0] + streams[1], np.int32).reshape(-1, 2)
   return Slots(table[:, 0], table[:, 1], len(streams[0]), ranges)
 
@@ -139,7 +143,10 @@ def start(layout: Layout, name: str, lengths: Mapping[str, types.Lengths]):
 
 
 def positions(
-    layout: Layout, names: Sequence[str], lengths: Mapping[str, types.Lengths], rows: int
+  layout: Layout,
+  names: Sequence[str],
+  lengths: Mapping[str, types.Lengths],
+  rows: int,
 ) -> types.Positions:
   """Returns the rotary positions of the slots of the named segments.
 
@@ -155,17 +162,26 @@ def positions(
   slots = layout.slots(names)
   first = {name: start(layout, name, lengths) for name in names}
   starts = _per_segment(layout, first, rows)[:, slots.segment]
-  is_text = np.array([segment.kind == "text" for segment in layout.segments])[slots.segment]
+  is_text = np.array([segment.kind == "text" for segment in layout.segments])[
+    slots.segment
+  ]
   return starts + jnp.asarray(slots.offset * is_text)
 
 
-def _per_segment(layout: Layout, values: Mapping[str, types.Lengths | int], rows: int):
+def _per_segment(
+  layout: Layout, values: Mapping[str, types.Lengths | int], rows: int
+):
   """Returns [B, segments] int32 of one value per segment, 0 where none is given."""
   columns = [values.get(segment.name, 0) for segment in layout.segments]
-  return jnp.stack([jnp.broadcast_to(jnp.asarray(c, jnp.int32), (rows,)) for c in columns], axis=1)
+  return jnp.stack(
+    [jnp.broadcast_to(jnp.asarray(c, jnp.int32), (rows,)) for c in columns],
+    axis=1,
+  )
 
 
-def visibility(layout: Layout, queries: Sequence[str], keys: Sequence[str]) -> np.ndarray:
+def visibility(
+  layout: Layout, queries: Sequence[str], keys: Sequence[str]
+) -> np.ndarray:
   """Returns the static part of the mask, [T, S]: who may see whom if every slot is filled."""
   query, key = layout.slots(queries), layout.slots(keys)
   number = len(layout.segments)
@@ -174,22 +190,31 @@ def visibility(layout: Layout, queries: Sequence[str], keys: Sequence[str]) -> n
     sees[i, [layout.index(name) for name in segment.sees]] = True
   across = sees[query.segment[:, None], key.segment[None, :]]
   same = query.segment[:, None] == key.segment[None, :]
-  is_text = np.array([segment.kind == "text" for segment in layout.segments])[query.segment]
+  is_text = np.array([segment.kind == "text" for segment in layout.segments])[
+    query.segment
+  ]
   inside = ~is_text[:, None] | (key.offset[None, :] <= query.offset[:, None])
   return across | (same & inside)
 
 
 def filled(
-    layout: Layout, names: Sequence[str], lengths: Mapping[str, types.Lengths], rows: int
+  layout: Layout,
+  names: Sequence[str],
+  lengths: Mapping[str, types.Lengths],
+  rows: int,
 ) -> types.Filled:
   """Returns which slots hold a token, [B, T]; image slots always do."""
   slots = layout.slots(names)
   held = {
-      segment.name: lengths[segment.name] if segment.kind == "text" else segment.capacity
-      for segment in layout.segments
-      if segment.name in names
+    segment.name: lengths[segment.name]
+    if segment.kind == "text"
+    else segment.capacity
+    for segment in layout.segments
+    if segment.name in names
   }
-  return _per_segment(layout, held, rows)[:, slots.segment] > jnp.asarray(slots.offset)
+  return _per_segment(layout, held, rows)[:, slots.segment] > jnp.asarray(
+    slots.offset
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +230,7 @@ class View:
     return _visible(self)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _visible(view: View) -> np.ndarray:
   return visibility(view.layout, view.queries, view.keys)
 
@@ -224,11 +249,14 @@ class Mask:
 
 
 def mask(
-    layout: Layout,
-    queries: Sequence[str],
-    keys: Sequence[str],
-    lengths: Mapping[str, types.Lengths],
-    rows: int,
+  layout: Layout,
+  queries: Sequence[str],
+  keys: Sequence[str],
+  lengths: Mapping[str, types.Lengths],
+  rows: int,
 ) -> Mask:
   """Returns who attends to whom: the slots of the segments `queries` to those of `keys`."""
-  return Mask(filled(layout, keys, lengths, rows), View(layout, tuple(queries), tuple(keys)))
+  return Mask(
+    filled(layout, keys, lengths, rows),
+    View(layout, tuple(queries), tuple(keys)),
+  )

@@ -10,7 +10,9 @@ import dataclasses
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array
+from jaxtyping import Bool
+from jaxtyping import Int
 import numpy as np
 
 from r3jax import types
@@ -91,17 +93,25 @@ def _check_exact(vocabulary: dict[str, int], words: list[str]) -> None:
   """Checks that "no further edit" cannot arise across tokens other than `words`."""
   for token in set(vocabulary) - set(words):
     text = token.lower()
-    if text.endswith(("no", "no further")) or text.startswith(("edit", "further edit")):
-      raise ValueError(f"no token may hold a part of {_STOP!r} at its edge; saw {token!r}")
+    if text.endswith(("no", "no further")) or text.startswith(
+      ("edit", "further edit")
+    ):
+      raise ValueError(
+        f"no token may hold a part of {_STOP!r} at its edge; saw {token!r}"
+      )
 
 
-def _tagged_tokens(tokenizer: tokenization.TextTokenizer) -> list[tuple[int, tuple[int, ...]]]:
+def _tagged_tokens(
+  tokenizer: tokenization.TextTokenizer,
+) -> list[tuple[int, tuple[int, ...]]]:
   tagged = []
   for token, token_id in tokenizer.vocabulary.items():
     if token in (OPEN, CLOSE) or not (OPEN in token or CLOSE in token):
       continue
     if max(token.count(OPEN), token.count(CLOSE)) < 2 or CLOSE not in token:
-      raise ValueError(f"a token that holds tags must hold one of them twice; saw {token!r}")
+      raise ValueError(
+        f"a token that holds tags must hold one of them twice; saw {token!r}"
+      )
     tagged.append((token_id, tuple(tokenizer.encode(edit_instruction(token)))))
   return sorted(tagged)
 
@@ -115,30 +125,36 @@ def tag_ids(tokenizer: tokenization.TextTokenizer) -> TagIds:
   words = [OPEN, CLOSE, *_STOP.split()]
   vocabulary = tokenizer.vocabulary
   missing = [word for word in words if word not in vocabulary]
-  if missing or tokenizer.decode([vocabulary[word] for word in words]) != " ".join(words):
+  if missing or tokenizer.decode(
+    [vocabulary[word] for word in words]
+  ) != " ".join(words):
     raise ValueError(
-        f"the token parser needs {words} as whole words joined by spaces (missing: {missing});"
-        " use parse_strings for other vocabularies"
+      f"the token parser needs {words} as whole words joined by spaces (missing: {missing});"
+      " use parse_strings for other vocabularies"
     )
   _check_exact(vocabulary, words)
-  think_open, think_close, no, further, edit = [vocabulary[word] for word in words]
+  think_open, think_close, no, further, edit = [
+    vocabulary[word] for word in words
+  ]
   special = tokenizer.special_ids
   return TagIds(
-      text_begin=special.text_begin,
-      text_end=special.text_end,
-      think_open=think_open,
-      think_close=think_close,
-      no=no,
-      further=further,
-      edit=edit,
-      fallback=tuple(tokenizer.encode(NO_EDIT)),
-      tagged=tuple(_tagged_tokens(tokenizer)),
-      stopping=tuple(sorted(i for token, i in vocabulary.items() if says_stop(token))),
+    text_begin=special.text_begin,
+    text_end=special.text_end,
+    think_open=think_open,
+    think_close=think_close,
+    no=no,
+    further=further,
+    edit=edit,
+    fallback=tuple(tokenizer.encode(NO_EDIT)),
+    tagged=tuple(_tagged_tokens(tokenizer)),
+    stopping=tuple(
+      sorted(i for token, i in vocabulary.items() if says_stop(token))
+    ),
   )
 
 
 def _token_format(
-    ids: types.TokenIds, body: Bool[Array, "B T"], stage: str, tags: TagIds
+  ids: types.TokenIds, body: Bool[Array, "B T"], stage: str, tags: TagIds
 ) -> types.PerSample:
   """Computes `format_reward` [B]; `body` [B, T] marks the slots between begin and end."""
   opens = body & (ids == tags.think_open)
@@ -147,7 +163,9 @@ def _token_format(
   tagged = (body & _any_of(ids, [token for token, _ in tags.tagged])).any(1)
   last = body & ~jnp.roll(body, -1, 1)
   ends = (closes & last).any(1)
-  return (opens[:, 1] & once & ~tagged & (ends == (stage == "reason"))).astype(jnp.float32)
+  return (opens[:, 1] & once & ~tagged & (ends == (stage == "reason"))).astype(
+    jnp.float32
+  )
 
 
 def _any_of(ids: types.TokenIds, values) -> Bool[Array, "B T"]:
@@ -155,7 +173,7 @@ def _any_of(ids: types.TokenIds, values) -> Bool[Array, "B T"]:
 
 
 def _starts_phrase(
-    ids: types.TokenIds, body: Bool[Array, "B T"], tags: TagIds
+  ids: types.TokenIds, body: Bool[Array, "B T"], tags: TagIds
 ) -> Bool[Array, "B T"]:
   """Marks slots [B, T] where "no further edit" begins inside the body."""
   further, edit = jnp.roll(ids, -1, 1), jnp.roll(ids, -2, 1)
@@ -173,7 +191,11 @@ def _tail_table(tags: TagIds) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _instruction_ids(
-    ids: types.TokenIds, lengths: types.Lengths, last: Int[Array, " B"], tags: TagIds, width: int
+  ids: types.TokenIds,
+  lengths: types.Lengths,
+  last: Int[Array, " B"],
+  tags: TagIds,
+  width: int,
 ) -> tuple[Int[Array, "B width"], types.Lengths]:
   """Returns the ids after the closing token at `last` [B], int32 [B, width], and their number."""
   table, sizes = _tail_table(tags)
@@ -186,10 +208,14 @@ def _instruction_ids(
   from_tail = jnp.take(tail, jnp.minimum(slot, table.shape[1] - 1), axis=1)
   at = (last + 1 - size)[:, None] + slot
   from_ids = jnp.take_along_axis(ids, jnp.clip(at, 0, ids.shape[1] - 1), 1)
-  return jnp.where(slot < size[:, None], from_tail, from_ids), size + lengths - 2 - last
+  return jnp.where(
+    slot < size[:, None], from_tail, from_ids
+  ), size + lengths - 2 - last
 
 
-def _segment(ids: Int[Array, "B width"], count: types.Lengths, tags: TagIds) -> Int[Array, "B capacity"]:
+def _segment(
+  ids: Int[Array, "B width"], count: types.Lengths, tags: TagIds
+) -> Int[Array, "B capacity"]:
   """Puts markers around the first `count` of ids [B, I - 2], zeros after; int32 [B, I]."""
   count = count[:, None]
   slot = jnp.arange(ids.shape[1] + 2)
@@ -199,11 +225,11 @@ def _segment(ids: Int[Array, "B width"], count: types.Lengths, tags: TagIds) -> 
 
 
 def parse_tokens(
-    ids: types.TokenIds,
-    lengths: types.Lengths,
-    stage: str,
-    tags: TagIds,
-    instruction_capacity: int,
+  ids: types.TokenIds,
+  lengths: types.Lengths,
+  stage: str,
+  tags: TagIds,
+  instruction_capacity: int,
 ) -> Parsed:
   """Parses sampled thoughts inside a compiled program; equals `parse_strings`.
 
@@ -236,20 +262,20 @@ def parse_tokens(
   stops = _starts_phrase(ids, body, tags) | (body & _any_of(ids, tags.stopping))
   kept = jnp.minimum(count, width)
   return Parsed(
-      format=_token_format(ids, body, stage, tags),
-      instruction=_segment(after, kept, tags),
-      instruction_length=(kept + 2).astype(jnp.int32),
-      stop=~found | (stops & (slot > last[:, None])).any(1),
-      truncated=count > width,
+    format=_token_format(ids, body, stage, tags),
+    instruction=_segment(after, kept, tags),
+    instruction_length=(kept + 2).astype(jnp.int32),
+    stop=~found | (stops & (slot > last[:, None])).any(1),
+    truncated=count > width,
   )
 
 
 def parse_strings(
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    stage: str,
-    tokenizer: tokenization.TextTokenizer,
-    instruction_capacity: int,
+  ids: np.ndarray,
+  lengths: np.ndarray,
+  stage: str,
+  tokenizer: tokenization.TextTokenizer,
+  instruction_capacity: int,
 ) -> Parsed:
   """Parses sampled thoughts on the host: decode, string rules, encode; for any vocabulary.
 
@@ -264,20 +290,29 @@ def parse_strings(
     The fields of `parse_tokens` as numpy arrays of the same dtypes.
   """
   ids, lengths = np.asarray(ids), np.asarray(lengths)
-  rows = [row[1 : length - 1].tolist() for row, length in zip(ids, lengths, strict=True)]
+  rows = [
+    row[1 : length - 1].tolist()
+    for row, length in zip(ids, lengths, strict=True)
+  ]
   texts = [tokenizer.decode(row) for row in rows]
   instructions = [edit_instruction(text) for text in texts]
   encoded = [tokenizer.encode(instruction) for instruction in instructions]
   special = tokenizer.special_ids
   segments = np.zeros((len(rows), instruction_capacity), np.int32)
   for segment, tokens in zip(segments, encoded, strict=True):
-    kept = [special.text_begin, *tokens[: instruction_capacity - 2], special.text_end]
+    kept = [
+      special.text_begin,
+      *tokens[: instruction_capacity - 2],
+      special.text_end,
+    ]
     segment[: len(kept)] = kept
   sizes = np.asarray([len(tokens) + 2 for tokens in encoded], np.int32)
   return Parsed(
-      format=np.asarray([format_reward(text, stage) for text in texts], np.float32),
-      instruction=segments,
-      instruction_length=np.minimum(sizes, instruction_capacity),
-      stop=np.asarray([says_stop(instruction) for instruction in instructions]),
-      truncated=sizes > instruction_capacity,
+    format=np.asarray(
+      [format_reward(text, stage) for text in texts], np.float32
+    ),
+    instruction=segments,
+    instruction_length=np.minimum(sizes, instruction_capacity),
+    stop=np.asarray([says_stop(instruction) for instruction in instructions]),
+    truncated=sizes > instruction_capacity,
   )

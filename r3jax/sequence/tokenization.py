@@ -16,16 +16,16 @@ from r3jax.sequence import protocol
 # in a folder, where it has them
 FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
 SPECIAL_TOKENS = {  # field of SpecialIds -> content of the token
-    "text_begin": "<|im_start|>",
-    "text_end": "<|im_end|>",
-    "image_begin": "<|vision_start|>",
-    "image_end": "<|vision_end|>",
+  "text_begin": "<|im_start|>",
+  "text_end": "<|im_end|>",
+  "image_begin": "<|vision_start|>",
+  "image_end": "<|vision_end|>",
 }
 
 # How Qwen2 cuts text before byte-level BPE: contractions, words, single digits, punctuation, space.
 _QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
@@ -48,10 +48,19 @@ class TextTokenizer:
   @functools.cached_property
   def special_ids(self) -> protocol.SpecialIds:
     """Ids of the four markers, found by content; ValueError names those that are missing."""
-    ids = {field: self._tokenizer.token_to_id(token) for field, token in SPECIAL_TOKENS.items()}
-    missing = [SPECIAL_TOKENS[field] for field, token_id in ids.items() if token_id is None]
+    ids = {
+      field: self._tokenizer.token_to_id(token)
+      for field, token in SPECIAL_TOKENS.items()
+    }
+    missing = [
+      SPECIAL_TOKENS[field]
+      for field, token_id in ids.items()
+      if token_id is None
+    ]
     if missing:
-      raise ValueError(f"a tokenizer must hold {list(SPECIAL_TOKENS.values())}; missing: {missing}")
+      raise ValueError(
+        f"a tokenizer must hold {list(SPECIAL_TOKENS.values())}; missing: {missing}"
+      )
     return protocol.SpecialIds(**ids)
 
   def encode(self, text: str) -> list[int]:
@@ -70,10 +79,16 @@ class TextTokenizer:
     unknown_token = getattr(self._tokenizer.model, "unk_token", None)
     if unknown_token is not None:
       unknown_id = self._tokenizer.token_to_id(unknown_token)
-      at = [o for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i == unknown_id]
+      at = [
+        o
+        for i, o in zip(encoding.ids, encoding.offsets, strict=True)
+        if i == unknown_id
+      ]
       words = {text[start:stop] for start, stop in at} - {unknown_token}
       if words:
-        raise ValueError(f"words must be in the vocabulary; unknown {sorted(words)} in {text!r}")
+        raise ValueError(
+          f"words must be in the vocabulary; unknown {sorted(words)} in {text!r}"
+        )
     return encoding.ids
 
   def decode(self, ids: list[int]) -> str:
@@ -97,8 +112,8 @@ class TextTokenizer:
     ids = [special.text_begin, *self.encode(text), special.text_end]
     if len(ids) > capacity:
       raise ValueError(
-          f"a text must fit its segment: {len(ids)} tokens (begin and end included) exceed the"
-          f" capacity {capacity}: {text!r}"
+        f"a text must fit its segment: {len(ids)} tokens (begin and end included) exceed the"
+        f" capacity {capacity}: {text!r}"
       )
     slots = np.zeros(capacity, np.int32)
     slots[: len(ids)] = ids
@@ -112,7 +127,9 @@ def _json(path: epath.Path) -> dict:
   except ValueError as error:
     raise ValueError(f"{path} must be JSON: {error}") from error
   if not isinstance(found, dict):
-    raise ValueError(f"{path} must hold a JSON object; it holds a {type(found).__name__}")
+    raise ValueError(
+      f"{path} must hold a JSON object; it holds a {type(found).__name__}"
+    )
   return found
 
 
@@ -120,13 +137,19 @@ def _added_tokens(folder: epath.Path) -> list[tokenizers.AddedToken]:
   path = folder / "tokenizer_config.json"
   raw = _json(path).get("added_tokens_decoder", {}) if path.exists() else {}
   return [
-      tokenizers.AddedToken(raw[key]["content"], normalized=False, special=raw[key]["special"])
-      for key in sorted(raw, key=int)
+    tokenizers.AddedToken(
+      raw[key]["content"], normalized=False, special=raw[key]["special"]
+    )
+    for key in sorted(raw, key=int)
   ]
 
 
 def _merges(path: epath.Path) -> list[tuple[str, str]]:
-  lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#version")]
+  lines = [
+    line
+    for line in path.read_text().splitlines()
+    if line and not line.startswith("#version")
+  ]
   pairs = [tuple(line.split(" ")) for line in lines]
   bad = [line for line, pair in zip(lines, pairs) if len(pair) != 2]
   if bad:
@@ -139,10 +162,12 @@ def _byte_level_bpe(folder: epath.Path) -> tokenizers.Tokenizer:
   bpe = models.BPE(_json(folder / "vocab.json"), _merges(folder / "merges.txt"))
   tokenizer = tokenizers.Tokenizer(bpe)
   tokenizer.normalizer = normalizers.NFC()
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(tokenizers.Regex(_QWEN2_SPLIT), "isolated"),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+    ]
+  )
   tokenizer.decoder = decoders.ByteLevel()
   tokenizer.add_tokens(_added_tokens(folder))
   return tokenizer
@@ -163,9 +188,13 @@ def load(folder: epath.PathLike) -> TextTokenizer:
   """
   folder = epath.Path(folder)
   if (folder / "tokenizer.json").exists():
-    return TextTokenizer(tokenizers.Tokenizer.from_str(json.dumps(_json(folder / "tokenizer.json"))))
+    return TextTokenizer(
+      tokenizers.Tokenizer.from_str(
+        json.dumps(_json(folder / "tokenizer.json"))
+      )
+    )
   if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
     return TextTokenizer(_byte_level_bpe(folder))
   raise ValueError(
-      f"a tokenizer folder must hold tokenizer.json, or vocab.json and merges.txt: {folder}"
+    f"a tokenizer folder must hold tokenizer.json, or vocab.json and merges.txt: {folder}"
   )

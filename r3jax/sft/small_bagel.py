@@ -15,75 +15,88 @@ from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import vocabulary
 
 # Slots, begin and end included; the grammar's longest texts are 12, 19, 18 (questions), 42 and 21.
-TEXT_CAPACITIES = dict(prompt=12, thought=24, question=18, answer=44, instruction=24)
+TEXT_CAPACITIES = dict(
+  prompt=12, thought=24, question=18, answer=44, instruction=24
+)
 
 
 def sizes(model: ml_collections.ConfigDict) -> architecture.BagelConfig:
   """Returns the model's sizes for the 48x48 canvas: one latent token and one ViT patch per cell."""
   tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
-  square = architecture.ImageTransform(scenes.CANVAS, scenes.CANVAS, scenes.CELL)
+  square = architecture.ImageTransform(
+    scenes.CANVAS, scenes.CANVAS, scenes.CELL
+  )
   return architecture.BagelConfig(
-      llm=architecture.LLMConfig(
-          hidden_size=model.hidden_size,
-          intermediate_size=model.intermediate_size,
-          num_layers=model.num_layers,
-          num_heads=model.num_heads,
-          num_kv_heads=model.num_kv_heads,
-          vocab_size=tokenizer.size,
-      ),
-      vision=architecture.VisionConfig(
-          hidden_size=model.vision_hidden_size,
-          intermediate_size=model.vision_intermediate_size,
-          num_layers=model.vision_num_layers,
-          num_heads=model.vision_num_heads,
-          patch_size=scenes.CELL,
-          positions_per_side=scenes.GRID,
-      ),
-      autoencoder=architecture.AutoencoderConfig(
-          channels=model.autoencoder_channels,
-          multipliers=tuple(model.autoencoder_multipliers),
-          num_res_blocks=1,
-      ),
-      special_ids=tokenizer.special_ids,
-      max_latent_side=scenes.GRID,
-      max_patches_per_side=scenes.GRID,
-      autoencoder_transform=square,
-      vision_transform=square,
+    llm=architecture.LLMConfig(
+      hidden_size=model.hidden_size,
+      intermediate_size=model.intermediate_size,
+      num_layers=model.num_layers,
+      num_heads=model.num_heads,
+      num_kv_heads=model.num_kv_heads,
+      vocab_size=tokenizer.size,
+    ),
+    vision=architecture.VisionConfig(
+      hidden_size=model.vision_hidden_size,
+      intermediate_size=model.vision_intermediate_size,
+      num_layers=model.vision_num_layers,
+      num_heads=model.vision_num_heads,
+      patch_size=scenes.CELL,
+      positions_per_side=scenes.GRID,
+    ),
+    autoencoder=architecture.AutoencoderConfig(
+      channels=model.autoencoder_channels,
+      multipliers=tuple(model.autoencoder_multipliers),
+      num_res_blocks=1,
+    ),
+    special_ids=tokenizer.special_ids,
+    max_latent_side=scenes.GRID,
+    max_patches_per_side=scenes.GRID,
+    autoencoder_transform=square,
+    vision_transform=square,
   )
 
 
-def capacities(tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers) -> layouts.Capacities:
+def capacities(
+  tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers
+) -> layouts.Capacities:
   """Returns the slots of every segment."""
   return layouts.Capacities(
-      system=len(system_ids(tokenizer, protocol.GEN_THINK)),
-      latent_grid=towers.latent_grid,
-      vit_grid=towers.vit_grid,
-      **TEXT_CAPACITIES,
+    system=len(system_ids(tokenizer, protocol.GEN_THINK)),
+    latent_grid=towers.latent_grid,
+    vit_grid=towers.vit_grid,
+    **TEXT_CAPACITIES,
   )
 
 
-def system_ids(tokenizer: tokenization.TextTokenizer, prompt: str) -> tuple[int, ...]:
+def system_ids(
+  tokenizer: tokenization.TextTokenizer, prompt: str
+) -> tuple[int, ...]:
   """Returns a system prompt's segment, begin and end included."""
   ids = tokenizer.special_ids
   return (ids.text_begin, *tokenizer.encode(prompt), ids.text_end)
 
 
-def sft_settings(tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers) -> settings.Settings:
+def sft_settings(
+  tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers
+) -> settings.Settings:
   """Returns settings for supervised training, where only layouts and system prompts matter."""
   greedy = text.TextSampling(0.0)
   flow = settings.FlowSettings(
-      schedule.Schedule(2), guidance.Guidance(1.0, 1.0, "global"), schedule.Eta("constant", 1.0), 0
+    schedule.Schedule(2),
+    guidance.Guidance(1.0, 1.0, "global"),
+    schedule.Eta("constant", 1.0),
+    0,
   )
   return settings.Settings(
-      groups=1,
-      group_size=2,
-      capacities=capacities(tokenizer, towers),
-      reason_text=greedy,
-      reflect_text=greedy,
-      reason_flow=flow,
-      refine_flow=flow,
-      loss=settings.LossSettings(1.0, 1.0, 0.0, 0.0, 0.2, False, 1.0),
-      pool_perfect=0.0,
-      system_reason=system_ids(tokenizer, protocol.GEN_THINK),
-      system_reflect=system_ids(tokenizer, protocol.VLM_THINK),
+    groups=1,
+    group_size=2,
+    capacities=capacities(tokenizer, towers),
+    reason_text=greedy,
+    reflect_text=greedy,
+    reason_flow=flow,
+    refine_flow=flow,
+    loss=settings.LossSettings(1.0, 1.0, 0.0, 0.0, 0.2, False, 1.0),
+    pool_perfect=0.0,
+    system_reason=system_ids(tokenizer, protocol.GEN_THINK),
+    system_reflect=system_ids(tokenizer, protocol.VLM_THINK),
   )

@@ -33,7 +33,11 @@ from r3jax.worlds.shapes import scenes
 
 
 def autoencoder_loss(
-    model: autoencoder.Autoencoder, params: types.Params, images: types.Images, kl_weight: float, key
+  model: autoencoder.Autoencoder,
+  params: types.Params,
+  images: types.Images,
+  kl_weight: float,
+  key,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns pixel MSE + kl_weight * KL(posterior | standard normal), and its parts.
 
@@ -49,14 +53,16 @@ def autoencoder_loss(
   mean, logvar = jnp.split(moments, 2, axis=-1)
   logvar = jnp.clip(logvar, -20.0, 10.0)
   z = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-  restored = model.apply({"params": params}, z, method=lambda module, z: module.decoder(z))
+  restored = model.apply(
+    {"params": params}, z, method=lambda module, z: module.decoder(z)
+  )
   mse = jnp.mean((restored - pixels) ** 2)
   kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1 - logvar)
   return mse + kl_weight * kl, {"mse": mse, "kl": kl}
 
 
 def vision_loss(
-    tower: siglip.VisionTransformer, params: types.Params, scene: scenes.Scene
+  tower: siglip.VisionTransformer, params: types.Params, scene: scenes.Scene
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the cross-entropy of a linear reading of every cell's ViT feature, and its parts.
 
@@ -68,22 +74,40 @@ def vision_loss(
   """
   pixels = preprocess.to_pixels(scenes.render(scene))
   positions = layers.grid_positions(scenes.GRID, scenes.GRID, scenes.GRID)
-  features = tower.apply({"params": params["tower"]}, layers.patchify(pixels, scenes.CELL), positions)
-  state, shape, color = jnp.split(features @ params["head"], (3, 3 + len(scenes.SHAPES)), axis=-1)
+  features = tower.apply(
+    {"params": params["tower"]}, layers.patchify(pixels, scenes.CELL), positions
+  )
+  state, shape, color = jnp.split(
+    features @ params["head"], (3, 3 + len(scenes.SHAPES)), axis=-1
+  )
   filled = scene.shape >= 0
   clear = filled & (scene.ghost_shape < 0)
   cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-  mean = lambda x: jnp.sum(jnp.where(clear, x, 0.0)) / jnp.maximum(jnp.sum(clear), 1)
-  of_state = jnp.mean(cross_entropy(state, jnp.where(filled, jnp.where(clear, 1, 2), 0)))
+  mean = lambda x: (
+    jnp.sum(jnp.where(clear, x, 0.0)) / jnp.maximum(jnp.sum(clear), 1)
+  )
+  of_state = jnp.mean(
+    cross_entropy(state, jnp.where(filled, jnp.where(clear, 1, 2), 0))
+  )
   of_shape = mean(cross_entropy(shape, jnp.maximum(scene.shape, 0)))
   value = of_state + of_shape + mean(cross_entropy(color, scene.color))
-  return value, {"vision": value, "shapes right": mean(jnp.argmax(shape, -1) == scene.shape)}
+  return value, {
+    "vision": value,
+    "shapes right": mean(jnp.argmax(shape, -1) == scene.shape),
+  }
 
 
-def adamw(learning_rate: float, num_steps: int, warmup: int) -> optax.GradientTransformation:
+def adamw(
+  learning_rate: float, num_steps: int, warmup: int
+) -> optax.GradientTransformation:
   """Returns AdamW (0.9, 0.95) with clipping at norm 1, linear warm-up and cosine decay."""
-  schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, num_steps, learning_rate * 0.01)
-  return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, 0.9, 0.95, weight_decay=0.0))
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, warmup, num_steps, learning_rate * 0.01
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(schedule, 0.9, 0.95, weight_decay=0.0),
+  )
 
 
 @flax.struct.dataclass
@@ -96,12 +120,12 @@ class SFTState:
 
 
 def fit(
-    loss: Callable,
-    params: types.Params,
-    optimizer: optax.GradientTransformation,
-    batches: Iterator,
-    seed: int,
-    watch: Callable[[int, types.Params, dict], None],
+  loss: Callable,
+  params: types.Params,
+  optimizer: optax.GradientTransformation,
+  batches: Iterator,
+  seed: int,
+  watch: Callable[[int, types.Params, dict], None],
 ) -> types.Params:
   """Minimises a loss over batches, which are split over all devices.
 
@@ -120,9 +144,15 @@ def fit(
   @jax.jit
   def step(state: SFTState, batch):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch, key)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    return SFTState(optax.apply_updates(state.params, updates), opt_state, state.step + 1), metrics
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
+      state.params, batch, key
+    )
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    return SFTState(
+      optax.apply_updates(state.params, updates), opt_state, state.step + 1
+    ), metrics
 
   mesh = meshes.make_mesh(data=-1, fsdp=1, tensor=1)
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -154,7 +184,9 @@ class JointTraining:
   flow_weight: float
   shift: float
 
-  def loss(self, policy: types.Params, batch: batches_lib.Batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def loss(
+    self, policy: types.Params, batch: batches_lib.Batch, key
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss and its parts."""
     actor = actor_lib.Actor(self.modules, policy, self.frozen, self.settings)
     reason_key, refine_key = jax.random.split(key)
@@ -162,74 +194,139 @@ class JointTraining:
     answer = self._reflect(actor, batch.reflect)
     edit = self._refine(actor, batch.refine, refine_key)
     value = thought + answer + self.flow_weight * (draft + edit)
-    return value, {"loss": value, "thought": thought, "answer": answer, "draft": draft, "edit": edit}
+    return value, {
+      "loss": value,
+      "thought": thought,
+      "answer": answer,
+      "draft": draft,
+      "edit": edit,
+    }
 
-  def text_loss(self, policy: types.Params, batch: batches_lib.Batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def text_loss(
+    self, policy: types.Params, batch: batches_lib.Batch, key
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the part of the loss that is about texts, and its parts; images cost most of the other."""
     del key  # nothing is drawn
     actor = actor_lib.Actor(self.modules, policy, self.frozen, self.settings)
     thought, *_ = self._think(actor, batch.reason)
     answer = self._reflect(actor, batch.reflect)
-    return thought + answer, {"loss": thought + answer, "thought": thought, "answer": answer}
+    return thought + answer, {
+      "loss": thought + answer,
+      "thought": thought,
+      "answer": answer,
+    }
 
   def _think(self, actor: actor_lib.Actor, rows: batches_lib.ReasonRows):
     """Returns the thoughts' cross-entropy, and layout, lengths and caches for their images."""
-    context = contexts.reason_context(actor, _prompts(rows.prompt, rows.prompt), 1)
+    context = contexts.reason_context(
+      actor, _prompts(rows.prompt, rows.prompt), 1
+    )
     lengths = {**context.lengths, "thought": rows.thought.lengths}
-    output = actor.run(context.layout, {"thought": rows.thought.ids}, lengths, (context.cache,))
+    output = actor.run(
+      context.layout, {"thought": rows.thought.ids}, lengths, (context.cache,)
+    )
     thought = _cross_entropy(actor, output.text("thought"), rows.thought)
     return thought, context.layout, lengths, (context.cache, output.cache)
 
   def _reason(self, actor: actor_lib.Actor, rows: batches_lib.ReasonRows, key):
     thought, layout, lengths, past = self._think(actor, rows)
-    return thought, self._flow(actor, layout, self._latent(actor, rows.scene), lengths, past, layouts.DRAFT, key)
+    return thought, self._flow(
+      actor,
+      layout,
+      self._latent(actor, rows.scene),
+      lengths,
+      past,
+      layouts.DRAFT,
+      key,
+    )
 
-  def _reflect(self, actor: actor_lib.Actor, rows: batches_lib.ReflectRows) -> jax.Array:
-    features = actor.modules.towers.features(actor.frozen, scenes.render(rows.scene))
-    context = contexts.reflect_context(actor, _prompts(rows.question, rows.question), features, 1)
+  def _reflect(
+    self, actor: actor_lib.Actor, rows: batches_lib.ReflectRows
+  ) -> jax.Array:
+    features = actor.modules.towers.features(
+      actor.frozen, scenes.render(rows.scene)
+    )
+    context = contexts.reflect_context(
+      actor, _prompts(rows.question, rows.question), features, 1
+    )
     lengths = {**context.lengths, "answer": rows.answer.lengths}
-    output = actor.run(context.layout, {"answer": rows.answer.ids}, lengths, (context.cache,))
+    output = actor.run(
+      context.layout, {"answer": rows.answer.ids}, lengths, (context.cache,)
+    )
     return _cross_entropy(actor, output.text("answer"), rows.answer)
 
-  def _refine(self, actor: actor_lib.Actor, rows: batches_lib.RefineRows, key) -> jax.Array:
+  def _refine(
+    self, actor: actor_lib.Actor, rows: batches_lib.RefineRows, key
+  ) -> jax.Array:
     source = rollout.look(actor, scenes.render(rows.scene))
     context = contexts.refine_context(actor, source.latent, source.features, 1)
-    lengths = {name: rows.instruction.lengths for name in ("instruction", "instruction_alone")}
-    inputs = {name: rows.instruction.ids for name in lengths}
+    lengths = dict.fromkeys(
+      ("instruction", "instruction_alone"), rows.instruction.lengths
+    )
+    inputs = dict.fromkeys(lengths, rows.instruction.ids)
     own = actor.run(context.layout, inputs, lengths, (context.cache,)).cache
     clean = self._latent(actor, rows.target)
-    return self._flow(actor, context.layout, clean, lengths, (context.cache, own), layouts.EDIT, key)
+    return self._flow(
+      actor,
+      context.layout,
+      clean,
+      lengths,
+      (context.cache, own),
+      layouts.EDIT,
+      key,
+    )
 
-  def _latent(self, actor: actor_lib.Actor, scene: scenes.Scene) -> types.Latent:
+  def _latent(
+    self, actor: actor_lib.Actor, scene: scenes.Scene
+  ) -> types.Latent:
     return actor.modules.towers.encode(actor.frozen, scenes.render(scene))
 
   def _flow(self, actor, layout, clean, lengths, past, names, key) -> jax.Array:
     """Returns the MSE of the full branch on `copies` noisy copies and of the others on one."""
     full, *others = names
     first, second = jax.random.split(key)
-    value = self._flow_error(actor, layout, clean, lengths, past, (full,), self.copies, first)
-    rest = self._flow_error(actor, layout, clean, lengths, past, tuple(others), 1, second)
+    value = self._flow_error(
+      actor, layout, clean, lengths, past, (full,), self.copies, first
+    )
+    rest = self._flow_error(
+      actor, layout, clean, lengths, past, tuple(others), 1, second
+    )
     return value + 0.2 * rest
 
-  def _flow_error(self, actor, layout, clean, lengths, past, names, copies: int, key) -> jax.Array:
+  def _flow_error(
+    self, actor, layout, clean, lengths, past, names, copies: int, key
+  ) -> jax.Array:
     """Returns the mean of |v - (noise - data)|^2 over `copies` noisy copies and the named branches."""
     noise_key, time_key = jax.random.split(key)
     clean = jnp.repeat(clean, copies, axis=0)
-    lengths = {name: jnp.repeat(length, copies) for name, length in lengths.items()}
+    lengths = {
+      name: jnp.repeat(length, copies) for name, length in lengths.items()
+    }
     noise = jax.random.normal(noise_key, clean.shape)
     u = jax.nn.sigmoid(jax.random.normal(time_key, clean.shape[:1]))
     t = self.shift * u / (1 + (self.shift - 1) * u)
     noised = bagel.Noised(clean + t[:, None, None] * (noise - clean), t)
-    output = actor.run(layout, {name: noised for name in names}, lengths, past)
-    return sum(jnp.mean((v - (noise - clean)) ** 2) for v in actor.velocities(output, names)) / len(names)
+    output = actor.run(layout, dict.fromkeys(names, noised), lengths, past)
+    return sum(
+      jnp.mean((v - (noise - clean)) ** 2)
+      for v in actor.velocities(output, names)
+    ) / len(names)
 
 
-def _prompts(prompt: batches_lib.TextRows, question: batches_lib.TextRows) -> samples.Prompts:
+def _prompts(
+  prompt: batches_lib.TextRows, question: batches_lib.TextRows
+) -> samples.Prompts:
   rows = jnp.arange(prompt.lengths.shape[0])
-  return samples.Prompts(prompt.ids, prompt.lengths, question.ids, question.lengths, None, rows)
+  return samples.Prompts(
+    prompt.ids, prompt.lengths, question.ids, question.lengths, None, rows
+  )
 
 
-def _cross_entropy(actor: actor_lib.Actor, hidden: types.Hidden, rows: batches_lib.TextRows) -> jax.Array:
+def _cross_entropy(
+  actor: actor_lib.Actor, hidden: types.Hidden, rows: batches_lib.TextRows
+) -> jax.Array:
   """Returns the mean next-token cross-entropy, the end token included."""
   mask = losses.token_mask(rows.lengths + 1, rows.ids.shape[1])
-  return -jnp.sum(jnp.where(mask, actor.logprob(hidden, rows.ids), 0.0)) / jnp.sum(mask)
+  return -jnp.sum(
+    jnp.where(mask, actor.logprob(hidden, rows.ids), 0.0)
+  ) / jnp.sum(mask)

@@ -51,14 +51,16 @@ ENTRY %main (p: f32[2]) -> f32[2] {
 
 
 class TestCollectives:
-
   def test_are_found_in_loops_and_branches_with_their_trip_counts(self):
-    found = {(one.kind, one.bytes, one.times, one.path) for one in hlo.collectives(TEXT)}
+    found = {
+      (one.kind, one.bytes, one.times, one.path)
+      for one in hlo.collectives(TEXT)
+    }
     assert found == {
-        ("all-gather", 8 * 4 * 2, 7 * 28, ("step/while", "decode/while")),
-        ("all-reduce", 4 * 4 + 4, 7, ("step/while",)),
-        ("all-gather", 16 * 4, 1, ()),
-        ("collective-permute", 3 * 4, 1, ()),
+      ("all-gather", 8 * 4 * 2, 7 * 28, ("step/while", "decode/while")),
+      ("all-reduce", 4 * 4 + 4, 7, ("step/while",)),
+      ("all-gather", 16 * 4, 1, ()),
+      ("collective-permute", 3 * 4, 1, ()),
     }
 
   def test_other_text_is_refused(self):
@@ -72,13 +74,26 @@ class TestCollectives:
     def step(x):
       def body(total, _):
         return total + jax.lax.all_gather(x, "data").sum(), None
+
       total, _ = jax.lax.scan(body, jnp.zeros((), x.dtype), None, length=5)
       return jax.lax.psum(total * x, "data")
 
     rows = jax.sharding.PartitionSpec("data")
-    mapped = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=rows, out_specs=jax.sharding.PartitionSpec(), check_vma=False))
+    mapped = jax.jit(
+      jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=rows,
+        out_specs=jax.sharding.PartitionSpec(),
+        check_vma=False,
+      )
+    )
     text = mapped.lower(np.ones((8, 1000), np.float32)).compile().as_text()
-    found = [one for one in hlo.collectives(text) if one.kind in ("all-gather", "all-reduce")]
+    found = [
+      one
+      for one in hlo.collectives(text)
+      if one.kind in ("all-gather", "all-reduce")
+    ]
     assert ("all-reduce", 4000) in {(one.kind, one.bytes) for one in found}
     (gather,) = [one for one in found if one.kind == "all-gather"]
     # XLA may hoist it out of the loop

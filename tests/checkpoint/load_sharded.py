@@ -1,6 +1,6 @@
 """Loads a BAGEL folder over a mesh and prints what it took; run by test_streaming.py.
 
-  python -m tests.checkpoint.load_sharded FOLDER PROCESS PROCESSES PORT
+python -m tests.checkpoint.load_sharded FOLDER PROCESS PROCESSES PORT
 """
 
 import json
@@ -55,17 +55,28 @@ def main(folder: str, process: int, processes: int, port: int):
   found = pretrained.find(folder)
   bagel = bagel_lib.Bagel(found.sizes)
   parameters.shardings(bagel, mesh)  # its compilations are part of the start
-  jax.block_until_ready([jax.device_put(np.zeros(8), device) for device in jax.local_devices()])
+  jax.block_until_ready(
+    [jax.device_put(np.zeros(8), device) for device in jax.local_devices()]
+  )
   with Peak() as seen:
     policy, frozen = found.load(bagel, mesh)
   weights = {"policy": policy, **frozen}
   leaves = jax.tree.leaves(weights)
-  shards = sum(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
+  shards = sum(
+    shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards
+  )
   sums = {
-      path: [float(np.sum(np.asarray(shard.data, np.float64))) for shard in leaf.addressable_shards]
-      for path, leaf in flax.traverse_util.flatten_dict(weights, sep="/").items()
+    path: [
+      float(np.sum(np.asarray(shard.data, np.float64)))
+      for shard in leaf.addressable_shards
+    ]
+    for path, leaf in flax.traverse_util.flatten_dict(weights, sep="/").items()
   }
-  print(json.dumps({"above_start": seen.peak - seen.start, "shards": shards, "sums": sums}))
+  print(
+    json.dumps(
+      {"above_start": seen.peak - seen.start, "shards": shards, "sums": sums}
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -28,20 +28,25 @@ CONV = "encoder.down.0.downsample.conv.weight"
 def _tiny() -> architecture.BagelConfig:
   """Returns sizes with no two widths alike, two autoencoder levels and grouped queries."""
   return architecture.BagelConfig(
-      llm=architecture.LLMConfig(16, 20, 3, 4, 2, 11),
-      vision=architecture.VisionConfig(12, 18, 2, 3, 4, 5),
-      autoencoder=architecture.AutoencoderConfig(32, (1, 2), 1, 6, scale=0.5, shift=0.25),
-      special_ids=protocol.SpecialIds(1, 2, 3, 4),
-      max_latent_side=3,
-      max_patches_per_side=5,
-      autoencoder_transform=architecture.ImageTransform(12, 4, 4),
-      vision_transform=architecture.ImageTransform(20, 8, 4),
+    llm=architecture.LLMConfig(16, 20, 3, 4, 2, 11),
+    vision=architecture.VisionConfig(12, 18, 2, 3, 4, 5),
+    autoencoder=architecture.AutoencoderConfig(
+      32, (1, 2), 1, 6, scale=0.5, shift=0.25
+    ),
+    special_ids=protocol.SpecialIds(1, 2, 3, 4),
+    max_latent_side=3,
+    max_patches_per_side=5,
+    autoencoder_transform=architecture.ImageTransform(12, 4, 4),
+    vision_transform=architecture.ImageTransform(20, 8, 4),
   )
 
 
 def _random_weights(config):
   rng = np.random.default_rng(0)
-  num_layers = {"policy": config.llm.num_layers, "vision": config.vision.num_layers}
+  num_layers = {
+    "policy": config.llm.num_layers,
+    "vision": config.vision.num_layers,
+  }
   tree = {}
   for tensor in bagel_names.table(config):
     *parents, leaf = tensor.path.split("/")
@@ -78,79 +83,101 @@ def _edit(path: pathlib.Path, change):
 
 
 class TestTable:
-
-  @pytest.mark.parametrize("sizes", [_tiny(), architecture.bagel_7b()], ids=["tiny", "bagel_7b"])
+  @pytest.mark.parametrize(
+    "sizes", [_tiny(), architecture.bagel_7b()], ids=["tiny", "bagel_7b"]
+  )
   def test_leaves_are_those_of_the_modules(self, sizes):
     tower = siglip.VisionTransformer(sizes.vision)
     patches = jnp.zeros((1, 1, 3 * sizes.vision.patch_size**2))
-    model = autoencoder.Autoencoder(sizes.autoencoder, latent_patch=sizes.latent_patch)
+    model = autoencoder.Autoencoder(
+      sizes.autoencoder, latent_patch=sizes.latent_patch
+    )
     pixels = jnp.zeros((1, sizes.pixels_per_token, sizes.pixels_per_token, 3))
     key = jax.random.key(0)
     trees = {
-        "vision": jax.eval_shape(tower.init, key, patches, jnp.zeros(1, int))["params"],
-        "autoencoder": jax.eval_shape(model.init, key, pixels)["params"],
+      "vision": jax.eval_shape(tower.init, key, patches, jnp.zeros(1, int))[
+        "params"
+      ],
+      "autoencoder": jax.eval_shape(model.init, key, pixels)["params"],
     }
     leaves = flax.traverse_util.flatten_dict(nn.meta.unbox(trees), sep="/")
     stacked = (sizes.vision.num_layers,)
     expected = {
-        tensor.path: tensor.shape if tensor.layer is None else stacked + tensor.shape
-        for tensor in bagel_names.table(sizes)
-        if not tensor.path.startswith("policy/")
+      tensor.path: tensor.shape
+      if tensor.layer is None
+      else stacked + tensor.shape
+      for tensor in bagel_names.table(sizes)
+      if not tensor.path.startswith("policy/")
     }
     assert {path: leaf.shape for path, leaf in leaves.items()} == expected
 
 
 class TestExpectedShapes:
-
   def test_are_those_of_the_golden_files(self):
     seen = {}
     for name in ("ema", "ae"):
       seen |= safetensors.numpy.load_file(GOLDENS / f"{name}.safetensors")
-    seen = {name: array.shape for name, array in seen.items() if "pos_embed" not in name}
-    assert bagel_names.expected_shapes(architecture.from_folder(GOLDENS)) == seen
+    seen = {
+      name: array.shape
+      for name, array in seen.items()
+      if "pos_embed" not in name
+    }
+    assert (
+      bagel_names.expected_shapes(architecture.from_folder(GOLDENS)) == seen
+    )
 
 
 class TestCountParameters:
-
   def test_are_the_released_counts_for_bagel_7b(self):
     assert bagel_names.count_parameters(architecture.bagel_7b()) == {
-        "language_model": 14_141_252_608,
-        "vit_model": 402_552_736,
-        "connector": 16_980_992,
-        "time_embedder": 13_769_728,
-        "vae2llm": 232_960,
-        "llm2vae": 229_440,
-        "latent_pos_embed": 14_680_064,
-        "vit_pos_embed": 17_561_600,
-        "autoencoder": 83_819_683,
+      "language_model": 14_141_252_608,
+      "vit_model": 402_552_736,
+      "connector": 16_980_992,
+      "time_embedder": 13_769_728,
+      "vae2llm": 232_960,
+      "llm2vae": 229_440,
+      "latent_pos_embed": 14_680_064,
+      "vit_pos_embed": 17_561_600,
+      "autoencoder": 83_819_683,
     }
 
 
 class TestLoad:
-
   def test_gives_float32_leaves_in_the_layout_of_the_tree(self):
     config = architecture.from_folder(GOLDENS)
     llm = config.llm
     weights = bagel_files.load(GOLDENS, config)
     released = safetensors.numpy.load_file(GOLDENS / "ema.safetensors")
-    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {np.dtype(np.float32)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {
+      np.dtype(np.float32)
+    }
     gen = weights["policy"]["layers"]["gen"]
     name = "language_model.model.layers.2.self_attn.{}_proj_moe_gen.weight"
-    q = released[name.format("q")].T.reshape(llm.hidden_size, llm.num_heads, llm.head_dim)
-    o = released[name.format("o")].T.reshape(llm.num_heads, llm.head_dim, llm.hidden_size)
+    q = released[name.format("q")].T.reshape(
+      llm.hidden_size, llm.num_heads, llm.head_dim
+    )
+    o = released[name.format("o")].T.reshape(
+      llm.num_heads, llm.head_dim, llm.hidden_size
+    )
     np.testing.assert_array_equal(gen["q"]["kernel"][2], q)
     np.testing.assert_array_equal(gen["o"]["kernel"][2], o)
     released = safetensors.numpy.load_file(GOLDENS / "ae.safetensors")
     conv = released["decoder.up.1.upsample.conv.weight"]
-    leaf = weights["autoencoder"]["decoder"]["up_1"]["upsample"]["conv"]["kernel"]
+    leaf = weights["autoencoder"]["decoder"]["up_1"]["upsample"]["conv"][
+      "kernel"
+    ]
     np.testing.assert_array_equal(leaf, np.transpose(conv, (2, 3, 1, 0)))
 
-  def test_reads_model_safetensors_where_there_is_no_ema(self, folder, config, weights):
+  def test_reads_model_safetensors_where_there_is_no_ema(
+    self, folder, config, weights
+  ):
     (folder / "ema.safetensors").rename(folder / "model.safetensors")
     loaded = bagel_files.load(folder, config)
     jax.tree.map(np.testing.assert_array_equal, loaded, weights)
 
-  def test_ignores_sincos_tables_of_any_size_or_none(self, folder, config, weights):
+  def test_ignores_sincos_tables_of_any_size_or_none(
+    self, folder, config, weights
+  ):
     def change(tensors):
       tensors["latent_pos_embed.pos_embed"] = np.zeros((7, 16), np.float32)
       del tensors["vit_pos_embed.pos_embed"]
@@ -160,44 +187,58 @@ class TestLoad:
     jax.tree.map(np.testing.assert_array_equal, loaded, weights)
 
   @pytest.mark.parametrize(
-      "file, change, message",
-      [
-          ("ema", lambda t: t.pop(NORM), rf"missing tensor {NORM}: expected shape \(16,\)"),
-          ("ema", lambda t: t.pop(GATE), rf"missing tensor {GATE}: expected shape \(20, 16\)"),
-          ("ae", lambda t: t.pop(CONV), rf"missing tensor {CONV}: expected shape \(32, 32, 3, 3\)"),
-          (
-              "ema",
-              lambda t: t.update({GATE: t[GATE].T.copy()}),
-              rf"mis-shaped tensor {GATE}: expected shape \(20, 16\), seen \(16, 20\)",
-          ),
-          (
-              "ema",
-              lambda t: t.update({NORM: t[NORM][:, None]}),
-              rf"mis-shaped tensor {NORM}: expected shape \(16,\), seen \(16, 1\)",
-          ),
-          (
-              "ae",
-              lambda t: t.update({CONV: t[CONV][..., :1].copy()}),
-              rf"mis-shaped tensor {CONV}: expected shape \(32, 32, 3, 3\), seen \(32, 32, 3, 1\)",
-          ),
-          (
-              "ema",
-              lambda t: t.update({GATE.replace(".1.", ".3."): t[GATE]}),
-              r"unexpected tensor .*layers\.3\.mlp_moe_gen.*: seen shape \(20, 16\)",
-          ),
-          (
-              "ae",
-              lambda t: t.update(extra=np.zeros(2, np.float32)),
-              r"unexpected tensor extra: seen shape \(2,\)",
-          ),
-          (
-              "ema",
-              lambda t: t.update({NORM: np.ones(16, np.int64)}),
-              rf"wrong dtype of tensor {NORM}: expected one of F32, F16, BF16, seen I64",
-          ),
-      ],
+    "file, change, message",
+    [
+      (
+        "ema",
+        lambda t: t.pop(NORM),
+        rf"missing tensor {NORM}: expected shape \(16,\)",
+      ),
+      (
+        "ema",
+        lambda t: t.pop(GATE),
+        rf"missing tensor {GATE}: expected shape \(20, 16\)",
+      ),
+      (
+        "ae",
+        lambda t: t.pop(CONV),
+        rf"missing tensor {CONV}: expected shape \(32, 32, 3, 3\)",
+      ),
+      (
+        "ema",
+        lambda t: t.update({GATE: t[GATE].T.copy()}),
+        rf"mis-shaped tensor {GATE}: expected shape \(20, 16\), seen \(16, 20\)",
+      ),
+      (
+        "ema",
+        lambda t: t.update({NORM: t[NORM][:, None]}),
+        rf"mis-shaped tensor {NORM}: expected shape \(16,\), seen \(16, 1\)",
+      ),
+      (
+        "ae",
+        lambda t: t.update({CONV: t[CONV][..., :1].copy()}),
+        rf"mis-shaped tensor {CONV}: expected shape \(32, 32, 3, 3\), seen \(32, 32, 3, 1\)",
+      ),
+      (
+        "ema",
+        lambda t: t.update({GATE.replace(".1.", ".3."): t[GATE]}),
+        r"unexpected tensor .*layers\.3\.mlp_moe_gen.*: seen shape \(20, 16\)",
+      ),
+      (
+        "ae",
+        lambda t: t.update(extra=np.zeros(2, np.float32)),
+        r"unexpected tensor extra: seen shape \(2,\)",
+      ),
+      (
+        "ema",
+        lambda t: t.update({NORM: np.ones(16, np.int64)}),
+        rf"wrong dtype of tensor {NORM}: expected one of F32, F16, BF16, seen I64",
+      ),
+    ],
   )
-  def test_names_the_tensor_for_a_damaged_file(self, folder, config, file, change, message):
+  def test_names_the_tensor_for_a_damaged_file(
+    self, folder, config, file, change, message
+  ):
     _edit(folder / f"{file}.safetensors", change)
     with pytest.raises(ValueError, match=message) as error:
       bagel_files.load(folder, config)
@@ -209,13 +250,19 @@ class TestLoad:
     _edit(folder / "ae.safetensors", lambda t: t.pop(CONV))
     with pytest.raises(ValueError, match=r"3 problem\(s\)") as error:
       bagel_files.load(folder, config)
-    for expected in (f"missing tensor {NORM}", "unexpected tensor extra", f"missing tensor {CONV}"):
+    for expected in (
+      f"missing tensor {NORM}",
+      "unexpected tensor extra",
+      f"missing tensor {CONV}",
+    ):
       assert expected in str(error.value)
 
   def test_lists_missing_files_at_once(self, tmp_path, config):
     with pytest.raises(ValueError, match=r"2 problem\(s\)") as error:
       bagel_files.load(tmp_path, config)
-    assert "missing file ema.safetensors or model.safetensors" in str(error.value)
+    assert "missing file ema.safetensors or model.safetensors" in str(
+      error.value
+    )
     assert "missing file ae.safetensors" in str(error.value)
 
   def test_refuses_a_missing_folder(self, tmp_path, config):
@@ -230,12 +277,13 @@ class TestLoad:
       bagel_files.load(folder, config)
 
   def test_refuses_weights_of_another_size(self, folder):
-    with pytest.raises(ValueError, match="mis-shaped tensor connector.fc1.bias"):
+    with pytest.raises(
+      ValueError, match="mis-shaped tensor connector.fc1.bias"
+    ):
       bagel_files.load(folder, architecture.bagel_7b())
 
 
 class TestSave:
-
   def test_round_trip_is_bit_exact_in_float32(self, folder, config, weights):
     loaded = bagel_files.load(folder, config)
     jax.tree.map(np.testing.assert_array_equal, loaded, weights)
@@ -256,22 +304,26 @@ class TestSave:
 
   def test_leaves_only_the_five_files(self, folder):
     assert sorted(path.name for path in folder.iterdir()) == [
-        "ae.safetensors",
-        "constants.json",
-        "ema.safetensors",
-        "llm_config.json",
-        "vit_config.json",
+      "ae.safetensors",
+      "constants.json",
+      "ema.safetensors",
+      "llm_config.json",
+      "vit_config.json",
     ]
 
   @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-  def test_rounds_to_a_narrow_dtype_and_reads_it_back(self, config, weights, tmp_path, dtype):
+  def test_rounds_to_a_narrow_dtype_and_reads_it_back(
+    self, config, weights, tmp_path, dtype
+  ):
     bagel_files.save(weights, config, tmp_path, dtype)
     for name in ("ema.safetensors", "ae.safetensors"):
-      assert {a.dtype for a in safetensors.numpy.load_file(tmp_path / name).values()} == {
-          np.dtype(dtype)
-      }
+      assert {
+        a.dtype for a in safetensors.numpy.load_file(tmp_path / name).values()
+      } == {np.dtype(dtype)}
     loaded = bagel_files.load(tmp_path, config)
-    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), weights)
+    rounded = jax.tree.map(
+      lambda x: x.astype(dtype).astype(np.float32), weights
+    )
     jax.tree.map(np.testing.assert_array_equal, loaded, rounded)
 
   def test_takes_device_arrays(self, config, weights, tmp_path):
@@ -279,20 +331,31 @@ class TestSave:
     loaded = bagel_files.load(tmp_path, config)
     jax.tree.map(np.testing.assert_array_equal, loaded, weights)
 
-  def test_lists_wrong_weights_and_writes_nothing(self, config, weights, tmp_path):
+  def test_lists_wrong_weights_and_writes_nothing(
+    self, config, weights, tmp_path
+  ):
     damaged = dict(weights, vision=dict(weights["vision"], extra=np.zeros(3)))
-    damaged["policy"] = dict(weights["policy"], lm_head={"kernel": np.zeros((11, 16))})
+    damaged["policy"] = dict(
+      weights["policy"], lm_head={"kernel": np.zeros((11, 16))}
+    )
     del damaged["autoencoder"]
     with pytest.raises(ValueError) as error:
       bagel_files.save(damaged, config, tmp_path / "new")
     text = str(error.value)
-    assert "mis-shaped leaf policy/lm_head/kernel: expected shape (16, 11), seen (11, 16)" in text
+    assert (
+      "mis-shaped leaf policy/lm_head/kernel: expected shape (16, 11), seen (11, 16)"
+      in text
+    )
     assert "unexpected leaf vision/extra: seen shape (3,)" in text
     assert "missing leaf autoencoder/encoder/conv_in/kernel" in text
     assert not (tmp_path / "new").exists()
 
-  def test_refuses_a_dtype_that_is_no_release_dtype(self, config, weights, tmp_path):
-    with pytest.raises(ValueError, match="float32, float16 or bfloat16; got float64"):
+  def test_refuses_a_dtype_that_is_no_release_dtype(
+    self, config, weights, tmp_path
+  ):
+    with pytest.raises(
+      ValueError, match="float32, float16 or bfloat16; got float64"
+    ):
       bagel_files.save(weights, config, tmp_path, np.float64)
 
   def test_writes_headers_that_name_the_format(self, folder):

@@ -12,7 +12,9 @@ from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import pretrained
 from tests.checkpoint import sharded_model
 
-FIRST, SECOND, THIRD = (f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3))
+FIRST, SECOND, THIRD = (
+  f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)
+)
 INDEX = bagel_files.INDEX_FILE
 HEAD = "language_model.lm_head.weight"
 
@@ -84,49 +86,160 @@ def _copied_from(file: str):
 def _rename_special(content):
   for token in content["added_tokens"]:
     token["content"] = token["content"].replace("<|im_end|>", "<|im_stop|>")
-  content["model"]["vocab"] = {k.replace("<|im_end|>", "<|im_stop|>"): v for k, v in content["model"]["vocab"].items()}
+  content["model"]["vocab"] = {
+    k.replace("<|im_end|>", "<|im_stop|>"): v
+    for k, v in content["model"]["vocab"].items()
+  }
 
 
 DAMAGES = {
-    "missing shard": (SECOND, pathlib.Path.unlink, f"missing file {SECOND}: {INDEX} names it"),
-    "missing index": (INDEX, pathlib.Path.unlink, f"missing file .*{INDEX}"),
-    "missing autoencoder": ("ae.safetensors", pathlib.Path.unlink, "missing file ae.safetensors"),
-    "empty shard": (FIRST, _cut(0), f"unreadable file .*{FIRST}"),
-    "cut in the header": (FIRST, _cut(100), f"unreadable file .*{FIRST}"),
-    "cut in the tensors": (THIRD, _cut(-1), rf"unreadable file .*{THIRD}.* bytes, \d+ are there"),
-    "no safetensors file": (FIRST, lambda p: p.write_text("<html>not found</html>"), f"unreadable file .*{FIRST}"),
-    "longer than its tensors": (FIRST, lambda p: p.write_bytes(p.read_bytes() + b"\0"), f"unreadable file .*{FIRST}"),
-    "missing tensor": (FIRST, _tensors(lambda t: t.pop(min(t))), f"tensor .* must be in {FIRST}, as {INDEX} says"),
-    "tensor too many": (
-        FIRST, _tensors(lambda t: t.update(extra=np.zeros(2, np.float32))), f"tensor extra must be in {INDEX}"),
-    "transposed tensor": (FIRST, _tensors(_transpose), r"mis-shaped tensor .*gate_proj.* shape \((.*)\), seen \("),
-    "integers": (FIRST, _tensors(_as_integers), "wrong dtype of tensor .*: expected one of F32, F16, BF16, seen I32"),
-    "wrong vocabulary in the weights": (FIRST, _tensors(_grow_vocabulary), "mis-shaped tensor .*embed_tokens"),
-    "wrong vocabulary in the sizes": (
-        "llm_config.json", _json(lambda c: c.update(vocab_size=90)), r"ids \(96\) must fit the model's vocabulary \(90\)"),
-    "index that is no JSON": (INDEX, _cut(-2), f"unreadable file .*{INDEX}: it must be JSON with a weight_map"),
-    "index without a map": (INDEX, _json(lambda c: c.pop("weight_map")), "JSON with a weight_map"),
-    "index that misplaces a tensor": (
-        INDEX, _json(lambda c: c["weight_map"].update({HEAD: SECOND if c["weight_map"][HEAD] != SECOND else FIRST})),
-        f"tensor {HEAD} must be in"),
-    "index that lacks a tensor": (INDEX, _json(lambda c: c["weight_map"].pop(HEAD)), f"tensor {HEAD} must be in {INDEX}"),
-    "tensor in two shards": (SECOND, _copied_from(FIRST), f"must be in one file; it is in {FIRST} and in {SECOND}"),
-    "tensor in both models' files": (
-        "ae.safetensors", _copied_from(FIRST), f"must be in one file; it is in {FIRST} and in ae.safetensors"),
-    "missing sizes": ("vit_config.json", pathlib.Path.unlink, "must hold vit_config.json; not found"),
-    "sizes that are no JSON": ("llm_config.json", _cut(20), "llm_config.json must be JSON"),
-    "sizes without a key": (
-        "llm_config.json", _json(lambda c: c.pop("hidden_size")), "llm_config.json must have the key 'hidden_size'"),
-    "other sizes": ("llm_config.json", _json(lambda c: c.update(num_hidden_layers=2)), r"unexpected tensor .*layers\.2\."),
-    "missing tokenizer": ("tokenizer.json", pathlib.Path.unlink, "must hold tokenizer.json"),
-    "tokenizer that is no JSON": ("tokenizer.json", _cut(-2), "tokenizer.json must be JSON"),
-    "tokenizer that is a list": ("tokenizer.json", lambda p: p.write_text("[]"), "tokenizer.json must hold a JSON object"),
-    "sizes that are a list": ("llm_config.json", lambda p: p.write_text("[]"), "llm_config.json must hold a model's sizes"),
-    "unknown special id": (
-        "constants.json", _json(lambda c: c["special_ids"].update(pause=9)), "constants.json must hold a model's sizes"),
-    "missing special token": ("tokenizer.json", _json(_rename_special), r"must hold .*missing: \['<\|im_end\|>'\]"),
-    "other special ids": (
-        "constants.json", _json(lambda c: c["special_ids"].update(text_end=9)), "markers must be .*text_end=9"),
+  "missing shard": (
+    SECOND,
+    pathlib.Path.unlink,
+    f"missing file {SECOND}: {INDEX} names it",
+  ),
+  "missing index": (INDEX, pathlib.Path.unlink, f"missing file .*{INDEX}"),
+  "missing autoencoder": (
+    "ae.safetensors",
+    pathlib.Path.unlink,
+    "missing file ae.safetensors",
+  ),
+  "empty shard": (FIRST, _cut(0), f"unreadable file .*{FIRST}"),
+  "cut in the header": (FIRST, _cut(100), f"unreadable file .*{FIRST}"),
+  "cut in the tensors": (
+    THIRD,
+    _cut(-1),
+    rf"unreadable file .*{THIRD}.* bytes, \d+ are there",
+  ),
+  "no safetensors file": (
+    FIRST,
+    lambda p: p.write_text("<html>not found</html>"),
+    f"unreadable file .*{FIRST}",
+  ),
+  "longer than its tensors": (
+    FIRST,
+    lambda p: p.write_bytes(p.read_bytes() + b"\0"),
+    f"unreadable file .*{FIRST}",
+  ),
+  "missing tensor": (
+    FIRST,
+    _tensors(lambda t: t.pop(min(t))),
+    f"tensor .* must be in {FIRST}, as {INDEX} says",
+  ),
+  "tensor too many": (
+    FIRST,
+    _tensors(lambda t: t.update(extra=np.zeros(2, np.float32))),
+    f"tensor extra must be in {INDEX}",
+  ),
+  "transposed tensor": (
+    FIRST,
+    _tensors(_transpose),
+    r"mis-shaped tensor .*gate_proj.* shape \((.*)\), seen \(",
+  ),
+  "integers": (
+    FIRST,
+    _tensors(_as_integers),
+    "wrong dtype of tensor .*: expected one of F32, F16, BF16, seen I32",
+  ),
+  "wrong vocabulary in the weights": (
+    FIRST,
+    _tensors(_grow_vocabulary),
+    "mis-shaped tensor .*embed_tokens",
+  ),
+  "wrong vocabulary in the sizes": (
+    "llm_config.json",
+    _json(lambda c: c.update(vocab_size=90)),
+    r"ids \(96\) must fit the model's vocabulary \(90\)",
+  ),
+  "index that is no JSON": (
+    INDEX,
+    _cut(-2),
+    f"unreadable file .*{INDEX}: it must be JSON with a weight_map",
+  ),
+  "index without a map": (
+    INDEX,
+    _json(lambda c: c.pop("weight_map")),
+    "JSON with a weight_map",
+  ),
+  "index that misplaces a tensor": (
+    INDEX,
+    _json(
+      lambda c: c["weight_map"].update(
+        {HEAD: SECOND if c["weight_map"][HEAD] != SECOND else FIRST}
+      )
+    ),
+    f"tensor {HEAD} must be in",
+  ),
+  "index that lacks a tensor": (
+    INDEX,
+    _json(lambda c: c["weight_map"].pop(HEAD)),
+    f"tensor {HEAD} must be in {INDEX}",
+  ),
+  "tensor in two shards": (
+    SECOND,
+    _copied_from(FIRST),
+    f"must be in one file; it is in {FIRST} and in {SECOND}",
+  ),
+  "tensor in both models' files": (
+    "ae.safetensors",
+    _copied_from(FIRST),
+    f"must be in one file; it is in {FIRST} and in ae.safetensors",
+  ),
+  "missing sizes": (
+    "vit_config.json",
+    pathlib.Path.unlink,
+    "must hold vit_config.json; not found",
+  ),
+  "sizes that are no JSON": (
+    "llm_config.json",
+    _cut(20),
+    "llm_config.json must be JSON",
+  ),
+  "sizes without a key": (
+    "llm_config.json",
+    _json(lambda c: c.pop("hidden_size")),
+    "llm_config.json must have the key 'hidden_size'",
+  ),
+  "other sizes": (
+    "llm_config.json",
+    _json(lambda c: c.update(num_hidden_layers=2)),
+    r"unexpected tensor .*layers\.2\.",
+  ),
+  "missing tokenizer": (
+    "tokenizer.json",
+    pathlib.Path.unlink,
+    "must hold tokenizer.json",
+  ),
+  "tokenizer that is no JSON": (
+    "tokenizer.json",
+    _cut(-2),
+    "tokenizer.json must be JSON",
+  ),
+  "tokenizer that is a list": (
+    "tokenizer.json",
+    lambda p: p.write_text("[]"),
+    "tokenizer.json must hold a JSON object",
+  ),
+  "sizes that are a list": (
+    "llm_config.json",
+    lambda p: p.write_text("[]"),
+    "llm_config.json must hold a model's sizes",
+  ),
+  "unknown special id": (
+    "constants.json",
+    _json(lambda c: c["special_ids"].update(pause=9)),
+    "constants.json must hold a model's sizes",
+  ),
+  "missing special token": (
+    "tokenizer.json",
+    _json(_rename_special),
+    r"must hold .*missing: \['<\|im_end\|>'\]",
+  ),
+  "other special ids": (
+    "constants.json",
+    _json(lambda c: c["special_ids"].update(text_end=9)),
+    "markers must be .*text_end=9",
+  ),
 }
 
 
@@ -137,7 +250,9 @@ def _open(folder: pathlib.Path):
 
 
 def test_the_whole_folder_is_fine(whole):
-  assert len(_open(whole)) == len(sharded_model.tensors(sharded_model.tiny_bagel()))
+  assert len(_open(whole)) == len(
+    sharded_model.tensors(sharded_model.tiny_bagel())
+  )
 
 
 @pytest.mark.parametrize("file, damage, message", DAMAGES.values(), ids=DAMAGES)

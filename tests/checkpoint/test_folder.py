@@ -53,7 +53,9 @@ def source(tiny_model):
 
 @pytest.fixture(scope="module")
 def weights(source, mesh):
-  return source.weights(pretrained.shardings(bagel.Bagel(source.sizes), mesh), None)
+  return source.weights(
+    pretrained.shardings(bagel.Bagel(source.sizes), mesh), None
+  )
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +66,17 @@ def converted(source, weights, tmp_path_factory):
 
 
 def _same(found, expected):
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)),
+    found,
+    expected,
+  )
 
 
 class TestOrbaxFolder:
-
-  def test_holds_the_same_model_with_its_shardings(self, converted, source, weights, mesh):
+  def test_holds_the_same_model_with_its_shardings(
+    self, converted, source, weights, mesh
+  ):
     found = pretrained.find(str(converted))
     assert found.sizes == source.sizes
     assert found.tokenizer.vocabulary == source.tokenizer.vocabulary
@@ -81,17 +88,37 @@ class TestOrbaxFolder:
   def test_goes_back_to_bagel_bit_by_bit(self, converted, source, tmp_path):
     found = pretrained.find(str(converted))
     one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    back = found.weights(pretrained.shardings(bagel.Bagel(found.sizes), one), None)
+    back = found.weights(
+      pretrained.shardings(bagel.Bagel(found.sizes), one), None
+    )
     pretrained.save(back, found, tmp_path / "back", "bagel")
-    for name in ("ema.safetensors", "ae.safetensors", "llm_config.json", "tokenizer.json"):
-      assert (tmp_path / "back" / name).read_bytes() == (source.folder / name).read_bytes(), name
+    for name in (
+      "ema.safetensors",
+      "ae.safetensors",
+      "llm_config.json",
+      "tokenizer.json",
+    ):
+      assert (tmp_path / "back" / name).read_bytes() == (
+        source.folder / name
+      ).read_bytes(), name
 
-  def test_is_restored_by_a_script_without_r3jax(self, converted, weights, tmp_path):
+  def test_is_restored_by_a_script_without_r3jax(
+    self, converted, weights, tmp_path
+  ):
     (tmp_path / "plain.py").write_text(PLAIN_ORBAX)
-    command = [sys.executable, str(tmp_path / "plain.py"), str(converted / "weights")]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    command = [
+      sys.executable,
+      str(tmp_path / "plain.py"),
+      str(converted / "weights"),
+    ]
+    found = subprocess.run(
+      command, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert found.returncode == 0, found.stderr
-    seen, head = json.loads(found.stdout), np.asarray(weights["policy"]["lm_head"]["kernel"])
+    seen, head = (
+      json.loads(found.stdout),
+      np.asarray(weights["policy"]["lm_head"]["kernel"]),
+    )
     assert seen["leaves"] == len(jax.tree.leaves(weights))
     assert seen["head"][:3] == [*head.shape, str(head.dtype)]
     assert seen["head"][3] == pytest.approx(head.sum(), rel=1e-5)
@@ -99,17 +126,27 @@ class TestOrbaxFolder:
   def test_lists_what_differs_from_the_sizes(self, converted, mesh, tmp_path):
     shutil.copytree(converted, tmp_path / "model")
     path = tmp_path / "model" / "llm_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 40}))
+    path.write_text(
+      json.dumps(json.loads(path.read_text()) | {"intermediate_size": 40})
+    )
     found = pretrained.find(str(tmp_path / "model"))
     # gate, up and down of two experts
     with pytest.raises(ValueError, match=r"6 problem\(s\)") as error:
       found.load(bagel.Bagel(found.sizes), mesh)
-    assert "mis-shaped leaf policy/layers/gen/gate/kernel: expected shape" in str(error.value)
+    assert (
+      "mis-shaped leaf policy/layers/gen/gate/kernel: expected shape"
+      in str(error.value)
+    )
 
   @pytest.mark.parametrize("form", ["orbax", "bagel"])
   def test_no_model_is_overwritten(self, converted, source, weights, form):
-    for folder, held in ((converted, "weights"), (source.folder, "ae.safetensors, ema.safetensors")):
-      with pytest.raises(ValueError, match=f"never overwritten: .* which has {held}"):
+    for folder, held in (
+      (converted, "weights"),
+      (source.folder, "ae.safetensors, ema.safetensors"),
+    ):
+      with pytest.raises(
+        ValueError, match=f"never overwritten: .* which has {held}"
+      ):
         pretrained.save(weights, source, folder, form)
 
   def test_a_form_must_be_known(self, source, weights, tmp_path):
@@ -125,15 +162,23 @@ def workdir(tiny_model, weights, tmp_path_factory):
   (folder / "checkpoints").mkdir()
   saved = training.Checkpoints(folder / "checkpoints", every=1, keep=1)
   policy = jax.tree.map(lambda x: 2 * x, weights["policy"])
-  optimizer = train_state.make_optimizer(train_state.OptimizerSettings(**config.optimizer))
-  saved.save(7, train_state.init_state(policy, optimizer), pipeline.prompt_iterator(12, 2, 0), {})
+  optimizer = train_state.make_optimizer(
+    train_state.OptimizerSettings(**config.optimizer)
+  )
+  saved.save(
+    7,
+    train_state.init_state(policy, optimizer),
+    pipeline.prompt_iterator(12, 2, 0),
+    {},
+  )
   saved.close()
   return folder
 
 
 class TestWorkdir:
-
-  def test_gives_the_trained_policy_and_the_other_weights_of_its_start(self, workdir, weights, mesh):
+  def test_gives_the_trained_policy_and_the_other_weights_of_its_start(
+    self, workdir, weights, mesh
+  ):
     found = pretrained.find(str(workdir))
     policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
     _same(policy, jax.tree.map(lambda x: 2 * x, weights["policy"]))
@@ -142,18 +187,27 @@ class TestWorkdir:
   def test_is_exported_for_pytorch(self, workdir, weights, tmp_path):
     found = pretrained.find(str(workdir))
     one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    stored = found.weights(pretrained.shardings(bagel.Bagel(found.sizes), one), None)
+    stored = found.weights(
+      pretrained.shardings(bagel.Bagel(found.sizes), one), None
+    )
     pretrained.save(stored, found, tmp_path / "out", "bagel")
     written = safetensors.numpy.load_file(tmp_path / "out" / "ema.safetensors")
     head = np.asarray(weights["policy"]["lm_head"]["kernel"])
-    np.testing.assert_array_equal(written["language_model.lm_head.weight"], 2 * head.T)
-    assert (tmp_path / "out" / "ae.safetensors").read_bytes() == (found.folder / "ae.safetensors").read_bytes()
+    np.testing.assert_array_equal(
+      written["language_model.lm_head.weight"], 2 * head.T
+    )
+    assert (tmp_path / "out" / "ae.safetensors").read_bytes() == (
+      found.folder / "ae.safetensors"
+    ).read_bytes()
 
   @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}'])
   def test_must_hold_the_config_of_a_run(self, workdir, tmp_path, content):
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "config.json").write_text(content)
-    with pytest.raises(ValueError, match="config.json must be the config of a run, with model.folder"):
+    with pytest.raises(
+      ValueError,
+      match="config.json must be the config of a run, with model.folder",
+    ):
       pretrained.find(str(tmp_path / "run"))
 
   def test_must_hold_a_checkpoint(self, workdir, tmp_path):
@@ -164,45 +218,73 @@ class TestWorkdir:
 
 
 class TestFingerprint:
-
-  def test_tells_the_kinds_and_the_weights_apart(self, source, converted, weights, tmp_path):
+  def test_tells_the_kinds_and_the_weights_apart(
+    self, source, converted, weights, tmp_path
+  ):
     shutil.copytree(source.folder, tmp_path / "copy")
-    assert pretrained.find(str(tmp_path / "copy")).fingerprint() == source.fingerprint()
+    assert (
+      pretrained.find(str(tmp_path / "copy")).fingerprint()
+      == source.fingerprint()
+    )
     changed = jax.tree.map(np.asarray, weights)
-    changed["policy"]["lm_head"]["kernel"] = -changed["policy"]["lm_head"]["kernel"]
+    changed["policy"]["lm_head"]["kernel"] = -changed["policy"]["lm_head"][
+      "kernel"
+    ]
     pretrained.save(changed, source, tmp_path / "changed", "bagel")
-    prints = [pretrained.find(str(f)).fingerprint() for f in (source.folder, converted, tmp_path / "changed")]
+    prints = [
+      pretrained.find(str(f)).fingerprint()
+      for f in (source.folder, converted, tmp_path / "changed")
+    ]
     assert len(set(prints)) == 3
 
 
 class TestShardings:
-
   def test_name_every_leaf_once(self, source, mesh):
     placed = pretrained.shardings(bagel.Bagel(source.sizes), mesh)
-    policy = flax.traverse_util.flatten_dict(parameters.shardings(bagel.Bagel(source.sizes), mesh), sep="/")
+    policy = flax.traverse_util.flatten_dict(
+      parameters.shardings(bagel.Bagel(source.sizes), mesh), sep="/"
+    )
     assert set(placed) == set(bagel_files.leaf_shapes(source.sizes))
-    assert {path: one for path, one in placed.items() if path.startswith("policy/")} == {
-        f"policy/{path}": one for path, one in policy.items()
-    }
+    assert {
+      path: one for path, one in placed.items() if path.startswith("policy/")
+    } == {f"policy/{path}": one for path, one in policy.items()}
 
 
 class TestSevenBillion:
-
   def test_eval_shape_gives_the_released_counts_part_by_part(self):
     """R3.md section 2; the sin-cos tables (two more parts of the release) are no parameters here."""
     sizes = architecture.bagel_7b()
-    boxed = jax.eval_shape(lambda: parameters.init(bagel.Bagel(sizes), jax.random.key(0)))
+    boxed = jax.eval_shape(
+      lambda: parameters.init(bagel.Bagel(sizes), jax.random.key(0))
+    )
     towers = _abstract_towers(sizes)
-    leaves = flax.traverse_util.flatten_dict({"policy": nn.unbox(boxed), **towers}, sep="/")
-    assert {path: leaf.shape for path, leaf in leaves.items()} == bagel_files.leaf_shapes(sizes)
+    leaves = flax.traverse_util.flatten_dict(
+      {"policy": nn.unbox(boxed), **towers}, sep="/"
+    )
+    assert {
+      path: leaf.shape for path, leaf in leaves.items()
+    } == bagel_files.leaf_shapes(sizes)
     counts = collections.Counter()
     for path, leaf in leaves.items():
-      part = path.split("/")[1] if path.startswith("policy/") else path.split("/")[0]
-      counts[{"layers": "language_model", "embed_tokens": "language_model", "lm_head": "language_model",
-              "norm": "language_model"}.get(part, part)] += math.prod(leaf.shape)
+      part = (
+        path.split("/")[1] if path.startswith("policy/") else path.split("/")[0]
+      )
+      counts[
+        {
+          "layers": "language_model",
+          "embed_tokens": "language_model",
+          "lm_head": "language_model",
+          "norm": "language_model",
+        }.get(part, part)
+      ] += math.prod(leaf.shape)
     assert counts == {
-        "language_model": 14_141_252_608, "vision": 402_552_736, "connector": 16_980_992,
-        "time_embedder": 13_769_728, "vae2llm": 232_960, "llm2vae": 229_440, "autoencoder": 83_819_683,
+      "language_model": 14_141_252_608,
+      "vision": 402_552_736,
+      "connector": 16_980_992,
+      "time_embedder": 13_769_728,
+      "vae2llm": 232_960,
+      "llm2vae": 229_440,
+      "autoencoder": 83_819_683,
     }
 
 
@@ -210,15 +292,27 @@ def _abstract_towers(sizes: architecture.BagelConfig) -> dict:
   """Returns shapes of the parameters of ViT and autoencoder."""
   tower = siglip.VisionTransformer(sizes.vision)
   patches = jnp.zeros((1, 1, 3 * sizes.vision.patch_size**2))
-  model = autoencoder.Autoencoder(sizes.autoencoder, latent_patch=sizes.latent_patch)
+  model = autoencoder.Autoencoder(
+    sizes.autoencoder, latent_patch=sizes.latent_patch
+  )
   pixels = jnp.zeros((1, sizes.pixels_per_token, sizes.pixels_per_token, 3))
-  vision = jax.eval_shape(tower.init, jax.random.key(0), patches, jnp.zeros(1, int))["params"]
-  return nn.unbox({"vision": vision, "autoencoder": jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]})
+  vision = jax.eval_shape(
+    tower.init, jax.random.key(0), patches, jnp.zeros(1, int)
+  )["params"]
+  return nn.unbox(
+    {
+      "vision": vision,
+      "autoencoder": jax.eval_shape(model.init, jax.random.key(0), pixels)[
+        "params"
+      ],
+    }
+  )
 
 
 class TestBucket:
-
-  def test_a_model_in_a_bucket_is_read_by_ranges(self, source, weights, mesh, bucket):
+  def test_a_model_in_a_bucket_is_read_by_ranges(
+    self, source, weights, mesh, bucket
+  ):
     shutil.copytree(source.folder, bucket / "model")
     found = pretrained.find("gs://bucket/model")
     assert str(found.folder).startswith("gs://")
@@ -234,22 +328,32 @@ def bucket(tmp_path, monkeypatch):
   local = lambda path: str(path).replace("gs://bucket", str(tmp_path))
   back = lambda path: path.replace(str(tmp_path), "gs://bucket")
   opened = gfile.GFile
-  monkeypatch.setattr(gfile, "GFile", lambda path, mode="r": opened(local(path), mode))
+  monkeypatch.setattr(
+    gfile, "GFile", lambda path, mode="r": opened(local(path), mode)
+  )
   for name in ("exists", "isdir", "listdir", "stat"):
     function = getattr(gfile, name)
-    monkeypatch.setattr(gfile, name, lambda path, function=function: function(local(path)))
+    monkeypatch.setattr(
+      gfile, name, lambda path, function=function: function(local(path))
+    )
   glob = gfile.glob
-  monkeypatch.setattr(gfile, "glob", lambda path: [back(found) for found in glob(local(path))])
+  monkeypatch.setattr(
+    gfile, "glob", lambda path: [back(found) for found in glob(local(path))]
+  )
   return tmp_path
 
 
 def test_orbax_weights_refuse_a_leaf_that_is_not_there(converted):
   wanted = {"policy": {"nothing": jax.ShapeDtypeStruct((2,), np.float32)}}
-  with pytest.raises(ValueError, match=r"missing leaf policy/nothing: expected shape \(2,\)"):
+  with pytest.raises(
+    ValueError, match=r"missing leaf policy/nothing: expected shape \(2,\)"
+  ):
     orbax_weights.load(converted / "weights", wanted, None)
 
 
 def test_orbax_weights_need_a_checkpoint(tmp_path):
   (tmp_path / "weights").mkdir()
-  with pytest.raises(ValueError, match="must be at .*weights; its metadata is missing"):
+  with pytest.raises(
+    ValueError, match="must be at .*weights; its metadata is missing"
+  ):
     orbax_weights.load(tmp_path / "weights", {}, None)

@@ -31,15 +31,22 @@ class State:
 
 
 def new_state(size=8):
-  params = {"w": jnp.arange(size, dtype=jnp.float32), "b": jnp.ones((size, 2), jnp.bfloat16)}
+  params = {
+    "w": jnp.arange(size, dtype=jnp.float32),
+    "b": jnp.ones((size, 2), jnp.bfloat16),
+  }
   return State(jnp.int32(0), params, OPTIMIZER.init(params))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def train_step(state, indices):
-  grads = jax.tree.map(lambda p: p * jnp.sum(indices).astype(p.dtype) / 10, state.params)
+  grads = jax.tree.map(
+    lambda p: p * jnp.sum(indices).astype(p.dtype) / 10, state.params
+  )
   updates, optimizer = OPTIMIZER.update(grads, state.optimizer, state.params)
-  return State(state.step + 1, optax.apply_updates(state.params, updates), optimizer)
+  return State(
+    state.step + 1, optax.apply_updates(state.params, updates), optimizer
+  )
 
 
 def new_iterator():
@@ -64,7 +71,6 @@ def assert_equal(actual, expected):
 
 
 class TestRestore:
-
   def test_empty_folder_gives_none(self, tmp_path):
     saver = training.Checkpoints(tmp_path / "checkpoints", every=1, keep=1)
     assert saver.restore(jax.eval_shape(new_state), new_iterator()) is None
@@ -90,8 +96,12 @@ class TestRestore:
     mesh = jax.make_mesh((4,), ("fsdp",))
     sharding = jax.NamedSharding(mesh, jax.P())
     rows = jax.NamedSharding(mesh, jax.P("fsdp"))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=rows if x.ndim else sharding), jax.eval_shape(new_state))
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=rows if x.ndim else sharding
+      ),
+      jax.eval_shape(new_state),
+    )
     saver = training.Checkpoints(tmp_path, 2, 2)
     _, state, _ = saver.restore(abstract, new_iterator())
     saver.close()
@@ -110,17 +120,20 @@ class TestRestore:
     train(tmp_path, 2)
     saver = training.Checkpoints(tmp_path, 2, 2)
     with pytest.raises(ValueError, match="shape"):
-      saver.restore(jax.eval_shape(functools.partial(new_state, 9)), new_iterator())
+      saver.restore(
+        jax.eval_shape(functools.partial(new_state, 9)), new_iterator()
+      )
     saver.close()
     # Orbax's other reads fail unheard; here, where that is ignored.
     gc.collect()
 
 
 class TestSave:
-
   def test_saves_when_due_and_keeps_the_latest(self, tmp_path):
     train(tmp_path, 9, every=2, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["6", "8"]
+    assert sorted(
+      path.name for path in tmp_path.iterdir() if path.name.isdigit()
+    ) == ["6", "8"]
 
   def test_force_saves_the_last_step_once(self, tmp_path):
     saver, state = training.Checkpoints(tmp_path, every=10, keep=2), new_state()
@@ -136,7 +149,9 @@ class TestSave:
     saver.save(1, state, new_iterator(), {})
     for _ in range(3):
       state = train_step(state, jnp.arange(3))
-    _, restored, _ = saver.restore(jax.eval_shape(lambda: new_state(1 << 20)), new_iterator())
+    _, restored, _ = saver.restore(
+      jax.eval_shape(lambda: new_state(1 << 20)), new_iterator()
+    )
     saver.close()
     assert_equal(restored, expected)
 
@@ -150,7 +165,10 @@ test_checkpoints.train({str(tmp_path)!r}, 10**6, every=1)
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     try:
       deadline = time.monotonic() + 60
-      while not any(path.name.isdigit() and int(path.name) >= 5 for path in tmp_path.iterdir()):
+      while not any(
+        path.name.isdigit() and int(path.name) >= 5
+        for path in tmp_path.iterdir()
+      ):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     finally:

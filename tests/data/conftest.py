@@ -18,6 +18,7 @@ class Site:
     url: where.
     requests: the paths asked for so far.
   """
+
   folder: pathlib.Path
   url: str
   requests: list[str]
@@ -45,7 +46,9 @@ def site(tmp_path):
   folder.mkdir()
   handler = functools.partial(Handler, directory=str(folder), requests=requests)
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(
+      target=server.serve_forever, kwargs={"poll_interval": 0.02}
+    )
     thread.start()
     yield Site(folder, f"http://127.0.0.1:{server.server_port}", requests)
     server.shutdown()

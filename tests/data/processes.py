@@ -17,9 +17,13 @@ machinery.PathFinder.find_spec = classmethod(
 
 def start(code, *arguments):
   environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-  return subprocess.Popen([sys.executable, "-c", WITHOUT_TENSORFLOW + code, *map(str, arguments)],
-                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True)
+  return subprocess.Popen(
+    [sys.executable, "-c", WITHOUT_TENSORFLOW + code, *map(str, arguments)],
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def result(process):

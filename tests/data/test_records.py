@@ -10,20 +10,46 @@ import pytest
 from r3jax.data import records as records_lib
 from r3jax.worlds.shapes import prompts
 
-POSITION = {"tag": "position", "prompt": "a photo of a dog right of a bear",
-            "include": [{"class": "bear", "count": 1},
-                        {"class": "dog", "count": 1, "position": ["right of", 0]}]}
-COUNTING = {"tag": "counting", "prompt": "a photo of two cats",
-            "include": [{"class": "cat", "count": 2}], "exclude": [{"class": "cat", "count": 3}]}
-REGION = {"tag": "size_spatial_attr", "prompt": "A photo of a big cow on the left",
-          "include": [{"class": "cow", "count": 1, "color": "red", "region": "left",
-                       "size": "big"}]}
-TIIF = {"type": "negation", "short_description": " A table without a cup.",
-        "long_description": "A long, bare table.",
-        "yn_question_list": ["Is there a table?  ", "Is there a cup?"],
-        "yn_answer_list": ["Yes", "no"], "source": "TIIF"}
-QUESTIONS = {"tag": "negation", "prompt": "A table without a cup.",
-             "questions": [["Is there a table?", "yes"], ["Is there a cup?", "no"]]}
+POSITION = {
+  "tag": "position",
+  "prompt": "a photo of a dog right of a bear",
+  "include": [
+    {"class": "bear", "count": 1},
+    {"class": "dog", "count": 1, "position": ["right of", 0]},
+  ],
+}
+COUNTING = {
+  "tag": "counting",
+  "prompt": "a photo of two cats",
+  "include": [{"class": "cat", "count": 2}],
+  "exclude": [{"class": "cat", "count": 3}],
+}
+REGION = {
+  "tag": "size_spatial_attr",
+  "prompt": "A photo of a big cow on the left",
+  "include": [
+    {
+      "class": "cow",
+      "count": 1,
+      "color": "red",
+      "region": "left",
+      "size": "big",
+    }
+  ],
+}
+TIIF = {
+  "type": "negation",
+  "short_description": " A table without a cup.",
+  "long_description": "A long, bare table.",
+  "yn_question_list": ["Is there a table?  ", "Is there a cup?"],
+  "yn_answer_list": ["Yes", "no"],
+  "source": "TIIF",
+}
+QUESTIONS = {
+  "tag": "negation",
+  "prompt": "A table without a cup.",
+  "questions": [["Is there a table?", "yes"], ["Is there a cup?", "no"]],
+}
 
 
 def lines(*objects):
@@ -37,7 +63,6 @@ def refusal(content, tags=None):
 
 
 class TestFromJson:
-
   @pytest.mark.parametrize("obj", [POSITION, COUNTING, REGION, QUESTIONS])
   def test_round_trip_gives_the_object_back(self, obj):
     assert records_lib.PromptRecord.from_json(obj, "here").to_json() == obj
@@ -47,13 +72,17 @@ class TestFromJson:
     assert record.include[1].position == ("right of", 0)
     assert record.include[1].class_name == "dog"
     assert record.exclude == record.questions == ()
-    assert hash(record) == hash(records_lib.PromptRecord.from_json(POSITION, "there"))
+    assert hash(record) == hash(
+      records_lib.PromptRecord.from_json(POSITION, "there")
+    )
 
   def test_fields_of_tiif_are_read(self):
     record = records_lib.PromptRecord.from_json(TIIF, "here")
     assert (record.tag, record.prompt) == ("negation", "A table without a cup.")
-    assert record.questions == (records_lib.Question("Is there a table?", "yes"),
-                                records_lib.Question("Is there a cup?", "no"))
+    assert record.questions == (
+      records_lib.Question("Is there a table?", "yes"),
+      records_lib.Question("Is there a cup?", "no"),
+    )
     assert record.include == record.exclude == ()
 
   def test_tiif_and_its_own_json_are_one_record(self):
@@ -70,17 +99,23 @@ class TestFromJson:
 
   def test_id_ignores_keys_that_say_nothing(self):
     items = [COUNTING["include"][0] | {"comment": "\ud800"}]
-    record = records_lib.PromptRecord.from_json(COUNTING | {"include": items, "split": 1}, "here")
+    record = records_lib.PromptRecord.from_json(
+      COUNTING | {"include": items, "split": 1}, "here"
+    )
     assert record.id == "48859b0f7ebb3f12"
 
   def test_id_differs_when_an_expectation_differs(self):
     other = COUNTING | {"exclude": [{"class": "cat", "count": 4}]}
-    assert (records_lib.PromptRecord.from_json(other, "here").id
-            != records_lib.PromptRecord.from_json(COUNTING, "here").id)
+    assert (
+      records_lib.PromptRecord.from_json(other, "here").id
+      != records_lib.PromptRecord.from_json(COUNTING, "here").id
+    )
 
   def test_error_names_the_place_and_every_problem(self):
     with pytest.raises(ValueError) as error:
-      records_lib.PromptRecord.from_json({"tag": "", "prompt": " ", "include": []}, "file:3")
+      records_lib.PromptRecord.from_json(
+        {"tag": "", "prompt": " ", "include": []}, "file:3"
+      )
     assert str(error.value).count("file:3: ") == 3
 
   def test_embedded_world_is_valid_and_has_unique_ids(self):
@@ -91,31 +126,41 @@ class TestFromJson:
 
 
 class TestReadJsonl:
-
-  def test_records_come_in_file_order_and_empty_lines_are_skipped(self, tmp_path):
+  def test_records_come_in_file_order_and_empty_lines_are_skipped(
+    self, tmp_path
+  ):
     path = tmp_path / "prompts.jsonl"
     path.write_text(f"{json.dumps(COUNTING)}\n\n{json.dumps(POSITION)}\n")
-    assert [record.tag for record in records_lib.read_jsonl(path)] == ["counting", "position"]
+    assert [record.tag for record in records_lib.read_jsonl(path)] == [
+      "counting",
+      "position",
+    ]
 
   def test_problems_name_the_path(self, tmp_path):
     (tmp_path / "prompts.jsonl").write_bytes(lines(POSITION, {"tag": "x"}))
-    with pytest.raises(ValueError, match=f"{tmp_path}/prompts.jsonl:2: a record must have one of"):
+    with pytest.raises(
+      ValueError, match=f"{tmp_path}/prompts.jsonl:2: a record must have one of"
+    ):
       records_lib.read_jsonl(tmp_path / "prompts.jsonl")
 
 
 class TestParseJsonl:
-
   def test_all_problems_are_raised_together_with_their_lines(self):
-    content = lines(POSITION, COUNTING | {"tag": "count"}, POSITION,
-                    {"tag": "position", "prompt": "x", "include": [{"count": 1}]})
+    content = lines(
+      POSITION,
+      COUNTING | {"tag": "count"},
+      POSITION,
+      {"tag": "position", "prompt": "x", "include": [{"count": 1}]},
+    )
     message = refusal(content + b"{", tags={"position", "counting"})
     assert message == [
-        "4 problems with prompts:",
-        "file:2: tag must be one of ['counting', 'position'], got 'count'",
-        "file:4: include[0]: class must be a non-empty string, got None",
-        "file:5: the line must be JSON: Expecting property name enclosed in double quotes "
-        "(column 2)",
-        "file:3: prompt 'a photo of a dog right of a bear' repeats line 1"]
+      "4 problems with prompts:",
+      "file:2: tag must be one of ['counting', 'position'], got 'count'",
+      "file:4: include[0]: class must be a non-empty string, got None",
+      "file:5: the line must be JSON: Expecting property name enclosed in double quotes "
+      "(column 2)",
+      "file:3: prompt 'a photo of a dog right of a bear' repeats line 1",
+    ]
 
   def test_no_more_than_fifty_problems_are_listed(self):
     message = refusal(b"[]\n" * 120)
@@ -124,51 +169,78 @@ class TestParseJsonl:
     assert message[50] == "file:50: a record must be a JSON object, got list"
     assert message[51] == "... and 70 more"
 
-  @pytest.mark.parametrize("line, problem", [
-      (b'{"tag": "\xff"}', "'utf-8' codec can't decode byte 0xff in position 9: invalid start"),
+  @pytest.mark.parametrize(
+    "line, problem",
+    [
+      (
+        b'{"tag": "\xff"}',
+        "'utf-8' codec can't decode byte 0xff in position 9: invalid start",
+      ),
       (b'{"tag": NaN}', "NaN is no JSON number"),
       (b'{"tag": [-Infinity]}', "-Infinity is no JSON number"),
       (b'{"tag": "x", "a": {"b": 1, "b": 2}}', "key 'b' must stand once"),
       (b'{"tag": "x", "tag": "x"}', "key 'tag' must stand once"),
       (b'{"tag": ' + b"9" * 5000 + b"}", "Exceeds the limit (4300 digits)"),
-      (b'{"tag": ' + b"[" * 10 ** 5, "maximum recursion depth exceeded"),
-      (b'{"tag": ' + b'{"a":' * 10 ** 5, "maximum recursion depth exceeded"),
+      (b'{"tag": ' + b"[" * 10**5, "maximum recursion depth exceeded"),
+      (b'{"tag": ' + b'{"a":' * 10**5, "maximum recursion depth exceeded"),
       (b'{"tag": "x"} {"tag": "x"}', "Extra data (column 14)"),
       (b'\xef\xbb\xbf{"tag": "x"}', "Unexpected UTF-8 BOM"),
-      ('{"tag": "x"}'.encode("utf-16"), "'utf-8' codec can't decode byte 0xff in position 0"),
+      (
+        '{"tag": "x"}'.encode("utf-16"),
+        "'utf-8' codec can't decode byte 0xff in position 0",
+      ),
       (b"\0", "Expecting value (column 1)"),
-  ])
+    ],
+  )
   def test_line_that_is_not_json_is_refused(self, line, problem):
     message = refusal(lines(POSITION) + line)
     assert message[0] == "1 problems with prompts:"
     assert message[1].startswith(f"file:2: the line must be JSON: {problem}")
 
-  @pytest.mark.parametrize("value", [
-      "1e999", "-1e999", "1" * 4000, '"\\ud800"', "[" * 500 + "]" * 500])
+  @pytest.mark.parametrize(
+    "value", ["1e999", "-1e999", "1" * 4000, '"\\ud800"', "[" * 500 + "]" * 500]
+  )
   def test_odd_value_that_is_not_read_is_ignored(self, value):
     line = json.dumps(COUNTING).replace("{", f'{{"more": {value}, ')
-    assert records_lib.parse_jsonl(line.encode(), "file")[0].to_json() == COUNTING
+    assert (
+      records_lib.parse_jsonl(line.encode(), "file")[0].to_json() == COUNTING
+    )
 
-  @pytest.mark.parametrize("value", ["1e999", "1" * 4000, '"\\udfff"', "[" * 500 + "]" * 500, "{}"])
+  @pytest.mark.parametrize(
+    "value", ["1e999", "1" * 4000, '"\\udfff"', "[" * 500 + "]" * 500, "{}"]
+  )
   def test_odd_value_of_a_field_is_refused(self, value):
-    line = json.dumps(POSITION).replace('"a photo of a dog right of a bear"', value)
+    line = json.dumps(POSITION).replace(
+      '"a photo of a dog right of a bear"', value
+    )
     message = refusal(line.encode())
-    assert message[0] == "1 problems with prompts:" and message[1].startswith("file:1: prompt must")
+    assert message[0] == "1 problems with prompts:" and message[1].startswith(
+      "file:1: prompt must"
+    )
 
   def test_byte_order_mark_line_ends_and_separators_in_texts_are_read(self):
     strange = COUNTING | {"prompt": "two\u2028cats\u0085 and\x1c"}
-    text = json.dumps(POSITION) + "\r\n\r\n" + json.dumps(strange, ensure_ascii=False)
+    text = (
+      json.dumps(POSITION)
+      + "\r\n\r\n"
+      + json.dumps(strange, ensure_ascii=False)
+    )
     records = records_lib.parse_jsonl(b"\xef\xbb\xbf" + text.encode(), "file")
-    assert [record.prompt for record in records] == [POSITION["prompt"], strange["prompt"]]
+    assert [record.prompt for record in records] == [
+      POSITION["prompt"],
+      strange["prompt"],
+    ]
     assert refusal(b"\xef\xbb\xbf\n[]")[1].startswith("file:2: ")
 
   def test_prompt_that_repeats_with_other_items_is_refused(self):
     other = POSITION | {"include": POSITION["include"][:1]}
     assert refusal(lines(COUNTING, POSITION, other)) == [
-        "1 problems with prompts:",
-        "file:3: prompt 'a photo of a dog right of a bear' repeats line 2"]
+      "1 problems with prompts:",
+      "file:3: prompt 'a photo of a dog right of a bear' repeats line 2",
+    ]
     assert refusal(lines(POSITION, other))[1:] == [
-        "file:2: prompt 'a photo of a dog right of a bear' repeats line 1"]
+      "file:2: prompt 'a photo of a dog right of a bear' repeats line 1"
+    ]
 
   def test_tiif_records_may_share_a_prompt(self):
     other = TIIF | {"yn_answer_list": ["yes", "yes"]}
@@ -178,14 +250,25 @@ class TestParseJsonl:
   def test_tiif_record_that_repeats_entirely_is_refused(self):
     other = TIIF | {"short_description": "A table."}
     assert refusal(lines(TIIF, other, TIIF))[1:] == [
-        "file:3: record of prompt 'A table without a cup.' repeats line 1"]
+      "file:3: record of prompt 'A table without a cup.' repeats line 1"
+    ]
 
   def test_file_of_copies_is_read_as_it_is(self, monkeypatch):
     logged = []
-    monkeypatch.setattr(logging, "info", lambda text, *values: logged.append(text % values))
-    records = records_lib.parse_jsonl(lines(*[COUNTING, POSITION] * 2, POSITION, COUNTING), "file")
+    monkeypatch.setattr(
+      logging, "info", lambda text, *values: logged.append(text % values)
+    )
+    records = records_lib.parse_jsonl(
+      lines(*[COUNTING, POSITION] * 2, POSITION, COUNTING), "file"
+    )
     assert [record.tag for record in records] == [
-        "counting", "position", "counting", "position", "position", "counting"]
+      "counting",
+      "position",
+      "counting",
+      "position",
+      "position",
+      "counting",
+    ]
     assert logged == ["file holds each of its prompts 3 times"]
 
   def test_copies_of_some_records_only_are_refused(self):
@@ -193,15 +276,40 @@ class TestParseJsonl:
 
   def test_copies_beside_other_problems_do_not_hide_them(self):
     assert refusal(lines(*[COUNTING] * 60, REGION, []))[1] == (
-        "file:62: a record must be a JSON object, got list")
+      "file:62: a record must be a JSON object, got list"
+    )
 
   def test_empty_file_has_no_records(self):
     assert records_lib.parse_jsonl(b"\n \n", "file") == []
 
 
-TOKENS = [b"NaN", b"1e999", b"-", b"\\ud800", b"[" * 3000, b"]", b"{", b"}", b'"', b"9" * 5000,
-          b"\n", b"\r", b"\xef\xbb\xbf", b"\xff", b"\0", b"null", b"true", b'"tag": "x", ',
-          b"include", b"questions", b"0", b"-1", b'["above", 0]', b"\xe2\x80\xa8", b" "]
+TOKENS = [
+  b"NaN",
+  b"1e999",
+  b"-",
+  b"\\ud800",
+  b"[" * 3000,
+  b"]",
+  b"{",
+  b"}",
+  b'"',
+  b"9" * 5000,
+  b"\n",
+  b"\r",
+  b"\xef\xbb\xbf",
+  b"\xff",
+  b"\0",
+  b"null",
+  b"true",
+  b'"tag": "x", ',
+  b"include",
+  b"questions",
+  b"0",
+  b"-1",
+  b'["above", 0]',
+  b"\xe2\x80\xa8",
+  b" ",
+]
 
 
 def mutate(content, rng):
@@ -209,17 +317,20 @@ def mutate(content, rng):
   for _ in range(rng.randint(1, 4)):
     at = rng.randrange(len(content) + 1)
     end = min(len(content), at + rng.randint(1, 12))
-    new = rng.choice([b"", rng.randbytes(1), rng.choice(TOKENS), content[at:end] * 2])
-    content = content[:at] + new + content[rng.choice([at, end]):]
+    new = rng.choice(
+      [b"", rng.randbytes(1), rng.choice(TOKENS), content[at:end] * 2]
+    )
+    content = content[:at] + new + content[rng.choice([at, end]) :]
   return content
 
 
 class TestFuzz:
-
   @pytest.mark.parametrize("seed", range(4))
   def test_damaged_file_gives_records_or_problems_with_line_numbers(self, seed):
     rng, outcomes = random.Random(seed), []
-    valid = lines(POSITION, COUNTING, REGION, TIIF, QUESTIONS | {"prompt": "Another."})
+    valid = lines(
+      POSITION, COUNTING, REGION, TIIF, QUESTIONS | {"prompt": "Another."}
+    )
     for _ in range(200):
       content = mutate(valid, rng)
       try:
@@ -233,7 +344,8 @@ class TestFuzz:
         outcomes.append("refused")
       else:
         again = lines(*(record.to_json() for record in records))
-        assert [record.id for record in records_lib.parse_jsonl(again, "again")] == [
-            record.id for record in records]
+        assert [
+          record.id for record in records_lib.parse_jsonl(again, "again")
+        ] == [record.id for record in records]
         outcomes.append("read")
     assert min(outcomes.count("refused"), outcomes.count("read")) >= 10

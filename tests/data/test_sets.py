@@ -8,56 +8,109 @@ import pytest
 from r3jax.data import sets
 from r3jax.worlds.shapes import prompts
 
-RED, BLUE = ({"tag": "colors", "prompt": f"a photo of a {color} bench",
-              "include": [{"class": "bench", "count": 1, "color": color}]} for color in ("red", "blue"))
-BENCH = {"tag": "single_object", "prompt": "a photo of a bench", "include": [{"class": "bench", "count": 1}]}
+RED, BLUE = (
+  {
+    "tag": "colors",
+    "prompt": f"a photo of a {color} bench",
+    "include": [{"class": "bench", "count": 1, "color": color}],
+  }
+  for color in ("red", "blue")
+)
+BENCH = {
+  "tag": "single_object",
+  "prompt": "a photo of a bench",
+  "include": [{"class": "bench", "count": 1}],
+}
 
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
   """Returns settings of three training prompts, one of which is the held-out one in other words."""
   monkeypatch.setenv("R3JAX_DATA", str(tmp_path / "data"))
-  for name, records in {"train": [RED, BLUE, BENCH], "test": [BENCH | {"prompt": "A photo of  the bench."}], "more": [RED | {"tag": "of another benchmark"}]}.items():
-    (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-  return sets.Settings("geneval", str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl"))
+  for name, records in {
+    "train": [RED, BLUE, BENCH],
+    "test": [BENCH | {"prompt": "A photo of  the bench."}],
+    "more": [RED | {"tag": "of another benchmark"}],
+  }.items():
+    (tmp_path / f"{name}.jsonl").write_text(
+      "".join(json.dumps(record) + "\n" for record in records)
+    )
+  return sets.Settings(
+    "geneval", str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+  )
 
 
 class TestLoad:
-
   def test_training_prompt_of_the_test_set_is_dropped(self, settings):
     found = sets.load(settings)
     assert found.train == [RED, BLUE]
     assert found.heldout == [BENCH | {"prompt": "A photo of  the bench."}]
-    assert not found.contamination.contaminated and found.contamination.vanished == ("single_object",)
+    assert (
+      not found.contamination.contaminated
+      and found.contamination.vanished == ("single_object",)
+    )
 
   def test_kept_tag_makes_the_run_contaminated(self, settings, caplog):
-    found = sets.load(dataclasses.replace(settings, keep_tags=("single_object",)))
+    found = sets.load(
+      dataclasses.replace(settings, keep_tags=("single_object",))
+    )
     assert found.train == [RED, BLUE, BENCH]
     assert found.contamination.contaminated
 
-  def test_prompts_of_further_tests_are_dropped_and_not_evaluated(self, settings, tmp_path):
-    found = sets.load(dataclasses.replace(settings, more_tests=(str(tmp_path / "more.jsonl"),)))
+  def test_prompts_of_further_tests_are_dropped_and_not_evaluated(
+    self, settings, tmp_path
+  ):
+    found = sets.load(
+      dataclasses.replace(settings, more_tests=(str(tmp_path / "more.jsonl"),))
+    )
     assert found.train == [BLUE]
     assert len(found.heldout) == 1
 
   def test_generated_prompts_avoid_the_test_set(self, settings):
-    found = sets.load(dataclasses.replace(settings, train="generated", generated=600))
+    found = sets.load(
+      dataclasses.replace(settings, train="generated", generated=600)
+    )
     assert found.contamination.tags["single_object"].total == 80
-    assert len(found.train) == 600 - sum(overlap.dropped for overlap in found.contamination.tags.values()) == 599
-    assert not [record for record in found.train if record["prompt"] == "a photo of a bench"]
+    assert (
+      len(found.train)
+      == 600
+      - sum(overlap.dropped for overlap in found.contamination.tags.values())
+      == 599
+    )
+    assert not [
+      record
+      for record in found.train
+      if record["prompt"] == "a photo of a bench"
+    ]
 
   def test_embedded_world_loses_nothing(self, settings):
-    found = sets.load(dataclasses.replace(settings, train="shapes", heldout="shapes"))
+    found = sets.load(
+      dataclasses.replace(settings, train="shapes", heldout="shapes")
+    )
     assert found.train == prompts.train_records()
     assert found.heldout == prompts.heldout_records()
 
-  @pytest.mark.parametrize("changes, message", [
-      ({"heldout": ""}, "data.heldout must name a file of prompts in JSON lines, or a URL of one; it is empty"),
-      ({"train": "/nowhere.jsonl"}, "data.train must name a file of prompts that can be read: .*/nowhere.jsonl"),
+  @pytest.mark.parametrize(
+    "changes, message",
+    [
+      (
+        {"heldout": ""},
+        "data.heldout must name a file of prompts in JSON lines, or a URL of one; it is empty",
+      ),
+      (
+        {"train": "/nowhere.jsonl"},
+        "data.train must name a file of prompts that can be read: .*/nowhere.jsonl",
+      ),
       ({"more_tests": ("",)}, "data.more_tests must name"),
-      ({"benchmark": "tiif", "train": "generated", "heldout": "shapes"}, "data.benchmark is 'tiif'"),
+      (
+        {"benchmark": "tiif", "train": "generated", "heldout": "shapes"},
+        "data.benchmark is 'tiif'",
+      ),
       ({"benchmark": "coco"}, "benchmark must be one of"),
-  ])
-  def test_source_that_is_not_there_is_refused(self, settings, changes, message):
+    ],
+  )
+  def test_source_that_is_not_there_is_refused(
+    self, settings, changes, message
+  ):
     with pytest.raises(ValueError, match=message):
       sets.load(dataclasses.replace(settings, **changes))

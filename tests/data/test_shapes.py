@@ -16,15 +16,18 @@ print(len(records))
 
 
 class TestLoad:
-
   def test_splits_equal_the_world(self, tmp_path):
     assert shapes.load(tmp_path, "train") == prompts.train_records()
     assert shapes.load(tmp_path, "heldout") == prompts.heldout_records()
 
-  def test_second_load_reads_what_the_first_prepared(self, tmp_path, monkeypatch):
+  def test_second_load_reads_what_the_first_prepared(
+    self, tmp_path, monkeypatch
+  ):
     shapes.load(tmp_path, "heldout")
     monkeypatch.setattr(shapes.Shapes, "_generate_examples", None)
-    assert len(shapes.load(tmp_path, "heldout")) == len(prompts.heldout_records())
+    assert len(shapes.load(tmp_path, "heldout")) == len(
+      prompts.heldout_records()
+    )
 
   def test_changed_world_is_prepared_anew(self, tmp_path, monkeypatch):
     shapes.load(tmp_path, "train")

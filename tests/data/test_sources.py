@@ -8,7 +8,9 @@ import pytest
 from r3jax.data import sources
 
 OLD, NEW = b'{"tag": "old"}\n', b'{"tag": "new"}\n'
-OLD_HASH, NEW_HASH = (hashlib.sha256(content).hexdigest() for content in (OLD, NEW))
+OLD_HASH, NEW_HASH = (
+  hashlib.sha256(content).hexdigest() for content in (OLD, NEW)
+)
 
 
 @pytest.fixture
@@ -29,10 +31,11 @@ def forget(downloads):
 
 
 class TestRead:
-
   def test_path_is_read(self, tmp_path):
     (tmp_path / "x.jsonl").write_bytes(OLD)
-    assert sources.read(str(tmp_path / "x.jsonl"), tmp_path / "downloads") == OLD
+    assert (
+      sources.read(str(tmp_path / "x.jsonl"), tmp_path / "downloads") == OLD
+    )
     assert not (tmp_path / "downloads").exists()
 
   def test_path_that_does_not_exist_is_refused(self, tmp_path):
@@ -43,8 +46,12 @@ class TestRead:
     downloads = tmp_path / "downloads"
     assert sources.read(url, downloads) == sources.read(url, downloads) == OLD
     assert site.requests == ["/prompts.jsonl"]
-    note, = downloads.glob("*/note.json")
-    assert json.loads(note.read_text()) == {"url": url, "size": 15, "sha256": OLD_HASH}
+    (note,) = downloads.glob("*/note.json")
+    assert json.loads(note.read_text()) == {
+      "url": url,
+      "size": 15,
+      "sha256": OLD_HASH,
+    }
 
   def test_same_content_may_be_downloaded_again(self, site, url, tmp_path):
     sources.read(url, tmp_path)
@@ -63,16 +70,19 @@ class TestRead:
     sources.read(url, tmp_path)
     forget(tmp_path)
     change(site)
-    note, = tmp_path.glob("*/note.json")
+    (note,) = tmp_path.glob("*/note.json")
     with pytest.raises(ValueError) as error:
       sources.read(url, tmp_path)
     assert str(error.value) == (
-        f"the content of {url} must have sha256 {OLD_HASH}, got {NEW_HASH} (15 bytes). It was "
-        f"{OLD_HASH} when {note} was written: if the change is wanted, give the source as "
-        f"{url}#sha256={NEW_HASH}")
+      f"the content of {url} must have sha256 {OLD_HASH}, got {NEW_HASH} (15 bytes). It was "
+      f"{OLD_HASH} when {note} was written: if the change is wanted, give the source as "
+      f"{url}#sha256={NEW_HASH}"
+    )
     assert json.loads(note.read_text())["sha256"] == OLD_HASH
 
-  def test_other_content_is_taken_with_its_hash_and_from_then_on(self, site, url, tmp_path):
+  def test_other_content_is_taken_with_its_hash_and_from_then_on(
+    self, site, url, tmp_path
+  ):
     sources.read(url, tmp_path)
     change(site)
     assert sources.read(f"{url}#sha256={NEW_HASH.upper()}", tmp_path) == NEW
@@ -85,27 +95,44 @@ class TestRead:
       sources.read(f"{url}#sha256={NEW_HASH}", tmp_path)
     assert not list(tmp_path.glob("*/note.json"))
 
-  @pytest.mark.parametrize("end", ["sha256=", "sha256=12", "sha265=" + "0" * 64, "top"])
+  @pytest.mark.parametrize(
+    "end", ["sha256=", "sha256=12", "sha265=" + "0" * 64, "top"]
+  )
   def test_malformed_hash_is_refused(self, site, url, tmp_path, end):
-    with pytest.raises(ValueError, match=f"may end in #sha256= and 64 hex digits, got #{end} "):
+    with pytest.raises(
+      ValueError, match=f"may end in #sha256= and 64 hex digits, got #{end} "
+    ):
       sources.read(f"{url}#{end}", tmp_path)
     assert site.requests == []
 
-  @pytest.mark.parametrize("source", [
-      "http://reader:SECRET@localhost/p.jsonl", "http://SECRET@localhost/p.jsonl", "https://localhost/p.jsonl?key=SECRET#sha256=" + 64 * "0",
-  ])
-  def test_url_that_may_hold_a_key_is_refused_without_showing_it(self, tmp_path, source):
-    with pytest.raises(ValueError, match="could be keys; got one at localhost. Download the file") as refused:
+  @pytest.mark.parametrize(
+    "source",
+    [
+      "http://reader:SECRET@localhost/p.jsonl",
+      "http://SECRET@localhost/p.jsonl",
+      "https://localhost/p.jsonl?key=SECRET#sha256=" + 64 * "0",
+    ],
+  )
+  def test_url_that_may_hold_a_key_is_refused_without_showing_it(
+    self, tmp_path, source
+  ):
+    with pytest.raises(
+      ValueError, match="could be keys; got one at localhost. Download the file"
+    ) as refused:
       sources.read(source, tmp_path)
     assert "SECRET" not in str(refused.value)
     assert not list(tmp_path.iterdir())
 
   def test_page_that_is_not_there_is_refused(self, site, tmp_path):
-    with pytest.raises(OSError, match=f"{site.url}/none must answer with status 200, got 404"):
+    with pytest.raises(
+      OSError, match=f"{site.url}/none must answer with status 200, got 404"
+    ):
       sources.read(f"{site.url}/none", tmp_path)
     assert not list(tmp_path.glob("*/note.json"))
 
-  @pytest.mark.parametrize("bad", ["http://127.0.0.1:1/x", "http://[/x", "http://"])
+  @pytest.mark.parametrize(
+    "bad", ["http://127.0.0.1:1/x", "http://[/x", "http://"]
+  )
   def test_address_that_does_not_answer_is_refused(self, tmp_path, bad):
     with pytest.raises(OSError, match="must be reachable: ") as error:
       sources.read(bad, tmp_path)

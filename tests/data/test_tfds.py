@@ -10,20 +10,44 @@ from r3jax.data import tfds as tfds_lib
 from tests.data import processes
 
 GENEVAL = [
-    {"tag": "position", "prompt": "a photo of a dog right of a bear",
-     "include": [{"class": "bear", "count": 1},
-                 {"class": "dog", "count": 1, "position": ["right of", 0]}]},
-    {"tag": "counting", "prompt": "a photo of two cats", "include": [{"class": "cat", "count": 2}],
-     "exclude": [{"class": "cat", "count": 3}]},
-    {"tag": "colors", "prompt": "a photo of a red cat",
-     "include": [{"class": "cat", "count": 1, "color": "red"}]},
+  {
+    "tag": "position",
+    "prompt": "a photo of a dog right of a bear",
+    "include": [
+      {"class": "bear", "count": 1},
+      {"class": "dog", "count": 1, "position": ["right of", 0]},
+    ],
+  },
+  {
+    "tag": "counting",
+    "prompt": "a photo of two cats",
+    "include": [{"class": "cat", "count": 2}],
+    "exclude": [{"class": "cat", "count": 3}],
+  },
+  {
+    "tag": "colors",
+    "prompt": "a photo of a red cat",
+    "include": [{"class": "cat", "count": 1, "color": "red"}],
+  },
 ]
-PLUS = [{"tag": "size_spatial_attr",
-         "prompt": "A photo of a larger cow on the left and a smaller cup on the right",
-         "include": [{"class": "cow", "count": 1, "size": "larger", "region": "left"},
-                     {"class": "cup", "count": 1, "size": "smaller", "region": "right"}]}]
-TIIF = [{"type": "negation+2d", "short_description": "A sign.",
-         "yn_question_list": ["Is there a sign? "], "yn_answer_list": ["Yes"]}]
+PLUS = [
+  {
+    "tag": "size_spatial_attr",
+    "prompt": "A photo of a larger cow on the left and a smaller cup on the right",
+    "include": [
+      {"class": "cow", "count": 1, "size": "larger", "region": "left"},
+      {"class": "cup", "count": 1, "size": "smaller", "region": "right"},
+    ],
+  }
+]
+TIIF = [
+  {
+    "type": "negation+2d",
+    "short_description": "A sign.",
+    "yn_question_list": ["Is there a sign? "],
+    "yn_answer_list": ["Yes"],
+  }
+]
 LOAD = """
 import sys
 from r3jax.data import builders
@@ -39,22 +63,40 @@ def write(path, objects):
 
 
 class TestLoad:
-
   def test_records_come_in_file_order(self, tmp_path):
     records = [GENEVAL[0] | {"prompt": f"prompt {i}"} for i in range(50)]
-    assert tfds_lib.load("geneval", write(tmp_path / "x", records), tmp_path / "data") == records
+    assert (
+      tfds_lib.load(
+        "geneval", write(tmp_path / "x", records), tmp_path / "data"
+      )
+      == records
+    )
 
-  @pytest.mark.parametrize("benchmark, objects, records", [
+  @pytest.mark.parametrize(
+    "benchmark, objects, records",
+    [
       ("geneval", GENEVAL, GENEVAL),
       ("geneval_plus", PLUS, PLUS),
-      ("tiif", TIIF, [{"tag": "negation+2d", "prompt": "A sign.",
-                       "questions": [["Is there a sign?", "yes"]]}]),
-  ])
+      (
+        "tiif",
+        TIIF,
+        [
+          {
+            "tag": "negation+2d",
+            "prompt": "A sign.",
+            "questions": [["Is there a sign?", "yes"]],
+          }
+        ],
+      ),
+    ],
+  )
   def test_every_benchmark_is_read(self, tmp_path, benchmark, objects, records):
     source = write(tmp_path / "x", objects)
     assert tfds_lib.load(benchmark, source, tmp_path / "data") == records
 
-  def test_second_load_reads_what_the_first_prepared(self, tmp_path, monkeypatch):
+  def test_second_load_reads_what_the_first_prepared(
+    self, tmp_path, monkeypatch
+  ):
     source = write(tmp_path / "x", GENEVAL)
     tfds_lib.load("geneval", source, tmp_path / "data")
     monkeypatch.setattr(tfds_lib.Geneval, "_split_generators", None)
@@ -82,7 +124,10 @@ class TestLoad:
   def test_url_is_downloaded_once(self, site, tmp_path):
     write(site.folder / "x.jsonl", GENEVAL)
     for _ in range(2):
-      assert tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path / "data") == GENEVAL
+      assert (
+        tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path / "data")
+        == GENEVAL
+      )
     assert site.requests == ["/x.jsonl"]
     assert len(list((tmp_path / "data" / "downloads").glob("*/note.json"))) == 1
 
@@ -92,7 +137,9 @@ class TestLoad:
     write(site.folder / "x.jsonl", GENEVAL[:1])
     for kept in (tmp_path / "downloads").glob("*/content"):
       kept.unlink()
-    with pytest.raises(ValueError, match="if the change is wanted, give the source as http"):
+    with pytest.raises(
+      ValueError, match="if the change is wanted, give the source as http"
+    ):
       tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path)
 
   def test_problems_name_the_source(self, site, tmp_path):
@@ -100,46 +147,61 @@ class TestLoad:
     with pytest.raises(ValueError) as error:
       tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path / "data")
     assert str(error.value).splitlines() == [
-        "2 problems with prompts:",
-        f"{site.url}/x.jsonl:4: a record must have one of include, questions, yn_question_list, "
-        "got none of them",
-        f"{site.url}/x.jsonl:5: tag must be one of ['color_attr', 'colors', 'counting', 'position',"
-        " 'single_object', 'two_object'], got 'size_spatial_attr'"]
+      "2 problems with prompts:",
+      f"{site.url}/x.jsonl:4: a record must have one of include, questions, yn_question_list, "
+      "got none of them",
+      f"{site.url}/x.jsonl:5: tag must be one of ['color_attr', 'colors', 'counting', 'position',"
+      " 'single_object', 'two_object'], got 'size_spatial_attr'",
+    ]
 
   def test_mended_file_is_read_after_a_refusal(self, tmp_path):
     with pytest.raises(ValueError):
       tfds_lib.load("geneval", write(tmp_path / "x", [{}]), tmp_path / "data")
-    assert tfds_lib.load("geneval", write(tmp_path / "x", GENEVAL), tmp_path / "data") == GENEVAL
+    assert (
+      tfds_lib.load(
+        "geneval", write(tmp_path / "x", GENEVAL), tmp_path / "data"
+      )
+      == GENEVAL
+    )
 
   def test_file_without_prompts_is_refused(self, tmp_path):
     source = write(tmp_path / "x", [])
-    with pytest.raises(ValueError, match=f"{source} must hold at least one prompt; there is none"):
+    with pytest.raises(
+      ValueError, match=f"{source} must hold at least one prompt; there is none"
+    ):
       tfds_lib.load("geneval", source, tmp_path / "data")
 
   def test_unknown_benchmark_is_refused(self, tmp_path):
     with pytest.raises(ValueError) as error:
       tfds_lib.load("geneval++", "x", tmp_path)
     assert str(error.value) == (
-        "benchmark must be one of ['geneval', 'geneval_plus', 'tiif'], got 'geneval++'")
+      "benchmark must be one of ['geneval', 'geneval_plus', 'tiif'], got 'geneval++'"
+    )
 
   def test_two_processes_at_once_without_tensorflow(self, site, tmp_path):
     write(site.folder / "x.jsonl", GENEVAL)
-    started = [processes.start(LOAD, f"{site.url}/x.jsonl", tmp_path / "data") for _ in range(2)]
+    started = [
+      processes.start(LOAD, f"{site.url}/x.jsonl", tmp_path / "data")
+      for _ in range(2)
+    ]
     assert [processes.result(process) for process in started] == [3, 3]
     assert site.requests == ["/x.jsonl"]
 
 
 class TestBuilders:
-
   def test_tfds_finds_them_by_name(self, tmp_path):
     source = write(tmp_path / "x", TIIF)
-    builder = tfds.builder("tiif", source=source, data_dir=str(tmp_path / "data"))
+    builder = tfds.builder(
+      "tiif", source=source, data_dir=str(tmp_path / "data")
+    )
     builder.download_and_prepare()
     assert builder.info.splits["prompts"].num_examples == 1
     assert len(builder.as_data_source(split="prompts")) == 1
 
   def test_data_source_reaches_another_process(self, tmp_path):
-    builder = tfds_lib.Geneval(source=write(tmp_path / "x", GENEVAL), data_dir=str(tmp_path))
+    builder = tfds_lib.Geneval(
+      source=write(tmp_path / "x", GENEVAL), data_dir=str(tmp_path)
+    )
     builder.download_and_prepare()
     source = pickle.loads(pickle.dumps(builder.as_data_source(split="prompts")))
     assert json.loads(source[2]["record"]) == GENEVAL[2]

@@ -10,7 +10,11 @@ from r3jax.evaluation import questions
 from r3jax.worlds.shapes import prompts as prompts_lib
 
 RECORDS = tuple(prompts_lib.heldout_records()[::31][:10])
-TEXTS = ("<think> plan </think>", "<think> ok </think> no further edit needed", "<think> smudge </think> remove the smudge at top")
+TEXTS = (
+  "<think> plan </think>",
+  "<think> ok </think> no further edit needed",
+  "<think> smudge </think> remove the smudge at top",
+)
 
 
 class Evaluator:
@@ -24,10 +28,22 @@ class Evaluator:
 
   question_tokens, rounds, seed = 8, 2, 0
 
-  def __init__(self, batch_size: int = 3, fails_at: int | None = None, missing: tuple[int, int] | None = None):
-    self.batch_size, self.fails_at, self.missing, self.calls = batch_size, fails_at, missing, []
+  def __init__(
+    self,
+    batch_size: int = 3,
+    fails_at: int | None = None,
+    missing: tuple[int, int] | None = None,
+  ):
+    self.batch_size, self.fails_at, self.missing, self.calls = (
+      batch_size,
+      fails_at,
+      missing,
+      [],
+    )
 
-  def evaluate(self, policy, towers, prompts: samples.Prompts, images: np.ndarray):
+  def evaluate(
+    self, policy, towers, prompts: samples.Prompts, images: np.ndarray
+  ):
     del policy, towers
     if len(self.calls) == self.fails_at:
       raise KeyboardInterrupt
@@ -36,23 +52,57 @@ class Evaluator:
     draft = self._drawn(rows, 0)
     even = rows.sum(1) % 2 == 0
     open_ = np.zeros(len(rows), bool)
-    text = lambda which: samples.Text(np.tile(which, (5, 1)).T, np.full(len(rows), 5), None)
-    first = draw.Round(draw.Standing(draft, draft, open_), np.ones(len(rows)), open_, text(np.zeros(len(rows), int)), np.zeros(len(rows), int))
+    text = lambda which: samples.Text(
+      np.tile(which, (5, 1)).T, np.full(len(rows), 5), None
+    )
+    first = draw.Round(
+      draw.Standing(draft, draft, open_),
+      np.ones(len(rows)),
+      open_,
+      text(np.zeros(len(rows), int)),
+      np.zeros(len(rows), int),
+    )
     chain = self._drawn(rows, 1)
-    keep = lambda old, new: np.where(even.reshape(-1, *[1] * (new.ndim - 1)), old, new)
-    score = types.Score(*(keep(getattr(draft.score, name), getattr(chain.score, name)) for name in ("value", "valid")),
-                       {"strict": keep(draft.score.parts["strict"], chain.score.parts["strict"])})
+    keep = lambda old, new: np.where(
+      even.reshape(-1, *[1] * (new.ndim - 1)), old, new
+    )
+    score = types.Score(
+      *(
+        keep(getattr(draft.score, name), getattr(chain.score, name))
+        for name in ("value", "valid")
+      ),
+      {
+        "strict": keep(draft.score.parts["strict"], chain.score.parts["strict"])
+      },
+    )
     kept = draw.Drawn(keep(draft.images, chain.images), score)
-    second = draw.Round(draw.Standing(kept, chain, even), np.ones(len(rows)), even, text(np.where(even, 1, 2)), np.full(len(rows), 3))
+    second = draw.Round(
+      draw.Standing(kept, chain, even),
+      np.ones(len(rows)),
+      even,
+      text(np.where(even, 1, 2)),
+      np.full(len(rows), 3),
+    )
     return [(first, 0.5 * len(rows)), (second, 1.0 * len(rows))]
 
   def _drawn(self, rows: np.ndarray, turn: int) -> draw.Drawn:
     value = (rows[:, 0] % 3) / 4 + 0.25 * turn
-    images = np.broadcast_to((rows.sum(1) * 10 + turn)[:, None, None, None], (len(rows), 48, 48, 3)).astype(np.uint8)
-    missing = (rows == self.missing).all(1) if self.missing and len(self.calls) <= 4 else np.zeros(len(rows), bool)
-    return draw.Drawn(images, types.Score(value, ~missing, {"strict": (value == 1).astype(float)}))
+    images = np.broadcast_to(
+      (rows.sum(1) * 10 + turn)[:, None, None, None], (len(rows), 48, 48, 3)
+    ).astype(np.uint8)
+    missing = (
+      (rows == self.missing).all(1)
+      if self.missing and len(self.calls) <= 4
+      else np.zeros(len(rows), bool)
+    )
+    return draw.Drawn(
+      images,
+      types.Score(value, ~missing, {"strict": (value == 1).astype(float)}),
+    )
 
-  def ask(self, policy, towers, prompts, images, number: int, pictures: np.ndarray):
+  def ask(
+    self, policy, towers, prompts, images, number: int, pictures: np.ndarray
+  ):
     del policy, towers, images, number
     assert pictures.shape == (self.batch_size, 48, 48, 3)
     return samples.Text(prompts.question, prompts.question_length, None)
@@ -66,11 +116,24 @@ def exam(evaluator: Evaluator, **settings) -> evaluate.Exam:
 
   def decode(ids, lengths):
     del lengths
-    return [TEXTS[row[0]] if row[0] < len(TEXTS) else "<think> </think> no" for row in ids]
+    return [
+      TEXTS[row[0]] if row[0] < len(TEXTS) else "<think> </think> no"
+      for row in ids
+    ]
 
   return evaluate.Exam(
-      evaluator=evaluator, records=RECORDS, prompts=prompts, images_per_prompt=2,
-      examiner=questions.Examiner(("match",), embedded=True, seed=0),
-      segments=lambda texts, capacity: (np.full((len(texts), capacity), 99), np.full(len(texts), capacity)),
-      decode=decode, boxes=None, flush=lambda: None, flops=(1e12, 2e12), settings={"points": 4} | settings,
+    evaluator=evaluator,
+    records=RECORDS,
+    prompts=prompts,
+    images_per_prompt=2,
+    examiner=questions.Examiner(("match",), embedded=True, seed=0),
+    segments=lambda texts, capacity: (
+      np.full((len(texts), capacity), 99),
+      np.full(len(texts), capacity),
+    ),
+    decode=decode,
+    boxes=None,
+    flush=lambda: None,
+    flops=(1e12, 2e12),
+    settings={"points": 4} | settings,
   )

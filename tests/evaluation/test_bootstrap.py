@@ -7,13 +7,14 @@ from r3jax.evaluation import bootstrap
 
 
 class TestBootstrapMean:
-
   def test_interval_of_normal_values_is_the_closed_form(self):
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     mean, low, high = bootstrap.bootstrap_mean(values, seed=1)
     half = 1.96 * values.std() / np.sqrt(400)
     assert mean == pytest.approx(values.mean(), abs=1e-12)
-    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.05 * 2 * half)
+    np.testing.assert_allclose(
+      [low, high], [mean - half, mean + half], atol=0.05 * 2 * half
+    )
 
   def test_interval_of_zeros_and_ones_is_the_binomial_one(self):
     values = [1.0] * 60 + [0.0] * 140
@@ -24,7 +25,9 @@ class TestBootstrapMean:
 
   def test_interval_covers_the_true_mean_at_its_level(self):
     rng = np.random.default_rng(0)
-    intervals = [bootstrap.bootstrap_mean(rng.normal(size=50), seed) for seed in range(100)]
+    intervals = [
+      bootstrap.bootstrap_mean(rng.normal(size=50), seed) for seed in range(100)
+    ]
     covered = sum(low <= 0 <= high for _, low, high in intervals)
     assert 88 <= covered <= 99  # 95 +- 3 standard deviations of a binomial.
 
@@ -33,8 +36,12 @@ class TestBootstrapMean:
 
   def test_seed_decides_the_draws(self):
     values = np.arange(30.0) ** 2
-    assert bootstrap.bootstrap_mean(values, 0) == bootstrap.bootstrap_mean(values, 0)
-    assert bootstrap.bootstrap_mean(values, 0) != bootstrap.bootstrap_mean(values, 1)
+    assert bootstrap.bootstrap_mean(values, 0) == bootstrap.bootstrap_mean(
+      values, 0
+    )
+    assert bootstrap.bootstrap_mean(values, 0) != bootstrap.bootstrap_mean(
+      values, 1
+    )
 
   @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [[1.0]]])
   def test_unusable_values_are_refused(self, values):
@@ -43,41 +50,56 @@ class TestBootstrapMean:
 
 
 class TestDesign:
-
   def test_repeats_of_a_prompt_are_no_further_witnesses(self):
     values = np.random.default_rng(0).normal(size=200)
     repeated, prompts = np.repeat(values, 9), np.repeat(np.arange(200), 9)
-    _, low, high = bootstrap.bootstrap_mean(repeated, 0, bootstrap.Design(prompts, ["tag"] * 1800))
+    _, low, high = bootstrap.bootstrap_mean(
+      repeated, 0, bootstrap.Design(prompts, ["tag"] * 1800)
+    )
     half = 1.96 * values.std() / np.sqrt(200)
-    np.testing.assert_allclose([low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half)
+    np.testing.assert_allclose(
+      [low, high], [values.mean() - half, values.mean() + half], atol=0.1 * half
+    )
 
   def test_what_differs_between_tags_is_no_uncertainty(self):
     rng, tags = np.random.default_rng(0), np.repeat(["a", "b", "c"], 100)
     values = rng.normal(size=300) + np.repeat([0.0, 10.0, 20.0], 100)
     design = bootstrap.Design(range(300), tags)
     mean, low, high = bootstrap.bootstrap_mean(values, 0, design)
-    half = 1.96 * np.sqrt(np.mean([values[tags == tag].var() for tag in "abc"]) / 300)
-    np.testing.assert_allclose([low, high], [mean - half, mean + half], atol=0.1 * half)
+    half = 1.96 * np.sqrt(
+      np.mean([values[tags == tag].var() for tag in "abc"]) / 300
+    )
+    np.testing.assert_allclose(
+      [low, high], [mean - half, mean + half], atol=0.1 * half
+    )
 
   def test_prompts_of_unequal_size_weigh_by_their_images(self):
     values, prompts = [1.0] * 3 + [0.0], ["p"] * 3 + ["q"]
-    mean, low, high = bootstrap.bootstrap_mean(values, 0, bootstrap.Design(prompts, ["tag"] * 4))
+    mean, low, high = bootstrap.bootstrap_mean(
+      values, 0, bootstrap.Design(prompts, ["tag"] * 4)
+    )
     assert (mean, low, high) == (0.75, 0.0, 1.0)
 
   def test_labels_that_are_missing_are_refused(self):
-    with pytest.raises(ValueError, match="each of 2 values, got 1 and 2 labels"):
-      bootstrap.bootstrap_mean([0.0, 1.0], 0, bootstrap.Design(["p"], ["a", "a"]))
+    with pytest.raises(
+      ValueError, match="each of 2 values, got 1 and 2 labels"
+    ):
+      bootstrap.bootstrap_mean(
+        [0.0, 1.0], 0, bootstrap.Design(["p"], ["a", "a"])
+      )
 
 
 class TestBootstrapDifference:
-
   def test_pairing_removes_what_the_prompts_share(self):
     before = np.random.default_rng(0).normal(size=100) * 10
-    assert bootstrap.bootstrap_difference(before, before + 0.25, seed=0) == pytest.approx(
-        (0.25, 0.25, 0.25))
+    assert bootstrap.bootstrap_difference(
+      before, before + 0.25, seed=0
+    ) == pytest.approx((0.25, 0.25, 0.25))
 
   def test_sign_is_after_minus_before(self):
-    mean, low, high = bootstrap.bootstrap_difference([0.0, 0.0, 1.0], [1.0, 1.0, 1.0], seed=0)
+    mean, low, high = bootstrap.bootstrap_difference(
+      [0.0, 0.0, 1.0], [1.0, 1.0, 1.0], seed=0
+    )
     assert mean == pytest.approx(2 / 3)
     assert (low, high) == (0.0, 1.0)
 

@@ -16,18 +16,38 @@ from r3jax.files import jsonl
 from r3jax.report import page
 from tests.evaluation import fakes
 
-FACTS = summary.Facts("an evaluation", 0, contamination.Leaked({}, True), (1e12, 2e12), 0)
+FACTS = summary.Facts(
+  "an evaluation", 0, contamination.Leaked({}, True), (1e12, 2e12), 0
+)
 
 
-def write(folder, step: int, gain: float = 0.0, leaked=None, sample_of=lambda sample: sample):
+def write(
+  folder,
+  step: int,
+  gain: float = 0.0,
+  leaked=None,
+  sample_of=lambda sample: sample,
+):
   """Writes an evaluation whose scores are higher than those of the fake by `gain`."""
   folder, exam = epath.Path(folder), fakes.exam(fakes.Evaluator())
   samples = exam.sit(None, None, folder, step)
-  better = lambda turn: turn | {"score": turn["score"] + gain, "chain_score": turn["chain_score"] + gain}
-  samples = [sample_of(sample | {"turns": [better(turn) for turn in sample["turns"]]}) for sample in samples]
+  better = lambda turn: (
+    turn
+    | {"score": turn["score"] + gain, "chain_score": turn["chain_score"] + gain}
+  )
+  samples = [
+    sample_of(sample | {"turns": [better(turn) for turn in sample["turns"]]})
+    for sample in samples
+  ]
   page.drop_samples_after(folder, None)
   jsonl.append(folder / "samples.jsonl", samples)
-  summary.conclude(folder, samples, dataclasses.replace(FACTS, step=step, leaked=contamination.Leaked(leaked or {}, True)))
+  summary.conclude(
+    folder,
+    samples,
+    dataclasses.replace(
+      FACTS, step=step, leaked=contamination.Leaked(leaked or {}, True)
+    ),
+  )
 
 
 @pytest.fixture(name="runs", scope="module")
@@ -40,11 +60,12 @@ def fixture_runs(tmp_path_factory):
 
 
 class TestCompare:
-
   def test_of_one_run_the_evaluations_of_several_iterations(self, runs):
     compared = compare.compare(compare.read(str(runs / "a")), seed=0)
     assert compared["names"] == [f"{runs / 'a'} @ 0", f"{runs / 'a'} @ 20"]
-    assert {"draft", "round 2", "draft, strict"} <= set(compared["views"]) and "last round" not in compared["views"]
+    assert {"draft", "round 2", "draft, strict"} <= set(
+      compared["views"]
+    ) and "last round" not in compared["views"]
     (difference,) = compared["views"]["draft"]["differences"]
     assert difference == pytest.approx([0.125] * 3)
 
@@ -52,17 +73,23 @@ class TestCompare:
     groups = [compare.read(str(runs / name)) for name in "ab"]
     compared = compare.compare([groups[0][0], groups[0][1], *groups[1]], seed=0)
     first, *_ = compared["views"]["round 2"]["scores"]
-    assert [one[0] - first[0] for one in compared["views"]["round 2"]["scores"]] == pytest.approx([0, 0.125, 0.25])
+    assert [
+      one[0] - first[0] for one in compared["views"]["round 2"]["scores"]
+    ] == pytest.approx([0, 0.125, 0.25])
 
   def test_other_prompts_are_refused(self, runs, tmp_path):
     write(tmp_path, 0, sample_of=lambda sample: sample | {"prompt": "p"})
     with pytest.raises(ValueError, match="of the same prompts"):
-      compare.compare([*compare.read(str(runs / "b")), *compare.read(str(tmp_path))], seed=0)
+      compare.compare(
+        [*compare.read(str(runs / "b")), *compare.read(str(tmp_path))], seed=0
+      )
 
   def test_other_settings_are_noted(self, runs):
     first, second = compare.read(str(runs / "a"))
     other = dataclasses.replace(second, settings={"points": 50})
-    assert compare.compare([first, other], seed=0)["notes"] == {other.name: ["Made with other settings: points 50, not 4."]}
+    assert compare.compare([first, other], seed=0)["notes"] == {
+      other.name: ["Made with other settings: points 50, not 4."]
+    }
 
   def test_one_is_not_enough(self, runs):
     with pytest.raises(ValueError, match="at least two"):
@@ -74,16 +101,31 @@ class TestCompare:
 
 
 class TestWrite:
-
   def test_files(self, runs, tmp_path):
-    text = compare.write([compare.read(str(runs / name)) for name in "ab"], epath.Path(tmp_path), seed=0)
+    text = compare.write(
+      [compare.read(str(runs / name)) for name in "ab"],
+      epath.Path(tmp_path),
+      seed=0,
+    )
     assert (tmp_path / "comparison.md").read_text() == text
-    assert "CONTAMINATED: the model was trained on 1 of these prompts (counting 1)." in text
+    assert (
+      "CONTAMINATED: the model was trained on 1 of these prompts (counting 1)."
+      in text
+    )
     header, *rows = csv.reader((tmp_path / "comparison.csv").open())
     names = ["a @ 20", "b (CONTAMINATED)"]
-    assert header == ["of", *(f"{name}{part}" for name in [*names, f"{names[1]} - {names[0]}"] for part in ("", ", low", ", high"))]
+    assert header == [
+      "of",
+      *(
+        f"{name}{part}"
+        for name in [*names, f"{names[1]} - {names[0]}"]
+        for part in ("", ", low", ", high")
+      ),
+    ]
     assert rows[0][0] == "draft" and rows[0][7:] == ["+0.125"] * 3
-    assert json.loads((tmp_path / "comparison.json").read_text())["names"] == names
+    assert (
+      json.loads((tmp_path / "comparison.json").read_text())["names"] == names
+    )
     for name in ("by_round", "by_tag", "by_iteration"):
       with Image.open(tmp_path / f"{name}.png") as image:
         assert image.width > 600
@@ -91,38 +133,75 @@ class TestWrite:
 
   def test_single_evaluations_have_no_curve_by_iteration(self, runs, tmp_path):
     write(tmp_path / "c", 0)
-    compare.write([compare.read(str(runs / "b")), compare.read(str(tmp_path / "c"))], epath.Path(tmp_path / "out"), seed=0)
-    assert not (tmp_path / "out" / "by_iteration.png").exists() and (tmp_path / "out" / "by_tag.svg").exists()
+    compare.write(
+      [compare.read(str(runs / "b")), compare.read(str(tmp_path / "c"))],
+      epath.Path(tmp_path / "out"),
+      seed=0,
+    )
+    assert (
+      not (tmp_path / "out" / "by_iteration.png").exists()
+      and (tmp_path / "out" / "by_tag.svg").exists()
+    )
 
 
 class TestNames:
-
-  @pytest.mark.parametrize("paths, names", [
-      (["/r/x", "/r/y"], ["x", "y"]), (["x", "y"], ["x", "y"]), (["/r/x", "/s/y"], ["r/x", "s/y"]),
-      (["r/x", "r/y/z"], ["x", "y/z"]), (["/r/x", "y"], ["/r/x", "y"]), (["gs://b/x", "gs://b/y"], ["x", "y"])])
+  @pytest.mark.parametrize(
+    "paths, names",
+    [
+      (["/r/x", "/r/y"], ["x", "y"]),
+      (["x", "y"], ["x", "y"]),
+      (["/r/x", "/s/y"], ["r/x", "s/y"]),
+      (["r/x", "r/y/z"], ["x", "y/z"]),
+      (["/r/x", "y"], ["/r/x", "y"]),
+      (["gs://b/x", "gs://b/y"], ["x", "y"]),
+    ],
+  )
   def test_lose_the_folder_that_they_share(self, paths, names):
-    groups = [[compare.Evaluation(f"{path} @ 3", path, {}, {}, [])] for path in paths]
-    assert [group[0].name for group in compare._shortened(groups)] == [f"{name} @ 3" for name in names]
+    groups = [
+      [compare.Evaluation(f"{path} @ 3", path, {}, {}, [])] for path in paths
+    ]
+    assert [group[0].name for group in compare._shortened(groups)] == [
+      f"{name} @ 3" for name in names
+    ]
 
 
 class TestTables:
-
-  TABLE = page.Table("What", ["of", "a|b"], [("x|y", ["1"]), ("z", [("2", "better")])])
+  TABLE = page.Table(
+    "What", ["of", "a|b"], [("x|y", ["1"]), ("z", [("2", "better")])]
+  )
 
   def test_markdown_escapes_its_own_signs(self):
-    assert render.markdown(self.TABLE) == "What:\n\n| of | a\\|b |\n| --- | --- |\n| x\\|y | 1 |\n| z | 2 |"
+    assert (
+      render.markdown(self.TABLE)
+      == "What:\n\n| of | a\\|b |\n| --- | --- |\n| x\\|y | 1 |\n| z | 2 |"
+    )
 
   def test_csv_has_texts_only(self):
     assert render.csv_text(self.TABLE) == "of,a|b\nx|y,1\nz,2\n"
 
   def test_csv_has_bounds_in_columns(self):
-    table = page.Table("What", ["of", "a", "b"], [("x", ["0.5 [0.1, 0.9]", "-"]), ("y", ["-", ("+0.2 [-0.1, +0.3]", "")])])
-    assert render.csv_text(table) == 'of,a,"a, low","a, high",b,"b, low","b, high"\nx,0.5,0.1,0.9,,,\ny,,,,+0.2,-0.1,+0.3\n'
+    table = page.Table(
+      "What",
+      ["of", "a", "b"],
+      [("x", ["0.5 [0.1, 0.9]", "-"]), ("y", ["-", ("+0.2 [-0.1, +0.3]", "")])],
+    )
+    assert (
+      render.csv_text(table)
+      == 'of,a,"a, low","a, high",b,"b, low","b, high"\nx,0.5,0.1,0.9,,,\ny,,,,+0.2,-0.1,+0.3\n'
+    )
 
-  @pytest.mark.parametrize("value, shown", [
-      ([0.1, 0.05, 0.2], ("+0.100 [+0.050, +0.200]", "better")), ([-0.1, -0.2, -0.01], ("-0.100 [-0.200, -0.010]", "worse")),
-      ([0.1, -0.1, 0.2], ("+0.100 [-0.100, +0.200]", "")), (None, "-")])
-  def test_difference_is_clear_where_its_interval_leaves_out_zero(self, value, shown):
+  @pytest.mark.parametrize(
+    "value, shown",
+    [
+      ([0.1, 0.05, 0.2], ("+0.100 [+0.050, +0.200]", "better")),
+      ([-0.1, -0.2, -0.01], ("-0.100 [-0.200, -0.010]", "worse")),
+      ([0.1, -0.1, 0.2], ("+0.100 [-0.100, +0.200]", "")),
+      (None, "-"),
+    ],
+  )
+  def test_difference_is_clear_where_its_interval_leaves_out_zero(
+    self, value, shown
+  ):
     assert page.change("score", value) == shown
 
   def test_less_clutter_is_better(self):

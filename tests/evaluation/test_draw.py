@@ -29,7 +29,14 @@ def rounds_of(bench):
   def rounds(shape: tuple[int, int, int], batch_size: int) -> list[draw.Round]:
     mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     evaluator = draw.Evaluator(
-        bench.iteration.modules, settings, tiny.brightness, bench.iteration.parse, mesh, 3, batch_size, 1
+      bench.iteration.modules,
+      settings,
+      tiny.brightness,
+      bench.iteration.parse,
+      mesh,
+      3,
+      batch_size,
+      1,
     )
     policy, towers = session.experiment.load(mesh)
     with jax.set_mesh(mesh):
@@ -39,18 +46,33 @@ def rounds_of(bench):
 
 
 class TestEvaluator:
-
-  @pytest.mark.parametrize("shape, batch_size", [
-      (ONE, 3), pytest.param((2, 1, 1), 6, marks=pytest.mark.slow), ((8, 1, 1), 8), ((2, 2, 2), 8)])
-  def test_results_do_not_depend_on_batch_or_devices(self, rounds_of, shape, batch_size):
-    for found, expected in zip(rounds_of(shape, batch_size), rounds_of(ONE, 6), strict=True):
+  @pytest.mark.parametrize(
+    "shape, batch_size",
+    [
+      (ONE, 3),
+      pytest.param((2, 1, 1), 6, marks=pytest.mark.slow),
+      ((8, 1, 1), 8),
+      ((2, 2, 2), 8),
+    ],
+  )
+  def test_results_do_not_depend_on_batch_or_devices(
+    self, rounds_of, shape, batch_size
+  ):
+    for found, expected in zip(
+      rounds_of(shape, batch_size), rounds_of(ONE, 6), strict=True
+    ):
       np.testing.assert_array_equal(found.text.ids, expected.text.ids)
       np.testing.assert_array_equal(found.stop, expected.stop)
       np.testing.assert_array_equal(found.format, expected.format)
-      for ours, theirs in ((found.kept, expected.kept), (found.chain, expected.chain)):
+      for ours, theirs in (
+        (found.kept, expected.kept),
+        (found.chain, expected.chain),
+      ):
         assert np.abs(ours.images.astype(int) - theirs.images).max() <= 1
         # a few pixels by a level
-        np.testing.assert_allclose(ours.score.value, theirs.score.value, rtol=0, atol=2e-3)
+        np.testing.assert_allclose(
+          ours.score.value, theirs.score.value, rtol=0, atol=2e-3
+        )
 
   def test_finished_samples_keep_image_and_score(self, rounds_of):
     rounds = rounds_of(ONE, 6)
@@ -58,36 +80,66 @@ class TestEvaluator:
     assert rounds[-1].stop.any() and not rounds[-1].stop.all()
     for before, after in zip(rounds, rounds[1:]):
       np.testing.assert_array_equal(after.stop, before.stop | after.says_stop)
-      jax.tree.map(lambda old, new: np.testing.assert_array_equal(new[after.stop], old[after.stop]), before.kept, after.kept)
+      jax.tree.map(
+        lambda old, new: np.testing.assert_array_equal(
+          new[after.stop], old[after.stop]
+        ),
+        before.kept,
+        after.kept,
+      )
 
-  def test_chain_goes_on_where_nothing_has_stopped_as_what_is_kept_and_elsewhere_too(self, rounds_of):
+  def test_chain_goes_on_where_nothing_has_stopped_as_what_is_kept_and_elsewhere_too(
+    self, rounds_of
+  ):
     rounds = rounds_of(ONE, 6)
     for one in rounds:
-      jax.tree.map(lambda kept, chain: np.testing.assert_array_equal(kept[~one.stop], chain[~one.stop]), one.kept, one.chain)
+      jax.tree.map(
+        lambda kept, chain: np.testing.assert_array_equal(
+          kept[~one.stop], chain[~one.stop]
+        ),
+        one.kept,
+        one.chain,
+      )
     before, after = rounds[-2], rounds[-1]
-    assert (after.chain.images != before.chain.images)[after.stop].any(axis=(1, 2, 3)).all()
+    assert (
+      (after.chain.images != before.chain.images)[after.stop]
+      .any(axis=(1, 2, 3))
+      .all()
+    )
 
   def test_keys_differ_by_image_and_round(self, bench):
     evaluator = draw.Evaluator(
-        bench.iteration.modules, bench.iteration.settings, tiny.brightness, bench.iteration.parse, bench.mesh, 2, 4, 1
+      bench.iteration.modules,
+      bench.iteration.settings,
+      tiny.brightness,
+      bench.iteration.parse,
+      bench.mesh,
+      2,
+      4,
+      1,
     )
-    keys = evaluator._keys(np.array([[3, 0, 0], [3, 1, 0], [3, 0, 1], [3, 0, 0]]))
+    keys = evaluator._keys(
+      np.array([[3, 0, 0], [3, 1, 0], [3, 0, 1], [3, 0, 0]])
+    )
     group = jax.random.key_data(keys.group)
     assert len(np.unique(group, axis=0)) == 3
     np.testing.assert_array_equal(group[0], group[3])
 
   def test_batch_that_does_not_divide_is_refused(self, bench):
     mesh = meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1)
-    with pytest.raises(ValueError, match=r"eval.batch_size \(3\) must be divisible by .* \(2\)"):
+    with pytest.raises(
+      ValueError, match=r"eval.batch_size \(3\) must be divisible by .* \(2\)"
+    ):
       draw.Evaluator(None, None, None, None, mesh, 2, 3, 1)
 
 
 class TestBatches:
-
   def test_last_one_repeats_its_last_row(self):
     found = list(draw.batches([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], 3))
     assert [(batch.tolist(), number) for batch, number in found] == [
-        ([[0, 0], [0, 1], [1, 0]], 3), ([[1, 1], [2, 0], [2, 0]], 2)]
+      ([[0, 0], [0, 1], [1, 0]], 3),
+      ([[1, 1], [2, 0], [2, 0]], 2),
+    ]
 
   def test_nothing_is_no_batch(self):
     assert not list(draw.batches([], 3))

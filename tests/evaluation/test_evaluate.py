@@ -12,15 +12,26 @@ from r3jax.evaluation import summary as summary_lib
 from r3jax.report import page
 from tests.evaluation import fakes
 
-FACTS = summary_lib.Facts("an evaluation", 40, contamination.Leaked({"counting": 0}, True), (1e12, 2e12), 0)
+FACTS = summary_lib.Facts(
+  "an evaluation",
+  40,
+  contamination.Leaked({"counting": 0}, True),
+  (1e12, 2e12),
+  0,
+)
 
 
 def sit(folder, evaluator: fakes.Evaluator, **settings) -> list[dict]:
-  return fakes.exam(evaluator, **settings).sit(None, None, epath.Path(folder), 40)
+  return fakes.exam(evaluator, **settings).sit(
+    None, None, epath.Path(folder), 40
+  )
 
 
 def without_seconds(samples: list[dict]) -> list[dict]:
-  return [sample | {"turns": [{**turn, "seconds": 0} for turn in sample["turns"]]} for sample in samples]
+  return [
+    sample | {"turns": [{**turn, "seconds": 0} for turn in sample["turns"]]}
+    for sample in samples
+  ]
 
 
 @pytest.fixture(name="whole", scope="module")
@@ -29,42 +40,71 @@ def fixture_whole(tmp_path_factory):
 
 
 class TestSit:
-
   def test_samples_come_prompt_by_prompt_with_what_was_drawn(self, whole):
-    assert [sample["key"] for sample in whole] == [f"{i:05d}_{j:02d}" for i in range(10) for j in range(2)]
+    assert [sample["key"] for sample in whole] == [
+      f"{i:05d}_{j:02d}" for i in range(10) for j in range(2)
+    ]
     first, second = whole[4], whole[5]  # prompt 2, images 0 and 1
     assert [turn["score"] for turn in first["turns"]] == [0.5, 0.5]  # stops
     assert [turn["chain_score"] for turn in first["turns"]] == [0.5, 0.75]
-    assert [turn["image"] for turn in first["turns"]] == ["images/00002_00_0.png"] * 2
+    assert [turn["image"] for turn in first["turns"]] == [
+      "images/00002_00_0.png"
+    ] * 2
     assert [turn["score"] for turn in second["turns"]] == [0.5, 0.75]
-    assert [turn["image"] for turn in second["turns"]] == ["images/00002_01_0.png", "images/00002_01_1.png"]
-    assert second["turns"][1]["instruction"] == "remove the smudge at top" and not second["turns"][0]["instruction"]
+    assert [turn["image"] for turn in second["turns"]] == [
+      "images/00002_01_0.png",
+      "images/00002_01_1.png",
+    ]
+    assert (
+      second["turns"][1]["instruction"] == "remove the smudge at top"
+      and not second["turns"][0]["instruction"]
+    )
     # of a batch by its images
     assert [turn["seconds"] for turn in first["turns"]] == [0.5, 1.0]
     (answer,) = first["answers"]
-    assert (answer["kind"], answer["expected"], answer["answer"]) == ("match", "no", "no")
+    assert (answer["kind"], answer["expected"], answer["answer"]) == (
+      "match",
+      "no",
+      "no",
+    )
     assert fakes.RECORDS[2]["prompt"] in answer["question"]
 
   @pytest.mark.parametrize("batch_size", [1, 7, 32])
   def test_batches_change_nothing(self, whole, tmp_path, batch_size):
-    assert without_seconds(sit(tmp_path, fakes.Evaluator(batch_size))) == without_seconds(whole)
+    assert without_seconds(
+      sit(tmp_path, fakes.Evaluator(batch_size))
+    ) == without_seconds(whole)
 
   def test_goes_on_without_drawing_anything_again(self, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
       sit(tmp_path, fakes.Evaluator(fails_at=3))
     with (tmp_path / "samples.jsonl").open("a") as file:
       file.write('{"step": 40, "key": "0000')  # killed while writing
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
+    before = {
+      path.name: path.stat().st_mtime_ns
+      for path in (tmp_path / "images").iterdir()
+    }
     again = fakes.Evaluator(4)
     assert without_seconds(sit(tmp_path, again)) == without_seconds(whole)
-    assert again.calls == [[[4, 1], [5, 0], [5, 1], [6, 0]], [[6, 1], [7, 0], [7, 1], [8, 0]], [[8, 1], [9, 0], [9, 1], [9, 1]]]
-    assert before == {name: (tmp_path / "images" / name).stat().st_mtime_ns for name in before}
-    lines = [json.loads(line)["key"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert again.calls == [
+      [[4, 1], [5, 0], [5, 1], [6, 0]],
+      [[6, 1], [7, 0], [7, 1], [8, 0]],
+      [[8, 1], [9, 0], [9, 1], [9, 1]],
+    ]
+    assert before == {
+      name: (tmp_path / "images" / name).stat().st_mtime_ns for name in before
+    }
+    lines = [
+      json.loads(line)["key"]
+      for line in (tmp_path / "samples.jsonl").read_text().splitlines()
+    ]
     assert lines == [sample["key"] for sample in whole]
 
   def test_what_has_no_score_is_tried_again(self, whole, tmp_path):
     lacking = sit(tmp_path, fakes.Evaluator(missing=(3, 1)))
-    assert lacking[7]["turns"][0]["score"] is None and lacking[7]["answers"] == []
+    assert (
+      lacking[7]["turns"][0]["score"] is None and lacking[7]["answers"] == []
+    )
     assert result.of_samples(lacking).missing == 2 / 40
     again = fakes.Evaluator(1)
     assert without_seconds(sit(tmp_path, again)) == without_seconds(whole)
@@ -82,22 +122,54 @@ class TestSit:
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert len(names) == 20 + 10  # no second file where nothing was edited
     from PIL import Image
-    assert np.unique(Image.open(tmp_path / "images" / "00002_01_1.png")).tolist() == [31]
+
+    assert np.unique(
+      Image.open(tmp_path / "images" / "00002_01_1.png")
+    ).tolist() == [31]
 
 
 class TestConclude:
-
   def test_files_and_numbers(self, tmp_path):
     folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
     samples = exam.sit(None, None, folder, 40)
     assert summary_lib.finished(exam, folder) is None
     summary_lib.conclude(folder, samples, FACTS)
     assert summary_lib.finished(exam, folder) == samples
-    names = {str(path.relative_to(folder)) for path in tmp_path.rglob("*") if path.suffix != ".png"} - {"images", "tables"}
-    tables = {f"tables/{name}.csv" for name in ("rounds", "tags", "lengths", "stops", "stop_policies", "understanding")}
-    assert names == {"samples.jsonl", "settings.json", "summary.json", "tables.md", "index.html"} | tables
-    summary = json.loads((folder / "summary.json").read_text(), parse_constant=pytest.fail)
-    assert (summary["images"], summary["prompts"], summary["iteration"]) == (20, 10, 40)
+    names = {
+      str(path.relative_to(folder))
+      for path in tmp_path.rglob("*")
+      if path.suffix != ".png"
+    } - {"images", "tables"}
+    tables = {
+      f"tables/{name}.csv"
+      for name in (
+        "rounds",
+        "tags",
+        "lengths",
+        "stops",
+        "stop_policies",
+        "understanding",
+      )
+    }
+    assert (
+      names
+      == {
+        "samples.jsonl",
+        "settings.json",
+        "summary.json",
+        "tables.md",
+        "index.html",
+      }
+      | tables
+    )
+    summary = json.loads(
+      (folder / "summary.json").read_text(), parse_constant=pytest.fail
+    )
+    assert (summary["images"], summary["prompts"], summary["iteration"]) == (
+      20,
+      10,
+      40,
+    )
     assert [one["tflops"] for one in summary["rounds"]] == [1, 2]
     assert [one["seconds"] for one in summary["rounds"]] == [0.5, 1]
     assert summary["understanding"]["match"]["questions"] == 20
@@ -113,17 +185,42 @@ class TestConclude:
     # it was of the other settings
     assert not (folder / "summary.json").exists()
 
-  @pytest.mark.parametrize("leaked, said", [
+  @pytest.mark.parametrize(
+    "leaked, said",
+    [
       (contamination.Leaked({"a": 0}, False), ["is not known in full"]),
-      (contamination.Leaked({"a": 0, "b": 2, "c": 1}, True), ["CONTAMINATED: the model was trained on 3 of these prompts (b 2, c 1)."]),
-      (contamination.Leaked({"b": 1}, False), ["CONTAMINATED: the model was trained on 1", "is not known in full"])])
-  def test_what_was_trained_on_stands_beside_the_numbers(self, tmp_path, leaked, said):
+      (
+        contamination.Leaked({"a": 0, "b": 2, "c": 1}, True),
+        [
+          "CONTAMINATED: the model was trained on 3 of these prompts (b 2, c 1)."
+        ],
+      ),
+      (
+        contamination.Leaked({"b": 1}, False),
+        ["CONTAMINATED: the model was trained on 1", "is not known in full"],
+      ),
+    ],
+  )
+  def test_what_was_trained_on_stands_beside_the_numbers(
+    self, tmp_path, leaked, said
+  ):
     folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
     facts = summary_lib.Facts("an evaluation", 0, leaked, (1.0, 1.0), 0)
-    summary = summary_lib.conclude(folder, exam.sit(None, None, folder, 0), facts)
+    summary = summary_lib.conclude(
+      folder, exam.sit(None, None, folder, 0), facts
+    )
     for part, note in zip(said, summary_lib.notes(summary), strict=True):
-      assert part in note and note in (folder / "tables.md").read_text() and note in (folder / "index.html").read_text()
+      assert (
+        part in note
+        and note in (folder / "tables.md").read_text()
+        and note in (folder / "index.html").read_text()
+      )
 
   def test_clean_model_has_no_note(self, tmp_path):
     folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
-    assert summary_lib.notes(summary_lib.conclude(folder, exam.sit(None, None, folder, 0), FACTS)) == []
+    assert (
+      summary_lib.notes(
+        summary_lib.conclude(folder, exam.sit(None, None, folder, 0), FACTS)
+      )
+      == []
+    )

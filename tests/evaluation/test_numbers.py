@@ -11,25 +11,47 @@ NAN = np.nan
 
 def result(**changes) -> result_lib.Result:
   """Returns three rounds of five images: right and stops; wrong and mended; mended late; worsened; wrong and stops."""
-  score = np.array([[1, 0.5, 0.0, 0.5, 0.2], [1, 1, 0.5, 0.25, 0.2], [1, 1, 1, NAN, 0.2]])
+  score = np.array(
+    [[1, 0.5, 0.0, 0.5, 0.2], [1, 1, 0.5, 0.25, 0.2], [1, 1, 1, NAN, 0.2]]
+  )
   stop = np.array([[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [1, 1, 0, 0, 1]], bool)
-  return result_lib.Result(**dict(
+  return result_lib.Result(
+    **dict(
       tags=["a", "a", "b", "b", "b"],
       prompts=["p", "q", "r", "r", "s"],
       score=score,
-      parts={"strict": np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, NAN, 0]])},
+      parts={
+        "strict": np.array(
+          [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, NAN, 0]]
+        )
+      },
       stop=stop,
-      format=np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 1]], float),
-      tokens=np.array([[4, 6, 5, 5, 5], [9, 10, 11, 12, 8], [1, 20, 22, 24, 1]], float),
-      instruction_tokens=np.array([[0] * 5, [3, 4, 5, 6, 2], [0, 3, 4, 5, 0]], float),
-      chain=np.array([[1, 0.5, 0.0, 0.5, 0.2], [0.5, 1, 0.5, 0.25, 0.6], [0.5, 0.75, 1, NAN, 0.8]]),
-      says_stop=np.array([[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [0, 1, 0, 0, 1]], bool),
+      format=np.array(
+        [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 1]], float
+      ),
+      tokens=np.array(
+        [[4, 6, 5, 5, 5], [9, 10, 11, 12, 8], [1, 20, 22, 24, 1]], float
+      ),
+      instruction_tokens=np.array(
+        [[0] * 5, [3, 4, 5, 6, 2], [0, 3, 4, 5, 0]], float
+      ),
+      chain=np.array(
+        [
+          [1, 0.5, 0.0, 0.5, 0.2],
+          [0.5, 1, 0.5, 0.25, 0.6],
+          [0.5, 0.75, 1, NAN, 0.8],
+        ]
+      ),
+      says_stop=np.array(
+        [[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [0, 1, 0, 0, 1]], bool
+      ),
       seconds=np.array([[2.0] * 5, [3.0] * 5, [3.0, 3.0, 3.0, 9.0, 9.0]]),
-  ) | changes)
+    )
+    | changes
+  )
 
 
 class TestByRound:
-
   def test_numbers_by_hand(self):
     draft, second, third = numbers.by_round(result(), seed=0)
     # Means of the tags' means: a (1 + 0.5) / 2, b (0 + 0.5 + 0.2) / 3.
@@ -38,18 +60,38 @@ class TestByRound:
     assert third["score"][0] == pytest.approx((1 + 1.2 / 2) / 2)
     assert draft["parts"]["strict"][0] == pytest.approx(0.25)
     assert "gain" not in draft
-    assert (second["improved"], second["worse"], second["unchanged"]) == (2 / 5, 1 / 5, 2 / 5)
-    assert (third["improved"], third["worse"], third["unchanged"]) == (1 / 4, 0, 3 / 4)
+    assert (second["improved"], second["worse"], second["unchanged"]) == (
+      2 / 5,
+      1 / 5,
+      2 / 5,
+    )
+    assert (third["improved"], third["worse"], third["unchanged"]) == (
+      1 / 4,
+      0,
+      3 / 4,
+    )
     assert second["gain"][0] == pytest.approx((0.25 + 0.25 / 3) / 2)
-    assert [one["finished"] for one in (draft, second, third)] == [0, 2 / 5, 3 / 5]
+    assert [one["finished"] for one in (draft, second, third)] == [
+      0,
+      2 / 5,
+      3 / 5,
+    ]
 
   def test_lengths_are_of_samples_that_were_open(self):
     _, second, third = numbers.by_round(result(), seed=0)
     assert (second["tokens"], second["instruction_tokens"]) == (10, 4)
-    assert (third["tokens"], third["instruction_tokens"], third["format"]) == (22, 4, 2 / 3)
+    assert (third["tokens"], third["instruction_tokens"], third["format"]) == (
+      22,
+      4,
+      2 / 3,
+    )
 
   def test_seconds_are_the_median(self):
-    assert [one["seconds"] for one in numbers.by_round(result(), seed=0)] == [2, 3, 3]
+    assert [one["seconds"] for one in numbers.by_round(result(), seed=0)] == [
+      2,
+      3,
+      3,
+    ]
 
   def test_all_finished_has_no_lengths(self):
     stop = np.ones((3, 5), bool)
@@ -63,26 +105,38 @@ class TestByRound:
   def test_no_score_is_no_number(self):
     missing = np.full((3, 5), NAN)
     found = numbers.by_round(result(score=missing), seed=0)[1]
-    assert (found["score"], found["gain"], found["improved"]) == (None, None, None)
+    assert (found["score"], found["gain"], found["improved"]) == (
+      None,
+      None,
+      None,
+    )
 
 
 class TestByTag:
-
   def test_round_by_round(self):
     found = numbers.by_tag(result(), seed=0)
     assert list(found) == ["a", "b"]
-    assert [value[0] for value in found["b"]] == pytest.approx([0.7 / 3, 0.95 / 3, 0.6])
+    assert [value[0] for value in found["b"]] == pytest.approx(
+      [0.7 / 3, 0.95 / 3, 0.6]
+    )
 
 
 class TestStops:
-
   def test_numbers_by_hand(self):
     second, third = numbers.stops(result(), seed=0)["rounds"]
     assert (second["right"], second["wrong"]) == (1, 4)
-    assert (second["stop_when_right"], second["stop_when_wrong"], second["stop_precision"]) == (1, 1 / 4, 1 / 2)
+    assert (
+      second["stop_when_right"],
+      second["stop_when_wrong"],
+      second["stop_precision"],
+    ) == (1, 1 / 4, 1 / 2)
     # Open before the third: images 1 (right now), 2, 3.
     assert (third["right"], third["wrong"]) == (1, 2)
-    assert (third["stop_when_right"], third["stop_when_wrong"], third["stop_precision"]) == (1, 0, 1)
+    assert (
+      third["stop_when_right"],
+      third["stop_when_wrong"],
+      third["stop_precision"],
+    ) == (1, 0, 1)
 
   def test_what_stopping_is_worth(self):
     found = numbers.stops(result(), seed=0)["score"]
@@ -94,12 +148,18 @@ class TestStops:
     assert found["stopped at the best image"][0] == mean([1, 1], [1, 0.8])
 
   def test_nothing_open_has_no_shares(self):
-    found = numbers.stops(result(stop=np.ones((3, 5), bool)), seed=0)["rounds"][0]
-    assert (found["right"], found["wrong"], found["stop_when_right"], found["stop_precision"]) == (0, 0, None, None)
+    found = numbers.stops(result(stop=np.ones((3, 5), bool)), seed=0)["rounds"][
+      0
+    ]
+    assert (
+      found["right"],
+      found["wrong"],
+      found["stop_when_right"],
+      found["stop_precision"],
+    ) == (0, 0, None, None)
 
 
 class TestBehaviour:
-
   def test_counts_by_hand(self):
     found = numbers.behaviour(result())
     # Open before a round: five images, then images 1, 2, 3; edits: 1, 2, 3, then 2, 3 (score lost).
@@ -114,26 +174,42 @@ class TestBehaviour:
     assert found["finished"] == 3 / 5
 
   def test_nothing_edited_is_no_improvement(self):
-    found = numbers.behaviour(result(score=np.ones((3, 5)), stop=np.array([[False] * 5] + [[True] * 5] * 2)))
-    assert (found["edit_rate"], found["improvement"], found["stop_precision"]) == (0.0, None, 1.0)
+    found = numbers.behaviour(
+      result(
+        score=np.ones((3, 5)), stop=np.array([[False] * 5] + [[True] * 5] * 2)
+      )
+    )
+    assert (
+      found["edit_rate"],
+      found["improvement"],
+      found["stop_precision"],
+    ) == (0.0, None, 1.0)
 
 
 class TestNumbers:
-
   def test_what_is_not_there_is_nan(self):
-    found = numbers.numbers(result(score=np.full((3, 5), NAN), chain=np.full((3, 5), NAN)))
-    assert all(np.isnan(found[f"evaluation/{name}"]) for name in ("draft", "gain", "tag/a", "stop_when_right", "improvement"))
-    assert found["evaluation/missing"] == 1.0 and found["evaluation/finished"] == 3 / 5
+    found = numbers.numbers(
+      result(score=np.full((3, 5), NAN), chain=np.full((3, 5), NAN))
+    )
+    assert all(
+      np.isnan(found[f"evaluation/{name}"])
+      for name in ("draft", "gain", "tag/a", "stop_when_right", "improvement")
+    )
+    assert (
+      found["evaluation/missing"] == 1.0
+      and found["evaluation/finished"] == 3 / 5
+    )
 
   def test_scores_are_means_of_the_tags_means(self):
     found = numbers.numbers(result())
     assert found["evaluation/draft"] == pytest.approx((0.75 + 0.7 / 3) / 2)
     assert found["evaluation/tag/b"] == pytest.approx(0.6)
-    assert found["evaluation/gain"] == pytest.approx(((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
+    assert found["evaluation/gain"] == pytest.approx(
+      ((0 + 0.5) / 2 + (1 + 0) / 2) / 2
+    )
 
 
 class TestRefinement:
-
   def test_last_round_minus_draft(self):
     mean, low, high = numbers.refinement(result(), seed=0)
     assert mean == pytest.approx(((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
@@ -141,29 +217,61 @@ class TestRefinement:
 
 
 class TestUnderstanding:
-
   def answers(self, kind, expected, given):
     number = len(expected)
-    return result_lib.Answers(["a"] * number, [str(i) for i in range(number)], [kind] * number, expected, given)
+    return result_lib.Answers(
+      ["a"] * number,
+      [str(i) for i in range(number)],
+      [kind] * number,
+      expected,
+      given,
+    )
 
   def test_yes_or_no_by_hand(self):
-    found = numbers.understanding(self.answers("match", ["yes", "yes", "no", "no", "no"], ["yes", "no", "yes", "no", ""]), 0)
+    found = numbers.understanding(
+      self.answers(
+        "match",
+        ["yes", "yes", "no", "no", "no"],
+        ["yes", "no", "yes", "no", ""],
+      ),
+      0,
+    )
     (one,) = found.values()
     assert one["questions"] == 5 and one["accuracy"][0] == pytest.approx(2 / 5)
     assert (one["precision"], one["recall"]) == pytest.approx((1 / 2, 1 / 2))
-    assert (one["says_yes"], one["always_yes"], one["unread"]) == pytest.approx((2 / 5, 2 / 5, 1 / 5))
-    assert (one["most_frequent"], one["most_frequent_word"]) == (pytest.approx(3 / 5), "no")
+    assert (one["says_yes"], one["always_yes"], one["unread"]) == pytest.approx(
+      (2 / 5, 2 / 5, 1 / 5)
+    )
+    assert (one["most_frequent"], one["most_frequent_word"]) == (
+      pytest.approx(3 / 5),
+      "no",
+    )
 
   def test_other_kinds_have_no_yes(self):
-    found = numbers.understanding(self.answers("count", ["two", "one", "two"], ["two", "two", "two"]), 0)["count"]
-    assert found["accuracy"][0] == pytest.approx(2 / 3) == found["most_frequent"]
+    found = numbers.understanding(
+      self.answers("count", ["two", "one", "two"], ["two", "two", "two"]), 0
+    )["count"]
+    assert (
+      found["accuracy"][0] == pytest.approx(2 / 3) == found["most_frequent"]
+    )
     assert "precision" not in found
 
   def test_every_tag_weighs_the_same_in_all_shares(self):
     answers = result_lib.Answers(
-        ["a"] * 9 + ["b"], [str(i) for i in range(10)], ["match"] * 10, ["yes"] * 9 + ["no"], ["yes"] * 10)
+      ["a"] * 9 + ["b"],
+      [str(i) for i in range(10)],
+      ["match"] * 10,
+      ["yes"] * 9 + ["no"],
+      ["yes"] * 10,
+    )
     one = numbers.understanding(answers, 0)["match"]
-    assert one["accuracy"][0] == pytest.approx(0.5) == one["always_yes"] == one["most_frequent"] == one["precision"]
+    assert (
+      one["accuracy"][0]
+      == pytest.approx(0.5)
+      == one["always_yes"]
+      == one["most_frequent"]
+      == one["precision"]
+    )
     assert one["recall"] == pytest.approx(1.0) == one["says_yes"]
 
   def test_nothing_asked_is_nothing(self):
@@ -171,13 +279,20 @@ class TestUnderstanding:
 
 
 class TestCompare:
-
   def test_difference_is_paired_and_leaves_missing_out(self):
     before = result()
-    after = result(score=np.array([[1, 1, 0.5, NAN, 0.2], [1, 1, 1, 1, 0.2], [1, 1, 1, 1, 1]]))
+    after = result(
+      score=np.array(
+        [[1, 1, 0.5, NAN, 0.2], [1, 1, 1, 1, 0.2], [1, 1, 1, 1, 1]]
+      )
+    )
     found = numbers.compare(before, after, seed=0)
-    assert found["draft"]["before"][0] == pytest.approx(((1 + 0.5) / 2 + (0 + 0.2) / 2) / 2)
-    assert found["draft"]["after"][0] == pytest.approx(((1 + 1) / 2 + (0.5 + 0.2) / 2) / 2)
+    assert found["draft"]["before"][0] == pytest.approx(
+      ((1 + 0.5) / 2 + (0 + 0.2) / 2) / 2
+    )
+    assert found["draft"]["after"][0] == pytest.approx(
+      ((1 + 1) / 2 + (0.5 + 0.2) / 2) / 2
+    )
     assert found["draft"]["difference"][0] == pytest.approx(1.0 / 4)
     assert found["last round"]["difference"][0] == pytest.approx(0.8 / 4)
     # of the four images with a score
@@ -188,7 +303,9 @@ class TestCompare:
 
   def test_tag_without_any_score_is_left_out(self):
     before = result()
-    after = result(score=np.where(np.array(before.tags) == "a", NAN, before.score))
+    after = result(
+      score=np.where(np.array(before.tags) == "a", NAN, before.score)
+    )
     found = numbers.compare(before, after, seed=0)
     assert "draft, a" not in found and "draft, b" in found
 

@@ -16,12 +16,27 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = 60
 
 
-def evaluate(folder: pathlib.Path, devices: int, batch_size: int) -> pathlib.Path:
+def evaluate(
+  folder: pathlib.Path, devices: int, batch_size: int
+) -> pathlib.Path:
   """Evaluates with as many CPU devices."""
-  environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices)}
-  command = [sys.executable, "launch/evaluate.py", "--config=configs/r3_geneval.py:shapes", f"--workdir={folder}",
-             f"--config.eval.prompts={PROMPTS}", f"--config.eval.batch_size={batch_size}", "--config.eval.ask=('match','count')"]
-  subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True)
+  environment = os.environ | {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": "",
+    "JAX_NUM_CPU_DEVICES": str(devices),
+  }
+  command = [
+    sys.executable,
+    "launch/evaluate.py",
+    "--config=configs/r3_geneval.py:shapes",
+    f"--workdir={folder}",
+    f"--config.eval.prompts={PROMPTS}",
+    f"--config.eval.batch_size={batch_size}",
+    "--config.eval.ask=('match','count')",
+  ]
+  subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, check=True
+  )
   return folder
 
 
@@ -32,17 +47,36 @@ def fixture_expected(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("devices, batch_size", [(1, 1), (1, 7), (8, 32), (8, 8)])
+@pytest.mark.parametrize(
+  "devices, batch_size", [(1, 1), (1, 7), (8, 32), (8, 8)]
+)
 def test_numbers_texts_and_images(expected, tmp_path, devices, batch_size):
   found = evaluate(tmp_path, devices, batch_size)
   ours, theirs = (page.read_samples(folder) for folder in (found, expected))
   texts = lambda samples: [
-      [sample["key"], *(turn["text"] for turn in sample["turns"]), *(one["text"] for one in sample["answers"])] for sample in samples]
+    [
+      sample["key"],
+      *(turn["text"] for turn in sample["turns"]),
+      *(one["text"] for one in sample["answers"]),
+    ]
+    for sample in samples
+  ]
   assert texts(ours) == texts(theirs)
   files = sorted(path.name for path in (expected / "images").iterdir())
   assert files == sorted(path.name for path in (found / "images").iterdir())
-  picture = lambda folder, name: np.asarray(Image.open(folder / "images" / name)).astype(int)
-  assert max(np.abs(picture(found, name) - picture(expected, name)).max() for name in files) <= 1
-  mine, other = (json.loads((folder / "summary.json").read_text()) for folder in (found, expected))
+  picture = lambda folder, name: np.asarray(
+    Image.open(folder / "images" / name)
+  ).astype(int)
+  assert (
+    max(
+      np.abs(picture(found, name) - picture(expected, name)).max()
+      for name in files
+    )
+    <= 1
+  )
+  mine, other = (
+    json.loads((folder / "summary.json").read_text())
+    for folder in (found, expected)
+  )
   for name in ("tags", "stops", "understanding", "behaviour", "refinement"):
     assert mine[name] == other[name], name

@@ -8,20 +8,26 @@ import pytest
 
 from r3jax.files import config_guard
 
-CONFIG = {"seed": 0, "total_steps": 10, "optimizer": {"betas": (0.9, 0.95), "rate": 5e-6},
-          "mesh": {"data": 1}, "data": {}}
+CONFIG = {
+  "seed": 0,
+  "total_steps": 10,
+  "optimizer": {"betas": (0.9, 0.95), "rate": 5e-6},
+  "mesh": {"data": 1},
+  "data": {},
+}
 MAY_DIFFER = ("mesh", "total_steps")
 
 
 class TestCheckWritable:
-
   def test_folder_is_made_and_left_empty(self, tmp_path):
     config_guard.check_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
   def test_file_in_the_way_is_refused(self, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="workdir must be a writable folder, got '.*file'"):
+    with pytest.raises(
+      ValueError, match="workdir must be a writable folder, got '.*file'"
+    ):
       config_guard.check_writable(tmp_path / "file")
 
   def test_read_only_place_is_refused(self):
@@ -30,7 +36,6 @@ class TestCheckWritable:
 
 
 class TestWriteOrCheck:
-
   def test_first_run_writes_the_config(self, tmp_path):
     config_guard.write_or_check(tmp_path, CONFIG, MAY_DIFFER)
     written = json.loads((tmp_path / "config.json").read_text())
@@ -43,23 +48,34 @@ class TestWriteOrCheck:
 
   def test_every_changed_key_is_named_with_both_values(self, tmp_path):
     config_guard.write_or_check(tmp_path, CONFIG, MAY_DIFFER)
-    changed = CONFIG | {"seed": 1, "optimizer": {"betas": (0.9, 0.99)}, "mesh": {"data": 8},
-                        "mesh_rules": [1]}
+    changed = CONFIG | {
+      "seed": 1,
+      "optimizer": {"betas": (0.9, 0.99)},
+      "mesh": {"data": 8},
+      "mesh_rules": [1],
+    }
     with pytest.raises(ValueError) as error:
       config_guard.write_or_check(tmp_path, changed, MAY_DIFFER)
     assert str(error.value).splitlines()[1:] == [
-        "  mesh_rules: <missing> there, [1] now",
-        "  optimizer.betas: [0.9, 0.95] there, [0.9, 0.99] now",
-        "  optimizer.rate: 5e-06 there, <missing> now",
-        "  seed: 0 there, 1 now"]
+      "  mesh_rules: <missing> there, [1] now",
+      "  optimizer.betas: [0.9, 0.95] there, [0.9, 0.99] now",
+      "  optimizer.rate: 5e-06 there, <missing> now",
+      "  seed: 0 there, 1 now",
+    ]
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
 
   def test_allowed_change_passes_and_is_recorded(self, tmp_path):
     config_guard.write_or_check(tmp_path, CONFIG, MAY_DIFFER)
     config_guard.write_or_check(
-        tmp_path, CONFIG | {"total_steps": 20, "mesh": {"data": 4, "fsdp": 2}}, MAY_DIFFER)
+      tmp_path,
+      CONFIG | {"total_steps": 20, "mesh": {"data": 4, "fsdp": 2}},
+      MAY_DIFFER,
+    )
     written = json.loads((tmp_path / "config.json").read_text())
-    assert (written["total_steps"], written["mesh"]) == (20, {"data": 4, "fsdp": 2})
+    assert (written["total_steps"], written["mesh"]) == (
+      20,
+      {"data": 4, "fsdp": 2},
+    )
 
   def test_other_process_than_0_writes_nothing(self, tmp_path, monkeypatch):
     monkeypatch.setattr(config_guard.jax, "process_index", lambda: 1)

@@ -12,11 +12,13 @@ def path(tmp_path):
 
 
 class TestAppend:
-
   def test_lines_follow_each_other(self, path):
     jsonl.append(path, [{"step": 1}])
     jsonl.append(path, [{"step": 2, "text": "a\nb"}, {"step": 3}])
-    assert path.read_text() == '{"step": 1}\n{"step": 2, "text": "a\\nb"}\n{"step": 3}\n'
+    assert (
+      path.read_text()
+      == '{"step": 1}\n{"step": 2, "text": "a\\nb"}\n{"step": 3}\n'
+    )
 
   def test_nan_is_refused(self, path):
     with pytest.raises(ValueError):
@@ -25,22 +27,32 @@ class TestAppend:
 
   def test_in_a_store_everything_is_written_once(self, store):
     for step in (1, 2, 2, 11):
-      jsonl.append("gs://bucket/log.jsonl", [{"step": step, "n": 0}, {"step": step, "n": 1}])
+      jsonl.append(
+        "gs://bucket/log.jsonl",
+        [{"step": step, "n": 0}, {"step": step, "n": 1}],
+      )
     jsonl.append("gs://bucket/log.jsonl", [])
     assert {path: text.decode() for path, text in store.objects.items()} == {
-        f"gs://bucket/log.jsonl.parts/{name}.jsonl": f'{{"step": {step}, "n": 0}}\n{{"step": {step}, "n": 1}}\n'
-        for name, step in (("00000001.0000", 1), ("00000002.0000", 2), ("00000002.0001", 2), ("00000011.0000", 11))}
+      f"gs://bucket/log.jsonl.parts/{name}.jsonl": f'{{"step": {step}, "n": 0}}\n{{"step": {step}, "n": 1}}\n'
+      for name, step in (
+        ("00000001.0000", 1),
+        ("00000002.0000", 2),
+        ("00000002.0001", 2),
+        ("00000011.0000", 11),
+      )
+    }
     assert set(store.writes.values()) == {1}
 
   def test_in_a_store_steps_are_kept_apart(self, store):
-    jsonl.append("gs://bucket/log.jsonl", [{"step": 1}, {"step": 1}, {"step": 2}])
+    jsonl.append(
+      "gs://bucket/log.jsonl", [{"step": 1}, {"step": 1}, {"step": 2}]
+    )
     assert len(store.objects) == 2
     jsonl.drop_after("gs://bucket/log.jsonl", 1)
     assert jsonl.read("gs://bucket/log.jsonl") == [{"step": 1}] * 2
 
 
 class TestRead:
-
   def test_no_file_has_no_objects(self, path):
     assert jsonl.read(path) == []
 
@@ -58,7 +70,13 @@ class TestRead:
     (parts / "00000002.0001.jsonl").write_text('{"step": 2, "n": 1}\n')
     (parts / "00000002.0000.jsonl").write_text('{"step": 2, "n": 0}\n')
     (parts / "00000004.0000.jsonl").write_text('{"step": 4}\n')
-    objects = [{"step": 1}, {"step": 2, "n": 0}, {"step": 2, "n": 1}, {"step": 3}, {"step": 4}]
+    objects = [
+      {"step": 1},
+      {"step": 2, "n": 0},
+      {"step": 2, "n": 1},
+      {"step": 3},
+      {"step": 4},
+    ]
     assert jsonl.read(folder / "log.jsonl") == objects
     jsonl.drop_after(folder / "log.jsonl", 2)
     assert jsonl.read(folder / "log.jsonl") == objects[:3]
@@ -70,15 +88,18 @@ class TestRead:
 
 
 class TestDropAfter:
-
-  @pytest.mark.parametrize("step, kept", [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
+  @pytest.mark.parametrize(
+    "step, kept", [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])]
+  )
   def test_later_steps_go(self, path, step, kept):
     jsonl.append(path, [{"step": step} for step in range(4)])
     jsonl.drop_after(path, step)
     assert [obj["step"] for obj in jsonl.read(path)] == kept
     assert [file.name for file in path.parent.iterdir()] == ["log.jsonl"]
 
-  @pytest.mark.parametrize("step, kept", [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])])
+  @pytest.mark.parametrize(
+    "step, kept", [(None, []), (0, [0]), (2, [0, 1, 2]), (9, [0, 1, 2, 3])]
+  )
   def test_later_parts_of_a_store_go(self, store, step, kept):
     for number in range(4):
       jsonl.append("gs://bucket/log.jsonl", [{"step": number}])

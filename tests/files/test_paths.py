@@ -13,10 +13,11 @@ from r3jax.files import paths
 
 
 class TestAbsolute:
-
   @pytest.mark.parametrize("path", ["gs://bucket/run", "/disk/run"])
   def test_absolute_path_stays(self, path):
-    assert str(paths.absolute(path)) == str(paths.absolute(epath.Path(path))) == path
+    assert (
+      str(paths.absolute(path)) == str(paths.absolute(epath.Path(path))) == path
+    )
 
   def test_relative_path_is_of_the_working_directory(self):
     assert str(paths.absolute("runs/a")) == f"{os.getcwd()}/runs/a"
@@ -32,10 +33,12 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("elsewhere")
 class TestStore:
-
   def test_latest_complete_checkpoint_is_found(self, store):
     assert training.latest_step("gs://bucket/run/checkpoints") is None
-    for step, files in ((2, ("_CHECKPOINT_METADATA", "commit_success.txt")), (4, ("_CHECKPOINT_METADATA",))):
+    for step, files in (
+      (2, ("_CHECKPOINT_METADATA", "commit_success.txt")),
+      (4, ("_CHECKPOINT_METADATA",)),
+    ):
       for file in files:
         store.objects[f"gs://bucket/run/checkpoints/{step}/{file}"] = b"{}"
     assert training.latest_step("gs://bucket/run/checkpoints") == 2
@@ -47,5 +50,7 @@ class TestStore:
 
   def test_weights_are_looked_for_there(self, store):
     wanted = {"policy": jax.ShapeDtypeStruct((2,), np.float32)}
-    with pytest.raises(ValueError, match="must be at gs://bucket/model/weights"):
+    with pytest.raises(
+      ValueError, match="must be at gs://bucket/model/weights"
+    ):
       orbax_weights.load("gs://bucket/model/weights", wanted, None)

@@ -20,7 +20,10 @@ def _source(seed: int, slots: int, rows: int = ROWS) -> attention.Source:
   mask = np.random.default_rng(seed + 2).random((ROWS, SLOTS, slots)) < 0.5
   mask[:, :, 0] = True
   return attention.Source(
-      *(jnp.asarray(x) for x in (_normal(seed, *entry), _normal(seed + 1, *entry), mask))
+    *(
+      jnp.asarray(x)
+      for x in (_normal(seed, *entry), _normal(seed + 1, *entry), mask)
+    )
   )
 
 
@@ -35,40 +38,51 @@ def _dense(query, key, value, mask) -> np.ndarray:
     kv_head = head // (HEADS // KV_HEADS)
     scores = query[row, :, head] @ key[row, :, kv_head].T / np.sqrt(WIDTH)
     weights = np.exp(scores) * np.asarray(mask[row])
-    out[row, :, head] = weights @ value[row, :, kv_head] / weights.sum(axis=1, keepdims=True)
+    out[row, :, head] = (
+      weights @ value[row, :, kv_head] / weights.sum(axis=1, keepdims=True)
+    )
   return out
 
 
 def _joined(*sources: attention.Source) -> attention.Source:
   repeat = lambda x: jnp.repeat(x, ROWS // x.shape[0], axis=0)
-  join = lambda name, axis: jnp.concatenate([repeat(getattr(s, name)) for s in sources], axis=axis)
+  join = lambda name, axis: jnp.concatenate(
+    [repeat(getattr(s, name)) for s in sources], axis=axis
+  )
   return attention.Source(join("key", 1), join("value", 1), join("mask", 2))
 
 
 class TestAttend:
-
   def test_equals_dense_attention_with_shared_key_heads(self):
     source = _source(0, 5)
     expected = _dense(QUERY, source.key, source.value, source.mask)
-    np.testing.assert_allclose(attention.attend(QUERY, [source]), expected, atol=1e-5)
+    np.testing.assert_allclose(
+      attention.attend(QUERY, [source]), expected, atol=1e-5
+    )
 
   def test_several_sources_equal_one(self):
     sources = [_source(0, 5), _source(10, 2), _source(20, 3)]
     joined = attention.attend(QUERY, [_joined(*sources)])
-    np.testing.assert_allclose(attention.attend(QUERY, sources), joined, atol=1e-6)
+    np.testing.assert_allclose(
+      attention.attend(QUERY, sources), joined, atol=1e-6
+    )
 
   @pytest.mark.parametrize("rows", [1, 2])
   def test_shared_rows_equal_repeated_rows(self, rows):
     sources = [_source(0, 5, rows), _source(10, 2)]
     repeated = attention.attend(QUERY, [_joined(*sources)])
-    np.testing.assert_allclose(attention.attend(QUERY, sources), repeated, atol=1e-6)
+    np.testing.assert_allclose(
+      attention.attend(QUERY, sources), repeated, atol=1e-6
+    )
 
   def test_long_query_in_blocks_equals_the_whole(self, monkeypatch):
     sources = [_source(0, 5, 2), _source(10, 2)]
     energy = lambda q: jnp.sum(attention.attend(q, sources) ** 2)
     whole, gradient = attention.attend(QUERY, sources), jax.grad(energy)(QUERY)
     monkeypatch.setattr(attention, "_BLOCK", 1)
-    np.testing.assert_allclose(attention.attend(QUERY, sources), whole, atol=1e-6)
+    np.testing.assert_allclose(
+      attention.attend(QUERY, sources), whole, atol=1e-6
+    )
     np.testing.assert_allclose(jax.grad(energy)(QUERY), gradient, atol=1e-5)
 
   def test_does_not_read_masked_values(self):
@@ -76,32 +90,44 @@ class TestAttend:
     unseen = ~source.mask.any(axis=1)[:, :, None, None]
     assert unseen.any()
     other = attention.Source(
-        *(jnp.where(unseen, 1e3, x) for x in (source.key, source.value)), source.mask
+      *(jnp.where(unseen, 1e3, x) for x in (source.key, source.value)),
+      source.mask,
     )
     found, expected = (attention.attend(QUERY, [s]) for s in (other, source))
     np.testing.assert_array_equal(found, expected)
 
   def test_a_slot_that_sees_nothing_gets_the_mean(self):
     source = _source(0, 5)
-    blind = attention.Source(source.key, source.value, jnp.zeros_like(source.mask))
+    blind = attention.Source(
+      source.key, source.value, jnp.zeros_like(source.mask)
+    )
     found = attention.attend(QUERY, [blind])
     mean = np.repeat(source.value.mean(axis=1), HEADS // KV_HEADS, axis=1)
-    np.testing.assert_allclose(found, np.broadcast_to(mean[:, None], found.shape), atol=1e-6)
+    np.testing.assert_allclose(
+      found, np.broadcast_to(mean[:, None], found.shape), atol=1e-6
+    )
 
   def test_gradient_is_finite_for_a_slot_that_sees_nothing(self):
     source = _source(0, 5)
     blind = jnp.zeros_like(source.mask)
-    energy = lambda q, k, v: jnp.sum(attention.attend(q, [attention.Source(k, v, blind)]) ** 2)
-    for gradient in jax.grad(energy, argnums=(0, 1, 2))(QUERY, source.key, source.value):
+    energy = lambda q, k, v: jnp.sum(
+      attention.attend(q, [attention.Source(k, v, blind)]) ** 2
+    )
+    for gradient in jax.grad(energy, argnums=(0, 1, 2))(
+      QUERY, source.key, source.value
+    ):
       assert bool(jnp.isfinite(gradient).all())
 
   def test_softmax_is_float32_for_bfloat16(self):
     narrow = lambda x: x.astype(jnp.bfloat16)
     source = _source(0, 64)
     found = attention.attend(
-        narrow(QUERY), [attention.Source(narrow(source.key), narrow(source.value), source.mask)]
+      narrow(QUERY),
+      [attention.Source(narrow(source.key), narrow(source.value), source.mask)],
     )
     assert found.dtype == jnp.bfloat16
-    wide = (narrow(x).astype(jnp.float32) for x in (QUERY, source.key, source.value))
+    wide = (
+      narrow(x).astype(jnp.float32) for x in (QUERY, source.key, source.value)
+    )
     expected = _dense(*wide, source.mask)
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02)

@@ -24,10 +24,10 @@ def _prompts(extra: int = 0):
   prompt, prompt_lengths = goldens_lib.texts(TEXT, "prompt_ids", extra)
   answer, answer_lengths = goldens_lib.texts(TEXT, "greedy_ids", extra)
   layout = segments.Layout(
-      (
-          segments.text("prompt", prompt.shape[1]),
-          segments.text("answer", answer.shape[1], ("prompt",)),
-      )
+    (
+      segments.text("prompt", prompt.shape[1]),
+      segments.text("answer", answer.shape[1], ("prompt",)),
+    )
   )
   inputs = {"prompt": prompt, "answer": answer}
   lengths = {"prompt": prompt_lengths, "answer": answer_lengths}
@@ -40,27 +40,38 @@ def _reflection():
   question, question_lengths = goldens_lib.texts(REFLECT, "text_ids")
   answer, answer_lengths = goldens_lib.texts(REFLECT, "greedy_ids")
   system, system_lengths = goldens_lib.repeated(
-      goldens_lib.case(REFLECT)["system_ids"], len(question)
+    goldens_lib.case(REFLECT)["system_ids"], len(question)
   )
   pictures = goldens_lib.images(REFLECT)
   grid = goldens_lib.towers(pictures.shape[1:3]).vit_grid
   layout = segments.Layout(
-      (
-          segments.text("system", system.shape[1]),
-          segments.image("seen", "vit", grid, ("system",)),
-          segments.text("question", question.shape[1], ("system", "seen")),
-          segments.text("answer", answer.shape[1], ("system", "seen", "question")),
-      )
+    (
+      segments.text("system", system.shape[1]),
+      segments.image("seen", "vit", grid, ("system",)),
+      segments.text("question", question.shape[1], ("system", "seen")),
+      segments.text("answer", answer.shape[1], ("system", "seen", "question")),
+    )
   )
   features = goldens_lib.look(pictures)[0]
-  inputs = {"system": system, "seen": features, "question": question, "answer": answer}
-  lengths = {"system": system_lengths, "question": question_lengths, "answer": answer_lengths}
+  inputs = {
+    "system": system,
+    "seen": features,
+    "question": question,
+    "answer": answer,
+  }
+  lengths = {
+    "system": system_lengths,
+    "question": question_lengths,
+    "answer": answer_lengths,
+  }
   return layout, inputs, lengths
 
 
 def _packed(hidden, lengths) -> np.ndarray:
   """Returns the filled slots of all rows, one row after another."""
-  return np.concatenate([np.asarray(row)[:length] for row, length in zip(hidden, lengths)])
+  return np.concatenate(
+    [np.asarray(row)[:length] for row, length in zip(hidden, lengths)]
+  )
 
 
 def _drop(inputs, *names):
@@ -68,12 +79,13 @@ def _drop(inputs, *names):
 
 
 class TestCall:
-
   def test_equals_itself_for_empty_slots(self):
     _, _, lengths, tight = _prompts()
     _, _, _, roomy = _prompts(EXTRA)
     for name in ("prompt", "answer"):
-      seen, expected = (_packed(x.text(name), lengths[name]) for x in (roomy, tight))
+      seen, expected = (
+        _packed(x.text(name), lengths[name]) for x in (roomy, tight)
+      )
       np.testing.assert_allclose(seen, expected, atol=1e-5, rtol=0)
 
   def test_empty_slots_may_hold_anything(self):
@@ -91,43 +103,56 @@ class TestCall:
     shared = {"system": inputs["system"][:1]}, {"system": lengths["system"][:1]}
     one = goldens_lib.run(layout, *shared)
     assert one.cache.key.shape[1] == 1 and len(inputs["question"]) > 1
-    rest = goldens_lib.run(layout, _drop(inputs, "system"), lengths, (one.cache,))
+    rest = goldens_lib.run(
+      layout, _drop(inputs, "system"), lengths, (one.cache,)
+    )
     for name in ("question", "answer"):
-      seen, expected = (_packed(x.text(name), lengths[name]) for x in (rest, whole))
+      seen, expected = (
+        _packed(x.text(name), lengths[name]) for x in (rest, whole)
+      )
       np.testing.assert_allclose(seen, expected, atol=1e-5, rtol=0)
 
   def test_a_shared_row_serves_consecutive_rows(self):
     layout, inputs, lengths, whole = _prompts()
-    prompts = goldens_lib.run(layout, {"prompt": inputs["prompt"]}, lengths).cache
+    prompts = goldens_lib.run(
+      layout, {"prompt": inputs["prompt"]}, lengths
+    ).cache
     twice = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), tree)
     answers = {"answer": twice(inputs["answer"])}
     shared = goldens_lib.run(layout, answers, twice(lengths), (prompts,))
     expected = twice(whole.text("answer"))
-    np.testing.assert_allclose(shared.text("answer"), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+      shared.text("answer"), expected, atol=1e-5, rtol=0
+    )
 
   def test_nobody_sees_a_noisy_latent(self):
     grid = (2, 2)
     layout = segments.Layout(
-        (
-            segments.text("prompt", 4),
-            segments.image("early", "noise", grid, ("prompt",)),
-            segments.image("late", "noise", grid, ("prompt",)),
-        )
+      (
+        segments.text("prompt", 4),
+        segments.image("early", "noise", grid, ("prompt",)),
+        segments.image("late", "noise", grid, ("prompt",)),
+      )
     )
-    noise = jax.random.normal(jax.random.key(0), (2, 1, 4, goldens_lib.config().latent_dim))
+    noise = jax.random.normal(
+      jax.random.key(0), (2, 1, 4, goldens_lib.config().latent_dim)
+    )
     lengths = {"prompt": jnp.array([4])}
 
     def late(scale):
       ids = jnp.array([[1, 9, 10, 2]])
       early = bagel.Noised(scale * noise[0], jnp.array([0.9]))
-      inputs = {"prompt": ids, "early": early, "late": bagel.Noised(noise[1], jnp.array([0.5]))}
+      inputs = {
+        "prompt": ids,
+        "early": early,
+        "late": bagel.Noised(noise[1], jnp.array([0.5])),
+      }
       return goldens_lib.run(layout, inputs, lengths).latent("late")
 
     np.testing.assert_array_equal(late(1.0), late(2.0))
 
 
 class TestStep:
-
   @staticmethod
   @functools.partial(jax.jit, static_argnames=("layout", "steps"))
   def _logits(layout, steps, ids, lengths, past):
@@ -139,11 +164,20 @@ class TestStep:
 
     def step(own, place):
       logits, own = model.apply(
-          variables, layout, ids[:, place], place, lengths, past, own, method="step"
+        variables,
+        layout,
+        ids[:, place],
+        place,
+        lengths,
+        past,
+        own,
+        method="step",
       )
       return own, logits
 
-    own, logits = jax.lax.scan(step, bagel.Cache(empty, empty, ("answer",)), jnp.arange(steps))
+    own, logits = jax.lax.scan(
+      step, bagel.Cache(empty, empty, ("answer",)), jnp.arange(steps)
+    )
     return logits, own
 
   @pytest.mark.parametrize("name", [TEXT, REFLECT])
@@ -152,18 +186,23 @@ class TestStep:
     context = goldens_lib.run(layout, _drop(inputs, "answer"), lengths)
     steps = goldens_lib.case(name)["decode_logits"].shape[0]
     seen = _drop(lengths, "answer")
-    logits, own = self._logits(layout, steps, inputs["answer"], seen, (context.cache,))
+    logits, own = self._logits(
+      layout, steps, inputs["answer"], seen, (context.cache,)
+    )
     whole = goldens_lib.run(layout, inputs, lengths)
-    at_once = goldens_lib.read(whole.text("answer"), "logits")[:, :steps].swapaxes(0, 1)
+    at_once = goldens_lib.read(whole.text("answer"), "logits")[
+      :, :steps
+    ].swapaxes(0, 1)
     np.testing.assert_allclose(logits, at_once, atol=1e-5, rtol=0)
     last = layout["answer"].capacity  # of the whole cache, in slot order
     for part in ("key", "value"):
-      seen, expected = (getattr(x, part)[:, :, -last:][:, :, :steps] for x in (own, whole.cache))
+      seen, expected = (
+        getattr(x, part)[:, :, -last:][:, :, :steps] for x in (own, whole.cache)
+      )
       np.testing.assert_allclose(seen, expected, atol=1e-5, rtol=0)
 
 
 class TestEverything:
-
   def test_initialises_the_tree_of_a_loaded_model(self):
     layout, inputs, lengths, _ = _prompts()
     image = segments.image("seen", "vit", (1, 1))
@@ -171,29 +210,41 @@ class TestEverything:
     layout = segments.Layout((*layout.segments, image, noise))
     c = goldens_lib.config()
     noised = bagel.Noised(jnp.zeros((2, 1, c.latent_dim)), jnp.zeros(2))
-    inputs = inputs | {"seen": jnp.zeros((2, 1, c.vision.hidden_size)), "draft": noised}
-    init = functools.partial(goldens_lib.bagel_model().init, method="everything")
-    boxed = jax.eval_shape(lambda key: init(key, layout, inputs, lengths), jax.random.key(0))[
-        "params"
-    ]
+    inputs = inputs | {
+      "seen": jnp.zeros((2, 1, c.vision.hidden_size)),
+      "draft": noised,
+    }
+    init = functools.partial(
+      goldens_lib.bagel_model().init, method="everything"
+    )
+    boxed = jax.eval_shape(
+      lambda key: init(key, layout, inputs, lengths), jax.random.key(0)
+    )["params"]
     boxes = jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))
     assert all(len(box.names) == box.value.ndim for box in boxes)
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-    unboxed = jax.tree.map(lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "names"))
+    unboxed = jax.tree.map(
+      lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "names")
+    )
     assert shapes(unboxed) == shapes(goldens_lib.weights()["policy"])
 
 
 class TestScannedLayers:
-
   def test_gradient_does_not_depend_on_remat(self):
     layout = segments.Layout((segments.text("prompt", 3),))
-    inputs, lengths = {"prompt": jnp.array([[1, 9, 2]])}, {"prompt": jnp.array([3])}
+    inputs, lengths = (
+      {"prompt": jnp.array([[1, 9, 2]])},
+      {"prompt": jnp.array([3])},
+    )
 
     @functools.partial(jax.jit, static_argnums=1)
     def gradient(params, remat):
       def energy(params):
         model = bagel.Bagel(goldens_lib.config(), remat=remat)
-        return jnp.sum(model.apply({"params": params}, layout, inputs, lengths).hidden.und**2)
+        return jnp.sum(
+          model.apply({"params": params}, layout, inputs, lengths).hidden.und
+          ** 2
+        )
 
       return jax.grad(energy)(params)["layers"]["und"]["q"]["kernel"]
 
@@ -201,8 +252,12 @@ class TestScannedLayers:
     expected = gradient(policy, "none")
     assert jnp.abs(expected).max() > 0.1
     for remat in mot.REMAT_POLICIES:
-      np.testing.assert_allclose(gradient(policy, remat), expected, rtol=1e-4, atol=1e-4)
+      np.testing.assert_allclose(
+        gradient(policy, remat), expected, rtol=1e-4, atol=1e-4
+      )
 
   def test_refuses_an_unknown_remat(self):
     with pytest.raises(ValueError, match="got 'some'"):
-      mot.scanned_layers(goldens_lib.config().llm, jnp.float32, "some", rules.TRAIN, lora.LoRA())
+      mot.scanned_layers(
+        goldens_lib.config().llm, jnp.float32, "some", rules.TRAIN, lora.LoRA()
+      )

@@ -10,11 +10,12 @@ from r3jax.model import layers
 
 
 class TestSincosTable:
-
   def test_puts_the_column_first(self):
     # row 1, column 2; one frequency, 1
     row = layers.sincos_table(4, 3)[1 * 3 + 2]
-    np.testing.assert_allclose(row, [np.sin(2), np.cos(2), np.sin(1), np.cos(1)], rtol=1e-12)
+    np.testing.assert_allclose(
+      row, [np.sin(2), np.cos(2), np.sin(1), np.cos(1)], rtol=1e-12
+    )
 
   def test_refuses_a_width_that_is_no_multiple_of_4(self):
     with pytest.raises(ValueError, match="multiple of 4; got 6"):
@@ -22,20 +23,22 @@ class TestSincosTable:
 
 
 class TestTimestepFeatures:
-
   def test_is_ones_then_zeros_at_zero(self):
     features = layers.timestep_features(jnp.zeros(1), width=6)
     np.testing.assert_array_equal(features, [[1, 1, 1, 0, 0, 0]])
 
   def test_is_float32_for_a_bfloat16_time(self):
-    assert layers.timestep_features(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+    assert (
+      layers.timestep_features(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+    )
 
 
 class TestRMSNorm:
-
   def test_divides_by_the_root_mean_square(self):
     x = jnp.array([[3.0, 4.0]])
-    y = layers.RMSNorm(0.0).apply({"params": {"scale": jnp.array([1.0, 2.0])}}, x)
+    y = layers.RMSNorm(0.0).apply(
+      {"params": {"scale": jnp.array([1.0, 2.0])}}, x
+    )
     np.testing.assert_allclose(y, [[3 / 12.5**0.5, 8 / 12.5**0.5]], rtol=1e-6)
 
   def test_computes_in_float32_for_bfloat16_input(self):
@@ -48,12 +51,13 @@ class TestRMSNorm:
     np.testing.assert_allclose(np.asarray(y, np.float64), wide, rtol=2**-8)
 
   def test_names_its_axis(self):
-    boxed = layers.RMSNorm(1e-6, axis="head_dim").init(jax.random.key(0), jnp.ones((1, 4)))
+    boxed = layers.RMSNorm(1e-6, axis="head_dim").init(
+      jax.random.key(0), jnp.ones((1, 4))
+    )
     assert boxed["params"]["scale"].names == ("head_dim",)
 
 
 class TestProjection:
-
   def test_contracts_several_axes(self):
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
     module = layers.Projection((6,), ("heads", "head_dim", "embed"), 2, True)
@@ -62,7 +66,9 @@ class TestProjection:
       y = module.apply(params, x)
     kernel = params["params"]["kernel"]
     assert kernel.shape == (4, 5, 6)
-    np.testing.assert_allclose(y, np.einsum("abhd,hde->abe", x, kernel), atol=1e-5)
+    np.testing.assert_allclose(
+      y, np.einsum("abhd,hde->abe", x, kernel), atol=1e-5
+    )
 
   def test_keeps_the_variance_of_its_input(self):
     x = jax.random.normal(jax.random.key(0), (64, 8, 32))
@@ -71,19 +77,22 @@ class TestProjection:
     assert 0.9 < float(jnp.var(y)) < 1.1
 
   def test_computes_in_its_dtype_and_keeps_float32_parameters(self):
-    module = layers.Projection((3,), ("a", "b"), use_bias=True, dtype=jnp.bfloat16)
+    module = layers.Projection(
+      (3,), ("a", "b"), use_bias=True, dtype=jnp.bfloat16
+    )
     y, params = module.init_with_output(jax.random.key(0), jnp.ones((2, 4)))
     assert y.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
 
 class TestRope:
-
   def test_rotates_halves_by_the_position(self):
     x = jnp.array([1.0, 0.0, 0.0, 1.0]).reshape(1, 1, 1, 4)
     y = layers.rope(x, jnp.array([[2]]), theta=100.0)[0, 0, 0]
     slow = 2 / 100.0**0.5
-    np.testing.assert_allclose(y, [np.cos(2), -np.sin(slow), np.sin(2), np.cos(slow)], atol=1e-6)
+    np.testing.assert_allclose(
+      y, [np.cos(2), -np.sin(slow), np.sin(2), np.cos(slow)], atol=1e-6
+    )
 
   def test_dot_product_depends_on_the_difference_of_positions(self):
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
@@ -102,11 +111,14 @@ class TestRope:
 
 
 class TestFullAttention:
-
   def test_averages_values_where_scores_are_equal(self):
     value = jnp.arange(6.0).reshape(1, 3, 1, 2)
-    y = layers.full_attention(jnp.zeros((1, 3, 1, 4)), jnp.ones((1, 3, 1, 4)), value)
-    np.testing.assert_allclose(y, np.broadcast_to([2.0, 3.0], (1, 3, 1, 2)), rtol=1e-6)
+    y = layers.full_attention(
+      jnp.zeros((1, 3, 1, 4)), jnp.ones((1, 3, 1, 4)), value
+    )
+    np.testing.assert_allclose(
+      y, np.broadcast_to([2.0, 3.0], (1, 3, 1, 2)), rtol=1e-6
+    )
 
   def test_scales_scores_by_the_root_of_the_head_width(self):
     query = jnp.full((1, 1, 1, 4), 1.0)
@@ -117,9 +129,10 @@ class TestFullAttention:
 
 
 class TestGridPositions:
-
   def test_counts_rows_by_the_side_of_the_table(self):
-    np.testing.assert_array_equal(layers.grid_positions(2, 3, 7), [0, 1, 2, 7, 8, 9])
+    np.testing.assert_array_equal(
+      layers.grid_positions(2, 3, 7), [0, 1, 2, 7, 8, 9]
+    )
 
   def test_refuses_a_grid_beyond_the_table(self):
     with pytest.raises(ValueError, match="fit the 4x4 position table; got 2x5"):
@@ -127,7 +140,6 @@ class TestGridPositions:
 
 
 class TestPatchify:
-
   def test_orders_row_column_channel(self):
     x = jnp.arange(2 * 4 * 2).reshape(1, 2, 4, 2)
     tokens = layers.patchify(x, 2)
@@ -139,10 +151,11 @@ class TestPatchify:
 
 
 class TestUnpatchify:
-
   def test_undoes_patchify_on_a_wide_grid(self):
     x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
-    np.testing.assert_array_equal(layers.unpatchify(layers.patchify(x, 2), (2, 3), 2), x)
+    np.testing.assert_array_equal(
+      layers.unpatchify(layers.patchify(x, 2), (2, 3), 2), x
+    )
 
   def test_refuses_a_grid_of_another_size(self):
     with pytest.raises(ValueError, match="must have 4 tokens; got 6"):

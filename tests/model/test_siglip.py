@@ -42,11 +42,12 @@ def _patches(image, config):
 def _features(image, config, weights, dtype=jnp.float32):
   tower = siglip.VisionTransformer(config.vision, dtype)
   with jax.default_matmul_precision("highest"):
-    return jax.jit(tower.apply)({"params": weights["vision"]}, *_patches(image, config))[0]
+    return jax.jit(tower.apply)(
+      {"params": weights["vision"]}, *_patches(image, config)
+    )[0]
 
 
 class TestVisionTransformer:
-
   def test_agrees_with_itself_in_float64(self, golden, config, weights):
     narrow = _features(golden["image2"], config, weights)
     with jax.enable_x64(True):
@@ -54,18 +55,26 @@ class TestVisionTransformer:
       assert wide.dtype == jnp.float64
     np.testing.assert_allclose(narrow, wide, atol=1e-5, rtol=0)
 
-  def test_images_of_a_batch_do_not_see_each_other(self, golden, config, weights):
+  def test_images_of_a_batch_do_not_see_each_other(
+    self, golden, config, weights
+  ):
     patches, ids = _patches(golden["image1"], config)
     tower = siglip.VisionTransformer(config.vision)
-    both = tower.apply({"params": weights["vision"]}, jnp.concatenate([patches, -patches]), ids)
+    both = tower.apply(
+      {"params": weights["vision"]}, jnp.concatenate([patches, -patches]), ids
+    )
     alone = tower.apply({"params": weights["vision"]}, patches, ids)
     np.testing.assert_allclose(both[:1], alone, atol=1e-5, rtol=0)
 
   def test_names_every_axis_and_stacks_layers(self, config, weights):
     tower = siglip.VisionTransformer(config.vision)
     patches = jnp.zeros((1, 1, 3 * config.vision.patch_size**2))
-    boxed = jax.eval_shape(tower.init, jax.random.key(0), patches, jnp.zeros(1, int))["params"]
-    boxes = jax.tree.leaves(boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    boxed = jax.eval_shape(
+      tower.init, jax.random.key(0), patches, jnp.zeros(1, int)
+    )["params"]
+    boxes = jax.tree.leaves(
+      boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    )
     assert all(len(box.names) == len(box.value.shape) for box in boxes)
     assert boxed["layers"]["q"]["kernel"].names[0] == "layers"
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)

@@ -12,18 +12,25 @@ from r3jax.parallel import rules
 from r3jax.sequence import segments
 
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
-LAYOUT = segments.Layout((
+LAYOUT = segments.Layout(
+  (
     segments.text("prompt", 5),
     segments.image("seen", "vit", (2, 3), ("prompt",)),
     segments.text("answer", 130, ("prompt", "seen")),
     segments.image("draft", "noise", (8, 9), ("prompt", "answer")),
     segments.image("alone", "noise", (2, 2)),
-))
+  )
+)
 PAST, OWN = ("prompt", "seen"), ("answer", "draft", "alone")
-LENGTHS = {"prompt": jnp.array([5, 5, 2, 2]), "answer": jnp.array([130, 1, 7, 64])}
+LENGTHS = {
+  "prompt": jnp.array([5, 5, 2, 2]),
+  "answer": jnp.array([130, 1, 7, 64]),
+}
 
 
-def _sources(seed: int, dense: bool) -> tuple[jax.Array, list[attention.Source]]:
+def _sources(
+  seed: int, dense: bool
+) -> tuple[jax.Array, list[attention.Source]]:
   """Returns a query, and a past that two rows share and the slots themselves."""
   rng = np.random.default_rng(seed)
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -32,7 +39,11 @@ def _sources(seed: int, dense: bool) -> tuple[jax.Array, list[attention.Source]]
   for names, rows, size in ((PAST, ROWS // 2, past), (OWN, ROWS, slots)):
     mask = segments.mask(LAYOUT, OWN, names, LENGTHS, ROWS)
     entry = (rows, size, KV_HEADS, WIDTH)
-    made.append(attention.Source(normal(*entry), normal(*entry), mask.dense() if dense else mask))
+    made.append(
+      attention.Source(
+        normal(*entry), normal(*entry), mask.dense() if dense else mask
+      )
+    )
   return normal(ROWS, slots, HEADS, WIDTH), made
 
 
@@ -42,24 +53,41 @@ FILLED = segments.filled(LAYOUT, OWN, LENGTHS, ROWS)[:, :, None, None]
 def _value(attend, query, sources):
   """Returns a number that depends on every slot that holds a token, and those slots."""
   kept = jnp.where(FILLED, attend(query, sources), 0)
-  return jnp.sum(kept * jnp.cos(jnp.arange(kept.size).reshape(kept.shape))), kept
+  return jnp.sum(
+    kept * jnp.cos(jnp.arange(kept.size).reshape(kept.shape))
+  ), kept
 
 
 class TestAttend:
-
   @pytest.fixture(scope="class")
   @classmethod
   def found(cls):
     """(value, slots), gradients: of the kernel and of XLA."""
     query, halves = _sources(0, dense=False)
     _, whole = _sources(0, dense=True)
-    kernel = lambda query, sources: splash.attend(query, sources, rules.TRAIN, interpret=True)
+    kernel = lambda query, sources: splash.attend(
+      query, sources, rules.TRAIN, interpret=True
+    )
     with jax.default_matmul_precision("highest"):
-      grad = lambda attend: jax.value_and_grad(lambda q, k, v, sources: _value(
-          attend, q, [attention.Source(*kv, source.mask) for *kv, source in zip(k, v, sources)]
-      ), argnums=(0, 1, 2), has_aux=True)
-      parts = [source.key for source in halves], [source.value for source in halves]
-      return grad(kernel)(query, *parts, halves), grad(attention.attend)(query, *parts, whole)
+      grad = lambda attend: jax.value_and_grad(
+        lambda q, k, v, sources: _value(
+          attend,
+          q,
+          [
+            attention.Source(*kv, source.mask)
+            for *kv, source in zip(k, v, sources)
+          ],
+        ),
+        argnums=(0, 1, 2),
+        has_aux=True,
+      )
+      parts = (
+        [source.key for source in halves],
+        [source.value for source in halves],
+      )
+      return grad(kernel)(query, *parts, halves), grad(attention.attend)(
+        query, *parts, whole
+      )
 
   def test_equals_xla_where_a_slot_holds_a_token(self, found):
     ((_, kernel), _), ((_, xla), _) = found
@@ -67,16 +95,30 @@ class TestAttend:
 
   def test_gradients_equal_those_of_xla(self, found):
     (_, kernel), (_, xla) = found
-    for one, other in zip(jax.tree.leaves(kernel), jax.tree.leaves(xla), strict=True):
+    for one, other in zip(
+      jax.tree.leaves(kernel), jax.tree.leaves(xla), strict=True
+    ):
       assert np.isfinite(one).all()
       np.testing.assert_allclose(one, other, atol=5e-6)
 
   def test_is_the_same_on_a_mesh(self):
     query, sources = _sources(1, dense=False)
-    kernel = jax.jit(lambda query, sources: splash.attend(query, sources, rules.TRAIN, interpret=True))
+    kernel = jax.jit(
+      lambda query, sources: splash.attend(
+        query, sources, rules.TRAIN, interpret=True
+      )
+    )
     mesh = meshes.make_mesh_of(jax.devices(), 2, 2, 2)
     with jax.set_mesh(mesh):
       rows = jax.sharding.PartitionSpec("data")
-      mapped = jax.jit(jax.shard_map(kernel, in_specs=rows, out_specs=rows, axis_names={"data"}, check_vma=False))
+      mapped = jax.jit(
+        jax.shard_map(
+          kernel,
+          in_specs=rows,
+          out_specs=rows,
+          axis_names={"data"},
+          check_vma=False,
+        )
+      )
       spread = mapped(query, sources)
     np.testing.assert_allclose(spread, kernel(query, sources), atol=1e-6)

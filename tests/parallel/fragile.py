@@ -1,6 +1,6 @@
 """One of two processes of which the second comes to grief while the first computes with it.
 
-  python tests/parallel/fragile.py PROCESS COORDINATOR HOW     HOW: raises, killed, late, first_raises
+python tests/parallel/fragile.py PROCESS COORDINATOR HOW     HOW: raises, killed, late, first_raises
 """
 
 import os

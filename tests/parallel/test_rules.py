@@ -13,7 +13,9 @@ from r3jax.parallel import rules
 from tests import tiny
 
 P = jax.sharding.PartitionSpec
-WIDE = rules.Rules.of({"mlp": ("fsdp", "tensor"), "heads": ("tensor",), "rows": ("fsdp",)})
+WIDE = rules.Rules.of(
+  {"mlp": ("fsdp", "tensor"), "heads": ("tensor",), "rows": ("fsdp",)}
+)
 
 
 def _spec(of: rules.Rules, shape, names, manual=True, **kwargs) -> P:
@@ -21,41 +23,64 @@ def _spec(of: rules.Rules, shape, names, manual=True, **kwargs) -> P:
   with jax.set_mesh(meshes.make_mesh_of(jax.devices(), 2, 2, 2)):
     found = []
     look = lambda x: found.append(of.spec(shape, names, **kwargs)) or x
-    mapped = jax.shard_map(look, in_specs=P(), out_specs=P(), axis_names={"data"}, check_vma=False) if manual else look
+    mapped = (
+      jax.shard_map(
+        look, in_specs=P(), out_specs=P(), axis_names={"data"}, check_vma=False
+      )
+      if manual
+      else look
+    )
     jax.eval_shape(jax.jit(mapped), jnp.zeros(2))
   return found[0]
 
 
 class TestSpec:
-
   def test_rows_and_heads_are_split(self):
-    assert _spec(rules.TRAIN, (4, 9, 2, 8), ("rows", None, "heads", None)) == P(("fsdp",), None, ("tensor",), None)
+    assert _spec(rules.TRAIN, (4, 9, 2, 8), ("rows", None, "heads", None)) == P(
+      ("fsdp",), None, ("tensor",), None
+    )
 
   def test_rows_give_way(self):
-    assert _spec(WIDE, (4, 9, 8), ("rows", None, "mlp")) == P(None, None, ("fsdp", "tensor"))
-    assert _spec(WIDE, (4, 9, 8), ("rows", None, None), without="mlp") == P(None, None, None)
-    assert _spec(WIDE, (4, 9, 8), ("rows", None, None)) == P(("fsdp",), None, None)
+    assert _spec(WIDE, (4, 9, 8), ("rows", None, "mlp")) == P(
+      None, None, ("fsdp", "tensor")
+    )
+    assert _spec(WIDE, (4, 9, 8), ("rows", None, None), without="mlp") == P(
+      None, None, None
+    )
+    assert _spec(WIDE, (4, 9, 8), ("rows", None, None)) == P(
+      ("fsdp",), None, None
+    )
 
   def test_what_does_not_divide_stays_whole(self):
-    assert _spec(rules.TRAIN, (3, 9, 5), ("rows", None, "mlp")) == P(None, None, None)
+    assert _spec(rules.TRAIN, (3, 9, 5), ("rows", None, "mlp")) == P(
+      None, None, None
+    )
 
   def test_outside_the_mapped_step_rows_are_split_over_replicas_too(self):
-    assert _spec(rules.TRAIN, (4, 9), ("rows", None), manual=False) == P(("data", "fsdp"), None)
+    assert _spec(rules.TRAIN, (4, 9), ("rows", None), manual=False) == P(
+      ("data", "fsdp"), None
+    )
 
   def test_nothing_is_split_without_a_mesh(self):
-    assert rules.TRAIN.constrain(jnp.ones((4, 8)), "rows", "mlp").tolist() == np.ones((4, 8)).tolist()
+    assert (
+      rules.TRAIN.constrain(jnp.ones((4, 8)), "rows", "mlp").tolist()
+      == np.ones((4, 8)).tolist()
+    )
 
 
 class TestOf:
-
-  @pytest.mark.parametrize("axes, unknown", [({"width": ("fsdp",)}, "width"), ({"mlp": ("data",)}, "data")])
+  @pytest.mark.parametrize(
+    "axes, unknown",
+    [({"width": ("fsdp",)}, "width"), ({"mlp": ("data",)}, "data")],
+  )
   def test_unknown_axis_is_refused(self, axes, unknown):
-    with pytest.raises(ValueError, match=f"sharding rules must map .* unknown: .*{unknown}"):
+    with pytest.raises(
+      ValueError, match=f"sharding rules must map .* unknown: .*{unknown}"
+    ):
       rules.Rules.of(axes)
 
 
 class TestFullSize:
-
   def test_all_parameters_of_the_7b_model_split_over_32_chips(self):
     """Every matrix of a layer is split 32 ways in training; nothing is split over fsdp in rollouts but the table."""
     bagel = bagel_lib.Bagel(architecture.bagel_7b(), jnp.bfloat16)
@@ -69,21 +94,36 @@ class TestFullSize:
 
 
 class TestNarrowed:
-
   def test_forward_pass_is_the_same_bit_by_bit(self, tiny_model):
     session = tiny.make_bench(tiny_model, changes={"model.dtype": "bfloat16"})
     bagel, policy = session.iteration.modules.bagel, session.policy
     narrow = parameters.narrowed(policy, jnp.bfloat16)
-    assert policy["norm"]["und"]["scale"].dtype == narrow["norm"]["und"]["scale"].dtype == jnp.float32
-    assert narrow["layers"]["gen"]["q"]["kernel"].dtype == narrow["layers"]["gen"]["q"]["bias"].dtype == jnp.bfloat16
+    assert (
+      policy["norm"]["und"]["scale"].dtype
+      == narrow["norm"]["und"]["scale"].dtype
+      == jnp.float32
+    )
+    assert (
+      narrow["layers"]["gen"]["q"]["kernel"].dtype
+      == narrow["layers"]["gen"]["q"]["bias"].dtype
+      == jnp.bfloat16
+    )
     hidden = jnp.ones((1, 2, bagel.config.llm.hidden_size), jnp.bfloat16)
-    for method, inputs in (("logits", hidden), ("velocity", hidden), ("embed_time", jnp.ones(1)), ("embed_tokens", jnp.array([[1, 2]]))):
-      apply = lambda params: bagel.apply({"params": params}, inputs, method=lambda module, x: getattr(module, method)(x))
+    for method, inputs in (
+      ("logits", hidden),
+      ("velocity", hidden),
+      ("embed_time", jnp.ones(1)),
+      ("embed_tokens", jnp.array([[1, 2]])),
+    ):
+      apply = lambda params: bagel.apply(
+        {"params": params},
+        inputs,
+        method=lambda module, x: getattr(module, method)(x),
+      )
       np.testing.assert_array_equal(apply(policy), apply(narrow))
 
 
 class TestOverRows:
-
   @pytest.mark.parametrize("rows, at_once", [(5, 1), (5, 2), (8, 8)])
   @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
   def test_is_the_function_of_all_rows(self, rows, at_once, shape):
@@ -93,6 +133,14 @@ class TestOverRows:
     mapped = lambda shared, x: rules.over_rows(function, shared, x, at_once)
     mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     with jax.set_mesh(mesh):
-      run = jax.jit(jax.shard_map(mapped, in_specs=(whole, split), out_specs=split, axis_names={"data"}, check_vma=False))
+      run = jax.jit(
+        jax.shard_map(
+          mapped,
+          in_specs=(whole, split),
+          out_specs=split,
+          axis_names={"data"},
+          check_vma=False,
+        )
+      )
       found = run({"scale": jnp.float32(3)}, x)
     np.testing.assert_array_equal(found, 3 * np.cumsum(x, axis=1))

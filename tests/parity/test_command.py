@@ -14,7 +14,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def _run(*arguments: str) -> subprocess.CompletedProcess:
   command = [sys.executable, "launch/check_parity.py", *arguments]
-  return subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600)
+  return subprocess.run(
+    command,
+    cwd=ROOT,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
 
 
 def _folder(tmp_path, *cases: str) -> pathlib.Path:
@@ -22,7 +29,9 @@ def _folder(tmp_path, *cases: str) -> pathlib.Path:
   folder = tmp_path / "goldens"
   shutil.copytree(goldens_lib.FOLDER, folder)
   manifest = json.loads((folder / "manifest.json").read_text())
-  (folder / "manifest.json").write_text(json.dumps({case: manifest[case] for case in cases}))
+  (folder / "manifest.json").write_text(
+    json.dumps({case: manifest[case] for case in cases})
+  )
   return folder
 
 
@@ -32,11 +41,15 @@ def test_prints_a_table_and_passes(tmp_path):
   lines = found.stdout.splitlines()
   assert [line.split()[0] for line in lines[1:3]] == ["c_time_pos", "j_mask"]
   assert all(" pass " in line for line in lines[1:3])
-  assert lines[-1].startswith("2 of 2 cases pass on cpu, float32, products highest")
+  assert lines[-1].startswith(
+    "2 of 2 cases pass on cpu, float32, products highest"
+  )
 
 
 def test_a_skipped_case_is_no_pass(tmp_path):
-  found = _run(f"--goldens={_folder(tmp_path, 'c_time_pos', 'j_mask')}", "--cases=j_mask")
+  found = _run(
+    f"--goldens={_folder(tmp_path, 'c_time_pos', 'j_mask')}", "--cases=j_mask"
+  )
   assert found.returncode == 1
   assert "c_time_pos                 SKIPPED" in found.stdout
   assert "1 of 2 cases pass" in found.stdout
@@ -45,13 +58,23 @@ def test_a_skipped_case_is_no_pass(tmp_path):
 def test_bfloat16_shows_its_errors_and_fails_at_a_scale_only(tmp_path):
   folder = _folder(tmp_path, "b_vit")
   shown = _run(f"--goldens={folder}", "--dtype=bfloat16")
-  assert shown.returncode == 0 and "1 of 1 cases pass on cpu, bfloat16" in shown.stdout
+  assert (
+    shown.returncode == 0
+    and "1 of 1 cases pass on cpu, bfloat16" in shown.stdout
+  )
   excess = float(shown.stdout.splitlines()[1].split()[5])
   assert excess > 10  # it is far from float32's tolerance
-  assert _run(f"--goldens={folder}", "--dtype=bfloat16", "--tolerance_scale=2").returncode == 1
+  assert (
+    _run(
+      f"--goldens={folder}", "--dtype=bfloat16", "--tolerance_scale=2"
+    ).returncode
+    == 1
+  )
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
   found = _run(f"--goldens={tmp_path}")
   assert found.returncode == 1
-  assert found.stderr.splitlines()[-1].startswith("r3jax: --goldens must be a folder with manifest.json")
+  assert found.stderr.splitlines()[-1].startswith(
+    "r3jax: --goldens must be a folder with manifest.json"
+  )

@@ -11,7 +11,13 @@ from r3jax.parity import check
 from r3jax.parity import goldens
 from tests import goldens_lib
 
-CASES = ("d_text", "e_reflect", "f_flow_gen", "f_flow_edit", "k_loss_gen_consistent")
+CASES = (
+  "d_text",
+  "e_reflect",
+  "f_flow_gen",
+  "f_flow_edit",
+  "k_loss_gen_consistent",
+)
 
 
 def _order(config) -> tuple[np.ndarray, np.ndarray]:
@@ -22,18 +28,33 @@ def _order(config) -> tuple[np.ndarray, np.ndarray]:
   llm = config.llm
   kv = np.arange(llm.num_kv_heads)[::-1]
   size = llm.num_heads // llm.num_kv_heads
-  return kv, np.concatenate([head * size + np.arange(size)[::-1] for head in kv])
+  return kv, np.concatenate(
+    [head * size + np.arange(size)[::-1] for head in kv]
+  )
 
 
 def _by_head(x: np.ndarray, order: np.ndarray, axis: int) -> np.ndarray:
   """Reorders blocks of equal size along an axis."""
-  shape = x.shape[:axis] + (len(order), x.shape[axis] // len(order)) + x.shape[axis + 1 :]
+  shape = (
+    x.shape[:axis]
+    + (len(order), x.shape[axis] // len(order))
+    + x.shape[axis + 1 :]
+  )
   return np.take(x.reshape(shape), order, axis).reshape(x.shape)
 
 
-def _permuted(name: str, x: np.ndarray, kv: np.ndarray, query: np.ndarray) -> np.ndarray:
+def _permuted(
+  name: str, x: np.ndarray, kv: np.ndarray, query: np.ndarray
+) -> np.ndarray:
   """Returns a released parameter (or its gradient) of the model with permuted heads."""
-  part = next((part for part in ("q_proj", "k_proj", "v_proj", "o_proj") if f".{part}" in name), None)
+  part = next(
+    (
+      part
+      for part in ("q_proj", "k_proj", "v_proj", "o_proj")
+      if f".{part}" in name
+    ),
+    None,
+  )
   if part is None or "vit_model" in name:
     return x
   order = query if part in ("q_proj", "o_proj") else kv
@@ -47,11 +68,16 @@ def permuted(tmp_path_factory):
   shutil.copytree(goldens_lib.FOLDER, folder)
   kv, query = _order(goldens_lib.config())
   weights = safetensors.numpy.load_file(folder / "ema.safetensors")
-  changed = {name: np.ascontiguousarray(_permuted(name, x, kv, query)) for name, x in weights.items()}
+  changed = {
+    name: np.ascontiguousarray(_permuted(name, x, kv, query))
+    for name, x in weights.items()
+  }
   assert sum((changed[name] != weights[name]).any() for name in weights) > 20
   safetensors.numpy.save_file(changed, folder / "ema.safetensors")
   manifest = {case: goldens_lib.GOLDEN.manifest[case] for case in CASES}
-  manifest |= {name: goldens_lib.GOLDEN.manifest[name] for name in ("j_pack_gen",)}
+  manifest |= {
+    name: goldens_lib.GOLDEN.manifest[name] for name in ("j_pack_gen",)
+  }
   (folder / "manifest.json").write_text(json.dumps(manifest))
   for case in CASES:
     arrays = dict(goldens_lib.case(case))
@@ -66,7 +92,9 @@ def permuted(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_permuted_heads_give_the_recorded_numbers(permuted, case):
-  failed = [verdict for verdict in check.check(permuted, case) if not verdict.passes()]
+  failed = [
+    verdict for verdict in check.check(permuted, case) if not verdict.passes()
+  ]
   assert not failed, failed
 
 
@@ -78,4 +106,7 @@ def test_permuting_key_heads_alone_is_noticed(permuted, tmp_path):
   name = "language_model.model.layers.0.self_attn.k_proj.weight"
   weights[name] = np.ascontiguousarray(_by_head(weights[name], kv, 0))
   safetensors.numpy.save_file(weights, folder / "ema.safetensors")
-  assert not all(verdict.passes() for verdict in check.check(goldens.Golden(folder), "d_text"))
+  assert not all(
+    verdict.passes()
+    for verdict in check.check(goldens.Golden(folder), "d_text")
+  )

@@ -15,17 +15,37 @@ import pytest
 from r3jax.report import charts
 from r3jax.report import page as page_lib
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_NAMES = (
+  "chromium",
+  "chromium-browser",
+  "google-chrome",
+  "google-chrome-stable",
+)
 _CHROMIUM = next(filter(None, map(shutil.which, _NAMES)), None)
-_ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-              "--disable-sync", "--disable-default-apps", "--no-first-run")
-pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason=f"needs a browser: one of {', '.join(_NAMES)} on the PATH")
+_ARGUMENTS = (
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--disable-default-apps",
+  "--no-first-run",
+)
+pytestmark = pytest.mark.skipif(
+  _CHROMIUM is None,
+  reason=f"needs a browser: one of {', '.join(_NAMES)} on the PATH",
+)
 
-SCORES = ([1.], [.5, 1.], [.75, .25], [.5, .5, .5], [0., None])
-BOX = [.125, .25, .5, .875]
-ATTACKS = ("</script><script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>",
-           "javascript:window.hacked=1", "\" onfocus=\"window.hacked=1\" autofocus x=\"",
-           "' onload='window.hacked=1", "<!--\u2028]]>&lt;")
+SCORES = ([1.0], [0.5, 1.0], [0.75, 0.25], [0.5, 0.5, 0.5], [0.0, None])
+BOX = [0.125, 0.25, 0.5, 0.875]
+ATTACKS = (
+  "</script><script>window.hacked = 1</script>",
+  "<img src=x onerror='window.hacked = 1'>",
+  "javascript:window.hacked=1",
+  '" onfocus="window.hacked=1" autofocus x="',
+  "' onload='window.hacked=1",
+  "<!--\u2028]]>&lt;",
+)
 
 
 def key(number):
@@ -34,20 +54,49 @@ def key(number):
 
 def make_turn(number, index, score):
   return {
-      "image": f"images/{key(number)}_{index}.png", "score": score, "parts": {"strict": score}, "format": 1.,
-      "text": {7: "a violet thought", 8: "and more " * 60, 12: "middling " * 24}.get(number, "<think>as asked</think>"),
-      "instruction": f"repaint number {number}" if index else "", "stop": index == 2, "tokens": 12,
-      "boxes": [{"label": "red ring", "box": BOX}] if number % 5 == 1 else [],
+    "image": f"images/{key(number)}_{index}.png",
+    "score": score,
+    "parts": {"strict": score},
+    "format": 1.0,
+    "text": {
+      7: "a violet thought",
+      8: "and more " * 60,
+      12: "middling " * 24,
+    }.get(number, "<think>as asked</think>"),
+    "instruction": f"repaint number {number}" if index else "",
+    "stop": index == 2,
+    "tokens": 12,
+    "boxes": [{"label": "red ring", "box": BOX}] if number % 5 == 1 else [],
   }
 
 
 def make_sample(number):
-  turns = [make_turn(number, index, score) for index, score in enumerate(SCORES[number % 5])]
-  sample = {"step": 10 * (number // 15 + 1), "key": key(number), "prompt": f"a photo of thing {number:02d}",
-            "tag": ("colors", "counting", "position")[number % 3], "turns": turns}
+  turns = [
+    make_turn(number, index, score)
+    for index, score in enumerate(SCORES[number % 5])
+  ]
+  sample = {
+    "step": 10 * (number // 15 + 1),
+    "key": key(number),
+    "prompt": f"a photo of thing {number:02d}",
+    "tag": ("colors", "counting", "position")[number % 3],
+    "turns": turns,
+  }
   if number % 5 == 0:
-    sample["answers"] = [{"kind": "count", "question": "How many?", "expected": "2", "answer": "3"},
-                         {"kind": "existence", "question": "Is there a ring?", "expected": "yes", "answer": " Yes. "}]
+    sample["answers"] = [
+      {
+        "kind": "count",
+        "question": "How many?",
+        "expected": "2",
+        "answer": "3",
+      },
+      {
+        "kind": "existence",
+        "question": "Is there a ring?",
+        "expected": "yes",
+        "answer": " Yes. ",
+      },
+    ]
   return sample
 
 
@@ -59,7 +108,9 @@ def image(number):
 @pytest.fixture(scope="module")
 def chromium():
   with sync_api.sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=_CHROMIUM, args=_ARGUMENTS)
+    browser = playwright.chromium.launch(
+      executable_path=_CHROMIUM, args=_ARGUMENTS
+    )
     yield browser
     browser.close()
 
@@ -67,16 +118,39 @@ def chromium():
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
   """The gallery of the module's docstring."""
-  folder, samples = tmp_path_factory.mktemp("a page #1 ü"), [make_sample(number) for number in range(45)]
-  images = {turn["image"]: image(number) for number, sample in enumerate(samples) for turn in sample["turns"]}
+  folder, samples = (
+    tmp_path_factory.mktemp("a page #1 ü"),
+    [make_sample(number) for number in range(45)],
+  )
+  images = {
+    turn["image"]: image(number)
+    for number, sample in enumerate(samples)
+    for turn in sample["turns"]
+  }
   page_lib.append_samples(folder, samples, images)
-  table = page_lib.Table("Scores", ("score", "before", "difference"), [
-      ("draft", ("0.5 [0.4, 0.6]", ("+0.1 [+0.05, +0.2]", "better"))), ("last", ("0.5", ("-0.1", "worse")))])
-  series = [charts.Series("ours", [(0, .1, 0, .2), (5, .3, .2, .4), (10, .2, .1, .3)]),
-            charts.Series("theirs", [(0, .2, None, None), (10, .1, None, None)])]
-  drawn = [charts.Chart("Score", series, "round"),
-           charts.Chart("a/metric_with_a_very_long_name_that_does_not_end_soon", series[1:])]
-  page = page_lib.Page("A run", ["Mind the gap."], [table], drawn, page_lib.read_samples(folder))
+  table = page_lib.Table(
+    "Scores",
+    ("score", "before", "difference"),
+    [
+      ("draft", ("0.5 [0.4, 0.6]", ("+0.1 [+0.05, +0.2]", "better"))),
+      ("last", ("0.5", ("-0.1", "worse"))),
+    ],
+  )
+  series = [
+    charts.Series(
+      "ours", [(0, 0.1, 0, 0.2), (5, 0.3, 0.2, 0.4), (10, 0.2, 0.1, 0.3)]
+    ),
+    charts.Series("theirs", [(0, 0.2, None, None), (10, 0.1, None, None)]),
+  ]
+  drawn = [
+    charts.Chart("Score", series, "round"),
+    charts.Chart(
+      "a/metric_with_a_very_long_name_that_does_not_end_soon", series[1:]
+    ),
+  ]
+  page = page_lib.Page(
+    "A run", ["Mind the gap."], [table], drawn, page_lib.read_samples(folder)
+  )
   return page_lib.write_page(folder, page)
 
 
@@ -90,7 +164,10 @@ def watched(chromium, gallery):
   reported, requested = [], []
 
   def open_page(address="", **options):
-    options = {"viewport": {"width": 1360, "height": 900}, "color_scheme": "light"} | options
+    options = {
+      "viewport": {"width": 1360, "height": 900},
+      "color_scheme": "light",
+    } | options
     page = chromium.new_context(**options).new_page()
     page.on("console", lambda message: reported.append(message.text))
     page.on("pageerror", lambda error: reported.append(str(error)))
@@ -112,7 +189,10 @@ def nothing_is_reported(watched):
   """No test may leave an error in the console or load anything from elsewhere."""
   yield
   _, reported, requested = watched
-  errors, elsewhere = list(reported), [url for url in requested if not url.startswith(("file:", "data:"))]
+  errors, elsewhere = (
+    list(reported),
+    [url for url in requested if not url.startswith(("file:", "data:"))],
+  )
   reported.clear()
   requested.clear()
   assert (errors, elsewhere) == ([], [])
@@ -138,12 +218,15 @@ def at(shared):
   """Brings the shared page to an address, as a change of the address does."""
 
   def go(address=""):
-    shared.evaluate("""(address) => {
+    shared.evaluate(
+      """(address) => {
       document.activeElement.blur();
       scrollTo(0, 0);
       history.replaceState(null, "", location.pathname + address);
       dispatchEvent(new HashChangeEvent("hashchange"));
-    }""", address)
+    }""",
+      address,
+    )
     return shared
 
   return go
@@ -163,7 +246,9 @@ def status(page):
 
 def prompts(page):
   """Returns the numbers of the samples on this page of the gallery."""
-  return [int(text[-2:]) for text in page.locator(".sample h3").all_inner_texts()]
+  return [
+    int(text[-2:]) for text in page.locator(".sample h3").all_inner_texts()
+  ]
 
 
 def current(page):
@@ -174,11 +259,12 @@ def current(page):
 def set_filters(page, **values):
   for name, value in values.items():
     field = page.locator(f"#filters [name={name}]")
-    field.select_option(value) if field.evaluate("field => field.matches('select')") else field.fill(value)
+    field.select_option(value) if field.evaluate(
+      "field => field.matches('select')"
+    ) else field.fill(value)
 
 
 class TestPage:
-
   def test_visible_images_load(self, opened):
     page = opened()
     page.locator("#gallery").scroll_into_view_if_needed()
@@ -187,17 +273,33 @@ class TestPage:
       const { top, bottom } = image.getBoundingClientRect();
       return bottom > 0 && top < innerHeight;
     })"""
-    wait_for(page, f"{visible}.every((image) => image.complete && image.naturalWidth > 0)")
+    wait_for(
+      page,
+      f"{visible}.every((image) => image.complete && image.naturalWidth > 0)",
+    )
     assert page.evaluate(f"{visible}.length") >= 2
-    hard = page.evaluate(f"{visible}.map((image) => [image.naturalWidth, getComputedStyle(image).imageRendering])")
-    assert all(rendering == ("pixelated" if width < 128 else "auto") for width, rendering in hard)
+    hard = page.evaluate(
+      f"{visible}.map((image) => [image.naturalWidth, getComputedStyle(image).imageRendering])"
+    )
+    assert all(
+      rendering == ("pixelated" if width < 128 else "auto")
+      for width, rendering in hard
+    )
     assert {width for width, _ in hard} == {48, 160}
 
   def test_works_without_script(self, opened):
     page = opened(java_script_enabled=False)
-    assert "scripts are switched off" in page.locator("noscript .note").inner_text()
-    assert page.locator("table").first.is_visible() and page.locator(".chart svg").first.is_visible()
-    assert not page.locator("#browser").is_visible() and not page.locator("#theme").is_visible()
+    assert (
+      "scripts are switched off" in page.locator("noscript .note").inner_text()
+    )
+    assert (
+      page.locator("table").first.is_visible()
+      and page.locator(".chart svg").first.is_visible()
+    )
+    assert (
+      not page.locator("#browser").is_visible()
+      and not page.locator("#theme").is_visible()
+    )
 
   @pytest.mark.parametrize("width", [320, 380, 800, 1360])
   def test_nothing_sticks_out(self, opened, width):
@@ -207,14 +309,19 @@ class TestPage:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     frame = page.locator("#view").bounding_box()
     assert frame["x"] >= 0 and frame["x"] + frame["width"] <= width
-    assert page.locator("#view").evaluate("view => view.scrollWidth - view.clientWidth") <= 0
+    assert (
+      page.locator("#view").evaluate(
+        "view => view.scrollWidth - view.clientWidth"
+      )
+      <= 0
+    )
 
   def test_pointer_reads_the_curves(self, opened):
     page = opened()
     chart = page.locator(".chart").first
     frame = chart.locator("svg").first.bounding_box()
     # x = 5.0 of 0 to 10
-    page.mouse.move(frame["x"] + frame["width"] * .55, frame["y"] + 20)
+    page.mouse.move(frame["x"] + frame["width"] * 0.55, frame["y"] + 20)
     assert chart.locator(".reading").inner_text() == "round 5"
     assert chart.locator(".legend strong").all_inner_texts()[0] == "0.3"
     page.mouse.move(2, 2)
@@ -222,25 +329,36 @@ class TestPage:
     chart.locator("summary").click()
     sync_api.expect(chart.locator("tbody tr")).to_have_count(3)
     assert chart.locator("tbody tr").all_inner_texts() == [
-        "0\t0.1 [0, 0.2]\t0.2", "5\t0.3 [0.2, 0.4]\t", "10\t0.2 [0.1, 0.3]\t0.1"]
+      "0\t0.1 [0, 0.2]\t0.2",
+      "5\t0.3 [0.2, 0.4]\t",
+      "10\t0.2 [0.1, 0.3]\t0.1",
+    ]
 
 
 class TestTheme:
-
   def test_follows_the_system_until_it_is_chosen(self, opened):
     page = opened(color_scheme="dark")
-    background = lambda: page.evaluate("getComputedStyle(document.body).backgroundColor")
+    background = lambda: page.evaluate(
+      "getComputedStyle(document.body).backgroundColor"
+    )
     button = page.locator("#theme")
     assert (background(), button.inner_text()) == ("rgb(19, 20, 23)", "☀ Light")
     button.click()
-    assert (background(), button.inner_text()) == ("rgb(245, 245, 242)", "☾ Dark")
+    assert (background(), button.inner_text()) == (
+      "rgb(245, 245, 242)",
+      "☾ Dark",
+    )
     page.reload()
     assert background() == "rgb(245, 245, 242)"
 
   @pytest.mark.parametrize("theme", ["light", "dark"])
   def test_texts_stand_out(self, opened, theme):
     """WCAG 2.2 AA: a contrast of 4.5 of every text that is no disabled control."""
-    page = opened("#boxes=1&q=violet&sample=00007_00&view=1", color_scheme=theme, reduced_motion="reduce")
+    page = opened(
+      "#boxes=1&q=violet&sample=00007_00&view=1",
+      color_scheme=theme,
+      reduced_motion="reduce",
+    )
     found = page.evaluate("""() => {
       const parse = (color) => color.match(/[\\d.]+/g).map(Number);
       const linear = (x) => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
@@ -266,17 +384,38 @@ class TestTheme:
 
 
 class TestFilters:
-
-  @pytest.mark.parametrize(("filters", "count"), [
-      ({}, 45), ({"q": "violet"}, 1), ({"q": "VIOLET thing"}, 1), ({"q": "violet nothing"}, 0), ({"q": "repaint"}, 36),
-      ({"q": "number 44"}, 1), ({"tag": "colors"}, 15), ({"step": "20"}, 15), ({"tag": "colors", "step": "20"}, 5),
-      ({"outcome": "right"}, 18), ({"outcome": "wrong"}, 18), ({"outcome": "improved"}, 9), ({"outcome": "worse"}, 9),
-      ({"outcome": "unchanged"}, 9), ({"outcome": "finished"}, 9), ({"outcome": "missing"}, 9),
-      ({"outcome": "right", "tag": "colors"}, 6), ({"turn": "1"}, 45), ({"turn": "2"}, 36), ({"turn": "3"}, 9),
-      ({"turn": "1", "outcome": "right"}, 9), ({"turn": "2", "outcome": "unchanged"}, 9),
+  @pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+      ({}, 45),
+      ({"q": "violet"}, 1),
+      ({"q": "VIOLET thing"}, 1),
+      ({"q": "violet nothing"}, 0),
+      ({"q": "repaint"}, 36),
+      ({"q": "number 44"}, 1),
+      ({"tag": "colors"}, 15),
+      ({"step": "20"}, 15),
+      ({"tag": "colors", "step": "20"}, 5),
+      ({"outcome": "right"}, 18),
+      ({"outcome": "wrong"}, 18),
+      ({"outcome": "improved"}, 9),
+      ({"outcome": "worse"}, 9),
+      ({"outcome": "unchanged"}, 9),
+      ({"outcome": "finished"}, 9),
+      ({"outcome": "missing"}, 9),
+      ({"outcome": "right", "tag": "colors"}, 6),
+      ({"turn": "1"}, 45),
+      ({"turn": "2"}, 36),
+      ({"turn": "3"}, 9),
+      ({"turn": "1", "outcome": "right"}, 9),
+      ({"turn": "2", "outcome": "unchanged"}, 9),
       ({"turn": "1", "outcome": "unchanged"}, 0),
-      ({"min": "0.25", "max": "0.5"}, 18), ({"min": "0.26"}, 27), ({"max": "0"}, 0), ({"turn": "1", "max": "0"}, 9),
-  ])
+      ({"min": "0.25", "max": "0.5"}, 18),
+      ({"min": "0.26"}, 27),
+      ({"max": "0"}, 0),
+      ({"turn": "1", "max": "0"}, 9),
+    ],
+  )
   def test_show_what_fits(self, at, filters, count):
     page = at()
     set_filters(page, **filters)
@@ -284,8 +423,17 @@ class TestFilters:
     assert page.locator(".sample").count() == min(count, 20)
     assert page.locator("#nothing").is_visible() == (count == 0)
 
-  @pytest.mark.parametrize(("sort", "first"), [
-      ("", [30, 31]), ("oldest", [0, 1]), ("lowest", [2, 7]), ("highest", [0, 1]), ("gain", [1, 6]), ("loss", [2, 7])])
+  @pytest.mark.parametrize(
+    ("sort", "first"),
+    [
+      ("", [30, 31]),
+      ("oldest", [0, 1]),
+      ("lowest", [2, 7]),
+      ("highest", [0, 1]),
+      ("gain", [1, 6]),
+      ("loss", [2, 7]),
+    ],
+  )
   def test_order(self, at, sort, first):
     page = at()
     set_filters(page, sort=sort)
@@ -297,14 +445,20 @@ class TestFilters:
 
   def test_status_says_how_good_they_are(self, at):
     page = at("#outcome=wrong")
-    assert page.locator("#shown").inner_text() == "18 of 45 shown · mean score 0.38, 0 right (0 %)"
+    assert (
+      page.locator("#shown").inner_text()
+      == "18 of 45 shown · mean score 0.38, 0 right (0 %)"
+    )
     assert page.locator("#shown").get_attribute("aria-live") == "polite"
 
   def test_clear_shows_all(self, at):
     page = at("#q=violet&tag=counting&min=0.1")
     assert status(page) == "1 of 45 shown"
     page.get_by_role("button", name="Clear").click()
-    wait_for(page, "document.querySelector('#shown strong').textContent === '45 of 45 shown'")
+    wait_for(
+      page,
+      "document.querySelector('#shown strong').textContent === '45 of 45 shown'",
+    )
     assert page.evaluate("location.hash") == ""
 
   def test_pages_hold_twenty(self, at):
@@ -314,18 +468,25 @@ class TestFilters:
     assert page.locator("#pages").inner_text() == "of 3"
     page.locator("#page").fill("3")
     page.locator("#page").press("Enter")
-    assert prompts(page) == [40, 41, 42, 43, 44] and page.locator("#next").is_disabled()
+    assert (
+      prompts(page) == [40, 41, 42, 43, 44]
+      and page.locator("#next").is_disabled()
+    )
 
   def test_search_marks_what_it_found(self, at):
     page = at("#q=violet")
-    assert page.evaluate("[...CSS.highlights.get('found')].map(String)") == ["violet", "violet"]
+    assert page.evaluate("[...CSS.highlights.get('found')].map(String)") == [
+      "violet",
+      "violet",
+    ]
 
 
 class TestCards:
-
   def test_change_is_said_with_sign_and_word(self, at):
     page = at("#sort=oldest")
-    said = lambda number: page.locator(".sample").nth(number).locator(".scores").all_inner_texts()
+    said = lambda number: (
+      page.locator(".sample").nth(number).locator(".scores").all_inner_texts()
+    )
     assert said(1) == ["score 0.50", "score 1.00 ✓\n▲ +0.50 better"]
     assert said(2) == ["score 0.75", "score 0.25\n▼ −0.50 worse"]
     assert said(3) == ["score 0.50", "score 0.50\n= same", "score 0.50\n= same"]
@@ -333,14 +494,22 @@ class TestCards:
 
   def test_finished_is_said(self, at):
     page = at("#sort=oldest&q=thing+03")
-    assert page.locator(".finished").all_inner_texts() == ["finished: no further edit"]
-    assert page.locator(".turn").all_inner_texts() == ["draft", "round 2", "round 3"]
+    assert page.locator(".finished").all_inner_texts() == [
+      "finished: no further edit"
+    ]
+    assert page.locator(".turn").all_inner_texts() == [
+      "draft",
+      "round 2",
+      "round 3",
+    ]
 
   def test_answers_are_judged(self, at):
     page = at("#q=thing+00")
     page.get_by_text("Questions about the first image: 1 of 2 right").click()
     assert page.locator(".answers tbody tr").all_inner_texts() == [
-        "count\tHow many?\t2\t3\t✗ wrong", "existence\tIs there a ring?\tyes\tYes.\t✓ right"]
+      "count\tHow many?\t2\t3\t✗ wrong",
+      "existence\tIs there a ring?\tyes\tYes.\t✓ right",
+    ]
 
   def test_long_texts_open(self, at):
     page = at("#q=thing+08")
@@ -352,39 +521,65 @@ class TestCards:
 
   def test_whole_texts_are_offered_where_some_are_cut(self, opened):
     page = opened("#tag=position&sort=oldest")
-    cut = lambda: [number for number, more in zip(prompts(page), page.locator(".more").all()) if more.is_visible()]
+    cut = lambda: [
+      number
+      for number, more in zip(prompts(page), page.locator(".more").all())
+      if more.is_visible()
+    ]
     assert prompts(page)[:3] == [2, 5, 8] and cut() == [8]
-    page = opened("#sort=oldest&q=middling", viewport={"width": 380, "height": 800})
+    page = opened(
+      "#sort=oldest&q=middling", viewport={"width": 380, "height": 800}
+    )
     assert cut() == [12]
     page.set_viewport_size({"width": 1360, "height": 800})
     wait_for(page, "document.querySelector('.more').hidden")
 
   def test_everything_has_a_name(self, at):
     page = at("#boxes=1")
-    assert page.evaluate("[...document.querySelectorAll('img')].every((image) => image.alt)")
+    assert page.evaluate(
+      "[...document.querySelectorAll('img')].every((image) => image.alt)"
+    )
     second = page.locator(".sample").nth(1).locator("img").nth(1)
-    assert second.get_attribute("alt") == "round 2 of: a photo of thing 31, score 1.00"
+    assert (
+      second.get_attribute("alt")
+      == "round 2 of: a photo of thing 31, score 1.00"
+    )
     unnamed = """[...document.querySelectorAll("button, input, select")].map((element) => [element.outerHTML,
       element.ariaLabel || element.labels?.length || element.textContent.trim()]).filter(([, name]) => !name)"""
     assert page.evaluate(unnamed) == []
 
 
 class TestBoxes:
-
   @pytest.mark.parametrize("where", ["card", "view"])
   @pytest.mark.parametrize("number", [1, 6])  # a wide image, a square one
   def test_stand_where_they_should(self, at, where, number):
-    page = at(f"#boxes=1&q=thing+{number:02d}&sample={key(number)}" + ("&view=1" if where == "view" else ""))
-    picture = page.locator(("#view" if where == "view" else ".sample") + " .picture").first
-    wait_for(page, "picture => picture.querySelector('img').naturalWidth > 0", picture.element_handle())
+    page = at(
+      f"#boxes=1&q=thing+{number:02d}&sample={key(number)}"
+      + ("&view=1" if where == "view" else "")
+    )
+    picture = page.locator(
+      ("#view" if where == "view" else ".sample") + " .picture"
+    ).first
+    wait_for(
+      page,
+      "picture => picture.querySelector('img').naturalWidth > 0",
+      picture.element_handle(),
+    )
     rectangle = """(element) => {
       const { left, top, right, bottom } = element.getBoundingClientRect();
       return [left, top, right, bottom];
     }"""
     left, top, right, bottom = picture.locator("img").evaluate(rectangle)
     width, height = right - left, bottom - top
-    assert width / height == pytest.approx(160 / 120 if number % 2 else 1, rel=.02)
-    expected = [left + BOX[1] * width, top + BOX[0] * height, left + BOX[3] * width, top + BOX[2] * height]
+    assert width / height == pytest.approx(
+      160 / 120 if number % 2 else 1, rel=0.02
+    )
+    expected = [
+      left + BOX[1] * width,
+      top + BOX[0] * height,
+      left + BOX[3] * width,
+      top + BOX[2] * height,
+    ]
     for rect in picture.locator("rect").all():
       np.testing.assert_allclose(rect.evaluate(rectangle), expected, atol=1)
     assert picture.locator("text").text_content() == "red ring"
@@ -392,7 +587,11 @@ class TestBoxes:
   def test_are_switched_by_button_and_key(self, at):
     page = at("#outcome=improved")
     overlay, button = page.locator(".boxes").first, page.locator("#boxes")
-    seen = lambda: (overlay.is_visible(), button.get_attribute("aria-pressed"), button.inner_text())
+    seen = lambda: (
+      overlay.is_visible(),
+      button.get_attribute("aria-pressed"),
+      button.inner_text(),
+    )
     assert seen() == (False, "false", "Boxes off")
     page.keyboard.press("b")
     assert seen() == (True, "true", "Boxes on")
@@ -403,7 +602,6 @@ class TestBoxes:
 
 
 class TestKeys:
-
   def test_move_between_samples_and_pages(self, at):
     page = at("#sort=oldest")
     seen = []
@@ -414,7 +612,9 @@ class TestKeys:
     for _ in range(20):
       page.keyboard.press("j")
     assert (current(page), prompts(page)[0]) == ("20", 20)
-    top, height = page.evaluate("[document.activeElement.getBoundingClientRect().top, innerHeight]")
+    top, height = page.evaluate(
+      "[document.activeElement.getBoundingClientRect().top, innerHeight]"
+    )
     assert 0 <= top < height / 2
     page.keyboard.press("k")
     assert (current(page), prompts(page)[0]) == ("19", 0)
@@ -431,7 +631,10 @@ class TestKeys:
     assert page.evaluate("document.activeElement.name") == "q"
     page.keyboard.type("jkob/?")
     assert page.locator("[name=q]").input_value() == "jkob/?"
-    assert page.locator("dialog[open]").count() == 0 and page.locator(".with-boxes").count() == 0
+    assert (
+      page.locator("dialog[open]").count() == 0
+      and page.locator(".with-boxes").count() == 0
+    )
 
   def test_are_left_to_the_browser_with_a_modifier(self, at):
     page = at()
@@ -477,14 +680,17 @@ class TestKeys:
 
 
 class TestLinks:
-
   def test_filters_and_sample_are_restored(self, opened):
     page = opened("#tag=counting&sort=oldest&sample=00004_00")
     assert (status(page), current(page)) == ("15 of 45 shown", "04")
     assert page.locator("[name=tag]").input_value() == "counting"
     page.reload()
     assert (status(page), current(page)) == ("15 of 45 shown", "04")
-    assert 0 <= page.evaluate("document.activeElement.getBoundingClientRect().top") < 450
+    assert (
+      0
+      <= page.evaluate("document.activeElement.getBoundingClientRect().top")
+      < 450
+    )
 
   def test_sample_of_a_later_page_is_found(self, opened):
     page = opened("#sort=oldest&sample=00044_00")
@@ -494,7 +700,10 @@ class TestLinks:
     page = at("#tag=counting")
     page.evaluate("location.hash = '#tag=colors&q=thing'")
     wait_for(page, "document.forms[0].elements.tag.value === 'colors'")
-    assert status(page) == "15 of 45 shown" and page.locator("[name=q]").input_value() == "thing"
+    assert (
+      status(page) == "15 of 45 shown"
+      and page.locator("[name=q]").input_value() == "thing"
+    )
 
   def test_address_follows_the_filters(self, at):
     page = at()
@@ -504,18 +713,35 @@ class TestLinks:
   def test_card_links_to_itself_among_what_is_shown(self, at):
     page = at("#tag=counting&sort=oldest")
     link = page.locator(".link").nth(2)
-    assert link.get_attribute("href") == "#tag=counting&sort=oldest&sample=00007_00"
+    assert (
+      link.get_attribute("href") == "#tag=counting&sort=oldest&sample=00007_00"
+    )
     link.click()
     assert (status(page), current(page)) == ("15 of 45 shown", "07")
 
-  @pytest.mark.parametrize(("address", "said"), [
+  @pytest.mark.parametrize(
+    ("address", "said"),
+    [
       ("#sample=nobody", "The sample nobody is not here"),
-      ("#tag=colors&sample=00001_00", "The sample 00001_00 is hidden by the filters")])
+      (
+        "#tag=colors&sample=00001_00",
+        "The sample 00001_00 is hidden by the filters",
+      ),
+    ],
+  )
   def test_sample_that_is_not_shown_is_said(self, at, address, said):
     assert said in at(address).locator("#shown").inner_text()
 
-  @pytest.mark.parametrize("address", ["#tag=none&step=x&turn=9&sort=y&page=99", "#page=-3", "#%E0%A4%A", "#min=x",
-                                       "#view=4&sample=00000_00"])
+  @pytest.mark.parametrize(
+    "address",
+    [
+      "#tag=none&step=x&turn=9&sort=y&page=99",
+      "#page=-3",
+      "#%E0%A4%A",
+      "#min=x",
+      "#view=4&sample=00000_00",
+    ],
+  )
   def test_address_of_nonsense_shows_something(self, at, address):
     assert status(at(address)) == "45 of 45 shown"
 
@@ -523,39 +749,75 @@ class TestLinks:
     page = opened("#tag=counting")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert (status(page), page.evaluate("document.activeElement.id")) == ("15 of 45 shown", "gallery")
+    assert (status(page), page.evaluate("document.activeElement.id")) == (
+      "15 of 45 shown",
+      "gallery",
+    )
 
 
 class TestInjection:
-
   @pytest.fixture(scope="class")
   @classmethod
   def attacked(cls, tmp_path_factory):
     def sample(number, text):
-      turns = [{"image": text, "label": text, "score": .5, "parts": {text: .5, "__proto__": 1.}, "text": text,
-                "instruction": text, "stop": False, "boxes": [{"label": text, "box": BOX}]}] * 2
-      return {"step": number, "key": text, "prompt": text, "tag": text, "turns": turns,
-              "answers": [{"kind": text, "question": text, "expected": text, "answer": text}]}
+      turns = [
+        {
+          "image": text,
+          "label": text,
+          "score": 0.5,
+          "parts": {text: 0.5, "__proto__": 1.0},
+          "text": text,
+          "instruction": text,
+          "stop": False,
+          "boxes": [{"label": text, "box": BOX}],
+        }
+      ] * 2
+      return {
+        "step": number,
+        "key": text,
+        "prompt": text,
+        "tag": text,
+        "turns": turns,
+        "answers": [
+          {"kind": text, "question": text, "expected": text, "answer": text}
+        ],
+      }
 
-    page = page_lib.Page(ATTACKS[0], ATTACKS, [page_lib.Table(text, ("", text), [(text, (text,))]) for text in ATTACKS],
-                       [charts.Chart(text, [charts.Series(text, [(0, 1., None, None)])] * 2, text) for text in ATTACKS],
-                       [sample(number, text) for number, text in enumerate(ATTACKS)])
+    page = page_lib.Page(
+      ATTACKS[0],
+      ATTACKS,
+      [page_lib.Table(text, ("", text), [(text, (text,))]) for text in ATTACKS],
+      [
+        charts.Chart(
+          text, [charts.Series(text, [(0, 1.0, None, None)])] * 2, text
+        )
+        for text in ATTACKS
+      ],
+      [sample(number, text) for number, text in enumerate(ATTACKS)],
+    )
     return page_lib.write_page(tmp_path_factory.mktemp("attacked"), page)
 
   def test_is_inert(self, chromium, attacked):
     page = chromium.new_page()
     page.goto(as_url(attacked, "#sort=oldest&boxes=1"))
     assert page.locator(".sample h3").all_text_contents() == list(ATTACKS)
-    page.evaluate("document.querySelectorAll('summary').forEach((summary) => summary.click())")
+    page.evaluate(
+      "document.querySelectorAll('summary').forEach((summary) => summary.click())"
+    )
     for number in range(len(ATTACKS)):
       page.keyboard.press("j")
       page.keyboard.press("o")
       assert page.locator("#view-title").text_content() == ATTACKS[number]
-      assert page.locator("#view .said p").first.text_content() == ATTACKS[number]
+      assert (
+        page.locator("#view .said p").first.text_content() == ATTACKS[number]
+      )
       page.keyboard.press("Escape")
     assert page.evaluate("document.scripts.length") == 2
-    assert page.evaluate("""[...document.querySelectorAll("*")].flatMap((element) => element.getAttributeNames())
-      .filter((name) => name.startsWith("on") || name === "autofocus" || name === "style")""") == []
+    assert (
+      page.evaluate("""[...document.querySelectorAll("*")].flatMap((element) => element.getAttributeNames())
+      .filter((name) => name.startsWith("on") || name === "autofocus" || name === "style")""")
+      == []
+    )
     assert page.locator("a:not([href^='#'])").count() == 0
     assert page.evaluate("window.hacked") is None
     page.close()
@@ -565,7 +827,11 @@ class TestInjection:
     page.goto(as_url(attacked, "#sort=oldest"))
     for number, text in enumerate(ATTACKS):
       page.locator(".link").nth(number).click()
-      wait_for(page, "text => document.activeElement.querySelector('h3')?.textContent === text", text)
+      wait_for(
+        page,
+        "text => document.activeElement.querySelector('h3')?.textContent === text",
+        text,
+      )
     page.close()
 
   def test_policy_stops_what_would_slip_through(self, chromium, attacked):
@@ -583,16 +849,22 @@ class TestInjection:
 
 
 class TestSpeed:
-
   def test_five_thousand_samples_open_fast(self, chromium, tmp_path):
     """Measured on two busy cores with a page of 13 MB: 0.7 to 1.9 s to the first cards, 0.06 to 0.3 s a filter."""
     samples = []
     for number in range(5000):
-      changes = {"image": "images/one.png", "text": f"thought {number} " + "of an object " * 25}
-      turns = [make_turn(number, index, .25 * index) | changes for index in range(4)]
+      changes = {
+        "image": "images/one.png",
+        "text": f"thought {number} " + "of an object " * 25,
+      }
+      turns = [
+        make_turn(number, index, 0.25 * index) | changes for index in range(4)
+      ]
       samples.append(make_sample(number) | {"turns": turns})
     page_lib.append_samples(tmp_path, [], {"images/one.png": image(0)})
-    path = page_lib.write_page(tmp_path, page_lib.Page("Large", samples=samples))
+    path = page_lib.write_page(
+      tmp_path, page_lib.Page("Large", samples=samples)
+    )
     page = chromium.new_page()
     start = time.monotonic()
     page.goto(as_url(path), wait_until="commit")

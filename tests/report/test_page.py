@@ -17,14 +17,29 @@ import pytest
 from r3jax.report import charts
 from r3jax.report import page as page_lib
 
-SUMMARY = {"title": "R3 on shapes",
-           "scores": {"overall": {"before": [0.5, 0.4, 0.6], "after": [0.75, 0.7, 0.8],
-                                  "difference": [0.25, 0.15, 0.35]},
-                      "counting": {"before": [0.5, 0.4, 0.6], "after": [0.4, 0.3, 0.5],
-                                   "difference": [-0.1, -0.3, 0.1]}},
-           "seconds": {"reason": 1.25}, "versions": {"jax": "0.10.2"}}
-METRICS = [{"step": 1, "reward": 0.0}, {"step": 2, "reward": 1.0}, {"step": 3, "reward": None},
-           {"step": 5, "reward": 0.5, "loss": 2.0}]
+SUMMARY = {
+  "title": "R3 on shapes",
+  "scores": {
+    "overall": {
+      "before": [0.5, 0.4, 0.6],
+      "after": [0.75, 0.7, 0.8],
+      "difference": [0.25, 0.15, 0.35],
+    },
+    "counting": {
+      "before": [0.5, 0.4, 0.6],
+      "after": [0.4, 0.3, 0.5],
+      "difference": [-0.1, -0.3, 0.1],
+    },
+  },
+  "seconds": {"reason": 1.25},
+  "versions": {"jax": "0.10.2"},
+}
+METRICS = [
+  {"step": 1, "reward": 0.0},
+  {"step": 2, "reward": 1.0},
+  {"step": 3, "reward": None},
+  {"step": 5, "reward": 0.5, "loss": 2.0},
+]
 ATTACK = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"&\u2028<!--"
 
 
@@ -33,18 +48,36 @@ def image(seed=0):
 
 
 def turn(name, score, **others):
-  return {"image": name, "score": score, "parts": {"strict": score}, "text": "<think>a ring</think>",
-          "instruction": "", "stop": False, **others}
+  return {
+    "image": name,
+    "score": score,
+    "parts": {"strict": score},
+    "text": "<think>a ring</think>",
+    "instruction": "",
+    "stop": False,
+    **others,
+  }
 
 
 def sample(step=1, number=0, **changes):
   key = f"{step:05d}_{number:02d}"
-  turns = [turn(f"images/{key}_0.png", 0.5), turn(f"images/{key}_1.png", 1.0, instruction="make it red")]
-  return {"step": step, "key": key, "prompt": "a red ring", "tag": "colors", "turns": turns} | changes
+  turns = [
+    turn(f"images/{key}_0.png", 0.5),
+    turn(f"images/{key}_1.png", 1.0, instruction="make it red"),
+  ]
+  return {
+    "step": step,
+    "key": key,
+    "prompt": "a red ring",
+    "tag": "colors",
+    "turns": turns,
+  } | changes
 
 
 def images_of(*samples):
-  names = dict.fromkeys(turn["image"] for sample in samples for turn in sample["turns"])
+  names = dict.fromkeys(
+    turn["image"] for sample in samples for turn in sample["turns"]
+  )
   return {name: image(seed) for seed, name in enumerate(names)}
 
 
@@ -73,56 +106,103 @@ class Html(html.parser.HTMLParser):
 
 
 def render(folder, samples=(), summary=SUMMARY, metrics=METRICS, **kwargs):
-  return Html(page_lib.write_report(folder, summary, metrics, samples, **kwargs).read_text())
+  return Html(
+    page_lib.write_report(
+      folder, summary, metrics, samples, **kwargs
+    ).read_text()
+  )
 
 
 class TestAppendSamples:
-
   def test_samples_survive_a_restart(self, tmp_path):
     for number in (1, 2):
-      page_lib.append_samples(tmp_path, [sample(number)], images_of(sample(number)))
+      page_lib.append_samples(
+        tmp_path, [sample(number)], images_of(sample(number))
+      )
     assert page_lib.read_samples(tmp_path) == [sample(1), sample(2)]
 
   def test_images_are_exact(self, tmp_path):
     images = images_of(sample(1), sample(2))
     page_lib.append_samples(tmp_path, [sample(1), sample(2)], images)
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
-        "00001_00_0.png", "00001_00_1.png", "00002_00_0.png", "00002_00_1.png"]
+      "00001_00_0.png",
+      "00001_00_1.png",
+      "00002_00_0.png",
+      "00002_00_1.png",
+    ]
     for name, expected in images.items():
-      np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / name)), expected)
+      np.testing.assert_array_equal(
+        np.asarray(PIL.Image.open(tmp_path / name)), expected
+      )
 
   def test_repeated_steps_are_dropped_and_written_anew(self, tmp_path):
     samples = [sample(1), sample(2), sample(2, 1), sample(3)]
     page_lib.append_samples(tmp_path, samples, images_of(*samples))
     page_lib.drop_samples_after(tmp_path, 2)
-    assert [read["key"] for read in page_lib.read_samples(tmp_path)] == ["00001_00", "00002_00", "00002_01"]
-    page_lib.append_samples(tmp_path, [sample(3)], {name: image(9) for name in images_of(sample(3))})
-    np.testing.assert_array_equal(np.asarray(PIL.Image.open(tmp_path / "images/00003_00_1.png")), image(9))
+    assert [read["key"] for read in page_lib.read_samples(tmp_path)] == [
+      "00001_00",
+      "00002_00",
+      "00002_01",
+    ]
+    page_lib.append_samples(
+      tmp_path, [sample(3)], {name: image(9) for name in images_of(sample(3))}
+    )
+    np.testing.assert_array_equal(
+      np.asarray(PIL.Image.open(tmp_path / "images/00003_00_1.png")), image(9)
+    )
     page_lib.drop_samples_after(tmp_path, None)
     assert page_lib.read_samples(tmp_path) == []
 
-  @pytest.mark.parametrize("bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)])
+  @pytest.mark.parametrize(
+    "bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)]
+  )
   def test_other_image_is_refused_and_leaves_no_line(self, tmp_path, bad):
     images = images_of(sample()) | {"images/00001_00_1.png": bad}
-    with pytest.raises(ValueError, match=r"an image must be uint8 \[H, W, 3\], got"):
+    with pytest.raises(
+      ValueError, match=r"an image must be uint8 \[H, W, 3\], got"
+    ):
       page_lib.append_samples(tmp_path, [sample()], images)
     assert page_lib.read_samples(tmp_path) == []
 
   def test_missing_image_is_refused(self, tmp_path):
-    with pytest.raises(ValueError, match="images that are not given: .'images/00001_00_0.png', 'images/00001_00_1"):
+    with pytest.raises(
+      ValueError,
+      match="images that are not given: .'images/00001_00_0.png', 'images/00001_00_1",
+    ):
       page_lib.append_samples(tmp_path, [sample()], {})
 
-  @pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../x.png", "https://host/x.png", "a b.png", "x#.png",
-                                    "x.svg", "é.png"])
-  def test_path_that_leaves_the_folder_or_needs_quoting_is_refused(self, tmp_path, name):
+  @pytest.mark.parametrize(
+    "name",
+    [
+      "../x.png",
+      "/x.png",
+      "a/../x.png",
+      "https://host/x.png",
+      "a b.png",
+      "x#.png",
+      "x.svg",
+      "é.png",
+    ],
+  )
+  def test_path_that_leaves_the_folder_or_needs_quoting_is_refused(
+    self, tmp_path, name
+  ):
     with pytest.raises(ValueError, match="an image's path must match"):
       page_lib.append_samples(tmp_path, [], {name: image()})
 
   def test_store_holds_every_image_once(self, store):
-    page_lib.append_samples("gs://bucket/report", [sample(1), sample(2)], images_of(sample(1), sample(2)))
+    page_lib.append_samples(
+      "gs://bucket/report",
+      [sample(1), sample(2)],
+      images_of(sample(1), sample(2)),
+    )
     written = [name for name in store.writes if name.endswith(".png")]
-    assert len(written) == 4 and all(store.writes[name] == 1 for name in written)
-    pixels = PIL.Image.open(io.BytesIO(store.objects["gs://bucket/report/images/00001_00_0.png"]))
+    assert len(written) == 4 and all(
+      store.writes[name] == 1 for name in written
+    )
+    pixels = PIL.Image.open(
+      io.BytesIO(store.objects["gs://bucket/report/images/00001_00_0.png"])
+    )
     np.testing.assert_array_equal(np.asarray(pixels), image(0))
     assert page_lib.read_samples("gs://bucket/report") == [sample(1), sample(2)]
     page_lib.drop_samples_after("gs://bucket/report", 1)
@@ -130,71 +210,137 @@ class TestAppendSamples:
 
 
 class TestTable:
-
   def test_row_of_another_length_is_refused(self):
-    with pytest.raises(ValueError, match="'scores' has 3 columns, but 1 cells beside 'draft'"):
-      page_lib.Table("scores", ("name", "before", "after"), [("draft", ("0.5",))])
+    with pytest.raises(
+      ValueError, match="'scores' has 3 columns, but 1 cells beside 'draft'"
+    ):
+      page_lib.Table(
+        "scores", ("name", "before", "after"), [("draft", ("0.5",))]
+      )
 
   def test_other_verdict_is_refused(self):
-    with pytest.raises(ValueError, match="the verdict on 'draft' must be one of"):
-      page_lib.Table("scores", ("name", "change"), [("draft", (("0.5", "good"),))])
+    with pytest.raises(
+      ValueError, match="the verdict on 'draft' must be one of"
+    ):
+      page_lib.Table(
+        "scores", ("name", "change"), [("draft", (("0.5", "good"),))]
+      )
 
 
 class TestWritePage:
-
   def test_notes_tables_and_charts_need_no_script(self, tmp_path):
-    table = page_lib.Table("Rounds", ("round", "score", "change"), [("2", ("0.50 [0.40, 0.60]", ("+0.10", "better")))])
-    points = [(0, .1, 0, .2), (1, .2, .1, .3)]
-    chart = charts.Chart("Score", [charts.Series("a", points), charts.Series("b", points)], "round")
+    table = page_lib.Table(
+      "Rounds",
+      ("round", "score", "change"),
+      [("2", ("0.50 [0.40, 0.60]", ("+0.10", "better")))],
+    )
+    points = [(0, 0.1, 0, 0.2), (1, 0.2, 0.1, 0.3)]
+    chart = charts.Chart(
+      "Score", [charts.Series("a", points), charts.Series("b", points)], "round"
+    )
     page = page_lib.Page("An evaluation", ["Mind the gap."], [table], [chart])
     found = Html(page_lib.write_page(tmp_path, page).read_text())
     text = re.sub(r"\s+", " ", found.text)
     assert "Note Mind the gap." in text
     assert "Rounds roundscorechange 2 0.50 [0.40, 0.60] ▲ +0.10 better" in text
     # the legend's
-    assert len(found.all("polygon")) == 2 and len(found.all("polyline")) == 2 + 2
-    assert {attributes.get("scope") for attributes in found.all("th")} == {"col", "row"}
+    assert (
+      len(found.all("polygon")) == 2 and len(found.all("polyline")) == 2 + 2
+    )
+    assert {attributes.get("scope") for attributes in found.all("th")} == {
+      "col",
+      "row",
+    }
     assert len(found.all("caption")) == len(found.all("table"))
 
   def test_data_are_the_samples(self, tmp_path):
-    answer = {"kind": "count", "question": "?", "expected": "1", "answer": ATTACK}
+    answer = {
+      "kind": "count",
+      "question": "?",
+      "expected": "1",
+      "answer": ATTACK,
+    }
     samples = [sample(prompt=ATTACK), sample(2, answers=[answer])]
-    assert Html(page_lib.write_page(tmp_path, page_lib.Page("t", samples=samples)).read_text()).data["samples"] == samples
+    assert (
+      Html(
+        page_lib.write_page(
+          tmp_path, page_lib.Page("t", samples=samples)
+        ).read_text()
+      ).data["samples"]
+      == samples
+    )
 
   def test_halves_of_surrogate_pairs_are_held(self, tmp_path):
     samples = [sample(prompt="\ud800")]
-    assert Html(page_lib.write_page(tmp_path, page_lib.Page("t", samples=samples)).read_text()).data["samples"] == samples
+    assert (
+      Html(
+        page_lib.write_page(
+          tmp_path, page_lib.Page("t", samples=samples)
+        ).read_text()
+      ).data["samples"]
+      == samples
+    )
 
   def test_nan_is_refused(self, tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-      page_lib.write_page(tmp_path, page_lib.Page("t", samples=[sample(turns=[turn("x.png", float("nan"))])]))
+      page_lib.write_page(
+        tmp_path,
+        page_lib.Page(
+          "t", samples=[sample(turns=[turn("x.png", float("nan"))])]
+        ),
+      )
 
   def test_policy_allows_its_own_style_and_script_alone(self, tmp_path):
     page = render(tmp_path, [sample()])
-    policy = next(attributes["content"] for attributes in page.all("meta") if "http-equiv" in attributes)
-    assert "unsafe" not in policy and policy.startswith("default-src 'none'; img-src 'self' file: data:; ")
+    policy = next(
+      attributes["content"]
+      for attributes in page.all("meta")
+      if "http-equiv" in attributes
+    )
+    assert "unsafe" not in policy and policy.startswith(
+      "default-src 'none'; img-src 'self' file: data:; "
+    )
     style, _, script = page.inside
     for kind, text in (("style", style), ("script", script)):
       digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
       assert f"{kind}-src 'sha256-{digest}'" in policy
-    assert not any(name == "style" or name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert not any(
+      name == "style" or name.startswith("on")
+      for _, attributes in page.tags
+      for name in attributes
+    )
 
   def test_page_loads_nothing(self, tmp_path):
     page = render(tmp_path, [sample()])
-    sources = [value for _, attributes in page.tags for name, value in attributes.items() if name in ("src", "href")]
+    sources = [
+      value
+      for _, attributes in page.tags
+      for name, value in attributes.items()
+      if name in ("src", "href")
+    ]
     assert sorted(sources) == ["#gallery", "data:,"]
-    assert "http" not in page.inside[0] + re.sub(r"http://www\.w3\.org/2000/svg", "", page.inside[2])
+    assert "http" not in page.inside[0] + re.sub(
+      r"http://www\.w3\.org/2000/svg", "", page.inside[2]
+    )
 
 
 class TestWriteReport:
-
   def test_text_is_escaped_everywhere(self, tmp_path):
     turns = [turn("x.png", 1.0, text=ATTACK, instruction=ATTACK, label=ATTACK)]
     attacked = sample(prompt=ATTACK, tag=ATTACK, turns=turns)
-    summary = SUMMARY | {"title": ATTACK, "versions": {ATTACK: ATTACK}, "seconds": {ATTACK: 1.0}}
+    summary = SUMMARY | {
+      "title": ATTACK,
+      "versions": {ATTACK: ATTACK},
+      "seconds": {ATTACK: 1.0},
+    }
     page = render(tmp_path, [attacked], summary, [{"step": 1, ATTACK: 1.0}])
     harmless = sample(turns=[turn("x.png", 1.0)])
-    plain = render(tmp_path, [harmless], SUMMARY | {"seconds": {"a": 1.0}}, [{"step": 1, "b": 1.0}])
+    plain = render(
+      tmp_path,
+      [harmless],
+      SUMMARY | {"seconds": {"a": 1.0}},
+      [{"step": 1, "b": 1.0}],
+    )
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     assert len(page.all("script")) == 2
     assert not any("onerror" in attributes for _, attributes in page.tags)
@@ -203,16 +349,26 @@ class TestWriteReport:
 
   def test_scores_and_seconds_are_shown(self, tmp_path):
     text = re.sub(r"\s+", " ", render(tmp_path).text)
-    assert "overall 0.500 [0.400, 0.600] 0.750 [0.700, 0.800] ▲ +0.250 [+0.150, +0.350] better" in text
-    assert "counting 0.500 [0.400, 0.600] 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] Seconds" in text
+    assert (
+      "overall 0.500 [0.400, 0.600] 0.750 [0.700, 0.800] ▲ +0.250 [+0.150, +0.350] better"
+      in text
+    )
+    assert (
+      "counting 0.500 [0.400, 0.600] 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] Seconds"
+      in text
+    )
     assert "reason 1.25" in text
 
   def test_rest_of_a_summary_is_shown(self, tmp_path):
-    summary = {"last round minus draft": {"before": None, "after": [0.1, 0.05, 0.15]},
-               "behaviour": {"before": {"edit_rate": 0.5}, "after": {"edit_rate": 0.25}},
-               "images without a score": {"before": 0, "after": 0.02},
-               "leaked": {"tags": {"colors": 3, "counting": 0}, "complete": True},
-               "iterations": 7, "seed": 3, "peak_memory_gib": 1.5}
+    summary = {
+      "last round minus draft": {"before": None, "after": [0.1, 0.05, 0.15]},
+      "behaviour": {"before": {"edit_rate": 0.5}, "after": {"edit_rate": 0.25}},
+      "images without a score": {"before": 0, "after": 0.02},
+      "leaked": {"tags": {"colors": 3, "counting": 0}, "complete": True},
+      "iterations": 7,
+      "seed": 3,
+      "peak_memory_gib": 1.5,
+    }
     text = re.sub(r"\s+", " ", render(tmp_path, summary=summary).text)
     assert "trained on 3 of these prompts (colors 3)" in text
     assert "no score and count in no mean: 0.0% before, 2.0% after." in text
@@ -221,8 +377,10 @@ class TestWriteReport:
     assert "iterations 7 seed 3 peak memory 1.50 GiB" in text
 
   def test_run_without_faults_has_no_note(self, tmp_path):
-    summary = SUMMARY | {"images without a score": {"before": 0, "after": 0},
-                         "leaked": {"tags": {"colors": 0}, "complete": True}}
+    summary = SUMMARY | {
+      "images without a score": {"before": 0, "after": 0},
+      "leaked": {"tags": {"colors": 0}, "complete": True},
+    }
     assert "Note" not in render(tmp_path, summary=summary).text
 
   def test_all_metrics_are_drawn_unless_some_are_chosen(self, tmp_path):
@@ -231,42 +389,79 @@ class TestWriteReport:
 
   def test_filters_offer_what_there_is(self, tmp_path):
     three = [turn(f"{i}.png", 1.0) for i in range(3)]
-    page = render(tmp_path, [sample(1), sample(20, tag="counting", turns=three), sample(3)])
+    page = render(
+      tmp_path, [sample(1), sample(20, tag="counting", turns=three), sample(3)]
+    )
     values = [option["value"] for option in page.all("option")]
-    assert values[:10] == ["", "colors", "counting", "", "20", "3", "1", "", "1", "2"]
+    assert values[:10] == [
+      "",
+      "colors",
+      "counting",
+      "",
+      "20",
+      "3",
+      "1",
+      "",
+      "1",
+      "2",
+    ]
 
   def test_one_iteration_cannot_be_chosen(self, tmp_path):
-    assert "step" not in [select["name"] for select in render(tmp_path, [sample()]).all("select")]
+    assert "step" not in [
+      select["name"] for select in render(tmp_path, [sample()]).all("select")
+    ]
 
   def test_boxes_can_be_switched_where_there_are_some(self, tmp_path):
-    boxed = sample(turns=[turn("x.png", 1.0, boxes=[{"label": "red ring", "box": [0, 0, .5, .5]}])])
+    boxed = sample(
+      turns=[
+        turn(
+          "x.png", 1.0, boxes=[{"label": "red ring", "box": [0, 0, 0.5, 0.5]}]
+        )
+      ]
+    )
     buttons = lambda page: [button.get("id") for button in page.all("button")]
     assert "boxes" in buttons(render(tmp_path, [boxed]))
     assert "boxes" not in buttons(render(tmp_path, [sample()]))
 
   def test_empty_run_has_a_page(self, tmp_path):
-    assert "No samples were logged." in render(tmp_path, summary={}, metrics=[]).text
+    assert (
+      "No samples were logged." in render(tmp_path, summary={}, metrics=[]).text
+    )
 
 
 class TestSummaryLines:
-
   def test_verdict_follows_the_interval(self):
     assert page_lib.summary_lines(SUMMARY) == [
-        "overall: 0.500 -> 0.750  (+0.250, 95 % interval +0.150 to +0.350: better)",
-        "counting: 0.500 -> 0.400  (-0.100, 95 % interval -0.300 to +0.100: no clear change)"]
+      "overall: 0.500 -> 0.750  (+0.250, 95 % interval +0.150 to +0.350: better)",
+      "counting: 0.500 -> 0.400  (-0.100, 95 % interval -0.300 to +0.100: no clear change)",
+    ]
 
   def test_notes_come_first_and_less_clutter_is_better(self):
-    scores = {"draft, clutter": {"before": [0.3, 0.2, 0.4], "after": [0.1, 0.0, 0.2], "difference": [-0.2, -0.3, -0.1]}}
-    first, second = page_lib.summary_lines({"scores": scores, "leaked": {"tags": {"colors": 1}, "complete": True}})
-    assert first.startswith("CONTAMINATED") and second.endswith("-0.100: better)")
+    scores = {
+      "draft, clutter": {
+        "before": [0.3, 0.2, 0.4],
+        "after": [0.1, 0.0, 0.2],
+        "difference": [-0.2, -0.3, -0.1],
+      }
+    }
+    first, second = page_lib.summary_lines(
+      {"scores": scores, "leaked": {"tags": {"colors": 1}, "complete": True}}
+    )
+    assert first.startswith("CONTAMINATED") and second.endswith(
+      "-0.100: better)"
+    )
 
 
 class TestMain:
-
   def test_prints_where_the_report_is_and_what_improved(self, tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
-    output = subprocess.run([sys.executable, "-m", "r3jax.report.page", str(tmp_path)], check=True,
-                            cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True)
+    output = subprocess.run(
+      [sys.executable, "-m", "r3jax.report.page", str(tmp_path)],
+      check=True,
+      cwd=pathlib.Path(__file__).parents[2],
+      capture_output=True,
+      text=True,
+    )
     lines = output.stdout.splitlines()
     assert lines[0] == f"report: {tmp_path}/report/index.html"
     assert len(lines) == 3

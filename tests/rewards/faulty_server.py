@@ -20,7 +20,17 @@ from r3jax.rewards.serving import local
 from r3jax.rewards.serving import server as server_lib
 
 FAULTS = (
-    "none", "error500", "timeout", "dropped", "slow", "garbage", "html", "pickle", "missing", "excess", "out_of_range",
+  "none",
+  "error500",
+  "timeout",
+  "dropped",
+  "slow",
+  "garbage",
+  "html",
+  "pickle",
+  "missing",
+  "excess",
+  "out_of_range",
 )
 
 
@@ -45,7 +55,6 @@ class FaultyServer(server_lib.Server):
 
 
 class _FaultyHandler(server_lib._Handler):
-
   def do_GET(self):
     if self.path == "/count":
       return self._send(200, json.dumps(self.server.count).encode())
@@ -68,7 +77,9 @@ class _FaultyHandler(server_lib._Handler):
     body = self._read_body()
     if fault == "dropped":
       # Resets the connection in place of an answer.
-      self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+      self.connection.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+      )
       self.close_connection = True
       self.connection.close()
       return None
@@ -81,15 +92,18 @@ class _FaultyHandler(server_lib._Handler):
     if fault in ("missing", "excess", "out_of_range"):
       reply = json.loads(self.server.reply(request_id, items))
       outcomes = reply["outcomes"]
-      changed = {"missing": outcomes[:-1], "excess": outcomes + outcomes[:1],
-                 "out_of_range": [outcome | {"score": 14.0} for outcome in outcomes]}
+      changed = {
+        "missing": outcomes[:-1],
+        "excess": outcomes + outcomes[:1],
+        "out_of_range": [outcome | {"score": 14.0} for outcome in outcomes],
+      }
       return 200, json.dumps(reply | {"outcomes": changed[fault]}).encode()
     return {
-        "error500": (500, b"Traceback (most recent call last): ..."),
-        "timeout": (200, b""),
-        "garbage": (200, b'{"protocol": 1, "outcomes": [{"sta'),
-        "html": (200, b"<html><body>502 Bad Gateway</body></html>"),
-        "pickle": (200, pickle.dumps(_Bomb(self.server.bomb))),
+      "error500": (500, b"Traceback (most recent call last): ..."),
+      "timeout": (200, b""),
+      "garbage": (200, b'{"protocol": 1, "outcomes": [{"sta'),
+      "html": (200, b"<html><body>502 Bad Gateway</body></html>"),
+      "pickle": (200, pickle.dumps(_Bomb(self.server.bomb))),
     }[fault]
 
   def handle(self):
@@ -100,6 +114,8 @@ class _FaultyHandler(server_lib._Handler):
 
 
 if __name__ == "__main__":
-  server = FaultyServer(("127.0.0.1", int(sys.argv[1])), local.Shapes(), sys.argv[2])
+  server = FaultyServer(
+    ("127.0.0.1", int(sys.argv[1])), local.Shapes(), sys.argv[2]
+  )
   print("ready", flush=True)
   server.serve_forever(poll_interval=0.05)

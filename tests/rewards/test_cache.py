@@ -6,7 +6,9 @@ from r3jax.rewards import outcome
 from r3jax.rewards.from_host import cache
 from tests import documented
 
-IMAGES = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+IMAGES = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones(
+  (1, 2, 2, 3), np.uint8
+)
 RECORD = {"tag": "t", "prompt": "p", "include": []}
 
 
@@ -23,7 +25,12 @@ class Counting:
 
   def score(self, images, records):
     self.asked += [int(image[0, 0, 0]) for image in images]
-    return [outcome.Failed("3") if image[0, 0, 0] == 3 else outcome.Ok(image[0, 0, 0] / 4, {"strict": 0.0}) for image in images]
+    return [
+      outcome.Failed("3")
+      if image[0, 0, 0] == 3
+      else outcome.Ok(image[0, 0, 0] / 4, {"strict": 0.0})
+      for image in images
+    ]
 
   def describe(self):
     return {"model": "m"}
@@ -33,12 +40,16 @@ class Counting:
 
 
 class TestCached:
-
   def test_known_images_are_not_asked_again_and_failures_are(self):
     inner = Counting()
     reward = cache.Cached(inner, 100)
     first = reward.score(IMAGES, [RECORD] * 4)
-    assert [getattr(one, "score", None) for one in first] == [0, 0.25, 0.5, None]
+    assert [getattr(one, "score", None) for one in first] == [
+      0,
+      0.25,
+      0.5,
+      None,
+    ]
     assert reward.score(IMAGES, [RECORD] * 4) == first
     assert inner.asked == [0, 1, 2, 3, 3]
     assert reward.metrics() == {"cache_hits": 3}

@@ -16,7 +16,9 @@ QUICK = dict(deadline=5.0, attempts=3, pause=0.01, open_seconds=0.3)
 
 
 def make(*urls, **changes):
-  return client_lib.Client(client_lib.Settings(endpoints=urls, **QUICK | changes))
+  return client_lib.Client(
+    client_lib.Settings(endpoints=urls, **QUICK | changes)
+  )
 
 
 def parse(body: bytes) -> dict:
@@ -62,36 +64,59 @@ def failing_first(number: int, failure):
 
 
 class TestSettings:
-
-  @pytest.mark.parametrize("changes, message", [
+  @pytest.mark.parametrize(
+    "changes, message",
+    [
       ({"endpoints": ()}, "reward.endpoints must name at least one service"),
-      ({"endpoints": ("http://a", "localhost:8000")}, r"reward.endpoints\[1\] must be http://HOST"),
-      ({"endpoints": ("ftp://a",)}, r"reward.endpoints\[0\] must be http://HOST"),
+      (
+        {"endpoints": ("http://a", "localhost:8000")},
+        r"reward.endpoints\[1\] must be http://HOST",
+      ),
+      (
+        {"endpoints": ("ftp://a",)},
+        r"reward.endpoints\[0\] must be http://HOST",
+      ),
       ({"deadline": 0.0}, "reward.deadline must be above 0; got 0.0"),
       ({"attempts": 0}, "reward.attempts must be at least 1; got 0"),
-      ({"token_env": "R3JAX_NO_SUCH"}, "reward.token_env must name a variable of the environment that is set"),
-  ])
+      (
+        {"token_env": "R3JAX_NO_SUCH"},
+        "reward.token_env must name a variable of the environment that is set",
+      ),
+    ],
+  )
   def test_bad_setting_is_refused(self, changes, message):
     with pytest.raises(ValueError, match=message):
       client_lib.Settings(**{"endpoints": ("http://a",)} | changes)
 
-  @pytest.mark.parametrize("url", [
-      "http://me:hunter2@host/", "http://host/?key=hunter2", "http://host/#hunter2", "me:hunter2@host:80", "http:/me:hunter2@host"])
+  @pytest.mark.parametrize(
+    "url",
+    [
+      "http://me:hunter2@host/",
+      "http://host/?key=hunter2",
+      "http://host/#hunter2",
+      "me:hunter2@host:80",
+      "http:/me:hunter2@host",
+    ],
+  )
   def test_key_in_an_endpoint_is_refused_without_showing_it(self, url):
-    with pytest.raises(ValueError, match=r"reward.endpoints\[0\] must") as error:
+    with pytest.raises(
+      ValueError, match=r"reward.endpoints\[0\] must"
+    ) as error:
       client_lib.Settings(endpoints=(url,))
     assert "hunter2" not in str(error.value)
 
 
 class TestPost:
-
   def test_returns_what_the_parser_makes(self):
     with scripted.serve(lambda request: (200, request.body)) as server:
       assert post(make(server.url), b'{"a": 1}') == {"a": 1}
       assert server.requests[0].headers["Content-Type"] == "application/json"
 
-  @pytest.mark.parametrize("failure", [(500, b"x"), (502, b""), (503, b""), (200, b"<html>"), None],
-                           ids=["500", "502", "503", "html", "dropped"])
+  @pytest.mark.parametrize(
+    "failure",
+    [(500, b"x"), (502, b""), (503, b""), (200, b"<html>"), None],
+    ids=["500", "502", "503", "html", "dropped"],
+  )
   def test_passing_failure_is_tried_again(self, failure):
     with scripted.serve(failing_first(2, failure)) as server:
       client = make(server.url)
@@ -101,7 +126,9 @@ class TestPost:
   def test_gives_up_after_the_attempts(self):
     with scripted.serve(lambda request: (500, b"secret traceback")) as server:
       client = make(server.url)
-      with pytest.raises(client_lib.RequestFailed, match="^the service answered with status 500$") as error:
+      with pytest.raises(
+        client_lib.RequestFailed, match="^the service answered with status 500$"
+      ) as error:
         post(client)
       assert not error.value.refused
       assert len(server.requests) == 3
@@ -109,7 +136,9 @@ class TestPost:
   @pytest.mark.parametrize("status", [400, 401, 404, 413])
   def test_refusal_is_final(self, status):
     with scripted.serve(lambda request: (status, b"")) as server:
-      with pytest.raises(client_lib.RequestFailed, match=f"status {status}") as error:
+      with pytest.raises(
+        client_lib.RequestFailed, match=f"status {status}"
+      ) as error:
         post(make(server.url, failures_to_open=1))
       assert error.value.refused
       assert len(server.requests) == 1
@@ -131,16 +160,23 @@ class TestPost:
   def test_no_server_is_a_failure(self):
     with scripted.serve(lambda request: (200, b"{}")) as server:
       pass
-    with pytest.raises(client_lib.RequestFailed, match="no connection or a broken one"):
+    with pytest.raises(
+      client_lib.RequestFailed, match="no connection or a broken one"
+    ):
       post(make(server.url))
 
   def test_long_reply_is_refused(self):
     with scripted.serve(lambda request: (200, b"1" * 1001)) as server:
-      with pytest.raises(client_lib.RequestFailed, match="longer than 1000 bytes"):
+      with pytest.raises(
+        client_lib.RequestFailed, match="longer than 1000 bytes"
+      ):
         post(make(server.url, max_reply_bytes=1000))
 
-  @pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"],
-                           ids=["headers", "body"])
+  @pytest.mark.parametrize(
+    "first",
+    [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"],
+    ids=["headers", "body"],
+  )
   def test_deadline_holds_for_a_reply_in_drops(self, first):
     with dripping(first) as url:
       start = time.monotonic()
@@ -149,8 +185,12 @@ class TestPost:
       assert time.monotonic() - start < 1.5
 
   def test_compressed_reply_is_refused(self):
-    with scripted.serve(lambda request: (200, b"{}", {"Content-Encoding": "gzip"})) as server:
-      with pytest.raises(client_lib.RequestFailed, match="compressed, which was not asked for"):
+    with scripted.serve(
+      lambda request: (200, b"{}", {"Content-Encoding": "gzip"})
+    ) as server:
+      with pytest.raises(
+        client_lib.RequestFailed, match="compressed, which was not asked for"
+      ):
         post(make(server.url))
 
   def test_token_is_sent_and_never_said(self, monkeypatch):
@@ -160,7 +200,9 @@ class TestPost:
       with pytest.raises(client_lib.RequestFailed) as error:
         post(client)
       assert server.requests[0].headers["Authorization"] == "Bearer hunter2"
-      assert "hunter2" not in str(error.value) + repr(client.settings) + str(dataclasses.asdict(client.settings))
+      assert "hunter2" not in str(error.value) + repr(client.settings) + str(
+        dataclasses.asdict(client.settings)
+      )
 
   def test_proxy_of_the_environment_is_not_used(self, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -169,11 +211,12 @@ class TestPost:
 
 
 class TestRouting:
-
   def test_goes_where_least_is_under_way(self):
     busy = threading.Event()
-    with scripted.serve(lambda request: busy.wait(20) and (200, b"{}")) as slow, \
-         scripted.serve(lambda request: (200, b"{}")) as quick:
+    with (
+      scripted.serve(lambda request: busy.wait(20) and (200, b"{}")) as slow,
+      scripted.serve(lambda request: (200, b"{}")) as quick,
+    ):
       client = make(slow.url, quick.url, concurrency=4)
       first = threading.Thread(target=post, args=(client,))
       first.start()
@@ -201,13 +244,21 @@ class TestRouting:
 
   def test_outage_is_waited_out_for_one_deadline_in_all(self):
     with scripted.serve(lambda request: (500, b"")) as server:
-      client = make(server.url, failures_to_open=1, attempts=1, deadline=0.5, open_seconds=30.0)
+      client = make(
+        server.url,
+        failures_to_open=1,
+        attempts=1,
+        deadline=0.5,
+        open_seconds=30.0,
+      )
       with pytest.raises(client_lib.RequestFailed, match="status 500"):
         post(client)
       seconds = []
       for _ in range(20):
         start = time.monotonic()
-        with pytest.raises(client_lib.RequestFailed, match="every endpoint has failed repeatedly"):
+        with pytest.raises(
+          client_lib.RequestFailed, match="every endpoint has failed repeatedly"
+        ):
           post(client)
         seconds.append(time.monotonic() - start)
       assert seconds[0] > 0.3 and sum(seconds[2:]) < 0.3
@@ -215,14 +266,24 @@ class TestRouting:
 
   def test_short_outage_loses_nothing(self):
     up = time.monotonic() + 0.6
-    with scripted.serve(lambda request: (200, b"{}") if time.monotonic() > up else (500, b"")) as server:
-      client = make(server.url, attempts=4, failures_to_open=5, open_seconds=0.3, deadline=20.0)
+    with scripted.serve(
+      lambda request: (200, b"{}") if time.monotonic() > up else (500, b"")
+    ) as server:
+      client = make(
+        server.url,
+        attempts=4,
+        failures_to_open=5,
+        open_seconds=0.3,
+        deadline=20.0,
+      )
       assert client.map(lambda _: post(client), range(16)) == [{}] * 16
 
   @pytest.mark.parametrize("status", [429, 503])
   def test_busy_service_is_asked_again_when_it_says(self, status):
     count = iter(range(100))
-    answer = lambda request: (status, b"", {"Retry-After": "1"}) if next(count) < 1 else (200, b"{}")
+    answer = lambda request: (
+      (status, b"", {"Retry-After": "1"}) if next(count) < 1 else (200, b"{}")
+    )
     with scripted.serve(answer) as server:
       client = make(server.url, attempts=1, failures_to_open=1)
       start = time.monotonic()
@@ -242,18 +303,24 @@ class TestRouting:
       assert sorted(one["n"] for one in found) == [1, 2, 3, 4]
 
   def test_good_endpoint_serves_what_a_broken_one_cannot(self):
-    with scripted.serve(lambda request: (500, b"")) as broken, scripted.serve(lambda request: (200, b"{}")) as good:
+    with (
+      scripted.serve(lambda request: (500, b"")) as broken,
+      scripted.serve(lambda request: (200, b"{}")) as good,
+    ):
       client = make(broken.url, good.url, attempts=4)
       assert client.map(lambda _: post(client), range(40)) == [{}] * 40
       assert client.metrics()["failed"] == 0
 
 
 class TestMap:
-
   def test_keeps_the_order_and_bounds_concurrency(self):
-    with scripted.serve(lambda request: time.sleep(0.02) or (200, request.body)) as server:
+    with scripted.serve(
+      lambda request: time.sleep(0.02) or (200, request.body)
+    ) as server:
       client = make(server.url, concurrency=3)
-      assert client.map(lambda i: post(client, json.dumps(i).encode()), range(12)) == list(range(12))
+      assert client.map(
+        lambda i: post(client, json.dumps(i).encode()), range(12)
+      ) == list(range(12))
       assert 2 <= server.most_under_way <= 3
 
   def test_exception_of_the_call_comes_out(self):
@@ -262,7 +329,6 @@ class TestMap:
 
 
 class TestMetrics:
-
   def test_counts_since_the_last_reading(self):
     with scripted.serve(failing_first(4, (500, b""))) as server:
       client = make(server.url, failures_to_open=100)
@@ -275,7 +341,13 @@ class TestMetrics:
       assert (found["requests"], found["failed"], found["retries"]) == (3, 1, 3)
       assert found["failure_rate"] == pytest.approx(1 / 3)
       assert 0 < found["p50_seconds"] <= found["p99_seconds"] < 2
-      assert client.metrics() == {"requests": 0, "failed": 0, "retries": 0, "queue": 0, "endpoints_open": 0}
+      assert client.metrics() == {
+        "requests": 0,
+        "failed": 0,
+        "retries": 0,
+        "queue": 0,
+        "endpoints_open": 0,
+      }
 
   def test_queue_is_the_most_that_waited(self):
     with scripted.serve(lambda request: (200, b"{}")) as server:

@@ -12,48 +12,85 @@ from r3jax.rewards.from_host import scorer as scorer_lib
 IMAGES = jnp.zeros((3, 2, 2, 3), jnp.uint8)
 
 
-def fixed(values, valid=(True, True, True), strict=(0.0, 0.0, 0.0)) -> combine.GraphReward:
-  score = types.Score(jnp.float32(values), jnp.array(valid), {"strict": jnp.float32(strict)})
-  return combine.GraphReward(lambda records: np.arange(len(records)), lambda mesh: lambda images, target: score, ("strict",))
+def fixed(
+  values, valid=(True, True, True), strict=(0.0, 0.0, 0.0)
+) -> combine.GraphReward:
+  score = types.Score(
+    jnp.float32(values), jnp.array(valid), {"strict": jnp.float32(strict)}
+  )
+  return combine.GraphReward(
+    lambda records: np.arange(len(records)),
+    lambda mesh: lambda images, target: score,
+    ("strict",),
+  )
 
 
 class TestWeightedSum:
-
   def test_is_the_weighted_mean_with_its_parts(self):
-    one, two = fixed([1, 0.5, 0], strict=[1, 1, 0]), fixed([1, 0, 1], strict=[1, 0, 1])
+    one, two = (
+      fixed([1, 0.5, 0], strict=[1, 1, 0]),
+      fixed([1, 0, 1], strict=[1, 0, 1]),
+    )
     reward = combine.weighted_sum({"a": (3.0, one), "b": (1.0, two)})
     target = reward.encode([{}] * 3)
-    assert {name: rows.tolist() for name, rows in target.items()} == {"a": [0, 1, 2], "b": [0, 1, 2]}
+    assert {name: rows.tolist() for name, rows in target.items()} == {
+      "a": [0, 1, 2],
+      "b": [0, 1, 2],
+    }
     found = reward.on(None)(IMAGES, target)
     np.testing.assert_allclose(found.value, [1, 0.375, 0.25])
     assert found.parts["strict"].tolist() == [1, 0, 0]
-    assert set(found.parts) == {"a", "b", "a/strict", "b/strict", "strict"} == set(reward.parts)
+    assert (
+      set(found.parts)
+      == {"a", "b", "a/strict", "b/strict", "strict"}
+      == set(reward.parts)
+    )
     assert found.parts["b"].tolist() == [1, 0, 1]
 
   def test_sample_is_missing_where_a_part_is(self):
-    one, two = fixed([1, 1, 1], valid=[True, False, True]), fixed([1, 1, np.nan], valid=[True, True, False])
-    found = combine.weighted_sum({"a": (1.0, one), "b": (1.0, two)}).on(None)(IMAGES, {"a": 0, "b": 0})
+    one, two = (
+      fixed([1, 1, 1], valid=[True, False, True]),
+      fixed([1, 1, np.nan], valid=[True, True, False]),
+    )
+    found = combine.weighted_sum({"a": (1.0, one), "b": (1.0, two)}).on(None)(
+      IMAGES, {"a": 0, "b": 0}
+    )
     assert found.valid.tolist() == [True, False, False]
 
   def test_perfect_parts_make_exactly_one(self):
-    members = {str(i): (weight, fixed([1, 1, 1])) for i, weight in enumerate((0.1, 0.7, 0.3, 1e-3, 2.6))}
-    found = combine.weighted_sum(members).on(None)(IMAGES, {name: 0 for name in members})
+    members = {
+      str(i): (weight, fixed([1, 1, 1]))
+      for i, weight in enumerate((0.1, 0.7, 0.3, 1e-3, 2.6))
+    }
+    found = combine.weighted_sum(members).on(None)(
+      IMAGES, dict.fromkeys(members, 0)
+    )
     assert found.value.tolist() == [1, 1, 1]
 
-  @pytest.mark.parametrize("members, message", [
+  @pytest.mark.parametrize(
+    "members, message",
+    [
       ({}, "reward.members must name at least one"),
-      ({"strict": (1.0, fixed([1, 1, 1]))}, "must hold no slash and not be 'strict'"),
-      ({"a": (0.0, fixed([1, 1, 1]))}, "reward.members.a.weight must be above 0; got 0.0"),
-  ])
+      (
+        {"strict": (1.0, fixed([1, 1, 1]))},
+        "must hold no slash and not be 'strict'",
+      ),
+      (
+        {"a": (0.0, fixed([1, 1, 1]))},
+        "reward.members.a.weight must be above 0; got 0.0",
+      ),
+    ],
+  )
   def test_bad_members_are_refused(self, members, message):
     with pytest.raises(ValueError, match=message):
       combine.weighted_sum(members)
 
 
 class TestTrainedBy:
-
   def test_part_becomes_the_value(self):
-    found = combine.trained_by(fixed([0.7, 0.2, 1], strict=[0, 0, 1]), "strict").on(None)(IMAGES, None)
+    found = combine.trained_by(
+      fixed([0.7, 0.2, 1], strict=[0, 0, 1]), "strict"
+    ).on(None)(IMAGES, None)
     assert found.value.tolist() == [0, 0, 1]
     np.testing.assert_allclose(found.parts["shaped"], [0.7, 0.2, 1])
 
@@ -62,16 +99,29 @@ class TestTrainedBy:
     assert combine.trained_by(reward, "score") is reward
 
   def test_unknown_part_is_refused(self):
-    with pytest.raises(ValueError, match=r"reward.value must be 'score' or one of \['strict'\]; got 'beauty'"):
+    with pytest.raises(
+      ValueError,
+      match=r"reward.value must be 'score' or one of \['strict'\]; got 'beauty'",
+    ):
       combine.trained_by(fixed([0, 0, 0]), "beauty")
 
 
 class TestLogTo:
-
-  def test_later_steps_are_dropped_also_of_processes_that_are_gone(self, tmp_path):
+  def test_later_steps_are_dropped_also_of_processes_that_are_gone(
+    self, tmp_path
+  ):
     for name in ("a.0", "a.3", "a.b.1"):
-      jsonl.append(tmp_path / f"{name}.jsonl", [{"step": step} for step in (1, 2, 3)])
+      jsonl.append(
+        tmp_path / f"{name}.jsonl", [{"step": step} for step in (1, 2, 3)]
+      )
     scorer = scorer_lib.Scorer(None)
     combine.GraphReward(None, None, (), {"a": scorer}).log_to(tmp_path, 2)
-    kept = {path.name: [line["step"] for line in jsonl.read(path)] for path in tmp_path.iterdir()}
-    assert kept == {"a.0.jsonl": [1, 2], "a.3.jsonl": [1, 2], "a.b.1.jsonl": [1, 2]}
+    kept = {
+      path.name: [line["step"] for line in jsonl.read(path)]
+      for path in tmp_path.iterdir()
+    }
+    assert kept == {
+      "a.0.jsonl": [1, 2],
+      "a.3.jsonl": [1, 2],
+      "a.b.1.jsonl": [1, 2],
+    }

@@ -38,7 +38,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 FAULTS = faulty_server.FAULTS[1:]
 HARMLESS = ("slow",)  # slow replies are in time: nothing is lost
 IMAGES = 8  # of a stage: 2 groups of 4, sent two by two
-CLIENT = dict(deadline=0.8, attempts=1, pause=0.02, concurrency=8, failures_to_open=1000, open_seconds=0.1)
+CLIENT = dict(
+  deadline=0.8,
+  attempts=1,
+  pause=0.02,
+  concurrency=8,
+  failures_to_open=1000,
+  open_seconds=0.1,
+)
 
 
 def free_port() -> int:
@@ -56,9 +63,16 @@ class Service:
     self.start()
 
   def start(self):
-    command = [sys.executable, "tests/rewards/faulty_server.py", str(self.port), str(self.bomb)]
+    command = [
+      sys.executable,
+      "tests/rewards/faulty_server.py",
+      str(self.port),
+      str(self.bomb),
+    ]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    self.process = subprocess.Popen(
+      command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
     assert self.process.stdout.readline() == "ready\n"
 
   def kill(self):
@@ -66,7 +80,9 @@ class Service:
     self.process.wait()
 
   def behave(self, fault: str, share: float = 1.0):
-    httpx.post(f"{self.url}/fault/{fault}/{share}", content=b"", trust_env=False)
+    httpx.post(
+      f"{self.url}/fault/{fault}/{share}", content=b"", trust_env=False
+    )
 
 
 @dataclasses.dataclass
@@ -79,7 +95,9 @@ class Bench:
   step: object
   settings: dict
 
-  def run(self, workdir: pathlib.Path, iterations: int, before=None, **reward) -> loop.Clock:
+  def run(
+    self, workdir: pathlib.Path, iterations: int, before=None, **reward
+  ) -> loop.Clock:
     """Runs iterations in a new workdir; checks that every score is the verifier's, or missing.
 
     Args:
@@ -88,10 +106,17 @@ class Bench:
       before: called with the number of every iteration before it.
       reward: changes of the config's section.
     """
-    config = tiny.make_config(self.session.experiment.pretrained.folder, self.settings | {"total_steps": iterations, "checkpoint.every": 1000})
+    config = tiny.make_config(
+      self.session.experiment.pretrained.folder,
+      self.settings | {"total_steps": iterations, "checkpoint.every": 1000},
+    )
     config.reward.update(reward)
     config.lock()
-    session = dataclasses.replace(self.session, config=config, files=workdir_lib.Workdir(loop.epath.Path(workdir)))
+    session = dataclasses.replace(
+      self.session,
+      config=config,
+      files=workdir_lib.Workdir(loop.epath.Path(workdir)),
+    )
     session.experiment.reward.log_to(session.files.rewards, 0)
     session.experiment.reward.metrics()  # forgets what went before
     number = iter(range(1, 1000))
@@ -104,7 +129,13 @@ class Bench:
       return state, metrics, samples
 
     with jax.set_mesh(session.mesh):
-      return loop._iterate(session, step, session.init(self.policy), loop.Clock(), metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)))
+      return loop._iterate(
+        session,
+        step,
+        session.init(self.policy),
+        loop.Clock(),
+        metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)),
+      )
 
 
 class Broken:
@@ -123,11 +154,13 @@ def check_scores(session, rows, samples):
   """Asserts that scores which are there are those of the images, and that missing ones are NaN."""
   size, edits = session.experiment.settings.group_size, samples.edits
   for score, images, taken in (
-      (samples.draft_score, samples.drafts.rollout.images, np.repeat(rows, size)),
-      (samples.edit_score, edits.refined.images, rows[edits.row]),
+    (samples.draft_score, samples.drafts.rollout.images, np.repeat(rows, size)),
+    (samples.edit_score, edits.refined.images, rows[edits.row]),
   ):
     records = [session.experiment.train[row] for row in taken]
-    truth = np.asarray(verifier.verify(images, verifier.encode_records(records)).value)
+    truth = np.asarray(
+      verifier.verify(images, verifier.encode_records(records)).value
+    )
     value, valid = np.asarray(score.value), np.asarray(score.valid)
     np.testing.assert_array_equal(value[valid], truth[valid])
     assert np.isnan(value[~valid]).all()
@@ -138,12 +171,22 @@ def bench(tiny_model, tmp_path_factory):
   folder = tmp_path_factory.mktemp("faults")
   service = Service(folder / "bomb")
   settings = tiny.settings(tiny_model) | {
-      "reward.name": "service", "reward.endpoints": (service.url,), "reward.batch": 2, "reward.cache": 0,
-      "log.samples_every": 0, **{f"reward.client.{key}": value for key, value in CLIENT.items()},
+    "reward.name": "service",
+    "reward.endpoints": (service.url,),
+    "reward.batch": 2,
+    "reward.cache": 0,
+    "log.samples_every": 0,
+    **{f"reward.client.{key}": value for key, value in CLIENT.items()},
   }
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(meshes, "make_mesh", lambda **shape: meshes.make_mesh_of(jax.devices()[:1], **shape))
-    session, policy = loop.prepare(tiny.make_config(tiny_model, settings), str(folder / "workdir"))
+    patch.setattr(
+      meshes,
+      "make_mesh",
+      lambda **shape: meshes.make_mesh_of(jax.devices()[:1], **shape),
+    )
+    session, policy = loop.prepare(
+      tiny.make_config(tiny_model, settings), str(folder / "workdir")
+    )
   with jax.set_mesh(session.mesh):
     step = session.compile(session.init(policy), None)
   made = Bench(service, session, policy, step, settings)
@@ -156,10 +199,14 @@ def outcomes(workdir: pathlib.Path) -> dict[str, int]:
   """Returns how many images got which status, from the run's log."""
   (path,) = (workdir / "rewards").iterdir()
   statuses = [line["status"] for line in jsonl.read(path)]
-  return {status: statuses.count(status) for status in ("ok", "failed", "invalid")}
+  return {
+    status: statuses.count(status) for status in ("ok", "failed", "invalid")
+  }
 
 
-def check_partial(bench: Bench, workdir: pathlib.Path, fault: str, iterations: int) -> dict:
+def check_partial(
+  bench: Bench, workdir: pathlib.Path, fault: str, iterations: int
+) -> dict:
   """Runs with every second request failing; returns figures for the log."""
   start = time.monotonic()
   bench.service.behave(fault, 0.5)
@@ -167,35 +214,58 @@ def check_partial(bench: Bench, workdir: pathlib.Path, fault: str, iterations: i
   seconds = time.monotonic() - start
   rows = jsonl.read(workdir / "metrics.jsonl")
   assert len(rows) == iterations
-  documented.check({name for name in rows[0] if name.startswith("service/")}, "service")
-  counted, logged = outcomes(workdir), sum(row["service/service/images_failed"] for row in rows)
+  documented.check(
+    {name for name in rows[0] if name.startswith("service/")}, "service"
+  )
+  counted, logged = (
+    outcomes(workdir),
+    sum(row["service/service/images_failed"] for row in rows),
+  )
   assert sum(counted.values()) == iterations * 2 * IMAGES
   assert counted["failed"] == logged
-  assert counted["failed"] == pytest.approx(0 if fault in HARMLESS else iterations * IMAGES, abs=4)
+  assert counted["failed"] == pytest.approx(
+    0 if fault in HARMLESS else iterations * IMAGES, abs=4
+  )
   for row in rows:
-    assert all(value is not None for name, value in row.items() if name.endswith("loss"))
-  moved = jax.tree.leaves(jax.tree.map(lambda x, y: float(abs(x - y).max()), state.policy, bench.policy))
+    assert all(
+      value is not None for name, value in row.items() if name.endswith("loss")
+    )
+  moved = jax.tree.leaves(
+    jax.tree.map(
+      lambda x, y: float(abs(x - y).max()), state.policy, bench.policy
+    )
+  )
   assert max(moved) > 0  # what was scored has trained
   valid = float(np.mean([row["reason/valid"] for row in rows]))
-  return {"fault": fault, "ok": counted["ok"], "failed": counted["failed"], "reason/valid": round(valid, 3),
-          "seconds": round(seconds, 1)}
+  return {
+    "fault": fault,
+    "ok": counted["ok"],
+    "failed": counted["failed"],
+    "reason/valid": round(valid, 3),
+    "seconds": round(seconds, 1),
+  }
 
 
 def check_complete(bench: Bench, workdir: pathlib.Path, fault: str) -> dict:
   """Runs with every request failing; the run must stop at the budget, saved."""
   start = time.monotonic()
   bench.service.behave(fault)
-  with pytest.raises(budget.BudgetExceeded, match="See to the reward service and start again"):
+  with pytest.raises(
+    budget.BudgetExceeded, match="See to the reward service and start again"
+  ):
     bench.run(workdir, 20, max_failed_fraction=0.15, failure_window=20)
   assert outcomes(workdir)["ok"] == 0
   stopped = len(jsonl.read(workdir / "metrics.jsonl"))
   assert stopped == 4  # 4 of 20 is beyond 0.15
   assert training.latest_step(workdir / "checkpoints") == 4
-  return {"fault": fault, "stopped after": stopped, "seconds": round(time.monotonic() - start, 1)}
+  return {
+    "fault": fault,
+    "stopped after": stopped,
+    "seconds": round(time.monotonic() - start, 1),
+  }
 
 
 class TestQuick:
-
   @pytest.mark.parametrize("fault", ["error500", "dropped", "pickle"])
   def test_half_of_the_requests_fail(self, bench, tmp_path, fault):
     check_partial(bench, tmp_path, fault, 3)
@@ -215,25 +285,33 @@ class TestQuick:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 class TestTwentyIterations:
-
   @pytest.mark.parametrize("fault", FAULTS)
   def test_half_of_the_requests_fail(self, bench, tmp_path, fault):
     print(check_partial(bench, tmp_path, fault, 20))
 
-  @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault not in HARMLESS])
+  @pytest.mark.parametrize(
+    "fault", [fault for fault in FAULTS if fault not in HARMLESS]
+  )
   def test_all_requests_fail(self, bench, tmp_path, fault):
     print(check_complete(bench, tmp_path, fault))
 
-  def test_default_client_loses_next_to_nothing(self, bench, tmp_path, monkeypatch):
+  def test_default_client_loses_next_to_nothing(
+    self, bench, tmp_path, monkeypatch
+  ):
     section = bench.session.config.reward.copy_and_resolve_references()
     with section.unlocked():
       section.client = {}
     reward = registry.build(section).scorers["service"]._reward
-    monkeypatch.setattr(bench.session.experiment.reward.scorers["service"], "_reward", reward)
+    monkeypatch.setattr(
+      bench.session.experiment.reward.scorers["service"], "_reward", reward
+    )
     bench.service.behave("error500", 0.5)
     bench.run(tmp_path, 20)
     rows = jsonl.read(tmp_path / "metrics.jsonl")
-    counted, retries = outcomes(tmp_path), sum(row["service/service/retries"] for row in rows)
+    counted, retries = (
+      outcomes(tmp_path),
+      sum(row["service/service/retries"] for row in rows),
+    )
     print(counted, {"retries": retries})
     assert counted["ok"] >= 0.95 * 20 * 2 * IMAGES and retries > 20
 
@@ -247,37 +325,65 @@ class TestTwentyIterations:
         bench.service.start()
 
     bench.run(tmp_path, 20, before, max_failed_fraction=0.2)
-    valid = [row["reason/valid"] for row in jsonl.read(tmp_path / "metrics.jsonl")]
+    valid = [
+      row["reason/valid"] for row in jsonl.read(tmp_path / "metrics.jsonl")
+    ]
     assert valid == [1.0] * 5 + [0.0] * 3 + [1.0] * 12
-    assert outcomes(tmp_path) == {"ok": 17 * 2 * IMAGES, "failed": 3 * 2 * IMAGES, "invalid": 0}
+    assert outcomes(tmp_path) == {
+      "ok": 17 * 2 * IMAGES,
+      "failed": 3 * 2 * IMAGES,
+      "invalid": 0,
+    }
 
   def test_every_endpoint_is_down(self, bench, tmp_path):
     bench.service.behave("none")
     with contextlib.ExitStack() as stack:
       stack.callback(bench.service.start)
       with pytest.raises(budget.BudgetExceeded):
-        bench.run(tmp_path, 20, lambda number: bench.service.kill() if number == 3 else None, max_failed_fraction=0.15)
-    valid = [row["reason/valid"] for row in jsonl.read(tmp_path / "metrics.jsonl")]
+        bench.run(
+          tmp_path,
+          20,
+          lambda number: bench.service.kill() if number == 3 else None,
+          max_failed_fraction=0.15,
+        )
+    valid = [
+      row["reason/valid"] for row in jsonl.read(tmp_path / "metrics.jsonl")
+    ]
     assert valid == [1.0] * 2 + [0.0] * 4
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 class TestTwoProcesses:
-
   def test_they_go_on_or_stop_together(self, tiny_model, tmp_path):
     """The service of process 1 fails every request; later a bug breaks its reward."""
     services = [Service(tmp_path / f"bomb{i}") for i in range(2)]
     services[1].behave("error500")
     coordinator = f"127.0.0.1:{free_port()}"
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+      "PYTHONPATH": str(ROOT),
+      "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(
+        "device_count=8", "device_count=1"
+      ),
+    }
     processes = [
-        subprocess.Popen(
-            [sys.executable, "tests/rewards/two_processes.py", str(i), coordinator, str(tiny_model),
-             str(tmp_path / "workdir"), services[i].url],
-            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for i in range(2)
+      subprocess.Popen(
+        [
+          sys.executable,
+          "tests/rewards/two_processes.py",
+          str(i),
+          coordinator,
+          str(tiny_model),
+          str(tmp_path / "workdir"),
+          services[i].url,
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+      for i in range(2)
     ]
     try:
       printed = [process.communicate(timeout=900) for process in processes]
@@ -286,12 +392,22 @@ class TestTwoProcesses:
         process.kill()
       for service in services:
         service.kill()
-    assert [process.returncode for process in processes] == [0, 0], printed[0][1][-2000:] + printed[1][1][-2000:]
+    assert [process.returncode for process in processes] == [0, 0], (
+      printed[0][1][-2000:] + printed[1][1][-2000:]
+    )
     one, two = (json.loads(output.splitlines()[-1]) for output, _ in printed)
     assert one["goes on"]["ended"] == two["goes on"]["ended"] == "finished"
     assert one["goes on"]["policy"] == two["goes on"]["policy"]
     assert one["stops"] == two["stops"]
     assert one["stops"]["ended"] == "BudgetExceeded"
-    assert one["stops"]["says"].startswith("images without a score must be at most 0.1 of those of 10 iterations")
-    assert two["breaks"] == {"ended": "ZeroDivisionError", "says": "integer division or modulo by zero"}
-    assert one["breaks"]["ended"] == "RuntimeError" and "processes [1] failed" in one["breaks"]["says"]
+    assert one["stops"]["says"].startswith(
+      "images without a score must be at most 0.1 of those of 10 iterations"
+    )
+    assert two["breaks"] == {
+      "ended": "ZeroDivisionError",
+      "says": "integer division or modulo by zero",
+    }
+    assert (
+      one["breaks"]["ended"] == "RuntimeError"
+      and "processes [1] failed" in one["breaks"]["says"]
+    )

@@ -20,34 +20,44 @@ from r3jax.worlds.shapes import vocabulary
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = (
-    "<think> a red ring </think>",
-    "<think> a red ring </think> add a blue bow",
-    "<think> </think> no further edit needed",
-    "<think> a red ring </think> change </think> the ring",
-    "a red ring",
-    "<think> <think> a </think> add a ring",
-    "</think> add a red ring and a blue bow and a green heart",
-    "<think> no further edit </think> a ring",
+  "<think> a red ring </think>",
+  "<think> a red ring </think> add a blue bow",
+  "<think> </think> no further edit needed",
+  "<think> a red ring </think> change </think> the ring",
+  "a red ring",
+  "<think> <think> a </think> add a ring",
+  "</think> add a red ring and a blue bow and a green heart",
+  "<think> no further edit </think> a ring",
 )
 
 
 @pytest.fixture(params=[(1, 1, 1), (2, 2, 2)], ids=["one device", "2x2x2"])
 def mesh(request):
-  return meshes.make_mesh_of(jax.devices()[: np.prod(request.param)], *request.param)
+  return meshes.make_mesh_of(
+    jax.devices()[: np.prod(request.param)], *request.param
+  )
 
 
 def _mapped(mesh, function, *arguments):
   """Runs a function over rows as the step does: mapped over `data`, the rest left to the compiler."""
   rows = jax.sharding.PartitionSpec("data")
   with jax.set_mesh(mesh):
-    mapped = jax.shard_map(function, in_specs=rows, out_specs=rows, axis_names={"data"}, check_vma=False)
+    mapped = jax.shard_map(
+      function,
+      in_specs=rows,
+      out_specs=rows,
+      axis_names={"data"},
+      check_vma=False,
+    )
     return jax.device_get(jax.jit(mapped)(*arguments))
 
 
 def _images(number: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
   """Returns different images and a target for each."""
   rng = np.random.default_rng(0)
-  return rng.integers(0, 256, (number, 4, 4, 3), np.uint8), {"wanted": np.arange(number, dtype=np.int32)}
+  return rng.integers(0, 256, (number, 4, 4, 3), np.uint8), {
+    "wanted": np.arange(number, dtype=np.int32)
+  }
 
 
 def _brightness(images, target) -> types.Score:
@@ -58,7 +68,6 @@ def _brightness(images, target) -> types.Score:
 
 
 class TestRewardFromHost:
-
   @pytest.mark.parametrize("rows", [8, 6], ids=["even", "padded"])
   def test_every_image_is_scored_once_with_its_target(self, mesh, rows):
     images, target = _images(rows)
@@ -68,9 +77,19 @@ class TestRewardFromHost:
       seen.extend(np.asarray(image).tobytes() for image in images)
       return _brightness(images, target)
 
-    found = _mapped(mesh, scorer_lib.reward_from_host(reward, ("bright",), mesh), images, target)
-    jax.tree.map(np.testing.assert_array_equal, found, _brightness(images, target))
-    shards, replicas = mesh.shape["fsdp"] * mesh.shape["tensor"], mesh.shape["data"]
+    found = _mapped(
+      mesh,
+      scorer_lib.reward_from_host(reward, ("bright",), mesh),
+      images,
+      target,
+    )
+    jax.tree.map(
+      np.testing.assert_array_equal, found, _brightness(images, target)
+    )
+    shards, replicas = (
+      mesh.shape["fsdp"] * mesh.shape["tensor"],
+      mesh.shape["data"],
+    )
     padding = -(rows // replicas) % shards * replicas
     assert len(seen) == rows + padding
     assert set(seen) == {image.tobytes() for image in images}
@@ -84,12 +103,16 @@ class TestRewardFromHost:
       value = np.where(bright, 0.5, np.nan).astype(np.float32)
       return types.Score(value, bright, {})
 
-    found = _mapped(mesh, scorer_lib.reward_from_host(reward, (), mesh), images, target)
+    found = _mapped(
+      mesh, scorer_lib.reward_from_host(reward, (), mesh), images, target
+    )
     assert found.valid.tolist() == [True] * 3 + [False] * 5
     assert found.value[:3].tolist() == [0.5] * 3
 
 
-RECORDS = [{"tag": "t", "prompt": f"number {i}", "include": []} for i in range(10)]
+RECORDS = [
+  {"tag": "t", "prompt": f"number {i}", "include": []} for i in range(10)
+]
 
 
 class Numbered:
@@ -105,14 +128,20 @@ class Numbered:
       raise ValueError("there is nothing to ask")
 
   def score(self, images, records):
-    return [self._outcome(int(record["prompt"].split()[1])) for record in records]
+    return [
+      self._outcome(int(record["prompt"].split()[1])) for record in records
+    ]
 
   def _outcome(self, number: int):
     if number in self.broken:
       raise ZeroDivisionError("a bug")
     if number == 3:
       return outcome.Failed("down")
-    return outcome.Invalid("odd") if number == 7 else outcome.Ok(number / 10, {"strict": 0.0}, {"answer": "é"})
+    return (
+      outcome.Invalid("odd")
+      if number == 7
+      else outcome.Ok(number / 10, {"strict": 0.0}, {"answer": "é"})
+    )
 
   def describe(self):
     return {"model": "m"}
@@ -122,7 +151,6 @@ class Numbered:
 
 
 class TestScorer:
-
   def test_every_row_gets_the_outcome_of_its_record(self, mesh, tmp_path):
     scorer = scorer_lib.Scorer(Numbered())
     scorer.encode(RECORDS[:2])
@@ -130,24 +158,37 @@ class TestScorer:
     assert rows.tolist() == list(range(2, 10))
     scorer.log_to(tmp_path / "rewards" / "a.jsonl", 0)
     scorer.step = 5
-    found = _mapped(mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows)
+    found = _mapped(
+      mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows
+    )
     scorer.flush()
     assert found.valid.tolist() == [number not in (3, 7) for number in rows]
-    expected = [np.nan if number in (3, 7) else np.float32(number / 10) for number in rows]
+    expected = [
+      np.nan if number in (3, 7) else np.float32(number / 10) for number in rows
+    ]
     np.testing.assert_array_equal(found.value, np.float32(expected))
     lines = jsonl.read(tmp_path / "rewards" / "a.jsonl")
-    assert sorted(line["prompt"] for line in lines) == sorted(record["prompt"] for record in RECORDS[2:])
+    assert sorted(line["prompt"] for line in lines) == sorted(
+      record["prompt"] for record in RECORDS[2:]
+    )
     assert {line["step"] for line in lines} == {5}
     (failed,) = [line for line in lines if line["status"] == "failed"]
     assert (failed["prompt"], failed["reason"]) == ("number 3", "down")
     metrics = scorer.metrics()
-    assert metrics == {"requests": 1, "images_ok": 6, "images_failed": 1, "images_invalid": 1}
+    assert metrics == {
+      "requests": 1,
+      "images_ok": 6,
+      "images_failed": 1,
+      "images_invalid": 1,
+    }
     assert scorer.metrics()["images_ok"] == 0
 
   def test_bug_is_kept_and_scores_nothing(self, mesh):
     scorer = scorer_lib.Scorer(Numbered(broken=range(10)))
     rows = scorer.encode(RECORDS[:8])
-    found = _mapped(mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows)
+    found = _mapped(
+      mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows
+    )
     assert not found.valid.any() and np.isnan(found.value).all()
     assert isinstance(scorer.error, ZeroDivisionError)
 
@@ -187,24 +228,33 @@ np.testing.assert_allclose(found.value, images.mean((1, 2, 3)), rtol=1e-6)
 
 
 class TestLargeImages:
-
   def test_no_device_waits_for_a_copy_by_the_others(self):
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "NPROC": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    subprocess.run([sys.executable, "-c", LARGE], env=environment, check=True, timeout=120)
+      "PYTHONPATH": str(ROOT),
+      "NPROC": "2",
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    subprocess.run(
+      [sys.executable, "-c", LARGE], env=environment, check=True, timeout=120
+    )
 
 
 class TestParseOnHost:
-
   @pytest.mark.parametrize("stage", ["reason", "reflect"])
   def test_parsed_is_that_of_the_graph(self, mesh, stage):
     tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
     segments = [tokenizer.segment(text, 16) for text in TEXTS]
-    ids, lengths = (np.stack(column).astype(np.int32) for column in zip(*segments))
+    ids, lengths = (
+      np.stack(column).astype(np.int32) for column in zip(*segments)
+    )
     tags = thoughts.tag_ids(tokenizer)
-    in_graph = lambda ids, lengths: thoughts.parse_tokens(ids, lengths, stage, tags, 9)
+    in_graph = lambda ids, lengths: thoughts.parse_tokens(
+      ids, lengths, stage, tags, 9
+    )
     on_host = scorer_lib.parse_on_host(tokenizer, 9, mesh)
-    found = _mapped(mesh, lambda ids, lengths: on_host(ids, lengths, stage), ids, lengths)
+    found = _mapped(
+      mesh, lambda ids, lengths: on_host(ids, lengths, stage), ids, lengths
+    )
     expected = _mapped(mesh, in_graph, ids, lengths)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert found.format.sum() == {"reason": 1, "reflect": 3}[stage]

@@ -10,10 +10,19 @@ from r3jax.rewards.serving import detector as detector_lib
 from r3jax.rewards.serving import local
 from r3jax.worlds.shapes import prompts
 
-ATTR = {"tag": "color_attr", "prompt": "a photo of a red computer mouse and a blue cat", "include": [
-    {"class": "computer mouse", "count": 1, "color": "red"}, {"class": "cat", "count": 1, "color": "blue"}]}
-TWO = {"tag": "two_object", "prompt": "a photo of a bench and a cat", "include": [
-    {"class": "bench", "count": 1}, {"class": "cat", "count": 1}]}
+ATTR = {
+  "tag": "color_attr",
+  "prompt": "a photo of a red computer mouse and a blue cat",
+  "include": [
+    {"class": "computer mouse", "count": 1, "color": "red"},
+    {"class": "cat", "count": 1, "color": "blue"},
+  ],
+}
+TWO = {
+  "tag": "two_object",
+  "prompt": "a photo of a bench and a cat",
+  "include": [{"class": "bench", "count": 1}, {"class": "cat", "count": 1}],
+}
 
 
 def box(left, size=20):
@@ -29,23 +38,39 @@ def scripted():
 
   def find(picture, names):
     asked.append(names)
-    labels = [("mouse", 0.9, box(5)), ("cat", 0.8, box(70)), ("dog", 0.99, box(5)), ("cat", 0.2, box(70, 0))]
-    return [{"label": label, "score": score, "box": place} for label, score, place in labels]
+    labels = [
+      ("mouse", 0.9, box(5)),
+      ("cat", 0.8, box(70)),
+      ("dog", 0.99, box(5)),
+      ("cat", 0.2, box(70, 0)),
+    ]
+    return [
+      {"label": label, "score": score, "box": place}
+      for label, score, place in labels
+    ]
 
   def classify(crop, labels):
     red, _, blue = np.asarray(crop, float).mean(axis=(0, 1))
-    return [{"label": label, "score": {"red": red, "blue": blue}.get(label.split()[0], 0)} for label in labels]
+    return [
+      {
+        "label": label,
+        "score": {"red": red, "blue": blue}.get(label.split()[0], 0),
+      }
+      for label in labels
+    ]
 
   return detector_lib.Detector("scripted", find, classify), image, asked
 
 
 class TestDetector:
-
   def test_finds_what_the_record_names_with_colours(self, scripted):
     detector, image, asked = scripted
     found = detector.detect(image, ATTR)
     assert [(one.class_name, one.confidence, one.color) for one in found] == [
-        ("computer mouse", 0.9, "red"), ("cat", 0.8, "blue"), ("cat", 0.2, None)]
+      ("computer mouse", 0.9, "red"),
+      ("cat", 0.8, "blue"),
+      ("cat", 0.2, None),
+    ]
     assert found[0].box == (5, 10, 25, 30)
     assert asked == [["cat", "computer mouse"]]
 
@@ -55,7 +80,9 @@ class TestDetector:
 
   def test_missing_extra_is_named(self, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"a detector needs `pip install r3jax\[detector\]`"):
+    with pytest.raises(
+      ValueError, match=r"a detector needs `pip install r3jax\[detector\]`"
+    ):
       detector_lib.load("owl", "clip")
 
   def test_missing_model_is_refused(self):
@@ -64,7 +91,6 @@ class TestDetector:
 
 
 class TestGenEval:
-
   def test_scores_come_from_the_rules(self, scripted):
     detector, image, _ = scripted
     reward = local.GenEval(detector)
@@ -76,13 +102,22 @@ class TestGenEval:
 
   def test_record_that_cannot_be_judged_is_invalid(self, scripted):
     detector, image, _ = scripted
-    region = {"tag": "t", "prompt": "p", "include": [{"class": "cow", "count": 1, "region": "left"}]}
-    found = local.GenEval(detector).score(np.stack([image] * 2), [region, {"include": 3}])
-    assert all(isinstance(one, outcome.Invalid) and "the record cannot be judged" in one.reason for one in found)
+    region = {
+      "tag": "t",
+      "prompt": "p",
+      "include": [{"class": "cow", "count": 1, "region": "left"}],
+    }
+    found = local.GenEval(detector).score(
+      np.stack([image] * 2), [region, {"include": 3}]
+    )
+    assert all(
+      isinstance(one, outcome.Invalid)
+      and "the record cannot be judged" in one.reason
+      for one in found
+    )
 
 
 class TestShapes:
-
   def test_many_images_are_scored_in_batches(self):
     records = prompts.heldout_records()[:35]
     found = local.Shapes().score(np.zeros((35, 48, 48, 3), np.uint8), records)

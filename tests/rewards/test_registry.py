@@ -18,7 +18,14 @@ from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import verifier
 from tests.rewards import scripted
 
-HEALTH = json.dumps({"protocol": 1, "status": "ready", "parts": ["strict"], "reward": {"model": "m"}}).encode()
+HEALTH = json.dumps(
+  {
+    "protocol": 1,
+    "status": "ready",
+    "parts": ["strict"],
+    "reward": {"model": "m"},
+  }
+).encode()
 
 
 def section(**changes):
@@ -32,55 +39,109 @@ def answer(request):
 
 
 class TestBuild:
-
   def test_service_is_cached_and_described(self):
     with scripted.serve(answer) as server:
       reward = registry.build(section(name="service", endpoints=(server.url,)))
       assert reward.describe() == {"service": {"service": "json", "model": "m"}}
       assert isinstance(reward.scorers["service"]._reward, cache.Cached)
-      uncached = registry.build(section(name="service", endpoints=(server.url,), cache=0))
+      uncached = registry.build(
+        section(name="service", endpoints=(server.url,), cache=0)
+      )
       assert not isinstance(uncached.scorers["service"]._reward, cache.Cached)
 
   def test_sum_of_verifier_and_service(self):
-    members = {"eye": {"name": "shapes", "weight": 1.0}, "net": {"name": "service", "weight": 3.0, "batch": 2}}
+    members = {
+      "eye": {"name": "shapes", "weight": 1.0},
+      "net": {"name": "service", "weight": 3.0, "batch": 2},
+    }
     with scripted.serve(answer) as server:
-      reward = registry.build(section(name="sum", members=members, endpoints=(server.url,)))
+      reward = registry.build(
+        section(name="sum", members=members, endpoints=(server.url,))
+      )
     assert list(reward.scorers) == ["net/service"]
     records = prompts.heldout_records()[:3]
     target = reward.encode(records)
     assert target["net"].tolist() == [0, 1, 2]
-    jax.tree.map(np.testing.assert_array_equal, target["eye"], verifier.encode_records(records))
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      target["eye"],
+      verifier.encode_records(records),
+    )
 
   def test_part_of_a_sum_can_be_trained(self):
     members = {"eye": {"name": "shapes", "weight": 1.0, "value": "correct"}}
     for value in ("strict", "eye", "eye/correct"):
-      assert "shaped" in registry.build(section(name="sum", members=members, value=value)).parts
+      assert (
+        "shaped"
+        in registry.build(
+          section(name="sum", members=members, value=value)
+        ).parts
+      )
 
-  @pytest.mark.parametrize("changes, message", [
-      ({"name": "sum", "members": {"a": {"name": "shapes", "weight": 1.0, "shuffle": True}}}, "does not have: .'shuffle'."),
-      ({"name": "service", "image_format": "gif", "endpoints": ("http://127.0.0.1:9",)}, "reward.image_format must be one of"),
-      ({"name": "service", "client": {"deadlin": 3}}, "reward.client has keys that a client does not have: .'deadlin'."),
+  @pytest.mark.parametrize(
+    "changes, message",
+    [
+      (
+        {
+          "name": "sum",
+          "members": {"a": {"name": "shapes", "weight": 1.0, "shuffle": True}},
+        },
+        "does not have: .'shuffle'.",
+      ),
+      (
+        {
+          "name": "service",
+          "image_format": "gif",
+          "endpoints": ("http://127.0.0.1:9",),
+        },
+        "reward.image_format must be one of",
+      ),
+      (
+        {"name": "service", "client": {"deadlin": 3}},
+        "reward.client has keys that a client does not have: .'deadlin'.",
+      ),
       ({"name": "beauty"}, "reward.name must be one of .*; got 'beauty'"),
       ({"name": "sum"}, "reward.members must name at least one reward"),
-      ({"name": "sum", "members": {"a": {"name": "shapes"}}}, "reward.members.a must have a name and a weight; got .'name'."),
-      ({"name": "sum", "members": {"a": {"name": "shapes", "weight": 1.0, "colour": 1}}}, "keys that reward does not have: .'colour'."),
-      ({"name": "service", "endpoints": ()}, "reward.endpoints must name at least one service"),
-      ({"name": "service", "endpoints": ("http://127.0.0.1:9",)}, "must answer GET /health before a run starts"),
-  ])
+      (
+        {"name": "sum", "members": {"a": {"name": "shapes"}}},
+        "reward.members.a must have a name and a weight; got .'name'.",
+      ),
+      (
+        {
+          "name": "sum",
+          "members": {"a": {"name": "shapes", "weight": 1.0, "colour": 1}},
+        },
+        "keys that reward does not have: .'colour'.",
+      ),
+      (
+        {"name": "service", "endpoints": ()},
+        "reward.endpoints must name at least one service",
+      ),
+      (
+        {"name": "service", "endpoints": ("http://127.0.0.1:9",)},
+        "must answer GET /health before a run starts",
+      ),
+    ],
+  )
   def test_section_that_cannot_be_used_is_refused(self, changes, message):
     with pytest.raises(ValueError, match=message):
       registry.build(section(**changes))
 
 
 class TestConfigs:
-
-  @pytest.mark.parametrize("config, name", [(r3_geneval, "service"), (r3_geneval_plus, "judge"), (r3_tiif, "judge")])
+  @pytest.mark.parametrize(
+    "config, name",
+    [(r3_geneval, "service"), (r3_geneval_plus, "judge"), (r3_tiif, "judge")],
+  )
   def test_benchmark_has_its_reward(self, config, name):
     found = config.get_config()
     assert found.reward.name == name
     judge.Settings(**found.reward.judge)
     client.Settings(endpoints=found.reward.endpoints, **found.reward.client)
-    assert found.is_locked and (found.group_size, found.optimizer.gen_learning_rate) == (16, 5e-6)
+    assert found.is_locked and (
+      found.group_size,
+      found.optimizer.gen_learning_rate,
+    ) == (16, 5e-6)
 
   def test_embedded_world_has_the_verifier(self):
     assert registry.build(r3_geneval.get_config("shapes").reward).scorers == {}

@@ -14,14 +14,32 @@ from r3jax.rewards.remote import protocol
 from r3jax.rewards.remote import services
 from tests.rewards import scripted
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
-RECORDS = [{"tag": "colors", "prompt": f"a photo of {i}", "include": [{"class": "x", "count": 1}]} for i in range(5)]
-HEALTH = {"protocol": 1, "status": "ready", "parts": ["strict"], "reward": {"model": "mean brightness"}}
+IMAGES = (
+  np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
+)
+RECORDS = [
+  {
+    "tag": "colors",
+    "prompt": f"a photo of {i}",
+    "include": [{"class": "x", "count": 1}],
+  }
+  for i in range(5)
+]
+HEALTH = {
+  "protocol": 1,
+  "status": "ready",
+  "parts": ["strict"],
+  "reward": {"model": "mean brightness"},
+}
 
 
 def make(url, **changes):
-  return client.Client(client.Settings(
-      endpoints=(url,) if isinstance(url, str) else url, **dict(deadline=5.0, attempts=2, pause=0.01) | changes))
+  return client.Client(
+    client.Settings(
+      endpoints=(url,) if isinstance(url, str) else url,
+      **dict(deadline=5.0, attempts=2, pause=0.01) | changes,
+    )
+  )
 
 
 def brightness(request):
@@ -29,26 +47,39 @@ def brightness(request):
   if request.method == "GET":
     return 200, json.dumps(HEALTH).encode()
   request_id, items = protocol.read_request(request.body)
-  score = lambda item: float(protocol.decode_image(item["image"], item["format"], 64).mean() / 255)
+  score = lambda item: float(
+    protocol.decode_image(item["image"], item["format"], 64).mean() / 255
+  )
   outcomes = [
-      outcome.Invalid("no 3") if item["record"]["prompt"].endswith("3") else outcome.Ok(score(item), {"strict": 0.0})
-      for item in items
+    outcome.Invalid("no 3")
+    if item["record"]["prompt"].endswith("3")
+    else outcome.Ok(score(item), {"strict": 0.0})
+    for item in items
   ]
-  return 200, protocol.make_reply(request_id, outcomes, protocol.identity(HEALTH["reward"]))
+  return 200, protocol.make_reply(
+    request_id, outcomes, protocol.identity(HEALTH["reward"])
+  )
 
 
 class TestJsonService:
-
   def test_every_image_gets_its_outcome(self):
     with scripted.serve(brightness) as server:
       service = services.JsonService(make(server.url), batch=2)
       found = service.score(IMAGES, RECORDS)
-      assert [type(one) for one in found] == [outcome.Ok] * 3 + [outcome.Invalid, outcome.Ok]
+      assert [type(one) for one in found] == [outcome.Ok] * 3 + [
+        outcome.Invalid,
+        outcome.Ok,
+      ]
       for i in (0, 1, 2, 4):
-        assert found[i].score == pytest.approx(IMAGES[i].mean() / 255, abs=1e-12)
+        assert found[i].score == pytest.approx(
+          IMAGES[i].mean() / 255, abs=1e-12
+        )
       assert sum(request.method == "POST" for request in server.requests) == 3
       assert service.parts == ("strict",)
-      assert service.describe() == {"service": "json", "model": "mean brightness"}
+      assert service.describe() == {
+        "service": "json",
+        "model": "mean brightness",
+      }
 
   def test_failed_batch_is_missing_and_the_others_are_there(self):
     def answer(request):
@@ -57,13 +88,24 @@ class TestJsonService:
       return brightness(request)
 
     with scripted.serve(answer) as server:
-      found = services.JsonService(make(server.url), batch=2).score(IMAGES, RECORDS)
-      assert [type(one) for one in found] == [outcome.Ok, outcome.Ok, outcome.Failed, outcome.Failed, outcome.Ok]
+      found = services.JsonService(make(server.url), batch=2).score(
+        IMAGES, RECORDS
+      )
+      assert [type(one) for one in found] == [
+        outcome.Ok,
+        outcome.Ok,
+        outcome.Failed,
+        outcome.Failed,
+        outcome.Ok,
+      ]
       assert found[2].reason == "the service answered with status 500"
 
   def test_start_without_a_service_is_refused(self):
     with scripted.serve(lambda request: (404, b"")) as server:
-      with pytest.raises(ValueError, match=r"must answer GET /health before a run starts; seen:\n  http://.*status 404"):
+      with pytest.raises(
+        ValueError,
+        match=r"must answer GET /health before a run starts; seen:\n  http://.*status 404",
+      ):
         services.JsonService(make(server.url), batch=2)
 
   def test_one_of_two_endpoints_is_enough_to_start(self):
@@ -72,68 +114,108 @@ class TestJsonService:
 
   def test_endpoints_that_differ_are_refused(self):
     other = json.dumps(HEALTH | {"reward": {"model": "another"}}).encode()
-    with scripted.serve(brightness) as one, scripted.serve(lambda request: (200, other)) as two:
+    with (
+      scripted.serve(brightness) as one,
+      scripted.serve(lambda request: (200, other)) as two,
+    ):
       with pytest.raises(ValueError, match="must serve the same reward"):
         services.JsonService(make((one.url, two.url)), batch=2)
 
   def test_batch_below_one_is_refused(self):
-    with pytest.raises(ValueError, match="reward.batch must be at least 1; got 0"):
+    with pytest.raises(
+      ValueError, match="reward.batch must be at least 1; got 0"
+    ):
       services.JsonService(make("http://127.0.0.1:9"), batch=0)
 
 
 class TestUniRlService:
-
   def test_scores_are_read_and_clipped(self):
     def answer(request):
       if request.method == "GET":
         return 200, b'{"status": "ok"}'
       body = json.loads(request.body)
-      assert len(body["images"]) == len(body["prompts"]) == len(body["metadata"]) == 5
+      assert (
+        len(body["images"])
+        == len(body["prompts"])
+        == len(body["metadata"])
+        == 5
+      )
       return 200, json.dumps({"scores": [0, 0.5, 1, -2, 1.5]}).encode()
 
     with scripted.serve(answer) as server:
-      found = services.UniRlService(make(server.url), batch=8).score(IMAGES, RECORDS)
+      found = services.UniRlService(make(server.url), batch=8).score(
+        IMAGES, RECORDS
+      )
     assert [one.score for one in found] == [0, 0.5, 1, 0, 1]
     assert [one.parts["strict"] for one in found] == [0, 0, 1, 0, 1]
     assert found[3].detail == {"unclipped": -2.0}
 
-  @pytest.mark.parametrize("scores", [[1, 2], [1] * 6, ["1"] * 5, None, [None] * 5])
+  @pytest.mark.parametrize(
+    "scores", [[1, 2], [1] * 6, ["1"] * 5, None, [None] * 5]
+  )
   def test_other_number_of_scores_is_a_failure(self, scores):
     answer = lambda request: (200, json.dumps({"scores": scores}).encode())
     with scripted.serve(answer) as server:
-      found = services.UniRlService(make(server.url), batch=8).score(IMAGES, RECORDS)
+      found = services.UniRlService(make(server.url), batch=8).score(
+        IMAGES, RECORDS
+      )
     assert {type(one) for one in found} == {outcome.Failed}
 
 
 def flow_grpo_reply(**changes) -> bytes:
-  numbers = {"scores": [0.25, -14.0, 1.0, 0.75, 1.0], "rewards": [0, 0, 1, 0, 1], "strict_rewards": [0, 0, 1.0, 0, 0]}
-  return pickle.dumps(numbers | {"group_rewards": {"colors": [0, 1]}, "group_strict_rewards": {}} | changes)
+  numbers = {
+    "scores": [0.25, -14.0, 1.0, 0.75, 1.0],
+    "rewards": [0, 0, 1, 0, 1],
+    "strict_rewards": [0, 0, 1.0, 0, 0],
+  }
+  return pickle.dumps(
+    numbers
+    | {"group_rewards": {"colors": [0, 1]}, "group_strict_rewards": {}}
+    | changes
+  )
 
 
 class TestFlowGrpoService:
-
   def test_shaped_score_is_clipped_and_the_others_are_parts(self):
     def answer(request):
       body = pickle.loads(request.body)
-      assert [record["prompt"] for record in body["meta_datas"]] == [record["prompt"] for record in RECORDS]
+      assert [record["prompt"] for record in body["meta_datas"]] == [
+        record["prompt"] for record in RECORDS
+      ]
       assert all(image.startswith(b"\xff\xd8") for image in body["images"])
       assert body["only_strict"] is False
       return 200, flow_grpo_reply()
 
     with scripted.serve(answer) as server:
-      found = services.FlowGrpoService(make(server.url), batch=8).score(IMAGES, RECORDS)
+      found = services.FlowGrpoService(make(server.url), batch=8).score(
+        IMAGES, RECORDS
+      )
     assert [one.score for one in found] == [0.25, 0, 1, 0.75, 1]
     assert [one.parts for one in found][2:] == [
-        {"correct": 1, "strict": 1}, {"correct": 0, "strict": 0}, {"correct": 1, "strict": 0}]
+      {"correct": 1, "strict": 1},
+      {"correct": 0, "strict": 0},
+      {"correct": 1, "strict": 0},
+    ]
     assert found[1].detail == {"unclipped": -14.0}
 
-  @pytest.mark.parametrize("reply", [
-      flow_grpo_reply(scores=[1.0]), flow_grpo_reply(rewards=[1] * 6), flow_grpo_reply(strict_rewards=[np.float64(1)] * 5),
-      flow_grpo_reply(scores=[float("nan")] * 5), flow_grpo_reply(rewards=[-14.0] * 5), pickle.dumps([1]), b"Traceback", b"",
-  ])
+  @pytest.mark.parametrize(
+    "reply",
+    [
+      flow_grpo_reply(scores=[1.0]),
+      flow_grpo_reply(rewards=[1] * 6),
+      flow_grpo_reply(strict_rewards=[np.float64(1)] * 5),
+      flow_grpo_reply(scores=[float("nan")] * 5),
+      flow_grpo_reply(rewards=[-14.0] * 5),
+      pickle.dumps([1]),
+      b"Traceback",
+      b"",
+    ],
+  )
   def test_other_reply_is_a_failure(self, reply):
     with scripted.serve(lambda request: (200, reply)) as server:
-      found = services.FlowGrpoService(make(server.url), batch=8).score(IMAGES, RECORDS)
+      found = services.FlowGrpoService(make(server.url), batch=8).score(
+        IMAGES, RECORDS
+      )
     assert {type(one) for one in found} == {outcome.Failed}
 
 
@@ -148,29 +230,46 @@ class _Runs:
 
 
 class TestReadPlainPickle:
-
   @pytest.mark.parametrize("level", range(pickle.HIGHEST_PROTOCOL + 1))
   def test_plain_values_come_back(self, level):
-    value = {"scores": [0.5, -14, 10**30], "reasons": ["é", ""], "group": {"a": (1, None, True)}}
+    value = {
+      "scores": [0.5, -14, 10**30],
+      "reasons": ["é", ""],
+      "group": {"a": (1, None, True)},
+    }
     assert services.read_plain_pickle(pickle.dumps(value, level)) == value
 
   @pytest.mark.parametrize("level", range(pickle.HIGHEST_PROTOCOL + 1))
   def test_nothing_is_run(self, level, tmp_path):
     made = tmp_path / "made"
-    for bomb in (_Runs(os.mkdir, str(made)), _Runs(eval, f"__import__('os').mkdir({str(made)!r})"), np.float64(1)):
-      with pytest.raises(client.BadReply, match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|SHORT_BINBYTES)"):
+    for bomb in (
+      _Runs(os.mkdir, str(made)),
+      _Runs(eval, f"__import__('os').mkdir({str(made)!r})"),
+      np.float64(1),
+    ):
+      with pytest.raises(
+        client.BadReply,
+        match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|SHORT_BINBYTES)",
+      ):
         services.read_plain_pickle(pickle.dumps({"scores": [bomb]}, level))
     assert not made.exists()
 
-  @pytest.mark.parametrize("value", [b"bytes", bytearray(b"b"), {1, 2}, frozenset([1])])
+  @pytest.mark.parametrize(
+    "value", [b"bytes", bytearray(b"b"), {1, 2}, frozenset([1])]
+  )
   def test_other_values_are_refused(self, value):
-    with pytest.raises(client.BadReply, match="must be a pickle of plain values; it has the opcode"):
+    with pytest.raises(
+      client.BadReply,
+      match="must be a pickle of plain values; it has the opcode",
+    ):
       services.read_plain_pickle(pickle.dumps({"scores": [value]}, 5))
 
   def test_room_for_nothing_is_refused(self):
     # 1, kept under the number 0x7f000000
     body = b"\x80\x04K\x01r\x00\x00\x00\x7f."
-    with pytest.raises(client.BadReply, match="asks for room that it does not need"):
+    with pytest.raises(
+      client.BadReply, match="asks for room that it does not need"
+    ):
       services.read_plain_pickle(body)
 
   def test_value_of_endless_text_is_named_by_its_type(self):
@@ -179,8 +278,12 @@ class TestReadPlainPickle:
       nested = [nested, nested]
     body = flow_grpo_reply(scores=[nested] * 5)
     with scripted.serve(lambda request: (200, body)) as server:
-      found = services.FlowGrpoService(make(server.url), batch=8).score(IMAGES, RECORDS)
-    assert found[0].reason.endswith("a score or part must be a number; got a list")
+      found = services.FlowGrpoService(make(server.url), batch=8).score(
+        IMAGES, RECORDS
+      )
+    assert found[0].reason.endswith(
+      "a score or part must be a number; got a list"
+    )
 
   def test_damaged_pickle_is_no_reply(self):
     rng, whole = random.Random(0), flow_grpo_reply()

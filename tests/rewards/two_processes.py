@@ -18,9 +18,9 @@ jax.distributed.initialize(COORDINATOR, num_processes=2, process_id=PROCESS)
 
 import dataclasses  # noqa: E402
 
+from etils import epath  # noqa: E402
 import numpy as np  # noqa: E402
 
-from etils import epath  # noqa: E402
 from r3jax.run import loop
 from r3jax.run import workdir
 from r3jax.run.logging import metrics
@@ -28,9 +28,17 @@ from r3jax.run.logging import sinks
 from tests import tiny  # noqa: E402
 
 SETTINGS = {
-    "mesh.data": 2, "log.samples_every": 0, "total_steps": 6, "checkpoint.every": 1000,
-    "reward.name": "service", "reward.endpoints": (ENDPOINT,), "reward.batch": 2, "reward.cache": 0,
-    "reward.client.deadline": 5.0, "reward.client.attempts": 1, "reward.client.failures_to_open": 1000,
+  "mesh.data": 2,
+  "log.samples_every": 0,
+  "total_steps": 6,
+  "checkpoint.every": 1000,
+  "reward.name": "service",
+  "reward.endpoints": (ENDPOINT,),
+  "reward.batch": 2,
+  "reward.cache": 0,
+  "reward.client.deadline": 5.0,
+  "reward.client.attempts": 1,
+  "reward.client.failures_to_open": 1000,
 }
 
 
@@ -50,26 +58,43 @@ def run(session, policy, step, name: str, **reward) -> dict:
   session = dataclasses.replace(session, config=config, files=files)
   session.experiment.reward.metrics()
   try:
-    state = loop._iterate(session, step, session.init(policy), loop.Clock(), metrics.MetricWriter(sinks.open_all(session.files.path, None)))
+    state = loop._iterate(
+      session,
+      step,
+      session.init(policy),
+      loop.Clock(),
+      metrics.MetricWriter(sinks.open_all(session.files.path, None)),
+    )
   except (RuntimeError, ZeroDivisionError) as error:
     return {"ended": type(error).__name__, "says": str(error)[:200]}
   counts = session.experiment.reward.scorers["service"].metrics()
-  return {"ended": "finished", "policy": fingerprint(state.policy), "step": int(state.step), "counts": counts}
+  return {
+    "ended": "finished",
+    "policy": fingerprint(state.policy),
+    "step": int(state.step),
+    "counts": counts,
+  }
 
 
 def break_here(scorer):
   """Makes this process's reward raise at its second call."""
   calls, score = iter(range(10**6)), scorer._reward.score
-  scorer._reward.score = lambda images, records: 1 // (next(calls) != 1) and score(images, records)
+  scorer._reward.score = lambda images, records: (
+    1 // (next(calls) != 1) and score(images, records)
+  )
 
 
 def main():
-  session, policy = loop.prepare(tiny.make_config(pathlib.Path(MODEL), SETTINGS), WORKDIR)
+  session, policy = loop.prepare(
+    tiny.make_config(pathlib.Path(MODEL), SETTINGS), WORKDIR
+  )
   with jax.set_mesh(session.mesh):
     step = session.compile(session.init(policy), None)
     found = {
-        "goes on": run(session, policy, step, "a", max_failed_fraction=1.0),
-        "stops": run(session, policy, step, "b", max_failed_fraction=0.1, failure_window=10),
+      "goes on": run(session, policy, step, "a", max_failed_fraction=1.0),
+      "stops": run(
+        session, policy, step, "b", max_failed_fraction=0.1, failure_window=10
+      ),
     }
     if PROCESS == 1:
       break_here(session.experiment.reward.scorers["service"])

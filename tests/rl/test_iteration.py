@@ -19,7 +19,9 @@ from tests import documented
 from tests import tiny
 
 MESHES = {  # with the number of micro-batches
-    "one device": ((1, 1, 1), 1), "2x2x2, halves of groups": ((2, 2, 2), 2), "groups over two replicas": ((4, 1, 1), 1)
+  "one device": ((1, 1, 1), 1),
+  "2x2x2, halves of groups": ((2, 2, 2), 2),
+  "groups over two replicas": ((4, 1, 1), 1),
 }
 
 
@@ -28,7 +30,9 @@ def _close(found, expected, tolerance: float):
 
   def check(path, a, b):
     rounding = 2e-7 if tolerance and np.asarray(b).dtype == np.float32 else 0.0
-    np.testing.assert_allclose(a, b, rtol=rounding, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+    np.testing.assert_allclose(
+      a, b, rtol=rounding, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+    )
 
   jax.tree_util.tree_map_with_path(check, found, expected)
 
@@ -57,22 +61,30 @@ def wide_run(tiny_model):
   def run(name: str):
     with jax.enable_x64(True):
       shape, parts = MESHES[name]
-      return tiny.make_bench(tiny_model, shape, {"model.dtype": "float64", "step.micro_batches": parts}).run(2)
+      return tiny.make_bench(
+        tiny_model,
+        shape,
+        {"model.dtype": "float64", "step.micro_batches": parts},
+      ).run(2)
 
   return run
 
 
-def _staged(split, change=lambda score: score, rounds: int = 1) -> types.SimpleNamespace:
+def _staged(
+  split, change=lambda score: score, rounds: int = 1
+) -> types.SimpleNamespace:
   """Returns a split iteration with other scores or rounds."""
-  return types.SimpleNamespace(**vars(split) | {
+  return types.SimpleNamespace(
+    **vars(split)
+    | {
       "settings": dataclasses.replace(split.settings, reflect_rounds=rounds),
       "score_drafts": lambda drafts: change(split.score_drafts(drafts)),
       "score_edits": lambda edits: change(split.score_edits(edits)),
-  })
+    }
+  )
 
 
 class TestFused:
-
   def test_ratios_are_one_on_policy(self, fused):
     for _, metrics, _ in fused:
       for name in ("reason_text", "reason_image", "edit_text", "edit_image"):
@@ -89,69 +101,116 @@ class TestFused:
   def test_pool_is_what_the_drafts_are(self, fused):
     for _, metrics, samples in fused:
       right = np.mean(samples.draft_score.value == 1)
-      assert (metrics["pool/right"], metrics["pool/wrong"], metrics["pool/unscored"]) == pytest.approx((right, 1 - right, 0))
+      assert (
+        metrics["pool/right"],
+        metrics["pool/wrong"],
+        metrics["pool/unscored"],
+      ) == pytest.approx((right, 1 - right, 0))
       drawn = samples.edits.row
-      assert metrics["edit/pool_prompts"] == pytest.approx(len(set(drawn.tolist())) / 2)
+      assert metrics["edit/pool_prompts"] == pytest.approx(
+        len(set(drawn.tolist())) / 2
+      )
 
   def test_ratios_and_lengths_are_those_of_the_samples(self, fused):
     for _, metrics, samples in fused:
       text = samples.drafts.rollout.text
       assert metrics["reason/text_ratio"] == pytest.approx(1, abs=1e-4)
       assert metrics["edit/image_ratio"] == pytest.approx(1, abs=1e-4)
-      assert metrics["reason/tokens_at_limit"] == pytest.approx(np.mean(text.lengths == text.ids.shape[1]))
+      assert metrics["reason/tokens_at_limit"] == pytest.approx(
+        np.mean(text.lengths == text.ids.shape[1])
+      )
       scored = np.arange(text.ids.shape[1] - 1) < text.lengths[:, None] - 2
-      assert metrics["reason/text_entropy"] == pytest.approx(-text.behavior_logprob[scored].mean(), rel=1e-5)
+      assert metrics["reason/text_entropy"] == pytest.approx(
+        -text.behavior_logprob[scored].mean(), rel=1e-5
+      )
 
   def test_updates_and_iterations_are_counted(self, fused):
     state = fused[-1][0]
-    counts = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32}
+    counts = {
+      int(leaf)
+      for leaf in jax.tree.leaves(state.opt_state)
+      if leaf.dtype == np.int32
+    }
     assert (int(state.step), counts) == (3, {6})
 
   def test_stopped_samples_keep_image_and_score(self, fused):
     for _, _, samples in fused:
-      stop, size = samples.edits.parsed.stop, samples.edits.row.size // len(samples.edits.source.images)
+      stop, size = (
+        samples.edits.parsed.stop,
+        samples.edits.row.size // len(samples.edits.source.images),
+      )
       source = np.repeat(samples.edits.source.images, size, axis=0)
-      np.testing.assert_array_equal(samples.edits.refined.images[stop], source[stop])
-      np.testing.assert_array_equal(samples.edit_score.value[stop], samples.edits.before[stop])
+      np.testing.assert_array_equal(
+        samples.edits.refined.images[stop], source[stop]
+      )
+      np.testing.assert_array_equal(
+        samples.edit_score.value[stop], samples.edits.before[stop]
+      )
 
   @pytest.mark.parametrize("rounds", [0, 2])
   def test_metrics_follow_the_number_of_rounds(self, tiny_model, rounds):
     bench = tiny.make_bench(tiny_model, changes={"reflect_rounds": rounds})
     with jax.set_mesh(bench.mesh):
       step = programs.fused(bench.iteration, bench.mesh)
-      state, metrics, samples = jax.eval_shape(step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0))
+      state, metrics, samples = jax.eval_shape(
+        step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0)
+      )
     stages = {name.split("/")[0] for name in metrics} - {"mismatch"}
-    assert stages == {"reason"} | {0: set(), 2: {"pool", "edit", "pool2", "edit2"}}[rounds]
+    assert (
+      stages
+      == {"reason"} | {0: set(), 2: {"pool", "edit", "pool2", "edit2"}}[rounds]
+    )
     assert not documented.undocumented(metrics, "always", parts=("strict",))
     assert (samples.edits is None) == (rounds == 0)
     assert state.step.shape == ()
 
 
 class TestSplit:
-
   def test_numbers_are_those_of_the_fused_step(self, bench, split, fused):
     staged = bench.run_staged(split, 2)
-    for (state, metrics, samples), (fused_state, fused_metrics, fused_samples) in zip(staged, fused):
-      np.testing.assert_array_equal(samples.drafts.rollout.text.ids, fused_samples.drafts.rollout.text.ids)
-      np.testing.assert_array_equal(samples.edits.text.ids, fused_samples.edits.text.ids)
+    for (state, metrics, samples), (
+      fused_state,
+      fused_metrics,
+      fused_samples,
+    ) in zip(staged, fused):
+      np.testing.assert_array_equal(
+        samples.drafts.rollout.text.ids, fused_samples.drafts.rollout.text.ids
+      )
+      np.testing.assert_array_equal(
+        samples.edits.text.ids, fused_samples.edits.text.ids
+      )
       _close(metrics, fused_metrics, 1e-4)
       _close(state.policy, fused_state.policy, 1e-4)
 
   def test_stages_are_timed(self, bench, split, fused):
     with jax.set_mesh(bench.mesh):
-      _, metrics, _ = programs.run_timed(split, bench.state(), bench.frozen, bench.batch(0), np.uint32(0))
-    seconds = {name: metrics[name] for name in metrics if name not in fused[0][1]}
+      _, metrics, _ = programs.run_timed(
+        split, bench.state(), bench.frozen, bench.batch(0), np.uint32(0)
+      )
+    seconds = {
+      name: metrics[name] for name in metrics if name not in fused[0][1]
+    }
     documented.check(seconds, "split")
-    assert {name.split("/")[-1] for name in seconds} == set(programs._SPLIT_SPECS)
+    assert {name.split("/")[-1] for name in seconds} == set(
+      programs._SPLIT_SPECS
+    )
     assert all(value > 0 for value in seconds.values())
 
   @pytest.mark.parametrize("rounds", [0, 2])
   def test_rounds_are_updates_on_edits(self, bench, split, rounds):
     ((state, metrics, _),) = bench.run_staged(_staged(split, rounds=rounds), 1)
-    counts = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32}
+    counts = {
+      int(leaf)
+      for leaf in jax.tree.leaves(state.opt_state)
+      if leaf.dtype == np.int32
+    }
     assert counts == {1 + rounds}
     assert ("edit2/loss" in metrics) == (rounds == 2)
-    assert all(np.isfinite(value) for name, value in metrics.items() if name.endswith(("loss", "norm")))
+    assert all(
+      np.isfinite(value)
+      for name, value in metrics.items()
+      if name.endswith(("loss", "norm"))
+    )
 
 
 class TestInvalidRewards:
@@ -164,44 +223,80 @@ class TestInvalidRewards:
     def change(score: types_lib.Score) -> types_lib.Score:
       known = valid.reshape(-1)
       fill = lambda x: jnp.where(known, x, value).astype(jnp.float32)
-      return types_lib.Score(fill(score.value), known, jax.tree.map(fill, score.parts))
+      return types_lib.Score(
+        fill(score.value), known, jax.tree.map(fill, score.parts)
+      )
 
     return _staged(split, change)
 
-  @pytest.mark.parametrize("valid", [
+  @pytest.mark.parametrize(
+    "valid",
+    [
       [[True, False, True, True], [True, True, True, False]],
       [[False] * 4, [True] * 4],
       [[True, False, False, False], [True] * 4],
-  ], ids=["some samples", "a group", "all but one of a group"])
+    ],
+    ids=["some samples", "a group", "all but one of a group"],
+  )
   def test_value_is_not_read_where_invalid(self, bench, split, valid):
     valid = np.array(valid)
-    ((one, one_metrics, _),) = bench.run_staged(self._staged(split, valid, np.nan), 1)
-    ((two, two_metrics, _),) = bench.run_staged(self._staged(split, valid, 0.7), 1)
+    ((one, one_metrics, _),) = bench.run_staged(
+      self._staged(split, valid, np.nan), 1
+    )
+    ((two, two_metrics, _),) = bench.run_staged(
+      self._staged(split, valid, 0.7), 1
+    )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(one.policy))
     _close(one, two, 0.0)
     _close(one_metrics, two_metrics, 0.0)
     assert one_metrics["reason/valid"] == valid.mean()
 
   def test_nothing_is_learned_without_rewards(self, bench, split):
-    ((state, metrics, _),) = bench.run_staged(self._staged(split, np.zeros((2, 4), bool), np.nan), 1)
+    ((state, metrics, _),) = bench.run_staged(
+      self._staged(split, np.zeros((2, 4), bool), np.nan), 1
+    )
     _close(state.policy, jax.device_get(bench.policy), 0.0)
-    assert metrics["reason/loss"] == metrics["edit/loss"] == metrics["reason/valid"] == 0
+    assert (
+      metrics["reason/loss"]
+      == metrics["edit/loss"]
+      == metrics["reason/valid"]
+      == 0
+    )
     assert np.isnan(metrics["reason/score"])
 
   def test_momentum_moves_nothing_without_rewards(self, bench, split):
-    some, none = self._staged(split, np.ones((2, 4), bool), 0.0), self._staged(split, np.zeros((2, 4), bool), np.nan)
+    some, none = (
+      self._staged(split, np.ones((2, 4), bool), 0.0),
+      self._staged(split, np.zeros((2, 4), bool), np.nan),
+    )
     ((first, _, _),) = bench.run_staged(some, 1)
-    calls = iter([some.score_drafts, some.score_edits, none.score_drafts, none.score_edits])
-    turning = types.SimpleNamespace(**vars(some) | {
-        "score_drafts": lambda drafts: next(calls)(drafts), "score_edits": lambda edits: next(calls)(edits)})
+    calls = iter(
+      [some.score_drafts, some.score_edits, none.score_drafts, none.score_edits]
+    )
+    turning = types.SimpleNamespace(
+      **vars(some)
+      | {
+        "score_drafts": lambda drafts: next(calls)(drafts),
+        "score_edits": lambda edits: next(calls)(edits),
+      }
+    )
     _, (second, _, _) = bench.run_staged(turning, 2)
-    _close((second.policy, second.opt_state), (first.policy, first.opt_state), 0.0)
-    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(first.opt_state))
+    _close(
+      (second.policy, second.opt_state), (first.policy, first.opt_state), 0.0
+    )
+    assert any(
+      np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(first.opt_state)
+    )
 
   def test_group_with_one_score_contributes_nothing(self, bench, split):
-    alone, none = np.array([[True] + [False] * 3, [True] * 4]), np.array([[False] * 4, [True] * 4])
+    alone, none = (
+      np.array([[True] + [False] * 3, [True] * 4]),
+      np.array([[False] * 4, [True] * 4]),
+    )
     iteration = lambda valid: self._staged(split, valid, np.nan)
-    one, two = (self._reason(bench, iteration(valid)) for valid in (alone, none))
+    one, two = (
+      self._reason(bench, iteration(valid)) for valid in (alone, none)
+    )
     _close(one, two, 0.0)
 
   @staticmethod
@@ -210,19 +305,33 @@ class TestInvalidRewards:
     with jax.set_mesh(bench.mesh):
       state, key = bench.state(), jax.random.key(3)
       drafts = stages.draft(state, bench.frozen, bench.batch(0), key)
-      state, _ = stages.learn_to_reason(state, bench.frozen, drafts, stages.score_drafts(drafts))
+      state, _ = stages.learn_to_reason(
+        state, bench.frozen, drafts, stages.score_drafts(drafts)
+      )
       return jax.device_get(state.policy)
 
 
 class TestMesh:
-
   @pytest.mark.parametrize(
-      "name", ["2x2x2, halves of groups", pytest.param("groups over two replicas", marks=pytest.mark.slow)])
+    "name",
+    [
+      "2x2x2, halves of groups",
+      pytest.param("groups over two replicas", marks=pytest.mark.slow),
+    ],
+  )
   def test_two_iterations_equal_those_of_one_device(self, wide_run, name):
-    for (state, metrics, samples), (one_state, one_metrics, one_samples) in zip(wide_run(name), wide_run("one device")):
-      np.testing.assert_array_equal(samples.drafts.rollout.images, one_samples.drafts.rollout.images)
-      np.testing.assert_array_equal(samples.edits.text.ids, one_samples.edits.text.ids)
-      np.testing.assert_array_equal(samples.edits.refined.images, one_samples.edits.refined.images)
+    for (state, metrics, samples), (one_state, one_metrics, one_samples) in zip(
+      wide_run(name), wide_run("one device")
+    ):
+      np.testing.assert_array_equal(
+        samples.drafts.rollout.images, one_samples.drafts.rollout.images
+      )
+      np.testing.assert_array_equal(
+        samples.edits.text.ids, one_samples.edits.text.ids
+      )
+      np.testing.assert_array_equal(
+        samples.edits.refined.images, one_samples.edits.refined.images
+      )
       _close(samples.draft_score, one_samples.draft_score, 1e-8)
       _close(samples.edit_score, one_samples.edit_score, 1e-8)
       _close(metrics, one_metrics, 1e-8)
@@ -230,28 +339,38 @@ class TestMesh:
 
   # what the test above shows in float64, in the dtype that is trained in
   @pytest.mark.slow
-  def test_losses_and_gradients_in_float32_equal_those_of_one_device(self, tiny_model, fused):
+  def test_losses_and_gradients_in_float32_equal_those_of_one_device(
+    self, tiny_model, fused
+  ):
     # off-policy by then: ratios differ from 1, the KL from 0
     state, _, samples = fused[-1]
-    found = [self._learned(tiny_model, *MESHES[name], state.policy, samples) for name in ("2x2x2, halves of groups", "one device")]
+    found = [
+      self._learned(tiny_model, *MESHES[name], state.policy, samples)
+      for name in ("2x2x2, halves of groups", "one device")
+    ]
     _close(*found, 1e-5)
 
   @staticmethod
   def _learned(folder, shape, parts, policy, samples: iteration_lib.Samples):
     """Returns losses and gradients of both updates from a recorded iteration."""
     keep = optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params),
-        lambda updates, *_: (jax.tree.map(jnp.zeros_like, updates), updates),
+      lambda params: jax.tree.map(jnp.zeros_like, params),
+      lambda updates, *_: (jax.tree.map(jnp.zeros_like, updates), updates),
     )
     bench = tiny.make_bench(folder, shape, {"step.micro_batches": parts})
     iteration = dataclasses.replace(bench.iteration, optimizer=keep)
     session = dataclasses.replace(bench.session, iteration=iteration)
     found, split = [], programs.split(iteration, bench.mesh)
     with jax.set_mesh(bench.mesh):
-      state = session.init(jax.device_put(policy, parameters.shardings(session.experiment.modules.bagel, bench.mesh)))
+      state = session.init(
+        jax.device_put(
+          policy,
+          parameters.shardings(session.experiment.modules.bagel, bench.mesh),
+        )
+      )
       for learn, rollout, score in (
-          (split.learn_to_reason, samples.drafts, samples.draft_score),
-          (split.learn_to_edit, samples.edits, samples.edit_score),
+        (split.learn_to_reason, samples.drafts, samples.draft_score),
+        (split.learn_to_edit, samples.edits, samples.edit_score),
       ):
         new, metrics = learn(state, bench.frozen, rollout, score)
         found.append(jax.device_get((metrics["loss"], new.opt_state)))
@@ -259,23 +378,30 @@ class TestMesh:
 
 
 class TestHost:
-
-  def test_rewards_and_parser_of_the_host_change_nothing(self, tiny_model, wide_run):
+  def test_rewards_and_parser_of_the_host_change_nothing(
+    self, tiny_model, wide_run
+  ):
     scored = []
 
     def reward(images, target):
       scored.extend(np.asarray(images))
-      return jax.tree.map(np.asarray, tiny.brightness(np.asarray(images), target))
+      return jax.tree.map(
+        np.asarray, tiny.brightness(np.asarray(images), target)
+      )
 
     with jax.enable_x64(True):
       changes = {"model.dtype": "float64", "sequence.parser": "strings"}
       bench = tiny.make_bench(tiny_model, (2, 2, 2), changes)
       called = scorer.reward_from_host(reward, ("strict",), bench.mesh)
       iteration = dataclasses.replace(bench.iteration, reward=called)
-      bench = dataclasses.replace(bench, session=dataclasses.replace(bench.session, iteration=iteration))
+      bench = dataclasses.replace(
+        bench, session=dataclasses.replace(bench.session, iteration=iteration)
+      )
       ((state, metrics, samples),) = bench.run(1)
     one_state, one_metrics, _ = wide_run("one device")[0]
     _close(metrics, one_metrics, 1e-8)
     _close(state, one_state, 1e-8)
     made = [*samples.drafts.rollout.images, *samples.edits.refined.images]
-    assert sorted(image.tobytes() for image in scored) == sorted(image.tobytes() for image in made)
+    assert sorted(image.tobytes() for image in scored) == sorted(
+      image.tobytes() for image in made
+    )

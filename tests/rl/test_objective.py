@@ -15,31 +15,44 @@ from r3jax.sampling import guidance
 from r3jax.sampling import schedule
 
 TEXT = samples.Text(
-    ids=jnp.zeros((2, 4), jnp.int32),
-    lengths=jnp.array([4, 3]),
-    behavior_logprob=jnp.full((2, 3), -1.0),
+  ids=jnp.zeros((2, 4), jnp.int32),
+  lengths=jnp.array([4, 3]),
+  behavior_logprob=jnp.full((2, 3), -1.0),
 )
 
 
 class TestTextTerms:
-
   def test_sums_over_scored_tokens_of_valid_samples(self):
     # 9: begin and end side, unscored
     logprob = jnp.array([[-1.0, -0.5, 9.0], [-2.0, 9.0, 9.0]])
     found = objective.text_terms(
-        logprob, logprob - 1, TEXT, jnp.array([1.0, 2.0]), jnp.array([True, True]), 0.2
+      logprob,
+      logprob - 1,
+      TEXT,
+      jnp.array([1.0, 2.0]),
+      jnp.array([True, True]),
+      0.2,
     )
-    np.testing.assert_allclose(found.policy, -1 - 1.2 - 2 * np.exp(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+      found.policy, -1 - 1.2 - 2 * np.exp(-1), rtol=1e-5
+    )
     np.testing.assert_allclose(found.kl, 3 * np.exp(-1), rtol=1e-5)
     assert (int(found.tokens), int(found.clipped)) == (3, 2)
     np.testing.assert_allclose(found.mismatch, np.exp(0.5) - 1, rtol=1e-5)
-    np.testing.assert_allclose(found.ratio, 1 + np.exp(0.5) + np.exp(-1), rtol=1e-5)
+    np.testing.assert_allclose(
+      found.ratio, 1 + np.exp(0.5) + np.exp(-1), rtol=1e-5
+    )
     np.testing.assert_allclose(found.entropy, 3, rtol=1e-6)
 
   def test_leaves_invalid_samples_out(self):
     logprob = jnp.array([[-1.0, -1.0, 9.0], [jnp.nan, jnp.nan, 9.0]])
     found = objective.text_terms(
-        logprob, logprob, TEXT, jnp.array([1.0, 2.0]), jnp.array([True, False]), 0.2
+      logprob,
+      logprob,
+      TEXT,
+      jnp.array([1.0, 2.0]),
+      jnp.array([True, False]),
+      0.2,
     )
     np.testing.assert_allclose(found.policy, -2, rtol=1e-6)
     assert int(found.tokens) == 2 and float(found.kl) == 0
@@ -47,37 +60,58 @@ class TestTextTerms:
   def test_gradient_is_finite_for_an_invalid_sample(self):
     logprob = jnp.array([[-1.0, -1.0, 0.0], [-200.0, -200.0, 0.0]])
     valid = jnp.array([True, False])
-    policy = lambda x: objective.text_terms(x, jnp.zeros_like(x), TEXT, jnp.ones(2), valid, 0.2)
+    policy = lambda x: objective.text_terms(
+      x, jnp.zeros_like(x), TEXT, jnp.ones(2), valid, 0.2
+    )
     gradient = jax.grad(lambda x: policy(x).policy + policy(x).kl)(logprob)
     assert bool(jnp.isfinite(gradient).all()) and not np.any(gradient[1])
 
   def test_keeps_and_counts_an_extreme_kl(self):
     logprob = jnp.array([[-1.0, -4.0, 0.0], [-1.0, 0.0, 0.0]])
     found = objective.text_terms(
-        logprob, jnp.full((2, 3), -1.0), TEXT, jnp.ones(2), jnp.ones(2, bool), 0.2
+      logprob, jnp.full((2, 3), -1.0), TEXT, jnp.ones(2), jnp.ones(2, bool), 0.2
     )
     np.testing.assert_allclose(found.kl, np.exp(3) - 4, rtol=1e-5)
     assert int(found.extreme_kl) == 1
 
 
 class TestFlowTerms:
-
   def test_are_zero_with_a_zero_gradient_for_a_stage_without_sde(self):
     """Such a rollout records zeros: a step at time 0 has neither mean nor standard deviation."""
     zeros = jnp.zeros((2, 3, 4))
     trajectory = flow_lib.Trajectory(zeros, zeros, zeros, *[jnp.zeros(2)] * 3)
     flow = settings.FlowSettings(
-        schedule.Schedule(4), guidance.Guidance(1.0, 1.0, "global"), schedule.Eta("monotonic", 0.7), 0
+      schedule.Schedule(4),
+      guidance.Guidance(1.0, 1.0, "global"),
+      schedule.Eta("monotonic", 0.7),
+      0,
     )
     loss = settings.LossSettings(1.0, 2.0, 0.001, 0.001, 0.2, False, 1.0)
 
     def value(velocity):
       terms = objective.flow_terms(
-          velocity, zeros, trajectory, flow, jnp.ones(2), jnp.ones(2, bool), loss.clip_range
+        velocity,
+        zeros,
+        trajectory,
+        flow,
+        jnp.ones(2),
+        jnp.ones(2, bool),
+        loss.clip_range,
       )
-      text = objective.text_terms(jnp.zeros((2, 3)), jnp.zeros((2, 3)), TEXT, jnp.zeros(2), jnp.zeros(2, bool), 0.2)
-      return objective.total(text, terms, text.tokens, terms.images, loss), terms
+      text = objective.text_terms(
+        jnp.zeros((2, 3)),
+        jnp.zeros((2, 3)),
+        TEXT,
+        jnp.zeros(2),
+        jnp.zeros(2, bool),
+        0.2,
+      )
+      return objective.total(
+        text, terms, text.tokens, terms.images, loss
+      ), terms
 
-    (total, terms), gradient = jax.value_and_grad(value, has_aux=True)(jnp.ones((2, 3, 4)))
+    (total, terms), gradient = jax.value_and_grad(value, has_aux=True)(
+      jnp.ones((2, 3, 4))
+    )
     assert float(total) == 0 and int(terms.images) == 0
     np.testing.assert_array_equal(gradient, zeros)

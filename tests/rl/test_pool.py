@@ -27,7 +27,10 @@ def _assert_near(frequencies, probabilities) -> None:
   """Asserts equality within four standard errors; what cannot happen never does."""
   probabilities = np.asarray(probabilities)
   error = 4 * np.sqrt(probabilities * (1 - probabilities) / DRAWS)
-  assert (np.abs(frequencies - probabilities) <= error).all(), (frequencies, probabilities)
+  assert (np.abs(frequencies - probabilities) <= error).all(), (
+    frequencies,
+    probabilities,
+  )
 
 
 SCORE = np.array([1.0, 0.0, 0.5, 1.0, 0.999, 1.0], np.float32)
@@ -35,7 +38,6 @@ ALL = np.ones(len(SCORE), bool)
 
 
 class TestDraw:
-
   def test_is_uniform_inside_each_side(self):
     expected = np.where(SCORE == 1, 0.15 / 3, 0.85 / 3)
     _assert_near(_frequencies(SCORE, ALL, 0.15), expected)
@@ -53,7 +55,9 @@ class TestDraw:
     found = _frequencies(SCORE, SCORE == 1, 0.15)
     _assert_near(found, np.where(SCORE == 1, 1 / 3, 0))
 
-  @pytest.mark.parametrize("perfect, side", [(0.0, SCORE != 1), (1.0, SCORE == 1)])
+  @pytest.mark.parametrize(
+    "perfect, side", [(0.0, SCORE != 1), (1.0, SCORE == 1)]
+  )
   def test_keeps_to_one_side_at_the_ends(self, perfect, side):
     _assert_near(_frequencies(SCORE, ALL, perfect), np.where(side, 1 / 3, 0))
 

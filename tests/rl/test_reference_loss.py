@@ -16,7 +16,9 @@ WIDE = (2, 3)
 
 
 def _flow(guidance: guidance_lib.Guidance) -> settings.FlowSettings:
-  return settings.FlowSettings(schedule.Schedule(4), guidance, schedule.Eta("monotonic", 1.0), 1)
+  return settings.FlowSettings(
+    schedule.Schedule(4), guidance, schedule.Eta("monotonic", 1.0), 1
+  )
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +27,26 @@ def capacities():
 
 
 class TestReason:
-
   def test_scores_without_guidance(self, capacities):
-    flow, _ = reference_loss.reason(_flow(guidance_lib.Guidance(4.0, 1.0, "global")), layouts.reason(capacities))
+    flow, _ = reference_loss.reason(
+      _flow(guidance_lib.Guidance(4.0, 1.0, "global")),
+      layouts.reason(capacities),
+    )
     assert flow.branches(layouts.DRAFT) == ("draft",)
 
   def test_transposes_the_copy_alone(self, capacities):
     layout = layouts.reason(capacities)
-    _, literal = reference_loss.reason(_flow(guidance_lib.Guidance(4.0, 1.0, "global")), layout)
+    _, literal = reference_loss.reason(
+      _flow(guidance_lib.Guidance(4.0, 1.0, "global")), layout
+    )
     assert literal["draft"] == layout["draft"]
-    assert (layout["draft_without_text"].grid, literal["draft_without_text"].grid) == ((2, 3), (3, 2))
+    assert (
+      layout["draft_without_text"].grid,
+      literal["draft_without_text"].grid,
+    ) == ((2, 3), (3, 2))
 
 
 class TestRefine:
-
   @pytest.fixture
   def literal(self, capacities):
     flow = _flow(guidance_lib.Guidance(4.0, 1.5, "text_channel"))
@@ -51,25 +59,41 @@ class TestRefine:
     t = jnp.array([0.3999, 0.4, 0.4001, 1.0], jnp.float32)
     sampled = guidance_lib.Guidance(4.0, 1.5, "text_channel").active(t)
     np.testing.assert_array_equal(sampled, [False, False, True, True])
-    np.testing.assert_array_equal(literal[0].guidance.active(t), [False, True, True, True])
+    np.testing.assert_array_equal(
+      literal[0].guidance.active(t), [False, True, True, True]
+    )
 
   def test_transposes_the_copies_and_not_what_they_copy(self, literal):
-    grids = {segment.name: segment.grid for segment in literal[1].segments if segment.kind in ("clean", "noise")}
+    grids = {
+      segment.name: segment.grid
+      for segment in literal[1].segments
+      if segment.kind in ("clean", "noise")
+    }
     assert grids == {
-        "source": (2, 3), "edit": (2, 3), "edit_without_text": (3, 2), "edit_without_image": (3, 2)
+      "source": (2, 3),
+      "edit": (2, 3),
+      "edit_without_text": (3, 2),
+      "edit_without_image": (3, 2),
     }
 
 
 # two compilations of the step; the loss itself is compared with the goldens
 @pytest.mark.slow
 class TestIteration:
-
   def test_samples_the_same_and_leaves_ratio_one(self, tiny_model):
     guided = {"reason.interval": (0.0, 1.0), "refine.interval": (0.0, 1.0)}
-    (_, usual, samples), = tiny.make_bench(tiny_model, changes=guided).run(1)
+    ((_, usual, samples),) = tiny.make_bench(tiny_model, changes=guided).run(1)
     changes = guided | {"compat.reference_loss": True}
-    (_, literal, literal_samples), = tiny.make_bench(tiny_model, changes=changes).run(1)
-    jax.tree.map(np.testing.assert_array_equal, literal_samples.drafts.rollout, samples.drafts.rollout)
-    assert usual["mismatch/reason_image"] < 1e-4 < literal["mismatch/reason_image"]
+    ((_, literal, literal_samples),) = tiny.make_bench(
+      tiny_model, changes=changes
+    ).run(1)
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      literal_samples.drafts.rollout,
+      samples.drafts.rollout,
+    )
+    assert (
+      usual["mismatch/reason_image"] < 1e-4 < literal["mismatch/reason_image"]
+    )
     assert usual["mismatch/edit_image"] < 1e-4 < literal["mismatch/edit_image"]
     assert literal["mismatch/reason_text"] < 1e-4

@@ -39,7 +39,12 @@ def refused(tiny_model, tmp_path, monkeypatch):
   def message(changes: dict, folder: pathlib.Path = tiny_model) -> str:
     workdir = tmp_path / "workdir"
     with pytest.raises(ValueError) as error:
-      loop.prepare(tiny.make_config(folder, {"mesh.data": 8, "eval.batch_size": 8} | changes), str(workdir))
+      loop.prepare(
+        tiny.make_config(
+          folder, {"mesh.data": 8, "eval.batch_size": 8} | changes
+        ),
+        str(workdir),
+      )
     assert not workdir.exists()
     return str(error.value)
 
@@ -54,55 +59,101 @@ def _edit(path: pathlib.Path, change):
 
 
 class TestConfig:
-
   def test_group_size_that_does_not_divide_is_refused(self, refused):
-    assert "(2 * 3) must be divisible by the number of data replicas (8)" in refused({"group_size": 3})
+    assert (
+      "(2 * 3) must be divisible by the number of data replicas (8)"
+      in refused({"group_size": 3})
+    )
 
   def test_groups_that_straddle_replicas_are_refused(self, refused):
     message = refused({"groups_per_step": 3, "group_size": 8})
-    assert "groups_per_step (3) must be a multiple or a divisor of the number of data replicas (8)" in message
+    assert (
+      "groups_per_step (3) must be a multiple or a divisor of the number of data replicas (8)"
+      in message
+    )
 
   def test_group_of_one_is_refused(self, refused):
     assert "group_size must be at least 2" in refused({"group_size": 1})
 
   def test_mesh_that_is_not_all_devices_is_refused(self, refused):
-    assert "must be the number of devices (8); got 3 * 1 * 1" in refused({"mesh.data": 3})
+    assert "must be the number of devices (8); got 3 * 1 * 1" in refused(
+      {"mesh.data": 3}
+    )
 
   def test_tensor_axis_that_does_not_divide_the_heads_is_refused(self, refused):
     message = refused({"mesh.data": 1, "mesh.tensor": 8})
     assert "must be divisible by their mesh axis" in message
     assert "['q']['kernel']: 4 by tensor=8" in message
 
-  @pytest.mark.parametrize("key, value, named", [
+  @pytest.mark.parametrize(
+    "key, value, named",
+    [
       ("model.dtype", "float8", "model.dtype must be one of"),
-      ("model.attention", "flash", "model.attention must be 'auto', 'xla' or 'splash'; got 'flash'"),
-      ("model.attention", "splash", "needs heads whose width is a multiple of 128; the model's are 8"),
-      ("step.micro_batches", 3, "step.micro_batches (3) must split the samples of a data replica"),
+      (
+        "model.attention",
+        "flash",
+        "model.attention must be 'auto', 'xla' or 'splash'; got 'flash'",
+      ),
+      (
+        "model.attention",
+        "splash",
+        "needs heads whose width is a multiple of 128; the model's are 8",
+      ),
+      (
+        "step.micro_batches",
+        3,
+        "step.micro_batches (3) must split the samples of a data replica",
+      ),
       ("sharding.rollout.mlp", ("data",), "unknown: ['data']"),
       ("reward.name", "pickle", "reward.name must be one of"),
-      ("reward.value", "beauty", "reward.value must be 'score' or one of ['clutter', 'correct', 'strict']; got 'beauty'"),
+      (
+        "reward.value",
+        "beauty",
+        "reward.value must be 'score' or one of ['clutter', 'correct', 'strict']; got 'beauty'",
+      ),
       ("sequence.parser", "regex", "sequence.parser must be"),
       ("step.mode", "pmap", "step.mode must be"),
       ("reason.renorm", "none", "renorm must be"),
       ("reason.eta_mode", "cosine", "eta mode must be"),
       ("reason.sde_index_max", 9, "sde_index_max must be in 0..3"),
       ("text.top_k", 5, "set top_p or top_k, not both"),
-      ("eval.batch_size", 6, "eval.batch_size (6) must be divisible by the number of data replicas (8)"),
+      (
+        "eval.batch_size",
+        6,
+        "eval.batch_size (6) must be divisible by the number of data replicas (8)",
+      ),
       ("eval.points", 1, "at least 2 points; got 1"),
       ("eval.rounds", 0, "eval.rounds must be at least 1; got 0"),
       ("checkpoint.every", 0, "checkpoint.every must be at least 1; got 0"),
       ("checkpoint.keep", 0, "checkpoint.keep must be at least 1; got 0"),
-      ("profile.steps", -1, "profile.start and profile.steps must not be negative; got 0 and -1"),
+      (
+        "profile.steps",
+        -1,
+        "profile.start and profile.steps must not be negative; got 0 and -1",
+      ),
       ("profile.steps", 2, "must be in 1..3 (total_steps); got 0..1"),
-      ("profile", {"start": 3, "steps": 2}, "must be in 1..3 (total_steps); got 3..4"),
+      (
+        "profile",
+        {"start": 3, "steps": 2},
+        "must be in 1..3 (total_steps); got 3..4",
+      ),
       ("model.remat", "some", "remat"),
       ("groups_per_step", 0, "groups_per_step must be at least 1; got 0"),
       ("reflect_rounds", -1, "reflect_rounds must be at least 0; got -1"),
-      ("mesh.fsdp", 0, "mesh sizes must be at least 1 (data may be -1); got 8 * 0 * 1"),
-      ("total_steps", -1, "total_steps (-1) must be at least the iterations done there (0)"),
+      (
+        "mesh.fsdp",
+        0,
+        "mesh sizes must be at least 1 (data may be -1); got 8 * 0 * 1",
+      ),
+      (
+        "total_steps",
+        -1,
+        "total_steps (-1) must be at least the iterations done there (0)",
+      ),
       ("data.train", "", "data.train must name"),
       ("data.train", "/nowhere/prompts.jsonl", "/nowhere/prompts.jsonl"),
-  ])
+    ],
+  )
   def test_value_that_cannot_be_is_refused(self, refused, key, value, named):
     assert named in refused({key: value})
 
@@ -110,36 +161,62 @@ class TestConfig:
   def test_file_without_prompts_is_refused(self, refused, tmp_path, split):
     (tmp_path / "empty.jsonl").write_text("")
     message = refused({f"data.{split}": str(tmp_path / "empty.jsonl")})
-    assert f"{tmp_path / 'empty.jsonl'} must hold at least one prompt; there is none" in message
+    assert (
+      f"{tmp_path / 'empty.jsonl'} must hold at least one prompt; there is none"
+      in message
+    )
 
   def test_prompt_longer_than_its_segment_is_refused(self, refused):
     message = refused({"sequence.prompt_tokens": 7})
     assert "a text must fit its segment" in message
     assert "exceed the capacity 7: 'a photo of" in message
 
-  def test_heldout_prompt_longer_than_its_segment_is_refused(self, refused, tmp_path):
-    record = {"tag": "counting", "prompt": "a photo of" + " red" * 12, "include": [{"class": "ring", "count": 1}]}
+  def test_heldout_prompt_longer_than_its_segment_is_refused(
+    self, refused, tmp_path
+  ):
+    record = {
+      "tag": "counting",
+      "prompt": "a photo of" + " red" * 12,
+      "include": [{"class": "ring", "count": 1}],
+    }
     (tmp_path / "heldout.jsonl").write_text(json.dumps(record) + "\n")
-    assert "exceed the capacity 12" in refused({"data.heldout": str(tmp_path / "heldout.jsonl")})
+    assert "exceed the capacity 12" in refused(
+      {"data.heldout": str(tmp_path / "heldout.jsonl")}
+    )
 
   def test_question_longer_than_its_segment_is_refused(self, refused):
-    assert "exceed the capacity 8: 'The description" in refused({"sequence.question_tokens": 8})
+    assert "exceed the capacity 8: 'The description" in refused(
+      {"sequence.question_tokens": 8}
+    )
 
   def test_record_of_unknown_words_is_refused(self, refused, tmp_path):
-    record = {"tag": "single_object", "prompt": "a photo of a zebra", "include": [{"class": "ring", "count": 1}]}
+    record = {
+      "tag": "single_object",
+      "prompt": "a photo of a zebra",
+      "include": [{"class": "ring", "count": 1}],
+    }
     (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
-    assert "unknown ['zebra']" in refused({"data.train": str(tmp_path / "train.jsonl")})
+    assert "unknown ['zebra']" in refused(
+      {"data.train": str(tmp_path / "train.jsonl")}
+    )
 
 
 class TestModelFolder:
-
   def test_missing_folder_is_refused(self, refused, tmp_path):
     message = refused({"model.folder": str(tmp_path / "nothing")})
     assert "must hold llm_config.json; not found" in message
     assert str(tmp_path / "nothing") in message
 
-  @pytest.mark.parametrize("name", [
-      "llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors", "tokenizer.json"])
+  @pytest.mark.parametrize(
+    "name",
+    [
+      "llm_config.json",
+      "vit_config.json",
+      "ema.safetensors",
+      "ae.safetensors",
+      "tokenizer.json",
+    ],
+  )
   def test_missing_file_is_named(self, refused, model, name):
     (model / name).unlink()
     assert name in refused({}, model)
@@ -173,17 +250,24 @@ class TestModelFolder:
     message = refused({}, model)
     assert "llm_config.json" in message and "hidden_size" in message
 
-
-  def test_vocabulary_smaller_than_the_tokenizer_is_refused(self, refused, model):
+  def test_vocabulary_smaller_than_the_tokenizer_is_refused(
+    self, refused, model
+  ):
     path = model / "llm_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 90}))
-    assert "the tokenizer's ids (96) must fit the model's vocabulary (90)" in refused({}, model)
+    path.write_text(
+      json.dumps(json.loads(path.read_text()) | {"vocab_size": 90})
+    )
+    assert (
+      "the tokenizer's ids (96) must fit the model's vocabulary (90)"
+      in refused({}, model)
+    )
 
 
 class TestWorkdir:
-
   def _config(self, folder, changes=None):
-    return tiny.make_config(folder, {"mesh.data": 8, "eval.batch_size": 8} | (changes or {}))
+    return tiny.make_config(
+      folder, {"mesh.data": 8, "eval.batch_size": 8} | (changes or {})
+    )
 
   @pytest.fixture
   def opened(self, tiny_model, tmp_path):
@@ -194,16 +278,26 @@ class TestWorkdir:
 
   def test_file_in_place_of_the_folder_is_refused(self, tiny_model, tmp_path):
     (tmp_path / "workdir").write_text("mine")
-    with pytest.raises(ValueError, match="workdir must be a writable folder, got '.*workdir'"):
+    with pytest.raises(
+      ValueError, match="workdir must be a writable folder, got '.*workdir'"
+    ):
       loop.prepare(self._config(tiny_model), str(tmp_path / "workdir"))
     assert (tmp_path / "workdir").read_text() == "mine"
 
   def test_run_of_another_config_is_refused_by_key(self, tiny_model, opened):
     before = {path: path.read_bytes() for path in opened.iterdir()}
     with pytest.raises(ValueError) as error:
-      loop.prepare(self._config(tiny_model, {"seed": 7, "optimizer.b2": 0.5, "total_steps": 9}), str(opened))
+      loop.prepare(
+        self._config(
+          tiny_model, {"seed": 7, "optimizer.b2": 0.5, "total_steps": 9}
+        ),
+        str(opened),
+      )
     lines = str(error.value).splitlines()[1:]
-    assert lines == ["  optimizer.b2: 0.95 there, 0.5 now", "  seed: 0 there, 7 now"]
+    assert lines == [
+      "  optimizer.b2: 0.95 there, 0.5 now",
+      "  seed: 0 there, 7 now",
+    ]
     assert {path: path.read_bytes() for path in opened.iterdir()} == before
 
   def test_fewer_steps_than_are_done_are_refused(self, tiny_model, opened):
@@ -211,23 +305,42 @@ class TestWorkdir:
     saved = training.Checkpoints(opened / "checkpoints", 1, 1)
     saved.save(3, {"x": np.zeros(1)}, pipeline.prompt_iterator(2, 1, 0), {})
     saved.close()
-    with pytest.raises(ValueError, match=r"total_steps \(2\) must be at least the iterations done there \(3\)"):
+    with pytest.raises(
+      ValueError,
+      match=r"total_steps \(2\) must be at least the iterations done there \(3\)",
+    ):
       loop.prepare(self._config(tiny_model, {"total_steps": 2}), str(opened))
     assert (opened / "config.json").read_bytes() == before
 
-  def test_run_of_another_model_in_the_same_place_is_refused(self, model, tmp_path):
+  def test_run_of_another_model_in_the_same_place_is_refused(
+    self, model, tmp_path
+  ):
     workdir = str(tmp_path / "workdir")
     loop.prepare(self._config(model), workdir)
-    _edit(model / "ema.safetensors", lambda tensors: tensors["llm2vae.bias"].fill(0.5))
-    with pytest.raises(ValueError, match='  weights: "[0-9a-f]{16}" there, "[0-9a-f]{16}" now$'):
+    _edit(
+      model / "ema.safetensors",
+      lambda tensors: tensors["llm2vae.bias"].fill(0.5),
+    )
+    with pytest.raises(
+      ValueError, match='  weights: "[0-9a-f]{16}" there, "[0-9a-f]{16}" now$'
+    ):
       loop.prepare(self._config(model), workdir)
 
-  def test_listed_keys_may_differ_and_are_logged(self, tiny_model, opened, caplog):
-    changes = {"total_steps": 9, "log.samples": 1, "checkpoint.every": 5, "eval.points": 4}
+  def test_listed_keys_may_differ_and_are_logged(
+    self, tiny_model, opened, caplog
+  ):
+    changes = {
+      "total_steps": 9,
+      "log.samples": 1,
+      "checkpoint.every": 5,
+      "eval.points": 4,
+    }
     with caplog.at_level("INFO", logger="absl"):
       loop.prepare(self._config(tiny_model, changes), str(opened))
     for key, value in changes.items():
-      assert f"config {key} was {tiny.SETTINGS[key]}, is now {value}" in caplog.text
+      assert (
+        f"config {key} was {tiny.SETTINGS[key]}, is now {value}" in caplog.text
+      )
     assert json.loads((opened / "config.json").read_text())["total_steps"] == 9
 
 
@@ -236,14 +349,25 @@ class TestCommand:
 
   @staticmethod
   def _run(tmp_path, *arguments):
-    main = ["launch/tpu.py", "--config=configs/r3_geneval.py:shapes", f"--workdir={tmp_path / 'workdir'}"]
+    main = [
+      "launch/tpu.py",
+      "--config=configs/r3_geneval.py:shapes",
+      f"--workdir={tmp_path / 'workdir'}",
+    ]
     return TestCommand._start(*main, *arguments)
 
   @staticmethod
   def _start(*arguments):
     command = [sys.executable, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+      command,
+      cwd=ROOT,
+      env=environment,
+      capture_output=True,
+      text=True,
+      timeout=600,
+    )
 
   def test_unknown_key_is_refused(self, tmp_path):
     found = self._run(tmp_path, "--config.group_sise=4")
@@ -252,27 +376,51 @@ class TestCommand:
     assert not (tmp_path / "workdir").exists()
 
   @pytest.mark.parametrize("name", ["tpu.py", "generate.py", "compile.py"])
-  def test_config_files_import_each_other_wherever_they_are(self, tmp_path, name):
+  def test_config_files_import_each_other_wherever_they_are(
+    self, tmp_path, name
+  ):
     (tmp_path / "launch").mkdir()
     (tmp_path / "configs").mkdir()
     shutil.copy(ROOT / "launch" / name, tmp_path / "launch" / name)
-    (tmp_path / "configs" / "only_here.py").write_text("raise RuntimeError('it was found')")
-    (tmp_path / "configs" / "child.py").write_text("from configs import only_here")
-    arguments = {"tpu.py": ["--workdir=w"], "generate.py": ["--prompt=p"], "compile.py": ["--topology=v5e:1x1"]}[name]
-    found = self._start(str(tmp_path / "launch" / name), f"--config={tmp_path / 'configs' / 'child.py'}", *arguments)
+    (tmp_path / "configs" / "only_here.py").write_text(
+      "raise RuntimeError('it was found')"
+    )
+    (tmp_path / "configs" / "child.py").write_text(
+      "from configs import only_here"
+    )
+    arguments = {
+      "tpu.py": ["--workdir=w"],
+      "generate.py": ["--prompt=p"],
+      "compile.py": ["--topology=v5e:1x1"],
+    }[name]
+    found = self._start(
+      str(tmp_path / "launch" / name),
+      f"--config={tmp_path / 'configs' / 'child.py'}",
+      *arguments,
+    )
     assert found.returncode != 0 and "it was found" in found.stderr
 
   def test_missing_model_is_one_message_without_a_traceback(self, tmp_path):
     found = self._run(tmp_path, f"--config.model.folder={tmp_path / 'nothing'}")
     assert found.returncode == 1
-    assert found.stderr.splitlines()[-1].startswith("r3jax: a BAGEL folder must hold llm_config.json; not found")
+    assert found.stderr.splitlines()[-1].startswith(
+      "r3jax: a BAGEL folder must hold llm_config.json; not found"
+    )
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "workdir").exists()
 
-  def test_supervised_start_that_is_no_model_is_one_message_and_writes_nothing(self, tmp_path):
+  def test_supervised_start_that_is_no_model_is_one_message_and_writes_nothing(
+    self, tmp_path
+  ):
     out = tmp_path / "out"
-    found = self._start("launch/sft.py", "--config=configs/sft_shapes.py", f"--out={out}",
-                        f"--config.start={tmp_path / 'nothing'}")
+    found = self._start(
+      "launch/sft.py",
+      "--config=configs/sft_shapes.py",
+      f"--out={out}",
+      f"--config.start={tmp_path / 'nothing'}",
+    )
     assert found.returncode == 1
-    assert found.stderr.splitlines()[-1].startswith("r3jax: a BAGEL folder must hold llm_config.json; not found")
+    assert found.stderr.splitlines()[-1].startswith(
+      "r3jax: a BAGEL folder must hold llm_config.json; not found"
+    )
     assert not out.exists()

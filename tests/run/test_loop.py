@@ -37,29 +37,49 @@ STEPS = 8
 def _start(model: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
   """Starts the main job on one device."""
   changes = tiny.settings(model) | {"total_steps": STEPS, "eval.every": 4}
-  command = [sys.executable, "launch/tpu.py", "--config=configs/r3_geneval.py:shapes", f"--workdir={workdir}"]
+  command = [
+    sys.executable,
+    "launch/tpu.py",
+    "--config=configs/r3_geneval.py:shapes",
+    f"--workdir={workdir}",
+  ]
   command += [f"--config.{key}={value}" for key, value in changes.items()]
-  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+  flags = re.sub(
+    r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"]
+  )
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
   with (workdir.parent / f"{workdir.name}.log").open("a") as log:
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(
+      command, cwd=ROOT, env=environment, stdout=log, stderr=log
+    )
 
 
 def _finish(model: pathlib.Path, workdir: pathlib.Path):
   process = _start(model, workdir)
-  assert process.wait(timeout=1800) == 0, (workdir.parent / f"{workdir.name}.log").read_text()[-3000:]
+  assert process.wait(timeout=1800) == 0, (
+    workdir.parent / f"{workdir.name}.log"
+  ).read_text()[-3000:]
 
 
 def _metrics(workdir: pathlib.Path, log: str = "metrics.jsonl") -> list[dict]:
   """Returns a log without the times."""
   rows = jsonl.read(workdir / log)
-  return [{name: value for name, value in row.items() if not name.startswith("seconds/")} for row in rows]
+  return [
+    {
+      name: value
+      for name, value in row.items()
+      if not name.startswith("seconds/")
+    }
+    for row in rows
+  ]
 
 
 def _samples(folder: pathlib.Path) -> list[dict]:
   """Returns an evaluation's samples without the times."""
   return [
-      sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]} for sample in page_lib.read_samples(folder)]
+    sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]}
+    for sample in page_lib.read_samples(folder)
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -71,24 +91,51 @@ def finished(tiny_model, tmp_path_factory):
 
 
 class TestCommand:
-
   def test_files_are_complete(self, finished):
     config = json.loads((finished / "config.json").read_text())
     assert (config["total_steps"], config["group_size"]) == (STEPS, 4)
-    assert [row["step"] for row in _metrics(finished)] == list(range(1, STEPS + 1))
-    assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["6", "8"]
-    assert sorted(path.name for path in (finished / "evaluation").iterdir()) == ["step_000000", "step_000004", "step_000008"]
-    for folder in (finished / "report", finished / "evaluation" / "step_000008"):
+    assert [row["step"] for row in _metrics(finished)] == list(
+      range(1, STEPS + 1)
+    )
+    assert sorted(
+      path.name for path in (finished / "checkpoints").iterdir()
+    ) == ["6", "8"]
+    assert sorted(
+      path.name for path in (finished / "evaluation").iterdir()
+    ) == ["step_000000", "step_000004", "step_000008"]
+    for folder in (
+      finished / "report",
+      finished / "evaluation" / "step_000008",
+    ):
       page = (folder / "index.html").read_text()
-      assert page.count("images/") > 4 and r"\u003cthink\u003e" in page and "<think>" not in page
-      assert {turn["image"] for sample in page_lib.read_samples(folder) for turn in sample["turns"]} <= {
-          str(path.relative_to(folder)) for path in folder.rglob("*.png")}
+      assert (
+        page.count("images/") > 4
+        and r"\u003cthink\u003e" in page
+        and "<think>" not in page
+      )
+      assert {
+        turn["image"]
+        for sample in page_lib.read_samples(folder)
+        for turn in sample["turns"]
+      } <= {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert list((finished / "tensorboard").iterdir())
-    assert not [path for path in finished.rglob("*") if path.name.endswith((".partial", ".new"))]
+    assert not [
+      path
+      for path in finished.rglob("*")
+      if path.name.endswith((".partial", ".new"))
+    ]
 
   def test_summary_says_what_was_asked(self, finished):
-    summary = json.loads((finished / "summary.json").read_text(), parse_constant=pytest.fail)
-    for name in ("draft", "last round", "draft, strict", "last round, strict", "draft, counting"):
+    summary = json.loads(
+      (finished / "summary.json").read_text(), parse_constant=pytest.fail
+    )
+    for name in (
+      "draft",
+      "last round",
+      "draft, strict",
+      "last round, strict",
+      "draft, counting",
+    ):
       for part in ("before", "after", "difference"):
         mean, low, high = summary["scores"][name][part]
         assert low <= mean <= high
@@ -102,8 +149,15 @@ class TestCommand:
 
   def test_metrics_are_those_of_the_table(self, finished):
     rows = jsonl.read(finished / "metrics.jsonl")
-    documented.check({name for row in rows for name in row} - {"step"}, "always", "tag", parts=verifier.PARTS)
-    numbers = {name for row in rows for name, value in row.items() if value is not None}
+    documented.check(
+      {name for row in rows for name in row} - {"step"},
+      "always",
+      "tag",
+      parts=verifier.PARTS,
+    )
+    numbers = {
+      name for row in rows for name, value in row.items() if value is not None
+    }
     without = documented.missing(numbers, "always", "tag", parts=verifier.PARTS)
     # an image of random weights is never right
     assert without <= {"edit/stop_when_right"}
@@ -112,82 +166,151 @@ class TestCommand:
     rows = jsonl.read(finished / "evaluation.jsonl")
     assert [row["step"] for row in rows] == [0, 4, 8]
     for row in rows:
-      documented.check(row.keys() - {"step"}, "evaluation", parts=verifier.PARTS)
+      documented.check(
+        row.keys() - {"step"}, "evaluation", parts=verifier.PARTS
+      )
     summary = json.loads((finished / "summary.json").read_text())
-    assert rows[-1]["evaluation/draft"] == pytest.approx(summary["scores"]["draft"]["after"][0])
+    assert rows[-1]["evaluation/draft"] == pytest.approx(
+      summary["scores"]["draft"]["after"][0]
+    )
 
   def test_tensorboard_has_them_and_the_pictures(self, finished):
-    events = event_accumulator.EventAccumulator(str(finished / "tensorboard")).Reload()
-    shown = {name for name in events.Tags()["tensors"] if not name.endswith("/caption")}
-    documented.check(shown, "always", "tag", "samples", "evaluation", parts=verifier.PARTS)
-    assert [event.step for event in events.Tensors("evaluation/draft")] == [0, 4, 8]
-    assert [event.step for event in events.Tensors("edit/sample/1")] == [1, 2, 4, 6, 8]
+    events = event_accumulator.EventAccumulator(
+      str(finished / "tensorboard")
+    ).Reload()
+    shown = {
+      name for name in events.Tags()["tensors"] if not name.endswith("/caption")
+    }
+    documented.check(
+      shown, "always", "tag", "samples", "evaluation", parts=verifier.PARTS
+    )
+    assert [event.step for event in events.Tensors("evaluation/draft")] == [
+      0,
+      4,
+      8,
+    ]
+    assert [event.step for event in events.Tensors("edit/sample/1")] == [
+      1,
+      2,
+      4,
+      6,
+      8,
+    ]
 
   def test_scores_by_tag_are_the_score_part_by_part(self, finished):
     for row in _metrics(finished):
-      tags = [value for name, value in row.items() if name.startswith("reason/tag/")]
-      assert 1 <= len(tags) <= 2 and np.mean(tags) == pytest.approx(row["reason/score"])
+      tags = [
+        value for name, value in row.items() if name.startswith("reason/tag/")
+      ]
+      assert 1 <= len(tags) <= 2 and np.mean(tags) == pytest.approx(
+        row["reason/score"]
+      )
 
   def test_learning_rate_warms_up_with_the_updates(self, finished):
     rows = _metrics(finished)
-    assert [row["optimizer/updates"] for row in rows] == [2.0 * (i + 1) for i in range(STEPS)]
-    assert [row["optimizer/learning_rate_gen"] for row in rows] == pytest.approx([5e-4] + [1e-3] * (STEPS - 1))
+    assert [row["optimizer/updates"] for row in rows] == [
+      2.0 * (i + 1) for i in range(STEPS)
+    ]
+    assert [
+      row["optimizer/learning_rate_gen"] for row in rows
+    ] == pytest.approx([5e-4] + [1e-3] * (STEPS - 1))
 
   def test_metrics_are_learned_on_policy(self, finished):
     for row in _metrics(finished):
-      assert max(row[f"mismatch/{name}"] for name in ("reason_text", "reason_image", "edit_text", "edit_image")) < 1e-4
+      assert (
+        max(
+          row[f"mismatch/{name}"]
+          for name in ("reason_text", "reason_image", "edit_text", "edit_image")
+        )
+        < 1e-4
+      )
     assert any(row["reason/gradient_norm"] > 0 for row in _metrics(finished))
 
-  def test_killed_run_ends_like_an_uninterrupted_one(self, finished, tiny_model, tmp_path):
+  def test_killed_run_ends_like_an_uninterrupted_one(
+    self, finished, tiny_model, tmp_path
+  ):
     workdir = tmp_path / "workdir"
     process = _start(tiny_model, workdir)
     # named so when complete
     while not (workdir / "checkpoints" / "4").exists():
-      assert process.poll() is None, (tmp_path / "workdir.log").read_text()[-3000:]
+      assert process.poll() is None, (tmp_path / "workdir.log").read_text()[
+        -3000:
+      ]
       time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / "summary.json").exists()
     _finish(tiny_model, workdir)
     log = (tmp_path / "workdir.log").read_text()
-    assert re.search(r"restored step [4-8] from", log) and "the step was traced before" in log
+    assert (
+      re.search(r"restored step [4-8] from", log)
+      and "the step was traced before" in log
+    )
     assert _metrics(workdir) == _metrics(finished)
-    assert _metrics(workdir, "evaluation.jsonl") == _metrics(finished, "evaluation.jsonl")
+    assert _metrics(workdir, "evaluation.jsonl") == _metrics(
+      finished, "evaluation.jsonl"
+    )
     for name in ("step_000000", "step_000004", f"step_{STEPS:06d}"):
-      assert _samples(workdir / "evaluation" / name) == _samples(finished / "evaluation" / name)
+      assert _samples(workdir / "evaluation" / name) == _samples(
+        finished / "evaluation" / name
+      )
     for part in ("samples.jsonl",):
-      assert (workdir / "report" / part).read_text() == (finished / "report" / part).read_text()
+      assert (workdir / "report" / part).read_text() == (
+        finished / "report" / part
+      ).read_text()
 
 
 class TestPeakMemory:
-
   def test_is_not_that_of_the_process_that_started_it(self):
     ours = bytearray(2**30)  # touched, and held until the other has answered
     script = "from r3jax import machine; print(machine.peak_memory())"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    theirs = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    theirs = subprocess.run(
+      [sys.executable, "-c", script],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
     assert machine.peak_memory() > len(ours) > int(theirs.stdout) > 2**26
 
 
 class TestRun:
-
-  def test_step_is_traced_once_and_rate_zero_learns_nothing(self, tiny_model, tmp_path, monkeypatch):
+  def test_step_is_traced_once_and_rate_zero_learns_nothing(
+    self, tiny_model, tmp_path, monkeypatch
+  ):
     changes = {
-        "mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2,
-        "optimizer.und_learning_rate": 0.0, "optimizer.gen_learning_rate": 0.0,
-        # at the end only: Orbax compiles slices of its own when it saves
-        "checkpoint.every": 3,
+      "mesh.data": 2,
+      "mesh.fsdp": 2,
+      "mesh.tensor": 2,
+      "optimizer.und_learning_rate": 0.0,
+      "optimizer.gen_learning_rate": 0.0,
+      # at the end only: Orbax compiles slices of its own when it saves
+      "checkpoint.every": 3,
     }
     config = tiny.make_config(tiny_model, changes)
     traces, compiled = [], []
-    draft, write = iteration.Iteration.draft, loop.metrics_lib.MetricWriter.write
-    monkeypatch.setattr(iteration.Iteration, "draft", lambda *args: traces.append(1) or draft(*args))
+    draft, write = (
+      iteration.Iteration.draft,
+      loop.metrics_lib.MetricWriter.write,
+    )
+    monkeypatch.setattr(
+      iteration.Iteration,
+      "draft",
+      lambda *args: traces.append(1) or draft(*args),
+    )
     jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
+      lambda event, *_, **__: (
+        compiled.append(event)
+        if event.endswith("backend_compile_duration")
+        else None
+      )
     )
     by_step = []
     monkeypatch.setattr(
-        loop.metrics_lib.MetricWriter, "write", lambda *args: by_step.append(len(compiled)) or write(*args)
+      loop.metrics_lib.MetricWriter,
+      "write",
+      lambda *args: by_step.append(len(compiled)) or write(*args),
     )
     programs = epath.Path(tmp_path / "traced")
     summary = loop.run(*loop.prepare(config, str(tmp_path)), programs)
@@ -200,22 +323,35 @@ class TestRun:
     with jax.set_mesh(session.mesh):
       abstract = jax.eval_shape(session.init, policy)
       prompts = pipeline.prompt_iterator(len(session.experiment.train), 2, 0)
-      step, state, _ = training.Checkpoints(tmp_path / "checkpoints", 1, 2).restore(abstract, prompts)
+      step, state, _ = training.Checkpoints(
+        tmp_path / "checkpoints", 1, 2
+      ).restore(abstract, prompts)
     assert step == 3
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.policy), jax.device_get(policy))
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      jax.device_get(state.policy),
+      jax.device_get(policy),
+    )
 
 
 class TestShuffled:
-
   @staticmethod
   def _score(images, replicas: int, seed: int = 0) -> np.ndarray:
     """Returns the shuffled scores of images whose own score is their first byte."""
     own = lambda images, target: types.Score(
-        images[:, 0, 0, 0].astype(jnp.float32), images[:, 0, 0, 0] >= 0, {"strict": target.astype(jnp.float32)}
+      images[:, 0, 0, 0].astype(jnp.float32),
+      images[:, 0, 0, 0] >= 0,
+      {"strict": target.astype(jnp.float32)},
     )
     mesh = meshes.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
     rows = jax.sharding.PartitionSpec("data")
-    mapped = jax.shard_map(control.shuffled(own, seed, iteration.AXIS), mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    mapped = jax.shard_map(
+      control.shuffled(own, seed, iteration.AXIS),
+      mesh=mesh,
+      in_specs=rows,
+      out_specs=rows,
+      check_vma=False,
+    )
     found = jax.jit(mapped)(images, jnp.arange(len(images)))
     # a score moves as a whole
     np.testing.assert_array_equal(found.value, found.parts["strict"])

@@ -29,10 +29,14 @@ from r3jax.sampling import flow as flow_lib
 from tests import tiny
 
 TARGETS = {"und": ("q", "v", "down"), "gen": ("o", "gate")}
-LORA = {"model.lora.rank": 2, "model.lora.alpha": 6.0} | {f"model.lora.{key}": names for key, names in TARGETS.items()}
+LORA = {"model.lora.rank": 2, "model.lora.alpha": 6.0} | {
+  f"model.lora.{key}": names for key, names in TARGETS.items()
+}
 ADAPTERS = {
-    f"layers/{expert}/{name}/{leaf}"
-    for expert, names in TARGETS.items() for name in names for leaf in ("lora_a", "lora_b")
+  f"layers/{expert}/{name}/{leaf}"
+  for expert, names in TARGETS.items()
+  for name in names
+  for leaf in ("lora_a", "lora_b")
 }
 
 
@@ -45,25 +49,41 @@ def _size(tree) -> int:
 
 
 def _same(found, expected):
-  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), found, expected)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)),
+    found,
+    expected,
+  )
 
 
 @pytest.fixture(scope="module")
 def bench(tiny_model):
   # Without guidance there is less to compile.
-  return tiny.make_bench(tiny_model, changes=LORA | {"optimizer.warmup_updates": 0, "reason.text_scale": 1.0})
+  return tiny.make_bench(
+    tiny_model,
+    changes=LORA | {"optimizer.warmup_updates": 0, "reason.text_scale": 1.0},
+  )
 
 
 def _drafts(bench: tiny.Bench) -> iteration.Drafts:
   """Makes up a rollout of the reason stage: there is no program for one to compile."""
   settings, rng = bench.iteration.settings, np.random.default_rng(0)
-  rows, tokens = settings.groups * settings.group_size, settings.capacities.thought
-  latent = lambda: rng.normal(size=(rows, 9, bench.iteration.modules.bagel.config.latent_dim)).astype(np.float32)
+  rows, tokens = (
+    settings.groups * settings.group_size,
+    settings.capacities.thought,
+  )
+  latent = lambda: rng.normal(
+    size=(rows, 9, bench.iteration.modules.bagel.config.latent_dim)
+  ).astype(np.float32)
   number = lambda value: np.full(rows, value, np.float32)
   text = samples.Text(
-      rng.integers(4, 90, (rows, tokens)).astype(np.int32), np.full(rows, tokens, np.int32),
-      np.zeros((rows, tokens - 1), np.float32))
-  flow = flow_lib.Trajectory(latent(), latent(), latent(), number(0.8), number(0.1), number(0.0))
+    rng.integers(4, 90, (rows, tokens)).astype(np.int32),
+    np.full(rows, tokens, np.int32),
+    np.zeros((rows, tokens - 1), np.float32),
+  )
+  flow = flow_lib.Trajectory(
+    latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
+  )
   rollout = samples.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
   return iteration.Drafts(rollout, bench.batch(0), number(1.0))
 
@@ -71,19 +91,24 @@ def _drafts(bench: tiny.Bench) -> iteration.Drafts:
 @pytest.fixture(scope="module")
 def updates(bench):
   """State and metrics after each of two updates on the same drafts."""
-  stages, found, drafts = programs.split(bench.iteration, bench.mesh), [], _drafts(bench)
+  stages, found, drafts = (
+    programs.split(bench.iteration, bench.mesh),
+    [],
+    _drafts(bench),
+  )
   value = np.linspace(0, 1, len(drafts.format), dtype=np.float32)
   score = types.Score(value, np.ones_like(value, bool), {"strict": value})
   with jax.set_mesh(bench.mesh):
     state = bench.state()
     for _ in range(2):
-      state, metrics = stages.learn_to_reason(state, bench.frozen, drafts, score)
+      state, metrics = stages.learn_to_reason(
+        state, bench.frozen, drafts, score
+      )
       found.append(jax.device_get((state, metrics)))
   return found
 
 
 class TestStep:
-
   def test_state_holds_adapters_and_their_moments_alone(self, bench):
     state, frozen = bench.state(), bench.frozen
     assert set(_flat(state.policy)) == ADAPTERS
@@ -110,45 +135,72 @@ class TestStep:
   def test_two_iterations_on_a_mesh_equal_those_of_one_device(self, tiny_model):
     with jax.enable_x64(True):
       changes = LORA | {"model.dtype": "float64"}
-      found, expected = (tiny.make_bench(tiny_model, shape, changes).run(2) for shape in ((2, 2, 2), (1, 1, 1)))
+      found, expected = (
+        tiny.make_bench(tiny_model, shape, changes).run(2)
+        for shape in ((2, 2, 2), (1, 1, 1))
+      )
     for name in ("reason_text", "reason_image", "edit_text", "edit_image"):
       # sampled and scored with adapters that have learned
       assert found[-1][1][f"mismatch/{name}"] < 1e-8
-    for (state, metrics, _), (one_state, one_metrics, _) in zip(found, expected):
-      check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-7, atol=1e-8)
+    for (state, metrics, _), (one_state, one_metrics, _) in zip(
+      found, expected
+    ):
+      check = lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=2e-7, atol=1e-8
+      )
       jax.tree.map(check, (state, metrics), (one_state, one_metrics))
 
 
 class TestParameters:
-
   def test_counts_what_is_trained_and_all(self, bench):
-    adapters, whole = _size(bench.policy), _size((bench.policy, bench.frozen.base, bench.frozen.towers))
-    assert loop._parameters(bench.session, bench.policy) == {"trainable": adapters, "all": whole}
+    adapters, whole = (
+      _size(bench.policy),
+      _size((bench.policy, bench.frozen.base, bench.frozen.towers)),
+    )
+    assert loop._parameters(bench.session, bench.policy) == {
+      "trainable": adapters,
+      "all": whole,
+    }
 
   def test_does_not_count_a_frozen_expert(self, tiny_model):
     bench = tiny.make_bench(tiny_model, changes={"optimizer.freeze_und": True})
     labels = _flat(train_state.expert_labels(bench.policy))
-    gen = sum(leaf.size for path, leaf in _flat(bench.policy).items() if labels[path] == "gen")
+    gen = sum(
+      leaf.size
+      for path, leaf in _flat(bench.policy).items()
+      if labels[path] == "gen"
+    )
     assert loop._parameters(bench.session, bench.policy)["trainable"] == gen
 
 
 class TestPrecision:
-
-  def test_base_is_in_the_dtype_computed_in_and_adapters_in_float32(self, tiny_model):
-    experiment = setup.build(tiny.make_config(tiny_model, LORA | {"model.dtype": "bfloat16"}))
+  def test_base_is_in_the_dtype_computed_in_and_adapters_in_float32(
+    self, tiny_model
+  ):
+    experiment = setup.build(
+      tiny.make_config(tiny_model, LORA | {"model.dtype": "bfloat16"})
+    )
     mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     base, towers = experiment.load(mesh)
-    adapters = jax.eval_shape(lambda: parameters.init_adapters(experiment.modules.bagel, mesh, 0))
+    adapters = jax.eval_shape(
+      lambda: parameters.init_adapters(experiment.modules.bagel, mesh, 0)
+    )
     dtypes = lambda tree: {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
     # norms
-    assert (dtypes(base), dtypes(towers), dtypes(adapters)) == ({"bfloat16"}, {"bfloat16", "float32"}, {"float32"})
+    assert (dtypes(base), dtypes(towers), dtypes(adapters)) == (
+      {"bfloat16"},
+      {"bfloat16", "float32"},
+      {"float32"},
+    )
 
 
 @pytest.fixture(scope="module")
 def adapters(bench):
   """Adapters with A and B drawn."""
   rng = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), bench.policy)
+  return jax.tree.map(
+    lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32), bench.policy
+  )
 
 
 def _write_workdir(folder, config, policy):
@@ -156,7 +208,9 @@ def _write_workdir(folder, config, policy):
   (folder / "checkpoints").mkdir(parents=True)
   (folder / "config.json").write_text(json.dumps(config.to_dict()))
   saved = training.Checkpoints(folder / "checkpoints", every=1, keep=1)
-  optimizer = train_state.make_optimizer(train_state.OptimizerSettings(**config.optimizer))
+  optimizer = train_state.make_optimizer(
+    train_state.OptimizerSettings(**config.optimizer)
+  )
   state = train_state.init_state(jax.tree.map(jnp.asarray, policy), optimizer)
   saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
   saved.close()
@@ -167,7 +221,9 @@ def _merged(policy, adapters, scale: float):
   """Returns W + scale A B in float64, layer by layer."""
   found, updates = _flat(policy), _flat(adapters)
   for path in {path.rpartition("/")[0] for path in updates}:
-    a, b = (np.float64(updates[f"{path}/{leaf}"]) for leaf in ("lora_a", "lora_b"))
+    a, b = (
+      np.float64(updates[f"{path}/{leaf}"]) for leaf in ("lora_a", "lora_b")
+    )
     product = np.stack([np.tensordot(*pair, 1) for pair in zip(a, b)])
     found[f"{path}/kernel"] = found[f"{path}/kernel"] + scale * product
   return found
@@ -175,14 +231,20 @@ def _merged(policy, adapters, scale: float):
 
 @pytest.fixture(scope="module")
 def workdir(tiny_model, adapters, tmp_path_factory):
-  return _write_workdir(tmp_path_factory.mktemp("lora") / "run", tiny.make_config(tiny_model, LORA), adapters)
+  return _write_workdir(
+    tmp_path_factory.mktemp("lora") / "run",
+    tiny.make_config(tiny_model, LORA),
+    adapters,
+  )
 
 
 class TestWorkdir:
-
   @staticmethod
   def _load(folder, dtype=jnp.float32, shape=(1, 1, 1)):
-    found, mesh = pretrained.find(str(folder)), meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+    found, mesh = (
+      pretrained.find(str(folder)),
+      meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape),
+    )
     return found.load(bagel.Bagel(found.sizes), mesh, dtype)
 
   @staticmethod
@@ -190,14 +252,28 @@ class TestWorkdir:
     found = _flat(found)
     assert set(found) == set(expected)
     for path in found:
-      np.testing.assert_allclose(found[path], expected[path], atol=tolerance, rtol=tolerance, err_msg=path)
+      np.testing.assert_allclose(
+        found[path],
+        expected[path],
+        atol=tolerance,
+        rtol=tolerance,
+        err_msg=path,
+      )
 
-  def test_is_an_ordinary_model_with_the_updates_merged(self, workdir, tiny_model, adapters):
+  def test_is_an_ordinary_model_with_the_updates_merged(
+    self, workdir, tiny_model, adapters
+  ):
     start, towers = self._load(tiny_model)
     policy, found_towers = self._load(workdir, shape=(2, 2, 2))
     self._close(policy, _merged(start, adapters, 3.0))
     _same(found_towers, towers)
-    assert np.abs(_flat(policy)["layers/gen/gate/kernel"] - _flat(start)["layers/gen/gate/kernel"]).max() > 0.1
+    assert (
+      np.abs(
+        _flat(policy)["layers/gen/gate/kernel"]
+        - _flat(start)["layers/gen/gate/kernel"]
+      ).max()
+      > 0.1
+    )
 
   def test_is_merged_before_it_is_rounded(self, workdir, tiny_model, adapters):
     expected = _merged(self._load(tiny_model)[0], adapters, 3.0)
@@ -208,75 +284,147 @@ class TestWorkdir:
       assert np.mean(policy[path] == rounded) > 0.999
 
   def test_is_exported_merged(self, workdir, tiny_model, adapters, tmp_path):
-    found, mesh = pretrained.find(str(workdir)), meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    found, mesh = (
+      pretrained.find(str(workdir)),
+      meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1),
+    )
     # as launch/convert.py does
-    weights = found.weights(pretrained.shardings(bagel.Bagel(found.sizes), mesh), None)
+    weights = found.weights(
+      pretrained.shardings(bagel.Bagel(found.sizes), mesh), None
+    )
     pretrained.save(weights, found, tmp_path / "out", "bagel")
-    self._close(self._load(tmp_path / "out")[0], _merged(self._load(tiny_model)[0], adapters, 3.0))
+    self._close(
+      self._load(tmp_path / "out")[0],
+      _merged(self._load(tiny_model)[0], adapters, 3.0),
+    )
 
-  def test_a_later_run_of_adapters_adds_its_own(self, workdir, tiny_model, adapters, tmp_path):
-    once = flax.traverse_util.unflatten_dict(_merged(self._load(tiny_model)[0], adapters, 3.0), sep="/")
+  def test_a_later_run_of_adapters_adds_its_own(
+    self, workdir, tiny_model, adapters, tmp_path
+  ):
+    once = flax.traverse_util.unflatten_dict(
+      _merged(self._load(tiny_model)[0], adapters, 3.0), sep="/"
+    )
     config = tiny.make_config(workdir, LORA | {"model.lora.alpha": 2.0})
     again = _write_workdir(tmp_path / "again", config, adapters)
     self._close(self._load(again)[0], _merged(once, adapters, 1.0))
 
-  def test_a_later_run_of_the_whole_policy_replaces_it(self, workdir, adapters, tmp_path):
-    found = pretrained.find(str(_write_workdir(tmp_path / "full", tiny.make_config(workdir), adapters)))
-    assert found.adapted == () and found.trained == tmp_path / "full" / "checkpoints" / "7" / "state"
+  def test_a_later_run_of_the_whole_policy_replaces_it(
+    self, workdir, adapters, tmp_path
+  ):
+    found = pretrained.find(
+      str(
+        _write_workdir(tmp_path / "full", tiny.make_config(workdir), adapters)
+      )
+    )
+    assert (
+      found.adapted == ()
+      and found.trained == tmp_path / "full" / "checkpoints" / "7" / "state"
+    )
 
   def test_has_a_fingerprint_of_its_own(self, workdir, tiny_model, tmp_path):
-    prints = [pretrained.find(str(folder)).fingerprint() for folder in (workdir, tiny_model)]
+    prints = [
+      pretrained.find(str(folder)).fingerprint()
+      for folder in (workdir, tiny_model)
+    ]
     assert prints[0] != prints[1]
     shutil.copytree(workdir, tmp_path / "copy")
     assert pretrained.find(str(tmp_path / "copy")).fingerprint() == prints[0]
 
 
 class TestRefusals:
-
-  @pytest.mark.parametrize("changes, message", [
+  @pytest.mark.parametrize(
+    "changes, message",
+    [
       ({"model.lora.rank": -1}, "lora.rank must be at least 0"),
-      ({"model.lora.rank": 33}, r"lora.rank \(33\) must be at most the smaller side .* q 32x32, .*v 32x16"),
-      ({"model.lora.und": ("lm_head",)}, r"lora.und must be a tuple of names among \['q', .*got \('lm_head',\)"),
-      ({"model.lora.und": (), "model.lora.gen": ()}, "must name a projection where model.lora.rank is above 0"),
-      ({"optimizer.freeze_und": True}, r"model.lora.und must be \(\) where optimizer.freeze_und is set"),
-  ])
-  def test_a_config_that_makes_no_sense_is_refused(self, tiny_model, tmp_path, changes, message):
-    config = tiny.make_config(tiny_model, {"mesh.data": 8, "eval.batch_size": 8} | LORA | changes)
+      (
+        {"model.lora.rank": 33},
+        r"lora.rank \(33\) must be at most the smaller side .* q 32x32, .*v 32x16",
+      ),
+      (
+        {"model.lora.und": ("lm_head",)},
+        r"lora.und must be a tuple of names among \['q', .*got \('lm_head',\)",
+      ),
+      (
+        {"model.lora.und": (), "model.lora.gen": ()},
+        "must name a projection where model.lora.rank is above 0",
+      ),
+      (
+        {"optimizer.freeze_und": True},
+        r"model.lora.und must be \(\) where optimizer.freeze_und is set",
+      ),
+    ],
+  )
+  def test_a_config_that_makes_no_sense_is_refused(
+    self, tiny_model, tmp_path, changes, message
+  ):
+    config = tiny.make_config(
+      tiny_model, {"mesh.data": 8, "eval.batch_size": 8} | LORA | changes
+    )
     with pytest.raises(ValueError, match=message):
       loop.prepare(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
-  def test_a_run_with_another_rank_is_refused(self, tiny_model, tmp_path, monkeypatch):
+  def test_a_run_with_another_rank_is_refused(
+    self, tiny_model, tmp_path, monkeypatch
+  ):
     # what it would start from
     monkeypatch.setattr(setup.Experiment, "start", lambda *_: ({}, None))
     config = lambda rank: tiny.make_config(
-        tiny_model, {"mesh.data": 8, "eval.batch_size": 8} | LORA | {"model.lora.rank": rank})
+      tiny_model,
+      {"mesh.data": 8, "eval.batch_size": 8} | LORA | {"model.lora.rank": rank},
+    )
     loop.prepare(config(2), str(tmp_path))
-    with pytest.raises(ValueError, match=r"\n  model.lora.rank: 2 there, 3 now$"):
+    with pytest.raises(
+      ValueError, match=r"\n  model.lora.rank: 2 there, 3 now$"
+    ):
       loop.prepare(config(3), str(tmp_path))
 
 
 @pytest.mark.slow
 class TestRun:
-
-  def test_resumes_and_is_drawn_with_as_it_was_evaluated(self, tiny_model, tmp_path):
-    changes = LORA | {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "checkpoint.every": 1}
+  def test_resumes_and_is_drawn_with_as_it_was_evaluated(
+    self, tiny_model, tmp_path
+  ):
+    changes = LORA | {
+      "mesh.data": 2,
+      "mesh.fsdp": 2,
+      "mesh.tensor": 2,
+      "checkpoint.every": 1,
+    }
     config = lambda steps, mode: tiny.make_config(
-        tiny_model, changes | {"total_steps": steps, "step.mode": mode})
+      tiny_model, changes | {"total_steps": steps, "step.mode": mode}
+    )
     session, policy = loop.prepare(config(2, "fused"), str(tmp_path / "run"))
     whole, start = loop.run(session, policy), _size(policy)
     assert whole["parameters"]["trainable"] == start
     loop.run(*loop.prepare(config(1, "split"), str(tmp_path / "parts")))
     parts = loop.run(*loop.prepare(config(2, "split"), str(tmp_path / "parts")))
-    np.testing.assert_allclose(parts["scores"]["draft"]["after"], whole["scores"]["draft"]["after"], atol=1e-3)
+    np.testing.assert_allclose(
+      parts["scores"]["draft"]["after"],
+      whole["scores"]["draft"]["after"],
+      atol=1e-3,
+    )
     # The merged model draws what the evaluator drew with the adapters beside the base.
-    _, state, _ = training.Checkpoints(tmp_path / "run" / "checkpoints", 1, 2).restore(
-        jax.eval_shape(session.init, policy), pipeline.prompt_iterator(len(session.experiment.train), 2, 0))
+    _, state, _ = training.Checkpoints(
+      tmp_path / "run" / "checkpoints", 1, 2
+    ).restore(
+      jax.eval_shape(session.init, policy),
+      pipeline.prompt_iterator(len(session.experiment.train), 2, 0),
+    )
     with jax.set_mesh(session.mesh):
       (first, *_) = session.exam.sit(
-          session.frozen.whole(state.policy), session.frozen.towers, epath.Path(tmp_path / "again"), 2)
-    model = inference.load(tiny.make_config(tmp_path / "run", changes), session.mesh)
+        session.frozen.whole(state.policy),
+        session.frozen.towers,
+        epath.Path(tmp_path / "again"),
+        2,
+      )
+    model = inference.load(
+      tiny.make_config(tmp_path / "run", changes), session.mesh
+    )
     record, seed = session.experiment.heldout[0], session.config.eval.seed
     (sample,) = model.generate(record["prompt"], rounds=1, seed=seed, number=0)
-    drawn, expected = np.int32(sample.turns[0].image), np.int32(Image.open(tmp_path / "again" / first["turns"][0]["image"]))
+    drawn, expected = (
+      np.int32(sample.turns[0].image),
+      np.int32(Image.open(tmp_path / "again" / first["turns"][0]["image"])),
+    )
     assert np.mean(np.abs(drawn - expected)) < 0.1

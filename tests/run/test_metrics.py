@@ -14,24 +14,33 @@ from r3jax.run.logging import sinks
 def run(workdir, steps, restored_step=None):
   writer = metrics.MetricWriter(sinks.open_all(workdir, restored_step))
   for step in steps:
-    writer.write(step, {"reward": jnp.float32(step / 4), "loss": float("nan") if step == 2 else 1})
+    writer.write(
+      step,
+      {
+        "reward": jnp.float32(step / 4),
+        "loss": float("nan") if step == 2 else 1,
+      },
+    )
   writer.close()
   return (workdir / "metrics.jsonl").read_text()
 
 
 class TestMetricWriter:
-
   @pytest.mark.usefixtures("no_tensorflow")
   def test_a_line_is_one_json_object_a_step(self, tmp_path):
     lines = run(tmp_path, [1, 2]).splitlines()
     assert [json.loads(line) for line in lines] == [
-        {"step": 1, "loss": 1.0, "reward": 0.25}, {"step": 2, "loss": None, "reward": 0.5}]
+      {"step": 1, "loss": 1.0, "reward": 0.25},
+      {"step": 2, "loss": None, "reward": 0.5},
+    ]
 
   @pytest.mark.usefixtures("no_tensorflow")
   def test_lines_are_on_disk_before_close(self, tmp_path):
     writer = metrics.MetricWriter(sinks.open_all(tmp_path, None))
     writer.write(1, {"reward": float("inf")})
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "reward": null}\n'
+    assert (
+      tmp_path / "metrics.jsonl"
+    ).read_text() == '{"step": 1, "reward": null}\n'
     writer.close()
 
   @pytest.mark.usefixtures("no_tensorflow")
@@ -49,9 +58,13 @@ class TestMetricWriter:
 
   def test_tensorboard_gets_the_scalars(self, tmp_path):
     run(tmp_path, [1, 3])
-    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    rewards = [(event.step, float(tensor_util.make_ndarray(event.tensor_proto)))
-               for event in events.Tensors("reward")]
+    events = event_accumulator.EventAccumulator(
+      str(tmp_path / "tensorboard")
+    ).Reload()
+    rewards = [
+      (event.step, float(tensor_util.make_ndarray(event.tensor_proto)))
+      for event in events.Tensors("reward")
+    ]
     assert rewards == [(1, 0.25), (3, 0.75)]
 
   @pytest.mark.usefixtures("no_tensorflow")
@@ -61,7 +74,6 @@ class TestMetricWriter:
 
 
 class TestStopwatch:
-
   def test_adds_up_the_parts_since_the_last_reading(self):
     times = iter([0.0, 2.0, 3.0, 3.5, 10.0, 14.0])
     stopwatch = metrics.Stopwatch(clock=lambda: next(times))
@@ -73,16 +85,18 @@ class TestStopwatch:
 
 
 class TestProgress:
-
   def test_time_left_leaves_out_the_iteration_that_compiles(self):
     times = iter([0.0, 60.0, 62.0, 66.0])
     progress = metrics.Progress(total_steps=10, clock=lambda: next(times))
     assert progress.report(1, {"reason": 0.5}) == (
-        "iteration 1/10  reason 0.500  60.00 s/it  ETA 0:09:00")
+      "iteration 1/10  reason 0.500  60.00 s/it  ETA 0:09:00"
+    )
     assert progress.report(2, {}) == "iteration 2/10  2.00 s/it  ETA 0:00:16"
     assert progress.report(3, {}) == "iteration 3/10  4.00 s/it  ETA 0:00:21"
 
   def test_resumed_run_counts_from_its_own_first_step(self):
     times = iter([100.0, 104.0, 4000.0])
-    progress = metrics.Progress(total_steps=1000, done_steps=6, clock=lambda: next(times))
+    progress = metrics.Progress(
+      total_steps=1000, done_steps=6, clock=lambda: next(times)
+    )
     assert progress.report(8, {}) == "iteration 8/1000  2.00 s/it  ETA 0:33:04"

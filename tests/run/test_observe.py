@@ -12,7 +12,9 @@ from r3jax.rl import iteration
 from r3jax.rl import train_state
 from r3jax.run.logging import observe
 
-OPTIMIZER = train_state.OptimizerSettings(1e-3, 4e-3, 10, 0.9, 0.95, 1e-8, 0.0, 1.0, False)
+OPTIMIZER = train_state.OptimizerSettings(
+  1e-3, 4e-3, 10, 0.9, 0.95, 1e-8, 0.0, 1.0, False
+)
 POLICY = {"layers": {"und": jnp.ones(1), "gen": jnp.ones(1)}}
 RECORDS = [{"tag": tag} for tag in ("counting", "colors", "position")]
 
@@ -22,14 +24,20 @@ def _score(value, valid) -> types_lib.Score:
 
 
 def _experiment(**changes) -> types.SimpleNamespace:
-  settings = types.SimpleNamespace(group_size=2, reflect_rounds=changes.pop("reflect_rounds", 1))
+  settings = types.SimpleNamespace(
+    group_size=2, reflect_rounds=changes.pop("reflect_rounds", 1)
+  )
   optimizer = train_state.OptimizerSettings(**vars(OPTIMIZER) | changes)
-  return types.SimpleNamespace(train=RECORDS, settings=settings, optimizer=optimizer)
+  return types.SimpleNamespace(
+    train=RECORDS, settings=settings, optimizer=optimizer
+  )
 
 
 def _state(experiment, updates: int) -> train_state.TrainState:
   opt_state = train_state.make_optimizer(experiment.optimizer).init(POLICY)
-  return train_state.TrainState(POLICY, optax.tree.set(opt_state, count=jnp.int32(updates)), jnp.int32(0))
+  return train_state.TrainState(
+    POLICY, optax.tree.set(opt_state, count=jnp.int32(updates)), jnp.int32(0)
+  )
 
 
 DRAFTS = _score([0.5, 1.0, 0.25, np.nan], [True, True, True, False])
@@ -37,45 +45,97 @@ ROWS = np.array([2, 0])  # position, counting
 
 
 class TestMetrics:
-
   def test_edits_have_the_tag_of_the_image_that_was_drawn(self):
-    edits = types.SimpleNamespace(row=np.array([0, 0, 0, 1]), before_valid=np.array([True, True, False, True]))
-    samples = iteration.Samples(None, DRAFTS, edits, _score([0.0, 1.0, 0.75, np.nan], [True, True, True, False]))
+    edits = types.SimpleNamespace(
+      row=np.array([0, 0, 0, 1]),
+      before_valid=np.array([True, True, False, True]),
+    )
+    samples = iteration.Samples(
+      None,
+      DRAFTS,
+      edits,
+      _score([0.0, 1.0, 0.75, np.nan], [True, True, True, False]),
+    )
     experiment = _experiment()
     found = observe.metrics(experiment, _state(experiment, 4), ROWS, samples)
-    assert found == pytest.approx({
-        "reason/tag/position": 0.75, "reason/tag/counting": 0.25, "edit/tag/position": 0.5,
-        "optimizer/updates": 4.0, "optimizer/learning_rate_und": 3e-4, "optimizer/learning_rate_gen": 1.2e-3,
-    })
+    assert found == pytest.approx(
+      {
+        "reason/tag/position": 0.75,
+        "reason/tag/counting": 0.25,
+        "edit/tag/position": 0.5,
+        "optimizer/updates": 4.0,
+        "optimizer/learning_rate_und": 3e-4,
+        "optimizer/learning_rate_gen": 1.2e-3,
+      }
+    )
 
   def test_names_the_last_round(self):
-    edits = types.SimpleNamespace(row=np.zeros(4, int), before_valid=np.ones(4, bool))
+    edits = types.SimpleNamespace(
+      row=np.zeros(4, int), before_valid=np.ones(4, bool)
+    )
     experiment = _experiment(reflect_rounds=2)
-    samples = iteration.Samples(None, DRAFTS, edits, _score([1.0] * 4, [True] * 4))
+    samples = iteration.Samples(
+      None, DRAFTS, edits, _score([1.0] * 4, [True] * 4)
+    )
     found = observe.metrics(experiment, _state(experiment, 3), ROWS, samples)
     assert found["edit2/tag/position"] == 1 and "edit/tag/position" not in found
 
   def test_reason_alone_with_und_frozen_before_any_update(self):
-    experiment = _experiment(freeze_und=True, reflect_rounds=0, warmup_updates=0)
-    found = observe.metrics(experiment, _state(experiment, 0), ROWS, iteration.Samples(None, DRAFTS, None, None))
-    assert found == pytest.approx({
-        "reason/tag/position": 0.75, "reason/tag/counting": 0.25,
-        "optimizer/updates": 0.0, "optimizer/learning_rate_und": 0.0, "optimizer/learning_rate_gen": 4e-3,
-    })
+    experiment = _experiment(
+      freeze_und=True, reflect_rounds=0, warmup_updates=0
+    )
+    found = observe.metrics(
+      experiment,
+      _state(experiment, 0),
+      ROWS,
+      iteration.Samples(None, DRAFTS, None, None),
+    )
+    assert found == pytest.approx(
+      {
+        "reason/tag/position": 0.75,
+        "reason/tag/counting": 0.25,
+        "optimizer/updates": 0.0,
+        "optimizer/learning_rate_und": 0.0,
+        "optimizer/learning_rate_gen": 4e-3,
+      }
+    )
 
 
 class TestPictures:
-
   def test_edits_are_side_by_side(self):
-    black, white = np.zeros((6, 5, 3), np.uint8), np.full((6, 5, 3), 255, np.uint8)
-    turn = lambda image, score, instruction="": {"image": image, "score": score, "instruction": instruction}
-    draft = {"prompt": "a red ring", "tag": "colors", "turns": [turn("black", 0.5)]}
-    edit = {"prompt": "a bow", "tag": "counting", "turns": [turn("black", None), turn("white", 1.0, "remove the ring")]}
-    found = observe.pictures([draft, edit, draft], {"black": black, "white": white - 1})
-    assert list(found) == ["reason/sample/1", "edit/sample/1", "reason/sample/2"]
+    black, white = (
+      np.zeros((6, 5, 3), np.uint8),
+      np.full((6, 5, 3), 255, np.uint8),
+    )
+    turn = lambda image, score, instruction="": {
+      "image": image,
+      "score": score,
+      "instruction": instruction,
+    }
+    draft = {
+      "prompt": "a red ring",
+      "tag": "colors",
+      "turns": [turn("black", 0.5)],
+    }
+    edit = {
+      "prompt": "a bow",
+      "tag": "counting",
+      "turns": [turn("black", None), turn("white", 1.0, "remove the ring")],
+    }
+    found = observe.pictures(
+      [draft, edit, draft], {"black": black, "white": white - 1}
+    )
+    assert list(found) == [
+      "reason/sample/1",
+      "edit/sample/1",
+      "reason/sample/2",
+    ]
     assert found["reason/sample/1"].caption == "a red ring [colors]: 0.50"
     np.testing.assert_array_equal(found["reason/sample/1"].image, black)
-    assert found["edit/sample/1"].caption == "a bow [counting]: missing -> 1.00 (remove the ring)"
+    assert (
+      found["edit/sample/1"].caption
+      == "a bow [counting]: missing -> 1.00 (remove the ring)"
+    )
     image = found["edit/sample/1"].image
     assert image.shape == (6, 14, 3) and not image[:, :5].any()
     assert (image[:, 5:9] == 255).all() and (image[:, 9:] == 254).all()

@@ -27,22 +27,29 @@ def _run(folder, first: int, last: int, start: int, steps: int) -> list[int]:
     return []
   (file,) = files
   events = [
-      event for plane in jax.profiler.ProfileData.from_file(str(file)).planes
-      for line in plane.lines for event in line.events if event.name == "iteration"
+    event
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+    for line in plane.lines
+    for event in line.events
+    if event.name == "iteration"
   ]
   return sorted(dict(event.stats)["step_num"] for event in events)
 
 
 class TestProfiler:
-
-  @pytest.mark.parametrize("first, last, start, steps, traced", [
+  @pytest.mark.parametrize(
+    "first, last, start, steps, traced",
+    [
       (1, 4, 2, 2, [2, 3]),
       (3, 5, 2, 3, [3, 4]),  # resumed in the midst
       (1, 3, 3, 5, [3]),  # ended before it was over
       (1, 3, 0, 0, []),
       (5, 6, 2, 2, []),  # resumed behind them
-  ])
-  def test_iterations_of_the_window_are_traced(self, tmp_path, first, last, start, steps, traced):
+    ],
+  )
+  def test_iterations_of_the_window_are_traced(
+    self, tmp_path, first, last, start, steps, traced
+  ):
     assert _run(tmp_path, first, last, start, steps) == traced
 
   def test_other_processes_trace_nothing(self, tmp_path, monkeypatch):
@@ -57,19 +64,39 @@ def _scopes(lowered) -> set[str]:
 
 
 class TestNames:
-
   def test_stages_name_their_operations(self, tiny_model):
     """Looks at the reason half of the step, and at the rollouts of the other half."""
     bench = tiny.make_bench(tiny_model, changes={"reflect_rounds": 0})
-    drafts = bench.iteration.settings.groups * bench.iteration.settings.group_size
+    drafts = (
+      bench.iteration.settings.groups * bench.iteration.settings.group_size
+    )
     zeros = np.zeros(drafts, np.float32)
-    pool = iteration.Pool(np.zeros((drafts, 48, 48, 3), np.uint8), zeros, zeros > 0, zeros.astype(np.int32))
+    pool = iteration.Pool(
+      np.zeros((drafts, 48, 48, 3), np.uint8),
+      zeros,
+      zeros > 0,
+      zeros.astype(np.int32),
+    )
     with jax.set_mesh(bench.mesh):
       state, frozen, batch = bench.state(), bench.frozen, bench.batch(0)
-      reason = jax.jit(programs.fused(bench.iteration, bench.mesh)).lower(state, frozen, batch, np.uint32(0))
+      reason = jax.jit(programs.fused(bench.iteration, bench.mesh)).lower(
+        state, frozen, batch, np.uint32(0)
+      )
       edit = programs.split(bench.iteration, bench.mesh).edit.lower(
-          state, frozen, batch, pool, jax.random.key(0), np.int32(0))
+        state, frozen, batch, pool, jax.random.key(0), np.int32(0)
+      )
     scopes = _scopes(reason) | _scopes(edit)
-    for path in ("reason/decode", "reason/flow", "reason/towers", "score", "update", "reflect/decode",
-                 "refine/flow", "refine/towers"):
-      assert any(f"/{path}/" in f"{scope}/" for scope in scopes), (path, sorted(scopes)[:50])
+    for path in (
+      "reason/decode",
+      "reason/flow",
+      "reason/towers",
+      "score",
+      "update",
+      "reflect/decode",
+      "refine/flow",
+      "refine/towers",
+    ):
+      assert any(f"/{path}/" in f"{scope}/" for scope in scopes), (
+        path,
+        sorted(scopes)[:50],
+      )

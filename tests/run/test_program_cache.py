@@ -33,8 +33,10 @@ class Counted:
     self.traces += 1
     one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
     total = jax.shard_map(
-        lambda x, rows: jax.lax.psum(jnp.sum(x * rows), "data"), in_specs=(one, many), out_specs=one,
-        axis_names={"data"},
+      lambda x, rows: jax.lax.psum(jnp.sum(x * rows), "data"),
+      in_specs=(one, many),
+      out_specs=one,
+      axis_names={"data"},
     )
     gradient = jax.grad(lambda x: self._scale * total(x, rows) ** 2)(state["x"])
     updates, moments = self._optimizer.update(gradient, state["moments"])
@@ -44,24 +46,36 @@ class Counted:
 def _kept(folder, step: Counted, constants: list[str], rows: int = 4):
   state = step.init(jnp.linspace(0.0, 1.0, 3))
   arguments = (state, jnp.arange(3.0 * rows).reshape(rows, 3))
-  program = jax.jit(program_cache.load_or_export(folder, constants, step, arguments))
-  return jax.tree.map(np.asarray, program(*arguments)), jax.tree.map(np.asarray, jax.jit(step)(*arguments))
+  program = jax.jit(
+    program_cache.load_or_export(folder, constants, step, arguments)
+  )
+  return jax.tree.map(np.asarray, program(*arguments)), jax.tree.map(
+    np.asarray, jax.jit(step)(*arguments)
+  )
 
 
 class TestLoadOrExport:
-
   def test_second_start_does_not_trace_and_has_the_same_numbers(self, tmp_path):
     first, direct = _kept(tmp_path, Counted(2.0), [])
     step = Counted(2.0)
     second, _ = _kept(tmp_path, step, [])
     assert step.traces == 1  # by the direct call alone
-    assert jax.tree.structure(first) == jax.tree.structure(second) == jax.tree.structure(direct)
+    assert (
+      jax.tree.structure(first)
+      == jax.tree.structure(second)
+      == jax.tree.structure(direct)
+    )
     jax.tree.map(np.testing.assert_array_equal, first, direct)
     jax.tree.map(np.testing.assert_array_equal, second, direct)
 
-  def test_other_constants_shapes_or_source_make_another_program(self, tmp_path, monkeypatch):
+  def test_other_constants_shapes_or_source_make_another_program(
+    self, tmp_path, monkeypatch
+  ):
     _kept(tmp_path, Counted(2.0), ["scale 2"])
-    for change in (dict(constants=["scale 3"]), dict(constants=["scale 2"], rows=6)):
+    for change in (
+      dict(constants=["scale 3"]),
+      dict(constants=["scale 2"], rows=6),
+    ):
       found, direct = _kept(tmp_path, Counted(3.0), **change)
       jax.tree.map(np.testing.assert_array_equal, found, direct)
     monkeypatch.setattr(program_cache, "_CODE", "another source")
@@ -74,7 +88,9 @@ class TestLoadOrExport:
     keys = set()
     for count in (1, 2):
       mesh = meshes.make_mesh_of(jax.devices()[:count], count, 1, 1)
-      x = jax.device_put(np.zeros(4), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+      x = jax.device_put(
+        np.zeros(4), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+      )
       keys.add(program_cache._key([], (x,)))
     assert len(keys) == 2
 

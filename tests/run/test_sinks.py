@@ -16,7 +16,9 @@ from r3jax.run.logging import sinks
 
 SETTINGS = sinks.WandbSettings(project="r3", name="first", mode="offline")
 IMAGE = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-PICTURES = {"edit/sample/1": sinks.Picture(IMAGE, "a red ring [colors]: 0.50 -> 1.00")}
+PICTURES = {
+  "edit/sample/1": sinks.Picture(IMAGE, "a red ring [colors]: 0.50 -> 1.00")
+}
 
 
 class FakeRun:
@@ -37,7 +39,9 @@ def wandb(monkeypatch):
   """A fake package; `runs` are those that were started."""
   fake = types.ModuleType("wandb")
   fake.runs = []
-  fake.init = lambda **arguments: fake.runs.append(FakeRun(arguments)) or fake.runs[-1]
+  fake.init = lambda **arguments: (
+    fake.runs.append(FakeRun(arguments)) or fake.runs[-1]
+  )
   fake.Image = lambda image, caption: (image.shape, caption)
   monkeypatch.setitem(sys.modules, "wandb", fake)
   return fake
@@ -50,9 +54,10 @@ def missing(monkeypatch):
 
 
 class TestCheck:
-
   def test_names_the_extra_that_is_missing(self, missing):
-    with pytest.raises(ValueError, match=r"log.wandb.project needs .*pip install r3jax\[wandb\]"):
+    with pytest.raises(
+      ValueError, match=r"log.wandb.project needs .*pip install r3jax\[wandb\]"
+    ):
       sinks.check(SETTINGS)
 
   def test_needs_nothing_without_a_project(self, missing):
@@ -69,7 +74,9 @@ class TestCheck:
     sinks.check(online)
 
   def test_refuses_an_unknown_mode(self):
-    with pytest.raises(ValueError, match="must be 'online' or 'offline'; got 'disabled'"):
+    with pytest.raises(
+      ValueError, match="must be 'online' or 'offline'; got 'disabled'"
+    ):
       sinks.check(sinks.WandbSettings("", "", "disabled"))
 
   def test_is_part_of_what_a_run_checks_first(self, missing, tmp_path):
@@ -82,7 +89,6 @@ class TestCheck:
 
 @pytest.mark.usefixtures("no_tensorflow")
 class TestWandb:
-
   def test_gets_what_the_file_gets(self, wandb, tmp_path):
     opened = sinks.open_all(tmp_path, None, SETTINGS, {"seed": 3})
     for sink in opened:
@@ -91,11 +97,18 @@ class TestWandb:
       sink.close()
     (run,) = wandb.runs
     assert run.arguments["config"] == {"seed": 3}
-    assert [run.arguments[name] for name in ("project", "name", "mode", "dir")] == ["r3", "first", "offline", str(tmp_path)]
+    assert [
+      run.arguments[name] for name in ("project", "name", "mode", "dir")
+    ] == ["r3", "first", "offline", str(tmp_path)]
     assert run.logged == [
-        (1, {"reason/score": 0.5}), (1, {"edit/sample/1": ((2, 3, 3), "a red ring [colors]: 0.50 -> 1.00")})]
+      (1, {"reason/score": 0.5}),
+      (1, {"edit/sample/1": ((2, 3, 3), "a red ring [colors]: 0.50 -> 1.00")}),
+    ]
     assert run.finished
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "reason/score": 0.5}
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+      "step": 1,
+      "reason/score": 0.5,
+    }
 
   def test_resumed_run_goes_on_with_the_same_id(self, wandb, tmp_path):
     for workdir, restored in (("one", None), ("one", 4), ("two", None)):
@@ -104,44 +117,70 @@ class TestWandb:
     assert ids[0] == ids[1] != ids[2]
     assert all(run.arguments["resume"] == "allow" for run in wandb.runs)
 
-  def test_writes_to_a_disk_where_the_workdir_is_in_a_bucket(self, wandb, store):
+  def test_writes_to_a_disk_where_the_workdir_is_in_a_bucket(
+    self, wandb, store
+  ):
     sinks.Wandb(epath.Path("gs://bucket/run"), SETTINGS, {})
     assert "://" not in wandb.runs[0].arguments["dir"]
-    assert store.objects["gs://bucket/run/wandb_id"].decode() == wandb.runs[0].arguments["id"]
+    assert (
+      store.objects["gs://bucket/run/wandb_id"].decode()
+      == wandb.runs[0].arguments["id"]
+    )
 
   def test_is_off_without_a_project(self, wandb, tmp_path):
-    opened = sinks.open_all(tmp_path, None, sinks.WandbSettings("", "", "online"))
-    assert [type(sink) for sink in opened] == [sinks.JsonLines] and not wandb.runs
+    opened = sinks.open_all(
+      tmp_path, None, sinks.WandbSettings("", "", "online")
+    )
+    assert [type(sink) for sink in opened] == [
+      sinks.JsonLines
+    ] and not wandb.runs
     assert not (tmp_path / "wandb_id").exists()
 
 
 class TestJsonLines:
-
-  def test_evaluations_have_a_file_of_their_own_and_are_replaced_when_made_anew(self, tmp_path):
-    lines = lambda: [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+  def test_evaluations_have_a_file_of_their_own_and_are_replaced_when_made_anew(
+    self, tmp_path
+  ):
+    lines = lambda: [
+      json.loads(line)
+      for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()
+    ]
     sink = sinks.JsonLines(epath.Path(tmp_path), None)
     for step, value in ((0, 0.1), (20, 0.2), (0, 0.1), (0, 0.9)):
       sink.evaluation(step, {"evaluation/draft": value})
-    assert lines() == [{"step": 0, "evaluation/draft": 0.9}, {"step": 20, "evaluation/draft": 0.2}]
-    sinks.JsonLines(epath.Path(tmp_path), 10).evaluation(20, {"evaluation/draft": float("nan")})
-    assert lines() == [{"step": 0, "evaluation/draft": 0.9}, {"step": 20, "evaluation/draft": None}]
+    assert lines() == [
+      {"step": 0, "evaluation/draft": 0.9},
+      {"step": 20, "evaluation/draft": 0.2},
+    ]
+    sinks.JsonLines(epath.Path(tmp_path), 10).evaluation(
+      20, {"evaluation/draft": float("nan")}
+    )
+    assert lines() == [
+      {"step": 0, "evaluation/draft": 0.9},
+      {"step": 20, "evaluation/draft": None},
+    ]
 
 
 class TestTensorBoard:
-
   def test_keeps_pictures_with_their_captions(self, tmp_path):
     sink = sinks.TensorBoard(epath.Path(tmp_path))
     sink.pictures(2, PICTURES)
     sink.close()
-    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    read = lambda name: tensor_util.make_ndarray(events.Tensors(name)[0].tensor_proto)
-    assert read("edit/sample/1/caption").item().decode() == PICTURES["edit/sample/1"].caption
+    events = event_accumulator.EventAccumulator(
+      str(tmp_path / "tensorboard")
+    ).Reload()
+    read = lambda name: tensor_util.make_ndarray(
+      events.Tensors(name)[0].tensor_proto
+    )
+    assert (
+      read("edit/sample/1/caption").item().decode()
+      == PICTURES["edit/sample/1"].caption
+    )
     width, height, png = read("edit/sample/1")
     assert (width, height, png[:4]) == (b"3", b"2", b"\x89PNG")
 
 
 class TestOpenAll:
-
   def test_only_the_first_process_has_any(self, monkeypatch, tmp_path):
     monkeypatch.setattr(sinks.jax, "process_index", lambda: 1)
     assert sinks.open_all(tmp_path / "workdir", None, SETTINGS) == []

@@ -10,7 +10,13 @@ from r3jax.cli import startup
 @pytest.fixture(name="cache", autouse=True)
 def fixture_cache(monkeypatch, tmp_path):
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-  before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}
+  before = {
+    name: getattr(jax.config, name)
+    for name in (
+      "jax_compilation_cache_dir",
+      "jax_persistent_cache_min_compile_time_secs",
+    )
+  }
   jax.config.update("jax_compilation_cache_dir", str(tmp_path))
   yield tmp_path
   for name, value in before.items():
@@ -18,7 +24,6 @@ def fixture_cache(monkeypatch, tmp_path):
 
 
 class TestKeepPrograms:
-
   def test_traced_ones_lie_beside_the_compiled(self, cache):
     mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
     assert startup.keep_programs(mesh) == cache / "traced"
@@ -26,14 +31,17 @@ class TestKeepPrograms:
   @pytest.mark.parametrize("fsdp, tensor", [(2, 1), (1, 2)])
   def test_nothing_is_kept_where_cpus_shard_parameters(self, fsdp, tensor):
     mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=fsdp, tensor=tensor))
-    assert startup.keep_programs(mesh) is None and not jax.config.jax_compilation_cache_dir
+    assert (
+      startup.keep_programs(mesh) is None
+      and not jax.config.jax_compilation_cache_dir
+    )
 
 
 class TestTogether:
-
   def test_message_of_what_cannot_be_is_all_that_is_said(self):
     def fails(what):
       raise ValueError(f"it must be another; got {what}")
+
     with pytest.raises(SystemExit, match="^r3jax: it must be another; got 3$"):
       startup.together(fails, 3)
     assert startup.together(lambda x: x + 1, 3) == 4

@@ -45,7 +45,9 @@ class Answers:
     del record
 
   def score(self, images, records):
-    return [outcome.Ok(0.5, {"strict": 0.0}, {"answer": "x" * 1000}) for _ in records]
+    return [
+      outcome.Ok(0.5, {"strict": 0.0}, {"answer": "x" * 1000}) for _ in records
+    ]
 
   def describe(self):
     return {"model": "m"}
@@ -71,11 +73,16 @@ class Session:
     self.frozen = iteration.Frozen({}, None)
     self._scorer = scorer.Scorer(Answers())
     self.experiment = types.SimpleNamespace(
-        train=RECORDS, heldout=RECORDS, contamination=contamination.Contamination({}),
-        reward=combine.on_host("judge", self._scorer))
+      train=RECORDS,
+      heldout=RECORDS,
+      contamination=contamination.Contamination({}),
+      reward=combine.on_host("judge", self._scorer),
+    )
     self._rows = self._scorer.encode(RECORDS)
     self.leaked = contamination.Leaked({}, True)
-    self.exam = dataclasses.replace(fakes.exam(fakes.Evaluator(20)), flush=self._ask_and_flush)
+    self.exam = dataclasses.replace(
+      fakes.exam(fakes.Evaluator(20)), flush=self._ask_and_flush
+    )
 
   def _ask(self):
     for row in self._rows[:CALLS]:
@@ -96,7 +103,10 @@ class Session:
         while not training.latest_step(self.files.checkpoints):
           time.sleep(0.01)
         raise Power
-      state = state.replace(policy=jax.tree.map(lambda x: x + 1, state.policy), step=jnp.int32(number))
+      state = state.replace(
+        policy=jax.tree.map(lambda x: x + 1, state.policy),
+        step=jnp.int32(number),
+      )
       return state, {"reason/score": number / 100, "reason/valid": 1.0}, {}
 
     return step
@@ -127,20 +137,40 @@ def _start(workdir: str, fails_at: int | None = None) -> dict:
 def _logs(folder: epath.Path) -> dict[str, list[dict]]:
   """Returns the logs without times."""
   kinds = ("samples.jsonl", "rewards/judge.0.jsonl")
-  evaluations = [f"evaluation/step_{step:06d}/{kind}" for step in (0, 4, STEPS) for kind in kinds]
-  names = ("metrics.jsonl", "evaluation.jsonl", "rewards/judge.0.jsonl", "report/samples.jsonl", *evaluations)
-  drop = lambda row: {name: value for name, value in row.items() if not re.match("seconds/|time|turns", name)}
-  return {name: [drop(row) for row in jsonl.read(folder / name)] for name in names}
+  evaluations = [
+    f"evaluation/step_{step:06d}/{kind}"
+    for step in (0, 4, STEPS)
+    for kind in kinds
+  ]
+  names = (
+    "metrics.jsonl",
+    "evaluation.jsonl",
+    "rewards/judge.0.jsonl",
+    "report/samples.jsonl",
+    *evaluations,
+  )
+  drop = lambda row: {
+    name: value
+    for name, value in row.items()
+    if not re.match("seconds/|time|turns", name)
+  }
+  return {
+    name: [drop(row) for row in jsonl.read(folder / name)] for name in names
+  }
 
 
 class TestRun:
-
   @pytest.fixture(autouse=True)
   def around(self, store, tmp_path, monkeypatch):
     """Checkpoints, which Orbax writes through libraries of its own, are on the disk; nothing else is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        workdir_lib.Workdir, "checkpoints", property(lambda files: epath.Path(tmp_path / "checkpoints" / files.path.name)))
+      workdir_lib.Workdir,
+      "checkpoints",
+      property(
+        lambda files: epath.Path(tmp_path / "checkpoints" / files.path.name)
+      ),
+    )
     # it writes TensorBoard's files by itself
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     for name in [name for name in sys.modules if name.startswith("clu")]:
@@ -148,11 +178,21 @@ class TestRun:
     # its iterations have no samples
     monkeypatch.setattr(loop.observe, "metrics", lambda *_: {})
     image = np.zeros((2, 2, 3), np.uint8)
-    sample = {"prompt": "p", "tag": "colors", "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}]}
-    shown = lambda experiment, step, *_: [({"step": step, "key": f"{step}", **sample}, [image])]
+    sample = {
+      "prompt": "p",
+      "tag": "colors",
+      "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}],
+    }
+    shown = lambda experiment, step, *_: [
+      ({"step": step, "key": f"{step}", **sample}, [image])
+    ]
     monkeypatch.setattr(loop, "_samples", shown)
     yield
-    assert [path.name for path in tmp_path.iterdir() if path.name not in ("checkpoints", "local")] == []
+    assert [
+      path.name
+      for path in tmp_path.iterdir()
+      if path.name not in ("checkpoints", "local")
+    ] == []
 
   def test_no_object_is_written_more_than_twice(self, store):
     _start("gs://bucket/run")
@@ -161,28 +201,52 @@ class TestRun:
     # Metrics, what the judge said, samples; and of three evaluations numbers, what the judge said, and samples.
     assert len(logged) == STEPS + STEPS + 4 + 3 + 3 + 3
     names = {name.removeprefix("gs://bucket/run/") for name in store.objects}
-    assert {"config.json", "summary.json", "report/index.html", "evaluation/step_000000/summary.json",
-            "evaluation/step_000004/index.html", "evaluation/step_000007/summary.json",
-            "evaluation/step_000007/images/00000_00_0.png"} <= names
-    assert any(re.fullmatch(r"profile/plugins/profile/\w+/.*\.xplane\.pb", name) for name in names)
-    assert not [name for name in names if name.endswith((".new", ".partial")) or "probe" in name]
+    assert {
+      "config.json",
+      "summary.json",
+      "report/index.html",
+      "evaluation/step_000000/summary.json",
+      "evaluation/step_000004/index.html",
+      "evaluation/step_000007/summary.json",
+      "evaluation/step_000007/images/00000_00_0.png",
+    } <= names
+    assert any(
+      re.fullmatch(r"profile/plugins/profile/\w+/.*\.xplane\.pb", name)
+      for name in names
+    )
+    assert not [
+      name
+      for name in names
+      if name.endswith((".new", ".partial")) or "probe" in name
+    ]
 
   def test_logs_are_those_of_a_disk(self, tmp_path):
     _start("gs://bucket/run")
     _start(str(tmp_path / "local"))
     found = _logs(epath.Path("gs://bucket/run"))
     assert found == _logs(epath.Path(tmp_path / "local"))
-    assert [row["step"] for row in found["metrics.jsonl"]] == list(range(1, STEPS + 1))
-    assert [row["step"] for row in found["rewards/judge.0.jsonl"]] == [i for i in range(1, STEPS + 1) for _ in range(CALLS)]
+    assert [row["step"] for row in found["metrics.jsonl"]] == list(
+      range(1, STEPS + 1)
+    )
+    assert [row["step"] for row in found["rewards/judge.0.jsonl"]] == [
+      i for i in range(1, STEPS + 1) for _ in range(CALLS)
+    ]
 
   def test_resumed_run_is_an_uninterrupted_one(self, store):
     whole = _start("gs://bucket/whole")
     with pytest.raises(Power):
       _start("gs://bucket/broken", fails_at=6)
-    assert [row["step"] for row in jsonl.read("gs://bucket/broken/metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert [
+      row["step"] for row in jsonl.read("gs://bucket/broken/metrics.jsonl")
+    ] == [1, 2, 3, 4, 5]
     resumed = _start("gs://bucket/broken")
-    folders = [epath.Path(f"gs://bucket/{name}") for name in ("whole", "broken")]
+    folders = [
+      epath.Path(f"gs://bucket/{name}") for name in ("whole", "broken")
+    ]
     assert _logs(folders[0]) == _logs(folders[1])
     assert resumed["scores"] == whole["scores"]
-    assert json.loads((folders[1] / "summary.json").read_text())["iterations"] == STEPS
+    assert (
+      json.loads((folders[1] / "summary.json").read_text())["iterations"]
+      == STEPS
+    )
     assert max(store.writes.values()) <= 4  # two starts

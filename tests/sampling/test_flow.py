@@ -8,6 +8,7 @@ import pytest
 from r3jax.sampling import flow
 from r3jax.sampling import schedule as schedule_lib
 
+
 def _shrink(latent, t, guided):
   """A velocity that is known everywhere: twice the latent, plus the time."""
   del guided
@@ -16,27 +17,35 @@ def _shrink(latent, t, guided):
 
 POINTS = 5
 INITIAL = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
-NOISE = np.random.default_rng(1).normal(size=(POINTS - 1, 3, 2, 4)).astype(np.float32)
+NOISE = (
+  np.random.default_rng(1).normal(size=(POINTS - 1, 3, 2, 4)).astype(np.float32)
+)
 
 
-def _known(eta: schedule_lib.Eta | None = None, index=None, steps: int = 1) -> flow.Trajectory:
+def _known(
+  eta: schedule_lib.Eta | None = None, index=None, steps: int = 1
+) -> flow.Trajectory:
   plan = None
   if index is not None:
-    plan = flow.SDEPlan(jnp.asarray(index), lambda step: jnp.asarray(NOISE)[step], steps)
+    plan = flow.SDEPlan(
+      jnp.asarray(index), lambda step: jnp.asarray(NOISE)[step], steps
+    )
   schedule = schedule_lib.Schedule(POINTS)
   guided = np.array([True, False, False, True])
   return flow.sample(_shrink, jnp.asarray(INITIAL), schedule, guided, eta, plan)
 
 
 def _euler() -> list[np.ndarray]:
-  times, states = schedule_lib.Schedule(POINTS).times(), [INITIAL.astype(np.float64)]
+  times, states = (
+    schedule_lib.Schedule(POINTS).times(),
+    [INITIAL.astype(np.float64)],
+  )
   for t, following in zip(times, times[1:]):
     states.append(states[-1] - (2 * states[-1] + t) * (t - following))
   return states
 
 
 class TestSampleOfAKnownVelocity:
-
   def test_is_euler_without_a_plan(self):
     np.testing.assert_allclose(_known().latent, _euler()[-1], atol=1e-5)
 
@@ -49,12 +58,18 @@ class TestSampleOfAKnownVelocity:
     found = _known(schedule_lib.Eta("constant", 0.5), index=index)
     times, states = schedule_lib.Schedule(POINTS).times(), _euler()
     np.testing.assert_allclose(found.t, times[index], rtol=1e-6)
-    np.testing.assert_allclose(found.dt, (times[:-1] - times[1:])[index], rtol=1e-6)
+    np.testing.assert_allclose(
+      found.dt, (times[:-1] - times[1:])[index], rtol=1e-6
+    )
     for row, step in enumerate(index):
-      np.testing.assert_allclose(found.before[row], states[step][row], atol=1e-5)
+      np.testing.assert_allclose(
+        found.before[row], states[step][row], atol=1e-5
+      )
       noise = NOISE[step, row]
       logprob = (-0.5 * noise**2).mean()  # (after - mean) / std is the noise
-      np.testing.assert_allclose(found.behavior_logprob[row], logprob, rtol=1e-4)
+      np.testing.assert_allclose(
+        found.behavior_logprob[row], logprob, rtol=1e-4
+      )
 
   def test_steps_after_the_sde_step_are_ode(self):
     found = _known(schedule_lib.Eta("constant", 0.5), index=[POINTS - 2] * 3)
@@ -66,15 +81,20 @@ class TestSampleOfAKnownVelocity:
 
   def test_records_the_last_of_several_sde_steps(self):
     found = _known(schedule_lib.Eta("constant", 0.5), index=[1] * 3, steps=2)
-    np.testing.assert_allclose(found.t, schedule_lib.Schedule(POINTS).times()[[2] * 3], rtol=1e-6)
+    np.testing.assert_allclose(
+      found.t, schedule_lib.Schedule(POINTS).times()[[2] * 3], rtol=1e-6
+    )
 
   def test_records_zeros_without_a_plan(self):
     found = _known()
-    assert not np.any(found.before) and not np.any(found.t) and not np.any(found.behavior_logprob)
+    assert (
+      not np.any(found.before)
+      and not np.any(found.t)
+      and not np.any(found.behavior_logprob)
+    )
 
 
 class TestSdeMoments:
-
   def test_equals_the_ode_step_at_eta_zero(self):
     x, v = jax.random.normal(jax.random.key(0), (2, 1, 3, 4))
     t, dt = jnp.array([0.6]), jnp.array([0.1])
@@ -84,7 +104,6 @@ class TestSdeMoments:
 
 
 class TestSchedule:
-
   @pytest.mark.parametrize("shift", [1.0, 3.0])
   def test_runs_from_1_down_to_0(self, shift):
     times = schedule_lib.Schedule(7, shift).times()
@@ -96,7 +115,6 @@ class TestSchedule:
 
 
 class TestEta:
-
   def test_is_bounded_at_the_start(self):
     eta = schedule_lib.Eta("monotonic", 0.7)(jnp.array([1.0, 0.5]))
     np.testing.assert_allclose(eta, [0.7 * 20**0.5, 0.7], rtol=1e-5)

@@ -24,53 +24,62 @@ class TestBranches:
     latent = goldens_lib.rows_of(arrays["x_t"], scene.rows)
     together = scene.branches(latent, float(arrays["t"]))
     for i, noise in enumerate(scene.noise[1:], 1):
-      (alone,) = dataclasses.replace(scene, noise=(noise,)).branches(latent, float(arrays["t"]))
+      (alone,) = dataclasses.replace(scene, noise=(noise,)).branches(
+        latent, float(arrays["t"])
+      )
       np.testing.assert_allclose(together[i], alone, atol=1e-5, rtol=0)
 
 
 class TestCombine:
-
   def test_shrinks_to_the_norm_of_the_conditional_velocity(self):
     v, u = jnp.array([[[3.0, 0.0], [0.0, 4.0]]]), jnp.zeros((1, 2, 2))
     for renorm in ("global", "channel", "text_channel"):
-      found = guidance_lib.combine(guidance_lib.Guidance(4.0, 1.0, renorm), v, u)
+      found = guidance_lib.combine(
+        guidance_lib.Guidance(4.0, 1.0, renorm), v, u
+      )
       np.testing.assert_allclose(found, v, rtol=1e-6)  # 4 v shrunk to |v|
 
   def test_never_stretches(self):
     v, u = jnp.array([[[4.0, 0.0]]]), jnp.array([[[6.0, 0.0]]])
-    found = guidance_lib.combine(guidance_lib.Guidance(2.0, 1.0, "channel"), v, u)
+    found = guidance_lib.combine(
+      guidance_lib.Guidance(2.0, 1.0, "channel"), v, u
+    )
     np.testing.assert_allclose(found, [[[2.0, 0.0]]], rtol=1e-6)
 
   def test_is_finite_where_everything_is_zero(self):
     zeros = jnp.zeros((1, 2, 2))
-    found = guidance_lib.combine(guidance_lib.Guidance(4.0, 1.0, "global"), zeros, zeros)
+    found = guidance_lib.combine(
+      guidance_lib.Guidance(4.0, 1.0, "global"), zeros, zeros
+    )
     np.testing.assert_array_equal(found, zeros)
 
   def test_gradient_is_finite_where_everything_is_zero(self):
     guidance = guidance_lib.Guidance(4.0, 1.0, "global")
-    energy = lambda v: jnp.sum(guidance_lib.combine(guidance, v, jnp.zeros((1, 2, 2))))
+    energy = lambda v: jnp.sum(
+      guidance_lib.combine(guidance, v, jnp.zeros((1, 2, 2)))
+    )
     assert bool(jnp.isfinite(jax.grad(energy)(jnp.zeros((1, 2, 2)))).all())
 
 
 class TestCombineWhereActive:
-
   def test_leaves_rows_outside_the_interval(self):
     guidance = guidance_lib.Guidance(4.0, 1.0, "channel", interval=(0.4, 0.9))
     v, u = jax.random.normal(jax.random.key(0), (2, 4, 3, 5))
     t = jnp.array([0.4, 0.41, 0.9, 1.0])
     found = guidance_lib.combine_where_active(guidance, t, (v, u))
     guided = guidance_lib.combine(guidance, v, u)
-    np.testing.assert_array_equal(found, jnp.stack([v[0], guided[1], guided[2], v[3]]))
+    np.testing.assert_array_equal(
+      found, jnp.stack([v[0], guided[1], guided[2], v[3]])
+    )
 
 
 class TestGuidance:
-
   def test_does_nothing_at_text_scale_1(self):
     guidance = guidance_lib.Guidance(1.0, 1.5, "global")
     assert not guidance.uses_text and not guidance.uses_image
     assert not guidance.active(0.9)
     flow = settings.FlowSettings(
-        schedule.Schedule(4), guidance, schedule.Eta("constant", 1.0), 0
+      schedule.Schedule(4), guidance, schedule.Eta("constant", 1.0), 0
     )
     names = flow.branches(goldens_lib.edit_scene(EDIT).noise)
     assert names == ("edit",)

@@ -19,17 +19,17 @@ GREEDY = text.TextSampling(0.0)
 
 
 class TestTextSampling:
-
   def test_refuses_both_filters(self):
     with pytest.raises(ValueError, match="not both; got top_p=0.9, top_k=50"):
       text.TextSampling(0.9, top_p=0.9, top_k=50)
 
 
 class TestCandidates:
-
   def test_keeps_the_candidate_that_crosses_top_p(self):
     logits = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
-    ids, probabilities = text.candidates(logits, text.TextSampling(1.0, top_p=0.6))
+    ids, probabilities = text.candidates(
+      logits, text.TextSampling(1.0, top_p=0.6)
+    )
     np.testing.assert_array_equal(ids, [[1, 2, 0]])
     np.testing.assert_allclose(probabilities, [[5 / 8, 3 / 8, 0]], rtol=1e-6)
 
@@ -40,12 +40,15 @@ class TestCandidates:
 
 
 class TestDraw:
-
   def test_takes_the_best_at_temperature_zero(self):
     logits = jnp.array([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
-    np.testing.assert_array_equal(text.draw(logits, jnp.array([0.99, 0.99]), GREEDY), [1, 0])
+    np.testing.assert_array_equal(
+      text.draw(logits, jnp.array([0.99, 0.99]), GREEDY), [1, 0]
+    )
 
-  @pytest.mark.parametrize("sampling", [PLAIN, text.TextSampling(1.0, top_p=0.9)])
+  @pytest.mark.parametrize(
+    "sampling", [PLAIN, text.TextSampling(1.0, top_p=0.9)]
+  )
   def test_never_draws_what_has_no_probability(self, sampling):
     logits = jnp.array([[-jnp.inf, 1.0, 0.0, -jnp.inf]] * 2)
     uniform = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
@@ -54,7 +57,6 @@ class TestDraw:
 
 
 class TestLogprob:
-
   def test_is_exact_for_large_logits(self):
     logits = jnp.array([[1000.0, 997.0]])
     expected = -np.log1p(np.exp(-3.0))
@@ -75,45 +77,62 @@ class TestLogprob:
 @functools.partial(jax.jit, static_argnames=("layout", "sampling"))
 def _decode(layout, past, lengths, uniforms, sampling):
   model, policy = goldens_lib.bagel_model(), goldens_lib.weights()["policy"]
-  return text.decode(model, policy, layout, "answer", past, lengths, uniforms, sampling)
+  return text.decode(
+    model, policy, layout, "answer", past, lengths, uniforms, sampling
+  )
 
 
 def _context(segments, inputs, lengths, max_length: int):
   """Runs the segments and returns a layout with an answer after them, and the cache."""
   seen = [segment.name for segment in segments]
-  layout = segments_lib.Layout((*segments, segments_lib.text("answer", max_length + 1, seen)))
+  layout = segments_lib.Layout(
+    (*segments, segments_lib.text("answer", max_length + 1, seen))
+  )
   return layout, (goldens_lib.run(layout, inputs, lengths).cache,)
 
 
 def _text_context(prompt, lengths, max_length: int):
   return _context(
-      (segments_lib.text("prompt", prompt.shape[1]),), {"prompt": prompt}, lengths, max_length
+    (segments_lib.text("prompt", prompt.shape[1]),),
+    {"prompt": prompt},
+    lengths,
+    max_length,
   )
 
 
 class TestDecode:
-
   def test_recorded_logprobs_and_cache_equal_one_forward_pass(self):
     arrays = goldens_lib.case(SAMPLING)
     rows = arrays["gen_u"].shape[1]
-    prompt, prompt_lengths = goldens_lib.repeated(arrays["gen_prompt_ids"], rows)
+    prompt, prompt_lengths = goldens_lib.repeated(
+      arrays["gen_prompt_ids"], rows
+    )
     lengths = {"prompt": prompt_lengths}
     limit = max(len(arrays[f"gen_ids_{row}"]) for row in range(rows)) - 1
     layout, past = _text_context(prompt, lengths, limit)
     uniforms = jnp.asarray(arrays["gen_u"][:limit].T)
-    decoded = _decode(layout, past, lengths, uniforms, text.TextSampling(0.9, top_p=0.9))
+    decoded = _decode(
+      layout, past, lengths, uniforms, text.TextSampling(0.9, top_p=0.9)
+    )
     whole = goldens_lib.run(
-        layout, {"answer": decoded.ids}, lengths | {"answer": decoded.lengths}, past
+      layout,
+      {"answer": decoded.ids},
+      lengths | {"answer": decoded.lengths},
+      past,
     )
     logits = goldens_lib.read(whole.text("answer")[:, :-1], "logits")
     scored = text.logprob(logits, decoded.ids[:, 1:])
     # the last entry belongs to the token that the end replaced
     free = slice(0, limit - 1)
     np.testing.assert_allclose(
-        decoded.behavior_logprob[:, free], scored[:, free], atol=1e-5, rtol=0
+      decoded.behavior_logprob[:, free], scored[:, free], atol=1e-5, rtol=0
     )
-    np.testing.assert_allclose(decoded.cache.key, whole.cache.key, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(decoded.cache.value, whole.cache.value, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+      decoded.cache.key, whole.cache.key, atol=1e-5, rtol=0
+    )
+    np.testing.assert_allclose(
+      decoded.cache.value, whole.cache.value, atol=1e-5, rtol=0
+    )
 
 
 BEGIN, END, VOCABULARY, MAX_TOKENS = 1, 2, 8, 6
@@ -122,7 +141,9 @@ BEGIN, END, VOCABULARY, MAX_TOKENS = 1, 2, 8, 6
 class Scripted:
   """Stands in for `bagel.Bagel`: wants script[row][step] next; its cache counts the steps."""
 
-  config = types.SimpleNamespace(special_ids=types.SimpleNamespace(text_begin=BEGIN, text_end=END))
+  config = types.SimpleNamespace(
+    special_ids=types.SimpleNamespace(text_begin=BEGIN, text_end=END)
+  )
   dtype = jnp.float32
 
   def apply(self, variables, layout, ids, place, lengths, past, own, method):
@@ -131,7 +152,9 @@ class Scripted:
     script = variables["params"]
     wanted = jax.nn.one_hot(script[:, place], VOCABULARY)
     logits = wanted * (3.0 + place) + 0 * ids[:, None]
-    return logits, own.replace(key=own.key.at[0, :, place, 0, 0].set(ids), value=own.value + 1)
+    return logits, own.replace(
+      key=own.key.at[0, :, place, 0, 0].set(ids), value=own.value + 1
+    )
 
 
 @functools.cache
@@ -139,9 +162,13 @@ def _scripted(script: tuple[tuple[int, ...], ...]) -> text.Decoded:
   layout = segments_lib.Layout((segments_lib.text("answer", MAX_TOKENS + 1),))
   entry = jnp.zeros((1, 1, 1, 1, 1))
   past = (bagel.Cache(entry, entry, ("context",)),)
-  rows = jnp.array([list(row) + [7] * (MAX_TOKENS + 1 - len(row)) for row in script])
+  rows = jnp.array(
+    [list(row) + [7] * (MAX_TOKENS + 1 - len(row)) for row in script]
+  )
   uniforms = jnp.zeros((len(script), MAX_TOKENS))
-  return text.decode(Scripted(), rows, layout, "answer", past, {}, uniforms, GREEDY)
+  return text.decode(
+    Scripted(), rows, layout, "answer", past, {}, uniforms, GREEDY
+  )
 
 
 def _entry(step: int) -> float:
@@ -167,17 +194,21 @@ class TestDecodeEnds:
   def test_pads_after_the_end(self):
     decoded = _scripted(((5, END), (6, 4, 3, END)))
     np.testing.assert_array_equal(decoded.ids[0], [BEGIN, 5, END, 0, 0, 0, 0])
-    np.testing.assert_array_equal(decoded.behavior_logprob[0, 2:], np.zeros(MAX_TOKENS - 2))
+    np.testing.assert_array_equal(
+      decoded.behavior_logprob[0, 2:], np.zeros(MAX_TOKENS - 2)
+    )
 
   def test_entry_j_belongs_to_the_next_token(self):
     decoded = _scripted(((5, END), (6, 4, 3, END)))
     np.testing.assert_allclose(
-        decoded.behavior_logprob[1, :4], [_entry(j) for j in range(4)], rtol=1e-5
+      decoded.behavior_logprob[1, :4], [_entry(j) for j in range(4)], rtol=1e-5
     )
 
   def test_forces_the_end_at_the_limit(self):
     decoded = _scripted(((5,) * MAX_TOKENS, (5, END)))
-    np.testing.assert_array_equal(decoded.ids[0], [BEGIN, *[5] * (MAX_TOKENS - 1), END])
+    np.testing.assert_array_equal(
+      decoded.ids[0], [BEGIN, *[5] * (MAX_TOKENS - 1), END]
+    )
     np.testing.assert_array_equal(decoded.lengths, [MAX_TOKENS + 1, 3])
     assert float(decoded.cache.value.max()) == MAX_TOKENS + 1
 

@@ -42,36 +42,51 @@ def _generate(number: int) -> draw.Round:
   mesh = _mesh()
   reward, parse = experiment.reward.on(mesh), experiment.parse(mesh)
   evaluator = draw.Evaluator(
-      experiment.modules, settings, reward, parse, mesh, rounds=1, batch_size=number // 2, seed=3
+    experiment.modules,
+    settings,
+    reward,
+    parse,
+    mesh,
+    rounds=1,
+    batch_size=number // 2,
+    seed=3,
   )
-  prompts = experiment.encode(setup.evenly(prompts_lib.heldout_records(), number, 3)[:number])
+  prompts = experiment.encode(
+    setup.evenly(prompts_lib.heldout_records(), number, 3)[:number]
+  )
   with jax.set_mesh(mesh):
     (drafts,) = tiny.draw(evaluator, *_weights(), prompts, 1)
   return drafts
 
 
 class TestVerifierOnGeneratedImages:
-
   def test_agrees_with_plain_numpy(self):
     images = _generate(200).kept.images
     assert len(np.unique(images, axis=0)) == 200
     objects = jax.device_get(jax.jit(verifier.detect)(images))
     differing, margins = set(), []
     for i, image in enumerate(images):
-      seen = {o["cell"]: (o["class"], o["color"]) for o in numpy_verifier.read(image)}
+      seen = {
+        o["cell"]: (o["class"], o["color"]) for o in numpy_verifier.read(image)
+      }
       for cell in range(9):
         shape, color = objects.shape[i, cell], objects.color[i, cell]
-        found = (scenes_lib.SHAPES[shape], scenes_lib.COLORS[color]) if shape >= 0 else None
+        found = (
+          (scenes_lib.SHAPES[shape], scenes_lib.COLORS[color])
+          if shape >= 0
+          else None
+        )
         if seen.get(cell) != found:
           differing.add(i)
-          margins.append(np.min(abs(objects.error[i, cell] / verifier.THRESHOLDS - 1)))
+          margins.append(
+            np.min(abs(objects.error[i, cell] / verifier.THRESHOLDS - 1))
+          )
     assert len(differing) <= 6  # 97 % of the images in full,
     # and what differs lies at the threshold
     assert max(margins, default=0) < 0.1
 
 
 class TestAutoencoder:
-
   def test_scenes_are_read_right_after_a_round_trip(self):
     _, towers = _weights()
     eyes = _experiment().modules.towers
@@ -79,11 +94,19 @@ class TestAutoencoder:
     @jax.jit
     def right(scene):
       images = scenes_lib.render(scene)
-      before, after = (verifier.detect(x) for x in (images, eyes.decode(towers, eyes.encode(towers, images))))
-      return jnp.all((before.shape == after.shape) & (before.color == after.color), axis=-1)
+      before, after = (
+        verifier.detect(x)
+        for x in (images, eyes.decode(towers, eyes.encode(towers, images)))
+      )
+      return jnp.all(
+        (before.shape == after.shape) & (before.color == after.color), axis=-1
+      )
 
     scenes = [batches.dense_scene(i, seed=9) for i in range(600)]
     # smudges are no objects
     scenes = [scene.replace(ghost_shape=np.full(9, -1)) for scene in scenes]
-    stacked = [jax.tree.map(lambda *x: np.stack(x), *scenes[i : i + 100]) for i in range(0, 600, 100)]
+    stacked = [
+      jax.tree.map(lambda *x: np.stack(x), *scenes[i : i + 100])
+      for i in range(0, 600, 100)
+    ]
     assert np.mean([right(scene) for scene in stacked]) >= 0.99

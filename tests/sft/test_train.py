@@ -24,13 +24,16 @@ SIZES = small_bagel.sizes(ml_collections.ConfigDict(tiny.SIZES))
 
 
 class TestVisionLoss:
-
   @staticmethod
   def _value(smudged: bool, head: np.ndarray) -> float:
     tower = siglip.VisionTransformer(SIZES.vision)
     patches = jnp.zeros((1, 1, 3 * scenes.CELL**2))
-    params = tower.init(jax.random.key(0), patches, jnp.zeros(1, jnp.int32))["params"]
-    scene = scenes.place([(0, 0, 0), (1, 1, 4), (2, 2, 8)], np.random.default_rng(0))
+    params = tower.init(jax.random.key(0), patches, jnp.zeros(1, jnp.int32))[
+      "params"
+    ]
+    scene = scenes.place(
+      [(0, 0, 0), (1, 1, 4), (2, 2, 8)], np.random.default_rng(0)
+    )
     if smudged:
       scene = scenes.smudge(scene, [0, 4, 8], np.random.default_rng(0))
     batch = jax.tree.map(lambda x: x[None], scene)
@@ -39,7 +42,9 @@ class TestVisionLoss:
 
   def test_blind_head_pays_for_every_choice(self):
     head = np.zeros((SIZES.vision.hidden_size, 15), np.float32)
-    assert self._value(False, head) == pytest.approx(np.log(3) + 2 * np.log(6), abs=1e-5)
+    assert self._value(False, head) == pytest.approx(
+      np.log(3) + 2 * np.log(6), abs=1e-5
+    )
 
   def test_smudges_have_neither_shape_nor_colour(self):
     head = np.zeros((SIZES.vision.hidden_size, 15), np.float32)
@@ -47,36 +52,60 @@ class TestVisionLoss:
 
 
 class TestFit:
-
   def test_batch_over_all_devices_gives_the_mean_of_all_rows(self):
     rows = np.arange(16, dtype=np.float32)
     seen = []
-    loss = lambda x, batch, key: (jnp.mean((x - batch) ** 2), {"loss": jnp.mean((x - batch) ** 2)})
-    watch = lambda step, params, metrics: seen.append((step, float(metrics["loss"])))
-    found = train.fit(loss, jnp.float32(3.5), optax.sgd(0.5), iter([rows, rows]), 0, watch)
+    loss = lambda x, batch, key: (
+      jnp.mean((x - batch) ** 2),
+      {"loss": jnp.mean((x - batch) ** 2)},
+    )
+    watch = lambda step, params, metrics: seen.append(
+      (step, float(metrics["loss"]))
+    )
+    found = train.fit(
+      loss, jnp.float32(3.5), optax.sgd(0.5), iter([rows, rows]), 0, watch
+    )
     assert float(found) == pytest.approx(7.5)
-    assert seen == [(1, pytest.approx(np.mean((rows - 3.5) ** 2))), (2, pytest.approx(np.var(rows)))]
+    assert seen == [
+      (1, pytest.approx(np.mean((rows - 3.5) ** 2))),
+      (2, pytest.approx(np.var(rows))),
+    ]
 
 
 class TestJointTraining:
-
   def test_every_part_falls_and_every_parameter_learns(self, tiny_model):
     weights = bagel_files.load(tiny_model, SIZES)
     policy = weights.pop("policy")
     tokenizer = tokenization.load(tiny_model)
     modules = settings_lib.Modules(
-        bagel.Bagel(SIZES), image_encoders.Towers(SIZES, (scenes.CANVAS, scenes.CANVAS))
+      bagel.Bagel(SIZES),
+      image_encoders.Towers(SIZES, (scenes.CANVAS, scenes.CANVAS)),
     )
     settings = small_bagel.sft_settings(tokenizer, modules.towers)
-    training = train.JointTraining(modules, settings, weights, copies=2, flow_weight=1.0, shift=3.0)
-    by_tag, mix = prompts.by_tag(prompts.train_records()), batches.Mix(0.5, 0.3, 0.25, 0.25)
-    encoder = batches.Encoder(by_tag, tokenizer, settings.capacities, mix, seed=0)
+    training = train.JointTraining(
+      modules, settings, weights, copies=2, flow_weight=1.0, shift=3.0
+    )
+    by_tag, mix = (
+      prompts.by_tag(prompts.train_records()),
+      batches.Mix(0.5, 0.3, 0.25, 0.25),
+    )
+    encoder = batches.Encoder(
+      by_tag, tokenizer, settings.capacities, mix, seed=0
+    )
     (batch,) = batches.iterate(encoder, batch_size=8, num_steps=1)
-    same_noise = lambda params, rows, key: training.loss(params, rows, jax.random.key(0))
+    same_noise = lambda params, rows, key: training.loss(
+      params, rows, jax.random.key(0)
+    )
     seen = []
-    watch = lambda step, params, metrics: seen.append({name: float(x) for name, x in metrics.items()})
-    trained = train.fit(same_noise, policy, optax.adam(1e-3), iter([batch] * 6), 0, watch)
+    watch = lambda step, params, metrics: seen.append(
+      {name: float(x) for name, x in metrics.items()}
+    )
+    trained = train.fit(
+      same_noise, policy, optax.adam(1e-3), iter([batch] * 6), 0, watch
+    )
     for name in ("thought", "answer", "draft", "edit"):
       assert seen[-1][name] < seen[0][name], name
-    changed = jax.tree.map(lambda new, old: bool(np.any(np.asarray(new) != old)), trained, policy)
+    changed = jax.tree.map(
+      lambda new, old: bool(np.any(np.asarray(new) != old)), trained, policy
+    )
     assert all(jax.tree.leaves(changed)), changed

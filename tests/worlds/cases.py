@@ -12,9 +12,14 @@ RECORDS = prompts.train_records() + prompts.heldout_records()
 def fulfilled(record, objects):
   """Independent of the package: exact counts, colours, relation, nothing else."""
   classes = collections.Counter(scenes.SHAPES[shape] for shape, _, _ in objects)
-  if classes != collections.Counter({i["class"]: i["count"] for i in record["include"]}):
+  if classes != collections.Counter(
+    {i["class"]: i["count"] for i in record["include"]}
+  ):
     return False
-  by_class = {scenes.SHAPES[shape]: (scenes.COLORS[color], cell) for shape, color, cell in objects}
+  by_class = {
+    scenes.SHAPES[shape]: (scenes.COLORS[color], cell)
+    for shape, color, cell in objects
+  }
   for item in record["include"]:
     color, cell = by_class[item["class"]]
     if item.get("color", color) != color:
@@ -22,7 +27,12 @@ def fulfilled(record, objects):
     if "position" in item:
       base = by_class[record["include"][item["position"][1]]["class"]][1]
       right, down = cell % 3 - base % 3, cell // 3 - base // 3
-      along = {"left of": -right, "right of": right, "above": -down, "below": down}
+      along = {
+        "left of": -right,
+        "right of": right,
+        "above": -down,
+        "below": down,
+      }
       relation = item["position"][0]
       across = down if relation in ("left of", "right of") else right
       if along[relation] <= abs(across):
@@ -32,12 +42,16 @@ def fulfilled(record, objects):
 
 def random_objects(rng, size):
   cells = rng.permutation(9)[:size]
-  return [(int(rng.integers(6)), int(rng.integers(6)), int(cell)) for cell in cells]
+  return [
+    (int(rng.integers(6)), int(rng.integers(6)), int(cell)) for cell in cells
+  ]
 
 
 def draw(rng, count):
   """Yields records of every tag with right, flawed, edited, random and empty scenes."""
-  by_tag = {tag: [r for r in RECORDS if r["tag"] == tag] for tag in prompts.TAGS}
+  by_tag = {
+    tag: [r for r in RECORDS if r["tag"] == tag] for tag in prompts.TAGS
+  }
   for i in range(count):
     records = by_tag[prompts.TAGS[i % 6]]
     record = records[rng.integers(len(records))]

@@ -18,8 +18,14 @@ from r3jax.worlds.shapes import scenes
 
 _SCALE = 24
 # Mean squared difference to the nearest drawing, of numbers in [0, 1], up to which it is an object.
-_MOST_DIFFERENT = {"red": .01328, "green": .01255, "blue": .0112, "yellow": .00797, "purple": .00825,
-                   "black": .01375}
+_MOST_DIFFERENT = {
+  "red": 0.01328,
+  "green": 0.01255,
+  "blue": 0.0112,
+  "yellow": 0.00797,
+  "purple": 0.00825,
+  "black": 0.01375,
+}
 
 
 @functools.cache
@@ -32,22 +38,35 @@ def _drawing(name, side):
   if name == "square":
     draw.rectangle([0, 0, side, side], fill=1)
   elif name == "ring":
-    draw.ellipse(disc(.5, .5, .5), fill=1)
-    draw.ellipse(disc(.5, .5, .27), fill=0)
+    draw.ellipse(disc(0.5, 0.5, 0.5), fill=1)
+    draw.ellipse(disc(0.5, 0.5, 0.27), fill=0)
   elif name == "cross":
-    for a, b in (((.0, .0), (1., 1.)), ((1., .0), (.0, 1.))):
-      dx = .2 if a[0] < b[0] else -.2
-      draw.polygon([point(a[0] - dx, a[1]), point(a[0] + dx, a[1]), point(b[0] + dx, b[1]),
-                    point(b[0] - dx, b[1])], fill=1)
+    for a, b in (((0.0, 0.0), (1.0, 1.0)), ((1.0, 0.0), (0.0, 1.0))):
+      dx = 0.2 if a[0] < b[0] else -0.2
+      draw.polygon(
+        [
+          point(a[0] - dx, a[1]),
+          point(a[0] + dx, a[1]),
+          point(b[0] + dx, b[1]),
+          point(b[0] - dx, b[1]),
+        ],
+        fill=1,
+      )
   elif name == "spool":
     draw.polygon([point(0, 0), point(1, 0), point(0, 1), point(1, 1)], fill=1)
   elif name == "bow":
     draw.polygon([point(0, 0), point(0, 1), point(1, 0), point(1, 1)], fill=1)
   elif name == "heart":
-    draw.ellipse(disc(.25, .25, .26), fill=1)
-    draw.ellipse(disc(.75, .25, .26), fill=1)
-    flank = [(.5 - .5 * (1 - (d / .72)**1.3), .3 + d) for d in np.linspace(0, .7, 30)]
-    draw.polygon([point(x, y) for x, y in flank + [(1 - x, y) for x, y in flank[::-1]]], fill=1)
+    draw.ellipse(disc(0.25, 0.25, 0.26), fill=1)
+    draw.ellipse(disc(0.75, 0.25, 0.26), fill=1)
+    flank = [
+      (0.5 - 0.5 * (1 - (d / 0.72) ** 1.3), 0.3 + d)
+      for d in np.linspace(0, 0.7, 30)
+    ]
+    draw.polygon(
+      [point(x, y) for x, y in flank + [(1 - x, y) for x, y in flank[::-1]]],
+      fill=1,
+    )
   return np.asarray(image, float)
 
 
@@ -56,25 +75,27 @@ def _coverage(name, size, top, left):
   """Returns how much a shape covers of each pixel of a cell [16, 16]; all in pixels."""
   fine = np.zeros((16 * _SCALE, 16 * _SCALE))
   side, row, column = (round(_SCALE * x) for x in (size, top, left))
-  fine[row:row + side, column:column + side] = _drawing(name, side)
+  fine[row : row + side, column : column + side] = _drawing(name, side)
   return fine.reshape(16, _SCALE, 16, _SCALE).mean((1, 3))
 
 
 def _edges(profile):
   """Returns where a shape begins and ends in a profile of largest coverages [16], in pixels."""
-  inside = np.flatnonzero(profile > .5)
+  inside = np.flatnonzero(profile > 0.5)
   padded = np.pad(np.clip(profile, 0, 1), 1)  # pixel i is padded[i + 1]
-  begin = inside[0] + 1 - padded[inside[0]:inside[0] + 2].sum()
-  return begin, inside[-1] + padded[inside[-1] + 1:inside[-1] + 3].sum()
+  begin = inside[0] + 1 - padded[inside[0] : inside[0] + 2].sum()
+  return begin, inside[-1] + padded[inside[-1] + 1 : inside[-1] + 3].sum()
 
 
 def _boxes(alpha):
   """Yields (size, top, left) at half pixels, around the place of what is seen in `alpha`."""
   (top, bottom), (left, right) = (_edges(alpha.max(axis)) for axis in (1, 0))
-  half = lambda x: sorted({round(2 * (x + d)) / 2 for d in (-1, -.5, 0, .5, 1)})
+  half = lambda x: sorted(
+    {round(2 * (x + d)) / 2 for d in (-1, -0.5, 0, 0.5, 1)}
+  )
   size = max(bottom - top, right - left)
   for box in itertools.product(half(size), half(top), half(left)):
-    inside = 0 <= min(box[1:]) and max(box[1:]) + box[0] <= 16
+    inside = min(box[1:]) >= 0 and max(box[1:]) + box[0] <= 16
     if scenes.SIZES[0] <= box[0] <= scenes.SIZES[-1] and inside:
       yield box
 
@@ -83,20 +104,20 @@ def _read_cell(cell):
   """Returns (class, colour, top, left, size) of a cell [16, 16, 3], or None."""
   x = cell.astype(float)
   points = np.array((*scenes.PALETTE, scenes.BACKGROUND), float)
-  nearest = np.argmin(((x[:, :, None] - points)**2).sum(-1), -1)
+  nearest = np.argmin(((x[:, :, None] - points) ** 2).sum(-1), -1)
   ink = nearest[nearest < len(scenes.PALETTE)]
   if ink.size < 20:
     return None
   color = np.bincount(ink).argmax()
   tint = points[color] - points[-1]
   alpha = ((x - points[-1]) @ tint) / (tint @ tint)
-  if not (alpha > .5).any():
+  if not (alpha > 0.5).any():
     return None
   best = None, math.inf
   for size, top, left in _boxes(alpha):
     for name in scenes.SHAPES:
       drawn = points[-1] + _coverage(name, size, top, left)[..., None] * tint
-      difference = (((x - drawn) / 255)**2).mean()
+      difference = (((x - drawn) / 255) ** 2).mean()
       if difference < best[1]:
         best = (name, scenes.COLORS[color], top, left, size), difference
   return best[0] if best[1] < _MOST_DIFFERENT[scenes.COLORS[color]] else None
@@ -107,7 +128,7 @@ def read(image):
   objects = []
   for cell in range(9):
     y, x = 16 * (cell // 3), 16 * (cell % 3)
-    seen = _read_cell(image[y:y + 16, x:x + 16])
+    seen = _read_cell(image[y : y + 16, x : x + 16])
     if seen:
       name, color, top, left, size = seen
       box = (y + top, x + left, y + top + size, x + left + size)
@@ -120,13 +141,18 @@ def relation_holds(relation, a, b):
   offset = []
   for axis in (1, 0):
     d = (a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2
-    reach = .1 * (a[axis + 2] - a[axis] + b[axis + 2] - b[axis])
+    reach = 0.1 * (a[axis + 2] - a[axis] + b[axis + 2] - b[axis])
     offset.append((d, math.copysign(max(abs(d) - reach, 0), d)))
   norm = math.hypot(offset[0][0], offset[1][0])
   if all(abs(shrunk) < 1e-3 for _, shrunk in offset):
     return False
   x, y = (shrunk / norm for _, shrunk in offset)
-  return {"left of": x < -.5, "right of": x > .5, "above": y < -.5, "below": y > .5}[relation]
+  return {
+    "left of": x < -0.5,
+    "right of": x > 0.5,
+    "above": y < -0.5,
+    "below": y > 0.5,
+  }[relation]
 
 
 def judge(objects, record):
@@ -139,16 +165,24 @@ def judge(objects, record):
     groups.append(fits)
     asked = [of_class] + ([fits] if "color" in item else [])
     for found in asked:
-      clauses.append(max(0, 1 - abs(item["count"] - len(found)) / item["count"]))
+      clauses.append(
+        max(0, 1 - abs(item["count"] - len(found)) / item["count"])
+      )
       correct &= len(found) >= item["count"]
   for item, fits in zip(include, groups):
     if "position" in item:
       relation, other = item["position"]
-      holds = any(relation_holds(relation, a["box"], b["box"]) for a in fits for b in groups[other])
+      holds = any(
+        relation_holds(relation, a["box"], b["box"])
+        for a in fits
+        for b in groups[other]
+      )
       clauses.append(float(holds))
       correct &= holds
   for item in record.get("exclude", []):
     correct &= sum(o["class"] == item["class"] for o in objects) < item["count"]
-  extra = sum(o["class"] not in [item["class"] for item in include] for o in objects)
+  extra = sum(
+    o["class"] not in [item["class"] for item in include] for o in objects
+  )
   strict = extra == 0 and all(clause == 1 for clause in clauses)
   return sum(clauses) / len(clauses) / (1 + extra), strict, correct

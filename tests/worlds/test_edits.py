@@ -28,21 +28,24 @@ def _neighbours(objects):
     yield rest
     yield from ([*rest, (s, color, cell)] for s in range(6) if s != shape)
     yield from ([*rest, (shape, c, cell)] for c in range(6) if c != color)
-    yield from ([*rest, (shape, color, c)] for c in range(9) if c not in present)
+    yield from (
+      [*rest, (shape, color, c)] for c in range(9) if c not in present
+    )
 
 
 class TestSatisfied:
-
   def test_equals_independent_rules(self):
     outcomes = []
     for record, objects in cases.draw(np.random.default_rng(1), 1500):
       outcomes.append(cases.fulfilled(record, objects))
-      assert edits_lib.satisfied(record, objects) == outcomes[-1], (record, objects)
+      assert edits_lib.satisfied(record, objects) == outcomes[-1], (
+        record,
+        objects,
+      )
     assert 0.2 < np.mean(outcomes) < 0.5
 
 
 class TestRelatedCells:
-
   def test_pairs(self):
     assert (CENTER, RIGHT) in edits_lib.related_cells("right of")
     # the diagonal is unclear
@@ -53,11 +56,12 @@ class TestRelatedCells:
   def test_scenes_of_prompts_agree(self):
     rng = np.random.default_rng(2)
     for record in [r for r in cases.RECORDS if r["tag"] == "position"]:
-      assert edits_lib.satisfied(record, scenes.objects_of(prompts.scene_for(record, rng)))
+      assert edits_lib.satisfied(
+        record, scenes.objects_of(prompts.scene_for(record, rng))
+      )
 
 
 class TestFlawedPlan:
-
   def test_violates_every_record(self):
     rng = np.random.default_rng(3)
     for record in cases.RECORDS:
@@ -74,10 +78,12 @@ class TestFlawedPlan:
     assert len(edits_lib.flawed_plan({"tag": "counting"}, [a, b], rng)) == 3
     pair = [(SQUARE, RED, 0), (RING, BLUE, 4)]
     assert edits_lib.flawed_plan({"tag": "color_attr"}, pair, rng) == [
-        (SQUARE, BLUE, 0), (RING, RED, 4)
+      (SQUARE, BLUE, 0),
+      (RING, RED, 4),
     ]
     assert edits_lib.flawed_plan({"tag": "position"}, pair, rng) == [
-        (RING, BLUE, 0), (SQUARE, RED, 4)
+      (RING, BLUE, 0),
+      (SQUARE, RED, 4),
     ]
 
   def test_unknown_tag_is_refused(self):
@@ -86,19 +92,24 @@ class TestFlawedPlan:
 
 
 class TestEditsTowards:
-
   def test_applying_reaches_the_record(self):
     rng = np.random.default_rng(5)
     for record, objects in cases.draw(rng, 1500):
       edits = edits_lib.edits_towards(record, objects, rng)
-      assert cases.fulfilled(record, edits_lib.apply(edits, objects)), (record, objects, edits)
+      assert cases.fulfilled(record, edits_lib.apply(edits, objects)), (
+        record,
+        objects,
+        edits,
+      )
 
   def test_each_instruction_brings_the_scene_closer(self):
     rng = np.random.default_rng(6)
     for record, objects in cases.draw(rng, 300):
       distance = len(edits_lib.edits_towards(record, objects, rng))
       while distance:
-        edits = edits_lib.edits_towards(record, objects, rng)[: grammar.MAX_OPERATIONS]
+        edits = edits_lib.edits_towards(record, objects, rng)[
+          : grammar.MAX_OPERATIONS
+        ]
         objects = edits_lib.apply(edits, objects)
         left = len(edits_lib.edits_towards(record, objects, rng))
         assert left == distance - len(edits)
@@ -111,27 +122,42 @@ class TestEditsTowards:
     for record, objects in cases.draw(rng, 36):
       distance = len(edits_lib.edits_towards(record, objects, rng))
       for other in _neighbours(objects):
-        assert len(edits_lib.edits_towards(record, other, rng)) >= distance - 1, (record, other)
+        assert (
+          len(edits_lib.edits_towards(record, other, rng)) >= distance - 1
+        ), (record, other)
 
   def test_full_grid_can_be_mended(self):
     rng = np.random.default_rng(8)
     for i in range(200):
-      record, objects = cases.RECORDS[(37 * i) % len(cases.RECORDS)], cases.random_objects(rng, 9)
-      assert cases.fulfilled(record, edits_lib.apply(edits_lib.edits_towards(record, objects, rng), objects))
+      record, objects = (
+        cases.RECORDS[(37 * i) % len(cases.RECORDS)],
+        cases.random_objects(rng, 9),
+      )
+      assert cases.fulfilled(
+        record,
+        edits_lib.apply(edits_lib.edits_towards(record, objects, rng), objects),
+      )
 
   def test_swapped_colors_are_recolored(self):
-    record = {"tag": "color_attr", "include": [
+    record = {
+      "tag": "color_attr",
+      "include": [
         {"class": "square", "count": 1, "color": "red"},
         {"class": "ring", "count": 1, "color": "blue"},
-    ]}
+      ],
+    }
     objects = [(SQUARE, BLUE, TOP_LEFT), (RING, RED, CENTER)]
     edits = edits_lib.edits_towards(record, objects, np.random.default_rng(9))
     assert grammar.instruction_text(edits) == (
-        "change the blue square at top-left to red and change the red ring at center to blue"
+      "change the blue square at top-left to red and change the red ring at center to blue"
     )
 
   def test_two_new_shapes_are_rather_drawn_than_two_moves(self):
-    record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a square right of a ring")
+    record = next(
+      r
+      for r in cases.RECORDS
+      if r["prompt"] == "a photo of a square right of a ring"
+    )
     # nothing is left of one or right of the other
     mirrored = [(SQUARE, RED, 3), (RING, BLUE, 5)]
     edits = edits_lib.edits_towards(record, mirrored, np.random.default_rng(0))
@@ -141,22 +167,32 @@ class TestEditsTowards:
     assert [edit.kind for edit in edits] == ["move"]
 
   def test_extra_object_of_another_class_is_removed(self):
-    record = {"tag": "single_object", "include": [{"class": "ring", "count": 1}]}
+    record = {
+      "tag": "single_object",
+      "include": [{"class": "ring", "count": 1}],
+    }
     objects = [(RING, RED, BOTTOM), (SQUARE, RED, CENTER)]
     edits = edits_lib.edits_towards(record, objects, np.random.default_rng(10))
     assert edits == [edits_lib.Operation("remove", SQUARE, RED, CENTER)]
 
 
 class TestEditsOfSmudged:
-
   def test_missing_object_is_drawn_in_place_of_the_smudge(self):
-    record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a red square")
-    edits = edits_lib.edits_of_smudged(record, [], [CENTER], np.random.default_rng(0))
+    record = next(
+      r for r in cases.RECORDS if r["prompt"] == "a photo of a red square"
+    )
+    edits = edits_lib.edits_of_smudged(
+      record, [], [CENTER], np.random.default_rng(0)
+    )
     assert edits == [edits_lib.Operation("redraw", SQUARE, RED, CENTER)]
 
   def test_superfluous_smudge_is_wiped(self):
-    record = next(r for r in cases.RECORDS if r["prompt"] == "a photo of a red square")
-    edits = edits_lib.edits_of_smudged(record, [(SQUARE, RED, TOP_LEFT)], [CENTER], np.random.default_rng(0))
+    record = next(
+      r for r in cases.RECORDS if r["prompt"] == "a photo of a red square"
+    )
+    edits = edits_lib.edits_of_smudged(
+      record, [(SQUARE, RED, TOP_LEFT)], [CENTER], np.random.default_rng(0)
+    )
     assert edits == [edits_lib.Operation("wipe", -1, -1, CENTER)]
 
   def test_applying_reaches_the_record_and_leaves_no_smudge(self):
@@ -174,46 +210,61 @@ class TestEditsOfSmudged:
 
 
 class TestApply:
-
   def test_operations(self):
     objects = [(SQUARE, RED, CENTER)]
+
     def edited(kind, value):
-      return edits_lib.apply([edits_lib.Operation(kind, SQUARE, RED, CENTER, value)], objects)
+      return edits_lib.apply(
+        [edits_lib.Operation(kind, SQUARE, RED, CENTER, value)], objects
+      )
 
     assert edited("remove", -1) == []
     assert edited("recolor", BLUE) == [(SQUARE, BLUE, CENTER)]
     assert edited("replace", RING) == [(RING, RED, CENTER)]
     assert edited("move", BOTTOM) == [(SQUARE, RED, BOTTOM)]
-    added = edits_lib.apply([edits_lib.Operation("add", RING, BLUE, TOP_LEFT)], objects)
+    added = edits_lib.apply(
+      [edits_lib.Operation("add", RING, BLUE, TOP_LEFT)], objects
+    )
     assert added == [(RING, BLUE, TOP_LEFT), (SQUARE, RED, CENTER)]
 
   def test_wrong_object_is_refused(self):
     with pytest.raises(ValueError, match="must be in the scene"):
-      edits_lib.apply([edits_lib.Operation("remove", RING, RED, CENTER)], [(SQUARE, RED, CENTER)])
+      edits_lib.apply(
+        [edits_lib.Operation("remove", RING, RED, CENTER)],
+        [(SQUARE, RED, CENTER)],
+      )
 
   def test_taken_cell_is_refused(self):
     with pytest.raises(ValueError, match="must be empty"):
-      edits_lib.apply([edits_lib.Operation("add", RING, RED, CENTER)], [(SQUARE, RED, CENTER)])
+      edits_lib.apply(
+        [edits_lib.Operation("add", RING, RED, CENTER)], [(SQUARE, RED, CENTER)]
+      )
 
 
 class TestRandomOperations:
-
   def test_every_operation_changes_the_scene(self):
     rng = np.random.default_rng(11)
     kinds = collections.Counter()
     for _ in range(2000):
-      objects = sorted(cases.random_objects(rng, int(rng.integers(7))), key=lambda item: item[2])
+      objects = sorted(
+        cases.random_objects(rng, int(rng.integers(7))),
+        key=lambda item: item[2],
+      )
       operations = edits_lib.random_operations(objects, rng, 2)
       assert 1 <= len(operations) <= 2
       edited = edits_lib.apply(operations, objects)
       assert edited != objects
       assert len(edited) <= edits_lib.MAX_OBJECTS
       kinds.update(operation.kind for operation in operations)
-    assert min(kinds[kind] for kind in ("add", "remove", "recolor", "replace", "move")) > 300
+    assert (
+      min(
+        kinds[kind] for kind in ("add", "remove", "recolor", "replace", "move")
+      )
+      > 300
+    )
 
 
 class TestFlawedInstruction:
-
   def test_never_helps(self):
     rng = np.random.default_rng(12)
     counts = collections.Counter()
@@ -230,6 +281,11 @@ class TestFlawedInstruction:
     assert min(counts[(True, 0)], counts[(True, 1)], counts[(False, 1)]) > 200
 
   def test_needless_edit_on_a_right_scene(self):
-    record = {"tag": "single_object", "include": [{"class": "ring", "count": 1}]}
-    flawed = edits_lib.flawed_instruction(record, [(RING, RED, 3)], np.random.default_rng(0))
+    record = {
+      "tag": "single_object",
+      "include": [{"class": "ring", "count": 1}],
+    }
+    flawed = edits_lib.flawed_instruction(
+      record, [(RING, RED, 3)], np.random.default_rng(0)
+    )
     assert len(flawed) == 1

@@ -17,8 +17,16 @@ from r3jax.worlds.shapes import vocabulary
 
 RECORDS = prompts.train_records()
 # Slots of the longest text, begin and end included.
-LONGEST = {"prompt": 12, "thought": 19, "reflect answer": 42, "instruction": 21,
-           "reflection question": 14, "question": 18, "question answer": 28, "description": 39}
+LONGEST = {
+  "prompt": 12,
+  "thought": 19,
+  "reflect answer": 42,
+  "instruction": 21,
+  "reflection question": 14,
+  "question": 18,
+  "question answer": 28,
+  "description": 39,
+}
 
 
 def _records(rng, count):
@@ -34,7 +42,6 @@ def _same(scene, other, cell):
 
 
 class TestReasonExample:
-
   def test_scene_follows_the_thought(self):
     rng = np.random.default_rng(0)
     right = 0
@@ -50,19 +57,23 @@ class TestReasonExample:
     thoughts = []
     for _ in range(2):
       rng = np.random.default_rng(1)
-      thoughts.append([examples.reason_example(r, rng, 0.5).thought for r in RECORDS[:50]])
+      thoughts.append(
+        [examples.reason_example(r, rng, 0.5).thought for r in RECORDS[:50]]
+      )
     assert thoughts[0] == thoughts[1]
 
 
 class TestReflectExample:
-
   def test_without_flaws_stop_means_satisfied(self):
     rng = np.random.default_rng(2)
     stops = smudged = 0
     for record in _records(rng, 1000):
       example = examples.reflect_example(record, rng, flaw_rate=0.0)
       objects = scenes.objects_of(example.scene)
-      smudges, pair = scenes.smudges_of(example.scene), grammar.related(record, objects)
+      smudges, pair = (
+        scenes.smudges_of(example.scene),
+        grammar.related(record, objects),
+      )
       in_order = list(pair.objects) if pair and not smudges else objects
       assert grammar.objects_in(example.answer.split(" : ")[0]) == in_order
       stop = example.answer.endswith("</think> no further edit needed")
@@ -91,31 +102,36 @@ class TestReflectExample:
 
 
 class TestQuestionExample:
-
   def test_thought_describes_the_scene(self):
     rng = np.random.default_rng(5)
     for record in _records(rng, 300):
       example = examples.question_example(record, rng)
-      assert grammar.objects_in(example.answer) == scenes.objects_of(example.scene)
+      assert grammar.objects_in(example.answer) == scenes.objects_of(
+        example.scene
+      )
 
 
 class TestDescriptionExample:
-
   def test_answer_tells_what_stands_there(self):
     rng = np.random.default_rng(11)
     sizes, smudged = collections.Counter(), 0
     for _ in range(500):
       example = examples.description_example(rng)
-      assert grammar.objects_in(example.answer) == scenes.objects_of(example.scene)
-      assert example.answer.count("smudge") == len(scenes.smudges_of(example.scene))
+      assert grammar.objects_in(example.answer) == scenes.objects_of(
+        example.scene
+      )
+      assert example.answer.count("smudge") == len(
+        scenes.smudges_of(example.scene)
+      )
       sizes[int(np.sum(example.scene.shape >= 0))] += 1
       smudged += len(scenes.smudges_of(example.scene))
     assert sorted(sizes) == list(range(10))
-    assert smudged / sum(size * count for size, count in sizes.items()) == pytest.approx(0.1, abs=0.02)
+    assert smudged / sum(
+      size * count for size, count in sizes.items()
+    ) == pytest.approx(0.1, abs=0.02)
 
 
 class TestEditScene:
-
   def test_equals_apply_and_keeps_the_rest(self):
     rng = np.random.default_rng(6)
     for _ in range(500):
@@ -125,21 +141,28 @@ class TestEditScene:
       edited = examples.edit_scene(scene, operations, rng)
       objects = scenes.objects_of(scene)
       assert scenes.objects_of(edited) == edits.apply(operations, objects)
-      assert all((before[name] == getattr(scene, name)).all() for name in before)
+      assert all(
+        (before[name] == getattr(scene, name)).all() for name in before
+      )
 
   def test_edited_object_keeps_size_and_offset(self):
     rng = np.random.default_rng(7)
     scene = scenes.place([(1, 2, 3)], rng)
     move = edits.Operation("move", 1, 2, 3, 8)
     moved = examples.edit_scene(scene, [move], rng)
-    assert (moved.size[8], moved.dy[8], moved.dx[8]) == (scene.size[3], scene.dy[3], scene.dx[3])
-    recolored = examples.edit_scene(scene, [edits.Operation("recolor", 1, 2, 3, 0)], rng)
+    assert (moved.size[8], moved.dy[8], moved.dx[8]) == (
+      scene.size[3],
+      scene.dy[3],
+      scene.dx[3],
+    )
+    recolored = examples.edit_scene(
+      scene, [edits.Operation("recolor", 1, 2, 3, 0)], rng
+    )
     assert (recolored.size == scene.size).all()
     assert recolored.color[3] == 0
 
 
 class TestRefineExample:
-
   def test_only_named_cells_change(self):
     rng = np.random.default_rng(8)
     sizes, two = collections.Counter(), 0
@@ -147,18 +170,22 @@ class TestRefineExample:
       example = examples.refine_example(record, rng)
       named = {w for w in example.instruction.split() if w in scenes.CELLS}
       changed = {
-          scenes.CELLS[cell] for cell in range(9) if not _same(example.scene, example.target, cell)
+        scenes.CELLS[cell]
+        for cell in range(9)
+        if not _same(example.scene, example.target, cell)
       }
       assert changed == named, example.instruction
       assert not scenes.smudges_of(example.target)
-      sizes[len(scenes.objects_of(example.scene)) + len(scenes.smudges_of(example.scene))] += 1
+      sizes[
+        len(scenes.objects_of(example.scene))
+        + len(scenes.smudges_of(example.scene))
+      ] += 1
       two += " and " in example.instruction
     assert min(sizes[size] for size in range(1, 7)) > 50
     assert 0.2 < two / 1000 < 0.6
 
 
 class TestLengths:
-
   def test_longest_texts(self):
     tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
     rng = np.random.default_rng(9)

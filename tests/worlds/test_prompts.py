@@ -13,7 +13,10 @@ ALL = prompts.train_records() + prompts.heldout_records()
 
 def _combination(record):
   """Returns what a record asks for, independently of the module: order and wording do not count."""
-  items = [(item["class"], item.get("color"), item["count"]) for item in record["include"]]
+  items = [
+    (item["class"], item.get("color"), item["count"])
+    for item in record["include"]
+  ]
   if record["tag"] != "position":
     return record["tag"], frozenset(items)
   relation = record["include"][1]["position"][0]
@@ -24,26 +27,46 @@ def _combination(record):
 
 
 class TestRecords:
-
   def test_splits_have_the_expected_sizes(self):
-    count = lambda records: dict(collections.Counter(record["tag"] for record in records))
+    count = lambda records: dict(
+      collections.Counter(record["tag"] for record in records)
+    )
     assert count(prompts.train_records()) == {
-        "single_object": 4, "two_object": 20, "counting": 12, "colors": 24, "position": 80,
-        "color_attr": 600}
+      "single_object": 4,
+      "two_object": 20,
+      "counting": 12,
+      "colors": 24,
+      "position": 80,
+      "color_attr": 600,
+    }
     assert count(prompts.heldout_records()) == {
-        "single_object": 2, "two_object": 10, "counting": 6, "colors": 12, "position": 40,
-        "color_attr": 300}
+      "single_object": 2,
+      "two_object": 10,
+      "counting": 6,
+      "colors": 12,
+      "position": 40,
+      "color_attr": 300,
+    }
 
   @pytest.mark.parametrize("tag", prompts.TAGS)
   def test_splits_share_no_combination_in_tag(self, tag):
-    train, heldout = ({_combination(record) for record in records if record["tag"] == tag}
-                      for records in (prompts.train_records(), prompts.heldout_records()))
+    train, heldout = (
+      {_combination(record) for record in records if record["tag"] == tag}
+      for records in (prompts.train_records(), prompts.heldout_records())
+    )
     assert train and heldout and not train & heldout
 
-  @pytest.mark.parametrize("tag", ("two_object", "counting", "colors", "position", "color_attr"))
+  @pytest.mark.parametrize(
+    "tag", ("two_object", "counting", "colors", "position", "color_attr")
+  )
   def test_both_splits_use_every_class_and_color_in_tag(self, tag):
     for records in (prompts.train_records(), prompts.heldout_records()):
-      items = [item for record in records if record["tag"] == tag for item in record["include"]]
+      items = [
+        item
+        for record in records
+        if record["tag"] == tag
+        for item in record["include"]
+      ]
       assert {item["class"] for item in items} == set(scenes.SHAPES)
       if tag in ("colors", "color_attr"):
         assert {item["color"] for item in items} == set(scenes.COLORS)
@@ -56,41 +79,65 @@ class TestRecords:
   def test_phrasing_follows_geneval(self):
     by_prompt = {record["prompt"]: record for record in ALL}
     assert by_prompt["a photo of a heart right of a bow"] == {
-        "tag": "position", "prompt": "a photo of a heart right of a bow",
-        "include": [{"class": "bow", "count": 1},
-                    {"class": "heart", "count": 1, "position": ["right of", 0]}]}
+      "tag": "position",
+      "prompt": "a photo of a heart right of a bow",
+      "include": [
+        {"class": "bow", "count": 1},
+        {"class": "heart", "count": 1, "position": ["right of", 0]},
+      ],
+    }
     assert by_prompt["a photo of three crosses"] == {
-        "tag": "counting", "prompt": "a photo of three crosses",
-        "include": [{"class": "cross", "count": 3}], "exclude": [{"class": "cross", "count": 4}]}
+      "tag": "counting",
+      "prompt": "a photo of three crosses",
+      "include": [{"class": "cross", "count": 3}],
+      "exclude": [{"class": "cross", "count": 4}],
+    }
     assert by_prompt["a photo of a red ring and a blue spool"] == {
-        "tag": "color_attr", "prompt": "a photo of a red ring and a blue spool",
-        "include": [{"class": "ring", "count": 1, "color": "red"},
-                    {"class": "spool", "count": 1, "color": "blue"}]}
+      "tag": "color_attr",
+      "prompt": "a photo of a red ring and a blue spool",
+      "include": [
+        {"class": "ring", "count": 1, "color": "red"},
+        {"class": "spool", "count": 1, "color": "blue"},
+      ],
+    }
 
 
 class TestSceneFor:
-
   def test_holds_exactly_what_is_asked(self):
     rng = np.random.default_rng(0)
     for record in ALL:
       objects = scenes.objects_of(prompts.scene_for(record, rng))
-      found = collections.Counter(scenes.SHAPES[shape] for shape, _, _ in objects)
-      assert found == {item["class"]: item["count"] for item in record["include"]}
+      found = collections.Counter(
+        scenes.SHAPES[shape] for shape, _, _ in objects
+      )
+      assert found == {
+        item["class"]: item["count"] for item in record["include"]
+      }
       for item in record["include"]:
         if "color" in item:
-          assert (scenes.SHAPES.index(item["class"]), scenes.COLORS.index(item["color"])) in {
-              (shape, color) for shape, color, _ in objects}
+          assert (
+            scenes.SHAPES.index(item["class"]),
+            scenes.COLORS.index(item["color"]),
+          ) in {(shape, color) for shape, color, _ in objects}
 
-  @pytest.mark.parametrize("relation,axis,sign", [
-      ("left of", 1, -1), ("right of", 1, 1), ("above", 0, -1), ("below", 0, 1)])
+  @pytest.mark.parametrize(
+    "relation,axis,sign",
+    [("left of", 1, -1), ("right of", 1, 1), ("above", 0, -1), ("below", 0, 1)],
+  )
   def test_relation_holds_along_its_axis_only(self, relation, axis, sign):
-    record = {"include": [{"class": "bow", "count": 1},
-                          {"class": "ring", "count": 1, "position": [relation, 0]}]}
+    record = {
+      "include": [
+        {"class": "bow", "count": 1},
+        {"class": "ring", "count": 1, "position": [relation, 0]},
+      ]
+    }
     rng = np.random.default_rng(0)
     pairs = set()
     for _ in range(300):
-      place = {scenes.SHAPES[shape]: np.array(divmod(cell, 3))
-               for shape, _, cell in scenes.objects_of(prompts.scene_for(record, rng))}
+      place = {
+        scenes.SHAPES[shape]: np.array(divmod(cell, 3))
+        for shape, _, cell in scenes.objects_of(prompts.scene_for(record, rng))
+      }
       offset = place["ring"] - place["bow"]
       assert offset[axis] * sign > abs(offset[1 - axis])
       pairs.add((*place["ring"], *place["bow"]))
@@ -99,6 +146,9 @@ class TestSceneFor:
   def test_colors_and_cells_vary_where_free(self):
     record = {"include": [{"class": "bow", "count": 2}]}
     rng = np.random.default_rng(0)
-    objects = sum((scenes.objects_of(prompts.scene_for(record, rng)) for _ in range(100)), [])
+    objects = sum(
+      (scenes.objects_of(prompts.scene_for(record, rng)) for _ in range(100)),
+      [],
+    )
     assert {color for _, color, _ in objects} == set(range(6))
     assert {cell for _, _, cell in objects} == set(range(9))

@@ -8,25 +8,114 @@ from r3jax.data.generators import spaces
 
 # COCO's 80 classes under GenEval's names: "computer mouse", "tv remote", "computer keyboard", ...
 CLASSES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
-    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
-    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
-    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
-    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
-    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
-    "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote",
-    "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
-    "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush")
+  "person",
+  "bicycle",
+  "car",
+  "motorcycle",
+  "airplane",
+  "bus",
+  "train",
+  "truck",
+  "boat",
+  "traffic light",
+  "fire hydrant",
+  "stop sign",
+  "parking meter",
+  "bench",
+  "bird",
+  "cat",
+  "dog",
+  "horse",
+  "sheep",
+  "cow",
+  "elephant",
+  "bear",
+  "zebra",
+  "giraffe",
+  "backpack",
+  "umbrella",
+  "handbag",
+  "tie",
+  "suitcase",
+  "frisbee",
+  "skis",
+  "snowboard",
+  "sports ball",
+  "kite",
+  "baseball bat",
+  "baseball glove",
+  "skateboard",
+  "surfboard",
+  "tennis racket",
+  "bottle",
+  "wine glass",
+  "cup",
+  "fork",
+  "knife",
+  "spoon",
+  "bowl",
+  "banana",
+  "apple",
+  "sandwich",
+  "orange",
+  "broccoli",
+  "carrot",
+  "hot dog",
+  "pizza",
+  "donut",
+  "cake",
+  "chair",
+  "couch",
+  "potted plant",
+  "bed",
+  "dining table",
+  "toilet",
+  "tv",
+  "laptop",
+  "computer mouse",
+  "tv remote",
+  "computer keyboard",
+  "cell phone",
+  "microwave",
+  "oven",
+  "toaster",
+  "sink",
+  "refrigerator",
+  "book",
+  "clock",
+  "vase",
+  "scissors",
+  "teddy bear",
+  "hair drier",
+  "toothbrush",
+)
 # No prompt colours a person.
 COLORED = tuple(name for name in CLASSES if name != "person")
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+COLORS = (
+  "red",
+  "orange",
+  "yellow",
+  "green",
+  "blue",
+  "purple",
+  "pink",
+  "brown",
+  "black",
+  "white",
+)
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven")
 _COUNTS = (2, 3, 4)
 # GenEval itself writes "persons", "knifes", "sheeps", ...
-_PLURALS = {"person": "people", "knife": "knives", "sheep": "sheep", "skis": "skis",
-            "scissors": "scissors", "broccoli": "broccoli", "computer mouse": "computer mice"}
+_PLURALS = {
+  "person": "people",
+  "knife": "knives",
+  "sheep": "sheep",
+  "skis": "skis",
+  "scissors": "scissors",
+  "broccoli": "broccoli",
+  "computer mouse": "computer mice",
+}
 
 
 def generate(number: int, seed: int) -> list[dict]:
@@ -63,18 +152,26 @@ def with_article(item: dict) -> str:
 def counting_record(start: str, names: tuple[str], counts: tuple[int]) -> dict:
   """Returns the record of so many of a class and no more; the prompt begins with `start`."""
   item = {"class": names[0], "count": counts[0]}
-  return {"tag": "counting", "prompt": f"{start} {counted(item)}", "include": [item],
-          "exclude": [item | {"count": counts[0] + 1}]}
+  return {
+    "tag": "counting",
+    "prompt": f"{start} {counted(item)}",
+    "include": [item],
+    "exclude": [item | {"count": counts[0] + 1}],
+  }
 
 
 def _color(item: dict) -> list[str]:
   return [item["color"]] if "color" in item else []
 
 
-def _objects(tag: str, names: Sequence[str], colors: Sequence[str] = ()) -> dict:
+def _objects(
+  tag: str, names: Sequence[str], colors: Sequence[str] = ()
+) -> dict:
   """Returns the record of one object of each class, coloured if there are colours."""
-  items = [{"class": name, "count": 1} | ({"color": color} if color else {})
-           for name, color in itertools.zip_longest(names, colors)]
+  items = [
+    {"class": name, "count": 1} | ({"color": color} if color else {})
+    for name, color in itertools.zip_longest(names, colors)
+  ]
   prompt = "a photo of " + " and ".join(map(with_article, items))
   return {"tag": tag, "prompt": prompt, "include": items}
 
@@ -82,20 +179,38 @@ def _objects(tag: str, names: Sequence[str], colors: Sequence[str] = ()) -> dict
 def _related(names: tuple[str, str], relations: tuple[str]) -> dict:
   """Returns the record of the first class in a relation to the second, which is item 0."""
   (first, second), (relation,) = names, relations
-  items = [{"class": second, "count": 1}, {"class": first, "count": 1, "position": [relation, 0]}]
-  prompt = f"a photo of {with_article(items[1])} {relation} {with_article(items[0])}"
+  items = [
+    {"class": second, "count": 1},
+    {"class": first, "count": 1, "position": [relation, 0]},
+  ]
+  prompt = (
+    f"a photo of {with_article(items[1])} {relation} {with_article(items[0])}"
+  )
   return {"tag": "position", "prompt": prompt, "include": items}
 
 
 _TAGS = {
-    "single_object": (spaces.Space(
-        ((CLASSES, 1),), functools.partial(_objects, "single_object")),),
-    "two_object": (spaces.Space(((CLASSES, 2),), functools.partial(_objects, "two_object")),),
-    "counting": (spaces.Space(
-        ((CLASSES, 1), (_COUNTS, 1)), functools.partial(counting_record, "a photo of")),),
-    "colors": (spaces.Space(
-        ((COLORED, 1), (COLORS, 1)), functools.partial(_objects, "colors")),),
-    "position": (spaces.Space(((CLASSES, 2), (RELATIONS, 1)), _related),),
-    "color_attr": (spaces.Space(
-        ((COLORED, 2), (COLORS, 2)), functools.partial(_objects, "color_attr")),),
+  "single_object": (
+    spaces.Space(((CLASSES, 1),), functools.partial(_objects, "single_object")),
+  ),
+  "two_object": (
+    spaces.Space(((CLASSES, 2),), functools.partial(_objects, "two_object")),
+  ),
+  "counting": (
+    spaces.Space(
+      ((CLASSES, 1), (_COUNTS, 1)),
+      functools.partial(counting_record, "a photo of"),
+    ),
+  ),
+  "colors": (
+    spaces.Space(
+      ((COLORED, 1), (COLORS, 1)), functools.partial(_objects, "colors")
+    ),
+  ),
+  "position": (spaces.Space(((CLASSES, 2), (RELATIONS, 1)), _related),),
+  "color_attr": (
+    spaces.Space(
+      ((COLORED, 2), (COLORS, 2)), functools.partial(_objects, "color_attr")
+    ),
+  ),
 }

@@ -1,8 +1,9 @@
 """TFDS builder of the embedded world's prompts, read without a TensorFlow graph."""
 
+import tensorflow_datasets as tfds
+
 from r3jax.data import storage
 from r3jax.worlds.shapes import prompts
-import tensorflow_datasets as tfds
 
 SPLITS = {"train": prompts.train_records, "heldout": prompts.heldout_records}
 
@@ -12,9 +13,14 @@ class Shapes(storage.RecordBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
 
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+  def _split_generators(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> dict:
     del dl_manager  # The world is made, not downloaded.
-    return {split: self._generate_examples(records()) for split, records in SPLITS.items()}
+    return {
+      split: self._generate_examples(records())
+      for split, records in SPLITS.items()
+    }
 
 
 def load(data_dir: str | None = None, split: str = "train") -> list[dict]:
@@ -31,5 +37,7 @@ def load(data_dir: str | None = None, split: str = "train") -> list[dict]:
   """
   if split not in SPLITS:
     raise ValueError(f"split must be one of {sorted(SPLITS)}, got {split!r}")
-  name = storage.folder_name({split: records() for split, records in SPLITS.items()})
+  name = storage.folder_name(
+    {split: records() for split, records in SPLITS.items()}
+  )
   return storage.read(Shapes, storage.root(data_dir), name, split)

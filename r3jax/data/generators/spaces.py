@@ -19,13 +19,16 @@ class Space:
     choices: (values, how many different ones of them, in order) of each choice.
     build: makes the record of a tuple of chosen values for each choice.
   """
+
   choices: tuple[tuple[Sequence, int], ...]
   build: Callable[..., dict]
 
   @property
   def size(self) -> int:
     """The number of records."""
-    return math.prod(math.perm(len(values), count) for values, count in self.choices)
+    return math.prod(
+      math.perm(len(values), count) for values, count in self.choices
+    )
 
   def record(self, index: int) -> dict:
     """Returns the record of a number, 0 to size - 1."""
@@ -57,12 +60,18 @@ def draw(tags: Tags, number: int, seed: int) -> list[dict]:
   """
   most = sum(space.size for spaces in tags.values() for space in spaces)
   if not 1 <= number <= most:
-    raise ValueError(f"number must be at least 1 and at most the {most} prompts that exist, "
-                     f"got {number}")
+    raise ValueError(
+      f"number must be at least 1 and at most the {most} prompts that exist, "
+      f"got {number}"
+    )
   of_tags = [
-      _in_turn([_shuffled(space, random.Random(f"{seed}/{tag}/{place}"))
-                for place, space in enumerate(spaces)])
-      for tag, spaces in tags.items()
+    _in_turn(
+      [
+        _shuffled(space, random.Random(f"{seed}/{tag}/{place}"))
+        for place, space in enumerate(spaces)
+      ]
+    )
+    for tag, spaces in tags.items()
   ]
   return list(itertools.islice(_in_turn(of_tags), number))
 

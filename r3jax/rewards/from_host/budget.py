@@ -23,9 +23,13 @@ class Budget:
       ValueError: the fraction is no share, or the window is empty.
     """
     if not 0 <= max_failed_fraction <= 1:
-      raise ValueError(f"reward.max_failed_fraction must be in [0, 1]; got {max_failed_fraction}")
+      raise ValueError(
+        f"reward.max_failed_fraction must be in [0, 1]; got {max_failed_fraction}"
+      )
     if window < 1:
-      raise ValueError(f"reward.failure_window must be at least 1 iteration; got {window}")
+      raise ValueError(
+        f"reward.failure_window must be at least 1 iteration; got {window}"
+      )
     self._max_failed_fraction, self._window = max_failed_fraction, window
     self._failed = collections.deque(maxlen=window)
 
@@ -41,10 +45,10 @@ class Budget:
   def error(self) -> BudgetExceeded:
     """Returns the error of a run that stops for it."""
     return BudgetExceeded(
-        f"images without a score must be at most {self._max_failed_fraction:.3g} of those of {self._window} "
-        f"iterations (reward.max_failed_fraction, reward.failure_window); in the last {len(self._failed)} "
-        f"they were {self._share:.3g} of that number. See to the reward service and start again: the run "
-        "goes on from its checkpoint"
+      f"images without a score must be at most {self._max_failed_fraction:.3g} of those of {self._window} "
+      f"iterations (reward.max_failed_fraction, reward.failure_window); in the last {len(self._failed)} "
+      f"they were {self._share:.3g} of that number. See to the reward service and start again: the run "
+      "goes on from its checkpoint"
     )
 
 
@@ -57,13 +61,17 @@ def check_evaluation(missing: float, max_failed_fraction: float):
   """
   if missing > max_failed_fraction:
     raise BudgetExceeded(
-        f"images without a score must be at most {max_failed_fraction:.3g} of an evaluation "
-        f"(reward.max_failed_fraction); they were {missing:.3g}. See to the reward service and start again: "
-        "what has a score is kept, the rest is tried again"
+      f"images without a score must be at most {max_failed_fraction:.3g} of an evaluation "
+      f"(reward.max_failed_fraction); they were {missing:.3g}. See to the reward service and start again: "
+      "what has a score is kept, the rest is tried again"
     )
 
 
 def failed_share(metrics: dict) -> float:
   """Returns the share of an iteration's images without a score, the mean over its stages."""
-  shares = [1 - float(value) for name, value in metrics.items() if re.fullmatch(r"(reason|edit\d*)/valid", name)]
+  shares = [
+    1 - float(value)
+    for name, value in metrics.items()
+    if re.fullmatch(r"(reason|edit\d*)/valid", name)
+  ]
   return sum(shares) / len(shares)

@@ -25,10 +25,14 @@ class Cached:
       ValueError: the capacity is below 1.
     """
     if capacity < 1:
-      raise ValueError(f"reward.cache must be at least 1, or 0 for none; got {capacity}")
+      raise ValueError(
+        f"reward.cache must be at least 1, or 0 for none; got {capacity}"
+      )
     self._reward, self._capacity = reward, capacity
     self._identity = json.dumps(reward.describe(), sort_keys=True).encode()
-    self._kept: collections.OrderedDict[bytes, outcome_lib.Ok] = collections.OrderedDict()
+    self._kept: collections.OrderedDict[bytes, outcome_lib.Ok] = (
+      collections.OrderedDict()
+    )
     self._lock = threading.Lock()
     self._hits = 0
     self.parts = reward.parts
@@ -37,7 +41,9 @@ class Cached:
     """See `base.HostReward`."""
     self._reward.check(record)
 
-  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[outcome_lib.Outcome]:
+  def score(
+    self, images: np.ndarray, records: Sequence[dict]
+  ) -> list[outcome_lib.Outcome]:
     """See `base.HostReward`."""
     keys = [self._key(image, record) for image, record in zip(images, records)]
     # one image of those that are equal
@@ -45,7 +51,11 @@ class Cached:
     with self._lock:
       known = {key: self._kept[key] for key in first if key in self._kept}
     rows = sorted(row for key, row in first.items() if key not in known)
-    asked = self._reward.score(images[rows], [records[row] for row in rows]) if rows else []
+    asked = (
+      self._reward.score(images[rows], [records[row] for row in rows])
+      if rows
+      else []
+    )
     found = known | {keys[row]: outcome for row, outcome in zip(rows, asked)}
     self._keep(found, len(keys) - len(rows))
     return [found[key] for key in keys]
@@ -61,9 +71,17 @@ class Cached:
         self._kept.popitem(last=False)
 
   def _key(self, image: np.ndarray, record: dict) -> bytes:
-    shape, asked = json.dumps(image.shape).encode(), json.dumps(record, sort_keys=True).encode()
+    shape, asked = (
+      json.dumps(image.shape).encode(),
+      json.dumps(record, sort_keys=True).encode(),
+    )
     digest = hashlib.sha256()
-    for part in (self._identity, shape, np.ascontiguousarray(image).tobytes(), asked):
+    for part in (
+      self._identity,
+      shape,
+      np.ascontiguousarray(image).tobytes(),
+      asked,
+    ):
       digest.update(hashlib.sha256(part).digest())
     return digest.digest()
 

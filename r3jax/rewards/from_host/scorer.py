@@ -27,13 +27,21 @@ _INNER = ("fsdp", "tensor")
 
 def _padded(tree, multiple: int):
   """Repeats the last row until the number of rows is a multiple."""
+
   def pad(x):
     missing = -x.shape[0] % multiple
-    return jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x
+    return (
+      jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)])
+      if missing
+      else x
+    )
+
   return jax.tree.map(pad, tree)
 
 
-def _call_host(function: Callable, like, mesh: jax.sharding.Mesh, pure: bool) -> Callable:
+def _call_host(
+  function: Callable, like, mesh: jax.sharding.Mesh, pure: bool
+) -> Callable:
   """Makes a numpy function callable in the graph, once per device.
 
   JAX's own callbacks copy large arguments with the threads that run the CPU's devices. When all of
@@ -58,7 +66,11 @@ def _call_host(function: Callable, like, mesh: jax.sharding.Mesh, pure: bool) ->
   return buffer_callback.buffer_callback(fill, like, has_side_effect=not pure)
 
 
-def reward_from_host(reward: Callable[[np.ndarray, object], types.Score], parts: tuple[str, ...], mesh: jax.sharding.Mesh):
+def reward_from_host(
+  reward: Callable[[np.ndarray, object], types.Score],
+  parts: tuple[str, ...],
+  mesh: jax.sharding.Mesh,
+):
   """Makes a reward of the compiled step from a Python function.
 
   Args:
@@ -75,19 +87,23 @@ def reward_from_host(reward: Callable[[np.ndarray, object], types.Score], parts:
   def call(images, target):
     rows = images.shape[0]
     like = types.Score(
-        jax.ShapeDtypeStruct((rows,), jnp.float32),
-        jax.ShapeDtypeStruct((rows,), jnp.bool_),
-        {name: jax.ShapeDtypeStruct((rows,), jnp.float32) for name in parts},
+      jax.ShapeDtypeStruct((rows,), jnp.float32),
+      jax.ShapeDtypeStruct((rows,), jnp.bool_),
+      {name: jax.ShapeDtypeStruct((rows,), jnp.float32) for name in parts},
     )
     return _call_host(reward, like, mesh, pure=False)(images, target)
 
   spec = jax.sharding.PartitionSpec(_INNER)
-  scored = jax.shard_map(call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False)
+  scored = jax.shard_map(
+    call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False
+  )
 
   def score(images: types.Images, target) -> types.Score:
     rows = images.shape[0]
     # Else the sharding of the rows spreads back into the model, where the partitioner aborts.
-    images = jax.lax.with_sharding_constraint(images, jax.sharding.PartitionSpec())
+    images = jax.lax.with_sharding_constraint(
+      images, jax.sharding.PartitionSpec()
+    )
     found = scored(*_padded((images, target), shards))
     return jax.tree.map(lambda x: x[:rows], found)
 
@@ -110,7 +126,9 @@ class Scorer:
     self._log: epath.Path | None = None
     self._lines: list[dict] = []  # that the log does not hold yet
     self.step = 0  # iteration that the log's lines belong to
-    self._counts = dict.fromkeys((outcome_lib.Ok, outcome_lib.Failed, outcome_lib.Invalid), 0)
+    self._counts = dict.fromkeys(
+      (outcome_lib.Ok, outcome_lib.Failed, outcome_lib.Invalid), 0
+    )
     self.error: Exception | None = None
 
   @property
@@ -162,13 +180,19 @@ class Scorer:
     except Exception as error:  # kept for the run to raise, see above
       with self._lock:
         self.error = self.error or error
-      return outcome_lib.to_score([outcome_lib.Failed(str(error))] * len(records), self._reward.parts)
+      return outcome_lib.to_score(
+        [outcome_lib.Failed(str(error))] * len(records), self._reward.parts
+      )
 
-  def _note(self, records: Sequence[dict], outcomes: Sequence[outcome_lib.Outcome]):
+  def _note(
+    self, records: Sequence[dict], outcomes: Sequence[outcome_lib.Outcome]
+  ):
     now = {"step": self.step, "time": round(time.time(), 3)}
     lines = [
-        now | {"prompt": record["prompt"], "tag": record["tag"]} | outcome_lib.to_json(outcome)
-        for record, outcome in zip(records, outcomes, strict=True)
+      now
+      | {"prompt": record["prompt"], "tag": record["tag"]}
+      | outcome_lib.to_json(outcome)
+      for record, outcome in zip(records, outcomes, strict=True)
     ]
     with self._lock:
       for outcome in outcomes:
@@ -190,12 +214,17 @@ class Scorer:
   def metrics(self) -> dict[str, float]:
     """Returns the reward's numbers, and how many images were ok, failed, invalid since the last call."""
     with self._lock:
-      counts = {f"images_{kind.__name__.lower()}": float(n) for kind, n in self._counts.items()}
+      counts = {
+        f"images_{kind.__name__.lower()}": float(n)
+        for kind, n in self._counts.items()
+      }
       self._counts = dict.fromkeys(self._counts, 0)
     return self._reward.metrics() | counts
 
 
-def parse_on_host(tokenizer, instruction_capacity: int, mesh: jax.sharding.Mesh):
+def parse_on_host(
+  tokenizer, instruction_capacity: int, mesh: jax.sharding.Mesh
+):
   """Makes the step's parser from the real tokenizer, for vocabularies without a token parser.
 
   Args:
@@ -209,24 +238,47 @@ def parse_on_host(tokenizer, instruction_capacity: int, mesh: jax.sharding.Mesh)
 
   def on_host(ids, lengths, stage: str) -> np.ndarray:
     """Returns what was parsed side by side: the instruction's slots and four numbers, [B, slots + 4]."""
-    found = thoughts.parse_strings(ids, lengths, stage, tokenizer, instruction_capacity)
-    numbers = [found.instruction_length, found.stop, found.truncated, found.format]
-    return np.concatenate([found.instruction, np.stack(numbers, axis=1)], axis=1).astype(np.int32)
+    found = thoughts.parse_strings(
+      ids, lengths, stage, tokenizer, instruction_capacity
+    )
+    numbers = [
+      found.instruction_length,
+      found.stop,
+      found.truncated,
+      found.format,
+    ]
+    return np.concatenate(
+      [found.instruction, np.stack(numbers, axis=1)], axis=1
+    ).astype(np.int32)
 
-  def parse(ids: types.TokenIds, lengths: types.Lengths, stage: str) -> thoughts.Parsed:
+  def parse(
+    ids: types.TokenIds, lengths: types.Lengths, stage: str
+  ) -> thoughts.Parsed:
     # One result: for TPUs, JAX 0.10 gives all results of a callback the sharding of the first one's rank.
-    like = jax.ShapeDtypeStruct((ids.shape[0], instruction_capacity + 4), jnp.int32)
-    call = _call_host(functools.partial(on_host, stage=stage), like, mesh, pure=True)
+    like = jax.ShapeDtypeStruct(
+      (ids.shape[0], instruction_capacity + 4), jnp.int32
+    )
+    call = _call_host(
+      functools.partial(on_host, stage=stage), like, mesh, pure=True
+    )
     spec = jax.sharding.PartitionSpec()
-    mapped = jax.shard_map(call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False)
+    mapped = jax.shard_map(
+      call,
+      in_specs=spec,
+      out_specs=spec,
+      axis_names=set(_INNER),
+      check_vma=False,
+    )
     found = mapped(ids, lengths)
-    length, stop, truncated, has_format = jnp.moveaxis(found[:, instruction_capacity:], 1, 0)
+    length, stop, truncated, has_format = jnp.moveaxis(
+      found[:, instruction_capacity:], 1, 0
+    )
     return thoughts.Parsed(
-        format=has_format.astype(jnp.float32),
-        instruction=found[:, :instruction_capacity],
-        instruction_length=length,
-        stop=stop.astype(bool),
-        truncated=truncated.astype(bool),
+      format=has_format.astype(jnp.float32),
+      instruction=found[:, :instruction_capacity],
+      instruction_length=length,
+      stop=stop.astype(bool),
+      truncated=truncated.astype(bool),
     )
 
   return parse

@@ -72,27 +72,43 @@ class Settings:
 
   def __post_init__(self):
     if not self.endpoints:
-      raise ValueError("reward.endpoints must name at least one service, for example http://localhost:8000")
+      raise ValueError(
+        "reward.endpoints must name at least one service, for example http://localhost:8000"
+      )
     for number, url in enumerate(self.endpoints):
       # what is wrong is not shown: it may be a key
       parts = urllib.parse.urlsplit(url)
       if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"reward.endpoints[{number}] must be http://HOST[:PORT] or https://HOST[:PORT]")
+        raise ValueError(
+          f"reward.endpoints[{number}] must be http://HOST[:PORT] or https://HOST[:PORT]"
+        )
       if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(f"reward.endpoints[{number}] must hold no key; give it in the environment")
+        raise ValueError(
+          f"reward.endpoints[{number}] must hold no key; give it in the environment"
+        )
     for name in ("deadline", "pause", "open_seconds"):
       if not getattr(self, name) > 0:
-        raise ValueError(f"reward.{name} must be above 0; got {getattr(self, name)}")
+        raise ValueError(
+          f"reward.{name} must be above 0; got {getattr(self, name)}"
+        )
     for name in ("attempts", "concurrency", "failures_to_open"):
       if getattr(self, name) < 1:
-        raise ValueError(f"reward.{name} must be at least 1; got {getattr(self, name)}")
+        raise ValueError(
+          f"reward.{name} must be at least 1; got {getattr(self, name)}"
+        )
     if self.token_env and not os.environ.get(self.token_env):
-      raise ValueError("reward.token_env must name a variable of the environment that is set")
+      raise ValueError(
+        "reward.token_env must name a variable of the environment that is set"
+      )
 
   @property
   def headers(self) -> dict[str, str]:
     """The headers that carry the token."""
-    return {"Authorization": f"Bearer {os.environ[self.token_env]}"} if self.token_env else {}
+    return (
+      {"Authorization": f"Bearer {os.environ[self.token_env]}"}
+      if self.token_env
+      else {}
+    )
 
 
 class _Endpoint:
@@ -179,8 +195,15 @@ class _Stream(httpcore.NetworkStream):
   def close(self):
     self._stream.close()
 
-  def start_tls(self, ssl_context, server_hostname=None, timeout=None) -> "_Stream":
-    return _Stream(self._stream.start_tls(ssl_context, server_hostname, self._deadline.left()), self._deadline)
+  def start_tls(
+    self, ssl_context, server_hostname=None, timeout=None
+  ) -> "_Stream":
+    return _Stream(
+      self._stream.start_tls(
+        ssl_context, server_hostname, self._deadline.left()
+      ),
+      self._deadline,
+    )
 
   def get_extra_info(self, info: str):
     return self._stream.get_extra_info(info)
@@ -192,9 +215,14 @@ class _Network(httpcore.NetworkBackend):
   def __init__(self, deadline: _Deadline):
     self._inner, self._deadline = httpcore.SyncBackend(), deadline
 
-  def connect_tcp(self, host, port, timeout=None, local_address=None, socket_options=None) -> _Stream:
+  def connect_tcp(
+    self, host, port, timeout=None, local_address=None, socket_options=None
+  ) -> _Stream:
     left = self._deadline.left()
-    return _Stream(self._inner.connect_tcp(host, port, left, local_address, socket_options), self._deadline)
+    return _Stream(
+      self._inner.connect_tcp(host, port, left, local_address, socket_options),
+      self._deadline,
+    )
 
 
 class _Meter:
@@ -223,8 +251,9 @@ class Client:
     # redirects, decodes no contents and knows no proxies of the environment.
     self._deadline = _Deadline()
     self._http = httpcore.ConnectionPool(
-        max_connections=None, max_keepalive_connections=settings.concurrency,
-        network_backend=_Network(self._deadline),
+      max_connections=None,
+      max_keepalive_connections=settings.concurrency,
+      network_backend=_Network(self._deadline),
     )
 
   def map(self, call: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -242,29 +271,49 @@ class Client:
 
     return list(self._pool.map(counted, items))
 
-  def ask_each(self, path: str, parse: Callable[[bytes], R]) -> dict[str, R | RequestFailed]:
+  def ask_each(
+    self, path: str, parse: Callable[[bytes], R]
+  ) -> dict[str, R | RequestFailed]:
     """Returns what every endpoint answers to one GET, by URL."""
     found = {}
     for endpoint in self._endpoints:
       with self._lock:
         turn = endpoint.start(self.settings.failures_to_open)
       end = time.monotonic() + self.settings.deadline
-      reply = self._try(turn, "GET", path, None, self.settings.headers, parse, end)
-      found[endpoint.url] = RequestFailed(reply.reason, reply.refused) if reply.reason else reply.parsed
+      reply = self._try(
+        turn, "GET", path, None, self.settings.headers, parse, end
+      )
+      found[endpoint.url] = (
+        RequestFailed(reply.reason, reply.refused)
+        if reply.reason
+        else reply.parsed
+      )
     return found
 
-  def post(self, path: str, content: bytes, content_type: str, parse: Callable[[bytes], R]) -> R:
+  def post(
+    self,
+    path: str,
+    content: bytes,
+    content_type: str,
+    parse: Callable[[bytes], R],
+  ) -> R:
     """Sends a request and returns what `parse` makes of the reply's body.
 
     Raises:
       RequestFailed: after all tries, at the deadline, or at once where the service refuses (4xx).
     """
-    return self._request("POST", path, content, {"Content-Type": content_type}, parse)
+    return self._request(
+      "POST", path, content, {"Content-Type": content_type}, parse
+    )
 
-  def _request(self, method: str, path: str, content: bytes | None, headers: dict, parse):
+  def _request(
+    self, method: str, path: str, content: bytes | None, headers: dict, parse
+  ):
     start = time.monotonic()
     try:
-      found = self._try_all(method, path, content, headers | self.settings.headers, parse, start)
+      found = self._try_all(
+        method, path, content, headers | self.settings.headers, parse, start
+      )
     except RequestFailed:
       self._count(failed=1)
       raise
@@ -275,11 +324,19 @@ class Client:
     return found
 
   def _try_all(self, method, path, content, headers, parse, start: float):
-    settings, end, failures, reason = self.settings, start + self.settings.deadline, 0, ""
+    settings, end, failures, reason = (
+      self.settings,
+      start + self.settings.deadline,
+      0,
+      "",
+    )
     while failures < settings.attempts:
       turn = self._take(end)
       if turn is None:
-        reason = reason or "every endpoint has failed repeatedly and is left alone for a while"
+        reason = (
+          reason
+          or "every endpoint has failed repeatedly and is left alone for a while"
+        )
         break
       reply = self._try(turn, method, path, content, headers, parse, end)
       if not reply.reason:
@@ -288,7 +345,11 @@ class Client:
       if reply.refused:
         raise RequestFailed(reason, refused=True)
       failures += reply.busy is None
-      pause = settings.pause * 2 ** max(failures - 1, 0) * self._random.uniform(0.5, 1)
+      pause = (
+        settings.pause
+        * 2 ** max(failures - 1, 0)
+        * self._random.uniform(0.5, 1)
+      )
       pause = max(pause, reply.busy or 0.0)
       if failures == settings.attempts or time.monotonic() + pause >= end:
         break
@@ -296,26 +357,41 @@ class Client:
       self._count(retries=1)
     raise RequestFailed(reason)
 
-  def _try(self, turn: _Turn, method, path, content, headers, parse, end: float) -> _Reply:
+  def _try(
+    self, turn: _Turn, method, path, content, headers, parse, end: float
+  ) -> _Reply:
     """Sends the request once."""
     worked: bool | None = False
     try:
-      status, sent, body = self._exchange(method, turn.endpoint.url + path, content, headers, end)
+      status, sent, body = self._exchange(
+        method, turn.endpoint.url + path, content, headers, end
+      )
       # without, it is a proxy whose service is down
       if status == 429 or status == 503 and "retry-after" in sent:
         worked = None
-        return _Reply(reason=f"the service answered with status {status}", busy=_retry_after(sent))
+        return _Reply(
+          reason=f"the service answered with status {status}",
+          busy=_retry_after(sent),
+        )
       # a service that refuses is not broken
       worked = status == 200 or 400 <= status < 500 and status != 408
       if status != 200:
-        return _Reply(reason=f"the service answered with status {status}", refused=worked)
+        return _Reply(
+          reason=f"the service answered with status {status}", refused=worked
+        )
       worked = False  # until the reply makes sense
       parsed, worked = parse(body), True
       return _Reply(parsed)
     except httpcore.TimeoutException as error:
       return _Reply(reason=f"no reply in time ({type(error).__name__})")
-    except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
-      return _Reply(reason=f"no connection or a broken one ({type(error).__name__})")
+    except (
+      httpcore.NetworkError,
+      httpcore.ProtocolError,
+      httpcore.UnsupportedProtocol,
+    ) as error:
+      return _Reply(
+        reason=f"no connection or a broken one ({type(error).__name__})"
+      )
     except BadReply as error:
       return _Reply(reason=f"a reply that is not of the protocol: {error}")
     finally:
@@ -331,12 +407,19 @@ class Client:
         self._failing_since = now
       self._lock.notify_all()
 
-  def _exchange(self, method, url, content, headers, end: float) -> tuple[int, dict[str, str], bytes]:
+  def _exchange(
+    self, method, url, content, headers, end: float
+  ) -> tuple[int, dict[str, str], bytes]:
     """Returns status, headers and body; raises where the body is too long or late."""
     self._deadline.end = end
     headers = {"Accept-Encoding": "identity"} | headers
-    with self._http.stream(method, url, headers=headers, content=content) as reply:
-      sent = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in reply.headers}
+    with self._http.stream(
+      method, url, headers=headers, content=content
+    ) as reply:
+      sent = {
+        name.decode("latin-1").lower(): value.decode("latin-1")
+        for name, value in reply.headers
+      }
       if sent.get("content-encoding", "identity") != "identity":
         raise BadReply("it is compressed, which was not asked for")
       chunks, size = [], 0
@@ -354,13 +437,25 @@ class Client:
     """
     with self._lock:
       while (now := time.monotonic()) < end:
-        free = [endpoint for endpoint in self._endpoints if endpoint.available(now)]
+        free = [
+          endpoint for endpoint in self._endpoints if endpoint.available(now)
+        ]
         if free:
-          return min(free, key=lambda one: one.outstanding).start(self.settings.failures_to_open)
+          return min(free, key=lambda one: one.outstanding).start(
+            self.settings.failures_to_open
+          )
         probing = any(endpoint.probing for endpoint in self._endpoints)
-        if not probing and self._failing_since is not None and now - self._failing_since > self.settings.deadline:
+        if (
+          not probing
+          and self._failing_since is not None
+          and now - self._failing_since > self.settings.deadline
+        ):
           return None
-        opening = [endpoint.open_until for endpoint in self._endpoints if not endpoint.probing]
+        opening = [
+          endpoint.open_until
+          for endpoint in self._endpoints
+          if not endpoint.probing
+        ]
         self._lock.wait(max(min([end, *opening]) - now, 1e-3))
       return None
 
@@ -379,9 +474,14 @@ class Client:
     with self._lock:
       meter, self._meter = self._meter, _Meter()
       now = time.monotonic()
-      left_alone = sum(now < endpoint.open_until for endpoint in self._endpoints)
+      left_alone = sum(
+        now < endpoint.open_until for endpoint in self._endpoints
+      )
     found = {name: float(count) for name, count in meter.counts.items()}
-    found |= {"queue": float(meter.most_waiting), "endpoints_open": float(left_alone)}
+    found |= {
+      "queue": float(meter.most_waiting),
+      "endpoints_open": float(left_alone),
+    }
     if meter.seconds:
       p50, p99 = np.quantile(meter.seconds, [0.5, 0.99])
       found |= {"p50_seconds": float(p50), "p99_seconds": float(p99)}

@@ -75,11 +75,17 @@ class Settings:
 
   def __post_init__(self):
     if self.task not in _TASKS:
-      raise ValueError(f"reward.judge.task must be one of {sorted(_TASKS)}; got {self.task!r}")
+      raise ValueError(
+        f"reward.judge.task must be one of {sorted(_TASKS)}; got {self.task!r}"
+      )
     if self.max_tokens < 1:
-      raise ValueError(f"reward.judge.max_tokens must be at least 1; got {self.max_tokens}")
+      raise ValueError(
+        f"reward.judge.max_tokens must be at least 1; got {self.max_tokens}"
+      )
     if self.image_format not in protocol.FORMATS:
-      raise ValueError(f"reward.judge.image_format must be one of {list(protocol.FORMATS)}; got {self.image_format!r}")
+      raise ValueError(
+        f"reward.judge.image_format must be one of {list(protocol.FORMATS)}; got {self.image_format!r}"
+      )
 
   @property
   def wording(self) -> string.Template:
@@ -93,13 +99,19 @@ class Settings:
     try:
       template = string.Template(epath.Path(self.prompt_file).read_text())
     except OSError as error:
-      raise ValueError(f"reward.judge.prompt_file must be readable: {error}") from error
-    names = set(template.get_identifiers()) if template.is_valid() else {"an invalid $"}
+      raise ValueError(
+        f"reward.judge.prompt_file must be readable: {error}"
+      ) from error
+    names = (
+      set(template.get_identifiers())
+      if template.is_valid()
+      else {"an invalid $"}
+    )
     needed = _TASKS[self.task].needed
     if names - _FIELDS or not names & needed:
       raise ValueError(
-          f"{self.prompt_file} must insert ${' or $'.join(sorted(needed))}, and may insert {sorted(_FIELDS)}; "
-          f"it has {sorted(names)}"
+        f"{self.prompt_file} must insert ${' or $'.join(sorted(needed))}, and may insert {sorted(_FIELDS)}; "
+        f"it has {sorted(names)}"
       )
     return template
 
@@ -143,12 +155,20 @@ def _verdict_questions(record: dict) -> list[Question]:
 
 def _tiif_questions(record: dict) -> list[Question]:
   if not record.get("questions"):
-    raise ValueError(f"the task tiif needs records with questions; got {sorted(record)}")
-  return [Question(str(i), text, answer) for i, (text, answer) in enumerate(record["questions"], 1)]
+    raise ValueError(
+      f"the task tiif needs records with questions; got {sorted(record)}"
+    )
+  return [
+    Question(str(i), text, answer)
+    for i, (text, answer) in enumerate(record["questions"], 1)
+  ]
 
 
 def _checklist_questions(record: dict) -> list[Question]:
-  return [Question(str(i), f"Does the image show {text}?", "yes") for i, text in enumerate(_expectations(record), 1)]
+  return [
+    Question(str(i), f"Does the image show {text}?", "yes")
+    for i, text in enumerate(_expectations(record), 1)
+  ]
 
 
 def _expectations(record: dict) -> list[str]:
@@ -158,7 +178,9 @@ def _expectations(record: dict) -> list[str]:
     ValueError: the record has none.
   """
   if not record.get("include"):
-    raise ValueError(f"a judge of expectations needs records with include items; got {sorted(record)}")
+    raise ValueError(
+      f"a judge of expectations needs records with include items; got {sorted(record)}"
+    )
   return [_phrase(item, record["include"]) for item in record["include"]]
 
 
@@ -168,7 +190,8 @@ def _phrase(item: dict, others: Sequence[dict]) -> str:
   text = f"exactly {item['count']} x {' '.join(word for word in words if word)}"
   if "region" in item:
     text += {"above": " in the upper part", "below": " in the lower part"}.get(
-        item["region"], f" on the {item['region']} side") + " of the frame"
+      item["region"], f" on the {item['region']} side"
+    ) + " of the frame"
   if "position" in item:
     relation, other = item["position"]
     text += f" {relation} the {others[other]['class']}"
@@ -177,9 +200,11 @@ def _phrase(item: dict, others: Sequence[dict]) -> str:
 
 _ASKED = frozenset(["questions"])
 _TASKS = {
-    "geneval_plus": _Task(_VERDICT, _verdict_questions, (1, 0), frozenset(["expectations", "prompt"])),
-    "tiif": _Task(_QUESTIONS, _tiif_questions, ("yes", "no"), _ASKED),
-    "checklist": _Task(_QUESTIONS, _checklist_questions, ("yes", "no"), _ASKED),
+  "geneval_plus": _Task(
+    _VERDICT, _verdict_questions, (1, 0), frozenset(["expectations", "prompt"])
+  ),
+  "tiif": _Task(_QUESTIONS, _tiif_questions, ("yes", "no"), _ASKED),
+  "checklist": _Task(_QUESTIONS, _checklist_questions, ("yes", "no"), _ASKED),
 }
 
 
@@ -194,7 +219,11 @@ class Judge:
     Raises:
       ValueError: no server answers, it does not serve the model, or the wording cannot be used.
     """
-    self._client, self._settings, self._task = client, settings, _TASKS[settings.task]
+    self._client, self._settings, self._task = (
+      client,
+      settings,
+      _TASKS[settings.task],
+    )
     self._wording = settings.wording
     self._model = self._find_model()
     self._structured = self._takes_schema()
@@ -205,7 +234,9 @@ class Judge:
     served = services.survey(self._client, MODELS_PATH, _read_models)["models"]
     wanted = self._settings.model or (served[0] if len(served) == 1 else "")
     if wanted not in served:
-      raise ValueError(f"reward.judge.model must be one that the server has, {served}; got {self._settings.model!r}")
+      raise ValueError(
+        f"reward.judge.model must be one that the server has, {served}; got {self._settings.model!r}"
+      )
     return wanted
 
   def _takes_schema(self) -> bool:
@@ -215,71 +246,122 @@ class Judge:
       return True
     except client_lib.RequestFailed as error:
       if not error.refused:
-        raise ValueError(f"the judge must answer a first question before a run starts: {error}") from error
+        raise ValueError(
+          f"the judge must answer a first question before a run starts: {error}"
+        ) from error
     try:
       self._probe(structured=False)
     except client_lib.RequestFailed as error:
-      raise ValueError(f"the judge must answer a first question before a run starts: {error}") from error
-    logging.warning("the judge's server refuses response_format; asking without it")
+      raise ValueError(
+        f"the judge must answer a first question before a run starts: {error}"
+      ) from error
+    logging.warning(
+      "the judge's server refuses response_format; asking without it"
+    )
     return False
 
   def _probe(self, structured: bool):
     """Asks a question without an image; raises client.RequestFailed."""
     question = [{"type": "text", "text": 'Answer {"correct": 1}.'}]
-    body = self._body(question, [Question("correct", "", 1)], (1, 0), structured)
+    body = self._body(
+      question, [Question("correct", "", 1)], (1, 0), structured
+    )
     self._client.post(CHAT_PATH, body, "application/json", _read_content)
 
   def check(self, record: dict):
     """See `base.HostReward`."""
     self._task.questions(record)
 
-  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[outcome.Outcome]:
+  def score(
+    self, images: np.ndarray, records: Sequence[dict]
+  ) -> list[outcome.Outcome]:
     """See `base.HostReward`."""
-    return self._client.map(lambda pair: self._score_one(*pair), list(zip(images, records, strict=True)))
+    return self._client.map(
+      lambda pair: self._score_one(*pair),
+      list(zip(images, records, strict=True)),
+    )
 
   def _score_one(self, image: np.ndarray, record: dict) -> outcome.Outcome:
     questions = self._task.questions(record)
-    body = self._body(self._content(image, record, questions), questions, self._task.answers, self._structured)
+    body = self._body(
+      self._content(image, record, questions),
+      questions,
+      self._task.answers,
+      self._structured,
+    )
     try:
-      answer = self._client.post(CHAT_PATH, body, "application/json", _read_content)
+      answer = self._client.post(
+        CHAT_PATH, body, "application/json", _read_content
+      )
     except client_lib.RequestFailed as error:
       return outcome.Failed(str(error))
     try:
       given = read_answers(answer, questions, self._task.answers)
     except ValueError as error:
-      return outcome.Invalid(f"no verdict: {error}; the judge said {answer[:2000]!r}")
+      return outcome.Invalid(
+        f"no verdict: {error}; the judge said {answer[:2000]!r}"
+      )
     right = [given[question.key] == question.expected for question in questions]
     with self._lock:
       self._tally.add(questions, given, self._task.answers)
-    return outcome.Ok(float(np.mean(right)), {"strict": float(all(right))}, {"answer": answer})
+    return outcome.Ok(
+      float(np.mean(right)), {"strict": float(all(right))}, {"answer": answer}
+    )
 
-  def _content(self, image: np.ndarray, record: dict, questions: Sequence[Question]) -> list[dict]:
+  def _content(
+    self, image: np.ndarray, record: dict, questions: Sequence[Question]
+  ) -> list[dict]:
     kind = self._settings.image_format
     file = base64.b64encode(protocol.encode_image(image, kind)).decode()
     text = self._wording.substitute(
-        prompt=record["prompt"],
-        expectations="\n".join(f"- {text}" for text in _expectations(record)) if record.get("include") else "",
-        questions="\n".join(f"{question.key}. {question.text}" for question in questions),
+      prompt=record["prompt"],
+      expectations="\n".join(f"- {text}" for text in _expectations(record))
+      if record.get("include")
+      else "",
+      questions="\n".join(
+        f"{question.key}. {question.text}" for question in questions
+      ),
     )
     return [
-        {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{file}"}},
-        {"type": "text", "text": text},
+      {
+        "type": "image_url",
+        "image_url": {"url": f"data:image/{kind};base64,{file}"},
+      },
+      {"type": "text", "text": text},
     ]
 
-  def _body(self, content: list[dict], questions: Sequence[Question], answers: tuple, structured: bool) -> bytes:
+  def _body(
+    self,
+    content: list[dict],
+    questions: Sequence[Question],
+    answers: tuple,
+    structured: bool,
+  ) -> bytes:
     message = {
-        "model": self._model, "temperature": 0, "max_tokens": self._settings.max_tokens,
-        "messages": [{"role": "user", "content": content}],
+      "model": self._model,
+      "temperature": 0,
+      "max_tokens": self._settings.max_tokens,
+      "messages": [{"role": "user", "content": content}],
     }
     if structured:
-      schema = {"name": "answers", "schema": _schema([question.key for question in questions], answers)}
-      message["response_format"] = {"type": "json_schema", "json_schema": schema}
+      schema = {
+        "name": "answers",
+        "schema": _schema([question.key for question in questions], answers),
+      }
+      message["response_format"] = {
+        "type": "json_schema",
+        "json_schema": schema,
+      }
     return json.dumps(message).encode()
 
   def describe(self) -> dict:
     """See `base.HostReward`."""
     wording = hashlib.sha256(self._wording.template.encode()).hexdigest()
-    found = {"judge": self._model, "wording_sha256": wording, "structured": self._structured}
+    found = {
+      "judge": self._model,
+      "wording_sha256": wording,
+      "structured": self._structured,
+    }
     return found | dataclasses.asdict(self._settings)
 
   def metrics(self) -> dict[str, float]:
@@ -300,7 +382,12 @@ class _Tally:
   def __init__(self):
     self._shares: dict[str, list[bool]] = {}
 
-  def add(self, questions: Sequence[Question], given: Mapping[str, object], answers: tuple):
+  def add(
+    self,
+    questions: Sequence[Question],
+    given: Mapping[str, object],
+    answers: tuple,
+  ):
     yes, no = answers
     said = [given[question.key] for question in questions]
     note = lambda name, values: self._shares.setdefault(name, []).extend(values)
@@ -308,13 +395,22 @@ class _Tally:
     note("always_yes", [all(answer == yes for answer in said)])
     note("always_no", [all(answer == no for answer in said)])
     for name, expected in (("right_on_yes", yes), ("right_on_no", no)):
-      note(name, [given[q.key] == expected for q in questions if q.expected == expected])
+      note(
+        name,
+        [given[q.key] == expected for q in questions if q.expected == expected],
+      )
 
   def metrics(self) -> dict[str, float]:
-    return {name: float(np.mean(values)) for name, values in self._shares.items() if values}
+    return {
+      name: float(np.mean(values))
+      for name, values in self._shares.items()
+      if values
+    }
 
 
-def read_answers(text: str, questions: Sequence[Question], answers: tuple) -> dict[str, object]:
+def read_answers(
+  text: str, questions: Sequence[Question], answers: tuple
+) -> dict[str, object]:
   """Returns the answers by key.
 
   A JSON object must be all that the judge says, but for a thought that ends in </think> before it and
@@ -331,25 +427,37 @@ def read_answers(text: str, questions: Sequence[Question], answers: tuple) -> di
   except RecursionError as error:
     raise ValueError("the answer is nested too deep") from error
   if not isinstance(found, dict):
-    raise ValueError(f"the answer must be a JSON object, not a {type(found).__name__}")
+    raise ValueError(
+      f"the answer must be a JSON object, not a {type(found).__name__}"
+    )
   keys = {question.key for question in questions}
   extra = set(found) - keys - {"reason"}
   if keys - set(found) or extra:
-    raise ValueError(f"answers must be for {sorted(keys)}; missing {sorted(keys - set(found))}, extra {sorted(extra)}")
+    raise ValueError(
+      f"answers must be for {sorted(keys)}; missing {sorted(keys - set(found))}, extra {sorted(extra)}"
+    )
   return {key: _allowed(found[key], answers) for key in keys}
 
 
 def _allowed(value: object, answers: tuple) -> object:
-  said = str(value).strip().lower() if isinstance(value, (str, int)) and not isinstance(value, bool) else None
+  said = (
+    str(value).strip().lower()
+    if isinstance(value, (str, int)) and not isinstance(value, bool)
+    else None
+  )
   for answer in answers:
     if said == str(answer):
       return answer
-  raise ValueError(f"an answer must be one of {list(answers)}; got {value!r:.40}")
+  raise ValueError(
+    f"an answer must be one of {list(answers)}; got {value!r:.40}"
+  )
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict:
   if len({key for key, _ in pairs}) < len(pairs):
-    raise ValueError(f"a key is there twice among {[key for key, _ in pairs][:20]}")
+    raise ValueError(
+      f"a key is there twice among {[key for key, _ in pairs][:20]}"
+    )
   return dict(pairs)
 
 
@@ -357,7 +465,12 @@ def _schema(keys: Sequence[str], answers: tuple) -> dict:
   properties = {key: {"enum": list(answers)} for key in keys}
   if list(keys) == ["correct"]:
     properties = {"reason": {"type": "string"}} | properties
-  return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+  return {
+    "type": "object",
+    "properties": properties,
+    "required": list(properties),
+    "additionalProperties": False,
+  }
 
 
 def _read_models(body: bytes) -> dict:
@@ -365,7 +478,9 @@ def _read_models(body: bytes) -> dict:
     data = protocol.parse_object(body).get("data")
   except protocol.ProtocolError as error:
     raise client_lib.BadReply(str(error)) from error
-  if not isinstance(data, list) or not all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in data):
+  if not isinstance(data, list) or not all(
+    isinstance(one, dict) and isinstance(one.get("id"), str) for one in data
+  ):
     raise client_lib.BadReply("it must list models as data: [{id}, ...]")
   return {"models": sorted(one["id"] for one in data)}
 

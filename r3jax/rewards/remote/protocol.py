@@ -38,7 +38,9 @@ class ProtocolError(ValueError):
 def encode_image(image: np.ndarray, kind: str = "png") -> bytes:
   """Returns a file of an image, uint8 [H, W, 3]; "png" is exact, "jpeg" (quality 95) is small."""
   file = io.BytesIO()
-  Image.fromarray(np.asarray(image)).save(file, kind, **({"quality": 95} if kind == "jpeg" else {}))
+  Image.fromarray(np.asarray(image)).save(
+    file, kind, **({"quality": 95} if kind == "jpeg" else {})
+  )
   return file.getvalue()
 
 
@@ -53,12 +55,21 @@ def decode_image(file: bytes, kind: str, max_pixels: int) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(file), formats=[kind]) as image:
       if image.width * image.height > max_pixels:
-        raise ProtocolError(f"an image must have at most {max_pixels} pixels; got {image.width} x {image.height}")
+        raise ProtocolError(
+          f"an image must have at most {max_pixels} pixels; got {image.width} x {image.height}"
+        )
       return np.array(image.convert("RGB"))
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+  except (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+  ) as error:
     if isinstance(error, ProtocolError):
       raise
-    raise ProtocolError(f"the image must be a readable {kind} file: {error}") from error
+    raise ProtocolError(
+      f"the image must be a readable {kind} file: {error}"
+    ) from error
 
 
 def parse_object(body: bytes) -> dict:
@@ -70,9 +81,13 @@ def parse_object(body: bytes) -> dict:
   try:
     found = json.loads(body, parse_constant=_refuse_constant)
   except (ValueError, RecursionError) as error:  # of bad UTF-8, too
-    raise ProtocolError(f"it must be a JSON object, not {body[:40]!r}") from error
+    raise ProtocolError(
+      f"it must be a JSON object, not {body[:40]!r}"
+    ) from error
   if not isinstance(found, dict):
-    raise ProtocolError(f"it must be a JSON object, not a {type(found).__name__}")
+    raise ProtocolError(
+      f"it must be a JSON object, not a {type(found).__name__}"
+    )
   return found
 
 
@@ -87,11 +102,21 @@ def _versioned(body: bytes) -> dict:
   return found
 
 
-def make_request(request_id: str, images: Sequence[np.ndarray], records: Sequence[dict], kind: str) -> bytes:
+def make_request(
+  request_id: str,
+  images: Sequence[np.ndarray],
+  records: Sequence[dict],
+  kind: str,
+) -> bytes:
   """Returns the body of a request."""
   encode = lambda image: base64.b64encode(encode_image(image, kind)).decode()
-  items = [{"image": encode(image), "format": kind, "record": record} for image, record in zip(images, records)]
-  return json.dumps({"protocol": VERSION, "request_id": request_id, "items": items}).encode()
+  items = [
+    {"image": encode(image), "format": kind, "record": record}
+    for image, record in zip(images, records)
+  ]
+  return json.dumps(
+    {"protocol": VERSION, "request_id": request_id, "items": items}
+  ).encode()
 
 
 def read_request(body: bytes) -> tuple[str, list[dict]]:
@@ -102,35 +127,61 @@ def read_request(body: bytes) -> tuple[str, list[dict]]:
   """
   message = _versioned(body)
   request_id, items = message.get("request_id"), message.get("items")
-  if not isinstance(request_id, str) or not isinstance(items, list) or not items:
-    raise ProtocolError("a request must have request_id (a text) and items (a list that is not empty)")
+  if (
+    not isinstance(request_id, str) or not isinstance(items, list) or not items
+  ):
+    raise ProtocolError(
+      "a request must have request_id (a text) and items (a list that is not empty)"
+    )
   return request_id, [_read_item(item) for item in items]
 
 
 def _read_item(item: object) -> dict:
   if not isinstance(item, dict) or not isinstance(item.get("record"), dict):
-    raise ProtocolError("an item must be an object with image, format and record")
+    raise ProtocolError(
+      "an item must be an object with image, format and record"
+    )
   try:
     image = base64.b64decode(item.get("image", ""), validate=True)
   except (TypeError, ValueError, binascii.Error) as error:
-    raise ProtocolError(f"an item's image must be base64 text: {error}") from error
-  return {"image": image, "format": item.get("format"), "record": item["record"]}
+    raise ProtocolError(
+      f"an item's image must be base64 text: {error}"
+    ) from error
+  return {
+    "image": image,
+    "format": item.get("format"),
+    "record": item["record"],
+  }
 
 
 def identity(reward: dict) -> str:
   """Returns 16 hex digits of what a reward says it is, so that another one behind the same address is seen."""
-  return hashlib.sha256(json.dumps(reward, sort_keys=True).encode()).hexdigest()[:16]
+  return hashlib.sha256(
+    json.dumps(reward, sort_keys=True).encode()
+  ).hexdigest()[:16]
 
 
-def make_reply(request_id: str, outcomes: Sequence[outcome_lib.Outcome], reward_id: str) -> bytes:
+def make_reply(
+  request_id: str, outcomes: Sequence[outcome_lib.Outcome], reward_id: str
+) -> bytes:
   """Returns the body of a reply."""
-  return json.dumps({
-      "protocol": VERSION, "request_id": request_id, "reward_id": reward_id,
+  return json.dumps(
+    {
+      "protocol": VERSION,
+      "request_id": request_id,
+      "reward_id": reward_id,
       "outcomes": [outcome_lib.to_json(outcome) for outcome in outcomes],
-  }).encode()
+    }
+  ).encode()
 
 
-def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str], reward_id: str) -> list[outcome_lib.Outcome]:
+def read_reply(
+  body: bytes,
+  request_id: str,
+  number: int,
+  parts: Sequence[str],
+  reward_id: str,
+) -> list[outcome_lib.Outcome]:
   """Returns the outcomes of a reply.
 
   Args:
@@ -151,9 +202,13 @@ def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str], 
   if message.get("request_id") != request_id:
     raise client.BadReply("it answers another request")
   if message.get("reward_id") != reward_id:
-    raise client.BadReply("another reward answers than the one that the run began with")
+    raise client.BadReply(
+      "another reward answers than the one that the run began with"
+    )
   if not isinstance(outcomes, list) or len(outcomes) != number:
-    seen = len(outcomes) if isinstance(outcomes, list) else type(outcomes).__name__
+    seen = (
+      len(outcomes) if isinstance(outcomes, list) else type(outcomes).__name__
+    )
     raise client.BadReply(f"it must have {number} outcomes; got {seen}")
   return [_read_outcome(outcome, parts) for outcome in outcomes]
 
@@ -161,19 +216,32 @@ def read_reply(body: bytes, request_id: str, number: int, parts: Sequence[str], 
 def _read_outcome(outcome: object, parts: Sequence[str]) -> outcome_lib.Outcome:
   # What is wrong is named by type: the text of what a stranger sent can be endless.
   if not isinstance(outcome, dict):
-    raise client.BadReply(f"an outcome must be an object; got a {type(outcome).__name__}")
+    raise client.BadReply(
+      f"an outcome must be an object; got a {type(outcome).__name__}"
+    )
   status = outcome.get("status")
   if status in ("failed", "invalid"):
     reason = outcome.get("reason")
-    reason = reason[:_MAX_REASON] if isinstance(reason, str) else "no reason was given"
-    return outcome_lib.Failed(reason) if status == "failed" else outcome_lib.Invalid(reason)
+    reason = (
+      reason[:_MAX_REASON] if isinstance(reason, str) else "no reason was given"
+    )
+    return (
+      outcome_lib.Failed(reason)
+      if status == "failed"
+      else outcome_lib.Invalid(reason)
+    )
   if status != "ok":
     raise client.BadReply("an outcome's status must be ok, failed or invalid")
   given = outcome.get("parts")
   if not isinstance(given, dict) or set(given) != set(parts):
     raise client.BadReply(f"an outcome must have the parts {sorted(parts)}")
-  score, *numbers = [as_share(value) for value in (outcome.get("score"), *(given[name] for name in parts))]
-  return outcome_lib.Ok(score, dict(zip(parts, numbers)), _read_detail(outcome.get("detail", {})))
+  score, *numbers = [
+    as_share(value)
+    for value in (outcome.get("score"), *(given[name] for name in parts))
+  ]
+  return outcome_lib.Ok(
+    score, dict(zip(parts, numbers)), _read_detail(outcome.get("detail", {}))
+  )
 
 
 def _read_detail(detail: object) -> dict:
@@ -185,14 +253,25 @@ def _read_detail(detail: object) -> dict:
     fits = False
   if not fits:
     raise client.BadReply(
-        f"an outcome's detail must be a shallow object of finite values, of at most {_MAX_DETAIL} characters")
+      f"an outcome's detail must be a shallow object of finite values, of at most {_MAX_DETAIL} characters"
+    )
   return detail
 
 
 def _is_shallow(value: object, levels: int) -> bool:
   """Tells whether objects and lists lie at most so many levels deep in each other."""
-  inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-  return not inner or levels > 0 and all(_is_shallow(one, levels - 1) for one in inner)
+  inner = (
+    value.values()
+    if isinstance(value, dict)
+    else value
+    if isinstance(value, list)
+    else ()
+  )
+  return (
+    not inner
+    or levels > 0
+    and all(_is_shallow(one, levels - 1) for one in inner)
+  )
 
 
 def as_number(value: object) -> float:
@@ -202,13 +281,19 @@ def as_number(value: object) -> float:
     client.BadReply: it is something else.
   """
   if not isinstance(value, (int, float)) or isinstance(value, bool):
-    raise client.BadReply(f"a score or part must be a number; got a {type(value).__name__}")
+    raise client.BadReply(
+      f"a score or part must be a number; got a {type(value).__name__}"
+    )
   try:
     number = float(value)
   except OverflowError as error:
-    raise client.BadReply("a score or part must be a finite number; got a huge integer") from error
+    raise client.BadReply(
+      "a score or part must be a finite number; got a huge integer"
+    ) from error
   if not math.isfinite(number):
-    raise client.BadReply(f"a score or part must be a finite number; got {number}")
+    raise client.BadReply(
+      f"a score or part must be a finite number; got {number}"
+    )
   return number
 
 
@@ -222,10 +307,14 @@ def as_share(value: object) -> float:
 
 def make_health(reward: outcome_lib.HostReward, draining: bool) -> bytes:
   """Returns the body of an answer to GET /health."""
-  return json.dumps({
-      "protocol": VERSION, "status": "draining" if draining else "ready",
-      "parts": list(reward.parts), "reward": reward.describe(),
-  }).encode()
+  return json.dumps(
+    {
+      "protocol": VERSION,
+      "status": "draining" if draining else "ready",
+      "parts": list(reward.parts),
+      "reward": reward.describe(),
+    }
+  ).encode()
 
 
 def read_health(body: bytes) -> dict:
@@ -239,10 +328,14 @@ def read_health(body: bytes) -> dict:
   except ProtocolError as error:
     raise client.BadReply(str(error)) from error
   parts = message.get("parts")
-  if not isinstance(parts, list) or not all(isinstance(name, str) for name in parts):
+  if not isinstance(parts, list) or not all(
+    isinstance(name, str) for name in parts
+  ):
     raise client.BadReply("parts must be a list of names")
   if "strict" not in parts or not isinstance(message.get("reward"), dict):
-    raise client.BadReply("a service must give the part \"strict\" and say what its reward is")
+    raise client.BadReply(
+      'a service must give the part "strict" and say what its reward is'
+    )
   if message.get("status") != "ready":
     raise client.BadReply("the service must say that it is ready")
   return {name: message[name] for name in ("parts", "reward")}

@@ -16,6 +16,7 @@ from r3jax.rewards.remote import protocol
 
 T = TypeVar("T")
 
+
 class _Service:
   """What the adapters share: batches over a client."""
 
@@ -27,7 +28,9 @@ class _Service:
   def check(self, record: dict):
     """See `base.HostReward`; what a service can score it says itself."""
 
-  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[outcome_lib.Outcome]:
+  def score(
+    self, images: np.ndarray, records: Sequence[dict]
+  ) -> list[outcome_lib.Outcome]:
     """See `base.HostReward`; a batch that fails is missing as a whole."""
 
     def outcomes(rows: slice) -> list[outcome_lib.Outcome]:
@@ -36,10 +39,19 @@ class _Service:
       except client_lib.RequestFailed as error:
         return [outcome_lib.Failed(str(error))] * len(images[rows])
 
-    batches = [slice(start, start + self._batch) for start in range(0, len(images), self._batch)]
-    return [outcome for found in self._client.map(outcomes, batches) for outcome in found]
+    batches = [
+      slice(start, start + self._batch)
+      for start in range(0, len(images), self._batch)
+    ]
+    return [
+      outcome
+      for found in self._client.map(outcomes, batches)
+      for outcome in found
+    ]
 
-  def _send(self, images: np.ndarray, records: Sequence[dict]) -> list[outcome_lib.Outcome]:
+  def _send(
+    self, images: np.ndarray, records: Sequence[dict]
+  ) -> list[outcome_lib.Outcome]:
     """Returns the outcomes of one request; raises client.RequestFailed."""
     raise NotImplementedError
 
@@ -48,19 +60,30 @@ class _Service:
     return self._client.metrics()
 
 
-def survey(client: client_lib.Client, path: str, read: Callable[[bytes], T]) -> T:
+def survey(
+  client: client_lib.Client, path: str, read: Callable[[bytes], T]
+) -> T:
   """Returns what the endpoints say they are; those that do not answer now may do so later.
 
   Raises:
     ValueError: none answers, or two say different things.
   """
   answers = client.ask_each(path, read)
-  good = [answer for answer in answers.values() if not isinstance(answer, client_lib.RequestFailed)]
+  good = [
+    answer
+    for answer in answers.values()
+    if not isinstance(answer, client_lib.RequestFailed)
+  ]
   if not good:
     lines = [f"\n  {url}: {error}" for url, error in answers.items()]
-    raise ValueError(f"a reward service must answer GET {path} before a run starts; seen:" + "".join(lines))
+    raise ValueError(
+      f"a reward service must answer GET {path} before a run starts; seen:"
+      + "".join(lines)
+    )
   if any(answer != good[0] for answer in good):
-    raise ValueError(f"all endpoints must serve the same reward; they say: {json.dumps(good)}")
+    raise ValueError(
+      f"all endpoints must serve the same reward; they say: {json.dumps(good)}"
+    )
   return good[0]
 
 
@@ -80,7 +103,9 @@ class JsonService(_Service):
     """
     super().__init__(client, batch)
     if kind not in protocol.FORMATS:
-      raise ValueError(f"reward.image_format must be one of {list(protocol.FORMATS)}; got {kind!r}")
+      raise ValueError(
+        f"reward.image_format must be one of {list(protocol.FORMATS)}; got {kind!r}"
+      )
     self._kind = kind
     health = survey(client, protocol.HEALTH_PATH, protocol.read_health)
     self.parts, self._reward = tuple(health["parts"]), health["reward"]
@@ -89,8 +114,12 @@ class JsonService(_Service):
   def _send(self, images, records) -> list[outcome_lib.Outcome]:
     request_id = uuid.uuid4().hex
     body = protocol.make_request(request_id, images, records, self._kind)
-    read = lambda reply: protocol.read_reply(reply, request_id, len(images), self.parts, self._identity)
-    return self._client.post(protocol.SCORE_PATH, body, "application/json", read)
+    read = lambda reply: protocol.read_reply(
+      reply, request_id, len(images), self.parts, self._identity
+    )
+    return self._client.post(
+      protocol.SCORE_PATH, body, "application/json", read
+    )
 
   def describe(self) -> dict:
     """See `base.HostReward`."""
@@ -114,12 +143,20 @@ class UniRlService(_Service):
     survey(client, "/health", lambda body: bool(_read_object(body)))
 
   def _send(self, images, records) -> list[outcome_lib.Outcome]:
-    body = json.dumps({
-        "images": [base64.b64encode(protocol.encode_image(image)).decode() for image in images],
+    body = json.dumps(
+      {
+        "images": [
+          base64.b64encode(protocol.encode_image(image)).decode()
+          for image in images
+        ],
         "prompts": [record["prompt"] for record in records],
         "metadata": list(records),
-    })
-    read = lambda reply: [_clipped(score, {}) for score in _column(_read_object(reply), "scores", len(images))]
+      }
+    )
+    read = lambda reply: [
+      _clipped(score, {})
+      for score in _column(_read_object(reply), "scores", len(images))
+    ]
     return self._client.post("/score", body.encode(), "application/json", read)
 
   def describe(self) -> dict:
@@ -141,15 +178,27 @@ class FlowGrpoService(_Service):
 
   def _send(self, images, records) -> list[outcome_lib.Outcome]:
     files = [protocol.encode_image(image, "jpeg") for image in images]
-    body = pickle.dumps({"images": files, "meta_datas": list(records), "only_strict": False})
+    body = pickle.dumps(
+      {"images": files, "meta_datas": list(records), "only_strict": False}
+    )
 
     def read(reply: bytes) -> list[outcome_lib.Outcome]:
       found = read_plain_pickle(reply)
       if not isinstance(found, dict):
-        raise client_lib.BadReply(f"it must be a dict, not a {type(found).__name__}")
-      columns = [_column(found, name, len(images)) for name in ("scores", "rewards", "strict_rewards")]
-      columns[1:] = [[protocol.as_share(value) for value in column] for column in columns[1:]]
-      return [_clipped(score, {"correct": right, "strict": strict}) for score, right, strict in zip(*columns)]
+        raise client_lib.BadReply(
+          f"it must be a dict, not a {type(found).__name__}"
+        )
+      columns = [
+        _column(found, name, len(images))
+        for name in ("scores", "rewards", "strict_rewards")
+      ]
+      columns[1:] = [
+        [protocol.as_share(value) for value in column] for column in columns[1:]
+      ]
+      return [
+        _clipped(score, {"correct": right, "strict": strict})
+        for score, right, strict in zip(*columns)
+      ]
 
     return self._client.post("/", body, "application/octet-stream", read)
 
@@ -178,16 +227,22 @@ def _column(reply: dict, name: str, number: int) -> list[float]:
 def _clipped(score: float, parts: dict[str, float]) -> outcome_lib.Ok:
   """Returns an outcome with the score clipped to [0, 1] and kept as it came in the detail."""
   clipped = min(max(score, 0.0), 1.0)
-  return outcome_lib.Ok(clipped, {"strict": float(score >= 1)} | parts, {} if clipped == score else {"unclipped": score})
+  return outcome_lib.Ok(
+    clipped,
+    {"strict": float(score >= 1)} | parts,
+    {} if clipped == score else {"unclipped": score},
+  )
 
 
 # What a pickle of numbers, texts, lists, tuples and dicts is made of: nothing that imports or calls.
-_PLAIN_OPCODES = frozenset("""
+_PLAIN_OPCODES = frozenset(
+  """
     PROTO FRAME STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE
     INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
     STRING BINSTRING SHORT_BINSTRING EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     EMPTY_DICT DICT SETITEM SETITEMS
-""".split())
+""".split()
+)
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
@@ -203,10 +258,26 @@ def read_plain_pickle(body: bytes) -> object:
   try:
     for opcode, argument, _ in pickletools.genops(body):
       if opcode.name not in _PLAIN_OPCODES:
-        raise client_lib.BadReply(f"it must be a pickle of plain values; it has the opcode {opcode.name}")
+        raise client_lib.BadReply(
+          f"it must be a pickle of plain values; it has the opcode {opcode.name}"
+        )
       if opcode.name in _PUTS and int(argument) > len(body):
-        raise client_lib.BadReply("it must be a pickle of plain values; it asks for room that it does not need")
+        raise client_lib.BadReply(
+          "it must be a pickle of plain values; it asks for room that it does not need"
+        )
     return pickle.loads(body)
-  except (pickle.UnpicklingError, ValueError, EOFError, IndexError, KeyError, AttributeError, TypeError,
-          MemoryError, OverflowError, RecursionError) as error:
-    raise client_lib.BadReply(f"it must be a pickle of plain values: {type(error).__name__}") from error
+  except (
+    pickle.UnpicklingError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    MemoryError,
+    OverflowError,
+    RecursionError,
+  ) as error:
+    raise client_lib.BadReply(
+      f"it must be a pickle of plain values: {type(error).__name__}"
+    ) from error

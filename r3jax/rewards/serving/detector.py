@@ -25,7 +25,11 @@ Find = Callable[[Image.Image, Sequence[str]], list[dict]]
 Classify = Callable[[Image.Image, Sequence[str]], list[dict]]
 
 _OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino")
-_COCO_NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
+_COCO_NAMES = {
+  "mouse": "computer mouse",
+  "remote": "tv remote",
+  "keyboard": "computer keyboard",
+}
 # GenEval's
 _COLOR_LABELS = ("{color} {name}", "{color}-colored {name}", "{color} object")
 _LEAST = 0.1  # below what any threshold asks for; keeps the lists short
@@ -46,7 +50,9 @@ class Detector:
   find: Find
   classify: Classify
 
-  def detect(self, image: np.ndarray, record: dict) -> list[serving_geneval.Detection]:
+  def detect(
+    self, image: np.ndarray, record: dict
+  ) -> list[serving_geneval.Detection]:
     """Returns the objects of the classes that a record names.
 
     Args:
@@ -63,10 +69,14 @@ class Detector:
       name = label if label in classes else _COCO_NAMES.get(label, label)
       if name in classes:
         color = self._color(picture, box, name) if name in colored else None
-        found.append(serving_geneval.Detection(name, float(one["score"]), box, color))
+        found.append(
+          serving_geneval.Detection(name, float(one["score"]), box, color)
+        )
     return found
 
-  def _color(self, picture: Image.Image, box: tuple[float, ...], name: str) -> str | None:
+  def _color(
+    self, picture: Image.Image, box: tuple[float, ...], name: str
+  ) -> str | None:
     """Returns the colour whose labels fit the crop best together; None where the box is empty.
 
     A colour's labels are taken together by the sum of the logarithms of their scores: with CLIP's
@@ -76,8 +86,9 @@ class Detector:
       return None
     crop = picture.crop((*map(math.floor, box[:2]), *map(math.ceil, box[2:])))
     labels = {
-        label.format(color=color, name=name): color
-        for color in generators_geneval.COLORS for label in _COLOR_LABELS
+      label.format(color=color, name=name): color
+      for color in generators_geneval.COLORS
+      for label in _COLOR_LABELS
     }
     fit = dict.fromkeys(generators_geneval.COLORS, 0.0)
     for one in self.classify(crop, list(labels)):
@@ -89,7 +100,12 @@ def _box(box: dict, picture: Image.Image) -> tuple[float, float, float, float]:
   """Returns what of a box is inside the picture; outside it a crop would be black."""
   clip = lambda name, size: min(max(float(box[name]), 0.0), float(size))
   width, height = picture.size
-  return clip("xmin", width), clip("ymin", height), clip("xmax", width), clip("ymax", height)
+  return (
+    clip("xmin", width),
+    clip("ymin", height),
+    clip("xmax", width),
+    clip("ymax", height),
+  )
 
 
 def load(detector: str, clip: str) -> Detector:
@@ -103,26 +119,40 @@ def load(detector: str, clip: str) -> Detector:
     ValueError: a model is not named, or the extra is not installed.
   """
   if not detector or not clip:
-    raise ValueError("GenEval's rules need --detector and --clip, each a folder or name of a model")
+    raise ValueError(
+      "GenEval's rules need --detector and --clip, each a folder or name of a model"
+    )
   try:
     import torch  # transformers can be imported without it, and fails later
     import transformers  # an optional extra, and slow to import
-    is_open = transformers.AutoConfig.from_pretrained(detector).model_type in _OPEN_VOCABULARY
+
+    is_open = (
+      transformers.AutoConfig.from_pretrained(detector).model_type
+      in _OPEN_VOCABULARY
+    )
     task = "zero-shot-object-detection" if is_open else "object-detection"
     detecting = transformers.pipeline(task, model=detector)
-    telling = transformers.pipeline("zero-shot-image-classification", model=clip)
+    telling = transformers.pipeline(
+      "zero-shot-image-classification", model=clip
+    )
 
     def find(image: Image.Image, names: Sequence[str]) -> list[dict]:
       asked = {"candidate_labels": list(names)} if is_open else {}
       return detecting(image, threshold=_LEAST, **asked)
 
     def classify(crop: Image.Image, labels: Sequence[str]) -> list[dict]:
-      return telling(crop, candidate_labels=list(labels), hypothesis_template="a photo of a {}")
+      return telling(
+        crop,
+        candidate_labels=list(labels),
+        hypothesis_template="a photo of a {}",
+      )
 
     blank = Image.new("RGB", (64, 64))
     # image processors may miss packages only when they run
     find(blank, generators_geneval.CLASSES[:1])
     classify(blank, generators_geneval.COLORS)
   except ImportError as error:
-    raise ValueError(f"a detector needs `pip install r3jax[detector]`: {error}") from error
+    raise ValueError(
+      f"a detector needs `pip install r3jax[detector]`: {error}"
+    ) from error
   return Detector(f"{detector} + {clip}", find, classify)

@@ -61,7 +61,9 @@ class Thresholds:
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
     if self.max_objects < 1:
-      raise ValueError(f"max_objects must be at least 1; got {self.max_objects}")
+      raise ValueError(
+        f"max_objects must be at least 1; got {self.max_objects}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,35 +95,47 @@ def check_record(record: dict):
   if problems := validation.find_problems(record):
     raise ValueError(f"GenEval's rules need a valid record: {problems[0]}")
   if "include" not in record:
-    raise ValueError(f"GenEval's rules need a record with include items; got {sorted(record)}")
+    raise ValueError(
+      f"GenEval's rules need a record with include items; got {sorted(record)}"
+    )
   for index, item in enumerate(record["include"]):
     _check_item(item, index)
   for index, item in enumerate(_excluded(record)):
-    needed = sum(one["count"] for one in _of_class(item["class"], record["include"]))
+    needed = sum(
+      one["count"] for one in _of_class(item["class"], record["include"])
+    )
     if item["count"] <= needed:
-      raise ValueError(f"the count of exclude[{index}] must be more than the {needed} "
-                       f"{item['class']} asked for; got {item['count']}")
+      raise ValueError(
+        f"the count of exclude[{index}] must be more than the {needed} "
+        f"{item['class']} asked for; got {item['count']}"
+      )
 
 
 def _check_item(item: dict, index: int):
   """Raises ValueError where the rules cannot judge an include item."""
   if present := [name for name in _NOT_JUDGED if name in item]:
-    raise ValueError(f"GenEval's rules do not know {present} of include[{index}]; use a judge")
+    raise ValueError(
+      f"GenEval's rules do not know {present} of include[{index}]; use a judge"
+    )
   if "position" not in item:
     return
   relation, other = item["position"]
   if relation not in geneval.RELATIONS:
-    raise ValueError(f"the relation of include[{index}] must be one of "
-                     f"{list(geneval.RELATIONS)}; got {relation!r}")
+    raise ValueError(
+      f"the relation of include[{index}] must be one of "
+      f"{list(geneval.RELATIONS)}; got {relation!r}"
+    )
   if not 0 <= other < index:  # the official code has not judged later items yet
-    raise ValueError(f"the position of include[{index}] must point to an item before it; "
-                     f"got {other}")
+    raise ValueError(
+      f"the position of include[{index}] must point to an item before it; "
+      f"got {other}"
+    )
 
 
 def judge(
-    record: dict,
-    detections: Sequence[Detection],
-    thresholds: Thresholds = Thresholds(),
+  record: dict,
+  detections: Sequence[Detection],
+  thresholds: Thresholds = Thresholds(),
 ) -> Verdict:
   """Judges an image by what was found in it.
 
@@ -132,13 +146,19 @@ def judge(
     thresholds: what counts.
   """
   include, objects = record["include"], _counted(record, detections, thresholds)
-  broken = [item for item in _excluded(record) if len(_found(item, objects)) >= item["count"]]
+  broken = [
+    item
+    for item in _excluded(record)
+    if len(_found(item, objects)) >= item["count"]
+  ]
   clauses = [_clauses(item, include, objects, thresholds) for item in include]
   reasons = _wrong_items(include, objects, thresholds) + [
-      f"expected fewer than {item['count']} {item['class']}, found {len(_found(item, objects))}"
-      for item in broken
+    f"expected fewer than {item['count']} {item['class']}, found {len(_found(item, objects))}"
+    for item in broken
   ]
-  strict = not broken and all(clause == 1 for item in clauses for clause in item)
+  strict = not broken and all(
+    clause == 1 for item in clauses for clause in item
+  )
   unnamed = sum(not _of_class(item["class"], include) for item in broken)
   return Verdict(not reasons, strict, _score(clauses, unnamed), tuple(reasons))
 
@@ -153,7 +173,9 @@ def _of_class(name: str, items: Sequence[dict]) -> list[dict]:
   return [item for item in items if item["class"] == name]
 
 
-def _counted(record: dict, detections: Sequence[Detection], thresholds: Thresholds) -> _Objects:
+def _counted(
+  record: dict, detections: Sequence[Detection], thresholds: Thresholds
+) -> _Objects:
   """Returns the objects that count, by class."""
   counting = record["tag"] == "counting"
   least = thresholds.counting_confidence if counting else thresholds.confidence
@@ -172,17 +194,19 @@ def _found(item: dict, objects: _Objects) -> Sequence[Detection]:
 
 
 def _wrong_items(
-    include: Sequence[dict], objects: _Objects, thresholds: Thresholds
+  include: Sequence[dict], objects: _Objects, thresholds: Thresholds
 ) -> list[str]:
   """Returns what the official rules find wrong with the items, at most one reason an item."""
   # matched: the objects taken for each item, None where it is wrong
   reasons, matched = [], []
   for item in include:
-    taken = _found(item, objects)[:item["count"]]
+    taken = _found(item, objects)[: item["count"]]
     reason = _wrong_count(item, taken) or _wrong_color(item, taken)
     if "position" in item and not reason:
       relation, other = item["position"]
-      reason = _wrong_position(item, taken, include[other], matched[other], thresholds)
+      reason = _wrong_position(
+        item, taken, include[other], matched[other], thresholds
+      )
     matched.append(None if reason else taken)
     reasons += [reason] if reason else []
   return reasons
@@ -192,7 +216,9 @@ def _wrong_count(item: dict, taken: Sequence[Detection]) -> str:
   """Says how many objects there are where they are too few."""
   if len(taken) >= item["count"]:
     return ""
-  return f"expected at least {item['count']} {item['class']}, found {len(taken)}"
+  return (
+    f"expected at least {item['count']} {item['class']}, found {len(taken)}"
+  )
 
 
 def _wrong_color(item: dict, taken: Sequence[Detection]) -> str:
@@ -204,11 +230,11 @@ def _wrong_color(item: dict, taken: Sequence[Detection]) -> str:
 
 
 def _wrong_position(
-    item: dict,
-    taken: Sequence[Detection],
-    other: dict,
-    others: Sequence[Detection] | None,
-    thresholds: Thresholds,
+  item: dict,
+  taken: Sequence[Detection],
+  other: dict,
+  others: Sequence[Detection] | None,
+  thresholds: Thresholds,
 ) -> str:
   """Says how a pair stands that is not in the item's relation to the other item."""
   relation = item["position"][0]
@@ -217,18 +243,26 @@ def _wrong_position(
   for found in _pair_relations(taken, others, thresholds):
     if relation not in found:
       seen = " and ".join(sorted(found)) or "no relation"
-      return f"expected {item['class']} {relation} {other['class']}, found {seen}"
+      return (
+        f"expected {item['class']} {relation} {other['class']}, found {seen}"
+      )
   return ""
 
 
 def _pair_relations(
-    taken: Sequence[Detection], others: Sequence[Detection], thresholds: Thresholds
+  taken: Sequence[Detection],
+  others: Sequence[Detection],
+  thresholds: Thresholds,
 ) -> list[set[str]]:
   """Returns the relations of every taken object to every one of the others."""
-  return [relations(a.box, b.box, thresholds.position) for a in taken for b in others]
+  return [
+    relations(a.box, b.box, thresholds.position) for a in taken for b in others
+  ]
 
 
-def relations(a: Sequence[float], b: Sequence[float], threshold: float) -> set[str]:
+def relations(
+  a: Sequence[float], b: Sequence[float], threshold: float
+) -> set[str]:
   """Returns the relations of box a to box b (x0, y0, x1, y1).
 
   With d the offset of a's centre from b's: r = sign(d) max(|d| - threshold (size a + size b), 0)
@@ -237,7 +271,10 @@ def relations(a: Sequence[float], b: Sequence[float], threshold: float) -> set[s
   """
   offset = [(a[k] + a[k + 2] - b[k] - b[k + 2]) / 2 for k in (0, 1)]
   sizes = [abs(a[k + 2] - a[k]) + abs(b[k + 2] - b[k]) for k in (0, 1)]
-  shrunk = [math.copysign(max(abs(d) - threshold * size, 0.0), d) for d, size in zip(offset, sizes)]
+  shrunk = [
+    math.copysign(max(abs(d) - threshold * size, 0.0), d)
+    for d, size in zip(offset, sizes)
+  ]
   if all(abs(r) < 1e-3 for r in shrunk):
     return set()
   x, y = (r / math.hypot(*offset) for r in shrunk)
@@ -246,7 +283,7 @@ def relations(a: Sequence[float], b: Sequence[float], threshold: float) -> set[s
 
 
 def _clauses(
-    item: dict, include: Sequence[dict], objects: _Objects, thresholds: Thresholds
+  item: dict, include: Sequence[dict], objects: _Objects, thresholds: Thresholds
 ) -> list[float]:
   """Returns how well each clause of an item is met, in [0, 1]: count[, colour][, relation].
 
@@ -254,14 +291,20 @@ def _clauses(
   objects of the items' colours: 1 if it holds for every pair of the surest that are asked for.
   """
   same = _of_class(item["class"], include)
-  found = [_closeness(sum(other["count"] for other in same), len(_found(item, objects)))]
+  found = [
+    _closeness(
+      sum(other["count"] for other in same), len(_found(item, objects))
+    )
+  ]
   if "color" in item:
-    need = sum(other["count"] for other in same if other.get("color") == item["color"])
+    need = sum(
+      other["count"] for other in same if other.get("color") == item["color"]
+    )
     found.append(_closeness(need, len(_fitting(item, objects))))
   if "position" in item:
     relation, other = item["position"]
     pair = item, include[other]
-    taken, others = (_fitting(one, objects)[:one["count"]] for one in pair)
+    taken, others = (_fitting(one, objects)[: one["count"]] for one in pair)
     there = len(taken) == pair[0]["count"] and len(others) == pair[1]["count"]
     pairs = _pair_relations(taken, others, thresholds)
     found.append(float(there and all(relation in one for one in pairs)))
@@ -270,7 +313,11 @@ def _clauses(
 
 def _fitting(item: dict, objects: _Objects) -> list[Detection]:
   """Returns the objects of an item's class, and of its colour if it names one."""
-  return [one for one in _found(item, objects) if item.get("color") in (None, one.color)]
+  return [
+    one
+    for one in _found(item, objects)
+    if item.get("color") in (None, one.color)
+  ]
 
 
 def _closeness(need: int, found: int) -> float:
@@ -290,4 +337,8 @@ def _score(clauses: Sequence[Sequence[float]], unnamed: int) -> float:
     unnamed: excludes that do not hold, of classes that no item names. Other excludes are in the
       count clause: the class has as many objects as asked for, or the clause is below 1.
   """
-  return sum(sum(item) / len(item) for item in clauses) / len(clauses) / (1 + unnamed)
+  return (
+    sum(sum(item) / len(item) for item in clauses)
+    / len(clauses)
+    / (1 + unnamed)
+  )

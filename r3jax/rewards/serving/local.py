@@ -25,18 +25,33 @@ class Shapes:
 
   def __init__(self):
     """Compiles, so that the first request need not wait for it."""
-    self._verify([np.zeros((scenes.CANVAS, scenes.CANVAS, 3), np.uint8)], prompts.heldout_records()[:1])
+    self._verify(
+      [np.zeros((scenes.CANVAS, scenes.CANVAS, 3), np.uint8)],
+      prompts.heldout_records()[:1],
+    )
 
   def check(self, record: dict):
     """See `base.HostReward`."""
     verifier.encode_records([record])
 
-  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[outcome_lib.Outcome]:
+  def score(
+    self, images: np.ndarray, records: Sequence[dict]
+  ) -> list[outcome_lib.Outcome]:
     """See `base.HostReward`; images of another size and unknown records are invalid."""
-    problems = [self._problem(image, record) for image, record in zip(images, records, strict=True)]
-    outcomes = [outcome_lib.Invalid(problem) if problem else None for problem in problems]
+    problems = [
+      self._problem(image, record)
+      for image, record in zip(images, records, strict=True)
+    ]
+    outcomes = [
+      outcome_lib.Invalid(problem) if problem else None for problem in problems
+    ]
     rows = [row for row, problem in enumerate(problems) if not problem]
-    for row, outcome in zip(rows, self._verify([images[row] for row in rows], [records[row] for row in rows])):
+    for row, outcome in zip(
+      rows,
+      self._verify(
+        [images[row] for row in rows], [records[row] for row in rows]
+      ),
+    ):
       outcomes[row] = outcome
     return outcomes
 
@@ -51,25 +66,39 @@ class Shapes:
       return f"the record cannot be judged: {error}"
     return ""
 
-  def _verify(self, images: list[np.ndarray], records: list[dict]) -> list[outcome_lib.Outcome]:
+  def _verify(
+    self, images: list[np.ndarray], records: list[dict]
+  ) -> list[outcome_lib.Outcome]:
     return [
-        outcome
-        for start in range(0, len(images), _BATCH)
-        for outcome in self._verify_batch(images[start : start + _BATCH], records[start : start + _BATCH])
+      outcome
+      for start in range(0, len(images), _BATCH)
+      for outcome in self._verify_batch(
+        images[start : start + _BATCH], records[start : start + _BATCH]
+      )
     ]
 
-  def _verify_batch(self, images: list[np.ndarray], records: list[dict]) -> list[outcome_lib.Outcome]:
+  def _verify_batch(
+    self, images: list[np.ndarray], records: list[dict]
+  ) -> list[outcome_lib.Outcome]:
     padding = _BATCH - len(images)  # one size to compile for
     target = verifier.encode_records(records + records[:1] * padding)
-    found = jax.device_get(_verify(np.stack(images + images[:1] * padding), target))
+    found = jax.device_get(
+      _verify(np.stack(images + images[:1] * padding), target)
+    )
     return [
-        outcome_lib.Ok(float(found.value[i]), {name: float(found.parts[name][i]) for name in self.parts})
-        for i in range(len(images))
+      outcome_lib.Ok(
+        float(found.value[i]),
+        {name: float(found.parts[name][i]) for name in self.parts},
+      )
+      for i in range(len(images))
     ]
 
   def describe(self) -> dict:
     """See `base.HostReward`."""
-    return {"model": "shapes verifier", "thresholds": [round(float(x), 6) for x in verifier.THRESHOLDS]}
+    return {
+      "model": "shapes verifier",
+      "thresholds": [round(float(x), 6) for x in verifier.THRESHOLDS],
+    }
 
   def metrics(self) -> dict[str, float]:
     """See `base.HostReward`."""
@@ -85,16 +114,25 @@ class GenEval:
 
   parts = ("correct", "strict")
 
-  def __init__(self, detector: detector_lib.Detector, thresholds: geneval.Thresholds = geneval.Thresholds()):
+  def __init__(
+    self,
+    detector: detector_lib.Detector,
+    thresholds: geneval.Thresholds = geneval.Thresholds(),
+  ):
     self._detector, self._thresholds = detector, thresholds
 
   def check(self, record: dict):
     """See `base.HostReward`."""
     geneval.check_record(record)
 
-  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[outcome_lib.Outcome]:
+  def score(
+    self, images: np.ndarray, records: Sequence[dict]
+  ) -> list[outcome_lib.Outcome]:
     """See `base.HostReward`; records that the rules do not know are invalid."""
-    return [self._score_one(image, record) for image, record in zip(images, records, strict=True)]
+    return [
+      self._score_one(image, record)
+      for image, record in zip(images, records, strict=True)
+    ]
 
   def _score_one(self, image: np.ndarray, record: dict) -> outcome_lib.Outcome:
     try:
@@ -103,12 +141,22 @@ class GenEval:
       return outcome_lib.Invalid(f"the record cannot be judged: {error}")
     detections = self._detector.detect(image, record)
     found = geneval.judge(record, detections, self._thresholds)
-    detail = {"reasons": list(found.reasons), "detections": [dataclasses.asdict(one) for one in detections]}
-    return outcome_lib.Ok(found.score, {"correct": float(found.correct), "strict": float(found.strict)}, detail)
+    detail = {
+      "reasons": list(found.reasons),
+      "detections": [dataclasses.asdict(one) for one in detections],
+    }
+    return outcome_lib.Ok(
+      found.score,
+      {"correct": float(found.correct), "strict": float(found.strict)},
+      detail,
+    )
 
   def describe(self) -> dict:
     """See `base.HostReward`."""
-    return {"model": self._detector.name, "thresholds": dataclasses.asdict(self._thresholds)}
+    return {
+      "model": self._detector.name,
+      "thresholds": dataclasses.asdict(self._thresholds),
+    }
 
   def metrics(self) -> dict[str, float]:
     """See `base.HostReward`."""
@@ -117,6 +165,8 @@ class GenEval:
 
 # name -> makes the reward from the flags of launch/serve_reward.py: detector, clip, thresholds
 REWARDS = {
-    "geneval": lambda detector, clip, thresholds: GenEval(detector_lib.load(detector, clip), thresholds),
-    "shapes": lambda detector, clip, thresholds: Shapes(),
+  "geneval": lambda detector, clip, thresholds: GenEval(
+    detector_lib.load(detector, clip), thresholds
+  ),
+  "shapes": lambda detector, clip, thresholds: Shapes(),
 }

@@ -49,7 +49,13 @@ class Server(http.server.ThreadingHTTPServer):
   daemon_threads = True  # an idle connection must not keep the process alive
   request_queue_size = 128  # connections that wait to be taken
 
-  def __init__(self, address: tuple[str, int], reward: outcome_lib.HostReward, token: str = "", limits: Limits = Limits()):
+  def __init__(
+    self,
+    address: tuple[str, int],
+    reward: outcome_lib.HostReward,
+    token: str = "",
+    limits: Limits = Limits(),
+  ):
     """Binds the address, (host, port); port 0 takes a free one. An empty token lets everyone in."""
     super().__init__(address, _Handler)
     self.reward, self.token, self.limits = reward, token, limits
@@ -88,14 +94,20 @@ class Server(http.server.ThreadingHTTPServer):
   def score(self, items: list[dict]) -> list[outcome_lib.Outcome]:
     """Returns the outcomes of a request's items; an image that cannot be read is invalid."""
     images = self._decoded(items)
-    outcomes = [outcome_lib.Invalid(image) if isinstance(image, str) else None for image in images]
+    outcomes = [
+      outcome_lib.Invalid(image) if isinstance(image, str) else None
+      for image in images
+    ]
     # Images of one size go to the reward together.
     by_shape: dict[tuple, list[int]] = {}
     for row, image in enumerate(images):
       if not isinstance(image, str):
         by_shape.setdefault(image.shape, []).append(row)
     for rows in by_shape.values():
-      found = self.reward.score(np.stack([images[row] for row in rows]), [items[row]["record"] for row in rows])
+      found = self.reward.score(
+        np.stack([images[row] for row in rows]),
+        [items[row]["record"] for row in rows],
+      )
       for row, outcome in zip(rows, found, strict=True):
         outcomes[row] = outcome
     return outcomes
@@ -105,7 +117,9 @@ class Server(http.server.ThreadingHTTPServer):
     found, left = [], self.limits.max_request_pixels
     for item in items:
       try:
-        image = protocol.decode_image(item["image"], item["format"], min(self.limits.max_pixels, left))
+        image = protocol.decode_image(
+          item["image"], item["format"], min(self.limits.max_pixels, left)
+        )
         left -= image.shape[0] * image.shape[1]
         found.append(image)
       except protocol.ProtocolError as error:
@@ -120,8 +134,10 @@ class Server(http.server.ThreadingHTTPServer):
     starts, ends, images = np.array(requests).T
     p50, p99 = np.quantile(ends - starts, [0.5, 0.99])
     rate = images.sum() / max(ends.max() - starts.min(), 1e-9)
-    return (f"{len(requests)} requests, {int(images.sum())} images, {rate:.1f} images/s, "
-            f"seconds per request p50 {p50:.3f} p99 {p99:.3f}")
+    return (
+      f"{len(requests)} requests, {int(images.sum())} images, {rate:.1f} images/s, "
+      f"seconds per request p50 {p50:.3f} p99 {p99:.3f}"
+    )
 
   def drain(self, seconds: float):
     """Refuses new work, waits up to `seconds` for what is under way, then ends `serve_forever`.
@@ -154,7 +170,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self._refuse(404, f"GET {protocol.HEALTH_PATH} is all there is")
     if not self._is_allowed():
       return self._refuse(401, "a bearer token is needed")
-    return self._send(200, protocol.make_health(self.server.reward, self.server.draining))
+    return self._send(
+      200, protocol.make_health(self.server.reward, self.server.draining)
+    )
 
   def do_POST(self):
     self.server.answering(+1)
@@ -184,7 +202,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     except protocol.ProtocolError as error:
       return self._refuse(400, str(error))
     if len(items) > self.server.limits.max_items:
-      return self._refuse(413, f"at most {self.server.limits.max_items} items; got {len(items)}")
+      return self._refuse(
+        413, f"at most {self.server.limits.max_items} items; got {len(items)}"
+      )
     try:
       reply = self.server.reply(request_id, items)
     except Exception:
@@ -199,7 +219,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     if not length.isdecimal() or len(length) > 18:
       return self._turn_away(411, "Content-Length is needed")
     if int(length) > limits.max_body_bytes:
-      return self._turn_away(413, f"at most {limits.max_body_bytes} bytes; got {length}")
+      return self._turn_away(
+        413, f"at most {limits.max_body_bytes} bytes; got {length}"
+      )
     end, chunks, left = time.monotonic() + limits.idle_seconds, [], int(length)
     while left:
       chunk = self.rfile.read1(min(left, _CHUNK))
@@ -223,11 +245,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _refuse(self, status: int, reason: str) -> None:
     headers = {"Retry-After": "1"} if status in (429, 503) else {}
-    self._send(status, json.dumps({"protocol": protocol.VERSION, "error": reason}).encode(), headers)
+    self._send(
+      status,
+      json.dumps({"protocol": protocol.VERSION, "error": reason}).encode(),
+      headers,
+    )
 
-  def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None):
+  def _send(
+    self, status: int, body: bytes, headers: dict[str, str] | None = None
+  ):
     self.send_response(status)
-    for name, value in ({"Content-Type": "application/json", "Content-Length": str(len(body))} | (headers or {})).items():
+    for name, value in (
+      {"Content-Type": "application/json", "Content-Length": str(len(body))}
+      | (headers or {})
+    ).items():
       self.send_header(name, value)
     if self.close_connection:
       self.send_header("Connection", "close")

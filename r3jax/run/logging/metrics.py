@@ -21,7 +21,9 @@ class MetricWriter:
 
   def write(self, step: int, metrics: Mapping[str, Any]):
     """Writes the scalars of a step."""
-    scalars = {name: float(np.asarray(value)) for name, value in sorted(metrics.items())}
+    scalars = {
+      name: float(np.asarray(value)) for name, value in sorted(metrics.items())
+    }
     for sink in self._sinks:
       sink.scalars(step, scalars)
 
@@ -64,8 +66,12 @@ class Stopwatch:
 class Progress:
   """Logs, from process 0, how far a run is and when it will be done."""
 
-  def __init__(self, total_steps: int, done_steps: int = 0,
-               clock: Callable[[], float] = time.monotonic):
+  def __init__(
+    self,
+    total_steps: int,
+    done_steps: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+  ):
     """Starts the clock.
 
     Args:
@@ -87,15 +93,21 @@ class Progress:
     seconds = _seconds_per_step(self._last, now)
     mean_seconds = _seconds_per_step(self._warm, now) if self._warm else seconds
     self._last, self._warm = now, self._warm or now
-    numbers = "".join(f"{name} {value:.3f}  " for name, value in rewards.items())
-    line = (f"iteration {step}/{self._total_steps}  {numbers}{seconds:.2f} s/it  "
-            f"ETA {_clock_time(mean_seconds * (self._total_steps - step))}")
+    numbers = "".join(
+      f"{name} {value:.3f}  " for name, value in rewards.items()
+    )
+    line = (
+      f"iteration {step}/{self._total_steps}  {numbers}{seconds:.2f} s/it  "
+      f"ETA {_clock_time(mean_seconds * (self._total_steps - step))}"
+    )
     if jax.process_index() == 0:
       logging.info("%s", line)
     return line
 
 
-def _seconds_per_step(start: tuple[int, float], end: tuple[int, float]) -> float:
+def _seconds_per_step(
+  start: tuple[int, float], end: tuple[int, float]
+) -> float:
   return (end[1] - start[1]) / (end[0] - start[0])
 
 

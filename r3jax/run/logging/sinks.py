@@ -52,11 +52,16 @@ class JsonLines:
 
   def __init__(self, workdir: epath.Path, restored_step: int | None):
     """Opens the files; drops the lines of steps after `restored_step`, all of them if it is None."""
-    self._path, self._evaluations = workdir / "metrics.jsonl", workdir / "evaluation.jsonl"
+    self._path, self._evaluations = (
+      workdir / "metrics.jsonl",
+      workdir / "evaluation.jsonl",
+    )
     workdir.mkdir(parents=True, exist_ok=True)
     for path in (self._path, self._evaluations):
       jsonl.drop_after(path, restored_step)
-    self._evaluated = {row["step"]: row for row in jsonl.read(self._evaluations)}
+    self._evaluated = {
+      row["step"]: row for row in jsonl.read(self._evaluations)
+    }
 
   def scalars(self, step: int, values: Mapping[str, float]):
     """See `Sink`; the line is on disk when it returns."""
@@ -72,7 +77,10 @@ class JsonLines:
       jsonl.append(self._evaluations, [line])
     else:
       jsonl.drop_after(self._evaluations, None)
-      jsonl.append(self._evaluations, [self._evaluated[one] for one in sorted(self._evaluated)])
+      jsonl.append(
+        self._evaluations,
+        [self._evaluated[one] for one in sorted(self._evaluated)],
+      )
 
   def pictures(self, step: int, pictures: Mapping[str, Picture]):
     """Keeps none: the report has its own, see `io/report.py`."""
@@ -82,7 +90,10 @@ class JsonLines:
 
 
 def _line(step: int, values: Mapping[str, float]) -> dict:
-  return {"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()}
+  return {"step": step} | {
+    name: value if math.isfinite(value) else None
+    for name, value in values.items()
+  }
 
 
 class TensorBoard:
@@ -97,7 +108,9 @@ class TensorBoard:
     # Here, for it imports TensorFlow, which takes seconds.
     from clu import metric_writers
 
-    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / "tensorboard")))
+    self._writer = metric_writers.AsyncWriter(
+      metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+    )
 
   def scalars(self, step: int, values: Mapping[str, float]):
     """See `Sink`."""
@@ -107,8 +120,15 @@ class TensorBoard:
 
   def pictures(self, step: int, pictures: Mapping[str, Picture]):
     """See `Sink`."""
-    self._writer.write_images(step, {name: picture.image for name, picture in pictures.items()})
-    self._writer.write_texts(step, {f"{name}/caption": picture.caption for name, picture in pictures.items()})
+    self._writer.write_images(
+      step, {name: picture.image for name, picture in pictures.items()}
+    )
+    self._writer.write_texts(
+      step,
+      {
+        f"{name}/caption": picture.caption for name, picture in pictures.items()
+      },
+    )
 
   def close(self):
     """See `Sink`."""
@@ -137,19 +157,25 @@ def check(settings: WandbSettings):
     ValueError: there is no such mode, or the process that logs lacks the package or a key.
   """
   if settings.mode not in ("online", "offline"):
-    raise ValueError(f"log.wandb.mode must be 'online' or 'offline'; got {settings.mode!r}")
+    raise ValueError(
+      f"log.wandb.mode must be 'online' or 'offline'; got {settings.mode!r}"
+    )
   if not settings.project or jax.process_index():
     return
   _import_wandb()
   if settings.mode == "online" and not os.environ.get("WANDB_API_KEY"):
-    raise ValueError("log.wandb.mode 'online' needs the environment variable WANDB_API_KEY, which is not set")
+    raise ValueError(
+      "log.wandb.mode 'online' needs the environment variable WANDB_API_KEY, which is not set"
+    )
 
 
 def _import_wandb() -> types_lib.ModuleType:
   try:
     import wandb  # an extra, and slow to import
   except ImportError as error:
-    raise ValueError(f"log.wandb.project needs Weights & Biases: pip install r3jax[wandb] ({error})") from error
+    raise ValueError(
+      f"log.wandb.project needs Weights & Biases: pip install r3jax[wandb] ({error})"
+    ) from error
   return wandb
 
 
@@ -159,17 +185,28 @@ class Wandb:
   Steps that a resumed run repeats are there already, with the same numbers; W&B ignores them.
   """
 
-  def __init__(self, workdir: epath.Path, settings: WandbSettings, config: dict):
+  def __init__(
+    self, workdir: epath.Path, settings: WandbSettings, config: dict
+  ):
     """Starts or continues the run; `config` is shown beside it."""
     self._wandb = _import_wandb()
     kept = workdir / "wandb_id"
     if not kept.exists():
       kept.write_text(uuid.uuid4().hex)
     # W&B writes with open(): beside the run where that is on a disk.
-    folder = tempfile.mkdtemp(prefix="r3jax-wandb-") if "://" in str(workdir) else str(workdir)
+    folder = (
+      tempfile.mkdtemp(prefix="r3jax-wandb-")
+      if "://" in str(workdir)
+      else str(workdir)
+    )
     self._run = self._wandb.init(
-        project=settings.project, name=settings.name or None, mode=settings.mode, id=kept.read_text(),
-        resume="allow", dir=folder, config=config,
+      project=settings.project,
+      name=settings.name or None,
+      mode=settings.mode,
+      id=kept.read_text(),
+      resume="allow",
+      dir=folder,
+      config=config,
     )
 
   def scalars(self, step: int, values: Mapping[str, float]):
@@ -180,7 +217,10 @@ class Wandb:
 
   def pictures(self, step: int, pictures: Mapping[str, Picture]):
     """See `Sink`."""
-    shown = {name: self._wandb.Image(picture.image, caption=picture.caption) for name, picture in pictures.items()}
+    shown = {
+      name: self._wandb.Image(picture.image, caption=picture.caption)
+      for name, picture in pictures.items()
+    }
     self._run.log(shown, step=step)
 
   def close(self):
@@ -189,7 +229,10 @@ class Wandb:
 
 
 def open_all(
-    workdir: epath.PathLike, restored_step: int | None, wandb: WandbSettings | None = None, config: dict | None = None
+  workdir: epath.PathLike,
+  restored_step: int | None,
+  wandb: WandbSettings | None = None,
+  config: dict | None = None,
 ) -> list[Sink]:
   """Opens the sinks of a run on process 0; the others have none.
 

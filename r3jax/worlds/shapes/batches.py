@@ -81,7 +81,9 @@ class Mix:
   def __post_init__(self):
     unknown = sorted(set(self.reflect_tags) - set(prompts.TAGS))
     if unknown:
-      raise ValueError(f"mix.reflect_tags must name tags of {prompts.TAGS}; got {unknown}")
+      raise ValueError(
+        f"mix.reflect_tags must name tags of {prompts.TAGS}; got {unknown}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +102,15 @@ class Encoder:
     rng = np.random.default_rng((self.seed, index))
     return Batch(self._reason(rng), self._reflect(rng), self._refine(rng))
 
-  def _record(self, rng: np.random.Generator, weights: Mapping[str, float]) -> dict:
-    shares = np.array([weights.get(records[0]["tag"], 1.0) for records in self.records_by_tag])
-    records = self.records_by_tag[rng.choice(len(shares), p=shares / shares.sum())]
+  def _record(
+    self, rng: np.random.Generator, weights: Mapping[str, float]
+  ) -> dict:
+    shares = np.array(
+      [weights.get(records[0]["tag"], 1.0) for records in self.records_by_tag]
+    )
+    records = self.records_by_tag[
+      rng.choice(len(shares), p=shares / shares.sum())
+    ]
     return records[rng.integers(len(records))]
 
   def _text(self, text: str, capacity: int) -> TextRows:
@@ -110,9 +118,15 @@ class Encoder:
     return TextRows(ids, np.int32(length))
 
   def _reason(self, rng: np.random.Generator) -> ReasonRows:
-    example = examples.reason_example(self._record(rng, {}), rng, self.mix.plan_flaws)
+    example = examples.reason_example(
+      self._record(rng, {}), rng, self.mix.plan_flaws
+    )
     c = self.capacities
-    return ReasonRows(self._text(example.prompt, c.prompt), self._text(example.thought, c.thought), example.scene)
+    return ReasonRows(
+      self._text(example.prompt, c.prompt),
+      self._text(example.thought, c.thought),
+      example.scene,
+    )
 
   def _reflect(self, rng: np.random.Generator) -> ReflectRows:
     record, kind = self._record(rng, self.mix.reflect_tags), rng.random()
@@ -121,16 +135,28 @@ class Encoder:
     elif kind < self.mix.descriptions + self.mix.questions:
       example = examples.question_example(record, rng)
     else:
-      example = examples.reflect_example(record, rng, self.mix.instruction_flaws)
+      example = examples.reflect_example(
+        record, rng, self.mix.instruction_flaws
+      )
     c = self.capacities
-    return ReflectRows(example.scene, self._text(example.question, c.question), self._text(example.answer, c.answer))
+    return ReflectRows(
+      example.scene,
+      self._text(example.question, c.question),
+      self._text(example.answer, c.answer),
+    )
 
   def _refine(self, rng: np.random.Generator) -> RefineRows:
     example = examples.refine_example(self._record(rng, {}), rng)
-    return RefineRows(example.scene, self._text(example.instruction, self.capacities.instruction), example.target)
+    return RefineRows(
+      example.scene,
+      self._text(example.instruction, self.capacities.instruction),
+      example.target,
+    )
 
 
-def iterate(example: Callable[[int], object], batch_size: int, num_steps: int) -> Iterator:
+def iterate(
+  example: Callable[[int], object], batch_size: int, num_steps: int
+) -> Iterator:
   """Returns an iterator over `num_steps` stacked batches of the examples 0, 1, 2, ...
 
   Args:
@@ -141,7 +167,11 @@ def iterate(example: Callable[[int], object], batch_size: int, num_steps: int) -
   data = grain.MapDataset.range(num_steps * batch_size).map(example)
   stack = lambda rows: jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
   batches = data.batch(batch_size, drop_remainder=True, batch_fn=stack)
-  return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+  return iter(
+    batches.to_iter_dataset(
+      grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+    )
+  )
 
 
 def dense_scene(index: int, seed: int) -> scenes.Scene:

@@ -4,8 +4,7 @@ Everything here works on objects, (shape, color, cell) index triples, and on Gen
 A record is satisfied *exactly*: its objects, colours and relation, and nothing else in the scene.
 """
 
-from collections.abc import Iterator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import itertools
@@ -53,9 +52,14 @@ def relation_of(record: dict) -> str | None:
 def related_cells(relation: str) -> frozenset[tuple[int, int]]:
   """Returns the cells (of item 0, of item 1) between which only `relation` holds."""
   axis, sign = {
-      "left of": (1, -1), "right of": (1, 1), "above": (0, -1), "below": (0, 1)
+    "left of": (1, -1),
+    "right of": (1, 1),
+    "above": (0, -1),
+    "below": (0, 1),
   }[relation]
-  place = [np.array(divmod(cell, scenes.GRID)) for cell in range(len(scenes.CELLS))]
+  place = [
+    np.array(divmod(cell, scenes.GRID)) for cell in range(len(scenes.CELLS))
+  ]
   related = set()
   for base, other in itertools.permutations(range(len(scenes.CELLS)), 2):
     offset = place[other] - place[base]
@@ -72,7 +76,9 @@ def satisfied(record: dict, objects: Sequence[Object]) -> bool:
 # --- Flawed plans ------------------------------------------------------------------------------
 
 
-def _extra_object(shape: int, objects: Sequence[Object], rng: np.random.Generator) -> Object:
+def _extra_object(
+  shape: int, objects: Sequence[Object], rng: np.random.Generator
+) -> Object:
   cell = int(rng.choice(_free_cells(objects)))
   return shape, int(rng.integers(len(scenes.COLORS))), cell
 
@@ -95,7 +101,7 @@ def _shift_color(item: Object) -> Object:
 
 
 def flawed_plan(
-    record: dict, objects: Sequence[Object], rng: np.random.Generator
+  record: dict, objects: Sequence[Object], rng: np.random.Generator
 ) -> list[Object]:
   """Spoils a right plan by the error that is typical of the record's tag.
 
@@ -117,7 +123,11 @@ def flawed_plan(
   objects = sorted(objects, key=lambda item: item[2])
   match record["tag"]:
     case "single_object":
-      return [] if rng.random() < 0.5 else [*objects, _extra_object(objects[0][0], objects, rng)]
+      return (
+        []
+        if rng.random() < 0.5
+        else [*objects, _extra_object(objects[0][0], objects, rng)]
+      )
     case "two_object":
       second = scenes.SHAPES.index(record["include"][1]["class"])
       return [item for item in objects if item[0] != second]
@@ -137,7 +147,9 @@ def flawed_plan(
 # --- Edits -------------------------------------------------------------------------------------
 
 
-def _attribute_edits(slot: tuple[int, int | None], item: Object) -> list[Operation]:
+def _attribute_edits(
+  slot: tuple[int, int | None], item: Object
+) -> list[Operation]:
   """Returns what turns an object into what a slot wants, its cell apart."""
   shape, color = slot
   edits = []
@@ -148,11 +160,17 @@ def _attribute_edits(slot: tuple[int, int | None], item: Object) -> list[Operati
   return edits
 
 
-def _assignments(slots, objects: list[Object]) -> Iterator[tuple[Object | None, ...]]:
+def _assignments(
+  slots, objects: list[Object]
+) -> Iterator[tuple[Object | None, ...]]:
   """Yields the ways to give each slot an object or none; one best way if all slots are alike."""
   if len(set(slots)) == 1:
-    ranked = sorted(objects, key=lambda item: len(_attribute_edits(slots[0], item)))
-    usable = [item for item in ranked if len(_attribute_edits(slots[0], item)) < 2]
+    ranked = sorted(
+      objects, key=lambda item: len(_attribute_edits(slots[0], item))
+    )
+    usable = [
+      item for item in ranked if len(_attribute_edits(slots[0], item)) < 2
+    ]
     padded = [*usable, *[None] * len(slots)]
     yield tuple(padded[: len(slots)])
     return
@@ -174,9 +192,9 @@ def _place_pair(relation, chosen, objects, rng) -> tuple[int, tuple[int, int]]:
     return moves, sum(cell in occupied for cell in moved)
 
   legal = [
-      pair
-      for pair in related_cells(relation)
-      if all(cell == old or cell not in kept for cell, old in zip(pair, now))
+    pair
+    for pair in related_cells(relation)
+    if all(cell == old or cell not in kept for cell, old in zip(pair, now))
   ]
   best = min(map(cost, legal))
   ties = sorted(pair for pair in legal if cost(pair) == best)
@@ -198,7 +216,9 @@ def _edits_of(slots, chosen, cells, objects, rng) -> list[Operation]:
   edits = [Operation("remove", *item) for item in objects if item not in chosen]
   for slot, item, cell in zip(slots, chosen, cells, strict=True):
     if item is None:
-      color = int(rng.integers(len(scenes.COLORS))) if slot[1] is None else slot[1]
+      color = (
+        int(rng.integers(len(scenes.COLORS))) if slot[1] is None else slot[1]
+      )
       edits.append(Operation("add", slot[0], color, cell))
       continue
     edits += _attribute_edits(slot, item)
@@ -212,7 +232,7 @@ def _in_order(edits: Sequence[Operation]) -> list[Operation]:
 
 
 def edits_towards(
-    record: dict, objects: Sequence[Object], rng: np.random.Generator
+  record: dict, objects: Sequence[Object], rng: np.random.Generator
 ) -> list[Operation]:
   """Finds the fewest operations after which a scene satisfies a record exactly.
 
@@ -227,12 +247,19 @@ def edits_towards(
   Returns:
     Operations in an order in which they can be applied; empty if nothing has to change.
   """
-  slots, objects = _slots(record), [objects[i] for i in rng.permutation(len(objects))]
+  slots, objects = (
+    _slots(record),
+    [objects[i] for i in rng.permutation(len(objects))],
+  )
   best, plan = None, None
   for chosen in _assignments(slots, objects):
-    present = [(slot, item) for slot, item in zip(slots, chosen) if item is not None]
+    present = [
+      (slot, item) for slot, item in zip(slots, chosen) if item is not None
+    ]
     cost = len(slots) + len(objects) - 2 * len(present)
-    edits = [edit for slot, item in present for edit in _attribute_edits(slot, item)]
+    edits = [
+      edit for slot, item in present for edit in _attribute_edits(slot, item)
+    ]
     cost += sum(_COST.get(edit.kind, 1) for edit in edits)
     if best is not None and cost >= best:
       continue
@@ -244,7 +271,10 @@ def edits_towards(
 
 
 def edits_of_smudged(
-    record: dict, objects: Sequence[Object], smudges: Sequence[int], rng: np.random.Generator
+  record: dict,
+  objects: Sequence[Object],
+  smudges: Sequence[int],
+  rng: np.random.Generator,
 ) -> list[Operation]:
   """Finds edits after which a scene with smudges satisfies a record exactly and has none.
 
@@ -254,7 +284,11 @@ def edits_of_smudged(
   edits, smudges = edits_towards(record, objects, rng), list(smudges)
   for i, edit in enumerate(edits):
     others = [*edits[:i], *edits[i + 1 :]]
-    redraw = _redraw(record, objects, edit, others, smudges) if edit.kind == "add" else None
+    redraw = (
+      _redraw(record, objects, edit, others, smudges)
+      if edit.kind == "add"
+      else None
+    )
     if redraw:
       edits[i] = redraw
       smudges.remove(redraw.cell)
@@ -262,9 +296,13 @@ def edits_of_smudged(
   return _in_order([*edits, *wiped])
 
 
-def _redraw(record, objects, add: Operation, others: Sequence[Operation], smudges) -> Operation | None:
+def _redraw(
+  record, objects, add: Operation, others: Sequence[Operation], smudges
+) -> Operation | None:
   """Returns what draws the object of `add` in place of a smudge and does as well, if there is one."""
-  taken = {other.value if other.kind == "move" else other.cell for other in others}
+  taken = {
+    other.value if other.kind == "move" else other.cell for other in others
+  }
   for cell in sorted(set(smudges) - taken, key=lambda cell: cell != add.cell):
     redraw = dataclasses.replace(add, kind="redraw", cell=cell)
     if satisfied(record, apply([*others, redraw], objects)):
@@ -272,7 +310,9 @@ def _redraw(record, objects, add: Operation, others: Sequence[Operation], smudge
   return None
 
 
-def apply(operations: Sequence[Operation], objects: Sequence[Object]) -> list[Object]:
+def apply(
+  operations: Sequence[Operation], objects: Sequence[Object]
+) -> list[Object]:
   """Applies operations one after the other; returns the objects in cell order.
 
   Smudges are not among the objects: to redraw one adds an object, to wipe one changes nothing here.
@@ -287,45 +327,65 @@ def apply(operations: Sequence[Operation], objects: Sequence[Object]) -> list[Ob
     named, cell = (operation.shape, operation.color), operation.cell
     target = operation.value if operation.kind == "move" else cell
     if operation.kind in ("add", "redraw", "move") and target in scene:
-      raise ValueError(f"the target cell must be empty: {operation} in {sorted(scene)}")
-    if operation.kind not in ("add", "redraw") and scene.pop(cell, None) != named:
-      raise ValueError(f"the object must be in the scene: {operation} in {list(objects)}")
+      raise ValueError(
+        f"the target cell must be empty: {operation} in {sorted(scene)}"
+      )
+    if (
+      operation.kind not in ("add", "redraw") and scene.pop(cell, None) != named
+    ):
+      raise ValueError(
+        f"the object must be in the scene: {operation} in {list(objects)}"
+      )
     if operation.kind != "remove":
       scene[target] = _edited(operation)
-  return [(shape, color, cell) for cell, (shape, color) in sorted(scene.items())]
+  return [
+    (shape, color, cell) for cell, (shape, color) in sorted(scene.items())
+  ]
 
 
 def _edited(operation: Operation) -> tuple[int, int]:
   """Returns shape and colour after an operation."""
   shape = operation.value if operation.kind == "replace" else operation.shape
-  return shape, operation.value if operation.kind == "recolor" else operation.color
+  return (
+    shape,
+    operation.value if operation.kind == "recolor" else operation.color,
+  )
 
 
-def random_operation(objects: Sequence[Object], rng: np.random.Generator) -> Operation:
+def random_operation(
+  objects: Sequence[Object], rng: np.random.Generator
+) -> Operation:
   """Draws an operation that can be applied to the objects and changes them."""
   kinds = ["add"] if len(objects) < MAX_OBJECTS else []
   kinds += ["remove", "recolor", "replace", "move"] if objects else []
   kind = kinds[rng.integers(len(kinds))]
   if kind == "add":
-    return Operation(kind, *_extra_object(int(rng.integers(len(scenes.SHAPES))), objects, rng))
+    return Operation(
+      kind, *_extra_object(int(rng.integers(len(scenes.SHAPES))), objects, rng)
+    )
   shape, color, cell = objects[rng.integers(len(objects))]
   values = {
-      "remove": [-1],
-      "recolor": [c for c in range(len(scenes.COLORS)) if c != color],
-      "replace": [s for s in range(len(scenes.SHAPES)) if s != shape],
-      "move": _free_cells(objects),
+    "remove": [-1],
+    "recolor": [c for c in range(len(scenes.COLORS)) if c != color],
+    "replace": [s for s in range(len(scenes.SHAPES)) if s != shape],
+    "move": _free_cells(objects),
   }[kind]
-  return Operation(kind, shape, color, cell, int(values[rng.integers(len(values))]))
+  return Operation(
+    kind, shape, color, cell, int(values[rng.integers(len(values))])
+  )
 
 
 def random_operations(
-    objects: Sequence[Object], rng: np.random.Generator, count: int
+  objects: Sequence[Object], rng: np.random.Generator, count: int
 ) -> list[Operation]:
   """Draws up to `count` operations (at least one) that touch different cells."""
   operations, touched = [], set()
   for _ in range(count):
     operation = random_operation(objects, rng)
-    cells = {operation.cell, *([operation.value] if operation.kind == "move" else [])}
+    cells = {
+      operation.cell,
+      *([operation.value] if operation.kind == "move" else []),
+    }
     if not cells & touched:
       operations.append(operation)
       objects, touched = apply([operation], objects), touched | cells
@@ -333,7 +393,7 @@ def random_operations(
 
 
 def flawed_instruction(
-    record: dict, objects: Sequence[Object], rng: np.random.Generator
+  record: dict, objects: Sequence[Object], rng: np.random.Generator
 ) -> list[Operation]:
   """Draws an instruction that does not help.
 
@@ -354,18 +414,26 @@ def flawed_instruction(
 def _spoil(edit: Operation, rng: np.random.Generator) -> Operation:
   """Changes the cell or the result of an edit, the shape if it adds an object."""
   if edit.kind == "add":
-    return dataclasses.replace(edit, shape=_other({edit.shape}, len(scenes.SHAPES), rng))
+    return dataclasses.replace(
+      edit, shape=_other({edit.shape}, len(scenes.SHAPES), rng)
+    )
   if edit.kind == "remove" or rng.random() < 0.5:
-    return dataclasses.replace(edit, cell=_other({edit.cell, edit.value}, len(scenes.CELLS), rng))
+    return dataclasses.replace(
+      edit, cell=_other({edit.cell, edit.value}, len(scenes.CELLS), rng)
+    )
   now, names = {
-      "recolor": (edit.color, scenes.COLORS),
-      "replace": (edit.shape, scenes.SHAPES),
-      "move": (edit.cell, scenes.CELLS),
+    "recolor": (edit.color, scenes.COLORS),
+    "replace": (edit.shape, scenes.SHAPES),
+    "move": (edit.cell, scenes.CELLS),
   }[edit.kind]
-  return dataclasses.replace(edit, value=_other({now, edit.value}, len(names), rng))
+  return dataclasses.replace(
+    edit, value=_other({now, edit.value}, len(names), rng)
+  )
 
 
-def _helps(edit: Operation, record: dict, objects: Sequence[Object], rng) -> bool:
+def _helps(
+  edit: Operation, record: dict, objects: Sequence[Object], rng
+) -> bool:
   """Tells whether an edit can be applied and leaves fewer edits to do."""
   named = (edit.shape, edit.color, edit.cell)
   if edit.kind != "add" and named not in objects:

@@ -50,7 +50,9 @@ class RefineExample:
   target: scenes.Scene
 
 
-def reason_example(record: dict, rng: np.random.Generator, flaw_rate: float) -> ReasonExample:
+def reason_example(
+  record: dict, rng: np.random.Generator, flaw_rate: float
+) -> ReasonExample:
   """Draws a plan for a record, flawed (`edits_lib.flawed_plan`) with probability `flaw_rate`."""
   scene = prompts.scene_for(record, rng)
   objects = scenes.objects_of(scene)
@@ -60,27 +62,39 @@ def reason_example(record: dict, rng: np.random.Generator, flaw_rate: float) -> 
   return ReasonExample(record["prompt"], grammar.plan_text(objects), scene)
 
 
-def _imperfect_objects(record: dict, rng: np.random.Generator) -> list[edits_lib.Object]:
+def _imperfect_objects(
+  record: dict, rng: np.random.Generator
+) -> list[edits_lib.Object]:
   """Draws a flawed plan, or a right scene after one or two random edits, at times crowded."""
   objects = scenes.objects_of(prompts.scene_for(record, rng))
-  if rng.random() < _FLAWED_PLAN_SHARE.get(record["tag"], _OTHER_FLAWED_PLAN_SHARE):
+  if rng.random() < _FLAWED_PLAN_SHARE.get(
+    record["tag"], _OTHER_FLAWED_PLAN_SHARE
+  ):
     objects = edits_lib.flawed_plan(record, objects, rng)
   else:
     count = 1 + int(rng.random() < _TWO_EDITS_SHARE)
-    objects = edits_lib.apply(edits_lib.random_operations(objects, rng, count), objects)
+    objects = edits_lib.apply(
+      edits_lib.random_operations(objects, rng, count), objects
+    )
   if rng.random() < _DENSE_SHARE:
     objects = _crowd(objects, rng)
   return objects
 
 
-def _crowd(objects: Sequence[edits_lib.Object], rng: np.random.Generator) -> list[edits_lib.Object]:
+def _crowd(
+  objects: Sequence[edits_lib.Object], rng: np.random.Generator
+) -> list[edits_lib.Object]:
   """Adds random objects up to a random number of at most `edits_lib.MAX_OBJECTS`."""
   cells = rng.permutation(len(scenes.CELLS)).tolist()
   free = [cell for cell in cells if cell not in {item[2] for item in objects}]
   size = int(rng.integers(max(1, len(objects)), edits_lib.MAX_OBJECTS + 1))
   added = [
-      (int(rng.integers(len(scenes.SHAPES))), int(rng.integers(len(scenes.COLORS))), cell)
-      for cell in free[: size - len(objects)]
+    (
+      int(rng.integers(len(scenes.SHAPES))),
+      int(rng.integers(len(scenes.COLORS))),
+      cell,
+    )
+    for cell in free[: size - len(objects)]
   ]
   return sorted([*objects, *added], key=lambda item: item[2])
 
@@ -100,7 +114,9 @@ def _smudge(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Scene:
   return scenes.smudge(scene, rng.permutation(cells)[:count].tolist(), rng)
 
 
-def reflect_example(record: dict, rng: np.random.Generator, flaw_rate: float) -> ReflectExample:
+def reflect_example(
+  record: dict, rng: np.random.Generator, flaw_rate: float
+) -> ReflectExample:
   """Draws an image for a record, right or not, and the edit that it needs.
 
   Args:
@@ -116,11 +132,15 @@ def reflect_example(record: dict, rng: np.random.Generator, flaw_rate: float) ->
   edits = _instruction(record, scene, rng, rng.random() < flaw_rate)
   question = protocol.reflection_question(record["prompt"])
   objects = scenes.objects_of(scene)
-  answer = grammar.reflect_answer(objects, edits, scenes.smudges_of(scene), grammar.related(record, objects))
+  answer = grammar.reflect_answer(
+    objects, edits, scenes.smudges_of(scene), grammar.related(record, objects)
+  )
   return ReflectExample(scene, question, answer)
 
 
-def _instruction(record: dict, scene: scenes.Scene, rng, flawed: bool) -> list[edits_lib.Operation]:
+def _instruction(
+  record: dict, scene: scenes.Scene, rng, flawed: bool
+) -> list[edits_lib.Operation]:
   objects, smudges = scenes.objects_of(scene), scenes.smudges_of(scene)
   if not flawed:
     return edits_lib.edits_of_smudged(record, objects, smudges, rng)
@@ -130,34 +150,50 @@ def _instruction(record: dict, scene: scenes.Scene, rng, flawed: bool) -> list[e
 def question_example(record: dict, rng: np.random.Generator) -> ReflectExample:
   """Draws an image for a record, right or not, and a question about it with its answer."""
   scene = _scene_to_judge(record, rng)
-  question, answer = grammar.question_answer(scenes.objects_of(scene), record, rng)
+  question, answer = grammar.question_answer(
+    scenes.objects_of(scene), record, rng
+  )
   return ReflectExample(scene, question, answer)
 
 
 def dense_scene(rng: np.random.Generator) -> scenes.Scene:
   """Draws a scene of 0 to 9 random objects, some of them smudged."""
-  cells = rng.permutation(len(scenes.CELLS))[: rng.integers(len(scenes.CELLS) + 1)].tolist()
+  cells = rng.permutation(len(scenes.CELLS))[
+    : rng.integers(len(scenes.CELLS) + 1)
+  ].tolist()
   draw = lambda names: int(rng.integers(len(names)))
-  scene = scenes.place([(draw(scenes.SHAPES), draw(scenes.COLORS), cell) for cell in cells], rng)
-  return scenes.smudge(scene, [cell for cell in cells if rng.random() < _SMUDGED_OBJECTS], rng)
+  scene = scenes.place(
+    [(draw(scenes.SHAPES), draw(scenes.COLORS), cell) for cell in cells], rng
+  )
+  return scenes.smudge(
+    scene, [cell for cell in cells if rng.random() < _SMUDGED_OBJECTS], rng
+  )
 
 
 def description_example(rng: np.random.Generator) -> ReflectExample:
   """Draws a dense scene and its description: nothing but the image tells what is there."""
   scene = dense_scene(rng)
-  described = grammar.describe(scenes.objects_of(scene), scenes.smudges_of(scene))
-  return ReflectExample(scene, grammar.DESCRIBE, grammar.thought_text(described))
+  described = grammar.describe(
+    scenes.objects_of(scene), scenes.smudges_of(scene)
+  )
+  return ReflectExample(
+    scene, grammar.DESCRIBE, grammar.thought_text(described)
+  )
 
 
 def edit_scene(
-    scene: scenes.Scene, operations: Sequence[edits_lib.Operation], rng: np.random.Generator
+  scene: scenes.Scene,
+  operations: Sequence[edits_lib.Operation],
+  rng: np.random.Generator,
 ) -> scenes.Scene:
   """Applies operations to a numpy scene [9].
 
   What is not edited keeps every number. An edited object keeps its size and offset; an added one
   draws them from `rng`.
   """
-  fields = {f.name: np.array(getattr(scene, f.name)) for f in dataclasses.fields(scene)}
+  fields = {
+    f.name: np.array(getattr(scene, f.name)) for f in dataclasses.fields(scene)
+  }
   fresh = scenes.place([], rng)
   for operation in operations:
     cell = operation.cell
@@ -172,7 +208,10 @@ def edit_scene(
       for name in ("size", "dy", "dx"):
         fields[name][cell] = getattr(fresh, name)[cell]
     if operation.kind in ("add", "redraw"):
-      fields["shape"][cell], fields["color"][cell] = operation.shape, operation.color
+      fields["shape"][cell], fields["color"][cell] = (
+        operation.shape,
+        operation.color,
+      )
     if operation.kind in ("move", "remove", "wipe"):
       fields["shape"][cell], fields["color"][cell] = -1, 0
     if operation.kind in ("redraw", "wipe"):
@@ -180,7 +219,9 @@ def edit_scene(
   return scenes.Scene(**fields)
 
 
-def _random_operations(scene: scenes.Scene, rng: np.random.Generator) -> list[edits_lib.Operation]:
+def _random_operations(
+  scene: scenes.Scene, rng: np.random.Generator
+) -> list[edits_lib.Operation]:
   """Draws edits of a scene; they mend all its smudges, most of them by the object below."""
   smudges = scenes.smudges_of(scene)
   if not smudges:
@@ -191,9 +232,16 @@ def _random_operations(scene: scenes.Scene, rng: np.random.Generator) -> list[ed
     shape, color = int(scene.shape[cell]), int(scene.color[cell])
     fate = rng.random()
     if fate < 0.2:
-      shape, color = int(rng.integers(len(scenes.SHAPES))), int(rng.integers(len(scenes.COLORS)))
+      shape, color = (
+        int(rng.integers(len(scenes.SHAPES))),
+        int(rng.integers(len(scenes.COLORS))),
+      )
     wipe = fate > 0.65
-    operations.append(edits_lib.Operation("wipe", -1, -1, cell) if wipe else edits_lib.Operation("redraw", shape, color, cell))
+    operations.append(
+      edits_lib.Operation("wipe", -1, -1, cell)
+      if wipe
+      else edits_lib.Operation("redraw", shape, color, cell)
+    )
   return operations
 
 
@@ -208,7 +256,9 @@ def refine_example(record: dict, rng: np.random.Generator) -> RefineExample:
   scene, operations = _smudge(scenes.place(objects, rng), rng), []
   if about_record:
     seen = scenes.objects_of(scene), scenes.smudges_of(scene)
-    operations = edits_lib.edits_of_smudged(record, *seen, rng)[: grammar.MAX_OPERATIONS]
+    operations = edits_lib.edits_of_smudged(record, *seen, rng)[
+      : grammar.MAX_OPERATIONS
+    ]
   operations = operations or _random_operations(scene, rng)
   target = edit_scene(scene, operations, rng)
   return RefineExample(scene, grammar.instruction_text(operations), target)

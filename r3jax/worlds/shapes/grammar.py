@@ -18,28 +18,41 @@ MAX_ANSWER_TOKENS = 40  # of a reflect answer, markers not counted
 DESCRIBE = "what is there ?"  # the question whose answer is a description
 STOP_INSTRUCTION = "no further edit needed"
 DIAGNOSES = {
-    "add": "missing",
-    "remove": "extra",
-    "recolor": "color",
-    "replace": "shape",
-    "move": "position",
-    "redraw": "smudge",
-    "wipe": "smudge",
+  "add": "missing",
+  "remove": "extra",
+  "recolor": "color",
+  "replace": "shape",
+  "move": "position",
+  "redraw": "smudge",
+  "wipe": "smudge",
 }
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NUMBERS = (
+  "zero",
+  "one",
+  "two",
+  "three",
+  "four",
+  "five",
+  "six",
+  "seven",
+  "eight",
+  "nine",
+)
 # Every word that this module writes besides the names of shapes, colours, cells and numbers.
 WORDS = frozenset(
-    f", : ? ok {STOP_INSTRUCTION} {' '.join(DIAGNOSES.values())} add a at remove the change to"
-    " replace with move and does image match how many are there what color is yes no"
-    f" {' '.join(prompts.RELATIONS)}".split()
+  f", : ? ok {STOP_INSTRUCTION} {' '.join(DIAGNOSES.values())} add a at remove the change to"
+  " replace with move and does image match how many are there what color is yes no"
+  f" {' '.join(prompts.RELATIONS)}".split()
 )
 
 
-def describe(objects: Sequence[edits.Object], smudges: Sequence[int] = ()) -> str:
+def describe(
+  objects: Sequence[edits.Object], smudges: Sequence[int] = ()
+) -> str:
   """Lists objects and smudged cells in cell order: "red square top-left , smudge center"."""
   named = {
-      cell: f"{scenes.COLORS[color]} {scenes.SHAPES[shape]} {scenes.CELLS[cell]}"
-      for shape, color, cell in objects
+    cell: f"{scenes.COLORS[color]} {scenes.SHAPES[shape]} {scenes.CELLS[cell]}"
+    for shape, color, cell in objects
   }
   named |= {cell: f"smudge {scenes.CELLS[cell]}" for cell in smudges}
   return " , ".join(named[cell] for cell in sorted(named))
@@ -59,9 +72,15 @@ def objects_in(text: str) -> list[edits.Object]:
   """Reads the "color shape cell" triples of a plan or description, wherever they stand."""
   words = text.split()
   return [
-      (scenes.SHAPES.index(shape), scenes.COLORS.index(color), scenes.CELLS.index(cell))
-      for color, shape, cell in zip(words, words[1:], words[2:])
-      if color in scenes.COLORS and shape in scenes.SHAPES and cell in scenes.CELLS
+    (
+      scenes.SHAPES.index(shape),
+      scenes.COLORS.index(color),
+      scenes.CELLS.index(cell),
+    )
+    for color, shape, cell in zip(words, words[1:], words[2:])
+    if color in scenes.COLORS
+    and shape in scenes.SHAPES
+    and cell in scenes.CELLS
   ]
 
 
@@ -85,9 +104,13 @@ def _operation_text(operation: edits.Operation) -> str:
     case "move":
       return f"move the {thing} to {scenes.CELLS[operation.value]}"
     case "redraw":
-      kind = f"{scenes.COLORS[operation.color]} {scenes.SHAPES[operation.shape]}"
+      kind = (
+        f"{scenes.COLORS[operation.color]} {scenes.SHAPES[operation.shape]}"
+      )
       return f"replace the smudge at {cell} with a {kind}"
-  raise ValueError(f"kind must be one of {list(DIAGNOSES)}, was {operation.kind!r}")
+  raise ValueError(
+    f"kind must be one of {list(DIAGNOSES)}, was {operation.kind!r}"
+  )
 
 
 def instruction_text(operations: Sequence[edits.Operation]) -> str:
@@ -108,20 +131,24 @@ def related(record: dict, objects: Sequence[edits.Object]) -> Related | None:
   """Finds what a record relates; None where it relates nothing or anything but its two things is there."""
   if edits.relation_of(record) is None or len(objects) != 2:
     return None
-  base, other = [scenes.SHAPES.index(item["class"]) for item in record["include"]]
+  base, other = [
+    scenes.SHAPES.index(item["class"]) for item in record["include"]
+  ]
   pair = sorted(objects, key=lambda item: item[0] != other)
   if [item[0] for item in pair] != [other, base]:
     return None
   cells = pair[1][2], pair[0][2]
-  held = [name for name in prompts.RELATIONS if cells in edits.related_cells(name)]
+  held = [
+    name for name in prompts.RELATIONS if cells in edits.related_cells(name)
+  ]
   return Related(tuple(pair), "".join(held))
 
 
 def reflect_answer(
-    objects: Sequence[edits.Object],
-    operations: Sequence[edits.Operation],
-    smudges: Sequence[int] = (),
-    pair: Related | None = None,
+  objects: Sequence[edits.Object],
+  operations: Sequence[edits.Operation],
+  smudges: Sequence[int] = (),
+  pair: Related | None = None,
 ) -> str:
   """Writes the answer of the reflect stage: what is there, what is wrong, what to do.
 
@@ -138,12 +165,18 @@ def reflect_answer(
     seen = " , ".join(describe([item]) for item in pair.objects)
   for count in range(MAX_OPERATIONS, -1, -1):
     named = operations[:count]
-    diagnosis = " ".join(dict.fromkeys(DIAGNOSES[edit.kind] for edit in named)) or "ok"
-    thought = " ".join(filter(None, (seen, ":", pair.relation if pair else "", diagnosis)))
+    diagnosis = (
+      " ".join(dict.fromkeys(DIAGNOSES[edit.kind] for edit in named)) or "ok"
+    )
+    thought = " ".join(
+      filter(None, (seen, ":", pair.relation if pair else "", diagnosis))
+    )
     answer = f"<think> {thought} </think> {instruction_text(named)}"
     if len(answer.split()) <= MAX_ANSWER_TOKENS:
       return answer
-  raise ValueError(f"at most {edits.MAX_OBJECTS} objects can be described, got {len(objects)}")
+  raise ValueError(
+    f"at most {edits.MAX_OBJECTS} objects can be described, got {len(objects)}"
+  )
 
 
 # --- Questions ---------------------------------------------------------------------------------
@@ -179,12 +212,16 @@ def yes_or_no(truth: bool) -> str:
   return "yes" if truth else "no"
 
 
-def count(objects: Sequence[edits.Object], shape: int, color: int | None = None) -> int:
+def count(
+  objects: Sequence[edits.Object], shape: int, color: int | None = None
+) -> int:
   """Returns how many objects there are of a shape, and of a colour if one is given."""
   return sum(item[0] == shape and color in (None, item[1]) for item in objects)
 
 
-def clause_questions(record: dict, objects: Sequence[edits.Object]) -> list[tuple[str, str]]:
+def clause_questions(
+  record: dict, objects: Sequence[edits.Object]
+) -> list[tuple[str, str]]:
   """Asks yes/no about every clause of a record (VQA) and answers for a scene.
 
   Returns:
@@ -197,7 +234,12 @@ def clause_questions(record: dict, objects: Sequence[edits.Object]) -> list[tupl
     number_there = count(objects, shape, color)
     if item["count"] > 1:
       number = NUMBERS[item["count"]]
-      asked.append((f"are there {number} {prompts.PLURALS[name]} ?", yes_or_no(number_there == item["count"])))
+      asked.append(
+        (
+          f"are there {number} {prompts.PLURALS[name]} ?",
+          yes_or_no(number_there == item["count"]),
+        )
+      )
     else:
       thing = " ".join(filter(None, (item.get("color"), name)))
       asked.append((f"is there a {thing} ?", yes_or_no(number_there > 0)))
@@ -206,29 +248,45 @@ def clause_questions(record: dict, objects: Sequence[edits.Object]) -> list[tupl
   return asked
 
 
-def _relation_question(record: dict, objects: Sequence[edits.Object]) -> tuple[str, str]:
+def _relation_question(
+  record: dict, objects: Sequence[edits.Object]
+) -> tuple[str, str]:
   base, other = [item["class"] for item in record["include"]]
-  cells = {name: [c for s, _, c in objects if scenes.SHAPES[s] == name] for name in (base, other)}
+  cells = {
+    name: [c for s, _, c in objects if scenes.SHAPES[s] == name]
+    for name in (base, other)
+  }
   pairs = set(itertools.product(cells[base], cells[other]))
   relation = edits.relation_of(record)
-  return relation_question(other, relation, base), yes_or_no(bool(pairs & edits.related_cells(relation)))
+  return relation_question(other, relation, base), yes_or_no(
+    bool(pairs & edits.related_cells(relation))
+  )
 
 
-def _scene_question(objects: Sequence[edits.Object], rng: np.random.Generator) -> tuple[str, str]:
+def _scene_question(
+  objects: Sequence[edits.Object], rng: np.random.Generator
+) -> tuple[str, str]:
   """Asks how many, what colour or whether there is one, about a shape that is there more often."""
-  shape, color, cell = objects[rng.integers(len(objects))] if objects else (0, 0, 0)
+  shape, color, cell = (
+    objects[rng.integers(len(objects))] if objects else (0, 0, 0)
+  )
   kind = rng.integers(3)
   if kind == 0 and objects and rng.random() < 0.9:
     return color_question(shape, cell), scenes.COLORS[color]
   if not objects or rng.random() < 0.4:
-    shape, color = int(rng.integers(len(scenes.SHAPES))), int(rng.integers(len(scenes.COLORS)))
+    shape, color = (
+      int(rng.integers(len(scenes.SHAPES))),
+      int(rng.integers(len(scenes.COLORS))),
+    )
   if kind == 1:
     return count_question(shape), NUMBERS[count(objects, shape)]
-  return existence_question(shape, color), yes_or_no(count(objects, shape, color) > 0)
+  return existence_question(shape, color), yes_or_no(
+    count(objects, shape, color) > 0
+  )
 
 
 def question_answer(
-    objects: Sequence[edits.Object], record: dict, rng: np.random.Generator
+  objects: Sequence[edits.Object], record: dict, rng: np.random.Generator
 ) -> tuple[str, str]:
   """Draws a question about a scene and writes its answer.
 
@@ -242,7 +300,10 @@ def question_answer(
   """
   kind = rng.integers(3)
   if kind == 0:
-    asked = match_question(record["prompt"]), yes_or_no(edits.satisfied(record, objects))
+    asked = (
+      match_question(record["prompt"]),
+      yes_or_no(edits.satisfied(record, objects)),
+    )
   elif kind == 1:
     clauses = clause_questions(record, objects)
     asked = clauses[rng.integers(len(clauses))]

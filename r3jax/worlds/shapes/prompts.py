@@ -17,24 +17,43 @@ import numpy as np
 
 from r3jax.worlds.shapes import scenes
 
-TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+TAGS = (
+  "single_object",
+  "two_object",
+  "counting",
+  "colors",
+  "position",
+  "color_attr",
+)
 RELATIONS = ("left of", "right of", "above", "below")
 COUNTS = (2, 3, 4)
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
-PLURALS = {"square": "squares", "ring": "rings", "cross": "crosses", "spool": "spools",
-           "bow": "bows", "heart": "hearts"}
+PLURALS = {
+  "square": "squares",
+  "ring": "rings",
+  "cross": "crosses",
+  "spool": "spools",
+  "bow": "bows",
+  "heart": "hearts",
+}
 
 Combination = tuple[int, ...]
 
 
 def train_records() -> list[dict]:
   """Returns the records of every combination that is not held out, grouped by tag."""
-  return [record for combination, record in _all_records() if not _is_heldout(combination)]
+  return [
+    record
+    for combination, record in _all_records()
+    if not _is_heldout(combination)
+  ]
 
 
 def heldout_records() -> list[dict]:
   """Returns the records of every held-out combination, grouped by tag."""
-  return [record for combination, record in _all_records() if _is_heldout(combination)]
+  return [
+    record for combination, record in _all_records() if _is_heldout(combination)
+  ]
 
 
 def scene_for(record: dict, rng: np.random.Generator) -> scenes.Scene:
@@ -53,16 +72,23 @@ def scene_for(record: dict, rng: np.random.Generator) -> scenes.Scene:
   kinds = []
   for item in record["include"]:
     for _ in range(item["count"]):
-      color = (scenes.COLORS.index(item["color"]) if "color" in item
-               else int(rng.integers(len(scenes.COLORS))))
+      color = (
+        scenes.COLORS.index(item["color"])
+        if "color" in item
+        else int(rng.integers(len(scenes.COLORS)))
+      )
       kinds.append((scenes.SHAPES.index(item["class"]), color))
-  positions = [item["position"] for item in record["include"] if "position" in item]
+  positions = [
+    item["position"] for item in record["include"] if "position" in item
+  ]
   if positions:
     legal = _cell_pairs(positions[0][0])
     cells = legal[rng.integers(len(legal))]
   else:
-    cells = rng.permutation(len(scenes.CELLS))[:len(kinds)]
-  objects = [(shape, color, int(cell)) for (shape, color), cell in zip(kinds, cells)]
+    cells = rng.permutation(len(scenes.CELLS))[: len(kinds)]
+  objects = [
+    (shape, color, int(cell)) for (shape, color), cell in zip(kinds, cells)
+  ]
   return scenes.place(objects, rng)
 
 
@@ -80,13 +106,22 @@ def _all_records() -> Iterator[tuple[Combination, dict]]:
     yield tuple(sorted((a, b))), _record("two_object", [_item(a), _item(b)])
   for a, count in itertools.product(classes, COUNTS):
     exclude = {"class": scenes.SHAPES[a], "count": count + 1}
-    yield (a, count), _record("counting", [_item(a, count=count)]) | {"exclude": [exclude]}
+    yield (
+      (a, count),
+      _record("counting", [_item(a, count=count)]) | {"exclude": [exclude]},
+    )
   for a, color in itertools.product(classes, colors):
     yield (a, color), _record("colors", [_item(a, color)])
-  for (a, b), relation in itertools.product(itertools.permutations(classes, 2), RELATIONS):
-    yield _relation_combination(a, relation, b), _relation_record(a, relation, b)
-  for (a, b), (x, y) in itertools.product(itertools.permutations(classes, 2),
-                                          itertools.permutations(colors, 2)):
+  for (a, b), relation in itertools.product(
+    itertools.permutations(classes, 2), RELATIONS
+  ):
+    yield (
+      _relation_combination(a, relation, b),
+      _relation_record(a, relation, b),
+    )
+  for (a, b), (x, y) in itertools.product(
+    itertools.permutations(classes, 2), itertools.permutations(colors, 2)
+  ):
     combination = sum(sorted(((a, x), (b, y))), ())
     yield combination, _record("color_attr", [_item(a, x), _item(b, y)])
 
@@ -107,7 +142,9 @@ def _phrase(item: dict) -> str:
   """Returns an item in words: "a heart", "a red heart", "three hearts"."""
   if item["count"] > 1:
     return f"{NUMBER_WORDS[item['count']]} {PLURALS[item['class']]}"
-  return " ".join(["a", *([item["color"]] if "color" in item else []), item["class"]])
+  return " ".join(
+    ["a", *([item["color"]] if "color" in item else []), item["class"]]
+  )
 
 
 def _relation_record(a: int, relation: str, b: int) -> dict:
@@ -139,4 +176,6 @@ def _cell_pairs(relation: str) -> tuple[tuple[int, int], ...]:
 
 def by_tag(records: list[dict]) -> tuple[tuple[dict, ...], ...]:
   """Returns the records grouped by tag, in the order of TAGS."""
-  return tuple(tuple(record for record in records if record["tag"] == tag) for tag in TAGS)
+  return tuple(
+    tuple(record for record in records if record["tag"] == tag) for tag in TAGS
+  )

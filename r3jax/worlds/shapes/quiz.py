@@ -21,8 +21,16 @@ Asked = tuple[str, str]  # question, answer
 def existence(objects: Objects, rng: np.random.Generator) -> Asked:
   """Asks whether there is an object of a colour; a "no" shares shape or colour with one that is there."""
   there = {item[:2] for item in objects}
-  every = {(shape, color) for shape in range(len(scenes.SHAPES)) for color in range(len(scenes.COLORS))}
-  near = {pair for pair in every - there if any(pair[0] == s or pair[1] == c for s, c in there)}
+  every = {
+    (shape, color)
+    for shape in range(len(scenes.SHAPES))
+    for color in range(len(scenes.COLORS))
+  }
+  near = {
+    pair
+    for pair in every - there
+    if any(pair[0] == s or pair[1] == c for s, c in there)
+  }
   truth = bool(there) and rng.random() < 0.5
   shape, color = _pick(there if truth else near or every, rng)
   return grammar.existence_question(shape, color), grammar.yes_or_no(truth)
@@ -31,8 +39,12 @@ def existence(objects: Objects, rng: np.random.Generator) -> Asked:
 def count(objects: Objects, rng: np.random.Generator) -> Asked:
   """Asks how many there are of a shape, which is there two times of three."""
   there = {item[0] for item in objects}
-  shape = _pick(there if there and rng.random() < 2 / 3 else range(len(scenes.SHAPES)), rng)
-  return grammar.count_question(shape), grammar.NUMBERS[grammar.count(objects, shape)]
+  shape = _pick(
+    there if there and rng.random() < 2 / 3 else range(len(scenes.SHAPES)), rng
+  )
+  return grammar.count_question(shape), grammar.NUMBERS[
+    grammar.count(objects, shape)
+  ]
 
 
 def color(objects: Objects, rng: np.random.Generator) -> Asked | None:
@@ -50,10 +62,16 @@ def relation(objects: Objects, rng: np.random.Generator) -> Asked | None:
   if len(single) < 2:
     return None
   base, other = (single[i] for i in rng.permutation(len(single))[:2])
-  holds = {name for name in prompts.RELATIONS if (base[2], other[2]) in edits.related_cells(name)}
+  holds = {
+    name
+    for name in prompts.RELATIONS
+    if (base[2], other[2]) in edits.related_cells(name)
+  }
   truth = bool(holds) and rng.random() < 0.5
   name = _pick(holds if truth else set(prompts.RELATIONS) - holds, rng)
-  return grammar.relation_question(scenes.SHAPES[other[0]], name, scenes.SHAPES[base[0]]), grammar.yes_or_no(truth)
+  return grammar.relation_question(
+    scenes.SHAPES[other[0]], name, scenes.SHAPES[base[0]]
+  ), grammar.yes_or_no(truth)
 
 
 def _pick(among, rng: np.random.Generator):
@@ -61,5 +79,8 @@ def _pick(among, rng: np.random.Generator):
 
 
 KINDS: Mapping[str, Callable[[Objects, np.random.Generator], Asked | None]] = {
-    "existence": existence, "count": count, "color": color, "relation": relation,
+  "existence": existence,
+  "count": count,
+  "color": color,
+  "relation": relation,
 }

@@ -16,8 +16,12 @@ def objects(images: np.ndarray) -> list[list[edits.Object]]:
   """Returns (shape, color, cell) of the objects of every image, uint8 [B, 48, 48, 3], in cell order."""
   found = jax.device_get(_detect()(images))
   return [
-      [(int(shape), int(color), cell) for cell, (shape, color) in enumerate(zip(*row)) if shape >= 0]
-      for row in zip(found.shape, found.color)
+    [
+      (int(shape), int(color), cell)
+      for cell, (shape, color) in enumerate(zip(*row))
+      if shape >= 0
+    ]
+    for row in zip(found.shape, found.color)
   ]
 
 
@@ -26,7 +30,13 @@ def boxes(images: np.ndarray) -> list[list[dict]]:
   found = jax.device_get(_detect()(images))
   named = lambda shape, color: f"{scenes.COLORS[color]} {scenes.SHAPES[shape]}"
   return [
-      [{"label": named(shape, color), "box": [round(float(x) / scenes.CANVAS, 4) for x in box]}
-       for shape, color, box in zip(*row) if shape >= 0]
-      for row in zip(found.shape, found.color, found.box)
+    [
+      {
+        "label": named(shape, color),
+        "box": [round(float(x) / scenes.CANVAS, 4) for x in box],
+      }
+      for shape, color, box in zip(*row)
+      if shape >= 0
+    ]
+    for row in zip(found.shape, found.color, found.box)
   ]

@@ -32,9 +32,11 @@ MAX_EXCLUDES = 2
 # d_c, [colors, 3]
 _TINTS = (np.float32(scenes.PALETTE) - np.float32(scenes.BACKGROUND)) / 255
 _APART = np.sum((_TINTS[:, None] - _TINTS) ** 2, -1) + 9 * np.eye(len(_TINTS))
-THRESHOLDS = np.minimum(.0089 * np.sum(_TINTS**2, -1), .03 * np.min(_APART, -1)).astype(np.float32)
+THRESHOLDS = np.minimum(
+  0.0089 * np.sum(_TINTS**2, -1), 0.03 * np.min(_APART, -1)
+).astype(np.float32)
 # mean squared difference to the background from which on a cell is not blank
-MARKED = .008
+MARKED = 0.008
 
 
 @flax.struct.dataclass
@@ -55,14 +57,14 @@ class Objects:
 class Target:
   """Holds what prompts ask for: up to K include items and E exclude items, all int32."""
 
-  item_shape: jax.Array     # [..., K] index into SHAPES.
+  item_shape: jax.Array  # [..., K] index into SHAPES.
   # [..., K] index into COLORS, -1 where any colour will do.
   item_color: jax.Array
   # [..., K] objects asked for; 0 where the item is absent.
   item_count: jax.Array
   # [..., K] index into RELATIONS, -1 where the place is free.
   item_relation: jax.Array
-  item_other: jax.Array     # [..., K] the item this one stands in relation to.
+  item_other: jax.Array  # [..., K] the item this one stands in relation to.
   exclude_shape: jax.Array  # [..., E] index into SHAPES.
   # [..., E] fewer than this many may be there; 0 = exclude absent.
   exclude_count: jax.Array
@@ -109,21 +111,27 @@ def detect(images: types.Images) -> Objects:
   # [B, 9, 256, 3]
   cells = _cells(images.astype(jnp.float32) / 255 - background)
   color = _nearest_color(cells, _TINTS)
-  masks, boxes = _drawings(step=.5)
+  masks, boxes = _drawings(step=0.5)
   tint = jnp.asarray(_TINTS)[color]  # [B, 9, 3]
   overlap = _dot("bnp,tp->bnt", _dot("bnpk,bnk->bnp", cells, tint), masks)
   # [B, 9, drawings]
   energy = jnp.sum(tint**2, -1, keepdims=True) * np.sum(masks**2, 1)
   squares = jnp.sum(cells**2, (2, 3))[..., None] - 2 * overlap + energy
-  nearest, error = jnp.argmin(squares, -1), jnp.min(squares, -1) / cells[0, 0].size
+  nearest, error = (
+    jnp.argmin(squares, -1),
+    jnp.min(squares, -1) / cells[0, 0].size,
+  )
   found = error < jnp.asarray(THRESHOLDS)[color]
   shape = nearest // (len(masks) // len(scenes.SHAPES))
-  corner = scenes.CELL * np.stack(np.divmod(np.arange(len(scenes.CELLS)), scenes.GRID), 1)
+  corner = scenes.CELL * np.stack(
+    np.divmod(np.arange(len(scenes.CELLS)), scenes.GRID), 1
+  )
   return Objects(
-      shape=jnp.where(found, shape, -1).astype(jnp.int32),
-      color=jnp.where(found, color, -1).astype(jnp.int32),
-      box=jnp.asarray(boxes)[nearest] + np.tile(corner, 2).astype(np.float32),
-      error=error)
+    shape=jnp.where(found, shape, -1).astype(jnp.int32),
+    color=jnp.where(found, color, -1).astype(jnp.int32),
+    box=jnp.asarray(boxes)[nearest] + np.tile(corner, 2).astype(np.float32),
+    error=error,
+  )
 
 
 _dot = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -160,29 +168,50 @@ def score(objects: Objects, targets: Target) -> types.Score:
     The score; it is always valid.
   """
   present = targets.item_count > 0
-  has_color, has_relation = present & (targets.item_color >= 0), targets.item_relation >= 0
-  of_class = present[..., None] & (targets.item_shape[..., None] == objects.shape[:, None])
-  fits = of_class & (~has_color[..., None]
-                     # [B, K, 9]
-                     | (targets.item_color[..., None] == objects.color[:, None]))
+  has_color, has_relation = (
+    present & (targets.item_color >= 0),
+    targets.item_relation >= 0,
+  )
+  of_class = present[..., None] & (
+    targets.item_shape[..., None] == objects.shape[:, None]
+  )
+  fits = of_class & (
+    ~has_color[..., None]
+    # [B, K, 9]
+    | (targets.item_color[..., None] == objects.color[:, None])
+  )
   class_found, fits_found = jnp.sum(of_class, -1), jnp.sum(fits, -1)  # [B, K]
   related = _related(objects.box, fits, targets)
   same_class = targets.item_shape[..., None] == targets.item_shape[:, None]
   same_color = targets.item_color[..., None] == targets.item_color[:, None]
-  clauses = jnp.stack([
+  clauses = jnp.stack(
+    [
       _closeness(_together(same_class, targets.item_count), class_found),
-      _closeness(_together(same_class & same_color, targets.item_count), fits_found),
-      related.astype(jnp.float32)], -1)  # [B, K, 3]
+      _closeness(
+        _together(same_class & same_color, targets.item_count), fits_found
+      ),
+      related.astype(jnp.float32),
+    ],
+    -1,
+  )  # [B, K, 3]
   asked = jnp.stack([present, has_color, has_relation], -1)
   named = jnp.any(of_class, 1)  # [B, 9]
   extra = jnp.sum((objects.shape >= 0) & ~named, -1)
   mean = jnp.sum(clauses, (1, 2), where=asked) / jnp.sum(asked, (1, 2))
   strict = jnp.all(clauses == 1, (1, 2), where=asked) & (extra == 0)
-  enough = ((class_found >= targets.item_count) & (fits_found >= targets.item_count)
-            & (related | ~has_relation))
+  enough = (
+    (class_found >= targets.item_count)
+    & (fits_found >= targets.item_count)
+    & (related | ~has_relation)
+  )
   correct = jnp.all(enough, -1) & jnp.all(_excludes_hold(objects, targets), -1)
-  parts = {"correct": correct.astype(jnp.float32), "strict": strict.astype(jnp.float32)}
-  return types.Score(value=mean / (1 + extra), valid=jnp.ones_like(strict), parts=parts)
+  parts = {
+    "correct": correct.astype(jnp.float32),
+    "strict": strict.astype(jnp.float32),
+  }
+  return types.Score(
+    value=mean / (1 + extra), valid=jnp.ones_like(strict), parts=parts
+  )
 
 
 def verify(images: types.Images, targets: Target) -> types.Score:
@@ -215,31 +244,48 @@ def relations(box: jax.Array) -> jax.Array:
   """
   center, size = (box[..., :2] + box[..., 2:]) / 2, box[..., 2:] - box[..., :2]
   d = center[:, :, None] - center[:, None]  # [B, A, B, 2]
-  shrunk = jnp.maximum(jnp.abs(d) - .1 * (size[:, :, None] + size[:, None]), 0.) * jnp.sign(d)
+  shrunk = jnp.maximum(
+    jnp.abs(d) - 0.1 * (size[:, :, None] + size[:, None]), 0.0
+  ) * jnp.sign(d)
   norm = jnp.linalg.norm(d, axis=-1, keepdims=True)
   near = jnp.all(jnp.abs(shrunk) < 1e-3, -1, keepdims=True)
-  y, x = jnp.moveaxis(jnp.where(near, 0., shrunk / jnp.maximum(norm, 1e-3)), -1, 0)
-  return jnp.stack([x < -.5, x > .5, y < -.5, y > .5], 1)
+  y, x = jnp.moveaxis(
+    jnp.where(near, 0.0, shrunk / jnp.maximum(norm, 1e-3)), -1, 0
+  )
+  return jnp.stack([x < -0.5, x > 0.5, y < -0.5, y > 0.5], 1)
 
 
 def _encode_record(record: dict) -> Target:
   """Turns one record into arrays [MAX_ITEMS or MAX_EXCLUDES]; raises without naming it."""
   include, exclude = record["include"], record.get("exclude", [])
   if not 1 <= len(include) <= MAX_ITEMS or len(exclude) > MAX_EXCLUDES:
-    raise ValueError(f"it must have 1 to {MAX_ITEMS} include and at most {MAX_EXCLUDES} exclude "
-                     f"items, got {len(include)} and {len(exclude)}")
+    raise ValueError(
+      f"it must have 1 to {MAX_ITEMS} include and at most {MAX_EXCLUDES} exclude "
+      f"items, got {len(include)} and {len(exclude)}"
+    )
   items = np.tile(np.int32([-1, -1, 0, -1, 0]), (MAX_ITEMS, 1))
   for k, item in enumerate(include):
     relation, other = item.get("position", (None, 0))
     if relation is not None and (other == k or not 0 <= other < len(include)):
-      raise ValueError(f"item {k} must stand in relation to another item, got index {other}")
-    items[k] = (_index(scenes.SHAPES, item["class"]), _index(scenes.COLORS, item.get("color")),
-                _count(item), _index(prompts.RELATIONS, relation), other)
+      raise ValueError(
+        f"item {k} must stand in relation to another item, got index {other}"
+      )
+    items[k] = (
+      _index(scenes.SHAPES, item["class"]),
+      _index(scenes.COLORS, item.get("color")),
+      _count(item),
+      _index(prompts.RELATIONS, relation),
+      other,
+    )
   excludes = np.tile(np.int32([-1, 0]), (MAX_EXCLUDES, 1))
   for e, item in enumerate(exclude):
-    needed = sum(other["count"] for other in include if other["class"] == item["class"])
+    needed = sum(
+      other["count"] for other in include if other["class"] == item["class"]
+    )
     if _count(item) <= needed:
-      raise ValueError(f"it excludes {item['count']} of {item['class']} but asks for {needed}")
+      raise ValueError(
+        f"it excludes {item['count']} of {item['class']} but asks for {needed}"
+      )
     excludes[e] = _index(scenes.SHAPES, item["class"]), item["count"]
   return Target(*items.T, *excludes.T)
 
@@ -272,12 +318,16 @@ def _drawings(step: float) -> tuple[np.ndarray, np.ndarray]:
   """
   masks, boxes = [], []
   for size in np.arange(scenes.SIZES[0], scenes.SIZES[-1] + step / 2, step):
-    middle, reach = (scenes.CELL - size) / 2, scenes.JITTER + .5
+    middle, reach = (scenes.CELL - size) / 2, scenes.JITTER + 0.5
     first = np.ceil(max(0, middle - reach) / step) * step
-    starts = np.arange(first, min(scenes.CELL - size, middle + reach) + 1e-6, step)
+    starts = np.arange(
+      first, min(scenes.CELL - size, middle + reach) + 1e-6, step
+    )
     for top in starts:
       for left in starts:
-        masks.append(scenes.coverage(size, top, left).reshape(len(scenes.SHAPES), -1))
+        masks.append(
+          scenes.coverage(size, top, left).reshape(len(scenes.SHAPES), -1)
+        )
         boxes.append((top, left, top + size, left + size))
   boxes = np.tile(np.float32(boxes), (len(scenes.SHAPES), 1))
   return np.stack(masks, 1).reshape(-1, scenes.CELL**2), boxes
@@ -286,14 +336,18 @@ def _drawings(step: float) -> tuple[np.ndarray, np.ndarray]:
 def _cells(pixels: jax.Array) -> jax.Array:
   """Cuts canvases [B, 48, 48, C] into cells [B, 9, 256, C]."""
   batch, *_, channels = pixels.shape
-  split = pixels.reshape(batch, scenes.GRID, scenes.CELL, scenes.GRID, scenes.CELL, channels)
-  return jnp.swapaxes(split, 2, 3).reshape(batch, len(scenes.CELLS), scenes.CELL**2, channels)
+  split = pixels.reshape(
+    batch, scenes.GRID, scenes.CELL, scenes.GRID, scenes.CELL, channels
+  )
+  return jnp.swapaxes(split, 2, 3).reshape(
+    batch, len(scenes.CELLS), scenes.CELL**2, channels
+  )
 
 
 def _closeness(need: jax.Array, found: jax.Array) -> jax.Array:
   """Returns max(0, 1 - |need - found| / need); `need` 0 counts as 1."""
   need = jnp.maximum(need, 1)
-  return jnp.maximum(0., 1 - jnp.abs(need - found) / need)
+  return jnp.maximum(0.0, 1 - jnp.abs(need - found) / need)
 
 
 def _together(same: jax.Array, count: jax.Array) -> jax.Array:
@@ -312,5 +366,7 @@ def _related(box: jax.Array, fits: jax.Array, targets: Target) -> jax.Array:
 
 def _excludes_hold(objects: Objects, targets: Target) -> jax.Array:
   """Tells [B, E] if fewer objects of the class were found than the exclude says."""
-  found = jnp.sum(targets.exclude_shape[..., None] == objects.shape[:, None], -1)
+  found = jnp.sum(
+    targets.exclude_shape[..., None] == objects.shape[:, None], -1
+  )
   return (found < targets.exclude_count) | (targets.exclude_count == 0)

@@ -29,10 +29,18 @@ def _words() -> list[str]:
   """Returns every ordinary word, sorted."""
   records = prompts.train_records() + prompts.heldout_records()
   texts = [record["prompt"] for record in records]
-  texts += [*scenes.SHAPES, *prompts.PLURALS.values(), *scenes.COLORS, *scenes.CELLS]
+  texts += [
+    *scenes.SHAPES,
+    *prompts.PLURALS.values(),
+    *scenes.COLORS,
+    *scenes.CELLS,
+  ]
   texts += [*grammar.WORDS, *grammar.NUMBERS]
   # What the protocol says after its last tag: the tag parser can meet it as an instruction.
-  texts += [text.rpartition("</think>")[2] for text in (protocol.GEN_THINK, protocol.VLM_THINK)]
+  texts += [
+    text.rpartition("</think>")[2]
+    for text in (protocol.GEN_THINK, protocol.VLM_THINK)
+  ]
   return sorted(set(" ".join(texts).split()))
 
 
@@ -49,20 +57,29 @@ def build_tokenizer() -> tokenizers.Tokenizer:
   tokens = [*_SPECIAL, *_TAGS, _UNKNOWN, *_words(), *protocol_sentences()]
   tokens += [f"<reserved-{i}>" for i in range(-len(tokens) % _MULTIPLE)]
   vocabulary = {token: i for i, token in enumerate(tokens)}
-  tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+  tokenizer = tokenizers.Tokenizer(
+    models.WordLevel(vocabulary, unk_token=_UNKNOWN)
+  )
   tokenizer.normalizer = normalizers.Lowercase()
   tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
   last = protocol_sentences()[-1]
-  tokenizer.decoder = decoders.Sequence([
+  tokenizer.decoder = decoders.Sequence(
+    [
       decoders.WordPiece(prefix="##", cleanup=False),  # joins words by spaces
       decoders.Fuse(),
       decoders.Replace(f" {last}", f"\n{last}"),
-  ])
-  tokenizer.add_special_tokens([
-      tokenizers.AddedToken(token, normalized=False, special=True) for token in _SPECIAL
-  ])
-  tokenizer.add_tokens([
+    ]
+  )
+  tokenizer.add_special_tokens(
+    [
+      tokenizers.AddedToken(token, normalized=False, special=True)
+      for token in _SPECIAL
+    ]
+  )
+  tokenizer.add_tokens(
+    [
       tokenizers.AddedToken(token, normalized=False, special=False)
       for token in (*_TAGS, *protocol_sentences())
-  ])
+    ]
+  )
   return tokenizer
