@@ -50,10 +50,12 @@ setuptools.setup(
       "ipykernel>=7.0",
       "nbclient>=0.11",
       "playwright>=1.50",
+      "pyright[nodejs]>=1.1.400",
       "pytest>=9.0",
       "pytest-timeout>=2.4",
       "pytest-xdist>=3.8",
       "pyyaml",
+      "ruff>=0.17,<0.18",
     ],
   },
 )
