@@ -32,7 +32,7 @@ class Evaluation:
   """
 
   name: str
-  evaluate: str
+  run: str
   settings: dict
   summary: dict
   samples: list[dict]

@@ -41,7 +41,7 @@ class Evaluator:
       [],
     )
 
-  def evaluate(
+  def run(
     self, policy, towers, prompts: samples.Prompts, images: np.ndarray
   ):
     del policy, towers
