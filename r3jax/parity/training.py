@@ -139,7 +139,7 @@ def loss_settings(golden: Golden) -> settings_lib.LossSettings:
 @functools.cache
 def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
   """Returns the rollout of a pack with the behaviour of a k case."""
-  arrays, behavior = golden.arrays(pack), golden.arrays(case)
+  behavior = golden.arrays(case)
   ids, lengths = model.texts(golden, pack, "generated_ids")
   logprob = np.zeros((len(ids), ids.shape[1] - 1), np.float32)
   logprob[np.asarray(losses.token_mask(lengths, ids.shape[1]))] = np.log(

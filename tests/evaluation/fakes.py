@@ -41,9 +41,7 @@ class Evaluator:
       [],
     )
 
-  def run(
-    self, policy, towers, prompts: samples.Prompts, images: np.ndarray
-  ):
+  def run(self, policy, towers, prompts: samples.Prompts, images: np.ndarray):
     del policy, towers
     if len(self.calls) == self.fails_at:
       raise KeyboardInterrupt

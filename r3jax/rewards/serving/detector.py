@@ -123,7 +123,7 @@ def load(detector: str, clip: str) -> Detector:
       "GenEval's rules need --detector and --clip, each a folder or name of a model"
     )
   try:
-    import torch  # transformers can be imported without it, and fails later
+    import torch  # noqa: F401  # transformers can be imported without it, and fails later
     import transformers  # an optional extra, and slow to import
 
     is_open = (
