@@ -14,6 +14,8 @@ from etils import epath
 import ml_dtypes
 import numpy as np
 
+from r3jax.files import atomic
+
 Shape = tuple[int, ...]
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -161,9 +163,7 @@ def write(
     }
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % _LENGTH)
-  partial = path.with_name(path.name + ".partial")
-  with partial.open("wb") as file:
+  with atomic.replacing(path) as partial, partial.open("wb") as file:
     file.write(len(text).to_bytes(_LENGTH, "little") + text)
     for array, (_, dtype) in zip(arrays, specs.values(), strict=True):
       file.write(array.astype(dtype, copy=False).tobytes())
-  partial.replace(path)

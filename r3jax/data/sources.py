@@ -6,7 +6,6 @@ URL that a user names it would take whatever it gives.
 
 import hashlib
 import json
-import os
 import pathlib
 import re
 
@@ -14,6 +13,7 @@ from etils import epath
 import httpx
 
 from r3jax.data import storage
+from r3jax.files import atomic
 
 TIMEOUT_S = 60.0
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
@@ -50,7 +50,7 @@ def read(source: str, downloads: pathlib.Path) -> bytes:
       raise ValueError(
         _refusal(url, expected, content, None if pinned else note)
       )
-    _write(
+    atomic.write_text(
       note,
       json.dumps(
         {"url": url, "size": len(content), "sha256": _sha256(content)}
@@ -108,10 +108,3 @@ def _refusal(
 
 def _sha256(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file as a whole or not at all."""
-  unfinished = path.with_suffix(".unfinished")
-  unfinished.write_text(text)
-  os.replace(unfinished, path)

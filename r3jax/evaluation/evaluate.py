@@ -12,6 +12,7 @@ from r3jax.agent import samples as samples_lib
 from r3jax.evaluation import draw
 from r3jax.evaluation import questions
 from r3jax.evaluation import records as records_lib
+from r3jax.files import atomic
 from r3jax.report import page
 
 SETTINGS, SUMMARY = "settings.json", "summary.json"
@@ -109,9 +110,7 @@ class Exam:
         path for there in said if there.exists() for path in there.iterdir()
       ]:
         path.rmtree() if path.is_dir() else path.unlink()
-      partial = folder / f"{SETTINGS}.partial"
-      partial.write_text(json.dumps(self.settings, indent=1))
-      partial.replace(folder / SETTINGS)
+      atomic.write_text(folder / SETTINGS, json.dumps(self.settings, indent=1))
 
   def _draw(
     self, policy, towers, rows: np.ndarray, step: int

@@ -12,6 +12,7 @@ from r3jax.evaluation import evaluate
 from r3jax.evaluation import numbers
 from r3jax.evaluation import render
 from r3jax.evaluation import result
+from r3jax.files import atomic
 from r3jax.report import page as page_lib
 
 
@@ -105,7 +106,8 @@ def conclude(folder: epath.Path, samples: Sequence[dict], facts: Facts) -> dict:
     samples,
   )
   page_lib.write_page(folder, page)
-  partial = folder / f"{evaluate.SUMMARY}.partial"
-  partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
-  partial.replace(folder / evaluate.SUMMARY)
+  atomic.write_text(
+    folder / evaluate.SUMMARY,
+    json.dumps(summary, indent=1, allow_nan=False) + "\n",
+  )
   return summary

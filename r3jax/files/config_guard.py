@@ -9,6 +9,8 @@ from absl import logging
 from etils import epath
 import jax
 
+from r3jax.files import atomic
+
 _MISSING = "<missing>"
 
 
@@ -67,9 +69,8 @@ def write_or_check(
     for key, (old, new) in changes.items():
       logging.info("config %s was %s, is now %s", key, old, new)
   if jax.process_index() == 0:
-    new = path.parent / "config.json.new"
-    new.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    new.replace(path)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    atomic.write_text(path, text)
 
 
 def differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:

@@ -15,6 +15,8 @@ import json
 
 from etils import epath
 
+from r3jax.files import atomic
+
 _READERS = 16  # files of a store that are read at a time: each is a request
 
 
@@ -65,9 +67,7 @@ def drop_after(path: epath.PathLike, step: int | None) -> None:
     kept = (
       [] if step is None else [obj for obj in objects if obj["step"] <= step]
     )
-    new = path.parent / f"{path.name}.new"
-    new.write_text("".join(json.dumps(obj) + "\n" for obj in kept))
-    new.replace(path)
+    atomic.write_text(path, "".join(json.dumps(obj) + "\n" for obj in kept))
 
 
 def drop_cut_off(path: epath.PathLike) -> None:

@@ -11,6 +11,7 @@ import re
 from etils import epath
 import numpy as np
 
+from r3jax.files import atomic
 from r3jax.model import preprocess
 from r3jax.report import pages
 
@@ -38,11 +39,10 @@ def write(
   for i, (turn, image) in enumerate(zip(facts["turns"], images, strict=True)):
     turns.append({"image": f"{name}_{i}.png", **turn})
     (folder / turns[-1]["image"]).write_bytes(preprocess.png(image))
-  partial = folder / f"{name}.json.new"
-  partial.write_text(
-    json.dumps(facts | {"turns": turns}, indent=1, allow_nan=False) + "\n"
+  atomic.write_text(
+    folder / f"{name}.json",
+    json.dumps(facts | {"turns": turns}, indent=1, allow_nan=False) + "\n",
   )
-  partial.replace(folder / f"{name}.json")
 
 
 def read_one(folder: epath.PathLike, name: str) -> dict | None:

@@ -23,6 +23,7 @@ from r3jax.evaluation import evaluate as evaluate_lib
 from r3jax.evaluation import numbers
 from r3jax.evaluation import result
 from r3jax.evaluation import summary as summary_lib
+from r3jax.files import atomic
 from r3jax.files import config_guard
 from r3jax.files import jsonl
 from r3jax.model import parameters as parameters_lib
@@ -633,10 +634,10 @@ def _summary(
 def _write_summary(files: workdir_lib.Workdir, summary: dict):
   if jax.process_index():
     return
-  partial = files.path / "summary.json.partial"
-  partial.write_text(json.dumps(summary, indent=1, allow_nan=False) + "\n")
+  text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
   metrics = jsonl.read(files.path / "metrics.jsonl")
   page.write_report(
     files.report, summary, metrics, page.read_samples(files.report), _CHARTS
   )
-  partial.replace(files.path / "summary.json")
+  # Last: a run with a summary is complete.
+  atomic.write_text(files.path / "summary.json", text)

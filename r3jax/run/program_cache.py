@@ -10,11 +10,12 @@ import hashlib
 import importlib.metadata
 import pathlib
 import pickle
-import uuid
 
 from absl import logging
 from etils import epath
 import jax
+
+from r3jax.files import atomic
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _TRACED_BY = ("jax", "jaxlib", "flax", "optax")
@@ -89,9 +90,8 @@ def _export_to(path: epath.Path, function: Callable, arguments):
   exported, out_tree = _export(function, arguments)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{uuid.uuid4().hex}")
-    partial.write_bytes(pickle.dumps((bytes(exported.serialize()), out_tree)))
-    partial.replace(path)
+    content = pickle.dumps((bytes(exported.serialize()), out_tree))
+    atomic.write_bytes(path, content, shared=True)
   except OSError as error:
     logging.warning("traced program is not kept for the next start: %s", error)
   return exported, out_tree

@@ -5,6 +5,8 @@ import json
 
 from etils import epath
 
+from r3jax.files import atomic
+
 TRAINED_ON = "training_prompts.jsonl"
 
 
@@ -53,9 +55,7 @@ def write_training_prompts(path: epath.Path, records: tuple[dict, ...]) -> None:
     for line in dict.fromkeys(json.dumps(record) for record in records)
   )
   if not (path / TRAINED_ON).exists():
-    partial = path / f"{TRAINED_ON}.partial"
-    partial.write_text(text)
-    partial.replace(path / TRAINED_ON)
+    atomic.write_text(path / TRAINED_ON, text)
 
 
 def trained_on(folder: str) -> tuple[list[dict], bool]:
