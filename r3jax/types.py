@@ -1,16 +1,22 @@
-"""Array aliases; the letters name dimensions everywhere in r3jax.
+"""Array types and the letters that name their dimensions, in signatures and in comments.
 
 | letter | dimension |
 | --- | --- |
-| B | rows of a batch (samples; in prefixes: groups) |
-| G, M | groups, samples of a group (B = G * M, group-major) |
+| B | rows of a batch, one per sample: B = G * M, the samples of a group are consecutive |
+| G | groups; an array with G rows is shared, row g by the samples g * M ... (g + 1) * M - 1 |
+| M | samples of a group |
 | T, S | query slots, key slots |
-| N | latent tokens or patches of one image |
-| C | numbers in a latent token |
+| P, Q, I | slots of a prompt, of a reflection question, of an edit instruction |
+| N | latent tokens or ViT patches of an image |
+| C | channels of a latent token |
+| p | numbers of a patch |
 | D | hidden width |
+| F | features of a flow time |
 | H, K | query heads, key/value heads |
+| d | width of a head |
 | V | vocabulary |
 | L | layers |
+| h, w, c | rows, columns and channels of an image or of a feature map |
 """
 
 from collections.abc import Callable
@@ -24,37 +30,52 @@ from jaxtyping import Int
 from jaxtyping import UInt8
 
 Params = dict  # nested dict of arrays
-Key = jax.Array  # typed PRNG key, or an array of them
+Key = jax.Array  # a typed PRNG key, or an array of them
 DType = jax.typing.DTypeLike
 
-Latent = Float[Array, "B N C"]
+# Text.
+TokenIds = Int[Array, "B T"]
+TokenFlags = Bool[Array, "B T"]
+Lengths = Int[Array, "B"]
+Positions = Int[Array, "B T"]  # rotary
+Logits = Float[Array, "B T V"]
+
+# Attention. Queries have a row per sample; keys and values may have a row per group.
 Hidden = Float[Array, "B T D"]
 Heads = Float[Array, "B T H d"]
-# b divides B: a row is shared by B / b consecutive queries
-KeyValue = Float[Array, "b S K d"]
+KeyValue = Float[Array, "G S K d"]
 Mask = Bool[Array, "B T S"]
 Filled = Bool[Array, "B S"]
-Positions = Int[Array, "B T"]
-TokenIds = Int[Array, "B T"]
-Lengths = Int[Array, "B"]
-Time = Float[Array, "B"]
-StepStd = Float[Array, "B 1 1"]  # of an SDE step, one per sample
+
+# Images and the flow.
+Images = UInt8[Array, "B h w 3"]
+GroupImages = UInt8[Array, "G h w 3"]
+Pixels = Float[Array, "B h w 3"]  # in [-1, 1]
+Patches = Float[Array, "B N p"]
+Latent = Float[Array, "B N C"]
+GroupLatent = Float[Array, "G N C"]
+Time = Float[Array, "B"]  # in [0, 1], 1 is noise
+StepStd = Float[Array, "B 1 1"]  # of an SDE step
+
+# A number or a truth value per sample.
 PerSample = Float[Array, "B"]
 Flags = Bool[Array, "B"]
-Logits = Float[Array, "B T V"]
-Images = UInt8[Array, "B h w 3"]
-Pixels = Float[Array, "B h w 3"]
 
 
 @flax.struct.dataclass
 class Score:
-  """Holds what images (or texts) earned. A failed reward is missing, never zero."""
+  """The rewards of B images (or texts); a failed reward is missing, never zero.
 
-  # float32 [B] in [0, 1], what training uses; read it only where `valid`.
-  value: jax.Array
-  valid: jax.Array  # bool [B], False where the reward could not be had.
-  parts: dict[str, jax.Array]  # float32 [B] each, for the log.
+  Attributes:
+    value: reward that training maximizes, in [0, 1]; meaningless where `valid` is False.
+    valid: False where the reward could not be computed.
+    parts: components of the reward for the log, by name.
+  """
+
+  value: jax.Array  # [B] float32
+  valid: jax.Array  # [B] bool
+  parts: dict[str, jax.Array]  # [B] float32 each
 
 
-# In the graph: images [B, ...] and target rows [B, ...] to their scores.
+# A reward inside the compiled step: (images [B, h, w, 3], targets [B, ...]) -> Score.
 Scoring = Callable[[Images, object], Score]

@@ -16,7 +16,7 @@ from tests import tiny
 
 CHECKED = tuple(
   f"r3jax.{name}."
-  for name in ("models", "sampling", "sequence", "rl", "rewards")
+  for name in ("sequence", "model", "sampling", "agent", "rl", "rewards")
 )
 
 
@@ -27,21 +27,23 @@ def checked(monkeypatch) -> list[str]:
 
   def watch(function, name):
     checking = jaxtyping.jaxtyped(function, typechecker=beartype.beartype)
-    return lambda *args, **kwargs: (
-      called.append(name) or checking(*args, **kwargs)
-    )
 
-  for found in pkgutil.walk_packages(r3jax.__path__, "r3jax."):
-    if found.name.startswith(CHECKED):
-      module = importlib.import_module(found.name)
-      for name, function in inspect.getmembers(module, inspect.isfunction):
-        if (
-          function.__module__ == found.name
-          and not inspect.isgeneratorfunction(function)
-        ):
-          monkeypatch.setattr(
-            module, name, watch(function, f"{found.name}.{name}")
-          )
+    def recording(*args, **kwargs):
+      called.append(name)
+      return checking(*args, **kwargs)
+
+    return recording
+
+  for info in pkgutil.walk_packages(r3jax.__path__, "r3jax."):
+    if not info.name.startswith(CHECKED):
+      continue
+    module = importlib.import_module(info.name)
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+      is_imported = function.__module__ != info.name
+      if is_imported or inspect.isgeneratorfunction(function):
+        continue
+      checking = watch(function, f"{info.name}.{name}")
+      monkeypatch.setattr(module, name, checking)
   return called
 
 
@@ -54,6 +56,7 @@ class TestSignatures:
         step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0)
       )
     assert {
+      "r3jax.model.attention.attend",
       "r3jax.sampling.text.decode",
       "r3jax.sampling.flow.sample",
       "r3jax.sampling.guidance.combine",
@@ -63,7 +66,7 @@ class TestSignatures:
     } <= set(checked)
     assert len(set(checked)) > 60
 
-  def test_wrong_shape_is_seen(self, checked):
+  def test_wrong_shape_is_reported(self, checked):
     from r3jax.sampling import guidance
 
     latent, other = (jax.numpy.zeros((2, n, 4)) for n in (3, 5))

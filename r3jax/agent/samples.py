@@ -34,16 +34,16 @@ class Reason:
 
   text: Text
   flow: flow_lib.Trajectory
-  images: types.Images  # [B, H, W, 3]
+  images: types.Images  # [B, h, w, 3]
 
 
 @flax.struct.dataclass
 class Source:
   """The images that groups reflect on; one row per group."""
 
-  images: types.Images  # [G, H, W, 3]
+  images: types.GroupImages  # [G, h, w, 3]
   features: jax.Array  # [G, N, vision hidden]
-  latent: types.Latent  # [G, N, C]
+  latent: types.GroupLatent  # [G, N, C]
 
 
 @flax.struct.dataclass
@@ -60,4 +60,4 @@ class Refine:
   """A rollout of the refine stage."""
 
   flow: flow_lib.Trajectory
-  images: types.Images  # [B, H, W, 3] the source where nothing was edited
+  images: types.Images  # [B, h, w, 3] the source where nothing was edited
