@@ -45,6 +45,7 @@ setuptools.setup(
     "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
     # scipy: OWLv2's image processor
     "detector": ["torch", "transformers", "scipy"],
+    "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],
     "test": [
       "beartype>=0.23",
       "ipykernel>=7.0",

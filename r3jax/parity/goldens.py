@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
-from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.model import architecture
 from r3jax.model import bagel
@@ -38,7 +37,7 @@ class Golden:
   @functools.cached_property
   def config(self) -> architecture.BagelConfig:
     """Sizes of the model."""
-    return bagel_config.load(self.folder)
+    return architecture.from_folder(self.folder)
 
   @functools.cached_property
   def constants(self) -> dict:

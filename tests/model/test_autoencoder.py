@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.model import architecture
 from r3jax.model import autoencoder
@@ -23,7 +22,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def config():
-  return bagel_config.load(GOLDENS)
+  return architecture.from_folder(GOLDENS)
 
 
 @pytest.fixture(scope="module")
