@@ -22,7 +22,9 @@ from ml_collections import config_flags
 import numpy as np
 
 from r3jax.agent import settings as settings_lib
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import tokenizer_files
 from r3jax.model import architecture
 from r3jax.model import autoencoder as autoencoder_lib
 from r3jax.model import bagel
@@ -154,8 +156,8 @@ def from_start(folder: str, tokenizer: tokenization.TextTokenizer):
   Raises:
     ValueError: the folder holds no such model, or one of another vocabulary.
   """
-  sizes = architecture.from_folder(folder)
-  if tokenization.load(folder).vocabulary != tokenizer.vocabulary:
+  sizes = bagel_config.load(folder)
+  if tokenizer_files.load(folder).vocabulary != tokenizer.vocabulary:
     raise ValueError(
       f"the vocabulary of config.start must be this world's; it differs: {folder}"
     )

@@ -19,6 +19,7 @@ from r3jax import types
 from r3jax.agent import samples as samples_lib
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
+from r3jax.checkpoint import tokenizer_files
 from r3jax.data import contamination
 from r3jax.evaluation import draw as draw_lib
 from r3jax.parallel import meshes
@@ -28,7 +29,6 @@ from r3jax.rl import train_state
 from r3jax.run import held_out
 from r3jax.run import loop
 from r3jax.run import setup
-from r3jax.sequence import tokenization
 from r3jax.sft import small_bagel
 from r3jax.worlds.shapes import prompts as prompts_lib
 from r3jax.worlds.shapes import verifier
@@ -134,7 +134,7 @@ def write_model(folder: pathlib.Path):
   vocabulary.build_tokenizer().save(str(folder / "tokenizer.json"))
   sizes = small_bagel.sizes(ml_collections.ConfigDict(SIZES))
   weights = random_weights(sizes)
-  _write_script(weights["policy"], tokenization.load(folder).vocabulary)
+  _write_script(weights["policy"], tokenizer_files.load(folder).vocabulary)
   bagel_files.save(weights, sizes, folder)
   for split, records in (
     ("train", prompts_lib.train_records()),

@@ -10,6 +10,7 @@ from tokenizers import models
 from tokenizers import pre_tokenizers
 
 from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import tokenizer_files
 from r3jax.model import architecture
 from r3jax.sequence import tokenization
 from r3jax.sft import small_bagel
@@ -40,7 +41,7 @@ def write(folder: pathlib.Path):
   folder.mkdir(parents=True)
   tokenizer().save(str(folder / "tokenizer.json"))
   found, small = (
-    tokenization.load(folder),
+    tokenizer_files.load(folder),
     small_bagel.sizes(ml_collections.ConfigDict(tiny.SIZES)),
   )
   llm = dataclasses.replace(small.llm, vocab_size=found.size)

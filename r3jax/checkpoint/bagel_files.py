@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import safetensors_files
 from r3jax.model import architecture
@@ -435,5 +436,5 @@ def save_configs(
   config: architecture.BagelConfig, folder: epath.PathLike
 ) -> None:
   """Writes the JSON files that say the sizes of a model; the folder is there."""
-  for name, content in architecture.to_json(config).items():
+  for name, content in bagel_config.to_json(config).items():
     (epath.Path(folder) / name).write_text(json.dumps(content, indent=1) + "\n")

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import fingerprint
 from r3jax.checkpoint import orbax_weights
+from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import training
 from r3jax.model import architecture
 from r3jax.model import bagel as bagel_lib
@@ -188,7 +190,7 @@ def find(folder: str) -> Pretrained:
   path = epath.Path(str(inside) if folder == "shapes" else folder)
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
     return _trained(path)
-  sizes, tokenizer = architecture.from_folder(path), tokenization.load(path)
+  sizes, tokenizer = bagel_config.load(path), tokenizer_files.load(path)
   if tokenizer.size > sizes.llm.vocab_size:
     raise ValueError(
       f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {path}"
@@ -228,7 +230,7 @@ def save(
     progress(1.0)
   else:
     raise ValueError(f"form must be 'bagel' or 'orbax'; got {form!r}")
-  for name in (*architecture.FILES, *tokenization.FILES):
+  for name in (*bagel_config.FILES, *tokenizer_files.FILES):
     if (like.folder / name).is_file():
       (folder / name).write_text((like.folder / name).read_text())
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.model import architecture
 from r3jax.model import bagel
@@ -37,7 +38,7 @@ class Golden:
   @functools.cached_property
   def config(self) -> architecture.BagelConfig:
     """Sizes of the model."""
-    return architecture.from_folder(self.folder)
+    return bagel_config.load(self.folder)
 
   @functools.cached_property
   def constants(self) -> dict:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
 from r3jax.model import architecture
@@ -122,9 +123,7 @@ class TestExpectedShapes:
       for name, array in seen.items()
       if "pos_embed" not in name
     }
-    assert (
-      bagel_names.expected_shapes(architecture.from_folder(GOLDENS)) == seen
-    )
+    assert bagel_names.expected_shapes(bagel_config.load(GOLDENS)) == seen
 
 
 class TestCountParameters:
@@ -144,7 +143,7 @@ class TestCountParameters:
 
 class TestLoad:
   def test_gives_float32_leaves_in_the_layout_of_the_tree(self):
-    config = architecture.from_folder(GOLDENS)
+    config = bagel_config.load(GOLDENS)
     llm = config.llm
     weights = bagel_files.load(GOLDENS, config)
     released = safetensors.numpy.load_file(GOLDENS / "ema.safetensors")
@@ -289,7 +288,7 @@ class TestSave:
     jax.tree.map(np.testing.assert_array_equal, loaded, weights)
 
   def test_writes_the_golden_tensors_back(self, tmp_path):
-    config = architecture.from_folder(GOLDENS)
+    config = bagel_config.load(GOLDENS)
     bagel_files.save(bagel_files.load(GOLDENS, config), config, tmp_path)
     for name in ("ema.safetensors", "ae.safetensors"):
       written = safetensors.numpy.load_file(tmp_path / name)
@@ -300,7 +299,7 @@ class TestSave:
         np.testing.assert_allclose(written[key], array, atol=atol, rtol=0)
 
   def test_configs_read_back_as_the_same_sizes(self, folder, config):
-    assert architecture.from_folder(folder) == config
+    assert bagel_config.load(folder) == config
 
   def test_leaves_only_the_five_files(self, folder):
     assert sorted(path.name for path in folder.iterdir()) == [

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.model import architecture
 from r3jax.model import autoencoder
@@ -22,7 +23,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def config():
-  return architecture.from_folder(GOLDENS)
+  return bagel_config.load(GOLDENS)
 
 
 @pytest.fixture(scope="module")

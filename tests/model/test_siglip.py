@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
-from r3jax.model import architecture
 from r3jax.model import layers
 from r3jax.model import siglip
 
@@ -23,7 +23,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def config():
-  return architecture.from_folder(GOLDENS)
+  return bagel_config.load(GOLDENS)
 
 
 @pytest.fixture(scope="module")

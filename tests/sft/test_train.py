@@ -9,10 +9,10 @@ import pytest
 
 from r3jax.agent import settings as settings_lib
 from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import tokenizer_files
 from r3jax.model import bagel
 from r3jax.model import image_encoders
 from r3jax.model import siglip
-from r3jax.sequence import tokenization
 from r3jax.sft import small_bagel
 from r3jax.sft import train
 from r3jax.worlds.shapes import batches
@@ -76,7 +76,7 @@ class TestJointTraining:
   def test_every_part_falls_and_every_parameter_learns(self, tiny_model):
     weights = bagel_files.load(tiny_model, SIZES)
     policy = weights.pop("policy")
-    tokenizer = tokenization.load(tiny_model)
+    tokenizer = tokenizer_files.load(tiny_model)
     modules = settings_lib.Modules(
       bagel.Bagel(SIZES),
       image_encoders.Towers(SIZES, (scenes.CANVAS, scenes.CANVAS)),

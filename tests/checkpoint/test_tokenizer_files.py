@@ -1,10 +1,11 @@
-"""Tests of the tokenizer wrapper."""
+"""Tests that a tokenizer is read from either set of files of a folder."""
 
 import json
 
 import pytest
 from tokenizers import pre_tokenizers
 
+from r3jax.checkpoint import tokenizer_files
 from r3jax.sequence import protocol
 from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import vocabulary
@@ -42,14 +43,14 @@ def bpe_folder(tmp_path_factory):
 class TestLoad:
   def test_tokenizer_json(self, tmp_path, world):
     vocabulary.build_tokenizer().save(str(tmp_path / "tokenizer.json"))
-    loaded = tokenization.load(tmp_path)
+    loaded = tokenizer_files.load(tmp_path)
     text = protocol.reflection_question("a photo of two rings")
     assert loaded.encode(text) == world.encode(text)
     assert loaded.decode(loaded.encode(text)) == text
     assert loaded.vocabulary == world.vocabulary
 
   def test_byte_level_files(self, bpe_folder):
-    tokenizer = tokenization.load(bpe_folder)
+    tokenizer = tokenizer_files.load(bpe_folder)
     assert tokenizer.size == 264
     for text in (
       "hehe  the\n\n12 é漢字 don't",
@@ -67,12 +68,12 @@ class TestLoad:
     with pytest.raises(
       ValueError, match="tokenizer.json, or vocab.json and merges.txt"
     ):
-      tokenization.load(tmp_path)
+      tokenizer_files.load(tmp_path)
 
 
 class TestSpecialIds:
   def test_found_by_content(self, world, bpe_folder):
-    ids = tokenization.load(bpe_folder).special_ids
+    ids = tokenizer_files.load(bpe_folder).special_ids
     assert (ids.text_begin, ids.text_end, ids.image_begin, ids.image_end) == (
       260,
       261,
@@ -87,58 +88,4 @@ class TestSpecialIds:
     with pytest.raises(
       ValueError, match=r"missing: \['<\|im_start\|>', '<\|im_end\|>'"
     ):
-      _ = tokenization.load(tmp_path).special_ids
-
-
-class TestEncode:
-  def test_unknown_words_are_named(self, world):
-    with pytest.raises(ValueError, match=r"unknown \['giraffe', 'oboe'\]"):
-      world.encode("a photo of a giraffe and a oboe")
-
-  def test_unknown_token_itself_is_text(self, world):
-    assert world.decode(world.encode("<unk> ring")) == "<unk> ring"
-
-  def test_case_is_folded(self, world):
-    assert world.encode("A Photo of a RING") == world.encode(
-      "a photo of a ring"
-    )
-
-  def test_protocol_sentences_cost_one_token(self, world):
-    assert len(world.encode(protocol.GEN_THINK)) == 1
-    assert len(world.encode(protocol.VLM_THINK)) == 1
-    assert (
-      len(world.encode(protocol.reflection_question("a photo of a ring")))
-      == 2 + 5
-    )
-
-
-class TestDecode:
-  def test_special_tokens_stay(self, world):
-    assert (
-      world.decode([1, 5, 2, 6]) == "<|im_start|> <think> <|im_end|> </think>"
-    )
-
-  def test_protocol_text_is_exact(self, world):
-    for text in (
-      protocol.GEN_THINK,
-      protocol.VLM_THINK,
-      protocol.reflection_question("a ring"),
-    ):
-      assert world.decode(world.encode(text)) == text
-
-
-class TestSegment:
-  def test_markers_and_padding(self, world):
-    ids, length = world.segment("<think> </think>", 6)
-    assert ids.tolist() == [1, 5, 6, 2, 0, 0]
-    assert ids.dtype.name == "int32"
-    assert length == 4
-
-  def test_exact_fit(self, world):
-    assert world.segment("<think> </think>", 4)[1] == 4
-
-  def test_overflow_names_numbers_and_text(self, world):
-    with pytest.raises(
-      ValueError, match=r"5 tokens .* capacity 4: 'a red ring'"
-    ):
-      world.segment("a red ring", 4)
+      _ = tokenizer_files.load(tmp_path).special_ids

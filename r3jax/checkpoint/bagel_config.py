@@ -1,0 +1,202 @@
+"""The JSON files of a BAGEL folder that give the sizes of its model."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import json
+
+from etils import epath
+
+from r3jax.model import architecture
+from r3jax.sequence import protocol
+
+LLM_FILE = "llm_config.json"
+VISION_FILE = "vit_config.json"
+CONSTANTS_FILE = "constants.json"  # a released folder has none
+FILES = (LLM_FILE, VISION_FILE, CONSTANTS_FILE)
+
+# BAGEL reads the features of the last ViT layer but one, and counts layers as Hugging Face does.
+_SELECTED_VISION_LAYER = -2
+
+
+def load(folder: epath.PathLike) -> architecture.BagelConfig:
+  """Reads the sizes of the model in a BAGEL folder.
+
+  Without `constants.json` (as in a released folder) the constants are the defaults of
+  `BagelConfig`.
+
+  Args:
+    folder: a folder in BAGEL's format, on a disk or in a bucket.
+
+  Returns:
+    The sizes of the model.
+
+  Raises:
+    ValueError: a file is missing, is not JSON, lacks a key or holds something else.
+  """
+  folder = epath.Path(folder)
+  with _json_object(folder / LLM_FILE) as raw:
+    llm = _llm_from_json(raw)
+
+  constants_path = folder / CONSTANTS_FILE
+  if not constants_path.exists():
+    with _json_object(folder / VISION_FILE) as raw:
+      vision = _vision_from_json(raw, _SELECTED_VISION_LAYER)
+    return architecture.BagelConfig(llm=llm, vision=vision)
+
+  with _json_object(constants_path) as constants:
+    selected_layer = constants["vit_select_layer"]
+    with _json_object(folder / VISION_FILE) as raw:
+      vision = _vision_from_json(raw, selected_layer)
+    return _with_constants(constants, llm, vision)
+
+
+def to_json(config: architecture.BagelConfig) -> dict[str, dict]:
+  """Returns the contents of the JSON files by file name; `load` reads them back."""
+  return {
+    LLM_FILE: _llm_json(config),
+    VISION_FILE: _vision_json(config.vision),
+    CONSTANTS_FILE: _constants_json(config),
+  }
+
+
+@contextlib.contextmanager
+def _json_object(path: epath.Path) -> Iterator[dict]:
+  """Yields the object in a JSON file; errors of the block that reads it name the file."""
+  if not path.exists():
+    raise ValueError(f"a BAGEL folder must hold {path.name}; not found: {path}")
+  try:
+    yield json.loads(path.read_text())
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} must be JSON: {error}") from error
+  except KeyError as error:
+    raise ValueError(f"{path} must have the key {error}") from error
+  except TypeError as error:  # a list for an object, an unknown special token
+    raise ValueError(f"{path} must hold a model's sizes: {error}") from error
+
+
+def _llm_from_json(raw: dict) -> architecture.LLMConfig:
+  return architecture.LLMConfig(
+    hidden_size=raw["hidden_size"],
+    intermediate_size=raw["intermediate_size"],
+    num_layers=raw["num_hidden_layers"],
+    num_heads=raw["num_attention_heads"],
+    num_kv_heads=raw["num_key_value_heads"],
+    vocab_size=raw["vocab_size"],
+    rope_theta=raw["rope_theta"],
+    rms_norm_eps=raw["rms_norm_eps"],
+  )
+
+
+def _vision_from_json(
+  raw: dict, selected_layer: int
+) -> architecture.VisionConfig:
+  return architecture.VisionConfig(
+    hidden_size=raw["hidden_size"],
+    intermediate_size=raw["intermediate_size"],
+    # counted from the end: -1 selects the last layer, -2 the one before
+    num_layers=raw["num_hidden_layers"] + 1 + selected_layer,
+    num_heads=raw["num_attention_heads"],
+    patch_size=raw["patch_size"],
+    positions_per_side=raw["image_size"] // raw["patch_size"],
+    layer_norm_eps=raw.get("layer_norm_eps", 1e-6),
+  )
+
+
+def _transform_from_json(raw: dict) -> architecture.ImageTransform:
+  return architecture.ImageTransform(
+    max_size=raw["max"], min_size=raw["min"], stride=raw["stride"]
+  )
+
+
+def _with_constants(
+  raw: dict, llm: architecture.LLMConfig, vision: architecture.VisionConfig
+) -> architecture.BagelConfig:
+  vae = raw["vae"]
+  return architecture.BagelConfig(
+    llm=llm,
+    vision=vision,
+    autoencoder=architecture.AutoencoderConfig(
+      channels=vae["ch"],
+      multipliers=tuple(vae["ch_mult"]),
+      num_res_blocks=vae["num_res_blocks"],
+      latent_channels=vae["z_channels"],
+      scale=vae["scale_factor"],
+      shift=vae["shift_factor"],
+    ),
+    special_ids=protocol.SpecialIds(**raw["special_ids"]),
+    latent_patch=raw["latent_patch_size"],
+    max_latent_side=raw["max_latent_size"],
+    max_patches_per_side=raw["vit_max_num_patch_per_side"],
+    autoencoder_transform=_transform_from_json(raw["vae_transform"]),
+    vision_transform=_transform_from_json(raw["vit_transform"]),
+  )
+
+
+def _llm_json(config: architecture.BagelConfig) -> dict:
+  llm = config.llm
+  special_ids = config.special_ids
+  return {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": special_ids.text_begin,
+    "eos_token_id": special_ids.text_end,
+    "hidden_size": llm.hidden_size,
+    "intermediate_size": llm.intermediate_size,
+    "num_hidden_layers": llm.num_layers,
+    "num_attention_heads": llm.num_heads,
+    "num_key_value_heads": llm.num_kv_heads,
+    "vocab_size": llm.vocab_size,
+    "rope_theta": llm.rope_theta,
+    "rms_norm_eps": llm.rms_norm_eps,
+  }
+
+
+def _vision_json(vision: architecture.VisionConfig) -> dict:
+  return {
+    "model_type": "siglip_vision_model",
+    "hidden_act": "gelu_pytorch_tanh",
+    "num_channels": 3,
+    "hidden_size": vision.hidden_size,
+    "intermediate_size": vision.intermediate_size,
+    "num_hidden_layers": vision.num_layers - 1 - _SELECTED_VISION_LAYER,
+    "num_attention_heads": vision.num_heads,
+    "patch_size": vision.patch_size,
+    "image_size": vision.patch_size * vision.positions_per_side,
+    "layer_norm_eps": vision.layer_norm_eps,
+  }
+
+
+def _transform_json(transform: architecture.ImageTransform) -> dict:
+  return {
+    "max": transform.max_size,
+    "min": transform.min_size,
+    "stride": transform.stride,
+  }
+
+
+def _constants_json(config: architecture.BagelConfig) -> dict:
+  vae = config.autoencoder
+  return {
+    "special_ids": dataclasses.asdict(config.special_ids),
+    "latent_patch_size": config.latent_patch,
+    "vae": {
+      "downsample": vae.downsample,
+      "in_channels": 3,
+      "out_channels": 3,
+      "ch": vae.channels,
+      "ch_mult": list(vae.multipliers),
+      "num_res_blocks": vae.num_res_blocks,
+      "z_channels": vae.latent_channels,
+      "scale_factor": vae.scale,
+      "shift_factor": vae.shift,
+    },
+    "vit_select_layer": _SELECTED_VISION_LAYER,
+    "qk_norm": True,
+    "max_latent_size": config.max_latent_side,
+    "vit_max_num_patch_per_side": config.max_patches_per_side,
+    "vae_transform": _transform_json(config.autoencoder_transform),
+    "vit_transform": _transform_json(config.vision_transform),
+  }
