@@ -172,7 +172,7 @@ def _reference_script() -> ConfigDict:
     )
   )
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
-  # logical axis -> mesh axes, see parallel/rules.py
+  # logical axis -> mesh axes, see parallel/sharding.py
   config.sharding = ConfigDict(
     dict(
       train=dict(

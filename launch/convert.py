@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import tqdm
 
 from r3jax.checkpoint import pretrained
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.parallel import meshes
 
 _SOURCE = flags.DEFINE_string(
@@ -71,7 +71,7 @@ def main(argv):
     pretrained.check_free(out)  # before a large model is read
     source = pretrained.find(_SOURCE.value)
     mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
-    placed = pretrained.shardings(bagel.Bagel(source.sizes), mesh)
+    placed = pretrained.shardings(network.Bagel(source.sizes), mesh)
     weights = source.weights(placed, dtype, Bar("reading"))
     pretrained.save(weights, source, out, _FORMAT.value, Bar("writing"))
   except ValueError as error:

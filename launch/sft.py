@@ -27,8 +27,8 @@ from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import tokenizer_files
 from r3jax.model import architecture
 from r3jax.model import autoencoder as autoencoder_lib
-from r3jax.model import bagel
 from r3jax.model import image_encoders
+from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.model import preprocess
 from r3jax.model import siglip
@@ -169,7 +169,7 @@ def _model(
 ):
   towers = image_encoders.Towers(sizes, (scenes_lib.CANVAS, scenes_lib.CANVAS))
   return settings_lib.Modules(
-    bagel.Bagel(sizes), towers
+    network.Bagel(sizes), towers
   ), small_bagel.sft_settings(tokenizer, towers)
 
 

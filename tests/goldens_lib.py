@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from r3jax.model import architecture
-from r3jax.model import bagel
 from r3jax.model import image_encoders
+from r3jax.model import network
 from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import scenes
@@ -33,7 +33,7 @@ def case(name: str) -> dict[str, np.ndarray]:
   return GOLDEN.arrays(name)
 
 
-def bagel_model() -> bagel.Bagel:
+def bagel_model() -> network.Bagel:
   return GOLDEN.bagel
 
 
@@ -41,7 +41,7 @@ def towers(size: tuple[int, int] | None = None) -> image_encoders.Towers:
   return GOLDEN.towers(size)
 
 
-def run(layout: segments.Layout, inputs, lengths, past=()) -> bagel.Output:
+def run(layout: segments.Layout, inputs, lengths, past=()) -> network.Output:
   """Runs segments through the golden policy, compiled."""
   return model.run(GOLDEN, layout, inputs, lengths, past)
 

@@ -57,9 +57,9 @@ class TestSignatures:
       )
     assert {
       "r3jax.model.attention.attend",
-      "r3jax.sampling.text.decode",
-      "r3jax.sampling.flow.sample",
-      "r3jax.sampling.guidance.combine",
+      "r3jax.sampling.decoding.decode",
+      "r3jax.sampling.flow_matching.sample",
+      "r3jax.sampling.classifier_free.combine",
       "r3jax.rl.losses.k3",
       "r3jax.agent.rollout.refine",
       "r3jax.sequence.thoughts.parse_tokens",
@@ -67,10 +67,10 @@ class TestSignatures:
     assert len(set(checked)) > 60
 
   def test_wrong_shape_is_reported(self, checked):
-    from r3jax.sampling import guidance
+    from r3jax.sampling import classifier_free
 
     latent, other = (jax.numpy.zeros((2, n, 4)) for n in (3, 5))
     with pytest.raises(jaxtyping.TypeCheckError):
-      guidance.combine(
-        guidance.Guidance(1.0, 1.0, "global"), latent, other, None
+      classifier_free.combine(
+        classifier_free.Guidance(1.0, 1.0, "global"), latent, other, None
       )

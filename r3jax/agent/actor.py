@@ -8,16 +8,16 @@ import jax.numpy as jnp
 
 from r3jax import types
 from r3jax.agent import settings as settings_lib
-from r3jax.model import bagel as bagel_lib
+from r3jax.model import network
 from r3jax.model import parameters
-from r3jax.sampling import text
+from r3jax.sampling import decoding
 from r3jax.sequence import segments
 
 
 # Compiled apart only to be traced once: the same segments run in rollout, loss and reference.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(
-  bagel: bagel_lib.Bagel,
+  bagel: network.Bagel,
   layout: segments.Layout,
   policy: types.Params,
   inputs,
@@ -46,12 +46,12 @@ class Actor:
   frozen: types.Params
   settings: settings_lib.Settings
 
-  def run(self, layout, inputs, lengths, past=()) -> bagel_lib.Output:
+  def run(self, layout, inputs, lengths, past=()) -> network.Output:
     """Runs segments through the policy, see `Bagel.__call__`."""
     return _run(self.modules.bagel, layout, self.policy, inputs, lengths, past)
 
   def velocities(
-    self, output: bagel_lib.Output, names: tuple[str, ...]
+    self, output: network.Output, names: tuple[str, ...]
   ) -> tuple[types.Latent, ...]:
     """Reads the velocities of the named noise segments."""
     return tuple(self._read(output.latent(name), "velocity") for name in names)
@@ -65,7 +65,7 @@ class Actor:
 
     @jax.checkpoint
     def read(hidden, ids):
-      return text.logprob(self._read(hidden, "logits"), ids)
+      return decoding.logprob(self._read(hidden, "logits"), ids)
 
     parts = [slice(at, at + _SLOTS) for at in range(0, ids.shape[1], _SLOTS)]
     return jnp.concatenate(

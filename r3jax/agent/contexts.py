@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.agent import actor as actor_lib
 from r3jax.agent import samples as samples_lib
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
@@ -33,7 +33,7 @@ def _full(length: int, rows: int) -> types.Lengths:
 class Context:
   """The cached part of a stage that a group shares."""
 
-  cache: bagel.Cache  # rows of groups
+  cache: network.Cache  # rows of groups
   # [B] of the shared text segments, per sample
   lengths: Mapping[str, types.Lengths]
   layout: segments.Layout = flax.struct.field(pytree_node=False)
@@ -70,7 +70,7 @@ def reflect_context(
   ids, rows = actor.settings.system_reflect, prompts.ids.shape[0]
   inputs = {
     "system": _system(actor, ids, rows),
-    "seen": features,
+    "vision": features,
     "question": prompts.question,
   }
   lengths = {
@@ -89,8 +89,8 @@ def refine_context(
   samples: int,
 ) -> Context:
   """Returns the cached A(image) V(image) of every group."""
-  clean = bagel.Noised(source, jnp.zeros(source.shape[0], source.dtype))
-  inputs = {"source": clean, "seen": features}
+  clean = network.Noised(source, jnp.zeros(source.shape[0], source.dtype))
+  inputs = {"source": clean, "vision": features}
   return _shared(
     actor, layouts.refine(actor.settings.capacities), inputs, {}, samples
   )

@@ -14,11 +14,11 @@ from r3jax.agent import contexts
 from r3jax.agent import keys as keys_lib
 from r3jax.agent import samples
 from r3jax.agent import settings
-from r3jax.model import bagel as bagel_lib
 from r3jax.model import layers
-from r3jax.sampling import flow as flow_lib
-from r3jax.sampling import guidance
-from r3jax.sampling import text as text_lib
+from r3jax.model import network
+from r3jax.sampling import classifier_free
+from r3jax.sampling import decoding
+from r3jax.sampling import flow_matching
 from r3jax.sequence import layouts
 
 
@@ -29,12 +29,12 @@ def _decode(
   name: str,
   sampling,
   keys: keys_lib.Keys,
-) -> text_lib.Decoded:
+) -> decoding.Decoded:
   tokens = context.layout[name].capacity - 1
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(
     keys.sample
   )
-  return text_lib.decode(
+  return decoding.decode(
     actor.modules.bagel,
     actor.policy,
     context.layout,
@@ -50,12 +50,12 @@ def _decode(
 def _sample_flow(
   actor: actor_lib.Actor,
   context: contexts.Context,
-  own: bagel_lib.Cache,
+  own: network.Cache,
   lengths,
   flow: settings.FlowSettings,
   names,
   keys: keys_lib.Keys,
-) -> flow_lib.Trajectory:
+) -> flow_matching.Trajectory:
   """Samples the latents of a stage: one noise and one SDE index per group, SDE noise per sample."""
   layout, past = context.layout, (context.cache, own)
   bagel = actor.modules.bagel
@@ -67,12 +67,14 @@ def _sample_flow(
     active = branches if guided else branches[:1]
     output = actor.run(
       layout,
-      {name: bagel_lib.Noised(latent, t) for name in active},
+      {name: network.Noised(latent, t) for name in active},
       lengths,
       past,
     )
     found = actor.velocities(output, active)
-    return guidance.combine(flow.guidance, *found) if guided else found[0]
+    return (
+      classifier_free.combine(flow.guidance, *found) if guided else found[0]
+    )
 
   def draw_group(key):
     noise_key, index_key = jax.random.split(key)
@@ -88,10 +90,10 @@ def _sample_flow(
     draw = lambda key, step: jax.random.normal(
       jax.random.fold_in(key, step), shape, dtype
     )
-    plan = flow_lib.SDEPlan(
+    plan = flow_matching.SDEPlan(
       index, lambda step: jax.vmap(lambda key: draw(key, step))(keys.sample)
     )
-  return flow_lib.sample(
+  return flow_matching.sample(
     velocity, initial, flow.schedule, flow.guided, flow.eta, plan, flow.on_step
   )
 
@@ -102,7 +104,7 @@ class Thought:
 
   text: samples.Text
   context: contexts.Context
-  cache: bagel_lib.Cache  # of the thought
+  cache: network.Cache  # of the thought
 
 
 def think(

@@ -4,7 +4,7 @@ import flax.struct
 import jax
 
 from r3jax import types
-from r3jax.sampling import flow as flow_lib
+from r3jax.sampling import flow_matching
 
 
 @flax.struct.dataclass
@@ -33,7 +33,7 @@ class Reason:
   """A rollout of the reason stage."""
 
   text: Text
-  flow: flow_lib.Trajectory
+  flow: flow_matching.Trajectory
   images: types.Images  # [B, h, w, 3]
 
 
@@ -59,5 +59,5 @@ class Instruction:
 class Refine:
   """A rollout of the refine stage."""
 
-  flow: flow_lib.Trajectory
+  flow: flow_matching.Trajectory
   images: types.Images  # [B, h, w, 3] the source where nothing was edited

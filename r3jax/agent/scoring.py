@@ -9,8 +9,8 @@ from r3jax.agent import contexts
 from r3jax.agent import reference_loss
 from r3jax.agent import samples as samples_lib
 from r3jax.agent import settings
-from r3jax.model import bagel
-from r3jax.sampling import guidance
+from r3jax.model import network
+from r3jax.sampling import classifier_free
 from r3jax.sequence import layouts
 
 
@@ -18,7 +18,7 @@ from r3jax.sequence import layouts
 class Pass:
   """One forward pass over a recorded rollout."""
 
-  output: bagel.Output
+  output: network.Output
   # that images are scored with
   flow: settings.FlowSettings = flax.struct.field(pytree_node=False)
 
@@ -35,7 +35,7 @@ def reason_pass(
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.reason(flow, layout)
-  noised = bagel.Noised(rollout.flow.before, rollout.flow.t)
+  noised = network.Noised(rollout.flow.before, rollout.flow.t)
   inputs = {
     "thought": rollout.text.ids,
     **dict.fromkeys(flow.branches(layouts.DRAFT), noised),
@@ -49,7 +49,7 @@ def reflect_pass(
   prompts: samples_lib.Prompts,
   source: samples_lib.Source,
   text: samples_lib.Text,
-) -> bagel.Output:
+) -> network.Output:
   """Runs sampled reflections."""
   samples = text.ids.shape[0] // prompts.ids.shape[0]
   context = contexts.reflect_context(actor, prompts, source.features, samples)
@@ -74,7 +74,7 @@ def refine_pass(
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.refine(flow, layout)
-  noised = bagel.Noised(rollout.flow.before, rollout.flow.t)
+  noised = network.Noised(rollout.flow.before, rollout.flow.t)
   lengths = contexts.instruction_lengths(instruction)
   inputs = dict.fromkeys(lengths, instruction.ids) | dict.fromkeys(
     flow.branches(layouts.EDIT), noised
@@ -88,7 +88,7 @@ def scored_velocity(
   """Returns the velocity [B, N, C] that images are scored with, out of the branches among `names`."""
   found = actor.velocities(run.output, run.flow.branches(names))
   return (
-    guidance.combine_where_active(run.flow.guidance, t, found)
+    classifier_free.combine_where_active(run.flow.guidance, t, found)
     if len(found) > 1
     else found[0]
   )

@@ -5,12 +5,12 @@ import dataclasses
 
 import numpy as np
 
-from r3jax.model import bagel
 from r3jax.model import image_encoders
-from r3jax.parallel import rules
-from r3jax.sampling import guidance as guidance_lib
-from r3jax.sampling import schedule as schedule_lib
-from r3jax.sampling import text
+from r3jax.model import network
+from r3jax.parallel import sharding
+from r3jax.sampling import classifier_free
+from r3jax.sampling import decoding
+from r3jax.sampling import schedules
 from r3jax.sequence import layouts
 
 
@@ -26,9 +26,9 @@ class FlowSettings:
     on_step: called on the host with the number of every step, see `flow.sample`.
   """
 
-  schedule: schedule_lib.Schedule
-  guidance: guidance_lib.Guidance
-  eta: schedule_lib.Eta
+  schedule: schedules.Schedule
+  guidance: classifier_free.Guidance
+  eta: schedules.Eta
   sde_index_max: int
   on_step: Callable[[np.ndarray], None] | None = None
 
@@ -101,8 +101,8 @@ class Settings:
   groups: int
   group_size: int
   capacities: layouts.Capacities
-  reason_text: text.TextSampling
-  reflect_text: text.TextSampling
+  reason_text: decoding.TextSampling
+  reflect_text: decoding.TextSampling
   reason_flow: FlowSettings
   refine_flow: FlowSettings
   loss: LossSettings
@@ -144,6 +144,6 @@ class Modules:
     rollout_rules: where parameters and activations of rollouts go.
   """
 
-  bagel: bagel.Bagel
+  bagel: network.Bagel
   towers: image_encoders.Towers
-  rollout_rules: rules.Rules = rules.TRAIN
+  rollout_rules: sharding.Rules = sharding.TRAIN

@@ -17,9 +17,9 @@ from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import pretrained
 from r3jax.model import architecture
 from r3jax.model import image_encoders
-from r3jax.model import lora
+from r3jax.model import low_rank
 from r3jax.model import parameters
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 from r3jax.rewards import outcome
 from r3jax.rl import iteration
 from r3jax.rl import train_state as train_state_lib
@@ -113,7 +113,9 @@ def base(config: ml_collections.ConfigDict, layers: int | None) -> Base:
 
 def on_mesh(tree, mesh: jax.sharding.Mesh, shardings=None):
   """Returns shapes with shardings; replicated where none are given."""
-  shardings = shardings or jax.tree.map(lambda _: rules.replicated(mesh), tree)
+  shardings = shardings or jax.tree.map(
+    lambda _: sharding.replicated(mesh), tree
+  )
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     tree,
@@ -147,7 +149,7 @@ def weights(
   modules: settings_lib.Modules, mesh: jax.sharding.Mesh, dtype: types.DType
 ) -> tuple[types.Params, types.Params]:
   """Returns the policy, without adapters, and the towers, as `Pretrained.load` makes them."""
-  plain = modules.bagel.clone(lora=lora.LoRA())
+  plain = modules.bagel.clone(lora=low_rank.LoRA())
   shardings, shapes = (
     pretrained.shardings(plain, mesh),
     bagel_files.leaf_shapes(plain.config),
@@ -177,8 +179,10 @@ def start(
     return policy, iteration.Frozen(
       towers, narrow if settings.loss.needs_reference else None
     )
-  shardings = lora.adapters(parameters.shardings(bagel, mesh))
-  adapters = on_mesh(lora.adapters(parameters.unboxed(bagel)), mesh, shardings)
+  shardings = low_rank.adapters(parameters.shardings(bagel, mesh))
+  adapters = on_mesh(
+    low_rank.adapters(parameters.unboxed(bagel)), mesh, shardings
+  )
   return adapters, iteration.Frozen(
     towers, {} if settings.loss.needs_reference else None, narrow
   )
@@ -189,7 +193,7 @@ def train_state(
 ) -> train_state_lib.TrainState:
   """Returns the state at which `Session.init` starts."""
   moments = jax.eval_shape(optimizer.init, policy)
-  placed = rules.like_parameters(
+  placed = sharding.like_parameters(
     moments, jax.tree.map(lambda leaf: leaf.sharding, policy), mesh
   )
   count = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), mesh)

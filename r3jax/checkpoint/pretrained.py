@@ -23,10 +23,10 @@ from r3jax.checkpoint import orbax_weights
 from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import training
 from r3jax.model import architecture
-from r3jax.model import bagel as bagel_lib
-from r3jax.model import lora as lora_lib
+from r3jax.model import low_rank
+from r3jax.model import network
 from r3jax.model import parameters
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 from r3jax.sequence import tokenization
 
 
@@ -46,11 +46,11 @@ class Pretrained:
   sizes: architecture.BagelConfig
   tokenizer: tokenization.TextTokenizer
   trained: epath.Path | None = None
-  adapted: tuple[tuple[lora_lib.LoRA, epath.Path], ...] = ()
+  adapted: tuple[tuple[low_rank.LoRA, epath.Path], ...] = ()
 
   def load(
     self,
-    bagel: bagel_lib.Bagel,
+    bagel: network.Bagel,
     mesh: jax.sharding.Mesh,
     dtype: types.DType = jnp.float32,
     policy_dtype: types.DType | None = None,
@@ -124,19 +124,19 @@ class Pretrained:
     )
 
   def _merged(
-    self, policy: types.Params, lora: lora_lib.LoRA, state: epath.Path
+    self, policy: types.Params, lora: low_rank.LoRA, state: epath.Path
   ) -> types.Params:
     """Returns a policy with the adapters of a training checkpoint merged into its kernels."""
-    shapes = lora_lib.adapters(
-      nn.unbox(parameters.boxed(bagel_lib.Bagel(self.sizes, lora=lora)))
+    shapes = low_rank.adapters(
+      nn.unbox(parameters.boxed(network.Bagel(self.sizes, lora=lora)))
     )
-    whole = rules.replicated(jax.tree.leaves(policy)[0].sharding.mesh)
+    whole = sharding.replicated(jax.tree.leaves(policy)[0].sharding.mesh)
     wanted = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
       shapes,
     )
     found = orbax_weights.load(state, {"policy": wanted}, None)
-    return lora_lib.merge(policy, found["policy"], lora.scale)
+    return low_rank.merge(policy, found["policy"], lora.scale)
 
   def fingerprint(self) -> str:
     """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""
@@ -256,7 +256,7 @@ def _trained(workdir: epath.Path) -> Pretrained:
   path = workdir / "config.json"
   try:
     model = json.loads(path.read_text())["model"]
-    folder, lora = model["folder"], lora_lib.LoRA(**model.get("lora", {}))
+    folder, lora = model["folder"], low_rank.LoRA(**model.get("lora", {}))
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path} must be the config of a run, with model.folder: {error!r}"
@@ -268,7 +268,7 @@ def _trained(workdir: epath.Path) -> Pretrained:
 
 
 def shardings(
-  bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh
+  bagel: network.Bagel, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.sharding.Sharding]:
   """Returns the sharding of every leaf of the weights by its path; all but the policy is replicated."""
   policy = flax.traverse_util.flatten_dict(
@@ -276,6 +276,6 @@ def shardings(
   )
   paths = bagel_files.leaf_shapes(bagel.config)
   return {
-    path: policy.get(path.removeprefix("policy/"), rules.replicated(mesh))
+    path: policy.get(path.removeprefix("policy/"), sharding.replicated(mesh))
     for path in paths
   }

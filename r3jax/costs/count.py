@@ -11,7 +11,7 @@ import math
 from r3jax.agent import settings as settings_lib
 from r3jax.costs import chips
 from r3jax.model import architecture
-from r3jax.parallel import rules as rules_lib
+from r3jax.parallel import sharding
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
@@ -20,8 +20,8 @@ BACKWARD = 2  # products of a backward pass, in forward passes
 # Segments of the stages: what a group shares, and what an edit is told.
 _ASKED, _SEEN, _SOURCE = (
   ("system", "prompt"),
-  ("system", "seen", "question"),
-  ("source", "seen"),
+  ("system", "vision", "question"),
+  ("source", "vision"),
 )
 _TOLD = ("instruction", "instruction_alone")
 
@@ -134,7 +134,7 @@ def _flow(
   return branches.times(guided) + every.times(flow.schedule.num_steps - guided)
 
 
-def copies(rules: rules_lib.Rules, mesh: Mapping[str, int]) -> int:
+def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
   """Returns how many chips read the same weight: those that neither rules nor replicas give another part of it.
 
   Training gathers a layer over `fsdp` and then reads it whole, as every chip of a rollout does.

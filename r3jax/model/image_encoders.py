@@ -11,7 +11,7 @@ from r3jax.model import autoencoder
 from r3jax.model import layers
 from r3jax.model import preprocess
 from r3jax.model import siglip
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Towers:
         {"params": params}, layers.patchify(pixels, vision.patch_size), ids
       )
 
-    return rules.over_rows(some, frozen["vision"], images, self._at_once)
+    return sharding.over_rows(some, frozen["vision"], images, self._at_once)
 
   @jax.named_scope("towers")
   def encode(self, frozen: types.Params, images: types.Images) -> types.Latent:
@@ -90,7 +90,9 @@ class Towers:
         {"params": params}, pixels, method="encode"
       )
 
-    return rules.over_rows(some, frozen["autoencoder"], images, self._at_once)
+    return sharding.over_rows(
+      some, frozen["autoencoder"], images, self._at_once
+    )
 
   @jax.named_scope("towers")
   def decode(self, frozen: types.Params, latent: types.Latent) -> types.Images:
@@ -102,7 +104,9 @@ class Towers:
       )
       return preprocess.to_uint8(pixels)
 
-    return rules.over_rows(some, frozen["autoencoder"], latent, self._at_once)
+    return sharding.over_rows(
+      some, frozen["autoencoder"], latent, self._at_once
+    )
 
   @property
   def _at_once(self) -> int:

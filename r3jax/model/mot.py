@@ -10,9 +10,9 @@ from r3jax import types
 from r3jax.model import architecture
 from r3jax.model import attention
 from r3jax.model import layers
-from r3jax.model import lora as lora_lib
+from r3jax.model import low_rank
 from r3jax.model import splash
-from r3jax.parallel import rules as rules_lib
+from r3jax.parallel import sharding
 from r3jax.sequence import segments
 
 
@@ -35,8 +35,8 @@ class Expert(nn.Module):
 
   config: architecture.LLMConfig
   dtype: types.DType
-  rules: rules_lib.Rules
-  lora: lora_lib.LoRA
+  rules: sharding.Rules
+  lora: low_rank.LoRA
   adapted: tuple[str, ...]  # names of the projections with adapters
 
   def setup(self):
@@ -92,8 +92,8 @@ class Layer(nn.Module):
 
   config: architecture.LLMConfig
   dtype: types.DType
-  rules: rules_lib.Rules
-  lora: lora_lib.LoRA
+  rules: sharding.Rules
+  lora: low_rank.LoRA
 
   def setup(self):
     self.und = Expert(
@@ -168,8 +168,8 @@ def scanned_layers(
   config: architecture.LLMConfig,
   dtype: types.DType,
   remat: str,
-  rules: rules_lib.Rules,
-  lora: lora_lib.LoRA,
+  rules: sharding.Rules,
+  lora: low_rank.LoRA,
 ) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 

@@ -6,22 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
-from r3jax.model import bagel as bagel_lib
 from r3jax.model import layers
-from r3jax.model import lora
-from r3jax.parallel import rules
+from r3jax.model import low_rank
+from r3jax.model import network
+from r3jax.parallel import sharding
 from r3jax.sequence import layouts
 
 
-def init(bagel: bagel_lib.Bagel, key: types.Key):
+def init(bagel: network.Bagel, key: types.Key):
   """Returns a freshly drawn policy, adapters included, boxed with logical axis names."""
   # no parameter depends on them
   c = layouts.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))
   inputs = {
-    "source": bagel_lib.Noised(
+    "source": network.Noised(
       jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)
     ),
-    "seen": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
+    "vision": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
     "instruction": jnp.zeros((1, 1), jnp.int32),
   }
   lengths = {"instruction": jnp.ones(1, jnp.int32)}
@@ -31,47 +31,47 @@ def init(bagel: bagel_lib.Bagel, key: types.Key):
   )["params"]
 
 
-def boxed(bagel: bagel_lib.Bagel):
+def boxed(bagel: network.Bagel):
   """Returns the shapes of a policy, adapters included, boxed with logical axis names."""
   return jax.eval_shape(lambda: init(bagel, jax.random.key(0)))
 
 
-def unboxed(bagel: bagel_lib.Bagel) -> types.Params:
+def unboxed(bagel: network.Bagel) -> types.Params:
   """Returns the shapes of a policy, adapters included."""
   return nn.unbox(boxed(bagel))
 
 
-def shardings(bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
+def shardings(bagel: network.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
   """Returns the sharding of every parameter of a policy, adapters included.
 
   Raises:
     ValueError: a sharded dimension does not divide over its mesh axes; lists all.
   """
-  return rules.parameter_shardings(boxed(bagel), bagel.rules, mesh)
+  return sharding.parameter_shardings(boxed(bagel), bagel.rules, mesh)
 
 
 def init_adapters(
-  bagel: bagel_lib.Bagel, mesh: jax.sharding.Mesh, seed: int
+  bagel: network.Bagel, mesh: jax.sharding.Mesh, seed: int
 ) -> types.Params:
   """Returns the sharded adapters of a policy that still is its base, in float32 or the wider dtype computed in."""
   dtype = layers.at_least_float32(bagel.dtype)
 
   def draw(seed):
-    found = lora.adapters(nn.unbox(init(bagel, jax.random.key(seed))))
+    found = low_rank.adapters(nn.unbox(init(bagel, jax.random.key(seed))))
     return jax.tree.map(lambda x: x.astype(dtype), found)
 
   # Compiled, so that the rest of the policy is not drawn.
-  return jax.jit(draw, out_shardings=lora.adapters(shardings(bagel, mesh)))(
+  return jax.jit(draw, out_shardings=low_rank.adapters(shardings(bagel, mesh)))(
     np.uint32(seed)
   )
 
 
-def placed(bagel: bagel_lib.Bagel, policy: types.Params) -> types.Params:
+def placed(bagel: network.Bagel, policy: types.Params) -> types.Params:
   """Asks the compiler, inside a compiled function, to put parameters where the rules of `bagel` say."""
   if jax.sharding.get_abstract_mesh().empty:
     return policy
   return jax.lax.with_sharding_constraint(
-    policy, rules.parameter_specs(boxed(bagel), bagel.rules)
+    policy, sharding.parameter_specs(boxed(bagel), bagel.rules)
   )
 
 

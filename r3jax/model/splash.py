@@ -20,7 +20,7 @@ import numpy as np
 
 from r3jax import types
 from r3jax.model import attention
-from r3jax.parallel import rules as rules_lib
+from r3jax.parallel import sharding
 from r3jax.sequence import segments
 
 _LANES = 128  # the kernel's blocks are multiples of this
@@ -31,7 +31,7 @@ _FILLED, _EMPTY = 0, 1  # segment ids
 def attend(
   query: types.Heads,
   sources: Sequence[attention.Source],
-  rules: rules_lib.Rules,
+  rules: sharding.Rules,
   interpret: bool = False,
 ) -> types.Heads:
   """Attends to the union of the sources, as `attention.attend`; slots without a token get zeros.
@@ -67,7 +67,7 @@ def attend(
     rules.spec(key.shape, ("rows", "kv_heads", None, None)),
     rules.spec(query_ids.shape, ("rows", None)),
   )
-  run = rules_lib.by_hand(
+  run = sharding.by_hand(
     functools.partial(_run, table, interpret),
     (heads_spec, kv_spec, kv_spec, ids_spec, ids_spec),
     heads_spec,

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.model import bagel
 from r3jax.model import layers
+from r3jax.model import network
 from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import perception
 from r3jax.parity import scenes
 from r3jax.parity import seen
-from r3jax.sampling import flow
-from r3jax.sampling import guidance as guidance_lib
-from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import classifier_free
+from r3jax.sampling import flow_matching
+from r3jax.sampling import schedules
 from r3jax.sequence import segments
 
 Golden, Seen, Scene = goldens.Golden, seen.Seen, scenes.Scene
@@ -43,10 +43,10 @@ def _positions(scene: Scene) -> Iterator[Seen]:
   yield Seen("kv_lens_ropes", np.asarray(counters))
 
 
-def _combined(guidance: guidance_lib.Guidance, branches) -> np.ndarray:
+def _combined(guidance: classifier_free.Guidance, branches) -> np.ndarray:
   needed = 1 + guidance.uses_text + guidance.uses_image
   return model.packed(
-    guidance_lib.combine(guidance, *branches[:needed])
+    classifier_free.combine(guidance, *branches[:needed])
     if guidance.uses_text
     else branches[0]
   )
@@ -72,15 +72,17 @@ def _velocities(
       if f"v_{renorm}{suffix}" in arrays:
         yield Seen(
           f"v_{renorm}{suffix}",
-          _combined(guidance_lib.Guidance(*pair, renorm), branches),
+          _combined(classifier_free.Guidance(*pair, renorm), branches),
         )
   if "v_channel_min09" in arrays:
-    guidance = guidance_lib.Guidance(*scales[""], "channel", renorm_min=0.9)
+    guidance = classifier_free.Guidance(*scales[""], "channel", renorm_min=0.9)
     yield Seen("v_channel_min09", _combined(guidance, branches))
   if "v_textscale1_imgscale" in arrays:
     yield Seen(
       "v_textscale1_imgscale",
-      _combined(guidance_lib.Guidance(1.0, scales[""][1], "global"), branches),
+      _combined(
+        classifier_free.Guidance(1.0, scales[""][1], "global"), branches
+      ),
     )
 
 
@@ -137,15 +139,15 @@ def _context(
   vit = model.run(
     golden,
     scene.layout,
-    {"seen": model.look(golden, pictures)[0]},
+    {"vision": model.look(golden, pictures)[0]},
     scene.lengths,
   )
-  yield Seen("hidden_vit_block", model.packed(vit.text("seen")))
+  yield Seen("hidden_vit_block", model.packed(vit.text("vision")))
   depth, rows, _, *entry = vit.cache.key.shape
   zeros = jnp.zeros(
     (depth, rows, scene.layout["source"].capacity, *entry), vit.cache.key.dtype
   )
-  past = (bagel.Cache(zeros, zeros, ("source",)), vit.cache)
+  past = (network.Cache(zeros, zeros, ("source",)), vit.cache)
   output = model.run(
     golden, scene.layout, {"instruction": ids}, scene.lengths, past
   )
@@ -162,13 +164,13 @@ def _initial(golden: Golden, case: str) -> jax.Array:
 
 
 def _guided(
-  guidance: guidance_lib.Guidance, schedule: schedule_lib.Schedule
+  guidance: classifier_free.Guidance, schedule: schedules.Schedule
 ) -> np.ndarray:
   return np.array([guidance.active(t) for t in schedule.times()[:-1]], bool)
 
 
-def _schedule(golden: Golden, points: int) -> schedule_lib.Schedule:
-  return schedule_lib.Schedule(points, golden.constants["timestep_shift"])
+def _schedule(golden: Golden, points: int) -> schedules.Schedule:
+  return schedules.Schedule(points, golden.constants["timestep_shift"])
 
 
 @functools.partial(
@@ -197,19 +199,21 @@ def _sample(
     found = model.velocities(
       golden, policy, layout, active, latent, t, lengths, past
     )
-    return guidance_lib.combine(guidance, *found) if guided else found[0]
+    return classifier_free.combine(guidance, *found) if guided else found[0]
 
   plan = (
-    None if sde_noise is None else flow.SDEPlan(index, lambda step: sde_noise)
+    None
+    if sde_noise is None
+    else flow_matching.SDEPlan(index, lambda step: sde_noise)
   )
-  return flow.sample(
+  return flow_matching.sample(
     velocity, initial, schedule, _guided(guidance, schedule), eta, plan
   )
 
 
 def _sampled(
   golden, case, interval=(0.4, 1.0), index=None, sde_noise=None, eta=None
-) -> flow.Trajectory:
+) -> flow_matching.Trajectory:
   scene = scenes.scene(golden, case)
   return _sample(
     golden,
@@ -238,13 +242,15 @@ def _steps(golden: Golden, case: str) -> Iterator[Seen]:
       latent, t, scene.active if is_guided else scene.active[:1]
     )
     v = (
-      guidance_lib.combine(scene.guidance, *branches)
+      classifier_free.combine(scene.guidance, *branches)
       if is_guided
       else branches[0]
     )
     latents.append(model.packed(latent))
     velocities.append(model.packed(v))
-    latent = flow.ode_step(latent, v, jnp.full(scene.rows, t - following))
+    latent = flow_matching.ode_step(
+      latent, v, jnp.full(scene.rows, t - following)
+    )
   yield Seen("timesteps", times)
   yield Seen("cfg_active", guided)
   yield Seen("x_traj", np.stack(latents))
@@ -272,19 +278,19 @@ def mixed(golden: Golden, case: str) -> Iterator[Seen]:
   """Case h: an ODE with one SDE step."""
   arrays, scene = golden.arrays(case), scenes.scene(golden, case)
   index = jnp.full(scene.rows, int(arrays["sde_idx"][0]))
-  eta = schedule_lib.Eta("monotonic", float(arrays["constant_eta"]))
+  eta = schedules.Eta("monotonic", float(arrays["constant_eta"]))
   noise = model.unpacked(arrays["sde_noise"], scene.rows)
   found = _sampled(golden, case, index=index, sde_noise=noise, eta=eta)
   yield Seen("timestep", found.t[:1])
   yield Seen("dt", found.dt[:1])
   yield Seen("x_final", model.packed(found.latent))
   branches = scene.branches(found.before, found.t[0], scene.active)
-  velocity = guidance_lib.combine(scene.guidance, *branches)
+  velocity = classifier_free.combine(scene.guidance, *branches)
   yield Seen("v_sde_step", model.packed(velocity))
-  mean, std = flow.sde_moments(
+  mean, std = flow_matching.sde_moments(
     found.before, velocity, found.t, found.dt, eta(found.t)
   )
-  tokens = flow.token_logprob(found.after, mean, std)
+  tokens = flow_matching.token_logprob(found.after, mean, std)
   for row in range(scene.rows):
     yield Seen(
       f"latents_{row}", jnp.stack([found.before[row], found.after[row]])
@@ -311,12 +317,12 @@ def sde(golden: Golden, case: str) -> Iterator[Seen]:
     *(arrays[name] for name in ("t", "dt", "eta_mode", "eta_scale"))
   ):
     t, dt = jnp.asarray([t]), jnp.asarray([dt])
-    eta = schedule_lib.Eta(("constant", "monotonic")[mode], float(scale))(t)
-    mean, std = flow.sde_moments(x, v, t, dt, eta)
-    reference_mean, _ = flow.sde_moments(x, v_ref, t, dt, eta)
+    eta = schedules.Eta(("constant", "monotonic")[mode], float(scale))(t)
+    mean, std = flow_matching.sde_moments(x, v, t, dt, eta)
+    reference_mean, _ = flow_matching.sde_moments(x, v_ref, t, dt, eta)
     logprob, kl = (
-      flow.token_logprob(x_next, mean, std),
-      flow.token_kl(mean, reference_mean, std),
+      flow_matching.token_logprob(x_next, mean, std),
+      flow_matching.token_kl(mean, reference_mean, std),
     )
     for name, value in zip(found, (eta, std[:, 0, 0], mean, logprob, kl)):
       found[name].append(np.asarray(value)[0])
@@ -325,9 +331,11 @@ def sde(golden: Golden, case: str) -> Iterator[Seen]:
     jnp.asarray(arrays[name])[:, None] for name in ("x_t", "v", "x_prev")
   )
   t, dt = jnp.asarray(arrays["vec_t"]), jnp.asarray(arrays["vec_dt"])
-  mean, std = flow.sde_moments(
-    x, v, t, dt, schedule_lib.Eta("monotonic", 0.7)(t)
+  mean, std = flow_matching.sde_moments(
+    x, v, t, dt, schedules.Eta("monotonic", 0.7)(t)
   )
   yield Seen("vec_mean", mean[:, 0])
   yield Seen("vec_std", std[:, 0])
-  yield Seen("vec_log_prob", flow.token_logprob(x_next, mean, std)[:, 0])
+  yield Seen(
+    "vec_log_prob", flow_matching.token_logprob(x_next, mean, std)[:, 0]
+  )

@@ -19,8 +19,8 @@ from r3jax import types
 from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.model import architecture
-from r3jax.model import bagel
 from r3jax.model import image_encoders
+from r3jax.model import network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Golden:
     return {name: self.weights[name] for name in ("vision", "autoencoder")}
 
   @functools.cached_property
-  def bagel(self) -> bagel.Bagel:
+  def bagel(self) -> network.Bagel:
     """The language model with its adapters."""
-    return bagel.Bagel(self.config, self.dtype)
+    return network.Bagel(self.config, self.dtype)
 
   def towers(
     self, size: tuple[int, int] | None = None

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.model import bagel
 from r3jax.model import layers
+from r3jax.model import network
 from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import perception
 from r3jax.parity import seen
-from r3jax.sampling import text as text_lib
+from r3jax.sampling import decoding
 from r3jax.sequence import segments as segments_lib
 from r3jax.sequence import thoughts
 
 Golden, Seen = goldens.Golden, seen.Seen
-GREEDY = text_lib.TextSampling(0.0)
+GREEDY = decoding.TextSampling(0.0)
 
 
 def tables(golden: Golden, case: str) -> Iterator[Seen]:
@@ -48,7 +48,7 @@ def _advance(golden: Golden, policy, residual, positions, masks, kernels):
   one = dataclasses.replace(
     golden.config, llm=dataclasses.replace(golden.config.llm, num_layers=1)
   )
-  layer = bagel.Bagel(one, golden.dtype)
+  layer = network.Bagel(one, golden.dtype)
   return layer.apply(
     {"params": policy | {"layers": kernels}},
     residual,
@@ -79,8 +79,8 @@ def _after_every_layer(
 @functools.partial(jax.jit, static_argnames=("golden", "layout", "sampling"))
 def _decode(
   golden: Golden, policy, layout, past, lengths, uniforms, sampling
-) -> text_lib.Decoded:
-  return text_lib.decode(
+) -> decoding.Decoded:
+  return decoding.decode(
     golden.bagel, policy, layout, "answer", past, lengths, uniforms, sampling
   )
 
@@ -107,7 +107,7 @@ def _forced(golden: Golden, policy, layout, ids, lengths, past) -> jax.Array:
     return own, logits
 
   return jax.lax.scan(
-    step, bagel.Cache(empty, empty, ("answer",)), jnp.arange(ids.shape[1])
+    step, network.Cache(empty, empty, ("answer",)), jnp.arange(ids.shape[1])
   )[1]
 
 
@@ -129,7 +129,7 @@ def _answers(
 
 
 def _rows(
-  golden: Golden, case: str, prefix: str, decoded: text_lib.Decoded
+  golden: Golden, case: str, prefix: str, decoded: decoding.Decoded
 ) -> Iterator[Seen]:
   """Yields ids, and probabilities where the case has them, of every row."""
   for row, length in enumerate(decoded.lengths.tolist()):
@@ -197,9 +197,9 @@ def reflection(golden: Golden, case: str) -> Iterator[Seen]:
   segments = (
     segments_lib.text("system", system.shape[1]),
     segments_lib.image(
-      "seen", "vit", golden.towers(pictures.shape[1:3]).vit_grid, ("system",)
+      "vision", "vit", golden.towers(pictures.shape[1:3]).vit_grid, ("system",)
     ),
-    segments_lib.text("question", question.shape[1], ("system", "seen")),
+    segments_lib.text("question", question.shape[1], ("system", "vision")),
   )
   layout = _with_answer(segments, arrays["decode_logits"].shape[0])
   for i, pixels in enumerate(
@@ -208,7 +208,7 @@ def reflection(golden: Golden, case: str) -> Iterator[Seen]:
     yield Seen(f"vit_tensor_{i}", pixels)
   inputs = {
     "system": system,
-    "seen": model.look(golden, pictures)[0],
+    "vision": model.look(golden, pictures)[0],
     "question": question,
   }
   lengths = {"system": system_lengths, "question": question_lengths}
@@ -217,7 +217,7 @@ def reflection(golden: Golden, case: str) -> Iterator[Seen]:
   )
   output = model.run(golden, layout, inputs, lengths)
   text_block = model.filled(output.text("question"), question_lengths)
-  yield Seen("hidden_image_block", model.packed(output.text("seen")))
+  yield Seen("hidden_image_block", model.packed(output.text("vision")))
   yield Seen("hidden_text_block", text_block)
   yield Seen(
     "logits_text_block", model.read(golden, jnp.asarray(text_block), "logits")
@@ -225,18 +225,18 @@ def reflection(golden: Golden, case: str) -> Iterator[Seen]:
   yield from _answers(golden, case, layout, (output.cache,), lengths)
 
 
-def _sampling(row) -> text_lib.TextSampling:
+def _sampling(row) -> decoding.TextSampling:
   """Returns a recorded combination; where both filters are set, top_p is the one in effect."""
   temperature, top_k, top_p = (float(x) for x in row)
-  return text_lib.TextSampling(
+  return decoding.TextSampling(
     temperature, top_p, 0 if top_p < 1 else max(int(top_k), 0)
   )
 
 
 def _distribution(
-  logits: jax.Array, sampling: text_lib.TextSampling
+  logits: jax.Array, sampling: decoding.TextSampling
 ) -> jax.Array:
-  ids, probabilities = text_lib.candidates(logits, sampling)
+  ids, probabilities = decoding.candidates(logits, sampling)
   return (
     jnp.zeros(logits.shape)
     .at[jnp.arange(len(logits))[:, None], ids]
@@ -260,9 +260,9 @@ def sampling(golden: Golden, case: str) -> Iterator[Seen]:
         f"c{i}_big_dist",
         _distribution(jnp.asarray(arrays["logits_big"]), settings),
       )
-    tokens = text_lib.draw(logits, jnp.asarray(arrays["u"]), settings)
+    tokens = decoding.draw(logits, jnp.asarray(arrays["u"]), settings)
     yield Seen(f"c{i}_token", tokens)
-    yield Seen(f"c{i}_raw_prob", jnp.exp(text_lib.logprob(logits, tokens)))
+    yield Seen(f"c{i}_raw_prob", jnp.exp(decoding.logprob(logits, tokens)))
     # The reference returns the filtered probability, but for top_p that of the whole softmax.
     warm = logits / settings.temperature
     whole = jnp.exp(warm - jax.nn.logsumexp(warm, axis=-1, keepdims=True))
@@ -282,7 +282,7 @@ def _sampled_text(golden: Golden, case: str) -> Iterator[Seen]:
   layout = _with_answer((segments_lib.text("prompt", ids.shape[1]),), limit)
   past = (model.run(golden, layout, {"prompt": ids}, lengths).cache,)
   uniforms = jnp.asarray(arrays["gen_u"][:limit].T)
-  settings = text_lib.TextSampling(0.9, top_p=0.9)
+  settings = decoding.TextSampling(0.9, top_p=0.9)
   yield from _rows(
     golden,
     case,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.parity import goldens
 from r3jax.sequence import segments
 
@@ -22,7 +22,7 @@ def _run(golden, policy, layout, names, values, lengths, past):
 
 def run(
   golden: Golden, layout: segments.Layout, inputs, lengths, past=()
-) -> bagel.Output:
+) -> network.Output:
   """Runs segments through the policy."""
   values = tuple(inputs.values())
   return _run(
@@ -51,7 +51,7 @@ def velocities(
   golden: Golden, policy, layout, names, latent, t, lengths, past
 ) -> tuple[jax.Array, ...]:
   """Returns the velocities [B, N, C] of the named noise segments, each fed the same latent."""
-  noised = bagel.Noised(latent, t)
+  noised = network.Noised(latent, t)
   output = golden.bagel.apply(
     {"params": policy}, layout, dict.fromkeys(names, noised), lengths, past
   )

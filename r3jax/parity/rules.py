@@ -11,7 +11,7 @@ from r3jax.parity import packing
 from r3jax.parity import seen
 from r3jax.rl import pool as pool_lib
 from r3jax.rl import returns
-from r3jax.sampling import guidance as guidance_lib
+from r3jax.sampling import classifier_free
 from r3jax.sequence import segments as segments_lib
 
 Golden, Seen = goldens.Golden, seen.Seen
@@ -164,7 +164,7 @@ def packs(golden: Golden, case: str) -> Iterator[Seen]:
     yield Seen(name, value)
   predicted = jnp.asarray(arrays["cfg_v_pred"])
   for renorm in ("global", "channel", "text_channel"):
-    guidance = guidance_lib.Guidance(
+    guidance = classifier_free.Guidance(
       *(float(x) for x in arrays["cfg_scales"]), renorm
     )
     found = []
@@ -175,7 +175,7 @@ def packs(golden: Golden, case: str) -> Iterator[Seen]:
       # The reference's trainer guides only where all three copies are there.
       found.append(
         (
-          guidance_lib.combine(guidance, *copies)
+          classifier_free.combine(guidance, *copies)
           if len(copies) == 3
           else copies[0]
         )[0]

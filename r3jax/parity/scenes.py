@@ -6,10 +6,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.parity import goldens
 from r3jax.parity import model
-from r3jax.sampling import guidance as guidance_lib
+from r3jax.sampling import classifier_free
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
@@ -22,10 +22,10 @@ class Scene:
 
   golden: goldens.Golden
   layout: segments.Layout
-  output: bagel.Output  # of the context
+  output: network.Output  # of the context
   lengths: dict[str, jax.Array]
   noise: tuple[str, ...]  # conditional, without text[, without image]
-  guidance: guidance_lib.Guidance
+  guidance: classifier_free.Guidance
   size: tuple[int, int]  # pixels
 
   @property
@@ -34,7 +34,7 @@ class Scene:
     return next(iter(self.lengths.values())).shape[0]
 
   @property
-  def past(self) -> tuple[bagel.Cache]:
+  def past(self) -> tuple[network.Cache]:
     """The context's cache."""
     return (self.output.cache,)
 
@@ -95,7 +95,7 @@ def draft(golden: goldens.Golden, case: str) -> Scene:
   output = model.run(
     golden, layout, {"system": system, "prompt": prompt}, lengths
   )
-  guidance = guidance_lib.Guidance(_scales(golden, case)[0], 1.0, "global")
+  guidance = classifier_free.Guidance(_scales(golden, case)[0], 1.0, "global")
   return Scene(golden, layout, output, lengths, layouts.DRAFT, guidance, size)
 
 
@@ -119,15 +119,15 @@ def edit(golden: goldens.Golden, case: str) -> Scene:
   layout = layouts.refine(capacities)
   features, latent = model.look(golden, pictures)
   lengths = {"instruction": id_lengths, "instruction_alone": id_lengths}
-  clean = bagel.Noised(latent, jnp.zeros(len(ids)))
+  clean = network.Noised(latent, jnp.zeros(len(ids)))
   inputs = {
     "source": clean,
-    "seen": features,
+    "vision": features,
     "instruction": ids,
     "instruction_alone": ids,
   }
   output = model.run(golden, layout, inputs, lengths)
-  guidance = guidance_lib.Guidance(*_scales(golden, case), "text_channel")
+  guidance = classifier_free.Guidance(*_scales(golden, case), "text_channel")
   return Scene(golden, layout, output, lengths, layouts.EDIT, guidance, size)
 
 

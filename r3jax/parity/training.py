@@ -28,10 +28,10 @@ from r3jax.parity import model
 from r3jax.parity import seen
 from r3jax.rl import losses
 from r3jax.rl import objective
-from r3jax.sampling import flow as flow_lib
-from r3jax.sampling import guidance as guidance_lib
-from r3jax.sampling import schedule as schedule_lib
-from r3jax.sampling import text as text_lib
+from r3jax.sampling import classifier_free
+from r3jax.sampling import decoding
+from r3jax.sampling import flow_matching
+from r3jax.sampling import schedules
 from r3jax.sequence import layouts
 
 Golden, Seen = goldens.Golden, seen.Seen
@@ -46,7 +46,7 @@ class Recorded:
   """What the rollout of a pack recorded, with the behaviour that a k case assumes."""
 
   text: samples.Text
-  trajectory: flow_lib.Trajectory
+  trajectory: flow_matching.Trajectory
 
 
 @flax.struct.dataclass
@@ -90,11 +90,11 @@ class Pack:
   def flow(self, image_scale: float, renorm: str) -> settings_lib.FlowSettings:
     """Returns how the pack's images were sampled."""
     c = self.golden.constants
-    guidance = guidance_lib.Guidance(
+    guidance = classifier_free.Guidance(
       float(self.arrays["scales"][0]), image_scale, renorm
     )
-    schedule = schedule_lib.Schedule(c["ode_points"], c["timestep_shift"])
-    eta = schedule_lib.Eta(c["eta"]["mode"], float(self.arrays["constant_eta"]))
+    schedule = schedules.Schedule(c["ode_points"], c["timestep_shift"])
+    eta = schedules.Eta(c["eta"]["mode"], float(self.arrays["constant_eta"]))
     return settings_lib.FlowSettings(schedule, guidance, eta, 1)
 
   def settings(self, capacities: layouts.Capacities) -> settings_lib.Settings:
@@ -105,8 +105,8 @@ class Pack:
       groups=1,
       group_size=self.rows,
       capacities=capacities,
-      reason_text=text_lib.TextSampling(1.0),
-      reflect_text=text_lib.TextSampling(1.0),
+      reason_text=decoding.TextSampling(1.0),
+      reflect_text=decoding.TextSampling(1.0),
       reason_flow=self.flow(1.0, "global"),
       refine_flow=self.flow(image_scale, "text_channel"),
       loss=loss_settings(self.golden),
@@ -150,7 +150,7 @@ def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
   )
   t, dt = jnp.asarray(np.stack(model.numbered(golden, pack, "t_dt"))).T
   per_image = behavior["behavior_log_probs"].reshape(len(ids), -1).mean(axis=1)
-  trajectory = flow_lib.Trajectory(
+  trajectory = flow_matching.Trajectory(
     latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image)
   )
   return Recorded(samples.Text(ids, lengths, jnp.asarray(logprob)), trajectory)
@@ -335,8 +335,10 @@ def _image_logprob(
   """Returns mean [B, N, C], std [B, 1, 1] and log-prob [B, N] of the recorded SDE step."""
   step = recorded.trajectory
   eta = pack.flow(1.0, "global").eta(step.t)
-  mean, std = flow_lib.sde_moments(step.before, velocity, step.t, step.dt, eta)
-  return mean, std, flow_lib.token_logprob(step.after, mean, std)
+  mean, std = flow_matching.sde_moments(
+    step.before, velocity, step.t, step.dt, eta
+  )
+  return mean, std, flow_matching.token_logprob(step.after, mean, std)
 
 
 def scores(golden: Golden, case: str) -> Iterator[Seen]:

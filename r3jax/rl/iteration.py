@@ -18,7 +18,7 @@ from r3jax.agent import rollout as rollout_lib
 from r3jax.agent import samples
 from r3jax.agent import scoring
 from r3jax.agent import settings as settings_lib
-from r3jax.model import lora
+from r3jax.model import low_rank
 from r3jax.parallel import collectives
 from r3jax.rl import diagnostics
 from r3jax.rl import objective
@@ -88,7 +88,7 @@ class Frozen:
 
   def whole(self, trained: types.Params) -> types.Params:
     """Returns the policy that the modules run, from what is trained of it."""
-    return lora.join(self.base, trained)
+    return low_rank.join(self.base, trained)
 
 
 @dataclasses.dataclass(frozen=True)

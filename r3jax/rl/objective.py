@@ -8,7 +8,7 @@ from r3jax import types
 from r3jax.agent import samples
 from r3jax.agent import settings
 from r3jax.rl import losses
-from r3jax.sampling import flow as flow_lib
+from r3jax.sampling import flow_matching
 
 
 @flax.struct.dataclass
@@ -100,7 +100,7 @@ def text_terms(
 def flow_terms(
   velocity: types.Latent,
   reference_velocity: types.Latent,
-  trajectory: flow_lib.Trajectory,
+  trajectory: flow_matching.Trajectory,
   flow: settings.FlowSettings,
   advantage: types.PerSample,
   valid: types.Flags,
@@ -115,16 +115,18 @@ def flow_terms(
       *[jnp.zeros(())] * 3, *[jnp.zeros((), jnp.int32)] * 2, jnp.zeros(())
     )
   t, dt = trajectory.t, trajectory.dt
-  moments = lambda v: flow_lib.sde_moments(
+  moments = lambda v: flow_matching.sde_moments(
     trajectory.before, v, t, dt, flow.eta(t)
   )
   (mean, std), (reference_mean, _) = (
     moments(velocity),
     moments(reference_velocity),
   )
-  logprob = flow_lib.token_logprob(trajectory.after, mean, std).mean(axis=-1)
+  logprob = flow_matching.token_logprob(trajectory.after, mean, std).mean(
+    axis=-1
+  )
   log_ratio = jnp.where(valid, logprob - trajectory.behavior_logprob, 0.0)
-  kl = flow_lib.token_kl(mean, reference_mean, std).mean(axis=-1)
+  kl = flow_matching.token_kl(mean, reference_mean, std).mean(axis=-1)
   policy = losses.clipped_policy(log_ratio, advantage, clip_range)
   return FlowTerms(
     policy=jnp.sum(jnp.where(valid, policy, 0.0)),

@@ -10,7 +10,7 @@ from r3jax import types
 from r3jax.agent import samples
 from r3jax.agent import settings
 from r3jax.rl import objective
-from r3jax.sampling import flow as flow_lib
+from r3jax.sampling import flow_matching
 
 
 @flax.struct.dataclass
@@ -18,7 +18,7 @@ class Recorded:
   """What a stage sampled and what it earned, [B, ...]."""
 
   text: samples.Text
-  flow: flow_lib.Trajectory
+  flow: flow_matching.Trajectory
   # what images were drawn after, in the refine stage
   told: samples.Instruction | None
   text_advantage: jax.Array

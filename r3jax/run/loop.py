@@ -29,7 +29,7 @@ from r3jax.files import jsonl
 from r3jax.model import parameters as parameters_lib
 from r3jax.parallel import meshes
 from r3jax.parallel import multihost
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 from r3jax.report import page
 from r3jax.rewards import control
 from r3jax.rewards import outcome
@@ -229,7 +229,7 @@ class Session:
   def init(self, policy) -> train_state.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
     abstract = jax.eval_shape(self.iteration.optimizer.init, policy)
-    shardings = rules.like_parameters(
+    shardings = sharding.like_parameters(
       abstract,
       parameters_lib.shardings(self.experiment.modules.bagel, self.mesh),
       self.mesh,
@@ -237,7 +237,7 @@ class Session:
     moments = jax.jit(self.iteration.optimizer.init, out_shardings=shardings)(
       policy
     )
-    step = jax.device_put(np.int32(0), rules.replicated(self.mesh))
+    step = jax.device_put(np.int32(0), sharding.replicated(self.mesh))
     return train_state.TrainState(jax.tree.map(jnp.copy, policy), moments, step)
 
   def compile(self, state: train_state.TrainState, programs: epath.Path | None):

@@ -19,21 +19,21 @@ from r3jax.checkpoint import pretrained as pretrained_lib
 from r3jax.data import contamination as contamination_lib
 from r3jax.data import sets as sets_lib
 from r3jax.model import architecture
-from r3jax.model import bagel as bagel_lib
 from r3jax.model import image_encoders
-from r3jax.model import lora as lora_lib
+from r3jax.model import low_rank
+from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.model import preprocess
-from r3jax.parallel import rules as rules_lib
+from r3jax.parallel import sharding
 from r3jax.rewards import combine
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration as iteration_lib
 from r3jax.rl import placement
 from r3jax.rl import train_state
-from r3jax.sampling import guidance
-from r3jax.sampling import schedule as schedule_lib
-from r3jax.sampling import text as text_lib
+from r3jax.sampling import classifier_free
+from r3jax.sampling import decoding
+from r3jax.sampling import schedules
 from r3jax.sequence import layouts
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
@@ -213,15 +213,15 @@ def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
 
 def _flow(section: ml_collections.ConfigDict) -> settings_lib.FlowSettings:
   return settings_lib.FlowSettings(
-    schedule_lib.Schedule(section.points, section.shift),
-    guidance.Guidance(
+    schedules.Schedule(section.points, section.shift),
+    classifier_free.Guidance(
       section.text_scale,
       section.image_scale,
       section.renorm,
       section.renorm_min,
       tuple(section.interval),
     ),
-    schedule_lib.Eta(section.eta_mode, section.eta),
+    schedules.Eta(section.eta_mode, section.eta),
     section.sde_index_max,
   )
 
@@ -255,7 +255,7 @@ def _system(
 def make_settings(
   config, tokenizer, towers: image_encoders.Towers
 ) -> settings_lib.Settings:
-  text = text_lib.TextSampling(
+  text = decoding.TextSampling(
     config.text.temperature,
     config.text.top_p,
     config.text.top_k,
@@ -320,11 +320,11 @@ def make_modules(
   config, sizes: architecture.BagelConfig, towers: image_encoders.Towers
 ) -> settings_lib.Modules:
   rules, rollout_rules = (
-    rules_lib.Rules.of(config.sharding[part].to_dict())
+    sharding.Rules.of(config.sharding[part].to_dict())
     for part in ("train", "rollout")
   )
   attention = _attention(config.model.attention, sizes.llm.head_dim)
-  bagel = bagel_lib.Bagel(
+  bagel = network.Bagel(
     sizes,
     towers.dtype,
     config.model.remat,
@@ -355,8 +355,8 @@ def _attention(name: str, head_dim: int) -> str:
   )
 
 
-def _lora(config, sizes: architecture.BagelConfig) -> lora_lib.LoRA:
-  lora = lora_lib.LoRA(**config.model.lora)
+def _lora(config, sizes: architecture.BagelConfig) -> low_rank.LoRA:
+  lora = low_rank.LoRA(**config.model.lora)
   lora.check(sizes.llm)
   if lora.rank and lora.und and config.optimizer.freeze_und:
     raise ValueError(

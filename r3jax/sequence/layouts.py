@@ -53,11 +53,11 @@ def reason(capacities: Capacities) -> segments.Layout:
 
 def reflect(capacities: Capacities) -> segments.Layout:
   """Returns T(system) V T(question) T(answer)."""
-  context = ("system", "seen", "question")
+  context = ("system", "vision", "question")
   return segments.Layout(
     (
       segments.text("system", capacities.system),
-      segments.image("seen", "vit", capacities.vit_grid, context[:1]),
+      segments.image("vision", "vit", capacities.vit_grid, context[:1]),
       segments.text("question", capacities.question, context[:2]),
       segments.text("answer", capacities.answer, context),
     )
@@ -66,11 +66,11 @@ def reflect(capacities: Capacities) -> segments.Layout:
 
 def refine(capacities: Capacities) -> segments.Layout:
   """Returns A V T(instruction) N | A V N | T(instruction) N."""
-  context = ("source", "seen", "instruction")
+  context = ("source", "vision", "instruction")
   return segments.Layout(
     (
       segments.image("source", "clean", capacities.latent_grid),
-      segments.image("seen", "vit", capacities.vit_grid, context[:1]),
+      segments.image("vision", "vit", capacities.vit_grid, context[:1]),
       segments.text("instruction", capacities.instruction, context[:2]),
       segments.image("edit", "noise", capacities.latent_grid, context),
       segments.image(

@@ -5,9 +5,9 @@ import ml_collections
 from r3jax.agent import settings
 from r3jax.model import architecture
 from r3jax.model import image_encoders
-from r3jax.sampling import guidance
-from r3jax.sampling import schedule
-from r3jax.sampling import text
+from r3jax.sampling import classifier_free
+from r3jax.sampling import decoding
+from r3jax.sampling import schedules
 from r3jax.sequence import layouts
 from r3jax.sequence import protocol
 from r3jax.sequence import tokenization
@@ -80,11 +80,11 @@ def sft_settings(
   tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers
 ) -> settings.Settings:
   """Returns settings for supervised training, where only layouts and system prompts matter."""
-  greedy = text.TextSampling(0.0)
+  greedy = decoding.TextSampling(0.0)
   flow = settings.FlowSettings(
-    schedule.Schedule(2),
-    guidance.Guidance(1.0, 1.0, "global"),
-    schedule.Eta("constant", 1.0),
+    schedules.Schedule(2),
+    classifier_free.Guidance(1.0, 1.0, "global"),
+    schedules.Eta("constant", 1.0),
     0,
   )
   return settings.Settings(

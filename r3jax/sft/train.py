@@ -20,12 +20,12 @@ from r3jax.agent import rollout
 from r3jax.agent import samples
 from r3jax.agent import settings as settings_lib
 from r3jax.model import autoencoder
-from r3jax.model import bagel
 from r3jax.model import layers
+from r3jax.model import network
 from r3jax.model import preprocess
 from r3jax.model import siglip
 from r3jax.parallel import meshes
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 from r3jax.rl import losses
 from r3jax.sequence import layouts
 from r3jax.worlds.shapes import batches as batches_lib
@@ -156,7 +156,7 @@ def fit(
 
   mesh = meshes.make_mesh(data=-1, fsdp=1, tensor=1)
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  params = jax.device_put(params, rules.replicated(mesh))
+  params = jax.device_put(params, sharding.replicated(mesh))
   state = SFTState(params, optimizer.init(params), jnp.int32(0))
   for number, batch in enumerate(batches, 1):
     state, metrics = step(state, jax.device_put(batch, rows))
@@ -305,7 +305,7 @@ class JointTraining:
     noise = jax.random.normal(noise_key, clean.shape)
     u = jax.nn.sigmoid(jax.random.normal(time_key, clean.shape[:1]))
     t = self.shift * u / (1 + (self.shift - 1) * u)
-    noised = bagel.Noised(clean + t[:, None, None] * (noise - clean), t)
+    noised = network.Noised(clean + t[:, None, None] * (noise - clean), t)
     output = actor.run(layout, dict.fromkeys(names, noised), lengths, past)
     return sum(
       jnp.mean((v - (noise - clean)) ** 2)

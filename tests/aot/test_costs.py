@@ -15,7 +15,7 @@ from r3jax.costs import chips
 from r3jax.costs import count as count_lib
 from r3jax.model import architecture
 from r3jax.parallel import meshes
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 from r3jax.sequence import segments
 
 SMALL = architecture.LLMConfig(
@@ -146,7 +146,7 @@ class TestCopies:
   def test_are_the_chips_that_rules_do_not_split_over(self, mlp, number):
     assert (
       count_lib.copies(
-        rules.Rules.of({"mlp": mlp}), {"data": 8, "fsdp": 2, "tensor": 4}
+        sharding.Rules.of({"mlp": mlp}), {"data": 8, "fsdp": 2, "tensor": 4}
       )
       == number
     )

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from r3jax.checkpoint import pretrained
-from r3jax.model import bagel as bagel_lib
+from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
 
@@ -53,7 +53,7 @@ def main(folder: str, process: int, processes: int, port: int):
     jax.distributed.initialize(f"localhost:{port}", processes, process)
   mesh = meshes.make_mesh(data=1, fsdp=4, tensor=2)
   found = pretrained.find(folder)
-  bagel = bagel_lib.Bagel(found.sizes)
+  bagel = network.Bagel(found.sizes)
   parameters.shardings(bagel, mesh)  # its compilations are part of the start
   jax.block_until_ready(
     [jax.device_put(np.zeros(8), device) for device in jax.local_devices()]

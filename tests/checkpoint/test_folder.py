@@ -22,7 +22,7 @@ from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.model import architecture
 from r3jax.model import autoencoder
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.model import siglip
 from r3jax.parallel import meshes
@@ -54,7 +54,7 @@ def source(tiny_model):
 @pytest.fixture(scope="module")
 def weights(source, mesh):
   return source.weights(
-    pretrained.shardings(bagel.Bagel(source.sizes), mesh), None
+    pretrained.shardings(network.Bagel(source.sizes), mesh), None
   )
 
 
@@ -80,16 +80,16 @@ class TestOrbaxFolder:
     found = pretrained.find(str(converted))
     assert found.sizes == source.sizes
     assert found.tokenizer.vocabulary == source.tokenizer.vocabulary
-    policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
+    policy, frozen = found.load(network.Bagel(found.sizes), mesh)
     _same({"policy": policy, **frozen}, weights)
-    expected = parameters.shardings(bagel.Bagel(found.sizes), mesh)
+    expected = parameters.shardings(network.Bagel(found.sizes), mesh)
     assert jax.tree.map(lambda leaf: leaf.sharding, policy) == expected
 
   def test_goes_back_to_bagel_bit_by_bit(self, converted, source, tmp_path):
     found = pretrained.find(str(converted))
     one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     back = found.weights(
-      pretrained.shardings(bagel.Bagel(found.sizes), one), None
+      pretrained.shardings(network.Bagel(found.sizes), one), None
     )
     pretrained.save(back, found, tmp_path / "back", "bagel")
     for name in (
@@ -132,7 +132,7 @@ class TestOrbaxFolder:
     found = pretrained.find(str(tmp_path / "model"))
     # gate, up and down of two experts
     with pytest.raises(ValueError, match=r"6 problem\(s\)") as error:
-      found.load(bagel.Bagel(found.sizes), mesh)
+      found.load(network.Bagel(found.sizes), mesh)
     assert (
       "mis-shaped leaf policy/layers/gen/gate/kernel: expected shape"
       in str(error.value)
@@ -180,7 +180,7 @@ class TestWorkdir:
     self, workdir, weights, mesh
   ):
     found = pretrained.find(str(workdir))
-    policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
+    policy, frozen = found.load(network.Bagel(found.sizes), mesh)
     _same(policy, jax.tree.map(lambda x: 2 * x, weights["policy"]))
     _same(frozen, {name: weights[name] for name in ("vision", "autoencoder")})
 
@@ -188,7 +188,7 @@ class TestWorkdir:
     found = pretrained.find(str(workdir))
     one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     stored = found.weights(
-      pretrained.shardings(bagel.Bagel(found.sizes), one), None
+      pretrained.shardings(network.Bagel(found.sizes), one), None
     )
     pretrained.save(stored, found, tmp_path / "out", "bagel")
     written = safetensors.numpy.load_file(tmp_path / "out" / "ema.safetensors")
@@ -240,9 +240,9 @@ class TestFingerprint:
 
 class TestShardings:
   def test_name_every_leaf_once(self, source, mesh):
-    placed = pretrained.shardings(bagel.Bagel(source.sizes), mesh)
+    placed = pretrained.shardings(network.Bagel(source.sizes), mesh)
     policy = flax.traverse_util.flatten_dict(
-      parameters.shardings(bagel.Bagel(source.sizes), mesh), sep="/"
+      parameters.shardings(network.Bagel(source.sizes), mesh), sep="/"
     )
     assert set(placed) == set(bagel_files.leaf_shapes(source.sizes))
     assert {
@@ -255,7 +255,7 @@ class TestSevenBillion:
     """R3.md section 2; the sin-cos tables (two more parts of the release) are no parameters here."""
     sizes = architecture.bagel_7b()
     boxed = jax.eval_shape(
-      lambda: parameters.init(bagel.Bagel(sizes), jax.random.key(0))
+      lambda: parameters.init(network.Bagel(sizes), jax.random.key(0))
     )
     towers = _abstract_towers(sizes)
     leaves = flax.traverse_util.flatten_dict(
@@ -316,7 +316,7 @@ class TestBucket:
     shutil.copytree(source.folder, bucket / "model")
     found = pretrained.find("gs://bucket/model")
     assert str(found.folder).startswith("gs://")
-    policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
+    policy, frozen = found.load(network.Bagel(found.sizes), mesh)
     _same({"policy": policy, **frozen}, weights)
     assert found.fingerprint() == source.fingerprint()
 

@@ -16,7 +16,7 @@ from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import safetensors_files
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.parallel import meshes
 from tests.checkpoint import sharded_model
 
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
 def loaded(model):
   found = pretrained.find(str(model[0]))
   mesh = meshes.make_mesh_of(jax.devices(), 1, 4, 2)
-  policy, frozen = found.load(bagel.Bagel(found.sizes), mesh)
+  policy, frozen = found.load(network.Bagel(found.sizes), mesh)
   return {"policy": policy, **frozen}
 
 
@@ -124,7 +124,7 @@ class TestSharded:
       pretrained.find(str(model[0])),
       meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1),
     )
-    policy, _ = found.load(bagel.Bagel(found.sizes), mesh)
+    policy, _ = found.load(network.Bagel(found.sizes), mesh)
     shards = [
       np.asarray(shard.data)
       for shard in policy["llm2vae"]["kernel"].addressable_shards
@@ -154,7 +154,7 @@ class TestSharded:
 
     monkeypatch.setattr(safetensors_files, "read", counted)
     found.load(
-      bagel.Bagel(found.sizes),
+      network.Bagel(found.sizes),
       meshes.make_mesh_of(jax.devices(), 1, fsdp, tensor),
     )
     assert sum(bytes_read) == sum(tensor.nbytes for tensor in tensors.values())

@@ -10,7 +10,7 @@ import pytest
 
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import pretrained
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.parallel import meshes
 
 pytestmark = pytest.mark.torch
@@ -22,7 +22,7 @@ def weights(tiny_model):
   source = pretrained.find(str(tiny_model))
   mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
   return source, source.weights(
-    pretrained.shardings(bagel.Bagel(source.sizes), mesh), jnp.bfloat16
+    pretrained.shardings(network.Bagel(source.sizes), mesh), jnp.bfloat16
   )
 
 

@@ -8,20 +8,20 @@ import pytest
 from r3jax.model import attention
 from r3jax.model import splash
 from r3jax.parallel import meshes
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 from r3jax.sequence import segments
 
 ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
 LAYOUT = segments.Layout(
   (
     segments.text("prompt", 5),
-    segments.image("seen", "vit", (2, 3), ("prompt",)),
-    segments.text("answer", 130, ("prompt", "seen")),
+    segments.image("vision", "vit", (2, 3), ("prompt",)),
+    segments.text("answer", 130, ("prompt", "vision")),
     segments.image("draft", "noise", (8, 9), ("prompt", "answer")),
     segments.image("alone", "noise", (2, 2)),
   )
 )
-PAST, OWN = ("prompt", "seen"), ("answer", "draft", "alone")
+PAST, OWN = ("prompt", "vision"), ("answer", "draft", "alone")
 LENGTHS = {
   "prompt": jnp.array([5, 5, 2, 2]),
   "answer": jnp.array([130, 1, 7, 64]),
@@ -66,7 +66,7 @@ class TestAttend:
     query, halves = _sources(0, dense=False)
     _, whole = _sources(0, dense=True)
     kernel = lambda query, sources: splash.attend(
-      query, sources, rules.TRAIN, interpret=True
+      query, sources, sharding.TRAIN, interpret=True
     )
     with jax.default_matmul_precision("highest"):
       grad = lambda attend: jax.value_and_grad(
@@ -105,7 +105,7 @@ class TestAttend:
     query, sources = _sources(1, dense=False)
     kernel = jax.jit(
       lambda query, sources: splash.attend(
-        query, sources, rules.TRAIN, interpret=True
+        query, sources, sharding.TRAIN, interpret=True
       )
     )
     mesh = meshes.make_mesh_of(jax.devices(), 2, 2, 2)

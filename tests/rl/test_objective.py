@@ -10,9 +10,9 @@ import numpy as np
 from r3jax.agent import samples
 from r3jax.agent import settings
 from r3jax.rl import objective
-from r3jax.sampling import flow as flow_lib
-from r3jax.sampling import guidance
-from r3jax.sampling import schedule
+from r3jax.sampling import classifier_free
+from r3jax.sampling import flow_matching
+from r3jax.sampling import schedules
 
 TEXT = samples.Text(
   ids=jnp.zeros((2, 4), jnp.int32),
@@ -79,11 +79,13 @@ class TestFlowTerms:
   def test_are_zero_with_a_zero_gradient_for_a_stage_without_sde(self):
     """Such a rollout records zeros: a step at time 0 has neither mean nor standard deviation."""
     zeros = jnp.zeros((2, 3, 4))
-    trajectory = flow_lib.Trajectory(zeros, zeros, zeros, *[jnp.zeros(2)] * 3)
+    trajectory = flow_matching.Trajectory(
+      zeros, zeros, zeros, *[jnp.zeros(2)] * 3
+    )
     flow = settings.FlowSettings(
-      schedule.Schedule(4),
-      guidance.Guidance(1.0, 1.0, "global"),
-      schedule.Eta("monotonic", 0.7),
+      schedules.Schedule(4),
+      classifier_free.Guidance(1.0, 1.0, "global"),
+      schedules.Eta("monotonic", 0.7),
       0,
     )
     loss = settings.LossSettings(1.0, 2.0, 0.001, 0.001, 0.2, False, 1.0)

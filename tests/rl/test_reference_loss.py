@@ -7,17 +7,17 @@ import pytest
 
 from r3jax.agent import reference_loss
 from r3jax.agent import settings
-from r3jax.sampling import guidance as guidance_lib
-from r3jax.sampling import schedule
+from r3jax.sampling import classifier_free
+from r3jax.sampling import schedules
 from r3jax.sequence import layouts
 from tests import tiny
 
 WIDE = (2, 3)
 
 
-def _flow(guidance: guidance_lib.Guidance) -> settings.FlowSettings:
+def _flow(guidance: classifier_free.Guidance) -> settings.FlowSettings:
   return settings.FlowSettings(
-    schedule.Schedule(4), guidance, schedule.Eta("monotonic", 1.0), 1
+    schedules.Schedule(4), guidance, schedules.Eta("monotonic", 1.0), 1
   )
 
 
@@ -29,7 +29,7 @@ def capacities():
 class TestReason:
   def test_scores_without_guidance(self, capacities):
     flow, _ = reference_loss.reason(
-      _flow(guidance_lib.Guidance(4.0, 1.0, "global")),
+      _flow(classifier_free.Guidance(4.0, 1.0, "global")),
       layouts.reason(capacities),
     )
     assert flow.branches(layouts.DRAFT) == ("draft",)
@@ -37,7 +37,7 @@ class TestReason:
   def test_transposes_the_copy_alone(self, capacities):
     layout = layouts.reason(capacities)
     _, literal = reference_loss.reason(
-      _flow(guidance_lib.Guidance(4.0, 1.0, "global")), layout
+      _flow(classifier_free.Guidance(4.0, 1.0, "global")), layout
     )
     assert literal["draft"] == layout["draft"]
     assert (
@@ -49,7 +49,7 @@ class TestReason:
 class TestRefine:
   @pytest.fixture
   def literal(self, capacities):
-    flow = _flow(guidance_lib.Guidance(4.0, 1.5, "text_channel"))
+    flow = _flow(classifier_free.Guidance(4.0, 1.5, "text_channel"))
     return reference_loss.refine(flow, layouts.refine(capacities))
 
   def test_takes_the_global_renorm(self, literal):
@@ -57,7 +57,7 @@ class TestRefine:
 
   def test_guides_at_the_lower_bound_too(self, literal):
     t = jnp.array([0.3999, 0.4, 0.4001, 1.0], jnp.float32)
-    sampled = guidance_lib.Guidance(4.0, 1.5, "text_channel").active(t)
+    sampled = classifier_free.Guidance(4.0, 1.5, "text_channel").active(t)
     np.testing.assert_array_equal(sampled, [False, False, True, True])
     np.testing.assert_array_equal(
       literal[0].guidance.active(t), [False, True, True, True]

@@ -17,7 +17,7 @@ from r3jax.agent import samples
 from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
-from r3jax.model import bagel
+from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
 from r3jax.rl import iteration
@@ -25,7 +25,7 @@ from r3jax.rl import programs
 from r3jax.rl import train_state
 from r3jax.run import loop
 from r3jax.run import setup
-from r3jax.sampling import flow as flow_lib
+from r3jax.sampling import flow_matching
 from tests import tiny
 
 TARGETS = {"und": ("q", "v", "down"), "gen": ("o", "gate")}
@@ -81,7 +81,7 @@ def _drafts(bench: tiny.Bench) -> iteration.Drafts:
     np.full(rows, tokens, np.int32),
     np.zeros((rows, tokens - 1), np.float32),
   )
-  flow = flow_lib.Trajectory(
+  flow = flow_matching.Trajectory(
     latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
   )
   rollout = samples.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
@@ -245,7 +245,7 @@ class TestWorkdir:
       pretrained.find(str(folder)),
       meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape),
     )
-    return found.load(bagel.Bagel(found.sizes), mesh, dtype)
+    return found.load(network.Bagel(found.sizes), mesh, dtype)
 
   @staticmethod
   def _close(found, expected, tolerance=1e-6):
@@ -290,7 +290,7 @@ class TestWorkdir:
     )
     # as launch/convert.py does
     weights = found.weights(
-      pretrained.shardings(bagel.Bagel(found.sizes), mesh), None
+      pretrained.shardings(network.Bagel(found.sizes), mesh), None
     )
     pretrained.save(weights, found, tmp_path / "out", "bagel")
     self._close(

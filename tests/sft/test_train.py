@@ -10,8 +10,8 @@ import pytest
 from r3jax.agent import settings as settings_lib
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import tokenizer_files
-from r3jax.model import bagel
 from r3jax.model import image_encoders
+from r3jax.model import network
 from r3jax.model import siglip
 from r3jax.sft import small_bagel
 from r3jax.sft import train
@@ -78,7 +78,7 @@ class TestJointTraining:
     policy = weights.pop("policy")
     tokenizer = tokenizer_files.load(tiny_model)
     modules = settings_lib.Modules(
-      bagel.Bagel(SIZES),
+      network.Bagel(SIZES),
       image_encoders.Towers(SIZES, (scenes.CANVAS, scenes.CANVAS)),
     )
     settings = small_bagel.sft_settings(tokenizer, modules.towers)

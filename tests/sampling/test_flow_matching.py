@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.sampling import flow
-from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import flow_matching
+from r3jax.sampling import schedules
 
 
 def _shrink(latent, t, guided):
@@ -23,21 +23,23 @@ NOISE = (
 
 
 def _known(
-  eta: schedule_lib.Eta | None = None, index=None, steps: int = 1
-) -> flow.Trajectory:
+  eta: schedules.Eta | None = None, index=None, steps: int = 1
+) -> flow_matching.Trajectory:
   plan = None
   if index is not None:
-    plan = flow.SDEPlan(
+    plan = flow_matching.SDEPlan(
       jnp.asarray(index), lambda step: jnp.asarray(NOISE)[step], steps
     )
-  schedule = schedule_lib.Schedule(POINTS)
+  schedule = schedules.Schedule(POINTS)
   guided = np.array([True, False, False, True])
-  return flow.sample(_shrink, jnp.asarray(INITIAL), schedule, guided, eta, plan)
+  return flow_matching.sample(
+    _shrink, jnp.asarray(INITIAL), schedule, guided, eta, plan
+  )
 
 
 def _euler() -> list[np.ndarray]:
   times, states = (
-    schedule_lib.Schedule(POINTS).times(),
+    schedules.Schedule(POINTS).times(),
     [INITIAL.astype(np.float64)],
   )
   for t, following in zip(times, times[1:]):
@@ -50,13 +52,13 @@ class TestSampleOfAKnownVelocity:
     np.testing.assert_allclose(_known().latent, _euler()[-1], atol=1e-5)
 
   def test_equals_ode_for_a_tiny_eta(self):
-    tiny = _known(schedule_lib.Eta("constant", 1e-6), index=[0, 1, 3])
+    tiny = _known(schedules.Eta("constant", 1e-6), index=[0, 1, 3])
     np.testing.assert_allclose(tiny.latent, _euler()[-1], atol=1e-5)
 
   def test_records_each_rows_own_step(self):
     index = [0, 1, 3]
-    found = _known(schedule_lib.Eta("constant", 0.5), index=index)
-    times, states = schedule_lib.Schedule(POINTS).times(), _euler()
+    found = _known(schedules.Eta("constant", 0.5), index=index)
+    times, states = schedules.Schedule(POINTS).times(), _euler()
     np.testing.assert_allclose(found.t, times[index], rtol=1e-6)
     np.testing.assert_allclose(
       found.dt, (times[:-1] - times[1:])[index], rtol=1e-6
@@ -72,17 +74,17 @@ class TestSampleOfAKnownVelocity:
       )
 
   def test_steps_after_the_sde_step_are_ode(self):
-    found = _known(schedule_lib.Eta("constant", 0.5), index=[POINTS - 2] * 3)
+    found = _known(schedules.Eta("constant", 0.5), index=[POINTS - 2] * 3)
     np.testing.assert_array_equal(found.latent, found.after)
-    earlier = _known(schedule_lib.Eta("constant", 0.5), index=[POINTS - 3] * 3)
-    t = schedule_lib.Schedule(POINTS).times()[-2]
+    earlier = _known(schedules.Eta("constant", 0.5), index=[POINTS - 3] * 3)
+    t = schedules.Schedule(POINTS).times()[-2]
     last = np.asarray(earlier.after) * (1 - 2 * t) - t * t
     np.testing.assert_allclose(earlier.latent, last, atol=1e-5)
 
   def test_records_the_last_of_several_sde_steps(self):
-    found = _known(schedule_lib.Eta("constant", 0.5), index=[1] * 3, steps=2)
+    found = _known(schedules.Eta("constant", 0.5), index=[1] * 3, steps=2)
     np.testing.assert_allclose(
-      found.t, schedule_lib.Schedule(POINTS).times()[[2] * 3], rtol=1e-6
+      found.t, schedules.Schedule(POINTS).times()[[2] * 3], rtol=1e-6
     )
 
   def test_records_zeros_without_a_plan(self):
@@ -98,27 +100,29 @@ class TestSdeMoments:
   def test_equals_the_ode_step_at_eta_zero(self):
     x, v = jax.random.normal(jax.random.key(0), (2, 1, 3, 4))
     t, dt = jnp.array([0.6]), jnp.array([0.1])
-    mean, std = flow.sde_moments(x, v, t, dt, jnp.zeros(1))
-    np.testing.assert_allclose(mean, flow.ode_step(x, v, dt), atol=1e-6)
+    mean, std = flow_matching.sde_moments(x, v, t, dt, jnp.zeros(1))
+    np.testing.assert_allclose(
+      mean, flow_matching.ode_step(x, v, dt), atol=1e-6
+    )
     np.testing.assert_array_equal(std, np.zeros((1, 1, 1)))
 
 
 class TestSchedule:
   @pytest.mark.parametrize("shift", [1.0, 3.0])
   def test_runs_from_1_down_to_0(self, shift):
-    times = schedule_lib.Schedule(7, shift).times()
+    times = schedules.Schedule(7, shift).times()
     assert times[0] == 1 and times[-1] == 0 and (np.diff(times) < 0).all()
 
   def test_refuses_a_single_point(self):
     with pytest.raises(ValueError, match="at least 2 points; got 1"):
-      schedule_lib.Schedule(1)
+      schedules.Schedule(1)
 
 
 class TestEta:
   def test_is_bounded_at_the_start(self):
-    eta = schedule_lib.Eta("monotonic", 0.7)(jnp.array([1.0, 0.5]))
+    eta = schedules.Eta("monotonic", 0.7)(jnp.array([1.0, 0.5]))
     np.testing.assert_allclose(eta, [0.7 * 20**0.5, 0.7], rtol=1e-5)
 
   def test_refuses_an_unknown_mode(self):
     with pytest.raises(ValueError, match="got 'linear'"):
-      schedule_lib.Eta("linear", 1.0)
+      schedules.Eta("linear", 1.0)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from r3jax.agent import settings
-from r3jax.sampling import guidance as guidance_lib
-from r3jax.sampling import schedule
+from r3jax.sampling import classifier_free
+from r3jax.sampling import schedules
 from tests import goldens_lib
 
 GEN, EDIT = "f_flow_gen", "f_flow_edit"
@@ -34,40 +34,42 @@ class TestCombine:
   def test_shrinks_to_the_norm_of_the_conditional_velocity(self):
     v, u = jnp.array([[[3.0, 0.0], [0.0, 4.0]]]), jnp.zeros((1, 2, 2))
     for renorm in ("global", "channel", "text_channel"):
-      found = guidance_lib.combine(
-        guidance_lib.Guidance(4.0, 1.0, renorm), v, u
+      found = classifier_free.combine(
+        classifier_free.Guidance(4.0, 1.0, renorm), v, u
       )
       np.testing.assert_allclose(found, v, rtol=1e-6)  # 4 v shrunk to |v|
 
   def test_never_stretches(self):
     v, u = jnp.array([[[4.0, 0.0]]]), jnp.array([[[6.0, 0.0]]])
-    found = guidance_lib.combine(
-      guidance_lib.Guidance(2.0, 1.0, "channel"), v, u
+    found = classifier_free.combine(
+      classifier_free.Guidance(2.0, 1.0, "channel"), v, u
     )
     np.testing.assert_allclose(found, [[[2.0, 0.0]]], rtol=1e-6)
 
   def test_is_finite_where_everything_is_zero(self):
     zeros = jnp.zeros((1, 2, 2))
-    found = guidance_lib.combine(
-      guidance_lib.Guidance(4.0, 1.0, "global"), zeros, zeros
+    found = classifier_free.combine(
+      classifier_free.Guidance(4.0, 1.0, "global"), zeros, zeros
     )
     np.testing.assert_array_equal(found, zeros)
 
   def test_gradient_is_finite_where_everything_is_zero(self):
-    guidance = guidance_lib.Guidance(4.0, 1.0, "global")
+    guidance = classifier_free.Guidance(4.0, 1.0, "global")
     energy = lambda v: jnp.sum(
-      guidance_lib.combine(guidance, v, jnp.zeros((1, 2, 2)))
+      classifier_free.combine(guidance, v, jnp.zeros((1, 2, 2)))
     )
     assert bool(jnp.isfinite(jax.grad(energy)(jnp.zeros((1, 2, 2)))).all())
 
 
 class TestCombineWhereActive:
   def test_leaves_rows_outside_the_interval(self):
-    guidance = guidance_lib.Guidance(4.0, 1.0, "channel", interval=(0.4, 0.9))
+    guidance = classifier_free.Guidance(
+      4.0, 1.0, "channel", interval=(0.4, 0.9)
+    )
     v, u = jax.random.normal(jax.random.key(0), (2, 4, 3, 5))
     t = jnp.array([0.4, 0.41, 0.9, 1.0])
-    found = guidance_lib.combine_where_active(guidance, t, (v, u))
-    guided = guidance_lib.combine(guidance, v, u)
+    found = classifier_free.combine_where_active(guidance, t, (v, u))
+    guided = classifier_free.combine(guidance, v, u)
     np.testing.assert_array_equal(
       found, jnp.stack([v[0], guided[1], guided[2], v[3]])
     )
@@ -75,15 +77,15 @@ class TestCombineWhereActive:
 
 class TestGuidance:
   def test_does_nothing_at_text_scale_1(self):
-    guidance = guidance_lib.Guidance(1.0, 1.5, "global")
+    guidance = classifier_free.Guidance(1.0, 1.5, "global")
     assert not guidance.uses_text and not guidance.uses_image
     assert not guidance.active(0.9)
     flow = settings.FlowSettings(
-      schedule.Schedule(4), guidance, schedule.Eta("constant", 1.0), 0
+      schedules.Schedule(4), guidance, schedules.Eta("constant", 1.0), 0
     )
     names = flow.branches(goldens_lib.edit_scene(EDIT).noise)
     assert names == ("edit",)
 
   def test_refuses_an_unknown_renorm(self):
     with pytest.raises(ValueError, match="got 'none'"):
-      guidance_lib.Guidance(4.0, 1.0, "none")
+      classifier_free.Guidance(4.0, 1.0, "none")

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.model import bagel
 from r3jax.model import layers
+from r3jax.model import network
 from r3jax.parallel import collectives
 from r3jax.sequence import segments
 
@@ -116,7 +116,7 @@ class Decoded:
   ids: jax.Array  # [B, T] begin, tokens, end, then padding
   lengths: jax.Array  # [B] begin and end included
   behavior_logprob: jax.Array  # [B, T - 1], entry j belongs to ids[:, j + 1]
-  cache: bagel.Cache  # of the segment itself
+  cache: network.Cache  # of the segment itself
 
 
 @flax.struct.dataclass
@@ -128,7 +128,7 @@ class _Carry:
 
 
 def _begun(
-  model: bagel.Bagel, name: str, shape: tuple[int, int], like: bagel.Cache
+  model: network.Bagel, name: str, shape: tuple[int, int], like: network.Cache
 ) -> _Carry:
   """Returns the carry before the first step: only the begin token is there.
 
@@ -150,7 +150,7 @@ def _begun(
   logprobs = jnp.zeros(
     (rows, capacity - 1), layers.at_least_float32(model.dtype)
   )
-  cache = bagel.Cache(entries, entries, (name,))
+  cache = network.Cache(entries, entries, (name,))
   return _Carry(
     jnp.int32(0),
     Decoded(ids, jnp.full(rows, capacity), logprobs, cache),
@@ -162,7 +162,7 @@ def _begun(
 def _advanced(
   carry: _Carry,
   logits: jax.Array,
-  cache: bagel.Cache,
+  cache: network.Cache,
   uniforms: jax.Array,
   sampling: TextSampling,
   end: int,
@@ -196,11 +196,11 @@ def _advanced(
 
 
 def decode(
-  model: bagel.Bagel,
+  model: network.Bagel,
   policy: types.Params,
   layout: segments.Layout,
   name: str,
-  past: Sequence[bagel.Cache],
+  past: Sequence[network.Cache],
   lengths: Mapping[str, types.Lengths],
   uniforms: jax.Array,
   sampling: TextSampling,

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from r3jax.model import architecture
-from r3jax.model import bagel
 from r3jax.model import layers
-from r3jax.model import lora
+from r3jax.model import low_rank
+from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
 from r3jax.sequence import segments
 from tests import goldens_lib
 
-LORA = lora.LoRA(3, 6.0, lora.PROJECTIONS, ("q", "o", "down"))
+LORA = low_rank.LoRA(3, 6.0, low_rank.PROJECTIONS, ("q", "o", "down"))
 LAYOUT = segments.Layout(
   (segments.text("prompt", 5), segments.image("draft", "noise", (2, 2)))
 )
 
 
-def _model(remat: str = "none") -> bagel.Bagel:
-  return bagel.Bagel(goldens_lib.config(), remat=remat, lora=LORA)
+def _model(remat: str = "none") -> network.Bagel:
+  return network.Bagel(goldens_lib.config(), remat=remat, lora=LORA)
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +49,13 @@ def adapters(fresh):
   )
 
 
-def _energy(model: bagel.Bagel, policy):
+def _energy(model: network.Bagel, policy):
   """Returns a number that both experts' hidden states weigh on, and these."""
   c = goldens_lib.config()
   latent = jax.random.normal(jax.random.key(0), (2, 4, c.latent_dim))
   inputs = {
     "prompt": jnp.array([[1, 9, 4, 5, 2]] * 2),
-    "draft": bagel.Noised(latent, jnp.array([0.3, 0.8])),
+    "draft": network.Noised(latent, jnp.array([0.3, 0.8])),
   }
   hidden = model.apply(
     {"params": policy}, LAYOUT, inputs, {"prompt": jnp.array([5, 3])}
@@ -91,23 +91,31 @@ class TestLoRA:
   )
   def test_refuses_what_makes_no_sense(self, settings, message):
     with pytest.raises(ValueError, match=message):
-      lora.LoRA(*settings)
+      low_rank.LoRA(*settings)
 
   def test_a_rank_is_at_most_the_smaller_side(self):
     sizes = architecture.LLMConfig(
       hidden_size=32, intermediate_size=64, num_heads=4, num_kv_heads=2
     )
-    lora.LoRA(16, 1.0, ("k",), ("down",)).check(sizes)
+    low_rank.LoRA(16, 1.0, ("k",), ("down",)).check(sizes)
     with pytest.raises(
       ValueError,
       match=r"rank \(17\) must be at most the smaller side .* for k 32x16$",
     ):
-      lora.LoRA(17, 1.0, ("q", "k"), ("down",)).check(sizes)
+      low_rank.LoRA(17, 1.0, ("q", "k"), ("down",)).check(sizes)
 
   def test_is_one_setting_whether_read_as_tuples_or_lists(self):
-    assert lora.LoRA(2, 1.0, ["q"], ["v"]) == lora.LoRA(2, 1.0, ("q",), ("v",))
+    assert low_rank.LoRA(2, 1.0, ["q"], ["v"]) == low_rank.LoRA(
+      2, 1.0, ("q",), ("v",)
+    )
     assert (
-      len({lora.LoRA(2, 1.0, ["q"]), lora.LoRA(2, 1.0, ("q",)), lora.LoRA()})
+      len(
+        {
+          low_rank.LoRA(2, 1.0, ["q"]),
+          low_rank.LoRA(2, 1.0, ("q",)),
+          low_rank.LoRA(),
+        }
+      )
       == 2
     )
 
@@ -176,13 +184,15 @@ class TestPolicy:
       for name in names
       for part in layers.ADAPTERS
     }
-    joined = lora.join(base, adapters)
-    jax.tree.map(np.testing.assert_array_equal, lora.adapters(joined), adapters)
+    joined = low_rank.join(base, adapters)
+    jax.tree.map(
+      np.testing.assert_array_equal, low_rank.adapters(joined), adapters
+    )
     assert len(jax.tree.leaves(joined)) == len(jax.tree.leaves(base)) + len(
       flat
     )
-    jax.tree.map(np.testing.assert_array_equal, lora.join(base, {}), base)
-    assert lora.join(None, base) is base
+    jax.tree.map(np.testing.assert_array_equal, low_rank.join(base, {}), base)
+    assert low_rank.join(None, base) is base
 
   def test_new_adapters_change_nothing(self, base, fresh):
     # [L, D, r] of variance 1 / D
@@ -191,7 +201,7 @@ class TestPolicy:
     assert not np.array_equal(gate[0], gate[1])
     jax.tree.map(
       np.testing.assert_array_equal,
-      _hidden(lora.join(base, jax.device_get(fresh))),
+      _hidden(low_rank.join(base, jax.device_get(fresh))),
       _hidden(base),
     )
 
@@ -205,8 +215,8 @@ class TestPolicy:
 
   def test_merged_equals_joined(self, base, adapters):
     policies = (
-      lora.join(base, adapters),
-      lora.merge(base, adapters, LORA.scale),
+      low_rank.join(base, adapters),
+      low_rank.merge(base, adapters, LORA.scale),
       base,
     )
     joined, merged, plain = (_hidden(policy) for policy in policies)
@@ -222,11 +232,11 @@ class TestPolicy:
   ):
     """dL/dA = s (dL/dW) B^T and dL/dB = s A^T (dL/dW) at the merged W."""
     scalar = lambda policy: _energy(_model(), policy)[0]
-    found = jax.jit(jax.grad(lambda trained: scalar(lora.join(base, trained))))(
-      adapters
-    )
+    found = jax.jit(
+      jax.grad(lambda trained: scalar(low_rank.join(base, trained)))
+    )(adapters)
     of_kernels = jax.jit(jax.grad(scalar))(
-      lora.merge(base, adapters, LORA.scale)
+      low_rank.merge(base, adapters, LORA.scale)
     )
     for expert, name, count in (
       ("und", "q", 1),
@@ -264,9 +274,9 @@ class TestPolicy:
   def test_backward_pass_makes_no_gradient_of_a_kernel(self, base, adapters):
     model = _model(remat="full")
     scalar = lambda policy: _energy(model, policy)[0]
-    of_all = jax.make_jaxpr(jax.grad(scalar))(lora.join(base, adapters))
+    of_all = jax.make_jaxpr(jax.grad(scalar))(low_rank.join(base, adapters))
     of_adapters = jax.make_jaxpr(
-      jax.grad(lambda trained: scalar(lora.join(base, trained)))
+      jax.grad(lambda trained: scalar(low_rank.join(base, trained)))
     )(adapters)
     # Only a gradient has the shape of a kernel of the MLP: no activation is [D, M] or [M, D].
     llm = goldens_lib.config().llm

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from r3jax.model import architecture
-from r3jax.model import bagel as bagel_lib
+from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
-from r3jax.parallel import rules
+from r3jax.parallel import sharding
 from tests import tiny
 
 P = jax.sharding.PartitionSpec
-WIDE = rules.Rules.of(
+WIDE = sharding.Rules.of(
   {"mlp": ("fsdp", "tensor"), "heads": ("tensor",), "rows": ("fsdp",)}
 )
 
 
-def _spec(of: rules.Rules, shape, names, manual=True, **kwargs) -> P:
+def _spec(of: sharding.Rules, shape, names, manual=True, **kwargs) -> P:
   """Returns the spec on a 2 x 2 x 2 mesh, inside the mapped step or outside."""
   with jax.set_mesh(meshes.make_mesh_of(jax.devices(), 2, 2, 2)):
     found = []
@@ -36,9 +36,9 @@ def _spec(of: rules.Rules, shape, names, manual=True, **kwargs) -> P:
 
 class TestSpec:
   def test_rows_and_heads_are_split(self):
-    assert _spec(rules.TRAIN, (4, 9, 2, 8), ("rows", None, "heads", None)) == P(
-      ("fsdp",), None, ("tensor",), None
-    )
+    assert _spec(
+      sharding.TRAIN, (4, 9, 2, 8), ("rows", None, "heads", None)
+    ) == P(("fsdp",), None, ("tensor",), None)
 
   def test_rows_give_way(self):
     assert _spec(WIDE, (4, 9, 8), ("rows", None, "mlp")) == P(
@@ -52,18 +52,18 @@ class TestSpec:
     )
 
   def test_what_does_not_divide_stays_whole(self):
-    assert _spec(rules.TRAIN, (3, 9, 5), ("rows", None, "mlp")) == P(
+    assert _spec(sharding.TRAIN, (3, 9, 5), ("rows", None, "mlp")) == P(
       None, None, None
     )
 
   def test_outside_the_mapped_step_rows_are_split_over_replicas_too(self):
-    assert _spec(rules.TRAIN, (4, 9), ("rows", None), manual=False) == P(
+    assert _spec(sharding.TRAIN, (4, 9), ("rows", None), manual=False) == P(
       ("data", "fsdp"), None
     )
 
   def test_nothing_is_split_without_a_mesh(self):
     assert (
-      rules.TRAIN.constrain(jnp.ones((4, 8)), "rows", "mlp").tolist()
+      sharding.TRAIN.constrain(jnp.ones((4, 8)), "rows", "mlp").tolist()
       == np.ones((4, 8)).tolist()
     )
 
@@ -77,15 +77,15 @@ class TestOf:
     with pytest.raises(
       ValueError, match=f"sharding rules must map .* unknown: .*{unknown}"
     ):
-      rules.Rules.of(axes)
+      sharding.Rules.of(axes)
 
 
 class TestFullSize:
   def test_all_parameters_of_the_7b_model_split_over_32_chips(self):
     """Every matrix of a layer is split 32 ways in training; nothing is split over fsdp in rollouts but the table."""
-    bagel = bagel_lib.Bagel(architecture.bagel_7b(), jnp.bfloat16)
+    bagel = network.Bagel(architecture.bagel_7b(), jnp.bfloat16)
     boxed = parameters.boxed(bagel)
-    train = rules.parameter_specs(boxed, rules.TRAIN)
+    train = sharding.parameter_specs(boxed, sharding.TRAIN)
     layer = train["layers"]["gen"]
     assert layer["gate"]["kernel"] == P(None, ("fsdp",), ("tensor",))
     assert layer["k"]["kernel"] == P(None, ("fsdp",), ("tensor",), None)
@@ -130,7 +130,7 @@ class TestOverRows:
     function = lambda shared, x: jnp.cumsum(x, axis=1) * shared["scale"]
     x = jnp.arange(2.0 * rows * 3).reshape(2 * rows, 3)
     split, whole = P("data"), P()
-    mapped = lambda shared, x: rules.over_rows(function, shared, x, at_once)
+    mapped = lambda shared, x: sharding.over_rows(function, shared, x, at_once)
     mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     with jax.set_mesh(mesh):
       run = jax.jit(

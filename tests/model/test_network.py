@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.model import bagel
-from r3jax.model import lora
+from r3jax.model import low_rank
 from r3jax.model import mot
-from r3jax.parallel import rules
+from r3jax.model import network
+from r3jax.parallel import sharding
 from r3jax.sequence import segments
 from tests import goldens_lib
 
@@ -47,15 +47,17 @@ def _reflection():
   layout = segments.Layout(
     (
       segments.text("system", system.shape[1]),
-      segments.image("seen", "vit", grid, ("system",)),
-      segments.text("question", question.shape[1], ("system", "seen")),
-      segments.text("answer", answer.shape[1], ("system", "seen", "question")),
+      segments.image("vision", "vit", grid, ("system",)),
+      segments.text("question", question.shape[1], ("system", "vision")),
+      segments.text(
+        "answer", answer.shape[1], ("system", "vision", "question")
+      ),
     )
   )
   features = goldens_lib.look(pictures)[0]
   inputs = {
     "system": system,
-    "seen": features,
+    "vision": features,
     "question": question,
     "answer": answer,
   }
@@ -141,11 +143,11 @@ class TestCall:
 
     def late(scale):
       ids = jnp.array([[1, 9, 10, 2]])
-      early = bagel.Noised(scale * noise[0], jnp.array([0.9]))
+      early = network.Noised(scale * noise[0], jnp.array([0.9]))
       inputs = {
         "prompt": ids,
         "early": early,
-        "late": bagel.Noised(noise[1], jnp.array([0.5])),
+        "late": network.Noised(noise[1], jnp.array([0.5])),
       }
       return goldens_lib.run(layout, inputs, lengths).latent("late")
 
@@ -176,7 +178,7 @@ class TestStep:
       return own, logits
 
     own, logits = jax.lax.scan(
-      step, bagel.Cache(empty, empty, ("answer",)), jnp.arange(steps)
+      step, network.Cache(empty, empty, ("answer",)), jnp.arange(steps)
     )
     return logits, own
 
@@ -205,13 +207,13 @@ class TestStep:
 class TestEverything:
   def test_initialises_the_tree_of_a_loaded_model(self):
     layout, inputs, lengths, _ = _prompts()
-    image = segments.image("seen", "vit", (1, 1))
+    image = segments.image("vision", "vit", (1, 1))
     noise = segments.image("draft", "noise", (1, 1))
     layout = segments.Layout((*layout.segments, image, noise))
     c = goldens_lib.config()
-    noised = bagel.Noised(jnp.zeros((2, 1, c.latent_dim)), jnp.zeros(2))
+    noised = network.Noised(jnp.zeros((2, 1, c.latent_dim)), jnp.zeros(2))
     inputs = inputs | {
-      "seen": jnp.zeros((2, 1, c.vision.hidden_size)),
+      "vision": jnp.zeros((2, 1, c.vision.hidden_size)),
       "draft": noised,
     }
     init = functools.partial(
@@ -240,7 +242,7 @@ class TestScannedLayers:
     @functools.partial(jax.jit, static_argnums=1)
     def gradient(params, remat):
       def energy(params):
-        model = bagel.Bagel(goldens_lib.config(), remat=remat)
+        model = network.Bagel(goldens_lib.config(), remat=remat)
         return jnp.sum(
           model.apply({"params": params}, layout, inputs, lengths).hidden.und
           ** 2
@@ -259,5 +261,9 @@ class TestScannedLayers:
   def test_refuses_an_unknown_remat(self):
     with pytest.raises(ValueError, match="got 'some'"):
       mot.scanned_layers(
-        goldens_lib.config().llm, jnp.float32, "some", rules.TRAIN, lora.LoRA()
+        goldens_lib.config().llm,
+        jnp.float32,
+        "some",
+        sharding.TRAIN,
+        low_rank.LoRA(),
       )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
-from r3jax.sampling import schedule as schedule_lib
+from r3jax.sampling import schedules
 
 # velocity(latent [B, N, C], t [B], guided) -> [B, N, C]; `guided` is a Python bool
 Velocity = Callable[[types.Latent, types.Time, bool], types.Latent]
@@ -86,7 +86,7 @@ class Trajectory:
 
 
 def _sde_update(
-  state: Trajectory, velocity, t, dt, eta: schedule_lib.Eta, noise, is_sde
+  state: Trajectory, velocity, t, dt, eta: schedules.Eta, noise, is_sde
 ) -> Trajectory:
   mean, std = sde_moments(state.latent, velocity, t, dt, eta(t))
   after = mean + std * noise
@@ -108,9 +108,9 @@ def _sde_update(
 def sample(
   velocity: Velocity,
   initial: types.Latent,
-  schedule: schedule_lib.Schedule,
+  schedule: schedules.Schedule,
   guided: np.ndarray,
-  eta: schedule_lib.Eta | None = None,
+  eta: schedules.Eta | None = None,
   plan: SDEPlan | None = None,
   on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Trajectory:

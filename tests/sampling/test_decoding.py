@@ -8,34 +8,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.model import bagel
-from r3jax.sampling import text
+from r3jax.model import network
+from r3jax.sampling import decoding
 from r3jax.sequence import segments as segments_lib
 from tests import goldens_lib
 
 SAMPLING = "i_sampling"
-PLAIN = text.TextSampling(1.0)
-GREEDY = text.TextSampling(0.0)
+PLAIN = decoding.TextSampling(1.0)
+GREEDY = decoding.TextSampling(0.0)
 
 
 class TestTextSampling:
   def test_refuses_both_filters(self):
     with pytest.raises(ValueError, match="not both; got top_p=0.9, top_k=50"):
-      text.TextSampling(0.9, top_p=0.9, top_k=50)
+      decoding.TextSampling(0.9, top_p=0.9, top_k=50)
 
 
 class TestCandidates:
   def test_keeps_the_candidate_that_crosses_top_p(self):
     logits = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
-    ids, probabilities = text.candidates(
-      logits, text.TextSampling(1.0, top_p=0.6)
+    ids, probabilities = decoding.candidates(
+      logits, decoding.TextSampling(1.0, top_p=0.6)
     )
     np.testing.assert_array_equal(ids, [[1, 2, 0]])
     np.testing.assert_allclose(probabilities, [[5 / 8, 3 / 8, 0]], rtol=1e-6)
 
   def test_top_k_beyond_the_vocabulary_keeps_all(self):
     logits = jnp.log(jnp.array([[0.2, 0.5, 0.3]]))
-    _, probabilities = text.candidates(logits, text.TextSampling(1.0, top_k=9))
+    _, probabilities = decoding.candidates(
+      logits, decoding.TextSampling(1.0, top_k=9)
+    )
     np.testing.assert_allclose(probabilities, [[0.5, 0.3, 0.2]], rtol=1e-6)
 
 
@@ -43,41 +45,43 @@ class TestDraw:
   def test_takes_the_best_at_temperature_zero(self):
     logits = jnp.array([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
     np.testing.assert_array_equal(
-      text.draw(logits, jnp.array([0.99, 0.99]), GREEDY), [1, 0]
+      decoding.draw(logits, jnp.array([0.99, 0.99]), GREEDY), [1, 0]
     )
 
   @pytest.mark.parametrize(
-    "sampling", [PLAIN, text.TextSampling(1.0, top_p=0.9)]
+    "sampling", [PLAIN, decoding.TextSampling(1.0, top_p=0.9)]
   )
   def test_never_draws_what_has_no_probability(self, sampling):
     logits = jnp.array([[-jnp.inf, 1.0, 0.0, -jnp.inf]] * 2)
     uniform = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
     order = [1, 2]  # candidates by index and by probability
-    np.testing.assert_array_equal(text.draw(logits, uniform, sampling), order)
+    np.testing.assert_array_equal(
+      decoding.draw(logits, uniform, sampling), order
+    )
 
 
 class TestLogprob:
   def test_is_exact_for_large_logits(self):
     logits = jnp.array([[1000.0, 997.0]])
     expected = -np.log1p(np.exp(-3.0))
-    found = text.logprob(logits, jnp.array([0]))
+    found = decoding.logprob(logits, jnp.array([0]))
     np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
   def test_gradient_is_one_hot_minus_softmax(self):
     logits = jnp.log(jnp.array([0.2, 0.8]))
-    gradient = jax.grad(lambda x: text.logprob(x, jnp.array(1)))(logits)
+    gradient = jax.grad(lambda x: decoding.logprob(x, jnp.array(1)))(logits)
     np.testing.assert_allclose(gradient, [-0.2, 0.2], rtol=1e-5)
 
   def test_is_the_log_of_the_softmax(self):
     logits = jnp.log(jnp.array([[[0.2, 0.8], [0.5, 0.5]]])) + 7
-    found = text.logprob(logits, jnp.array([[1, 0]]))
+    found = decoding.logprob(logits, jnp.array([[1, 0]]))
     np.testing.assert_allclose(found, [[np.log(0.8), np.log(0.5)]], rtol=1e-5)
 
 
 @functools.partial(jax.jit, static_argnames=("layout", "sampling"))
 def _decode(layout, past, lengths, uniforms, sampling):
   model, policy = goldens_lib.bagel_model(), goldens_lib.weights()["policy"]
-  return text.decode(
+  return decoding.decode(
     model, policy, layout, "answer", past, lengths, uniforms, sampling
   )
 
@@ -112,7 +116,7 @@ class TestDecode:
     layout, past = _text_context(prompt, lengths, limit)
     uniforms = jnp.asarray(arrays["gen_u"][:limit].T)
     decoded = _decode(
-      layout, past, lengths, uniforms, text.TextSampling(0.9, top_p=0.9)
+      layout, past, lengths, uniforms, decoding.TextSampling(0.9, top_p=0.9)
     )
     whole = goldens_lib.run(
       layout,
@@ -121,7 +125,7 @@ class TestDecode:
       past,
     )
     logits = goldens_lib.read(whole.text("answer")[:, :-1], "logits")
-    scored = text.logprob(logits, decoded.ids[:, 1:])
+    scored = decoding.logprob(logits, decoded.ids[:, 1:])
     # the last entry belongs to the token that the end replaced
     free = slice(0, limit - 1)
     np.testing.assert_allclose(
@@ -158,15 +162,15 @@ class Scripted:
 
 
 @functools.cache
-def _scripted(script: tuple[tuple[int, ...], ...]) -> text.Decoded:
+def _scripted(script: tuple[tuple[int, ...], ...]) -> decoding.Decoded:
   layout = segments_lib.Layout((segments_lib.text("answer", MAX_TOKENS + 1),))
   entry = jnp.zeros((1, 1, 1, 1, 1))
-  past = (bagel.Cache(entry, entry, ("context",)),)
+  past = (network.Cache(entry, entry, ("context",)),)
   rows = jnp.array(
     [list(row) + [7] * (MAX_TOKENS + 1 - len(row)) for row in script]
   )
   uniforms = jnp.zeros((len(script), MAX_TOKENS))
-  return text.decode(
+  return decoding.decode(
     Scripted(), rows, layout, "answer", past, {}, uniforms, GREEDY
   )
 

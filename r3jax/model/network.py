@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.model import architecture
 from r3jax.model import layers
-from r3jax.model import lora as lora_lib
+from r3jax.model import low_rank
 from r3jax.model import mot
-from r3jax.parallel import rules as rules_lib
+from r3jax.parallel import sharding
 from r3jax.sequence import segments
 
 
@@ -67,7 +67,7 @@ class Embedding(nn.Module):
   size: int
   width: int
   dtype: types.DType
-  rules: rules_lib.Rules
+  rules: sharding.Rules
 
   @nn.compact
   def __call__(self, ids: types.TokenIds) -> types.Hidden:
@@ -114,8 +114,8 @@ class Bagel(nn.Module):
   dtype: types.DType = jnp.float32
   remat: str = "none"
   attention: str = "xla"
-  rules: rules_lib.Rules = rules_lib.TRAIN
-  lora: lora_lib.LoRA = lora_lib.LoRA()
+  rules: sharding.Rules = sharding.TRAIN
+  lora: low_rank.LoRA = low_rank.LoRA()
 
   def setup(self):
     llm = self.config.llm
