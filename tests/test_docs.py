@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+from tests import documented
+
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
   [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")],
@@ -134,6 +136,33 @@ class TestPage:
   def test_names_existing_functions(self, page):
     names = _DOTTED.findall(page.read_text())
     assert [name for name in names if not resolves(name)] == []
+
+
+def test_every_page_is_in_the_navigation_of_the_site():
+  navigation = re.findall(
+    r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M
+  )
+  pages = [
+    path.relative_to(ROOT / "docs").as_posix()
+    for path in (ROOT / "docs").rglob("*.md")
+  ]
+  assert sorted(navigation) == sorted(pages)
+
+
+def test_reference_pages_show_existing_modules():
+  pages = "".join(path.read_text() for path in PAGES)
+  modules = re.findall(r"^::: ([\w.]+)$", pages, re.M)
+  assert modules
+  assert [module for module in modules if not resolves(module)] == []
+
+
+def test_the_debugging_guide_names_documented_metrics():
+  guide = (ROOT / "docs/howto/debug.md").read_text()
+  prefixes = "reason|edit|pool|mismatch|optimizer|seconds|evaluation"
+  names = set(re.findall(rf"`((?:{prefixes})/\w+)`", guide))
+  kinds = {row.when for row in documented.rows()}
+  assert len(names) > 20
+  assert documented.undocumented(names, *kinds) == set()
 
 
 class TestChecks:
