@@ -8,6 +8,7 @@ import re
 import pytest
 
 from tests import documented
+from tests import test_imports
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -149,6 +150,12 @@ def test_every_page_is_in_the_navigation_of_the_site():
   assert sorted(navigation) == sorted(pages)
 
 
+def test_the_picture_of_the_packages_has_every_floor():
+  page = (ROOT / "docs/architecture.md").read_text()
+  boxes = re.findall(r"^ *(\w+)\[", page, re.M)
+  assert sorted(boxes) == sorted(test_imports.FLOORS)
+
+
 def test_reference_pages_show_existing_modules():
   pages = "".join(path.read_text() for path in PAGES)
   modules = re.findall(r"^::: ([\w.]+)$", pages, re.M)
@@ -185,10 +192,10 @@ class TestChecks:
     "name, exists",
     [
       ("r3jax.rl", True),
-      ("r3jax.rl.iteration.run", True),
-      ("r3jax.sampling.guidance.Guidance.text_scale", True),
-      ("r3jax.sampling.guidance.Guidance.active", True),
-      ("r3jax.rl.iteration.walk", False),
+      ("tests.documented.rows", True),
+      ("tests.documented.Row.when", True),
+      ("tests.test_imports.FLOORS", True),
+      ("tests.documented.Row.no", False),
       ("r3jax.nowhere", False),
     ],
   )
