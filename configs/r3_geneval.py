@@ -29,10 +29,12 @@ def _reference_script() -> ConfigDict:
   config.total_steps = 500  # iterations, two updates each
   config.groups_per_step = 8
   config.group_size = 16
+  # "shapes", or "package.module:ATTRIBUTE"; what the keys below call "world" is that of this world
+  config.world = ""
 
   config.model = ConfigDict(
     dict(
-      # in BAGEL's format; "shapes" is the small model of the package
+      # in BAGEL's format; "world" is the model that comes with the world
       folder="",
       dtype="bfloat16",
       remat="full",  # or "dots", "none": what the backward pass computes again
@@ -50,7 +52,7 @@ def _reference_script() -> ConfigDict:
   config.data = ConfigDict(
     dict(
       benchmark="geneval",
-      train="generated",  # or a file or URL of JSON lines, or "shapes"
+      train="generated",  # or a file or URL of JSON lines, or "world"
       heldout="",  # GenEval's 553 prompts: a file or URL of JSON lines
       generated=20_000,
       generated_seed=0,
@@ -128,7 +130,7 @@ def _reference_script() -> ConfigDict:
   )
   config.reward = ConfigDict(
     dict(
-      # "shapes", "service", "flow_grpo", "unirl", "judge" or "sum", see docs/rewards.md
+      # "world", "service", "flow_grpo", "unirl", "judge" or "sum", see docs/rewards.md
       name="service",
       # what training uses: "score" (shaped), or a part: "correct", "strict"
       value="score",
@@ -228,8 +230,9 @@ def _shapes(config: ConfigDict) -> ConfigDict:
   """The embedded world: 48x48 canvases, the shipped model, learning rates for its size."""
   config.total_steps = 40
   config.groups_per_step = 8
-  config.model.update(folder="shapes", dtype="float32", remat="none")
-  config.data.update(train="shapes", heldout="shapes")
+  config.world = "shapes"
+  config.model.update(folder="world", dtype="float32", remat="none")
+  config.data.update(train="world", heldout="world")
   config.image.update(height=48, width=48)
   config.sequence.update(
     prompt_tokens=12,
@@ -246,7 +249,7 @@ def _shapes(config: ConfigDict) -> ConfigDict:
   config.optimizer.update(
     und_learning_rate=1.5e-4, gen_learning_rate=1e-4, warmup_updates=4
   )
-  config.reward.name = "shapes"
+  config.reward.name = "world"
   config.checkpoint.every = 10
   config.eval.update(
     prompts=120,

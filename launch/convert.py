@@ -20,11 +20,12 @@ import tqdm
 from r3jax.checkpoint import pretrained
 from r3jax.model import network
 from r3jax.parallel import meshes
+from r3jax.worlds import registry
 
 _SOURCE = flags.DEFINE_string(
   "source",
   None,
-  "Folder of the model; 'shapes' is the small model of the package.",
+  "Folder of the model, or the name of a world whose own model it is: 'shapes'.",
 )
 _OUT = flags.DEFINE_string(
   "out", None, "Folder to write; must not hold a model yet."
@@ -69,7 +70,12 @@ def main(argv):
   )
   try:
     pretrained.check_free(out)  # before a large model is read
-    source = pretrained.find(_SOURCE.value)
+    of_world = _SOURCE.value in registry.REGISTERED
+    source = (
+      pretrained.find(registry.OF_WORLD, _SOURCE.value)
+      if of_world
+      else pretrained.find(_SOURCE.value)
+    )
     mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     placed = pretrained.shardings(network.Bagel(source.sizes), mesh)
     weights = source.weights(placed, dtype, Bar("reading"))

@@ -28,7 +28,6 @@ from ml_collections import config_flags
 from r3jax.checkpoint import training
 from r3jax.cli import startup
 from r3jax.data import contamination
-from r3jax.data import sets
 from r3jax.evaluation import compare
 from r3jax.evaluation import render
 from r3jax.evaluation import result
@@ -42,6 +41,7 @@ from r3jax.rewards.from_host import budget
 from r3jax.run import held_out
 from r3jax.run import setup
 from r3jax.run import workdir
+from r3jax.worlds import registry as worlds_registry
 
 # config files import each other
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -152,9 +152,12 @@ def _rescore(path: str):
       f"images are scored again in one process; there are {jax.process_count()}"
     )
   (evaluation,) = compare.read(path)
-  heldout = sets.load_heldout(sets.Settings(**config.data))
+  heldout = setup.load_heldout(config)
   records = setup.evenly(heldout, config.eval.prompts, config.eval.seed)
-  mesh, reward = meshes.make_mesh(**config.mesh), registry.build(config.reward)
+  mesh, reward = (
+    meshes.make_mesh(**config.mesh),
+    registry.build(config.reward, worlds_registry.find_if_named(config.world)),
+  )
   scores = second_judge.rescore(
     reward, mesh, folder, evaluation.samples, records, config.eval.batch_size
   )

@@ -33,9 +33,8 @@ from r3jax.files import config_guard
 from r3jax.model import preprocess
 from r3jax.report import gallery
 from r3jax.run import setup
-from r3jax.worlds.shapes import prompts
-from r3jax.worlds.shapes import verifier
-from r3jax.worlds.shapes import vocabulary
+from r3jax.worlds import base as worlds_base
+from r3jax.worlds import registry
 
 # config files import each other
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -105,6 +104,20 @@ class Steps:
       self._bar = None
 
 
+def _variant_of(folder: str) -> str:
+  """Returns the config's variant for a model: the world whose vocabulary it has, or "bagel".
+
+  Raises:
+    ValueError: the model cannot be read.
+  """
+  words = pretrained.find(folder).tokenizer.vocabulary
+  for name in registry.REGISTERED:
+    tokenizer = registry.find(name).tokenizer
+    if tokenizer is not None and tokenizer().get_vocab() == words:
+      return name
+  return "bagel"
+
+
 def _config() -> ml_collections.ConfigDict:
   """Returns the config with the flags in it.
 
@@ -113,14 +126,11 @@ def _config() -> ml_collections.ConfigDict:
   """
   config = _CONFIG.value
   if config is None:
-    ours = (
-      pretrained.find(_MODEL.value or "shapes").tokenizer.vocabulary
-      == vocabulary.build_tokenizer().get_vocab()
-    )
+    variant = _variant_of(_MODEL.value) if _MODEL.value else "shapes"
     spec = importlib.util.spec_from_file_location("r3_geneval", _CONFIGS)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config("shapes" if ours else "bagel")
+    config = module.get_config(variant)
     config.eval.update(_DEFAULTS)
   if _MODEL.value:
     config.model.folder = _MODEL.value
@@ -165,40 +175,49 @@ def _records() -> list[dict]:
 
 
 def _targets(
-  config: ml_collections.ConfigDict, records: list[dict]
-) -> list[verifier.Target | None]:
+  config: ml_collections.ConfigDict,
+  world: worlds_base.World | None,
+  records: list[dict],
+) -> list[worlds_base.Target | None]:
   """Returns what the verifier compares with, where it is the reward and the world knows the prompt.
 
   Raises:
     ValueError: a record's "include" is not of this world.
   """
-  if config.reward.name != "shapes":
+  if world is None or config.reward.name != registry.OF_WORLD:
     return [None] * len(records)
   known = {
     one["prompt"]: one
-    for one in (*prompts.train_records(), *prompts.heldout_records())
+    for one in (*world.records("train"), *world.records("heldout"))
   }
   scored = [
     record if "include" in record else known.get(record["prompt"])
     for record in records
   ]
-  return [verifier.encode_records([one]) if one else None for one in scored]
+  return [world.encode([one]) if one else None for one in scored]
 
 
 def _scores(
-  target: verifier.Target | None, images: np.ndarray
+  world: worlds_base.World | None,
+  target: worlds_base.Target | None,
+  images: np.ndarray,
 ) -> list[float | None]:
   """Returns the verifier's score of every image, None without a target."""
   if target is None:
     return [None] * len(images)
   repeated = jax.tree.map(lambda x: np.repeat(x, len(images), axis=0), target)
   return [
-    float(value) for value in jax.jit(verifier.verify)(images, repeated).value
+    float(value) for value in jax.jit(world.verify)(images, repeated).value
   ]
 
 
 def _write(
-  folder: epath.Path, name: str, sample: inference.Sample, target, facts: dict
+  folder: epath.Path,
+  name: str,
+  sample: inference.Sample,
+  world: worlds_base.World | None,
+  target: worlds_base.Target | None,
+  facts: dict,
 ):
   images = np.stack([turn.image for turn in sample.turns])
   turns = [
@@ -209,7 +228,7 @@ def _write(
       "score": score,
       "seconds": round(turn.seconds, 3),
     }
-    for turn, score in zip(sample.turns, _scores(target, images))
+    for turn, score in zip(sample.turns, _scores(world, target, images))
   ]
   gallery.write(
     folder,
@@ -240,7 +259,8 @@ def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
 def draw(config: ml_collections.ConfigDict):
   """Draws what is missing in --out, and writes the page."""
   folder, records = epath.Path(_OUT.value), _records()
-  base, targets = setup.build_base(config), _targets(config, records)
+  base = setup.build_base(config)
+  targets = _targets(config, base.world, records)
   for record in records:
     # does it fit?
     base.pretrained.tokenizer.segment(
@@ -287,6 +307,7 @@ def draw(config: ml_collections.ConfigDict):
         folder,
         gallery.name_of(number, image),
         samples[image],
+        base.world,
         targets[number],
         facts,
       )

@@ -22,7 +22,7 @@ from r3jax.rewards.serving import local
 from r3jax.rewards.serving import server as server_lib
 
 _REWARD = flags.DEFINE_enum(
-  "reward", "shapes", sorted(local.REWARDS), "What scores."
+  "reward", "shapes", sorted(local.NAMES), "What scores."
 )
 _HOST = flags.DEFINE_string(
   "host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all."
@@ -98,9 +98,7 @@ def main(argv):
     thresholds = geneval.Thresholds(
       _CONFIDENCE.value, _COUNTING_CONFIDENCE.value
     )
-    reward = local.REWARDS[_REWARD.value](
-      _DETECTOR.value, _CLIP.value, thresholds
-    )
+    reward = local.load(_REWARD.value, _DETECTOR.value, _CLIP.value, thresholds)
     server = server_lib.Server(
       (_HOST.value, _PORT.value), reward, _token(), limits
     )

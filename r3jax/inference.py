@@ -417,7 +417,9 @@ def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
   """
   size = preprocess.target_size(
     *image.shape[:2],
-    pretrained.find(config.model.folder).sizes.autoencoder_transform,
+    pretrained.find(
+      config.model.folder, config.world
+    ).sizes.autoencoder_transform,
   )
   config.image.update(height=size[0], width=size[1])
   return np.asarray(preprocess.resize(image[None], size))[0]

@@ -154,7 +154,7 @@ class TestEvaluate:
 
 class TestTrainedOn:
   def test_runs_upon_runs_are_added_up(self, tmp_path):
-    for name, before in (("a", "shapes"), ("b", str(tmp_path / "a"))):
+    for name, before in (("a", "world"), ("b", str(tmp_path / "a"))):
       (tmp_path / name).mkdir()
       (tmp_path / name / "config.json").write_text(
         json.dumps({"model": {"folder": before}})
@@ -167,7 +167,7 @@ class TestTrainedOn:
 
   def test_a_folder_of_no_run_is_not_known(self, tmp_path):
     assert workdir_lib.trained_on(str(tmp_path)) == ([], False)
-    assert workdir_lib.trained_on("shapes") == ([], True)
+    assert workdir_lib.trained_on("world") == ([], True)
 
   def test_what_a_run_on_an_unknown_model_was_trained_on_is_known_in_part(
     self, tmp_path

@@ -77,7 +77,7 @@ def model_sizes(
     layers: of the language model, in place of all.
   """
   sizes = (
-    pretrained.find(config.model.folder).sizes
+    pretrained.find(config.model.folder, config.world).sizes
     if config.model.folder
     else architecture.bagel_7b()
   )

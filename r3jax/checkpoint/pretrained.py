@@ -5,8 +5,8 @@ the same JSON files and the weights in Orbax's format; and the workdir of the ma
 checkpoint holds the trained parameters and whose config names the folder of the others.
 """
 
+from collections.abc import Mapping
 import dataclasses
-import importlib.resources
 import json
 
 from etils import epath
@@ -28,6 +28,7 @@ from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import sharding
 from r3jax.sequence import tokenization
+from r3jax.worlds import registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,22 +173,25 @@ def _safetensors(folder: epath.Path) -> list[epath.Path]:
   return [path for path in folder.iterdir() if path.suffix == ".safetensors"]
 
 
-def find(folder: str) -> Pretrained:
+def find(folder: str, world: str = "") -> Pretrained:
   """Reads what a folder says of its model; reads no weights.
 
   Args:
-    folder: of any of the three kinds, on a disk or in a bucket; "shapes" is the small model of the
-      package.
+    folder: of any of the three kinds, on a disk or in a bucket; "world" is the model that comes
+      with the world.
+    world: name of the config's world, "" for none.
 
   Raises:
     ValueError: there is no such folder, a file is missing or broken, or tokenizer and model differ.
   """
   if not folder:
     raise ValueError(
-      "model.folder must name a folder with a model (or be 'shapes'); it is empty"
+      "model.folder must name a folder with a model (or be 'world', the model of config.world); "
+      "it is empty"
     )
-  inside = importlib.resources.files("r3jax") / "assets" / "shapes"
-  path = epath.Path(str(inside) if folder == "shapes" else folder)
+  path = epath.Path(
+    _folder_of_world(world) if folder == registry.OF_WORLD else folder
+  )
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
     return _trained(path)
   sizes, tokenizer = bagel_config.load(path), tokenizer_files.load(path)
@@ -200,6 +204,26 @@ def find(folder: str) -> Pretrained:
       f"markers must be {sizes.special_ids} for the model; the tokenizer has {tokenizer.special_ids}: {path}"
     )
   return Pretrained(path, sizes, tokenizer)
+
+
+def _folder_of_world(world_name: str) -> str:
+  world = registry.needed(registry.find_if_named(world_name), "model.folder")
+  if not world.model_folder:
+    raise ValueError(
+      f"model.folder is {registry.OF_WORLD!r}, but no model comes with the world {world.name!r}"
+    )
+  return world.model_folder
+
+
+def model_of_run(config: Mapping) -> tuple[str, str]:
+  """Returns folder and world of the model that a run started from, from its config as JSON gives it.
+
+  Runs from before `config.world` existed named the world itself in `model.folder`.
+  """
+  folder = config["model"]["folder"]
+  if "world" not in config and folder in registry.REGISTERED:
+    return registry.OF_WORLD, folder
+  return folder, config.get("world", "")
 
 
 def save(
@@ -255,13 +279,17 @@ def _trained(workdir: epath.Path) -> Pretrained:
     )
   path = workdir / "config.json"
   try:
-    model = json.loads(path.read_text())["model"]
-    folder, lora = model["folder"], low_rank.LoRA(**model.get("lora", {}))
+    config = json.loads(path.read_text())
+    folder, world = model_of_run(config)
+    lora = low_rank.LoRA(**config["model"].get("lora", {}))
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path} must be the config of a run, with model.folder: {error!r}"
     ) from error
-  start, state = find(folder), workdir / "checkpoints" / str(step) / "state"
+  start, state = (
+    find(folder, world),
+    workdir / "checkpoints" / str(step) / "state",
+  )
   if lora.rank:
     return dataclasses.replace(start, adapted=(*start.adapted, (lora, state)))
   return dataclasses.replace(start, trained=state, adapted=())

@@ -1,5 +1,6 @@
 """The prompts of a run: what is trained on, what is held out, and that the two do not meet."""
 
+from collections.abc import Callable
 import dataclasses
 
 from absl import logging
@@ -11,9 +12,9 @@ from r3jax.data import storage
 from r3jax.data import tfds
 from r3jax.data.generators import geneval
 from r3jax.data.generators import geneval_plus
-from r3jax.data.generators import shapes
 
-GENERATED, EMBEDDED = "generated", "shapes"
+GENERATED = "generated"
+OF_WORLD = "world"  # the prompts of `config.world`
 _GENERATORS = {
   "geneval": geneval.generate,
   "geneval_plus": geneval_plus.generate,
@@ -26,8 +27,9 @@ class Settings:
 
   Attributes:
     benchmark: format and tags of the files: "geneval", "geneval_plus" or "tiif".
-    train: a file of JSON lines (a path or URL), "generated", or "shapes", the embedded world's.
-    heldout: a file, or "shapes".
+    train: a file of JSON lines (a path or URL), "generated", or "world", the prompts of the world
+      that the config names.
+    heldout: a file, or "world".
     generated: number of training prompts where they are generated.
     generated_seed: of the generator.
     more_tests: further files, of any benchmark, whose prompts must not be trained on.
@@ -59,19 +61,29 @@ class PromptSets:
   contamination: contamination.Contamination
 
 
-def load(settings: Settings) -> PromptSets:
+# Returns the records of a world's split, "train" or "heldout".
+WorldRecords = Callable[[str], list[dict]]
+
+
+def load(
+  settings: Settings, world_records: WorldRecords | None = None
+) -> PromptSets:
   """Loads both sets and drops training prompts that are in a test set.
+
+  Args:
+    settings: where prompts come from.
+    world_records: of the config's world, if it names one.
 
   Raises:
     ValueError: a source is not named or not there, holds an invalid record, or nothing is left to
       train on.
   """
-  heldout = load_heldout(settings)
+  heldout = load_heldout(settings, world_records)
   tests = [_read_any(source) for source in settings.more_tests]
   train = (
     _generate(settings)
     if settings.train == GENERATED
-    else _read(settings, "train", settings.train)
+    else _read(settings, "train", settings.train, world_records)
   )
   kept, found = contamination.clean(
     train, sum(tests, heldout), settings.keep_tags
@@ -87,13 +99,15 @@ def load(settings: Settings) -> PromptSets:
   return PromptSets(kept, heldout, found)
 
 
-def load_heldout(settings: Settings) -> list[dict]:
-  """Loads the whole held-out set alone.
+def load_heldout(
+  settings: Settings, world_records: WorldRecords | None = None
+) -> list[dict]:
+  """Loads the whole held-out set alone; for the arguments see `load`.
 
   Raises:
     ValueError: it is not named, not there, or holds an invalid record.
   """
-  return _read(settings, "heldout", settings.heldout)
+  return _read(settings, "heldout", settings.heldout, world_records)
 
 
 def _generate(settings: Settings) -> list[dict]:
@@ -117,9 +131,18 @@ def _read_any(source: str) -> list[dict]:
   return [record.to_json() for record in records.parse_jsonl(content, source)]
 
 
-def _read(settings: Settings, name: str, source: str) -> list[dict]:
-  if source == EMBEDDED:
-    return shapes.load(split=name if name == "train" else "heldout")
+def _read(
+  settings: Settings,
+  name: str,
+  source: str,
+  world_records: WorldRecords | None,
+) -> list[dict]:
+  if source == OF_WORLD:
+    if world_records is None:
+      raise ValueError(
+        f"data.{name} is {OF_WORLD!r}, so config.world must name a world; it is empty"
+      )
+    return world_records(name)
   if not source:
     raise ValueError(
       f"data.{name} must name a file of prompts in JSON lines, or a URL of one; it is empty"

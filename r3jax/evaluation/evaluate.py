@@ -130,7 +130,7 @@ class Exam:
         towers,
         about,
         images,
-        questions.KINDS.index(kind),
+        self.examiner.number(kind),
         drafts.images,
       )
       answers[kind] = self.decode(said.ids, said.lengths)

@@ -10,7 +10,6 @@ import dataclasses
 import numpy as np
 
 from r3jax.evaluation import bootstrap
-from r3jax.evaluation import questions
 from r3jax.evaluation import result
 
 Result = result.Result
@@ -217,8 +216,7 @@ def understanding(answers: result.Answers, seed: int) -> dict[str, dict]:
   kinds = np.asarray(answers.kinds)
   return {
     kind: _kind(answers, np.flatnonzero(kinds == kind), kind, seed)
-    for kind in questions.KINDS
-    if kind in answers.kinds
+    for kind in dict.fromkeys(answers.kinds)
   }
 
 
@@ -244,7 +242,7 @@ def _kind(
     "most_frequent_word": frequent,
     "unread": of(given == ""),
   }
-  if kind not in questions.YES_OR_NO:
+  if not set(expected) <= {"yes", "no"}:
     return found
   yes, said = expected == "yes", given == "yes"
   among = lambda whole: of(yes & said) / of(whole) if whole.any() else None

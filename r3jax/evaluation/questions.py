@@ -12,13 +12,9 @@ import numpy as np
 
 from r3jax.evaluation import draw
 from r3jax.sequence import thoughts
-from r3jax.worlds.shapes import grammar
-from r3jax.worlds.shapes import quiz
-from r3jax.worlds.shapes import readings
+from r3jax.worlds import base as worlds_base
 
 MATCH = "match"
-KINDS = (MATCH, *quiz.KINDS)
-YES_OR_NO = (MATCH, "existence", "relation")
 _MATCH_QUESTION = "The description of the target image is: {prompt}\nDoes the provided image match it? Answer yes or no."
 
 
@@ -36,22 +32,30 @@ class Examiner:
   """Asks about drafts.
 
   Attributes:
-    kinds: what is asked about every image, of KINDS.
-    embedded: the exact verifier of the embedded world knows the answers, and its grammar asks;
-      else only "match" can be asked, and the reward's part "strict" knows the answer.
-    seed: of what is asked.
+    kinds: kinds of the questions about every image: MATCH, whose answer is the reward's part
+      "strict", and those of the world.
+    quiz: questions of the world whose verifier is the reward; without it only MATCH can be asked.
+    seed: seed of the questions.
   """
 
   kinds: tuple[str, ...]
-  embedded: bool
+  quiz: worlds_base.Quiz | None
   seed: int
 
   def __post_init__(self):
-    known = KINDS if self.embedded else (MATCH,)
-    if set(self.kinds) - set(known):
+    if set(self.kinds) - set(self.possible_kinds):
       raise ValueError(
-        f"eval.ask must hold nothing but {known} with this reward; got {self.kinds}"
+        f"eval.ask must hold nothing but {self.possible_kinds} with this reward; got {self.kinds}"
       )
+
+  @property
+  def possible_kinds(self) -> tuple[str, ...]:
+    """The kinds of questions that can be asked with this reward, MATCH first."""
+    return (MATCH, *self.quiz.kinds) if self.quiz else (MATCH,)
+
+  def number(self, kind: str) -> int:
+    """Returns the place of a kind among all possible ones, from which its random draws come."""
+    return self.possible_kinds.index(kind)
 
   def questions(
     self, drafts: draw.Drawn, records: Sequence[dict], rows: np.ndarray
@@ -63,9 +67,7 @@ class Examiner:
       records: of the prompts.
       rows: [B, 2] the numbers of prompt and image, from which the draws come.
     """
-    objects = (
-      readings.objects(drafts.images) if self.embedded else [()] * len(records)
-    )
+    objects = self.quiz.see(drafts.images) if self.quiz else [()] * len(records)
     match = [
       self._match(record, right, known)
       for record, right, known in zip(
@@ -83,15 +85,15 @@ class Examiner:
     if not known:
       return None
     asked = (
-      grammar.match_question(record["prompt"])
-      if self.embedded
+      self.quiz.match(record["prompt"])
+      if self.quiz
       else _MATCH_QUESTION.replace("{prompt}", record["prompt"])
     )
     return Question(MATCH, asked, "yes" if right == 1 else "no")
 
   def _scene(self, kind: str, objects, row: np.ndarray) -> Question | None:
-    rng = np.random.default_rng([self.seed, *row.tolist(), KINDS.index(kind)])
-    asked = quiz.KINDS[kind](objects, rng)
+    rng = np.random.default_rng([self.seed, *row.tolist(), self.number(kind)])
+    asked = self.quiz.kinds[kind](objects, rng)
     return asked and Question(kind, *asked)
 
 

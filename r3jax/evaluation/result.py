@@ -14,7 +14,7 @@ class Answers:
 
   Attributes:
     tags, prompts: of the images.
-    kinds: of the questions, see `questions.KINDS`.
+    kinds: of the questions, see `questions.Examiner`.
     expected, given: words; what could not be read as an answer is "".
   """
 

@@ -13,7 +13,7 @@ from r3jax import types
 from r3jax.files import jsonl
 from r3jax.parallel import multihost
 from r3jax.rewards.from_host import scorer as scorer_lib
-from r3jax.worlds.shapes import verifier
+from r3jax.worlds import base as worlds_base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +87,14 @@ def _log(folder: epath.Path, name: str) -> epath.Path:
   return folder / f"{name.replace('/', '.')}.{jax.process_index()}.jsonl"
 
 
-def embedded() -> GraphReward:
-  """Returns the exact verifier of the embedded world, which runs in the graph."""
-  return GraphReward(
-    verifier.encode_records, lambda mesh: verifier.verify, verifier.PARTS
-  )
+def of_world(world: worlds_base.World) -> GraphReward:
+  """Returns the exact verifier of a world, which runs in the graph."""
+
+  def on(mesh: jax.sharding.Mesh) -> types.Scoring:
+    del mesh  # every image is verified where it is
+    return world.verify
+
+  return GraphReward(world.encode, on, world.parts)
 
 
 def on_host(name: str, scorer: scorer_lib.Scorer) -> GraphReward:

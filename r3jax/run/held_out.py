@@ -12,7 +12,7 @@ from r3jax.evaluation import draw
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
 from r3jax.run import setup
-from r3jax.worlds.shapes import readings
+from r3jax.worlds import registry
 
 _NOT_THE_RESULT = ("batch_size", "every")  # keys of config.eval
 # keys of config.reward that change scores; services say more
@@ -29,7 +29,10 @@ def exam(
   Raises:
     ValueError: the config cannot be used; the message says what must hold.
   """
-  e, embedded = config.eval, config.reward.name == "shapes"
+  e = config.eval
+  # What the world sees counts only where its verifier is the reward.
+  verifies = config.reward.name == registry.OF_WORLD
+  world = experiment.world if verifies else None
   if e.images_per_prompt < 1:
     raise ValueError(
       f"eval.images_per_prompt must be at least 1; got {e.images_per_prompt}"
@@ -51,10 +54,12 @@ def exam(
     records=experiment.heldout,
     prompts=experiment.encode(experiment.heldout),
     images_per_prompt=e.images_per_prompt,
-    examiner=questions.Examiner(tuple(e.ask), embedded, e.seed),
+    examiner=questions.Examiner(
+      tuple(e.ask), world.quiz if world else None, e.seed
+    ),
     segments=experiment.segments,
     decode=experiment.decode,
-    boxes=readings.boxes if embedded else None,
+    boxes=world.boxes if world else None,
     flush=experiment.reward.raise_together,
     flops=_flops(experiment.modules, settings),
     settings=_settings(config, experiment.heldout),
@@ -79,8 +84,12 @@ def _settings(
     for key, value in config.reward.to_dict().items()
     if key in _REWARD
   }
+  # Evaluations on two worlds differ, although both configs say "world".
+  if config.reward.name == registry.OF_WORLD:
+    used["reward"]["name"] = config.world
+  source = config.data.heldout
   used["heldout"] = {
-    "source": config.data.heldout,
+    "source": config.world if source == registry.OF_WORLD else source,
     "sha256": hashlib.sha256(json.dumps(heldout).encode()).hexdigest(),
   }
   return json.loads(json.dumps(used))

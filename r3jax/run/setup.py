@@ -38,6 +38,8 @@ from r3jax.sequence import layouts
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
 from r3jax.sequence import tokenization
+from r3jax.worlds import base as worlds_base
+from r3jax.worlds import registry as worlds_registry
 
 DTYPES = {
   "float32": jnp.float32,
@@ -51,11 +53,13 @@ class Base:
   """The model of a config and how it samples.
 
   Attributes:
+    world: that of the config, if it names one.
     pretrained: the model's folder: weights and tokenizer.
     modules: the model.
     settings: one iteration.
   """
 
+  world: worlds_base.World | None
   pretrained: pretrained_lib.Pretrained
   modules: settings_lib.Modules
   settings: settings_lib.Settings
@@ -376,7 +380,7 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
       f"model.dtype must be one of {sorted(DTYPES)}; got {config.model.dtype!r}"
     )
   found, dtype = (
-    pretrained_lib.find(config.model.folder),
+    pretrained_lib.find(config.model.folder, config.world),
     DTYPES[config.model.dtype],
   )
   size = (config.image.height, config.image.width)
@@ -387,6 +391,7 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
     )
   towers = image_encoders.Towers(found.sizes, size, dtype)
   return Base(
+    worlds_registry.find_if_named(config.world),
     found,
     make_modules(config, found.sizes, towers),
     make_settings(config, found.tokenizer, towers),
@@ -399,7 +404,7 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError: the config cannot be run; the message says what must hold and what was seen.
   """
-  sets = sets_lib.load(sets_lib.Settings(**config.data))
+  sets = sets_lib.load(sets_lib.Settings(**config.data), _world_records(config))
   return _build(config, balanced(sets.train), sets.heldout, sets.contamination)
 
 
@@ -409,23 +414,59 @@ def build_to_evaluate(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError: as `build`.
   """
-  heldout = sets_lib.load_heldout(sets_lib.Settings(**config.data))
+  heldout = load_heldout(config)
   return _build(config, (), heldout, contamination_lib.Contamination({}))
+
+
+def load_heldout(config: ml_collections.ConfigDict) -> list[dict]:
+  """Loads the whole held-out set of a config.
+
+  Raises:
+    ValueError: as `build`.
+  """
+  return sets_lib.load_heldout(
+    sets_lib.Settings(**config.data), _world_records(config)
+  )
+
+
+def _world_records(
+  config: ml_collections.ConfigDict,
+) -> sets_lib.WorldRecords | None:
+  world = worlds_registry.find_if_named(config.world)
+  return world.records if world else None
 
 
 def _build(
   config, train: tuple[dict, ...], heldout: list[dict], contamination
 ) -> Experiment:
   base = build_base(config)
+  _check_canvas(config, base.world)
   return Experiment(
     **vars(base),
     optimizer=train_state.OptimizerSettings(**config.optimizer),
     train=train,
     heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
     contamination=contamination,
-    reward=registry.build(config.reward),
+    reward=registry.build(config.reward, base.world),
     parse=_parse(
       config, base.pretrained.tokenizer, base.settings.capacities.instruction
     ),
     parses_on_host=config.sequence.parser == "strings",
   )
+
+
+def _check_canvas(
+  config: ml_collections.ConfigDict, world: worlds_base.World | None
+) -> None:
+  """Checks that images have the size that the world verifies, where it is the reward.
+
+  Raises:
+    ValueError: they have another size.
+  """
+  size = (config.image.height, config.image.width)
+  verifies = config.reward.name == worlds_registry.OF_WORLD
+  if verifies and world and world.canvas != size:
+    raise ValueError(
+      f"image.height and image.width must be the canvas of the world {world.name!r}, "
+      f"{world.canvas}; got {size}"
+    )

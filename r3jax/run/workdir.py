@@ -5,7 +5,9 @@ import json
 
 from etils import epath
 
+from r3jax.checkpoint import pretrained
 from r3jax.files import atomic
+from r3jax.worlds import registry
 
 TRAINED_ON = "training_prompts.jsonl"
 
@@ -61,7 +63,7 @@ def write_training_prompts(path: epath.Path, records: tuple[dict, ...]) -> None:
 def trained_on(folder: str) -> tuple[list[dict], bool]:
   """Returns the prompts that the model of a folder was trained on by R3, run after run.
 
-  The small model of the package was trained on no held-out prompt.
+  A world's own model was trained on no held-out prompt.
 
   Args:
     folder: see `pretrained.find`.
@@ -69,15 +71,14 @@ def trained_on(folder: str) -> tuple[list[dict], bool]:
   Returns:
     Records, and whether they are all: what a model was trained on that comes from no run is not known.
   """
-  if folder == "shapes":
+  if folder == registry.OF_WORLD:
     return [], True
   path = epath.Path(folder)
   prompts, config = path / TRAINED_ON, path / "config.json"
   if not prompts.exists() or not config.exists():
     return [], False
-  before, complete = trained_on(
-    json.loads(config.read_text())["model"]["folder"]
-  )
+  started_from, _ = pretrained.model_of_run(json.loads(config.read_text()))
+  before, complete = trained_on(started_from)
   return before + [
     json.loads(line) for line in prompts.read_text().splitlines()
   ], complete

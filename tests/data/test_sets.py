@@ -7,6 +7,7 @@ import pytest
 
 from r3jax.data import sets
 from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import world
 
 RED, BLUE = (
   {
@@ -85,7 +86,8 @@ class TestLoad:
 
   def test_embedded_world_loses_nothing(self, settings):
     found = sets.load(
-      dataclasses.replace(settings, train="shapes", heldout="shapes")
+      dataclasses.replace(settings, train="world", heldout="world"),
+      world.WORLD.records,
     )
     assert found.train == prompts.train_records()
     assert found.heldout == prompts.heldout_records()
@@ -103,7 +105,7 @@ class TestLoad:
       ),
       ({"more_tests": ("",)}, "data.more_tests must name"),
       (
-        {"benchmark": "tiif", "train": "generated", "heldout": "shapes"},
+        {"benchmark": "tiif", "train": "generated", "heldout": "world"},
         "data.benchmark is 'tiif'",
       ),
       ({"benchmark": "coco"}, "benchmark must be one of"),
@@ -113,4 +115,11 @@ class TestLoad:
     self, settings, changes, message
   ):
     with pytest.raises(ValueError, match=message):
-      sets.load(dataclasses.replace(settings, **changes))
+      sets.load(dataclasses.replace(settings, **changes), world.WORLD.records)
+
+  @pytest.mark.parametrize("name", ["train", "heldout"])
+  def test_prompts_of_no_world_are_refused(self, settings, name):
+    with pytest.raises(
+      ValueError, match=f"data.{name} is 'world', so config.world must name"
+    ):
+      sets.load(dataclasses.replace(settings, **{name: "world"}))

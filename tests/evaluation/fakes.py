@@ -8,6 +8,7 @@ from r3jax.evaluation import draw
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
 from r3jax.worlds.shapes import prompts as prompts_lib
+from r3jax.worlds.shapes import world
 
 RECORDS = tuple(prompts_lib.heldout_records()[::31][:10])
 TEXTS = (
@@ -124,7 +125,7 @@ def exam(evaluator: Evaluator, **settings) -> evaluate.Exam:
     records=RECORDS,
     prompts=prompts,
     images_per_prompt=2,
-    examiner=questions.Examiner(("match",), embedded=True, seed=0),
+    examiner=questions.Examiner(("match",), world.WORLD.quiz, seed=0),
     segments=lambda texts, capacity: (
       np.full((len(texts), capacity), 99),
       np.full(len(texts), capacity),

@@ -10,6 +10,10 @@ from r3jax.evaluation import questions
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes as scenes_lib
+from r3jax.worlds.shapes import world
+
+QUIZ = world.WORLD.quiz
+KINDS = ("match", "existence", "count", "color", "relation")
 
 
 @pytest.fixture(name="drafts", scope="module")
@@ -34,7 +38,7 @@ class TestExaminer:
   def test_match_is_what_strict_says_and_not_asked_without_a_score(
     self, drafts
   ):
-    asked = questions.Examiner(("match",), True, 0).questions(
+    asked = questions.Examiner(("match",), QUIZ, 0).questions(
       drafts, self.RECORDS, self.ROWS
     )["match"]
     assert [one and one.expected for one in asked] == [
@@ -51,16 +55,16 @@ class TestExaminer:
     )
 
   def test_questions_depend_on_the_image_and_its_numbers_alone(self, drafts):
-    examiner = questions.Examiner(questions.KINDS, True, 0)
+    examiner = questions.Examiner(KINDS, QUIZ, 0)
     every = examiner.questions(drafts, self.RECORDS, self.ROWS)
     part = jax.tree.map(lambda x: x[2:4], drafts)
     assert {
       kind: asked[2:4] for kind, asked in every.items()
     } == examiner.questions(part, self.RECORDS[2:4], self.ROWS[2:4])
-    assert list(every) == list(questions.KINDS)
+    assert list(every) == list(KINDS)
 
   def test_other_images_of_a_prompt_are_asked_other_things(self, drafts):
-    examiner = questions.Examiner(("count",), True, 0)
+    examiner = questions.Examiner(("count",), QUIZ, 0)
     asked = [
       examiner.questions(drafts, self.RECORDS, self.ROWS + [0, j])["count"]
       for j in range(4)
@@ -68,7 +72,7 @@ class TestExaminer:
     assert any(first != second for first, second in zip(asked, asked[1:]))
 
   def test_without_the_embedded_world_only_the_match_can_be_asked(self, drafts):
-    (one, *_) = questions.Examiner(("match",), False, 0).questions(
+    (one, *_) = questions.Examiner(("match",), None, 0).questions(
       drafts, self.RECORDS, self.ROWS
     )["match"]
     assert self.RECORDS[0]["prompt"] in one.question and one.question.endswith(
@@ -77,7 +81,7 @@ class TestExaminer:
     with pytest.raises(
       ValueError, match=r"eval.ask must hold nothing but \('match',\)"
     ):
-      questions.Examiner(("match", "count"), False, 0)
+      questions.Examiner(("match", "count"), None, 0)
 
 
 class TestAnswerIn:

@@ -13,6 +13,7 @@ from r3jax.rewards import combine
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import readings
 from r3jax.worlds.shapes import scenes as scenes_lib
+from r3jax.worlds.shapes import world
 from tests.evaluation import fakes
 
 
@@ -129,7 +130,7 @@ class TestRescore:
     folder, samples = evaluation
     mesh = meshes.make_mesh_of(jax.devices()[:devices], devices, 1, 1)
     scores = second_judge.rescore(
-      combine.embedded(), mesh, folder, samples, fakes.RECORDS, 4
+      combine.of_world(world.WORLD), mesh, folder, samples, fakes.RECORDS, 4
     )
     assert len(scores) == 20 + 10  # a round that stops has no image of its own
     assert {(one["key"], one["round"]) for one in scores} == {
@@ -144,7 +145,12 @@ class TestRescore:
     mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
     with pytest.raises(ValueError, match="must be those of the evaluation"):
       second_judge.rescore(
-        combine.embedded(), mesh, folder, samples, fakes.RECORDS[1:], 4
+        combine.of_world(world.WORLD),
+        mesh,
+        folder,
+        samples,
+        fakes.RECORDS[1:],
+        4,
       )
 
   def test_files(self, tmp_path):

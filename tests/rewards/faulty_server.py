@@ -18,6 +18,7 @@ import time
 from r3jax.rewards.remote import protocol
 from r3jax.rewards.serving import local
 from r3jax.rewards.serving import server as server_lib
+from r3jax.worlds.shapes import world
 
 FAULTS = (
   "none",
@@ -115,7 +116,7 @@ class _FaultyHandler(server_lib._Handler):
 
 if __name__ == "__main__":
   server = FaultyServer(
-    ("127.0.0.1", int(sys.argv[1])), local.Shapes(), sys.argv[2]
+    ("127.0.0.1", int(sys.argv[1])), local.Verifier(world.WORLD), sys.argv[2]
   )
   print("ready", flush=True)
   server.serve_forever(poll_interval=0.05)

@@ -9,6 +9,7 @@ from r3jax.rewards import outcome
 from r3jax.rewards.serving import detector as detector_lib
 from r3jax.rewards.serving import local
 from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import world
 
 ATTR = {
   "tag": "color_attr",
@@ -117,8 +118,10 @@ class TestGenEval:
     )
 
 
-class TestShapes:
+class TestVerifier:
   def test_many_images_are_scored_in_batches(self):
     records = prompts.heldout_records()[:35]
-    found = local.Shapes().score(np.zeros((35, 48, 48, 3), np.uint8), records)
+    found = local.Verifier(world.WORLD).score(
+      np.zeros((35, 48, 48, 3), np.uint8), records
+    )
     assert len(found) == 35 and all(one.score == 0 for one in found)

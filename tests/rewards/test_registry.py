@@ -16,6 +16,7 @@ from r3jax.rewards.remote import judge
 from r3jax.rewards.remote import protocol
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import verifier
+from r3jax.worlds.shapes import world
 from tests.rewards import scripted
 
 HEALTH = json.dumps(
@@ -51,12 +52,13 @@ class TestBuild:
 
   def test_sum_of_verifier_and_service(self):
     members = {
-      "eye": {"name": "shapes", "weight": 1.0},
+      "eye": {"name": "world", "weight": 1.0},
       "net": {"name": "service", "weight": 3.0, "batch": 2},
     }
     with scripted.serve(answer) as server:
       reward = registry.build(
-        section(name="sum", members=members, endpoints=(server.url,))
+        section(name="sum", members=members, endpoints=(server.url,)),
+        world.WORLD,
       )
     assert list(reward.scorers) == ["net/service"]
     records = prompts.heldout_records()[:3]
@@ -69,12 +71,12 @@ class TestBuild:
     )
 
   def test_part_of_a_sum_can_be_trained(self):
-    members = {"eye": {"name": "shapes", "weight": 1.0, "value": "correct"}}
+    members = {"eye": {"name": "world", "weight": 1.0, "value": "correct"}}
     for value in ("strict", "eye", "eye/correct"):
       assert (
         "shaped"
         in registry.build(
-          section(name="sum", members=members, value=value)
+          section(name="sum", members=members, value=value), world.WORLD
         ).parts
       )
 
@@ -84,7 +86,7 @@ class TestBuild:
       (
         {
           "name": "sum",
-          "members": {"a": {"name": "shapes", "weight": 1.0, "shuffle": True}},
+          "members": {"a": {"name": "world", "weight": 1.0, "shuffle": True}},
         },
         "does not have: .'shuffle'.",
       ),
@@ -103,13 +105,13 @@ class TestBuild:
       ({"name": "beauty"}, "reward.name must be one of .*; got 'beauty'"),
       ({"name": "sum"}, "reward.members must name at least one reward"),
       (
-        {"name": "sum", "members": {"a": {"name": "shapes"}}},
+        {"name": "sum", "members": {"a": {"name": "world"}}},
         "reward.members.a must have a name and a weight; got .'name'.",
       ),
       (
         {
           "name": "sum",
-          "members": {"a": {"name": "shapes", "weight": 1.0, "colour": 1}},
+          "members": {"a": {"name": "world", "weight": 1.0, "colour": 1}},
         },
         "keys that reward does not have: .'colour'.",
       ),
@@ -144,4 +146,12 @@ class TestConfigs:
     ) == (16, 5e-6)
 
   def test_embedded_world_has_the_verifier(self):
-    assert registry.build(r3_geneval.get_config("shapes").reward).scorers == {}
+    config = r3_geneval.get_config("shapes")
+    reward = registry.build(config.reward, world.WORLD)
+    assert reward.scorers == {} and reward.parts == verifier.PARTS
+
+  def test_reward_of_no_world_is_refused(self):
+    with pytest.raises(
+      ValueError, match="reward.name is 'world', so config.world must name"
+    ):
+      registry.build(section(name="world"))

@@ -10,29 +10,28 @@ from r3jax.data import validation
 from r3jax.rewards import outcome as outcome_lib
 from r3jax.rewards.serving import detector as detector_lib
 from r3jax.rewards.serving import geneval
-from r3jax.worlds.shapes import prompts
-from r3jax.worlds.shapes import scenes
-from r3jax.worlds.shapes import verifier
+from r3jax.worlds import base as worlds_base
+from r3jax.worlds import registry
 
 
-class Shapes:
-  """The embedded world's exact verifier, outside the step.
+class Verifier:
+  """A world's exact verifier, outside the step.
 
   Not for use inside the step's own process: it computes on JAX's devices, which wait for the step.
   """
 
-  parts = verifier.PARTS
-
-  def __init__(self):
+  def __init__(self, world: worlds_base.World):
     """Compiles, so that the first request need not wait for it."""
+    self.parts = world.parts
+    self._world = world
+    self._compiled = jax.jit(world.verify)
     self._verify(
-      [np.zeros((scenes.CANVAS, scenes.CANVAS, 3), np.uint8)],
-      prompts.heldout_records()[:1],
+      [np.zeros((*world.canvas, 3), np.uint8)], world.records("heldout")[:1]
     )
 
   def check(self, record: dict):
     """See `base.HostReward`."""
-    verifier.encode_records([record])
+    self._world.encode([record])
 
   def score(
     self, images: np.ndarray, records: Sequence[dict]
@@ -56,8 +55,9 @@ class Shapes:
     return outcomes
 
   def _problem(self, image: np.ndarray, record: dict) -> str:
-    if image.shape != (scenes.CANVAS, scenes.CANVAS, 3):
-      return f"an image must be {scenes.CANVAS} x {scenes.CANVAS} pixels; got {image.shape}"
+    height, width = self._world.canvas
+    if image.shape != (height, width, 3):
+      return f"an image must be {height} x {width} pixels; got {image.shape}"
     if problems := validation.find_problems(record):
       return f"the record cannot be judged: {problems[0]}"
     try:
@@ -81,9 +81,9 @@ class Shapes:
     self, images: list[np.ndarray], records: list[dict]
   ) -> list[outcome_lib.Outcome]:
     padding = _BATCH - len(images)  # one size to compile for
-    target = verifier.encode_records(records + records[:1] * padding)
+    target = self._world.encode(records + records[:1] * padding)
     found = jax.device_get(
-      _verify(np.stack(images + images[:1] * padding), target)
+      self._compiled(np.stack(images + images[:1] * padding), target)
     )
     return [
       outcome_lib.Ok(
@@ -96,8 +96,8 @@ class Shapes:
   def describe(self) -> dict:
     """See `base.HostReward`."""
     return {
-      "model": "shapes verifier",
-      "thresholds": [round(float(x), 6) for x in verifier.THRESHOLDS],
+      "model": f"{self._world.name} verifier",
+      **self._world.verifier_facts,
     }
 
   def metrics(self) -> dict[str, float]:
@@ -106,7 +106,6 @@ class Shapes:
 
 
 _BATCH = 16
-_verify = jax.jit(verifier.verify)
 
 
 class GenEval:
@@ -163,10 +162,23 @@ class GenEval:
     return {}
 
 
-# name -> makes the reward from the flags of launch/serve_reward.py: detector, clip, thresholds
-REWARDS = {
-  "geneval": lambda detector, clip, thresholds: GenEval(
-    detector_lib.load(detector, clip), thresholds
-  ),
-  "shapes": lambda detector, clip, thresholds: Shapes(),
-}
+# what a server can score by: GenEval's rules, or the verifier of a world
+NAMES = ("geneval", *registry.REGISTERED)
+
+
+def load(
+  name: str, detector: str, clip: str, thresholds: geneval.Thresholds
+) -> GenEval | Verifier:
+  """Returns a reward for a server.
+
+  Args:
+    name: one of NAMES.
+    detector, clip: folders or names of the models that GenEval's rules need.
+    thresholds: of GenEval's rules.
+
+  Raises:
+    ValueError: the models cannot be loaded.
+  """
+  if name == "geneval":
+    return GenEval(detector_lib.load(detector, clip), thresholds)
+  return Verifier(registry.find(name))

@@ -1,4 +1,4 @@
-"""TFDS builder of the embedded world's prompts, read without a TensorFlow graph."""
+"""The prompts of the world as TFDS data, read without a TensorFlow graph."""
 
 import tensorflow_datasets as tfds
 
