@@ -1,4 +1,4 @@
-"""The layouts of R3's three stages (R3.md section 4)."""
+"""The layouts of R3's three stages (docs/algorithm.md#stages)."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from r3jax.sequence import segments
 
 @dataclasses.dataclass(frozen=True)
 class Capacities:
-  """Slots of every segment; text capacities count the begin and end token.
+  """Slots of every segment; text capacities count the begin and the end token.
 
   Attributes:
     system: either system prompt.
@@ -36,52 +36,58 @@ EDIT = ("edit", "edit_without_text", "edit_without_image")
 
 
 def reason(capacities: Capacities) -> segments.Layout:
-  """Returns T(system) T(prompt) T(thought) N | T(system) N."""
+  """Returns T(system) T(prompt) T(thought) N | T(system) N.
+
+  T is a text, N a noisy latent; behind the bar stands the unconditional branch, which shares the
+  system prompt.
+  """
+  c = capacities
   context = ("system", "prompt", "thought")
+  draft, without_text = DRAFT
   return segments.Layout(
     (
-      segments.text("system", capacities.system),
-      segments.text("prompt", capacities.prompt, context[:1]),
-      segments.text("thought", capacities.thought, context[:2]),
-      segments.image("draft", "noise", capacities.latent_grid, context),
-      segments.image(
-        "draft_without_text", "noise", capacities.latent_grid, context[:1]
-      ),
+      segments.text("system", c.system),
+      segments.text("prompt", c.prompt, ("system",)),
+      segments.text("thought", c.thought, ("system", "prompt")),
+      segments.image(draft, "noise", c.latent_grid, context),
+      segments.image(without_text, "noise", c.latent_grid, ("system",)),
     )
   )
 
 
 def reflect(capacities: Capacities) -> segments.Layout:
-  """Returns T(system) V T(question) T(answer)."""
+  """Returns T(system) V T(question) T(answer); V are the ViT patches of the draft."""
+  c = capacities
   context = ("system", "vision", "question")
   return segments.Layout(
     (
-      segments.text("system", capacities.system),
-      segments.image("vision", "vit", capacities.vit_grid, context[:1]),
-      segments.text("question", capacities.question, context[:2]),
-      segments.text("answer", capacities.answer, context),
+      segments.text("system", c.system),
+      segments.image("vision", "vit", c.vit_grid, ("system",)),
+      segments.text("question", c.question, ("system", "vision")),
+      segments.text("answer", c.answer, context),
     )
   )
 
 
 def refine(capacities: Capacities) -> segments.Layout:
-  """Returns A V T(instruction) N | A V N | T(instruction) N."""
+  """Returns A V T(instruction) N | A V N | T(instruction) N.
+
+  A are the clean latents and V the ViT patches of the source image; behind the bars stand the
+  branches without text and without image.
+  """
+  c = capacities
+  source = ("source", "vision")
   context = ("source", "vision", "instruction")
+  edit, without_text, without_image = EDIT
+  alone = "instruction_alone"  # the instruction again, at other positions
   return segments.Layout(
     (
-      segments.image("source", "clean", capacities.latent_grid),
-      segments.image("vision", "vit", capacities.vit_grid, context[:1]),
-      segments.text("instruction", capacities.instruction, context[:2]),
-      segments.image("edit", "noise", capacities.latent_grid, context),
-      segments.image(
-        "edit_without_text", "noise", capacities.latent_grid, context[:2]
-      ),
-      segments.text("instruction_alone", capacities.instruction),
-      segments.image(
-        "edit_without_image",
-        "noise",
-        capacities.latent_grid,
-        ("instruction_alone",),
-      ),
+      segments.image("source", "clean", c.latent_grid),
+      segments.image("vision", "vit", c.vit_grid, ("source",)),
+      segments.text("instruction", c.instruction, source),
+      segments.image(edit, "noise", c.latent_grid, context),
+      segments.image(without_text, "noise", c.latent_grid, source),
+      segments.text(alone, c.instruction),
+      segments.image(without_image, "noise", c.latent_grid, (alone,)),
     )
   )

@@ -1,8 +1,8 @@
-"""Static layouts of a sequence: positions, attention and expert of every slot.
+"""Static layouts of a sequence: positions, attention mask and expert of every slot.
 
 A sequence is a tuple of segments of fixed capacity. Text segments have a dynamic length, image
-segments are full. From the layout and the lengths follow rotary positions and attention masks
-(R3.md section 3); because the expert of a slot is static, routing needs no gather.
+segments are full. Rotary positions and attention masks follow from the layout and the lengths
+(docs/algorithm.md#sequences). The expert of a slot is static, so that routing needs no gather.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,8 @@ class Segment:
 
   Attributes:
     name: unique in its layout.
-    kind: "text" (causal), "vit", "clean" (VAE latents at t = 0) or "noise" (latents at t).
+    kind: "text" (causal), "vit", "clean" (VAE latents at t = 0) or "noise" (latents at t); all but
+      text attend in both directions.
     capacity: slots, markers included.
     sees: names of the earlier segments that it attends to; its rotary position starts after them.
     grid: rows and columns of the image's tokens; None for text.
@@ -57,24 +58,30 @@ def image(
   name: str, kind: Kind, grid: tuple[int, int], sees: Sequence[str] = ()
 ) -> Segment:
   """Returns an image segment: begin marker, `grid` tokens row by row, end marker."""
-  return Segment(name, kind, grid[0] * grid[1] + 2, tuple(sees), tuple(grid))
+  rows, columns = grid
+  return Segment(name, kind, rows * columns + 2, tuple(sees), (rows, columns))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """An ordered tuple of segments with unique names."""
+  """A sequence: an ordered tuple of segments with unique names.
+
+  Attributes:
+    segments: in the order in which they are fed; a segment sees earlier ones only.
+  """
 
   segments: tuple[Segment, ...]
 
   def __post_init__(self):
-    seen = set()
+    earlier = set()
     for segment in self.segments:
-      missing = [name for name in segment.sees if name not in seen]
-      if missing or segment.name in seen:
+      missing = [name for name in segment.sees if name not in earlier]
+      if missing or segment.name in earlier:
         raise ValueError(
-          f"a segment must have a new name and see earlier segments only; {segment.name!r} sees {missing}"
+          "a segment must have a new name and see earlier segments only; "
+          f"{segment.name!r} sees {missing}"
         )
-      seen.add(segment.name)
+      earlier.add(segment.name)
 
   def __getitem__(self, name: str) -> Segment:
     return self.segments[self.index(name)]
@@ -88,16 +95,16 @@ class Layout:
     return _slots(self, tuple(names))
 
 
-# one object per layout and names, see `_slots`
+# Compared by identity: `_slots` makes one object per layout and names.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Slots:
-  """Static description of the slots of some segments, und slots first.
+  """Static description of the T slots of some segments, und slots first.
 
   Attributes:
     segment: [T] index of the slot's segment in the layout.
     offset: [T] place of the slot in its segment.
     num_und: how many of the T slots belong to the und expert.
-    ranges: for each segment name its (und slice, gen slice) in the two streams.
+    ranges: (und slice, gen slice) of each segment in the streams of the two experts, by name.
   """
 
   segment: np.ndarray
@@ -106,40 +113,46 @@ class Slots:
   ranges: dict[str, tuple[slice, slice]]
 
 
-def _expert_offsets(segment: Segment) -> tuple[list[int], list[int]]:
-  everything = list(range(segment.capacity))
-  if not segment.num_gen:
-    return everything, []
-  return [everything[0], everything[-1]], everything[1:-1]
-
-
 @functools.cache
 def _slots(layout: Layout, names: tuple[str, ...]) -> Slots:
-  streams: tuple[list, list] = ([], [])
+  und: list[tuple[int, int]] = []  # (segment, offset) of every slot
+  gen: list[tuple[int, int]] = []
   ranges = {}
   for name in names:
-    starts = [len(stream) for stream in streams]
-    for stream, offsets in zip(streams, _expert_offsets(layout[name])):
-      stream.extend((layout.index(name), offset) for offset in offsets)
-    ranges[name] = tuple(
-      slice(start, len(stream)) for start, stream in zip(starts, streams)
-    )
-  table = np.array(streams[0] + streams[1], np.int32).reshape(-1, 2)
-  return Slots(table[:, 0], table[:, 1], len(streams[0]), ranges)
+    segment = layout[name]
+    index = layout.index(name)
+    slots = [(index, offset) for offset in range(segment.capacity)]
+    und_start = len(und)
+    gen_start = len(gen)
+    if segment.num_gen:
+      und += [slots[0], slots[-1]]  # the markers
+      gen += slots[1:-1]
+    else:
+      und += slots
+    ranges[name] = (slice(und_start, len(und)), slice(gen_start, len(gen)))
+  table = np.array(und + gen, np.int32).reshape(-1, 2)
+  return Slots(table[:, 0], table[:, 1], len(und), ranges)
 
 
-def _advance(segment: Segment, lengths: Mapping[str, types.Lengths]):
-  if segment.kind == "text":
-    return lengths[segment.name]
-  return 0 if segment.kind == "noise" else 1
-
-
-def start(layout: Layout, name: str, lengths: Mapping[str, types.Lengths]):
+def start(
+  layout: Layout, name: str, lengths: Mapping[str, types.Lengths]
+) -> types.Lengths | int:
   """Returns the rotary position of the first slot of a segment, [B] or a plain 0.
 
-  Text advances the counter by its length, an image by 1, a noisy latent not at all.
+  It is the sum of what the segments before it advance the position by: a text by its length, an
+  image by 1, a noisy latent not at all.
   """
-  return sum(_advance(layout[seen], lengths) for seen in layout[name].sees)
+  position = 0
+  for earlier in layout[name].sees:
+    kind = layout[earlier].kind
+    if kind == "text":
+      advance = lengths[earlier]
+    elif kind == "noise":
+      advance = 0
+    else:
+      advance = 1
+    position = position + advance
+  return position
 
 
 def positions(
@@ -160,41 +173,36 @@ def positions(
     [B, T] int32; all slots of an image segment share one position.
   """
   slots = layout.slots(names)
-  first = {name: start(layout, name, lengths) for name in names}
-  starts = _per_segment(layout, first, rows)[:, slots.segment]
-  is_text = np.array([segment.kind == "text" for segment in layout.segments])[
-    slots.segment
-  ]
-  return starts + jnp.asarray(slots.offset * is_text)
-
-
-def _per_segment(
-  layout: Layout, values: Mapping[str, types.Lengths | int], rows: int
-):
-  """Returns [B, segments] int32 of one value per segment, 0 where none is given."""
-  columns = [values.get(segment.name, 0) for segment in layout.segments]
-  return jnp.stack(
-    [jnp.broadcast_to(jnp.asarray(c, jnp.int32), (rows,)) for c in columns],
-    axis=1,
-  )
+  starts = {name: start(layout, name, lengths) for name in names}
+  start_of_slot = _per_segment(layout, starts, rows)[:, slots.segment]
+  offset_in_text = slots.offset * _is_text(layout)[slots.segment]
+  return start_of_slot + jnp.asarray(offset_in_text)
 
 
 def visibility(
   layout: Layout, queries: Sequence[str], keys: Sequence[str]
 ) -> np.ndarray:
-  """Returns the static part of the mask, [T, S]: who may see whom if every slot is filled."""
-  query, key = layout.slots(queries), layout.slots(keys)
-  number = len(layout.segments)
-  sees = np.zeros((number, number), bool)
-  for i, segment in enumerate(layout.segments):
-    sees[i, [layout.index(name) for name in segment.sees]] = True
-  across = sees[query.segment[:, None], key.segment[None, :]]
-  same = query.segment[:, None] == key.segment[None, :]
-  is_text = np.array([segment.kind == "text" for segment in layout.segments])[
-    query.segment
-  ]
-  inside = ~is_text[:, None] | (key.offset[None, :] <= query.offset[:, None])
-  return across | (same & inside)
+  """Returns the static part of the mask, as if every slot held a token.
+
+  Args:
+    layout: the sequence.
+    queries: segments that attend.
+    keys: segments that may be attended to.
+
+  Returns:
+    [T, S] bool.
+  """
+  query = layout.slots(queries)
+  key = layout.slots(keys)
+  sees = np.zeros((len(layout.segments), len(layout.segments)), bool)
+  for row, segment in zip(sees, layout.segments, strict=True):
+    row[[layout.index(name) for name in segment.sees]] = True
+  sees_segment = sees[query.segment[:, None], key.segment[None, :]]
+  same_segment = query.segment[:, None] == key.segment[None, :]
+  is_text = _is_text(layout)[query.segment]
+  is_causal = key.offset[None, :] <= query.offset[:, None]
+  sees_inside = ~is_text[:, None] | is_causal
+  return sees_segment | (same_segment & sees_inside)
 
 
 def filled(
@@ -203,30 +211,62 @@ def filled(
   lengths: Mapping[str, types.Lengths],
   rows: int,
 ) -> types.Filled:
-  """Returns which slots hold a token, [B, T]; image slots always do."""
+  """Returns which slots hold a token; image slots always do.
+
+  Args:
+    layout: the sequence.
+    names: segments, in the order of `layout.slots(names)`.
+    lengths: [B] tokens in each named text segment.
+    rows: B.
+
+  Returns:
+    [B, S] bool.
+  """
+  num_tokens = {}
+  for segment in layout.segments:
+    if segment.name not in names:
+      continue
+    if segment.kind == "text":
+      num_tokens[segment.name] = lengths[segment.name]
+    else:
+      num_tokens[segment.name] = segment.capacity
   slots = layout.slots(names)
-  held = {
-    segment.name: lengths[segment.name]
-    if segment.kind == "text"
-    else segment.capacity
-    for segment in layout.segments
-    if segment.name in names
-  }
-  return _per_segment(layout, held, rows)[:, slots.segment] > jnp.asarray(
-    slots.offset
-  )
+  tokens_in_segment = _per_segment(layout, num_tokens, rows)[:, slots.segment]
+  return tokens_in_segment > jnp.asarray(slots.offset)
+
+
+def _is_text(layout: Layout) -> np.ndarray:
+  """Returns which segments are text, [segments] bool."""
+  return np.array([segment.kind == "text" for segment in layout.segments])
+
+
+def _per_segment(
+  layout: Layout, values: Mapping[str, types.Lengths | int], rows: int
+) -> jax.Array:
+  """Returns one value per segment, [B, segments] int32; 0 where none is given."""
+  columns = []
+  for segment in layout.segments:
+    value = jnp.asarray(values.get(segment.name, 0), jnp.int32)
+    columns.append(jnp.broadcast_to(value, (rows,)))
+  return jnp.stack(columns, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """The static half of a mask: which segments ask, and which are asked."""
+  """The static half of a mask.
+
+  Attributes:
+    layout: the sequence.
+    queries: segments that attend.
+    keys: segments that may be attended to.
+  """
 
   layout: Layout
   queries: tuple[str, ...]
   keys: tuple[str, ...]
 
   def visible(self) -> np.ndarray:
-    """Returns who may see whom if every slot is filled, [T, S]."""
+    """Returns `visibility` of the segments, [T, S]; computed once per view."""
     return _visible(self)
 
 
@@ -238,10 +278,15 @@ def _visible(view: View) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Mask:
-  """Who attends to whom: static structure, and which keys hold a token."""
+  """An attention mask in two halves, which a kernel can read without the whole.
+
+  Attributes:
+    filled: which keys hold a token.
+    view: the static half.
+  """
 
   filled: types.Filled  # [B, S]
-  view: View = dataclasses.field(metadata=dict(static=True))
+  view: View = dataclasses.field(metadata={"static": True})
 
   def dense(self) -> types.Mask:
     """Returns the whole mask, [B, T, S]."""
@@ -255,8 +300,16 @@ def mask(
   lengths: Mapping[str, types.Lengths],
   rows: int,
 ) -> Mask:
-  """Returns who attends to whom: the slots of the segments `queries` to those of `keys`."""
+  """Returns which slots of `queries` attend to which slots of `keys`.
+
+  Args:
+    layout: the sequence.
+    queries: segments that attend.
+    keys: segments that are attended to, as far as the layout lets them be seen.
+    lengths: [B] tokens in each text segment of `keys`.
+    rows: B.
+  """
   return Mask(
-    filled(layout, keys, lengths, rows),
-    View(layout, tuple(queries), tuple(keys)),
+    filled=filled(layout, keys, lengths, rows),
+    view=View(layout, tuple(queries), tuple(keys)),
   )

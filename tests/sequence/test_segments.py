@@ -1,4 +1,4 @@
-"""Tests of positions and masks: golden packs and hand-made layouts; the golden mask: tests/parity."""
+"""Tests of positions and masks on golden packs and small layouts (golden mask: tests/parity)."""
 
 import jax.numpy as jnp
 import numpy as np

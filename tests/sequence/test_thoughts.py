@@ -38,7 +38,7 @@ def _random_bodies(rng, size, longest, token_count):
   special = tokenizer.encode(
     " ".join(["<pad>", *tokenization.SPECIAL_TOKENS.values()])
   )
-  sentences = [i for i, _ in tags.tagged] + list(tags.stopping)
+  sentences = [token.token_id for token in tags.tagged] + list(tags.stop_tokens)
   bodies = []
   for _ in range(size):
     body = []
@@ -98,12 +98,12 @@ class TestTagIds:
       tags.think_open,
       tags.think_close,
     ) == (1, 2, 5, 6)
-    assert tokenizer.decode(tags.fallback) == "no further edit needed"
-    assert [tokenizer.decode(tail) for _, tail in tags.tagged] == [
+    assert tokenizer.decode(tags.no_edit) == "no further edit needed"
+    assert [tokenizer.decode(token.tail) for token in tags.tagged] == [
       "image here.",
       "answer here",
     ]
-    assert len(tags.stopping) == 1
+    assert len(tags.stop_tokens) == 1
 
   def test_vocabulary_without_tags_is_refused(self):
     words = [
@@ -118,7 +118,8 @@ class TestTagIds:
       thoughts.tag_ids(tokenizer)
 
   def test_word_that_could_form_the_phrase_is_refused(self):
-    words = "<unk> no further edit needed <think> </think> piano".split()
+    words = ["<unk>", "no", "further", "edit", "needed", "<think>", "</think>"]
+    words.append("piano")  # "piano further edit" holds the phrase
     tokenizer = _word_level([*words, *tokenization.SPECIAL_TOKENS.values()])
     with pytest.raises(ValueError, match="saw 'piano'"):
       thoughts.tag_ids(tokenizer)
@@ -227,11 +228,11 @@ class TestParseStrings:
   def test_phrase_as_one_token_stops(self):
     tokenizer, tags = _world()
     ids, lengths = _batch(
-      [[5, 6, tags.stopping[0]], [5, 6, tags.no, tags.edit]], 8
+      [[5, 6, tags.stop_tokens[0]], [5, 6, tags.no, tags.edit]], 8
     )
     parsed = thoughts.parse_strings(ids, lengths, "reflect", tokenizer, 6)
     assert parsed.stop.tolist() == [True, False]
     assert parsed.instruction.tolist() == [
-      [1, tags.stopping[0], 2, 0, 0, 0],
+      [1, tags.stop_tokens[0], 2, 0, 0, 0],
       [1, tags.no, tags.edit, 2, 0, 0],
     ]
