@@ -33,6 +33,7 @@ FLOORS = (
   "parity",
   "aot",
   "cli",
+  "__main__",
 )
 HEART = FLOORS[: FLOORS.index("rl") + 1]
 # What the heart must not import: files, configs, sockets. `etils` is a path to files.

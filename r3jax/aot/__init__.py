@@ -1,1 +1,1 @@
-"""Compilation for TPUs that are not there: what fits, how long it takes, what it sends around."""
+"""Ahead-of-time compilation for TPU topologies: memory, time and communication without a TPU."""

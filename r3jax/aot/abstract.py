@@ -1,4 +1,4 @@
-"""What a run computes with, as shapes on the chips of a topology: no weights, no services."""
+"""The arrays of a run as shapes on the chips of a topology: no weights, no services."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from r3jax import types
 from r3jax.agent import samples
@@ -26,18 +27,20 @@ from r3jax.rl import train_state as train_state_lib
 from r3jax.run import setup
 from r3jax.sequence import protocol
 
-CHARACTERS = 4  # of a token, where there is no tokenizer to count with
+CHARACTERS_PER_TOKEN = (
+  4  # of English text, where there is no tokenizer to count with
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class StandIn:
-  """Counts tokens where there is no tokenizer: one for every four characters."""
+class TokenCounter:
+  """Stands for a tokenizer: a text has a token for every four characters."""
 
   special_ids: protocol.SpecialIds
 
   def encode(self, text: str) -> list[int]:
     """Returns as many ids as the text may have tokens."""
-    return [0] * math.ceil(len(text) / CHARACTERS)
+    return [0] * math.ceil(len(text) / CHARACTERS_PER_TOKEN)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns no text."""
@@ -45,24 +48,24 @@ class StandIn:
     return ""
 
 
-def no_reward(images: np.ndarray, rows) -> types.Score:
-  """Stands for a reward that Python computes."""
+def no_reward(images: np.ndarray, rows: np.ndarray) -> types.Score:
+  """Stands for a reward that the host computes."""
   del rows
-  return outcome.to_score(
-    [outcome.Failed("compiled only")] * len(images), ("strict",)
-  )
+  failure = outcome.Failed("compiled only")
+  return outcome.to_score([failure] * len(images), ("strict",))
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """A config's model and how it samples, without weights.
+  """The model of a config and how it samples, without weights.
 
   Attributes:
-    tokenizer: counts.
-    modules, settings: as of `experiment.Base`.
+    tokenizer: counts tokens.
+    modules: of the model.
+    settings: of sampling and of the loss.
   """
 
-  tokenizer: StandIn
+  tokenizer: TokenCounter
   modules: settings_lib.Modules
   settings: settings_lib.Settings
 
@@ -74,18 +77,16 @@ def model_sizes(
 
   Args:
     config: of a run.
-    layers: of the language model, in place of all.
+    layers: number of layers of the language model, in place of its own; None keeps it.
   """
-  sizes = (
-    pretrained.find(config.model.folder, config.world).sizes
-    if config.model.folder
-    else architecture.bagel_7b()
-  )
+  if config.model.folder:
+    sizes = pretrained.find(config.model.folder, config.world).sizes
+  else:
+    sizes = architecture.bagel_7b()
   if layers is None:
     return sizes
-  return dataclasses.replace(
-    sizes, llm=dataclasses.replace(sizes.llm, num_layers=layers)
-  )
+  llm = dataclasses.replace(sizes.llm, num_layers=layers)
+  return dataclasses.replace(sizes, llm=llm)
 
 
 def base(config: ml_collections.ConfigDict, layers: int | None) -> Base:
@@ -96,116 +97,124 @@ def base(config: ml_collections.ConfigDict, layers: int | None) -> Base:
     layers: see `model_sizes`.
 
   Raises:
-    ValueError: the config cannot be run; the message says what must hold.
+    ValueError: the config cannot run; the message says what must hold.
   """
   sizes = model_sizes(config, layers)
-  towers = image_encoders.Towers(
-    sizes,
-    (config.image.height, config.image.width),
-    setup.DTYPES[config.model.dtype],
-  )
-  tokenizer = StandIn(sizes.special_ids)
+  image_size = (config.image.height, config.image.width)
+  dtype = setup.DTYPES[config.model.dtype]
+  towers = image_encoders.Towers(sizes, image_size, dtype)
+  tokenizer = TokenCounter(sizes.special_ids)
   modules = setup.make_modules(config, sizes, towers)
-  return Base(
-    tokenizer, modules, setup.make_settings(config, tokenizer, towers)
-  )
+  settings = setup.make_settings(config, tokenizer, towers)
+  return Base(tokenizer, modules, settings)
 
 
 def on_mesh(tree, mesh: jax.sharding.Mesh, shardings=None):
-  """Returns shapes with shardings; replicated where none are given."""
-  shardings = shardings or jax.tree.map(
-    lambda _: sharding.replicated(mesh), tree
-  )
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    tree,
-    shardings,
-  )
+  """Returns shapes with shardings.
+
+  Args:
+    tree: shapes.
+    mesh: of chips.
+    shardings: a tree like it; None replicates everything.
+  """
+  if shardings is None:
+    shardings = jax.tree.map(lambda _: sharding.replicated(mesh), tree)
+
+  def place(leaf, leaf_sharding):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf_sharding)
+
+  return jax.tree.map(place, tree, shardings)
 
 
 def chip_bytes(tree) -> int:
-  """Returns the bytes of shapes with shardings that one chip holds."""
-  size = lambda leaf: (
-    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-  )
-  return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+  """Returns the bytes that one chip holds of shapes with shardings."""
+  total = 0
+  for leaf in jax.tree.leaves(tree):
+    shard = leaf.sharding.shard_shape(leaf.shape)
+    total += math.prod(shard) * leaf.dtype.itemsize
+  return total
 
 
 def narrowed(tree: types.Params, dtype: types.DType) -> types.Params:
-  """Narrows shapes as `policy.narrowed` does arrays."""
-  found = jax.eval_shape(
-    lambda params: parameters.narrowed(params, dtype), tree
-  )
-  return jax.tree.map(
-    lambda x, like: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=like.sharding
-    ),
-    found,
-    tree,
-  )
+  """Returns what `parameters.narrowed` makes of parameters, with the same shardings."""
+
+  def narrow(params):
+    return parameters.narrowed(params, dtype)
+
+  shapes = jax.eval_shape(narrow, tree)
+
+  def place(leaf, like):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding)
+
+  return jax.tree.map(place, shapes, tree)
 
 
 def weights(
   modules: settings_lib.Modules, mesh: jax.sharding.Mesh, dtype: types.DType
 ) -> tuple[types.Params, types.Params]:
-  """Returns the policy, without adapters, and the towers, as `Pretrained.load` makes them."""
+  """Returns the policy without adapters, and the towers, as `Pretrained.load` makes them."""
   plain = modules.bagel.clone(lora=low_rank.LoRA())
-  shardings, shapes = (
-    pretrained.shardings(plain, mesh),
-    bagel_files.leaf_shapes(plain.config),
-  )
-  leaves = {
-    path: jax.ShapeDtypeStruct(
-      tuple(shapes[path]), dtype, sharding=shardings[path]
+  shardings = pretrained.shardings(plain, mesh)
+  leaves = {}
+  for path, shape in bagel_files.leaf_shapes(plain.config).items():
+    leaves[path] = jax.ShapeDtypeStruct(
+      tuple(shape), dtype, sharding=shardings[path]
     )
-    for path in shapes
-  }
   tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
-  return tree.pop("policy"), tree
+  policy = tree.pop("policy")
+  return policy, tree
 
 
 def start(
   modules: settings_lib.Modules,
   settings: settings_lib.Settings,
   mesh: jax.sharding.Mesh,
-):
-  """Returns what training changes and what it reads, see `Experiment.start`."""
+) -> tuple[types.Params, iteration.Frozen]:
+  """Returns what training changes, and what it only reads, as `Experiment.start` does."""
   bagel = modules.bagel
-  policy, towers = weights(
-    modules, mesh, jnp.promote_types(bagel.dtype, jnp.float32)
-  )
-  towers, narrow = narrowed(towers, bagel.dtype), narrowed(policy, bagel.dtype)
+  trained_dtype = jnp.promote_types(bagel.dtype, jnp.float32)
+  policy, towers = weights(modules, mesh, trained_dtype)
+  towers = narrowed(towers, bagel.dtype)
+  narrow_policy = narrowed(policy, bagel.dtype)
+  needs_reference = settings.loss.needs_reference
   if not bagel.lora.rank:
-    return policy, iteration.Frozen(
-      towers, narrow if settings.loss.needs_reference else None
-    )
+    reference = narrow_policy if needs_reference else None
+    return policy, iteration.Frozen(towers, reference)
+  # The reference has the base alone: all adapters removed.
+  reference = {} if needs_reference else None
+  shapes = low_rank.adapters(parameters.unboxed(bagel))
   shardings = low_rank.adapters(parameters.shardings(bagel, mesh))
-  adapters = on_mesh(
-    low_rank.adapters(parameters.unboxed(bagel)), mesh, shardings
-  )
-  return adapters, iteration.Frozen(
-    towers, {} if settings.loss.needs_reference else None, narrow
-  )
+  adapters = on_mesh(shapes, mesh, shardings)
+  return adapters, iteration.Frozen(towers, reference, narrow_policy)
 
 
 def train_state(
-  policy: types.Params, optimizer, mesh: jax.sharding.Mesh
+  policy: types.Params,
+  optimizer: optax.GradientTransformation,
+  mesh: jax.sharding.Mesh,
 ) -> train_state_lib.TrainState:
-  """Returns the state at which `Session.init` starts."""
+  """Returns the state at the start of a run."""
   moments = jax.eval_shape(optimizer.init, policy)
-  placed = sharding.like_parameters(
-    moments, jax.tree.map(lambda leaf: leaf.sharding, policy), mesh
-  )
-  count = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), mesh)
+  policy_shardings = jax.tree.map(lambda leaf: leaf.sharding, policy)
+  shardings = sharding.like_parameters(moments, policy_shardings, mesh)
+  step = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), mesh)
   return train_state_lib.TrainState(
-    policy, on_mesh(moments, mesh, placed), count
+    policy, on_mesh(moments, mesh, shardings), step
   )
 
 
 def prompts(settings: settings_lib.Settings, rows: int) -> samples.Prompts:
-  """Returns the shapes of prompts."""
-  number = lambda *shape: jax.ShapeDtypeStruct((rows, *shape), jnp.int32)
-  c = settings.capacities
+  """Returns the shapes of a number of prompts."""
+
+  def integers(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, *shape), jnp.int32)
+
+  capacities = settings.capacities
   return samples.Prompts(
-    number(c.prompt), number(), number(c.question), number(), number(), number()
+    integers(capacities.prompt),
+    integers(),
+    integers(capacities.question),
+    integers(),
+    integers(),
+    integers(),
   )

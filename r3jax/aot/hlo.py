@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO text."""
+"""Reads from the HLO text of a compiled program what it sends between devices."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -13,6 +13,7 @@ KINDS = (
   "collective-permute",
 )
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64}
+# The first line of a computation; the one that the program starts with is marked.
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{\s*$")
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
@@ -24,7 +25,29 @@ _BRANCHES = re.compile(
 )
 _WHILE = re.compile(r" while\(.*condition=%([\w.\-]+), body=%([\w.\-]+)")
 _COUNT = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CONSTANT = re.compile(r"[su]32\[\][^=]* constant\((\d+)\)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """The type and dimensions of an array on one device.
+
+  Attributes:
+    dtype: as HLO writes it, for example "bf16".
+    dims: sizes of the dimensions.
+  """
+
+  dtype: str
+  dims: tuple[int, ...]
+
+  @property
+  def bytes(self) -> int:
+    """Bytes of the array."""
+    bits = _BITS.get(self.dtype)
+    if bits is None:  # "s32", "f8e4m3": the digits are the bits; without any, 8
+      bits = int(re.sub(r"\D", "", self.dtype) or 8)
+    return math.prod(self.dims) * bits // 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,93 +56,110 @@ class Collective:
 
   Attributes:
     kind: one of KINDS.
-    shapes: of its results, as (type, dimensions).
-    path: names of the loops it is in, outermost first, as JAX named them.
+    shapes: of its results.
+    path: names of the loops around it, the outermost first, as JAX named them.
     times: how often it runs: the product of the trip counts of these loops.
   """
 
   kind: str
-  shapes: tuple[tuple[str, tuple[int, ...]], ...]
+  shapes: tuple[Shape, ...]
   path: tuple[str, ...]
   times: int
 
   @property
   def bytes(self) -> int:
     """Bytes of its results on one device, each time it runs."""
-    return sum(math.prod(dims) * _bits(kind) // 8 for kind, dims in self.shapes)
+    return sum(shape.bytes for shape in self.shapes)
 
 
-def _bits(kind: str) -> int:
-  return _BITS[kind] if kind in _BITS else int(re.sub(r"\D", "", kind) or 8)
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+  """A while loop; `count` is its trip count where XLA states one."""
 
-
-def _shapes(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
-  return tuple(
-    (kind, tuple(int(n) for n in dims.split(",") if n))
-    for kind, dims in _SHAPE.findall(text)
-  )
+  condition: str
+  body: str
+  count: int | None
+  name: str
 
 
 @dataclasses.dataclass
 class _Computation:
-  collectives: list[tuple[str, tuple]] = dataclasses.field(default_factory=list)
-  # condition, body, count, name
-  loops: list[tuple[str, str, int | None, str]] = dataclasses.field(
+  """What one computation of a program calls and sends."""
+
+  collectives: list[tuple[str, tuple[Shape, ...]]] = dataclasses.field(
     default_factory=list
   )
+  loops: list[_Loop] = dataclasses.field(default_factory=list)
   called: list[str] = dataclasses.field(default_factory=list)
   constants: list[int] = dataclasses.field(default_factory=list)
 
 
+def _shapes(text: str) -> tuple[Shape, ...]:
+  shapes = []
+  for dtype, dims in _SHAPE.findall(text):
+    sizes = tuple(int(size) for size in dims.split(",") if size)
+    shapes.append(Shape(dtype, sizes))
+  return tuple(shapes)
+
+
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
   """Returns the computations by name, and the name of the entry."""
-  found, entry, current = {}, "", None
+  computations: dict[str, _Computation] = {}
+  entry = ""
+  current = None
   for line in text.splitlines():
-    if head := _HEAD.match(line):
-      current = found.setdefault(head[2], _Computation())
-      entry = head[2] if head[1] else entry
+    head = _HEAD.match(line)
+    if head:
+      is_entry, name = head.groups()
+      current = computations.setdefault(name, _Computation())
+      if is_entry:
+        entry = name
     elif current is not None:
-      _read(line, current)
+      _parse_line(line, current)
   if not entry:
     raise ValueError(
       "the text of a compiled program must have an ENTRY computation"
     )
-  return found, entry
+  return computations, entry
 
 
-def _read(line: str, into: _Computation):
-  if loop := _WHILE.search(line):
+def _parse_line(line: str, computation: _Computation) -> None:
+  """Adds what a line calls or sends to its computation."""
+  loop = _WHILE.search(line)
+  if loop:
+    condition, body = loop.groups()
     count = _COUNT.search(line)
-    name = re.search(r'op_name="([^"]*)"', line)
-    into.loops.append(
-      (
-        loop[1],
-        loop[2],
-        int(count[1]) if count else None,
-        name[1] if name else loop[2],
+    name = _OP_NAME.search(line)
+    computation.loops.append(
+      _Loop(
+        condition,
+        body,
+        count=int(count[1]) if count else None,
+        name=name[1] if name else body,
       )
     )
     return
-  if collective := _COLLECTIVE.search(line):
-    shapes = _shapes(collective[1])
-    # A started operation returns its operands, too, and some hold counters after the results.
-    into.collectives.append(
-      (
-        collective[2],
-        shapes[len(shapes) // 2 :][:1] if collective[3] else shapes,
-      )
-    )
-  into.constants.extend(int(n) for n in _CONSTANT.findall(line))
-  into.called.extend(_CALLED.findall(line))
+  collective = _COLLECTIVE.search(line)
+  if collective:
+    result, kind, is_started = collective.groups()
+    shapes = _shapes(result)
+    if is_started:
+      # A started operation also returns its operands, and some hold counters after the results.
+      shapes = shapes[len(shapes) // 2 :][:1]
+    computation.collectives.append((kind, shapes))
+  constants = [int(number) for number in _CONSTANT.findall(line)]
+  computation.constants.extend(constants)
+  computation.called.extend(_CALLED.findall(line))
   for names in _BRANCHES.findall(line):
-    into.called.extend(name.strip().lstrip("%") for name in names.split(","))
+    branches = [name.strip().lstrip("%") for name in names.split(",")]
+    computation.called.extend(branches)
 
 
 def collectives(text: str) -> list[Collective]:
   """Returns the collectives of a compiled program.
 
-  A loop runs as often as XLA says, else as the largest number says that its condition compares with:
-  for a loop that may end early (decoding) that is the most it can run.
+  A loop runs as often as XLA states. Where it states nothing, the largest number that the loop's
+  condition compares with counts: for a loop that may end early (decoding) that is its maximum.
 
   Args:
     text: of `Compiled.as_text()`.
@@ -132,13 +172,14 @@ def collectives(text: str) -> list[Collective]:
   def walk(
     name: str, path: tuple[str, ...], times: int
   ) -> Iterator[Collective]:
-    one = computations[name]
-    for kind, shapes in one.collectives:
+    computation = computations[name]
+    for kind, shapes in computation.collectives:
       yield Collective(kind, shapes, path, times)
-    for condition, body, count, loop in one.loops:
-      count = count or max(computations[condition].constants, default=1)
-      yield from walk(body, (*path, loop), times * count)
-    for called in one.called:
+    for loop in computation.loops:
+      bounds = computations[loop.condition].constants
+      count = loop.count or max(bounds, default=1)
+      yield from walk(loop.body, (*path, loop.name), times * count)
+    for called in computation.called:
       yield from walk(called, path, times)
 
   return list(walk(entry, (), 1))

@@ -1,4 +1,4 @@
-"""The programs of a run, abstract on the chips of a topology: the fused step, evaluation, generation."""
+"""The programs of a run as shapes on the chips of a topology: step, evaluation, generation."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -9,28 +9,28 @@ import jax.numpy as jnp
 import ml_collections
 
 from r3jax import inference
-from r3jax.agent import keys as keys_lib
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import keys
+from r3jax.agent import samples
 from r3jax.aot import abstract
 from r3jax.costs import count
 from r3jax.evaluation import draw
 from r3jax.rewards.from_host import scorer
-from r3jax.rl import iteration as iteration_lib
+from r3jax.rl import iteration
 from r3jax.rl import placement
-from r3jax.rl import programs as programs_lib
+from r3jax.rl import programs as rl_programs
 from r3jax.rl import train_state
 from r3jax.run import setup
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """One program and what it is compiled for.
+  """One program and the shapes that it is compiled for.
 
   Attributes:
     mesh: of the topology's chips.
-    function: compiled.
+    function: a jitted function.
     arguments: of the function, shapes with shardings.
-    held: kind -> tree of shapes: what a chip holds meanwhile, the arguments among it.
+    held: kind -> tree of the shapes that a chip holds meanwhile, the arguments included.
   """
 
   mesh: jax.sharding.Mesh
@@ -39,31 +39,29 @@ class Program:
   held: Mapping[str, object]
 
   def lower(self):
-    """Traces the program for the topology."""
+    """Traces and lowers the program for the topology."""
     with jax.set_mesh(self.mesh):
       return self.function.lower(*self.arguments)
 
   def bytes_by_kind(self) -> dict[str, int]:
     """Returns the bytes of every kind that one chip holds."""
-    return {name: abstract.chip_bytes(tree) for name, tree in self.held.items()}
+    return {kind: abstract.chip_bytes(tree) for kind, tree in self.held.items()}
 
   def beside(self) -> int:
-    """Returns the bytes of what a chip holds that is none of the arguments."""
-    return max(
-      sum(self.bytes_by_kind().values()) - abstract.chip_bytes(self.arguments),
-      0,
-    )
+    """Returns the bytes that a chip holds and that are not arguments of this program."""
+    held = sum(self.bytes_by_kind().values())
+    return max(held - abstract.chip_bytes(self.arguments), 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-  """What one command runs.
+  """The programs of one command.
 
   Attributes:
     programs: by name, in the order in which they run.
-    stages: what they cost together, by stage.
-    samples: images that they draw at once.
-    layers: of the language model.
+    stages: their cost together, by stage.
+    samples: number of images that they draw at once.
+    layers: number of layers of the language model.
   """
 
   programs: Mapping[str, Program]
@@ -81,53 +79,49 @@ def step(
 
   Args:
     config: see `configs/r3_geneval.py`; `model.attention` is not "auto".
-    mesh: of chips, which may be only described.
+    mesh: of chips; they need not exist.
     layers: see `abstract.model_sizes`.
 
   Raises:
-    ValueError: the config cannot be run on the mesh; the message says what must hold.
+    ValueError: the config cannot run on the mesh; the message says what must hold.
   """
   base = abstract.base(config, layers)
-  settings, replicas = base.settings, mesh.shape[placement.AXIS]
+  settings = base.settings
+  replicas = mesh.shape[placement.AXIS]
   placement.check(
     settings.groups, settings.group_size, replicas, settings.micro_batches
   )
-  optimizer = train_state.make_optimizer(
-    train_state.OptimizerSettings(**config.optimizer)
+  optimizer = _optimizer(config)
+  reward, parse = _on_host(base, mesh)
+  stages = iteration.Iteration(
+    base.modules, settings, reward, parse, optimizer, replicas
   )
-  iteration = iteration_lib.Iteration(
-    base.modules, settings, *_on_host(base, mesh), optimizer, replicas
-  )
+  # Shapes of what the step takes.
   policy, frozen = abstract.start(base.modules, settings, mesh)
   state = abstract.train_state(policy, optimizer, mesh)
   prompts = abstract.on_mesh(abstract.prompts(settings, settings.groups), mesh)
-  arguments = (
-    state,
-    frozen,
-    prompts,
-    abstract.on_mesh(jax.ShapeDtypeStruct((), jnp.uint32), mesh),
-  )
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+  seed = abstract.on_mesh(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
+  # The state is donated and keeps its shardings, as in a run.
+  state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   fused = jax.jit(
-    programs_lib.fused(iteration, mesh),
+    rl_programs.fused(stages, mesh),
     donate_argnums=0,
-    out_shardings=(shardings, None, None),
+    out_shardings=(state_shardings, None, None),
   )
-  program = Program(
-    mesh, fused, arguments, _held(state, frozen) | {"prompts": prompts}
-  )
-  stages = count.iteration(
+  arguments = (state, frozen, prompts, seed)
+  held = _held(state, frozen) | {"prompts": prompts}
+  costs = count.iteration(
     base.modules,
     settings,
     mesh.shape,
-    config.model.remat != "none",
+    remat=config.model.remat != "none",
     trains_all=not config.model.lora.rank,
   )
   return Programs(
-    {"step": program},
-    stages,
-    settings.groups * settings.group_size,
-    _layers(base),
+    programs={"step": Program(mesh, fused, arguments, held)},
+    stages=costs,
+    samples=settings.groups * settings.group_size,
+    layers=_num_layers(base),
   )
 
 
@@ -136,55 +130,57 @@ def evaluation(
   mesh: jax.sharding.Mesh,
   layers: int | None = None,
 ) -> Programs:
-  """Returns the draft and the revision of `config.eval.batch_size` images, beside the state of training.
+  """Returns the draft and the revision of a batch of evaluation, beside the state of training.
 
-  Takes and raises what `step` does.
+  Args and errors are those of `step`.
   """
-  base, e = abstract.base(config, layers), config.eval
+  base = abstract.base(config, layers)
   settings = setup.evaluation_settings(config, base.settings)
+  batch_size = config.eval.batch_size
+  reward, parse = _on_host(base, mesh)
   evaluator = draw.Evaluator(
     base.modules,
     settings,
-    *_on_host(base, mesh),
+    reward,
+    parse,
     mesh,
-    e.rounds,
-    e.batch_size,
-    e.seed,
+    config.eval.rounds,
+    batch_size,
+    config.eval.seed,
   )
   policy, frozen = abstract.start(base.modules, settings, mesh)
-  optimizer = train_state.make_optimizer(
-    train_state.OptimizerSettings(**config.optimizer)
-  )
-  held = _held(abstract.train_state(policy, optimizer, mesh), frozen)
-  many = jax.sharding.NamedSharding(
+  state = abstract.train_state(policy, _optimizer(config), mesh)
+  held = _held(state, frozen)
+  over_replicas = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(placement.AXIS)
   )
-  by_row = lambda tree: abstract.on_mesh(
-    tree, mesh, jax.tree.map(lambda _: many, tree)
-  )
-  rows = by_row(
-    (
-      abstract.prompts(settings, e.batch_size),
-      jax.ShapeDtypeStruct((e.batch_size, 3), jnp.int32),
-    )
-  )
-  arguments = (frozen.whole(policy), frozen.towers, *rows)
+
+  def by_row(tree):
+    shardings = jax.tree.map(lambda _: over_replicas, tree)
+    return abstract.on_mesh(tree, mesh, shardings)
+
+  prompts = by_row(abstract.prompts(settings, batch_size))
+  # prompt, image and round of every row, for its random keys
+  numbers = by_row(jax.ShapeDtypeStruct((batch_size, 3), jnp.int32))
+  rows = (prompts, numbers)
+  draft_arguments = (frozen.whole(policy), frozen.towers, *rows)
   with jax.set_mesh(mesh):
-    last = by_row(jax.eval_shape(evaluator.draft, *arguments).standing)
+    drawn = jax.eval_shape(evaluator.draft, *draft_arguments)
+  last = by_row(drawn.standing)
+  revise_arguments = (*draft_arguments, last)
   programs = {
-    "draft": Program(mesh, evaluator.draft, arguments, held | {"images": rows}),
+    "draft": Program(
+      mesh, evaluator.draft, draft_arguments, held | {"images": rows}
+    ),
     "revise": Program(
-      mesh,
-      evaluator.revise,
-      (*arguments, last),
-      held | {"images": (rows, last)},
+      mesh, evaluator.revise, revise_arguments, held | {"images": (rows, last)}
     ),
   }
   return Programs(
-    programs,
-    count.rollouts(base.modules, settings, mesh.shape, e.batch_size, 1),
-    e.batch_size,
-    _layers(base),
+    programs=programs,
+    stages=count.rollouts(base.modules, settings, mesh.shape, batch_size, 1),
+    samples=batch_size,
+    layers=_num_layers(base),
   )
 
 
@@ -196,66 +192,73 @@ def generation(
 ) -> Programs:
   """Returns the stages of `inference.Model.generate`, for a number of images of one prompt.
 
-  Takes and raises what `step` does.
+  Args and errors are those of `step`.
   """
   base = abstract.base(config, layers)
   stages = inference.make_stages(config, base.modules, base.settings)
-  whole = functools.partial(abstract.on_mesh, mesh=mesh)
   policy, frozen = abstract.weights(
     stages.modules, mesh, base.modules.bagel.dtype
   )
-  prompts = whole(abstract.prompts(stages.settings, num_images))
-  keys = whole(
-    jax.eval_shape(
-      lambda: keys_lib.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))
-    )
-  )
+
+  def replicated(tree):
+    return abstract.on_mesh(tree, mesh)
+
+  def make_keys():
+    return keys.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))
+
+  def integers(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((num_images, *shape), jnp.int32)
+
   programs = {}
 
-  def program(name: str, stage: Callable, *arguments):
+  def add(name: str, stage: Callable, *arguments):
+    """Adds a stage to the programs; returns the shapes of its result."""
     function = jax.jit(functools.partial(stage, stages))
     held = {"parameters": policy, "image towers": frozen, "images": arguments}
     programs[name] = Program(mesh, function, (policy, frozen, *arguments), held)
     with jax.set_mesh(mesh):
-      return whole(jax.eval_shape(function, policy, frozen, *arguments))
+      result = jax.eval_shape(function, policy, frozen, *arguments)
+    return replicated(result)
 
-  thought = program("think", inference.think, prompts, keys)
-  images = program("draft", inference.draft, thought, keys)
-  source = program("look", inference.look, images)
-  program("reflect", inference.reflect, prompts, source, keys)
-  number = lambda *shape: jax.ShapeDtypeStruct((num_images, *shape), jnp.int32)
-  told = samples_lib.Instruction(
-    number(stages.settings.capacities.instruction),
-    number(),
+  prompts = replicated(abstract.prompts(stages.settings, num_images))
+  row_keys = replicated(jax.eval_shape(make_keys))
+  instruction = samples.Instruction(
+    integers(stages.settings.capacities.instruction),
+    integers(),
     jax.ShapeDtypeStruct((num_images,), bool),
   )
-  program("refine", inference.refine, source, whole(told), keys)
-  return Programs(
-    programs,
-    count.rollouts(stages.modules, stages.settings, mesh.shape, num_images, 1),
-    num_images,
-    _layers(base),
+  thought = add("think", inference.think, prompts, row_keys)
+  images = add("draft", inference.draft, thought, row_keys)
+  source = add("look", inference.look, images)
+  add("reflect", inference.reflect, prompts, source, row_keys)
+  add("refine", inference.refine, source, replicated(instruction), row_keys)
+  costs = count.rollouts(
+    stages.modules, stages.settings, mesh.shape, num_images, 1
   )
+  return Programs(programs, costs, num_images, _num_layers(base))
 
 
 COMMANDS = {"step": step, "evaluate": evaluation, "generate": generation}
 
 
-def _layers(base: abstract.Base) -> int:
+def _num_layers(base: abstract.Base) -> int:
   return base.modules.bagel.config.llm.num_layers
+
+
+def _optimizer(config: ml_collections.ConfigDict):
+  settings = train_state.OptimizerSettings(**config.optimizer)
+  return train_state.make_optimizer(settings)
 
 
 def _on_host(base: abstract.Base, mesh: jax.sharding.Mesh):
   """Returns a reward and a parser that call back to the host."""
+  reward = scorer.reward_from_host(abstract.no_reward, ("strict",), mesh)
   capacity = base.settings.capacities.instruction
-  return (
-    scorer.reward_from_host(abstract.no_reward, ("strict",), mesh),
-    scorer.parse_on_host(base.tokenizer, capacity, mesh),
-  )
+  return reward, scorer.parse_on_host(base.tokenizer, capacity, mesh)
 
 
 def _held(
-  state: train_state.TrainState, frozen: iteration_lib.Frozen
+  state: train_state.TrainState, frozen: iteration.Frozen
 ) -> dict[str, object]:
   return {
     "trained parameters": state.policy,

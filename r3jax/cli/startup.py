@@ -1,4 +1,4 @@
-"""What the commands that run on many devices have in common: flags, logs, compiled programs, processes."""
+"""Starts commands that run on many devices: processes, logs and the cache of compiled programs."""
 
 from collections.abc import Callable
 import os
@@ -14,28 +14,32 @@ import r3jax
 from r3jax.parallel import meshes
 from r3jax.parallel import multihost
 
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator",
-  "",
-  "host:port of process 0, for several processes outside of Cloud TPU, GKE and SLURM.",
-)
-_NUM_PROCESSES = flags.DEFINE_integer(
-  "num_processes", 1, "With --coordinator: how many there are.", 1
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id", 0, "With --coordinator: which this is.", 0
-)
+
+def define_flags() -> None:
+  """Defines the flags that tell a process how to reach the others."""
+  flags.DEFINE_string(
+    "coordinator",
+    "",
+    "host:port of process 0, for several processes outside of Cloud TPU, GKE and SLURM.",
+  )
+  flags.DEFINE_integer(
+    "num_processes", 1, "Number of processes, with --coordinator.", 1
+  )
+  flags.DEFINE_integer(
+    "process_id", 0, "Number of this process, with --coordinator.", 0
+  )
 
 
 def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
-  """Lets JAX keep compiled programs between starts; returns a folder beside them for traced ones.
+  """Turns on JAX's compilation cache; returns the folder of traced programs, beside the compiled.
 
-  The user may say where (JAX_COMPILATION_CACHE_DIR), or that nothing is kept (empty). Nothing is kept
-  of meshes that CPUs shard parameters over: XLA of JAX 0.10 runs the collectives of a program from the
-  cache in no fixed order there, so that devices wait for each other for ever.
+  JAX_COMPILATION_CACHE_DIR names another folder than the default; where it is empty nothing is kept
+  and the result is None. Nothing is kept either where CPUs shard parameters: XLA of JAX 0.10 runs
+  the collectives of a cached program in no fixed order there, so that devices wait for each other
+  for ever.
 
   Args:
-    mesh: of the run; the processes have been started, see `start`.
+    mesh: config.mesh of the run; `start` has been called.
   """
   if jax.default_backend() == "cpu" and mesh.fsdp * mesh.tensor > 1:
     jax.config.update("jax_compilation_cache_dir", None)
@@ -49,37 +53,45 @@ def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
 
 
 def log_ours() -> None:
-  """Keeps the log to this program's own lines, and what others warn about."""
-  ours = os.path.dirname(r3jax.__file__)
-  is_ours = lambda record: (
-    record.levelno >= logging.converter.STANDARD_WARNING
-    or record.pathname.startswith(ours)
-  )
+  """Restricts the log to lines of this package and to warnings of others."""
+  package_folder = os.path.dirname(r3jax.__file__)
+
+  def is_shown(record) -> bool:
+    is_warning = record.levelno >= logging.converter.STANDARD_WARNING
+    return is_warning or record.pathname.startswith(package_folder)
+
   logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(is_ours)
+  logging.get_absl_handler().addFilter(is_shown)
 
 
 def start(mesh: ml_collections.ConfigDict, rows: int) -> None:
-  """Finds the other processes; to be called before JAX touches a device.
+  """Connects to the other processes; must be called before JAX touches a device.
 
-  On one host's CPUs every core becomes a device, as far as `rows` split evenly, unless the mesh is set.
+  On the CPUs of one host every core becomes a device, as far as they split `rows` evenly, unless
+  the config sets a mesh.
+
+  Args:
+    mesh: config.mesh of the run.
+    rows: size of the batches that are split over devices.
   """
-  if not _COORDINATOR.value and mesh.to_dict() == {
-    "data": -1,
-    "fsdp": 1,
-    "tensor": 1,
-  }:
+  coordinator = flags.FLAGS.coordinator
+  is_default = mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}
+  if not coordinator and is_default:
     meshes.use_all_cores(rows)
   multihost.initialize(
-    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
   )
 
 
 def together(function: Callable, *arguments):
-  """Calls a function that no process waits for others in; ends all, with a message, where one raises ValueError."""
-  found = problem = None
+  """Returns function(*arguments), or ends all processes where it raises ValueError in one.
+
+  The function must not wait for other processes. Every process exits with the message.
+  """
+  result = None
+  problem = None
   try:
-    found = function(*arguments)
+    result = function(*arguments)
   except ValueError as error:
     logging.debug("traceback", exc_info=True)
     problem = error
@@ -87,4 +99,4 @@ def together(function: Callable, *arguments):
     multihost.raise_together(problem)
   except (ValueError, RuntimeError) as error:
     sys.exit(f"r3jax: {error}")
-  return found
+  return result

@@ -1,1 +1,1 @@
-"""Analytic costs of an iteration, and the chips they are held against."""
+"""Analytic costs of an iteration, and the peak figures of TPUs to compare them with."""

@@ -1,6 +1,6 @@
-"""What a TPU device has, by the name that topologies use.
+"""Peak figures of TPU devices, by the name that topologies use.
 
-A device is what JAX calls so: a chip, but of tpu7x, whose chips are two devices.
+A device is what JAX calls a device: one chip, or half a chip of tpu7x.
 """
 
 import dataclasses
@@ -10,14 +10,14 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device, of Google Cloud's documentation of its TPU versions.
+  """Peak figures of one device.
 
   Attributes:
     hbm: bytes of memory.
-    flops: bf16 operations a second.
-    bandwidth: bytes a second from memory.
-    links: bytes a second that all its links to others send together.
-    topologies: some slices, for messages.
+    flops: bfloat16 operations per second.
+    bandwidth: bytes per second from memory.
+    links: bytes per second that all its links to other devices send together.
+    topologies: some shapes of slices, for messages.
   """
 
   hbm: int
@@ -27,8 +27,8 @@ class Chip:
   topologies: tuple[str, ...]
 
 
-# Peak figures: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x; links are half of
-# their bidirectional figures, and a tpu7x device has half a chip.
+# Sources: https://cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e and /tpu7x. Links are half of the
+# bidirectional figures; figures of tpu7x are half of a chip's.
 CHIPS = {
   "v4": Chip(32 * GIB, 275e12, 1200e9, 300e9, ("2x2x1", "2x2x4", "4x4x4")),
   "v5e": Chip(
@@ -66,7 +66,7 @@ def of_topology(topology: str) -> Chip:
   """Returns the chip of a topology such as "v5p:4x4x4".
 
   Raises:
-    ValueError: there is no such chip; lists the known topologies.
+    ValueError: there is no such chip; the message lists known topologies.
   """
   name, colon, _ = topology.partition(":")
   if name not in CHIPS or not colon:
@@ -78,7 +78,8 @@ def of_topology(topology: str) -> Chip:
 
 def known() -> str:
   """Returns a sentence that lists topologies."""
-  return "Known are " + "; ".join(
-    f"{name}: " + ", ".join(f"{name}:{shape}" for shape in chip.topologies)
-    for name, chip in CHIPS.items()
-  )
+  slices = []
+  for name, chip in CHIPS.items():
+    topologies = [f"{name}:{shape}" for shape in chip.topologies]
+    slices.append(f"{name}: {', '.join(topologies)}")
+  return f"Known are {'; '.join(slices)}"

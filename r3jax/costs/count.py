@@ -1,7 +1,7 @@
-"""What an iteration costs, counted from sizes: XLA counts the body of a loop once.
+"""Counts what an iteration costs, from sizes alone: XLA counts the body of a loop only once.
 
-Only the language model's products and attention are counted; the image towers, norms and the
-optimizer are left out. A stage's time is the roofline's: the longer of computing and reading.
+The products and the attention of the language model are counted; the image towers, norms and the
+optimizer are not. The time of a stage is the roofline's: the longer of computing and reading.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from r3jax.parallel import sharding
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
-BACKWARD = 2  # products of a backward pass, in forward passes
+# Products of a backward pass, in forward passes: gradients of activations, and of weights.
+BACKWARD = 2
+BYTES = 2  # of a bfloat16 number
 
-# Segments of the stages: what a group shares, and what an edit is told.
-_ASKED, _SEEN, _SOURCE = (
-  ("system", "prompt"),
-  ("system", "vision", "question"),
-  ("source", "vision"),
-)
-_TOLD = ("instruction", "instruction_alone")
+# Segments that a stage reads before it writes, and those of an edit's instruction.
+_REASON_CONTEXT = ("system", "prompt")
+_REFLECT_CONTEXT = ("system", "vision", "question")
+_SOURCE = ("source", "vision")
+_INSTRUCTION = ("instruction", "instruction_alone")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of all chips together.
+  """The cost of a computation on all chips together.
 
   Attributes:
     flops: operations.
@@ -42,23 +42,23 @@ class Cost:
     return Cost(self.flops + other.flops, self.read + other.read)
 
   def times(self, factor: float) -> "Cost":
-    """Returns the cost of doing it several times."""
+    """Returns the cost of repeating it."""
     return Cost(self.flops * factor, self.read * factor)
 
-  def seconds(self, chip: chips.Chip, number: int) -> float:
-    """Returns the roofline's time on so many chips."""
-    return max(self.flops / chip.flops, self.read / chip.bandwidth) / number
+  def seconds(self, chip: chips.Chip, num_chips: int) -> float:
+    """Returns the roofline's time on a number of chips."""
+    computing = self.flops / chip.flops
+    reading = self.read / chip.bandwidth
+    return max(computing, reading) / num_chips
 
 
 def expert_parameters(llm: architecture.LLMConfig) -> int:
-  """Returns the numbers in the matrices of one expert of one layer."""
-  heads, kv_heads = (
-    llm.num_heads * llm.head_dim,
-    llm.num_kv_heads * llm.head_dim,
-  )
-  return llm.hidden_size * (
-    2 * heads + 2 * kv_heads + 3 * llm.intermediate_size
-  )
+  """Returns the number of elements in the matrices of one expert of one layer."""
+  heads = llm.num_heads * llm.head_dim
+  kv_heads = llm.num_kv_heads * llm.head_dim
+  attention = 2 * heads + 2 * kv_heads  # q and o; k and v
+  mlp = 3 * llm.intermediate_size  # gate, up and down
+  return llm.hidden_size * (attention + mlp)
 
 
 def forward(
@@ -72,29 +72,34 @@ def forward(
   """Returns the cost of running segments once, in bfloat16.
 
   Args:
-    llm: sizes.
+    llm: sizes of the language model.
     layout: of the sequence.
     names: segments that are run.
-    past: segments that they may see in a cache.
-    rows: sequences, over all replicas.
-    copies: chips that read the same weights.
+    past: segments in the cache that they may attend to.
+    rows: number of sequences, over all replicas.
+    copies: number of chips that read the same weights.
   """
   slots = layout.slots(names)
-  und, gen = slots.num_und, len(slots.segment) - slots.num_und
-  seen = int(segments.visibility(layout, names, [*past, *names]).sum())
-  products = 2 * expert_parameters(llm) * (und + gen) * rows
-  attention = 4 * llm.num_heads * llm.head_dim * seen * rows
-  weights = 2 * expert_parameters(llm) * (bool(und) + bool(gen)) * copies
+  num_slots = len(slots.segment)
+  num_gen = num_slots - slots.num_und
+  visible = segments.visibility(layout, names, [*past, *names])
+  num_pairs = int(visible.sum())
+  # A multiplication and an addition per weight; twice as many per pair: scores, then values.
+  products = 2 * expert_parameters(llm) * num_slots * rows
+  attention = 4 * llm.num_heads * llm.head_dim * num_pairs * rows
+  num_experts = bool(slots.num_und) + bool(num_gen)
+  weights = BYTES * expert_parameters(llm) * num_experts * copies
   return Cost(llm.num_layers * (products + attention), llm.num_layers * weights)
 
 
-def _head(llm: architecture.LLMConfig, slots: int, copies: int) -> Cost:
+def _head(llm: architecture.LLMConfig, num_slots: int, copies: int) -> Cost:
+  """Returns the cost of the logits of slots."""
   size = llm.hidden_size * llm.vocab_size
-  return Cost(2 * size * slots, 2 * size * copies)
+  return Cost(2 * size * num_slots, BYTES * size * copies)
 
 
 def _decode(
-  llm,
+  llm: architecture.LLMConfig,
   layout: segments.Layout,
   name: str,
   past: Sequence[str],
@@ -102,46 +107,48 @@ def _decode(
   groups: int,
   copies: int,
 ) -> Cost:
-  """Returns the cost of the longest text: per token all weights of the und expert and all keys and values are read."""
-  tokens, context = layout[name].capacity, sum(layout[p].capacity for p in past)
-  # bytes of a slot's key and value
-  entry = 4 * llm.num_kv_heads * llm.head_dim * llm.num_layers
-  cache = entry * (context * groups + tokens / 2 * rows)
-  once = Cost(
-    llm.num_layers
-    * rows
-    * (
-      2 * expert_parameters(llm)
-      + 4 * llm.num_heads * llm.head_dim * (context + tokens / 2)
-    ),
-    llm.num_layers * 2 * expert_parameters(llm) * copies + cache,
-  )
-  return (once + _head(llm, rows, copies)).times(tokens)
+  """Returns the cost of the longest text: every token reads the und expert, all keys and values."""
+  num_tokens = layout[name].capacity
+  context = sum(layout[segment].capacity for segment in past)
+  mean_length = num_tokens / 2  # of the text so far
+  # A group shares the keys and values of its context.
+  slot_bytes = 2 * BYTES * llm.num_kv_heads * llm.head_dim * llm.num_layers
+  cache = slot_bytes * (context * groups + mean_length * rows)
+  products = 2 * expert_parameters(llm)
+  attention = 4 * llm.num_heads * llm.head_dim * (context + mean_length)
+  weights = llm.num_layers * BYTES * expert_parameters(llm) * copies
+  token = Cost(llm.num_layers * rows * (products + attention), weights + cache)
+  return (token + _head(llm, rows, copies)).times(num_tokens)
 
 
 def _flow(
-  llm,
-  layout,
+  llm: architecture.LLMConfig,
+  layout: segments.Layout,
   flow: settings_lib.FlowSettings,
-  names,
-  past,
+  names: Sequence[str],
+  past: Sequence[str],
   rows: int,
   copies: int,
 ) -> Cost:
-  guided = int(flow.guided.sum())
-  every = forward(llm, layout, names[:1], past, rows, copies)
-  branches = forward(llm, layout, flow.branches(names), past, rows, copies)
-  return branches.times(guided) + every.times(flow.schedule.num_steps - guided)
+  """Returns the cost of an image: all branches in guided steps, the first alone in the others."""
+  num_guided = int(flow.guided.sum())
+  num_plain = flow.schedule.num_steps - num_guided
+  plain = forward(llm, layout, names[:1], past, rows, copies)
+  guided = forward(llm, layout, flow.branches(names), past, rows, copies)
+  return guided.times(num_guided) + plain.times(num_plain)
 
 
 def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
-  """Returns how many chips read the same weight: those that neither rules nor replicas give another part of it.
+  """Returns how many chips read the same part of a weight.
 
   Training gathers a layer over `fsdp` and then reads it whole, as every chip of a rollout does.
+
+  Args:
+    rules: of the shardings.
+    mesh: sizes of its axes.
   """
-  return math.prod(mesh.values()) // math.prod(
-    mesh[axis] for axis in rules.axes("mlp")
-  )
+  parts = math.prod(mesh[axis] for axis in rules.axes("mlp"))
+  return math.prod(mesh.values()) // parts
 
 
 def rollouts(
@@ -151,49 +158,55 @@ def rollouts(
   groups: int,
   samples: int,
 ) -> dict[str, Cost]:
-  """Returns the cost of a draft and a revision of images, texts at their longest.
+  """Returns the cost of a draft and a revision of images by stage, texts at their longest.
 
   Args:
-    modules, settings: of the run.
+    modules: of the run.
+    settings: of the run.
     mesh: sizes of its axes.
-    groups: prompts.
-    samples: images of a prompt; what they share is computed once.
+    groups: number of prompts.
+    samples: number of images of a prompt; what they share is computed once.
   """
-  llm, c, rows = modules.bagel.config.llm, settings.capacities, groups * samples
-  each = copies(modules.rollout_rules, mesh)
-  reason, reflect, refine = (
-    layouts.reason(c),
-    layouts.reflect(c),
-    layouts.refine(c),
+  llm = modules.bagel.config.llm
+  rows = groups * samples
+  num_copies = copies(modules.rollout_rules, mesh)
+  reason = layouts.reason(settings.capacities)
+  reflect = layouts.reflect(settings.capacities)
+  refine = layouts.refine(settings.capacities)
+
+  think = forward(llm, reason, _REASON_CONTEXT, (), groups, num_copies)
+  think += _decode(
+    llm, reason, "thought", _REASON_CONTEXT, rows, groups, num_copies
   )
-  run = lambda layout, names, past=(), n=rows: forward(
-    llm, layout, names, past, n, each
+  draft = _flow(
+    llm,
+    reason,
+    settings.reason_flow,
+    layouts.DRAFT,
+    (*_REASON_CONTEXT, "thought"),
+    rows,
+    num_copies,
+  )
+  answer = forward(llm, reflect, _REFLECT_CONTEXT, (), groups, num_copies)
+  answer += _decode(
+    llm, reflect, "answer", _REFLECT_CONTEXT, rows, groups, num_copies
+  )
+  edit = forward(llm, refine, _SOURCE, (), groups, num_copies)
+  edit += forward(llm, refine, _INSTRUCTION, _SOURCE, rows, num_copies)
+  edit += _flow(
+    llm,
+    refine,
+    settings.refine_flow,
+    layouts.EDIT,
+    (*_SOURCE, *_INSTRUCTION),
+    rows,
+    num_copies,
   )
   return {
-    "reason: think": run(reason, _ASKED, n=groups)
-    + _decode(llm, reason, "thought", _ASKED, rows, groups, each),
-    "reason: draft": _flow(
-      llm,
-      reason,
-      settings.reason_flow,
-      layouts.DRAFT,
-      (*_ASKED, "thought"),
-      rows,
-      each,
-    ),
-    "reflect": run(reflect, _SEEN, n=groups)
-    + _decode(llm, reflect, "answer", _SEEN, rows, groups, each),
-    "refine": run(refine, _SOURCE, n=groups)
-    + run(refine, _TOLD, _SOURCE)
-    + _flow(
-      llm,
-      refine,
-      settings.refine_flow,
-      layouts.EDIT,
-      (*_SOURCE, *_TOLD),
-      rows,
-      each,
-    ),
+    "reason: think": think,
+    "reason: draft": draft,
+    "reflect": answer,
+    "refine": edit,
   }
 
 
@@ -204,52 +217,49 @@ def iteration(
   remat: bool,
   trains_all: bool,
 ) -> dict[str, Cost]:
-  """Returns the cost of every stage of an iteration with one round of reflection, texts at their longest.
+  """Returns the cost of an iteration with one round of reflection by stage, texts at their longest.
 
   Args:
-    modules, settings: of the run.
+    modules: of the run.
+    settings: of the run.
     mesh: sizes of its axes.
-    remat: layers are computed again in the backward pass.
-    trains_all: the backward pass forms the weights' gradients, too; adapters need only those of activations.
+    remat: whether the backward pass computes layers again.
+    trains_all: whether it forms the gradients of the weights; adapters need only those of
+      activations.
   """
-  llm, c, groups = (
-    modules.bagel.config.llm,
-    settings.capacities,
-    settings.groups,
-  )
-  rows, each = (
-    groups * settings.group_size,
-    settings.micro_batches * copies(modules.bagel.rules, mesh),
-  )
-  run = lambda layout, names, past=(), n=rows: forward(
-    llm, layout, names, past, n, each
-  )
-  reason, reflect, refine = (
-    layouts.reason(c),
-    layouts.reflect(c),
-    layouts.refine(c),
-  )
+  llm = modules.bagel.config.llm
+  capacities = settings.capacities
+  groups = settings.groups
+  rows = groups * settings.group_size
+  # Every micro-batch reads the weights again.
+  num_copies = settings.micro_batches * copies(modules.bagel.rules, mesh)
+  reason = layouts.reason(capacities)
+  reflect = layouts.reflect(capacities)
+  refine = layouts.refine(capacities)
   draft_names = settings.reason_flow.branches(layouts.DRAFT)
   edit_names = settings.refine_flow.branches(layouts.EDIT)
-  score_reason = (
-    run(reason, _ASKED, n=groups)
-    + run(reason, ("thought", *draft_names), _ASKED)
-    + _head(llm, rows * c.thought, each)
+
+  score_reason = forward(llm, reason, _REASON_CONTEXT, (), groups, num_copies)
+  score_reason += forward(
+    llm, reason, ("thought", *draft_names), _REASON_CONTEXT, rows, num_copies
   )
-  score_edit = (
-    run(reflect, _SEEN, n=groups)
-    + run(reflect, ("answer",), _SEEN)
-    + run(refine, _SOURCE, n=groups)
-    + run(refine, (*_TOLD, *edit_names), _SOURCE)
-    + _head(llm, rows * c.answer, each)
+  score_reason += _head(llm, rows * capacities.thought, num_copies)
+
+  score_edit = forward(llm, reflect, _REFLECT_CONTEXT, (), groups, num_copies)
+  score_edit += forward(
+    llm, reflect, ("answer",), _REFLECT_CONTEXT, rows, num_copies
   )
-  passes = (
-    (1 + settings.loss.needs_reference)
-    + (BACKWARD if trains_all else BACKWARD / 2)
-    + remat
+  score_edit += forward(llm, refine, _SOURCE, (), groups, num_copies)
+  score_edit += forward(
+    llm, refine, (*_INSTRUCTION, *edit_names), _SOURCE, rows, num_copies
   )
-  sampled = rollouts(modules, settings, mesh, groups, settings.group_size)
-  return sampled | {
+  score_edit += _head(llm, rows * capacities.answer, num_copies)
+
+  forward_passes = 1 + settings.loss.needs_reference + remat
+  backward_passes = BACKWARD if trains_all else BACKWARD / 2
+  passes = forward_passes + backward_passes
+  stages = rollouts(modules, settings, mesh, groups, settings.group_size)
+  return stages | {
     "reason: update": score_reason.times(passes),
     "edit: update": score_edit.times(passes),
   }

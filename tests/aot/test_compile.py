@@ -1,4 +1,4 @@
-"""Tests of launch/compile.py on real TPU topologies; they need libtpu (the extra aot) and many minutes."""
+"""Tests of launch/compile.py on real TPU topologies; they need libtpu and many minutes."""
 
 import importlib.util
 import itertools
@@ -75,13 +75,17 @@ def weight_sizes(fsdp: int, tensor: int) -> set[int]:
 
 
 def check_gathers(text: str, data: int, fsdp: int, tensor: int):
-  """Asserts that a compiled step of 128 samples gathers weights in training, and in no loop of its rollouts."""
+  """Asserts that a compiled step of 128 samples gathers weights in training, and in no rollout."""
   collectives, sizes = hlo.collectives(text), weight_sizes(fsdp, tensor)
   # activations have such a dimension; a few have a matrix's size
   rows = {128 // data, 128 // data // fsdp}
-  is_weight = lambda one: any(
-    math.prod(d) in sizes and not rows & set(d) for _, d in one.shapes
-  )
+
+  def is_weight(collective: hlo.Collective) -> bool:
+    return any(
+      math.prod(shape.dims) in sizes and not rows & set(shape.dims)
+      for shape in collective.shapes
+    )
+
   gathers = [
     one for one in collectives if one.kind == "all-gather" and is_weight(one)
   ]

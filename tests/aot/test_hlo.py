@@ -8,6 +8,7 @@ import pytest
 from r3jax.aot import hlo
 from r3jax.parallel import meshes
 
+# ruff: noqa: E501  as XLA writes it
 TEXT = """HloModule step
 
 %add (a: f32[], b: f32[]) -> f32[] {

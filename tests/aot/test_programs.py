@@ -1,73 +1,26 @@
-"""Tests of the analytic costs against numbers worked out by hand, and of reports."""
+"""Tests of the programs of a run as shapes, of reports about them and of the search."""
 
+import re
 import types
 
 import jax
 import pytest
 
 from configs import r3_geneval
+from r3jax.aot import child
 from r3jax.aot import hlo
 from r3jax.aot import measure
 from r3jax.aot import programs
 from r3jax.aot import report
+from r3jax.aot import results
 from r3jax.aot import search
 from r3jax.costs import chips
 from r3jax.costs import count as count_lib
 from r3jax.model import architecture
 from r3jax.parallel import meshes
-from r3jax.parallel import sharding
-from r3jax.sequence import segments
-
-SMALL = architecture.LLMConfig(
-  hidden_size=8,
-  intermediate_size=16,
-  num_layers=3,
-  num_heads=4,
-  num_kv_heads=2,
-  vocab_size=10,
-)
-EXPERT = 8 * (8 + 4 + 4 + 8) + 3 * 8 * 16  # q, k, v, o; gate, up, down
-LAYOUT = segments.Layout(
-  (
-    segments.text("prompt", 3),
-    segments.image("draft", "noise", (1, 2), ("prompt",)),
-  )
-)
 
 
-class TestForward:
-  def test_counts_products_and_visible_pairs(self):
-    found = count_lib.forward(
-      SMALL, LAYOUT, ("draft",), ("prompt",), rows=5, copies=2
-    )
-    pairs = 4 * (3 + 4)  # four slots see the prompt and each other
-    assert found.flops == 3 * 5 * (2 * EXPERT * 4 + 4 * 8 * pairs)
-    # both experts, bfloat16, two copies
-    assert found.read == 3 * 2 * 2 * EXPERT * 2
-
-  def test_text_is_causal_and_reads_one_expert(self):
-    found = count_lib.forward(SMALL, LAYOUT, ("prompt",), (), rows=1, copies=1)
-    assert found.flops == 3 * (2 * EXPERT * 3 + 4 * 8 * 6)
-    assert found.read == 3 * 2 * EXPERT
-
-
-class TestCost:
-  def test_seconds_are_those_of_the_slower_part(self):
-    chip = chips.Chip(1, 100.0, 10.0, 1.0, ())
-    assert count_lib.Cost(400.0, 10.0).seconds(chip, 2) == 2.0
-    assert count_lib.Cost(400.0, 100.0).seconds(chip, 2) == 5.0
-
-
-class TestChips:
-  @pytest.mark.parametrize("name", ["v7:2x2", "v5p", ""])
-  def test_unknown_topology_lists_the_known(self, name):
-    with pytest.raises(
-      ValueError, match="must be CHIP:SHAPE.*v5p:4x4x4.*tpu7x:2x2x1"
-    ):
-      chips.of_topology(name)
-
-
-class TestReport:
+class TestResults:
   def test_memory_adds_up(self):
     analysis = types.SimpleNamespace(
       output_size_in_bytes=50,
@@ -76,10 +29,10 @@ class TestReport:
       generated_code_size_in_bytes=7,
       argument_size_in_bytes=110,
     )
-    found = report.memory(
+    memory = results.memory_by_kind(
       analysis, {"a": 60, "b": 45, "optimizer, not an argument": 20}, beside=20
     )
-    assert found == {
+    assert memory == {
       "a": 60,
       "b": 45,
       "optimizer, not an argument": 20,
@@ -92,30 +45,75 @@ class TestReport:
 
   def test_links_send_a_sum_twice(self):
     totals = {
-      "all-reduce": {"runs": 3, "bytes": 100},
-      "all-gather": {"runs": 1, "bytes": 40},
+      "all-reduce": results.Traffic(runs=3, bytes=100),
+      "all-gather": results.Traffic(runs=1, bytes=40),
     }
-    assert report.on_links(totals, chips.Chip(1, 1.0, 1.0, 24.0, ())) == 10.0
+    chip = chips.Chip(1, 1.0, 1.0, 24.0, ())
+    assert results.link_seconds(totals, chip) == 10.0
 
+  def test_traffic_sums_by_kind(self):
+    matrix = hlo.Shape("bf16", (2, 3))
+    vector, scalar = hlo.Shape("f32", (1,)), hlo.Shape("s32", ())
+    in_loop = hlo.Collective("all-gather", (matrix,), (), 5)
+    outside = hlo.Collective("all-gather", (vector, scalar), (), 1)
+    assert results.traffic([in_loop, outside]) == {
+      "all-gather": results.Traffic(runs=6, bytes=5 * 12 + 8)
+    }
+
+
+def compilation(peak: int) -> results.Compilation:
+  """Returns one of two programs, for a chip of 10 bytes."""
+  look = results.CompiledProgram(1.0, {}, 0.5, {"peak": 3})
+  memory = {"weights": 4, "temporaries": peak - 4, "peak": peak}
+  traffic = {"all-gather": results.Traffic(2, 8)}
+  draft = results.CompiledProgram(2.0, traffic, 0.25, memory)
+  return results.Compilation(
+    topology="v5e:1x1",
+    mesh={"data": 1, "fsdp": 1, "tensor": 1},
+    layers=2,
+    samples=3,
+    micro_batches=4,
+    hbm=10,
+    held=4,
+    stages={"reflect": results.StageCost(2e15, 3e12, 1.5)},
+    programs={"look": look, "draft": draft},
+  )
+
+
+class TestReport:
   @pytest.mark.parametrize(
     "peak, problem", [(10, ""), (11, "draft needs 0.0 GiB")]
   )
   def test_largest_program_decides(self, peak, problem):
-    held = {"weights": 4, "temporaries": peak - 4, "peak": peak}
-    found = {
-      "hbm": 10,
-      "mesh": {"fsdp": 1, "tensor": 1},
-      "programs": {"look": {"memory": {"peak": 3}}, "draft": {"memory": held}},
-    }
-    assert report.largest(found) == ("draft", peak)
-    assert report.problem(found, "draft").startswith(problem) and bool(
-      report.problem(found, "draft")
-    ) == bool(problem)
+    found = compilation(peak)
+    assert (found.largest, found.peak) == ("draft", peak)
+    assert found.programs["draft"].held == 4
+    assert report.problem(found).startswith(problem)
+    assert bool(report.problem(found)) == bool(problem)
+
+  def test_time_is_that_of_stages_and_links(self):
+    assert compilation(10).roofline_seconds == 1.5
+    assert compilation(10).seconds == 1.5 + 0.5 + 0.25
+
+  def test_table_has_every_program_and_stage(self):
+    lines = report.table(compilation(10)).splitlines()
+    assert lines[0] == (
+      "v5e:1x1, mesh {'data': 1, 'fsdp': 1, 'tensor': 1}, 2 layers, 3 images at once, "
+      "4 micro-batches"
+    )
+    rows = [line.split() for line in lines]
+    assert ["all-gather", "2", "0.00"] in rows
+    assert ["reflect", "2.00", "3.00", "1.50"] in rows
+    assert rows[-1] == ["together", "1.50"]
+    assert sum(line.startswith("  of ") for line in lines) == 2
 
   def test_compilers_message_is_read(self):
-    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 34.50G of 15.75G hbm. Exceeded by 18.75G."
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 34.50G of 15.75G hbm."
     assert report.out_of_memory(text) == (int(34.5 * 2**30), int(15.75 * 2**30))
-    other = "Ran out of memory on HBM, the total memory required for HLO temporaries (34.48G) exceeds available HBM (31.25G)."
+    other = (
+      "Ran out of memory on HBM, the total memory required for HLO temporaries (34.48G) "
+      "exceeds available HBM (31.25G)."
+    )
     assert report.out_of_memory(other) == (
       int(34.48 * 2**30),
       int(31.25 * 2**30),
@@ -131,30 +129,37 @@ class TestReport:
       50 * 2**30, 16 * 2**30, 20 * 2**30, mesh
     )
 
-  def test_traffic_sums_by_kind(self):
-    one = hlo.Collective("all-gather", (("bf16", (2, 3)),), (), 5)
-    other = hlo.Collective("all-gather", (("f32", (1,)), ("s32", ())), (), 1)
-    assert report.traffic([one, other]) == {
-      "all-gather": {"runs": 6, "bytes": 5 * 12 + 8}
-    }
 
+class TestChild:
+  MESSAGE = "Used 34.50G of 15.75G hbm."
 
-class TestCopies:
-  @pytest.mark.parametrize(
-    "mlp, number", [((), 64), (("tensor",), 16), (("fsdp", "tensor"), 8)]
-  )
-  def test_are_the_chips_that_rules_do_not_split_over(self, mlp, number):
+  def test_out_of_memory_says_what_to_change(self):
+    before = child.Outcome(compilation(10), compiling="step")
+    outcome = child.explain_abort(before, 1, self.MESSAGE)
+    assert outcome.used == int(34.5 * 2**30)
+    assert outcome.problem.startswith("step needs 34.5 GiB of a chip that has")
+
+  def test_a_failed_check_is_shown(self):
+    message = "first\nCheck failed: x == y\nlast"
+    outcome = child.explain_abort(child.Outcome(), -6, message)
     assert (
-      count_lib.copies(
-        sharding.Rules.of({"mlp": mlp}), {"data": 8, "fsdp": 2, "tensor": 4}
-      )
-      == number
+      outcome.problem == "the compiler ended with code -6: Check failed: x == y"
     )
+    silent = child.explain_abort(child.Outcome(), -9, "")
+    assert silent.problem == "the compiler ended with code -9: no message"
+
+  def test_refusal_of_the_child_comes_back(self):
+    config = r3_geneval.get_config("shapes")
+    target = measure.Target("step", config, "v9:2x2", None)
+    outcome = child.run(child.Request(target))
+    # the second without the extra aot
+    assert re.search("v9:2x2|TPU support not installed", outcome.problem)
+    assert outcome.compilation is None and outcome.used is None
 
 
 class TestSearch:
   def test_meshes_are_all_splits_that_the_heads_allow(self):
-    found = [tuple(mesh.values()) for mesh in search.meshes(8, kv_heads=4)]
+    found = [tuple(mesh.values()) for mesh in search.meshes(8, num_kv_heads=4)]
     assert found == [
       (8, 1, 1),
       (4, 2, 1),

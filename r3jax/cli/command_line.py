@@ -1,0 +1,48 @@
+"""Reads single flags of a command line before absl parses it as a whole."""
+
+from collections.abc import Sequence
+
+from r3jax.files import config_files
+
+
+def flag_value(arguments: Sequence[str], name: str) -> str | None:
+  """Returns the last value of a flag, "" where it has none, None where it is not given.
+
+  Args:
+    arguments: a command line, `--NAME=VALUE` or `--NAME VALUE` with one or two dashes.
+    name: of the flag, without dashes.
+  """
+  value = None
+  for i, argument in enumerate(arguments):
+    head, equals, tail = argument.partition("=")
+    if head not in (f"-{name}", f"--{name}"):
+      continue
+    following = list(arguments[i + 1 : i + 2]) or [""]
+    value = tail if equals else following[0]
+  return value
+
+
+def resolve_config(arguments: Sequence[str]) -> list[str]:
+  """Returns the command line with the path of its config file in place of a shipped name.
+
+  The config is loaded once here, so that a wrong name or variant is one clear message, and its
+  folder is made importable for the flag library, which loads it again.
+
+  Raises:
+    ValueError: there is no such config file or variant.
+  """
+  name = flag_value(arguments, "config")
+  if name is None:
+    return list(arguments)
+  config_files.load(name)
+  path, variant = config_files.find(name)
+  resolved = f"{path}:{variant}" if variant else str(path)
+  # absl lets the last value of a flag win, so the earlier ones are replaced alike.
+  lines = []
+  for i, argument in enumerate(arguments):
+    follows_flag = i > 0 and arguments[i - 1] in ("-config", "--config")
+    if argument.startswith(("-config=", "--config=")):
+      lines.append(f"--config={resolved}")
+    else:
+      lines.append(resolved if follows_flag else argument)
+  return lines

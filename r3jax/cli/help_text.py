@@ -1,0 +1,176 @@
+"""Writes the help of a command: its flags, and the keys of its config with their comments."""
+
+import ast
+from collections.abc import Iterator
+import io
+import pathlib
+import textwrap
+import tokenize
+
+from absl import flags
+import ml_collections
+
+from r3jax.files import config_files
+
+_COLUMNS = 100
+_INDENT = " " * 6
+
+
+def of_command(usage: str, doc: str) -> str:
+  """Returns the help of a command whose flags have been defined.
+
+  Args:
+    usage: the command and the words that it takes.
+    doc: docstring of its module.
+  """
+  lines = [
+    f"usage: r3jax {usage} [--FLAG=VALUE ...]",
+    "",
+    doc.strip(),
+    "",
+    "flags:",
+  ]
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    if not module.startswith("r3jax.cli."):
+      continue  # those of the libraries
+    for flag in defined:
+      has_default = flag.default not in (None, "")
+      default = f"={flag.default}" if has_default else ""
+      lines += [f"  --{flag.name}{default}", *_wrapped(flag.help)]
+  return "\n".join(lines)
+
+
+def of_config(name: str) -> str:
+  """Returns the keys of a config, with the comments of its source and their defaults.
+
+  Args:
+    name: see `config_files.load`.
+
+  Raises:
+    ValueError: there is no such config.
+  """
+  config = config_files.load(name)
+  path, _ = config_files.find(name)
+  comments = key_comments(config_files.shipped_folder().glob("*.py"))
+  comments |= key_comments([path])
+  lines = [f"keys of {name}, set by --config.KEY=VALUE:"]
+  for key, value in sorted_items(config):
+    lines.append(f"  --config.{key}={value!r}")
+    if key in comments:
+      lines += _wrapped(comments[key])
+  return "\n".join(lines)
+
+
+def _wrapped(text: str) -> list[str]:
+  return textwrap.wrap(
+    text, _COLUMNS, initial_indent=_INDENT, subsequent_indent=_INDENT
+  )
+
+
+def sorted_items(
+  config: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[tuple[str, object]]:
+  """Yields the dotted keys of a config and their values, single values before sections."""
+  sections = []
+  for key, value in config.items():
+    is_section = isinstance(value, ml_collections.ConfigDict) and len(value)
+    if is_section:
+      sections.append(key)
+    else:
+      yield prefix + key, value
+  for key in sections:
+    yield from sorted_items(config[key], f"{prefix}{key}.")
+
+
+# --- Comments of a config's source -----------------------------------------------------------
+
+
+def key_comments(paths: Iterator[pathlib.Path]) -> dict[str, str]:
+  """Returns the comments of dotted config keys.
+
+  A comment stands behind the line that sets a key, or on lines of its own above it. Keys may be
+  set as `config.section.key = value` and as `config.section = ConfigDict(dict(key=value))`. The
+  first comment of a key counts.
+
+  Args:
+    paths: Python files.
+  """
+  comments: dict[str, str] = {}
+  for path in paths:
+    source = path.read_text()
+    comment_lines = _comment_lines(source)
+    for key, first_line, last_line in _settings(ast.parse(source)):
+      comment = _comment_of(comment_lines, first_line, last_line)
+      if comment:
+        comments.setdefault(key, comment)
+  return comments
+
+
+def _comment_lines(source: str) -> dict[int, tuple[str, bool]]:
+  """Returns line number -> (comment, whether it is alone on its line)."""
+  comments = {}
+  for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    if token.type == tokenize.COMMENT:
+      is_alone = not token.line[: token.start[1]].strip()
+      comments[token.start[0]] = (token.string.lstrip("# "), is_alone)
+  return comments
+
+
+def _comment_of(
+  comments: dict[int, tuple[str, bool]], first_line: int, last_line: int
+) -> str:
+  """Returns the comment of the statement on these lines; "" if there is none."""
+  trailing, is_alone = comments.get(last_line, ("", True))
+  if not is_alone:
+    return trailing
+  above = []
+  line = first_line - 1
+  while comments.get(line, ("", False))[1]:
+    above.insert(0, comments[line][0])
+    line -= 1
+  return " ".join(above)
+
+
+def _settings(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
+  """Yields (dotted key, first line, last line) of everything that a config file sets."""
+  names = {
+    "config": ""
+  }  # local names of a config and its sections -> dotted prefix
+  for node in ast.walk(tree):
+    if not isinstance(node, ast.Assign):
+      continue
+    keys = [_dotted(target, names) for target in node.targets]
+    key = next((key for key in keys if key), None)
+    if key is None:
+      continue
+    for target in node.targets:  # text = config.text = ConfigDict()
+      if isinstance(target, ast.Name) and target.id != "config":
+        names[target.id] = f"{key}."
+    yield key, node.lineno, _line_of_comment(node.value)
+    yield from _keywords(node.value, f"{key}.")
+
+
+def _dotted(node: ast.expr, names: dict[str, str]) -> str | None:
+  """Returns the key that `config.section.key` stands for, None where it is something else."""
+  parts = []
+  while isinstance(node, ast.Attribute):
+    parts.insert(0, node.attr)
+    node = node.value
+  is_config = isinstance(node, ast.Name) and node.id in names and parts
+  return names[node.id] + ".".join(parts) if is_config else None
+
+
+def _keywords(node: ast.expr, prefix: str) -> Iterator[tuple[str, int, int]]:
+  """Yields the keys of `ConfigDict(dict(key=value))`, of nested dicts too."""
+  if not isinstance(node, ast.Call):
+    return
+  for argument in node.args:
+    yield from _keywords(argument, prefix)
+  for keyword in node.keywords:
+    yield prefix + keyword.arg, keyword.lineno, _line_of_comment(keyword.value)
+    yield from _keywords(keyword.value, f"{prefix}{keyword.arg}.")
+
+
+def _line_of_comment(value: ast.expr) -> int:
+  """Returns the line behind which a value's comment stands: of a section, its first."""
+  return value.lineno if isinstance(value, ast.Call) else value.end_lineno

@@ -1,0 +1,133 @@
+"""The command `r3jax`: finds the sub-command, reads its flags and runs it.
+
+A sub-command is a module of this package. Its docstring is the help text, `define_flags` defines
+its flags on `absl.flags`, and `run` reads their values and calls the library. Modules are imported
+when their command runs, so that `r3jax --help` does not wait for JAX.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import difflib
+import importlib
+import sys
+import types
+
+from absl import app
+from absl import flags
+
+from r3jax.cli import command_line
+from r3jax.cli import help_text
+
+_HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """What the front door must know of a sub-command before it is imported.
+
+  Attributes:
+    summary: what it does, in one line.
+    words: the words that it takes beside flags, as the usage line shows them; "" for none.
+    config: the config file whose keys its help lists; "" for a command without --config.
+  """
+
+  summary: str
+  words: str = ""
+  config: str = ""
+
+
+COMMANDS = {
+  "train": Command("train a model by R3, or resume a run", config="r3_geneval"),
+  "compile": Command(
+    "compile a run for a TPU slice, without a TPU", config="r3_geneval"
+  ),
+}
+
+
+def _overview() -> str:
+  """Returns what `r3jax --help` prints."""
+  width = max(len(name) for name in COMMANDS)
+  commands = [
+    f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()
+  ]
+  lines = [
+    "usage: r3jax COMMAND [--FLAG=VALUE ...]",
+    "",
+    *commands,
+    "",
+    "`r3jax COMMAND --help` lists the flags of a command, and the keys of its config.",
+  ]
+  return "\n".join(lines)
+
+
+def main() -> None:
+  """Runs the command that the process was started with."""
+  name, *rest = sys.argv[1:] or ["--help"]
+  if name in _HELP:
+    print(_overview())
+    return
+  if name == "--version":
+    print(importlib.import_module("r3jax").__version__)
+    return
+  if name not in COMMANDS:
+    nearest = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    sys.exit(
+      f"r3jax: the command must be one of {', '.join(COMMANDS)}; got {name!r}{hint}"
+    )
+  run_command(name, rest)
+
+
+def run_command(name: str, arguments: Sequence[str]) -> None:
+  """Runs a sub-command, and exits where it fails.
+
+  Args:
+    name: a key of COMMANDS.
+    arguments: what stands behind the name on the command line.
+  """
+  module = importlib.import_module(f"r3jax.cli.{name.replace('-', '_')}")
+  module.define_flags()
+  if set(arguments) & set(_HELP):
+    print(_help(name, module, arguments))
+    return
+  # ml_collections looks there for the overrides --config.KEY=VALUE.
+  sys.argv = [f"r3jax {name}", *arguments]
+  app.run(
+    lambda words: module.run(*words),
+    argv=sys.argv,
+    flags_parser=lambda argv: _parse(name, argv),
+  )
+
+
+def _help(name: str, module: types.ModuleType, arguments: Sequence[str]) -> str:
+  """Returns the help of a command, with the keys of the config that was named."""
+  command = COMMANDS[name]
+  text = help_text.of_command(f"{name} {command.words}".strip(), module.__doc__)
+  if not command.config:
+    return text
+  config_name = command_line.flag_value(arguments, "config") or command.config
+  try:
+    return f"{text}\n\n{help_text.of_config(config_name)}"
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
+
+
+def _parse(name: str, argv: list[str]) -> list[str]:
+  """Parses the flags of a command; returns the words that are left."""
+  flags.FLAGS.set_gnu_getopt()  # flags may stand behind words
+  try:
+    argv = flags.FLAGS.read_flags_from_files(argv)
+    _, *words = flags.FLAGS(command_line.resolve_config(argv))
+  except (flags.Error, ValueError) as error:
+    sys.exit(f"r3jax: {error}\n`r3jax {name} --help` lists the flags.")
+  except (AttributeError, KeyError) as error:  # an override of an unknown key
+    sys.exit(f"r3jax: --config has no such key: {error.args[0]}")
+  expected = COMMANDS[name].words
+  is_any_number = expected.endswith("...")
+  if not is_any_number and len(words) != len(expected.split()):
+    sys.exit(f"r3jax: {name} takes {expected or 'flags only'}; got {words}")
+  return words
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,47 @@
+"""Trains a model by R3 on all devices that JAX finds, on one host or on all hosts of a slice.
+
+  r3jax train --config=r3_geneval:shapes --workdir=DIR [--config.KEY=VALUE ...]
+
+The same command resumes an interrupted run. Every host runs it, with a workdir that all of them can
+read and write; see docs/tpu.md.
+"""
+
+import math
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from r3jax.cli import startup
+from r3jax.parallel import multihost
+from r3jax.rewards.from_host import budget
+from r3jax.run import loop
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  config_flags.DEFINE_config_file(
+    "config", None, "Config file by name or path, with its variant."
+  )
+  flags.DEFINE_string(
+    "workdir", None, "Folder of the run; an interrupted run there is resumed."
+  )
+  startup.define_flags()
+  flags.mark_flags_as_required(["config", "workdir"])
+
+
+def run() -> None:
+  """Trains, and exits with a message where the config or the workdir cannot be used."""
+  config = flags.FLAGS.config
+  workdir = flags.FLAGS.workdir
+  startup.log_ours()
+  # Of one host's CPUs, as many work as split every batch evenly.
+  batch = math.gcd(config.groups_per_step, config.eval.batch_size)
+  startup.start(config.mesh, batch)
+  programs = startup.keep_programs(config.mesh)
+  with multihost.ending_together():
+    session, policy = startup.together(loop.prepare, config, workdir)
+    try:
+      loop.run(session, policy, programs)
+    except budget.BudgetExceeded as error:
+      sys.exit(f"r3jax: {error}")

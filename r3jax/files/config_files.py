@@ -1,0 +1,86 @@
+"""Finds and loads config files, by path or by the name of one that ships with the package.
+
+A config file is Python: `get_config(variant)` returns a locked ConfigDict. On a command line it is
+written `configs/r3_geneval.py:shapes` (a path) or `r3_geneval:shapes` (a name), where the variant
+after the colon may be left out.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import pathlib
+import sys
+
+import ml_collections
+
+# What config files call the folder that they import each other from: `from configs import slices`.
+PACKAGE = "configs"
+
+
+def shipped_folder() -> pathlib.Path:
+  """Returns the folder of the config files that ship with the package.
+
+  A wheel holds them inside of the package; in a checkout they lie beside it.
+  """
+  package_folder = pathlib.Path(__file__).parents[1]
+  installed = package_folder / PACKAGE
+  return installed if installed.is_dir() else package_folder.parent / PACKAGE
+
+
+def shipped_names() -> list[str]:
+  """Returns the names of the config files that ship with the package."""
+  return sorted(
+    path.stem
+    for path in shipped_folder().glob("*.py")
+    if "def get_config(" in path.read_text()
+  )
+
+
+def find(name: str) -> tuple[pathlib.Path, str]:
+  """Returns the path of a config file, and its variant ("" where none is named).
+
+  Args:
+    name: a path or a shipped name, with or without ":VARIANT".
+
+  Raises:
+    ValueError: there is no such file; the message names the nearest.
+  """
+  file, _, variant = name.partition(":")
+  is_path = file.endswith(".py") or "/" in file
+  path = pathlib.Path(file) if is_path else shipped_folder() / f"{file}.py"
+  if path.is_file():
+    return path, variant
+  names = shipped_names()
+  nearest = difflib.get_close_matches(path.stem, names, n=1)
+  hint = f"; did you mean {nearest[0]}?" if nearest else ""
+  raise ValueError(
+    f"--config must be a config file or one of {', '.join(names)}; got {file!r}{hint}"
+  )
+
+
+def make_importable(folder: pathlib.Path) -> None:
+  """Lets config files import each other: `configs` is their own folder, then the shipped one."""
+  if PACKAGE not in sys.modules:
+    spec = importlib.util.spec_from_loader(PACKAGE, None, is_package=True)
+    sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+  sys.modules[PACKAGE].__path__ = [
+    str(folder.absolute()),
+    str(shipped_folder()),
+  ]
+
+
+def load(name: str) -> ml_collections.ConfigDict:
+  """Returns the locked config of a name such as "r3_geneval:shapes" or a path.
+
+  Raises:
+    ValueError: there is no such file, or it has no such variant.
+  """
+  path, variant = find(name)
+  make_importable(path.parent)
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if variant and not inspect.signature(module.get_config).parameters:
+    raise ValueError(f"{path} has no variants; got {variant!r}")
+  config = module.get_config(variant) if variant else module.get_config()
+  return config.lock()
