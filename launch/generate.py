@@ -264,7 +264,7 @@ def draw(config: ml_collections.ConfigDict):
   for record in records:
     # does it fit?
     base.pretrained.tokenizer.segment(
-      record["prompt"], base.settings.capacities.prompt
+      record["prompt"], base.rollout.capacities.prompt
     )
   config_guard.check_writable(folder)
   facts = {

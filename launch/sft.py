@@ -21,7 +21,7 @@ import ml_collections
 from ml_collections import config_flags
 import numpy as np
 
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import actors
 from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import tokenizer_files
@@ -168,9 +168,9 @@ def _model(
   sizes: architecture.BagelConfig, tokenizer: tokenization.TextTokenizer
 ):
   towers = image_encoders.Towers(sizes, (scenes_lib.CANVAS, scenes_lib.CANVAS))
-  return settings_lib.Modules(
-    network.Bagel(sizes), towers
-  ), small_bagel.sft_settings(tokenizer, towers)
+  return actors.Modules(network.Bagel(sizes), towers), small_bagel.sft_settings(
+    tokenizer, towers
+  )
 
 
 def train_policy(

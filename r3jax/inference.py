@@ -26,11 +26,11 @@ import ml_collections
 import numpy as np
 
 from r3jax import types
-from r3jax.agent import actor as actor_lib
-from r3jax.agent import keys as keys_lib
+from r3jax.agent import actors
+from r3jax.agent import experience
+from r3jax.agent import random_keys
 from r3jax.agent import rollout
-from r3jax.agent import samples
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import rollout_settings
 from r3jax.checkpoint import pretrained
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
@@ -82,14 +82,12 @@ class Stages:
     settings: how to sample.
   """
 
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
+  modules: actors.Modules
+  settings: rollout_settings.RolloutSettings
 
-  def actor(
-    self, policy: types.Params, frozen: types.Params
-  ) -> actor_lib.Actor:
+  def actor(self, policy: types.Params, frozen: types.Params) -> actors.Actor:
     """Returns the model at work."""
-    return actor_lib.Actor(self.modules, policy, frozen, self.settings)
+    return actors.Actor(self.modules, policy, frozen, self.settings)
 
 
 _compiled = functools.partial(jax.jit, static_argnums=0)
@@ -108,7 +106,7 @@ def draft(stages: Stages, policy, frozen, thought, keys) -> types.Images:
 
 
 @_compiled
-def look(stages: Stages, policy, frozen, images) -> samples.Source:
+def look(stages: Stages, policy, frozen, images) -> experience.Source:
   """Prepares images for what follows."""
   return rollout.look(stages.actor(policy, frozen), images)
 
@@ -116,7 +114,7 @@ def look(stages: Stages, policy, frozen, images) -> samples.Source:
 @_compiled
 def reflect(
   stages: Stages, policy, frozen, prompts, source, keys
-) -> samples.Text:
+) -> experience.Text:
   """Answers the questions about every image."""
   return rollout.reflect(stages.actor(policy, frozen), prompts, source, keys)
 
@@ -217,10 +215,10 @@ class Model:
         fit its segment.
     """
     self._check(image, num_images)
-    capacity = self.base.settings.capacities.instruction
+    capacity = self.base.rollout.capacities.instruction
     segments = self.base.segments([instruction] * num_images, capacity)
     source = self._run(look, np.repeat(image[None], num_images, axis=0))
-    told = samples.Instruction(*segments, np.zeros(num_images, bool))
+    told = experience.Instruction(*segments, np.zeros(num_images, bool))
     return list(
       np.asarray(
         self._run(refine, source, told, self._keys(seed, 0, _EDIT, num_images))
@@ -246,8 +244,8 @@ class Model:
 
   # --- Stages ------------------------------------------------------------------------------------
 
-  def _draft(self, prompts: samples.Prompts, keys: keys_lib.Keys, tell):
-    text_keys, flow_keys = keys_lib.split_keys(keys)
+  def _draft(self, prompts: experience.Prompts, keys: random_keys.Keys, tell):
+    text_keys, flow_keys = random_keys.split_keys(keys)
     thought = self._run(think, prompts, text_keys)
     texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
     tell(rows, texts)
@@ -262,11 +260,11 @@ class Model:
     self,
     images,
     stopped: np.ndarray,
-    prompts: samples.Prompts,
-    keys: keys_lib.Keys,
+    prompts: experience.Prompts,
+    keys: random_keys.Keys,
     tell,
   ):
-    reflect_keys, refine_keys = keys_lib.split_keys(keys)
+    reflect_keys, refine_keys = random_keys.split_keys(keys)
     source = self._run(look, images)
     text = self._run(reflect, prompts, source, reflect_keys)
     texts, rows = self._decode(text), np.flatnonzero(~stopped)
@@ -274,7 +272,7 @@ class Model:
     parsed = self._parse(text)
     stop = stopped | parsed.stop
     if not stop.all():
-      told = samples.Instruction(
+      told = experience.Instruction(
         parsed.instruction, parsed.instruction_length, stop
       )
       images = np.asarray(self._run(refine, source, told, refine_keys))
@@ -282,7 +280,7 @@ class Model:
 
   def _run(self, stage, *arguments):
     """Runs a compiled stage with the weights."""
-    stages = Stages(self.base.modules, self.base.settings)
+    stages = Stages(self.base.modules, self.base.rollout)
     with jax.set_mesh(self.mesh):
       return stage(stages, self.policy, self.frozen, *arguments)
 
@@ -290,7 +288,7 @@ class Model:
 
   def _keys(
     self, seed: int, number: int, turn: int, num_images: int
-  ) -> keys_lib.Keys:
+  ) -> random_keys.Keys:
     """Returns the keys of evaluation: the same prompt number, image and round draw the same."""
     ids = np.stack(
       [
@@ -300,26 +298,28 @@ class Model:
       ],
       axis=1,
     )
-    return keys_lib.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
+    return random_keys.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
 
-  def _prompts(self, prompt: str, question: str, rows: int) -> samples.Prompts:
-    c = self.base.settings.capacities
+  def _prompts(
+    self, prompt: str, question: str, rows: int
+  ) -> experience.Prompts:
+    c = self.base.rollout.capacities
     asked = (
       *self.base.segments([prompt] * rows, c.prompt),
       *self.base.segments([question] * rows, c.question),
     )
-    return samples.Prompts(*asked, None, np.zeros(rows, np.int32))
+    return experience.Prompts(*asked, None, np.zeros(rows, np.int32))
 
-  def _parse(self, text: samples.Text) -> thoughts.Parsed:
+  def _parse(self, text: experience.Text) -> thoughts.Parsed:
     tokenizer, capacity = (
       self.base.pretrained.tokenizer,
-      self.base.settings.capacities.instruction,
+      self.base.rollout.capacities.instruction,
     )
     return thoughts.parse_strings(
       text.ids, text.lengths, "reflect", tokenizer, capacity
     )
 
-  def _decode(self, text: samples.Text) -> list[str]:
+  def _decode(self, text: experience.Text) -> list[str]:
     ids, lengths = np.asarray(text.ids), np.asarray(text.lengths)
     return [
       self.base.pretrained.tokenizer.decode(row[1 : n - 1].tolist())
@@ -362,17 +362,18 @@ def load(
       f"inference runs in one process; there are {jax.process_count()}"
     )
   base = setup.build_base(config)
-  made = make_stages(config, base.modules, base.settings, on_step)
+  made = make_stages(config, base.modules, base.rollout, on_step)
   mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
   bagel = made.modules.bagel
   policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
-  return Model(dataclasses.replace(base, **vars(made)), policy, frozen, mesh)
+  base = dataclasses.replace(base, modules=made.modules, rollout=made.settings)
+  return Model(base, policy, frozen, mesh)
 
 
 def make_stages(
   config: ml_collections.ConfigDict,
-  modules: settings_lib.Modules,
-  settings: settings_lib.Settings,
+  modules: actors.Modules,
+  settings: rollout_settings.RolloutSettings,
   on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Stages:
   """Returns the stages of a config at inference: sampling as in evaluation, rules of rollouts, nothing mapped.

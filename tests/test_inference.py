@@ -57,7 +57,7 @@ def rounds(tiny_model, mesh):
   """The same chains out of evaluation."""
   config = tiny.make_config(tiny_model)
   experiment = setup.build(config)
-  settings = setup.evaluation_settings(config, experiment.settings)
+  settings = setup.evaluation_settings(config, experiment.rollout)
   parse = experiment.parse(mesh)
   evaluator = draw.Evaluator(
     experiment.modules,
@@ -115,7 +115,7 @@ class TestGenerate:
       for k, turn in enumerate(sample.turns)
     ]
     assert sorted(said) == sorted(expected)
-    points = model.base.settings.reason_flow.schedule.points
+    points = model.base.rollout.reason_flow.schedule.points
     assert len(steps) >= points - 1 and set(steps) == set(range(points - 1))
 
   def test_is_deterministic_and_seed_and_number_draw_others(

@@ -16,7 +16,7 @@ import numpy as np
 
 from configs import r3_geneval
 from r3jax import types
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import experience
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import tokenizer_files
@@ -199,10 +199,10 @@ class Bench:
 
   def rows(self, number: int) -> np.ndarray:
     """Returns which training prompts iteration `number` draws here."""
-    groups = self.iteration.settings.groups
+    groups = self.iteration.settings.num_groups
     return np.arange(number * groups, (number + 1) * groups)
 
-  def batch(self, number: int) -> samples_lib.Prompts:
+  def batch(self, number: int) -> experience.Prompts:
     """Returns the prompts of iteration `number`."""
     return jax.tree.map(lambda x: x[self.rows(number)], self.session.prompts)
 
@@ -272,7 +272,7 @@ def draw(
   evaluator: draw_lib.Evaluator,
   policy,
   towers,
-  prompts: samples_lib.Prompts,
+  prompts: experience.Prompts,
   images: int,
 ) -> list[draw_lib.Round]:
   """Returns one numpy `Round` per round for images of every prompt, prompt by prompt."""

@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.agent import actor as actor_lib
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import actors
+from r3jax.agent import experience
 from r3jax.model import network
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
 
-def _system(
-  actor: actor_lib.Actor, ids: tuple[int, ...], rows: int
-) -> jax.Array:
+def _system(actor: actors.Actor, ids: tuple[int, ...], rows: int) -> jax.Array:
   # that of the longer of both prompts
   capacity = actor.settings.capacities.system
   return jnp.broadcast_to(
@@ -40,7 +38,7 @@ class Context:
 
 
 def _shared(
-  actor: actor_lib.Actor, layout, inputs, lengths, samples: int
+  actor: actors.Actor, layout, inputs, lengths, samples: int
 ) -> Context:
   cache = actor.run(layout, inputs, lengths).cache
   return Context(
@@ -49,7 +47,7 @@ def _shared(
 
 
 def reason_context(
-  actor: actor_lib.Actor, prompts: samples_lib.Prompts, samples: int
+  actor: actors.Actor, prompts: experience.Prompts, samples: int
 ) -> Context:
   """Returns the cached T(system) T(prompt) of every group."""
   ids, rows = actor.settings.system_reason, prompts.ids.shape[0]
@@ -61,8 +59,8 @@ def reason_context(
 
 
 def reflect_context(
-  actor: actor_lib.Actor,
-  prompts: samples_lib.Prompts,
+  actor: actors.Actor,
+  prompts: experience.Prompts,
   features: jax.Array,
   samples: int,
 ) -> Context:
@@ -83,7 +81,7 @@ def reflect_context(
 
 
 def refine_context(
-  actor: actor_lib.Actor,
+  actor: actors.Actor,
   source: types.Latent,
   features: jax.Array,
   samples: int,
@@ -97,7 +95,7 @@ def refine_context(
 
 
 def instruction_lengths(
-  instruction: samples_lib.Instruction,
+  instruction: experience.Instruction,
 ) -> Mapping[str, types.Lengths]:
   return {
     "instruction": instruction.lengths,

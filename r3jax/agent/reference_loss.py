@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from r3jax.agent import settings
+from r3jax.agent import rollout_settings
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
@@ -32,8 +32,8 @@ def _closed(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 def reason(
-  flow: settings.FlowSettings, layout: segments.Layout
-) -> tuple[settings.FlowSettings, segments.Layout]:
+  flow: rollout_settings.FlowSettings, layout: segments.Layout
+) -> tuple[rollout_settings.FlowSettings, segments.Layout]:
   """Returns settings and layout that the reference's trainer scores drafts with: no guidance."""
   guidance = dataclasses.replace(flow.guidance, text_scale=1.0)
   return dataclasses.replace(flow, guidance=guidance), _transposed(
@@ -42,8 +42,8 @@ def reason(
 
 
 def refine(
-  flow: settings.FlowSettings, layout: segments.Layout
-) -> tuple[settings.FlowSettings, segments.Layout]:
+  flow: rollout_settings.FlowSettings, layout: segments.Layout
+) -> tuple[rollout_settings.FlowSettings, segments.Layout]:
   """Returns settings and layout that the reference's trainer scores edits with: global renorm."""
   interval = _closed(flow.guidance.interval)
   guidance = dataclasses.replace(

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.agent import actor as actor_lib
+from r3jax.agent import actors
 from r3jax.agent import contexts
-from r3jax.agent import keys as keys_lib
-from r3jax.agent import samples
-from r3jax.agent import settings
+from r3jax.agent import experience
+from r3jax.agent import random_keys
+from r3jax.agent import rollout_settings
 from r3jax.model import layers
 from r3jax.model import network
 from r3jax.sampling import classifier_free
@@ -24,11 +24,11 @@ from r3jax.sequence import layouts
 
 @jax.named_scope("decode")
 def _decode(
-  actor: actor_lib.Actor,
+  actor: actors.Actor,
   context: contexts.Context,
   name: str,
   sampling,
-  keys: keys_lib.Keys,
+  keys: random_keys.Keys,
 ) -> decoding.Decoded:
   tokens = context.layout[name].capacity - 1
   uniforms = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(
@@ -48,13 +48,13 @@ def _decode(
 
 @jax.named_scope("flow")
 def _sample_flow(
-  actor: actor_lib.Actor,
+  actor: actors.Actor,
   context: contexts.Context,
   own: network.Cache,
   lengths,
-  flow: settings.FlowSettings,
+  flow: rollout_settings.FlowSettings,
   names,
-  keys: keys_lib.Keys,
+  keys: random_keys.Keys,
 ) -> flow_matching.Trajectory:
   """Samples the latents of a stage: one noise and one SDE index per group, SDE noise per sample."""
   layout, past = context.layout, (context.cache, own)
@@ -102,50 +102,50 @@ def _sample_flow(
 class Thought:
   """A sampled thought, and what drafting an image of it needs."""
 
-  text: samples.Text
+  text: experience.Text
   context: contexts.Context
   cache: network.Cache  # of the thought
 
 
 def think(
-  actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys
+  actor: actors.Actor, prompts: experience.Prompts, keys: random_keys.Keys
 ) -> Thought:
   """Thinks about every prompt, `keys.samples` times per group."""
   context = contexts.reason_context(actor, prompts, keys.samples)
   found = _decode(actor, context, "thought", actor.settings.reason_text, keys)
   return Thought(
-    samples.Text(found.ids, found.lengths, found.behavior_logprob),
+    experience.Text(found.ids, found.lengths, found.behavior_logprob),
     context,
     found.cache,
   )
 
 
 def draft(
-  actor: actor_lib.Actor, thought: Thought, keys: keys_lib.Keys
-) -> samples.Reason:
+  actor: actors.Actor, thought: Thought, keys: random_keys.Keys
+) -> experience.Reason:
   """Draws an image of every thought."""
   context, flow_settings = thought.context, actor.settings.reason_flow
   lengths = {**context.lengths, "thought": thought.text.lengths}
   flow = _sample_flow(
     actor, context, thought.cache, lengths, flow_settings, layouts.DRAFT, keys
   )
-  return samples.Reason(
+  return experience.Reason(
     thought.text, flow, actor.modules.towers.decode(actor.frozen, flow.latent)
   )
 
 
 def reason(
-  actor: actor_lib.Actor, prompts: samples.Prompts, keys: keys_lib.Keys
-) -> samples.Reason:
+  actor: actors.Actor, prompts: experience.Prompts, keys: random_keys.Keys
+) -> experience.Reason:
   """Thinks about every prompt and drafts an image, `keys.samples` times per group."""
-  text_keys, flow_keys = keys_lib.split_keys(keys)
+  text_keys, flow_keys = random_keys.split_keys(keys)
   return draft(actor, think(actor, prompts, text_keys), flow_keys)
 
 
-def look(actor: actor_lib.Actor, images: types.Images) -> samples.Source:
+def look(actor: actors.Actor, images: types.Images) -> experience.Source:
   """Prepares images for the reflect and refine stages: ViT features and clean latents."""
   towers = actor.modules.towers
-  return samples.Source(
+  return experience.Source(
     images,
     towers.features(actor.frozen, images),
     towers.encode(actor.frozen, images),
@@ -154,26 +154,26 @@ def look(actor: actor_lib.Actor, images: types.Images) -> samples.Source:
 
 @jax.named_scope("reflect")
 def reflect(
-  actor: actor_lib.Actor,
-  prompts: samples.Prompts,
-  source: samples.Source,
-  keys: keys_lib.Keys,
-) -> samples.Text:
+  actor: actors.Actor,
+  prompts: experience.Prompts,
+  source: experience.Source,
+  keys: random_keys.Keys,
+) -> experience.Text:
   """Looks at the source images and writes thoughts and instructions."""
   context = contexts.reflect_context(
     actor, prompts, source.features, keys.samples
   )
   answer = _decode(actor, context, "answer", actor.settings.reflect_text, keys)
-  return samples.Text(answer.ids, answer.lengths, answer.behavior_logprob)
+  return experience.Text(answer.ids, answer.lengths, answer.behavior_logprob)
 
 
 @jax.named_scope("refine")
 def refine(
-  actor: actor_lib.Actor,
-  source: samples.Source,
-  instruction: samples.Instruction,
-  keys: keys_lib.Keys,
-) -> samples.Refine:
+  actor: actors.Actor,
+  source: experience.Source,
+  instruction: experience.Instruction,
+  keys: random_keys.Keys,
+) -> experience.Refine:
   """Edits the source images as told; a sample that is told to stop keeps its source."""
   flow_settings = actor.settings.refine_flow
   context = contexts.refine_context(
@@ -187,6 +187,6 @@ def refine(
   )
   edited = actor.modules.towers.decode(actor.frozen, flow.latent)
   kept = jnp.repeat(source.images, keys.samples, axis=0)
-  return samples.Refine(
+  return experience.Refine(
     flow, jnp.where(instruction.stop[:, None, None, None], kept, edited)
   )

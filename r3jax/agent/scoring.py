@@ -4,11 +4,11 @@ import flax.struct
 import jax
 
 from r3jax import types
-from r3jax.agent import actor as actor_lib
+from r3jax.agent import actors
 from r3jax.agent import contexts
+from r3jax.agent import experience
 from r3jax.agent import reference_loss
-from r3jax.agent import samples as samples_lib
-from r3jax.agent import settings
+from r3jax.agent import rollout_settings
 from r3jax.model import network
 from r3jax.sampling import classifier_free
 from r3jax.sequence import layouts
@@ -20,13 +20,13 @@ class Pass:
 
   output: network.Output
   # that images are scored with
-  flow: settings.FlowSettings = flax.struct.field(pytree_node=False)
+  flow: rollout_settings.FlowSettings = flax.struct.field(pytree_node=False)
 
 
 def reason_pass(
-  actor: actor_lib.Actor,
-  prompts: samples_lib.Prompts,
-  rollout: samples_lib.Reason,
+  actor: actors.Actor,
+  prompts: experience.Prompts,
+  rollout: experience.Reason,
 ) -> Pass:
   """Runs a reason rollout: the thought, and the latent before the SDE step in every branch."""
   flow = actor.settings.reason_flow
@@ -45,10 +45,10 @@ def reason_pass(
 
 
 def reflect_pass(
-  actor: actor_lib.Actor,
-  prompts: samples_lib.Prompts,
-  source: samples_lib.Source,
-  text: samples_lib.Text,
+  actor: actors.Actor,
+  prompts: experience.Prompts,
+  source: experience.Source,
+  text: experience.Text,
 ) -> network.Output:
   """Runs sampled reflections."""
   samples = text.ids.shape[0] // prompts.ids.shape[0]
@@ -60,10 +60,10 @@ def reflect_pass(
 
 
 def refine_pass(
-  actor: actor_lib.Actor,
-  source: samples_lib.Source,
-  instruction: samples_lib.Instruction,
-  rollout: samples_lib.Refine,
+  actor: actors.Actor,
+  source: experience.Source,
+  instruction: experience.Instruction,
+  rollout: experience.Refine,
 ) -> Pass:
   """Runs sampled edits: the instructions, and the latent before the SDE step in every branch."""
   flow = actor.settings.refine_flow
@@ -83,7 +83,7 @@ def refine_pass(
 
 
 def scored_velocity(
-  actor: actor_lib.Actor, run: Pass, names, t: types.Time
+  actor: actors.Actor, run: Pass, names, t: types.Time
 ) -> types.Latent:
   """Returns the velocity [B, N, C] that images are scored with, out of the branches among `names`."""
   found = actor.velocities(run.output, run.flow.branches(names))
@@ -95,9 +95,9 @@ def scored_velocity(
 
 
 def score_reason(
-  actor: actor_lib.Actor,
-  prompts: samples_lib.Prompts,
-  rollout: samples_lib.Reason,
+  actor: actors.Actor,
+  prompts: experience.Prompts,
+  rollout: experience.Reason,
 ) -> tuple[jax.Array, types.Latent]:
   """Recomputes a reason rollout in one forward pass.
 
@@ -110,10 +110,10 @@ def score_reason(
 
 
 def score_reflect(
-  actor: actor_lib.Actor,
-  prompts: samples_lib.Prompts,
-  source: samples_lib.Source,
-  text: samples_lib.Text,
+  actor: actors.Actor,
+  prompts: experience.Prompts,
+  source: experience.Source,
+  text: experience.Text,
 ) -> jax.Array:
   """Recomputes the log-probs of sampled reflections, [B, T - 1]."""
   return actor.logprob(
@@ -122,10 +122,10 @@ def score_reflect(
 
 
 def score_refine(
-  actor: actor_lib.Actor,
-  source: samples_lib.Source,
-  instruction: samples_lib.Instruction,
-  rollout: samples_lib.Refine,
+  actor: actors.Actor,
+  source: experience.Source,
+  instruction: experience.Instruction,
+  rollout: experience.Refine,
 ) -> types.Latent:
   """Recomputes the guided velocity of sampled edits at their SDE step, [B, N, C]."""
   return scored_velocity(

@@ -12,8 +12,9 @@ import numpy as np
 import optax
 
 from r3jax import types
-from r3jax.agent import samples
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import actors
+from r3jax.agent import experience
+from r3jax.agent import rollout_settings
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import pretrained
 from r3jax.model import architecture
@@ -23,6 +24,7 @@ from r3jax.model import parameters
 from r3jax.parallel import sharding
 from r3jax.rewards import outcome
 from r3jax.rl import iteration
+from r3jax.rl import iteration_settings
 from r3jax.rl import train_state as train_state_lib
 from r3jax.run import setup
 from r3jax.sequence import protocol
@@ -62,12 +64,14 @@ class Base:
   Attributes:
     tokenizer: counts tokens.
     modules: of the model.
-    settings: of sampling and of the loss.
+    rollout: how it samples.
+    settings: how it learns.
   """
 
   tokenizer: TokenCounter
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
+  modules: actors.Modules
+  rollout: rollout_settings.RolloutSettings
+  settings: iteration_settings.IterationSettings
 
 
 def model_sizes(
@@ -105,8 +109,9 @@ def base(config: ml_collections.ConfigDict, layers: int | None) -> Base:
   towers = image_encoders.Towers(sizes, image_size, dtype)
   tokenizer = TokenCounter(sizes.special_ids)
   modules = setup.make_modules(config, sizes, towers)
-  settings = setup.make_settings(config, tokenizer, towers)
-  return Base(tokenizer, modules, settings)
+  rollout = setup.make_rollout_settings(config, tokenizer, towers)
+  settings = setup.make_iteration_settings(config)
+  return Base(tokenizer, modules, rollout, settings)
 
 
 def on_mesh(tree, mesh: jax.sharding.Mesh, shardings=None):
@@ -150,7 +155,7 @@ def narrowed(tree: types.Params, dtype: types.DType) -> types.Params:
 
 
 def weights(
-  modules: settings_lib.Modules, mesh: jax.sharding.Mesh, dtype: types.DType
+  modules: actors.Modules, mesh: jax.sharding.Mesh, dtype: types.DType
 ) -> tuple[types.Params, types.Params]:
   """Returns the policy without adapters, and the towers, as `Pretrained.load` makes them."""
   plain = modules.bagel.clone(lora=low_rank.LoRA())
@@ -166,8 +171,8 @@ def weights(
 
 
 def start(
-  modules: settings_lib.Modules,
-  settings: settings_lib.Settings,
+  modules: actors.Modules,
+  loss: iteration_settings.LossSettings,
   mesh: jax.sharding.Mesh,
 ) -> tuple[types.Params, iteration.Frozen]:
   """Returns what training changes, and what it only reads, as `Experiment.start` does."""
@@ -176,7 +181,7 @@ def start(
   policy, towers = weights(modules, mesh, trained_dtype)
   towers = narrowed(towers, bagel.dtype)
   narrow_policy = narrowed(policy, bagel.dtype)
-  needs_reference = settings.loss.needs_reference
+  needs_reference = loss.needs_reference
   if not bagel.lora.rank:
     reference = narrow_policy if needs_reference else None
     return policy, iteration.Frozen(towers, reference)
@@ -203,14 +208,16 @@ def train_state(
   )
 
 
-def prompts(settings: settings_lib.Settings, rows: int) -> samples.Prompts:
+def prompts(
+  settings: rollout_settings.RolloutSettings, rows: int
+) -> experience.Prompts:
   """Returns the shapes of a number of prompts."""
 
   def integers(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((rows, *shape), jnp.int32)
 
   capacities = settings.capacities
-  return samples.Prompts(
+  return experience.Prompts(
     integers(capacities.prompt),
     integers(),
     integers(capacities.question),

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from r3jax import inference
-from r3jax.agent import keys
-from r3jax.agent import samples
+from r3jax.agent import experience
+from r3jax.agent import random_keys
 from r3jax.aot import abstract
 from r3jax.costs import count
 from r3jax.evaluation import draw
@@ -89,17 +89,22 @@ def step(
   settings = base.settings
   replicas = mesh.shape[placement.AXIS]
   placement.check(
-    settings.groups, settings.group_size, replicas, settings.micro_batches
+    settings.num_groups,
+    settings.group_size,
+    replicas,
+    settings.num_micro_batches,
   )
   optimizer = _optimizer(config)
   reward, parse = _on_host(base, mesh)
   stages = iteration.Iteration(
-    base.modules, settings, reward, parse, optimizer, replicas
+    base.modules, base.rollout, settings, reward, parse, optimizer, replicas
   )
   # Shapes of what the step takes.
-  policy, frozen = abstract.start(base.modules, settings, mesh)
+  policy, frozen = abstract.start(base.modules, settings.loss, mesh)
   state = abstract.train_state(policy, optimizer, mesh)
-  prompts = abstract.on_mesh(abstract.prompts(settings, settings.groups), mesh)
+  prompts = abstract.on_mesh(
+    abstract.prompts(base.rollout, settings.num_groups), mesh
+  )
   seed = abstract.on_mesh(jax.ShapeDtypeStruct((), jnp.uint32), mesh)
   # The state is donated and keeps its shardings, as in a run.
   state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -112,6 +117,7 @@ def step(
   held = _held(state, frozen) | {"prompts": prompts}
   costs = count.iteration(
     base.modules,
+    base.rollout,
     settings,
     mesh.shape,
     remat=config.model.remat != "none",
@@ -120,7 +126,7 @@ def step(
   return Programs(
     programs={"step": Program(mesh, fused, arguments, held)},
     stages=costs,
-    samples=settings.groups * settings.group_size,
+    samples=settings.num_groups * settings.group_size,
     layers=_num_layers(base),
   )
 
@@ -135,7 +141,7 @@ def evaluation(
   Args and errors are those of `step`.
   """
   base = abstract.base(config, layers)
-  settings = setup.evaluation_settings(config, base.settings)
+  settings = setup.evaluation_settings(config, base.rollout)
   batch_size = config.eval.batch_size
   reward, parse = _on_host(base, mesh)
   evaluator = draw.Evaluator(
@@ -148,7 +154,7 @@ def evaluation(
     batch_size,
     config.eval.seed,
   )
-  policy, frozen = abstract.start(base.modules, settings, mesh)
+  policy, frozen = abstract.start(base.modules, base.settings.loss, mesh)
   state = abstract.train_state(policy, _optimizer(config), mesh)
   held = _held(state, frozen)
   over_replicas = jax.sharding.NamedSharding(
@@ -195,7 +201,7 @@ def generation(
   Args and errors are those of `step`.
   """
   base = abstract.base(config, layers)
-  stages = inference.make_stages(config, base.modules, base.settings)
+  stages = inference.make_stages(config, base.modules, base.rollout)
   policy, frozen = abstract.weights(
     stages.modules, mesh, base.modules.bagel.dtype
   )
@@ -204,7 +210,7 @@ def generation(
     return abstract.on_mesh(tree, mesh)
 
   def make_keys():
-    return keys.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))
+    return random_keys.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))
 
   def integers(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((num_images, *shape), jnp.int32)
@@ -222,7 +228,7 @@ def generation(
 
   prompts = replicated(abstract.prompts(stages.settings, num_images))
   row_keys = replicated(jax.eval_shape(make_keys))
-  instruction = samples.Instruction(
+  instruction = experience.Instruction(
     integers(stages.settings.capacities.instruction),
     integers(),
     jax.ShapeDtypeStruct((num_images,), bool),
@@ -253,7 +259,7 @@ def _optimizer(config: ml_collections.ConfigDict):
 def _on_host(base: abstract.Base, mesh: jax.sharding.Mesh):
   """Returns a reward and a parser that call back to the host."""
   reward = scorer.reward_from_host(abstract.no_reward, ("strict",), mesh)
-  capacity = base.settings.capacities.instruction
+  capacity = base.rollout.capacities.instruction
   return reward, scorer.parse_on_host(base.tokenizer, capacity, mesh)
 
 

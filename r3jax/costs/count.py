@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import actors
+from r3jax.agent import rollout_settings
 from r3jax.costs import chips
 from r3jax.model import architecture
 from r3jax.parallel import sharding
+from r3jax.rl import iteration_settings
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
@@ -124,7 +126,7 @@ def _decode(
 def _flow(
   llm: architecture.LLMConfig,
   layout: segments.Layout,
-  flow: settings_lib.FlowSettings,
+  flow: rollout_settings.FlowSettings,
   names: Sequence[str],
   past: Sequence[str],
   rows: int,
@@ -152,8 +154,8 @@ def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
 
 
 def rollouts(
-  modules: settings_lib.Modules,
-  settings: settings_lib.Settings,
+  modules: actors.Modules,
+  settings: rollout_settings.RolloutSettings,
   mesh: Mapping[str, int],
   groups: int,
   samples: int,
@@ -211,8 +213,9 @@ def rollouts(
 
 
 def iteration(
-  modules: settings_lib.Modules,
-  settings: settings_lib.Settings,
+  modules: actors.Modules,
+  rollout: rollout_settings.RolloutSettings,
+  settings: iteration_settings.IterationSettings,
   mesh: Mapping[str, int],
   remat: bool,
   trains_all: bool,
@@ -228,16 +231,16 @@ def iteration(
       activations.
   """
   llm = modules.bagel.config.llm
-  capacities = settings.capacities
-  groups = settings.groups
+  capacities = rollout.capacities
+  groups = settings.num_groups
   rows = groups * settings.group_size
   # Every micro-batch reads the weights again.
-  num_copies = settings.micro_batches * copies(modules.bagel.rules, mesh)
+  num_copies = settings.num_micro_batches * copies(modules.bagel.rules, mesh)
   reason = layouts.reason(capacities)
   reflect = layouts.reflect(capacities)
   refine = layouts.refine(capacities)
-  draft_names = settings.reason_flow.branches(layouts.DRAFT)
-  edit_names = settings.refine_flow.branches(layouts.EDIT)
+  draft_names = rollout.reason_flow.branches(layouts.DRAFT)
+  edit_names = rollout.refine_flow.branches(layouts.EDIT)
 
   score_reason = forward(llm, reason, _REASON_CONTEXT, (), groups, num_copies)
   score_reason += forward(
@@ -258,7 +261,7 @@ def iteration(
   forward_passes = 1 + settings.loss.needs_reference + remat
   backward_passes = BACKWARD if trains_all else BACKWARD / 2
   passes = forward_passes + backward_passes
-  stages = rollouts(modules, settings, mesh, groups, settings.group_size)
+  stages = rollouts(modules, rollout, mesh, groups, settings.group_size)
   return stages | {
     "reason: update": score_reason.times(passes),
     "edit: update": score_edit.times(passes),

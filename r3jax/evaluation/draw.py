@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
-from r3jax.agent import actor as actor_lib
-from r3jax.agent import keys
+from r3jax.agent import actors
+from r3jax.agent import experience
+from r3jax.agent import random_keys
 from r3jax.agent import rollout
-from r3jax.agent import samples
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import rollout_settings
 from r3jax.parallel import multihost
 from r3jax.rl import iteration
 from r3jax.rl import placement
@@ -54,7 +54,7 @@ class Round:
   standing: Standing
   format: jax.Array
   says_stop: jax.Array  # in this round; False for drafts
-  text: samples.Text
+  text: experience.Text
   instruction_tokens: jax.Array  # 0 for drafts
 
   @property
@@ -88,8 +88,8 @@ class Evaluator:
     question_tokens: slots of the questions of `ask`.
   """
 
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
+  modules: actors.Modules
+  settings: rollout_settings.RolloutSettings
   reward: iteration.Reward
   parse: iteration.Parse
   mesh: jax.sharding.Mesh
@@ -131,14 +131,14 @@ class Evaluator:
     object.__setattr__(self, "answer", compiled(self._answer, 3))
     object.__setattr__(self, "_programs", {})  # compiled for the batches
 
-  def _keys(self, ids: jax.Array) -> keys.Keys:
+  def _keys(self, ids: jax.Array) -> random_keys.Keys:
     """Returns the keys of rows; ids are [B, 3] (prompt, image, round)."""
-    return keys.numbered_keys(self.seed, ids)
+    return random_keys.numbered_keys(self.seed, ids)
 
-  def _actor(self, policy, towers) -> actor_lib.Actor:
-    return actor_lib.sampler(self.modules, policy, towers, self.settings)
+  def _actor(self, policy, towers) -> actors.Actor:
+    return actors.sampler(self.modules, policy, towers, self.settings)
 
-  def _draft(self, policy, towers, prompts: samples.Prompts, ids) -> Round:
+  def _draft(self, policy, towers, prompts: experience.Prompts, ids) -> Round:
     made = rollout.reason(self._actor(policy, towers), prompts, self._keys(ids))
     parsed = self.parse(made.text.ids, made.text.lengths, "reason")
     drawn = Drawn(made.images, self.reward(made.images, prompts.target))
@@ -152,15 +152,15 @@ class Evaluator:
     )
 
   def _revise(
-    self, policy, towers, prompts: samples.Prompts, ids, last: Standing
+    self, policy, towers, prompts: experience.Prompts, ids, last: Standing
   ) -> Round:
     actor = self._actor(policy, towers)
-    reflect_keys, refine_keys = keys.split_keys(self._keys(ids))
+    reflect_keys, refine_keys = random_keys.split_keys(self._keys(ids))
     source = rollout.look(actor, last.chain.images)
     text = rollout.reflect(actor, prompts, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
     never = jnp.zeros_like(last.stop)
-    told = samples.Instruction(
+    told = experience.Instruction(
       parsed.instruction, parsed.instruction_length, never
     )
     images = rollout.refine(actor, source, told, refine_keys).images
@@ -179,13 +179,13 @@ class Evaluator:
     )
 
   def _answer(
-    self, policy, towers, asked: samples.Prompts, ids, images: types.Images
-  ) -> samples.Text:
+    self, policy, towers, asked: experience.Prompts, ids, images: types.Images
+  ) -> experience.Text:
     """Answers a question, in place of the reflection question, about every image."""
     capacities = dataclasses.replace(
       self.settings.capacities, question=self.question_tokens
     )
-    actor = actor_lib.sampler(
+    actor = actors.sampler(
       self.modules,
       policy,
       towers,
@@ -196,7 +196,7 @@ class Evaluator:
     )
 
   def run(
-    self, policy, towers, prompts: samples.Prompts, images: Sequence[int]
+    self, policy, towers, prompts: experience.Prompts, images: Sequence[int]
   ) -> list[tuple[Round, float]]:
     """Draws one batch.
 
@@ -224,11 +224,11 @@ class Evaluator:
     self,
     policy,
     towers,
-    prompts: samples.Prompts,
+    prompts: experience.Prompts,
     images: Sequence[int],
     number: int,
     pictures: np.ndarray,
-  ) -> samples.Text:
+  ) -> experience.Text:
     """Asks a question about every picture of a batch; returns the answers (numpy).
 
     Args:
@@ -241,7 +241,7 @@ class Evaluator:
       self._timed("answer", policy, towers, prompts, ids, pictures)[0]
     )
 
-  def _ids(self, prompts: samples.Prompts, images: Sequence[int]):
+  def _ids(self, prompts: experience.Prompts, images: Sequence[int]):
     images = np.asarray(images, np.int32)
     return lambda turn: np.stack(
       [prompts.index, images, np.full_like(images, turn)], axis=1

@@ -8,7 +8,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import experience
 from r3jax.evaluation import draw
 from r3jax.evaluation import questions
 from r3jax.evaluation import records as records_lib
@@ -47,7 +47,7 @@ class Exam:
 
   evaluator: draw.Evaluator
   records: Sequence[dict]
-  prompts: samples_lib.Prompts
+  prompts: experience.Prompts
   images_per_prompt: int
   examiner: questions.Examiner
   segments: Callable

@@ -17,15 +17,16 @@ import numpy as np
 import optax
 import safetensors.numpy
 
-from r3jax.agent import actor as actor_lib
+from r3jax.agent import actors
+from r3jax.agent import experience
 from r3jax.agent import rollout as rollout_lib
-from r3jax.agent import samples
+from r3jax.agent import rollout_settings
 from r3jax.agent import scoring
-from r3jax.agent import settings as settings_lib
 from r3jax.checkpoint import bagel_files
 from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import seen
+from r3jax.rl import iteration_settings
 from r3jax.rl import losses
 from r3jax.rl import objective
 from r3jax.sampling import classifier_free
@@ -45,7 +46,7 @@ _REFERENCE_SCALE = 0.95
 class Recorded:
   """What the rollout of a pack recorded, with the behaviour that a k case assumes."""
 
-  text: samples.Text
+  text: experience.Text
   trajectory: flow_matching.Trajectory
 
 
@@ -87,7 +88,9 @@ class Pack:
     bodies = model.numbered(self.golden, self.case, array)
     return model.padded([self.segment(body) for body in bodies])
 
-  def flow(self, image_scale: float, renorm: str) -> settings_lib.FlowSettings:
+  def flow(
+    self, image_scale: float, renorm: str
+  ) -> rollout_settings.FlowSettings:
     """Returns how the pack's images were sampled."""
     c = self.golden.constants
     guidance = classifier_free.Guidance(
@@ -95,22 +98,20 @@ class Pack:
     )
     schedule = schedules.Schedule(c["ode_points"], c["timestep_shift"])
     eta = schedules.Eta(c["eta"]["mode"], float(self.arrays["constant_eta"]))
-    return settings_lib.FlowSettings(schedule, guidance, eta, 1)
+    return rollout_settings.FlowSettings(schedule, guidance, eta, 1)
 
-  def settings(self, capacities: layouts.Capacities) -> settings_lib.Settings:
-    """Returns an iteration that samples as the pack was sampled."""
+  def settings(
+    self, capacities: layouts.Capacities
+  ) -> rollout_settings.RolloutSettings:
+    """Returns the settings that sample as the pack was sampled."""
     image_scale = float(self.arrays["scales"][1])
     system = tuple(self.segment(self.arrays["system_ids"]).tolist())
-    return settings_lib.Settings(
-      groups=1,
-      group_size=self.rows,
+    return rollout_settings.RolloutSettings(
       capacities=capacities,
       reason_text=decoding.TextSampling(1.0),
       reflect_text=decoding.TextSampling(1.0),
       reason_flow=self.flow(1.0, "global"),
       refine_flow=self.flow(image_scale, "text_channel"),
-      loss=loss_settings(self.golden),
-      pool_perfect=0.15,
       system_reason=system,
       system_reflect=system,
       reference_loss=self.literal,
@@ -122,10 +123,10 @@ class Pack:
     return len(self.arrays["system_ids"]) + 2 + _SPARE
 
 
-def loss_settings(golden: Golden) -> settings_lib.LossSettings:
+def loss_settings(golden: Golden) -> iteration_settings.LossSettings:
   """Returns the recorded weights of the objective."""
   c = golden.constants
-  return settings_lib.LossSettings(
+  return iteration_settings.LossSettings(
     c["text_weight"],
     c["image_weight"],
     c["kl_weight_text"],
@@ -153,11 +154,13 @@ def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
   trajectory = flow_matching.Trajectory(
     latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image)
   )
-  return Recorded(samples.Text(ids, lengths, jnp.asarray(logprob)), trajectory)
+  return Recorded(
+    experience.Text(ids, lengths, jnp.asarray(logprob)), trajectory
+  )
 
 
 def _outputs(
-  actor: actor_lib.Actor, recorded: Recorded, hidden, run: scoring.Pass, names
+  actor: actors.Actor, recorded: Recorded, hidden, run: scoring.Pass, names
 ) -> Outputs:
   logits = actor.modules.bagel.apply(
     {"params": actor.policy}, hidden[:, :-1], method="logits"
@@ -171,9 +174,9 @@ def _outputs(
 
 def _actor(
   pack: Pack, policy, towers, capacities: layouts.Capacities
-) -> actor_lib.Actor:
-  modules = settings_lib.Modules(pack.golden.bagel, towers)
-  return actor_lib.Actor(
+) -> actors.Actor:
+  modules = actors.Modules(pack.golden.bagel, towers)
+  return actors.Actor(
     modules, policy, pack.golden.frozen, pack.settings(capacities)
   )
 
@@ -193,8 +196,8 @@ def _score_drafts(pack: Pack, policy, recorded: Recorded) -> Outputs:
     (1, 1),
   )
   actor = _actor(pack, policy, towers, capacities)
-  prompts = samples.Prompts(ids, lengths, None, None, None, None)
-  rollout = samples.Reason(recorded.text, recorded.trajectory, None)
+  prompts = experience.Prompts(ids, lengths, None, None, None, None)
+  rollout = experience.Reason(recorded.text, recorded.trajectory, None)
   run = scoring.reason_pass(actor, prompts, rollout)
   return _outputs(
     actor, recorded, run.output.text("thought"), run, layouts.DRAFT
@@ -222,11 +225,11 @@ def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
   )
   actor = _actor(pack, policy, towers, capacities)
   source = rollout_lib.look(actor, image)
-  prompts = samples.Prompts(
+  prompts = experience.Prompts(
     question, None, question, question_length, None, None
   )
-  instruction = samples.Instruction(ids, lengths, jnp.zeros(pack.rows, bool))
-  refined = samples.Refine(recorded.trajectory, None)
+  instruction = experience.Instruction(ids, lengths, jnp.zeros(pack.rows, bool))
+  refined = experience.Refine(recorded.trajectory, None)
   reflected = scoring.reflect_pass(actor, prompts, source, recorded.text)
   run = scoring.refine_pass(actor, source, instruction, refined)
   return _outputs(actor, recorded, reflected.text("answer"), run, layouts.EDIT)

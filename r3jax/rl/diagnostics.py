@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from r3jax import types
-from r3jax.agent import samples
+from r3jax.agent import experience
 from r3jax.parallel import collectives
 from r3jax.rl import objective
 from r3jax.rl import placement
@@ -52,7 +52,7 @@ def _parts(place, score: types.Score, valid: jax.Array) -> Metrics:
   }
 
 
-def _lengths(place, text: samples.Text) -> Metrics:
+def _lengths(place, text: experience.Text) -> Metrics:
   """Returns how long texts are, and how many of them the limit ended."""
   lengths = place.by_group(text.lengths)
   return {

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import optax
 
 from r3jax import types
-from r3jax.agent import actor as actor_lib
+from r3jax.agent import actors
+from r3jax.agent import experience
 from r3jax.agent import rollout as rollout_lib
-from r3jax.agent import samples
+from r3jax.agent import rollout_settings
 from r3jax.agent import scoring
-from r3jax.agent import settings as settings_lib
 from r3jax.model import low_rank
 from r3jax.parallel import collectives
 from r3jax.rl import diagnostics
+from r3jax.rl import iteration_settings
 from r3jax.rl import objective
 from r3jax.rl import placement
 from r3jax.rl import pool as pool_lib
@@ -40,8 +41,8 @@ Parse = Callable[[jax.Array, jax.Array, str], thoughts.Parsed]
 class Drafts:
   """The reason stage of one replica."""
 
-  rollout: samples.Reason
-  prompts: samples.Prompts  # rows of groups
+  rollout: experience.Reason
+  prompts: experience.Prompts  # rows of groups
   format: jax.Array  # [B]
 
 
@@ -59,19 +60,19 @@ class Pool:
 class Edits:
   """The reflect and refine stages of one replica."""
 
-  text: samples.Text
+  text: experience.Text
   parsed: thoughts.Parsed
-  refined: samples.Refine
-  prompts: samples.Prompts  # rows of groups
-  source: samples.Source  # rows of groups
+  refined: experience.Refine
+  prompts: experience.Prompts  # rows of groups
+  source: experience.Source  # rows of groups
   before: jax.Array  # [B] score of the source
   before_valid: jax.Array  # [B]
   row: jax.Array  # [B] which of the iteration's prompts
 
   @property
-  def instruction(self) -> samples.Instruction:
+  def instruction(self) -> experience.Instruction:
     """What the refine stage was told."""
-    return samples.Instruction(
+    return experience.Instruction(
       self.parsed.instruction, self.parsed.instruction_length, self.parsed.stop
     )
 
@@ -97,15 +98,17 @@ class Iteration:
 
   Attributes:
     modules: the model.
-    settings: the iteration.
+    rollout: how it samples.
+    settings: what it learns from, and how.
     reward: scores images.
     parse: reads tags and instructions out of sampled text.
     optimizer: changes the policy.
     replicas: size of the `data` axis.
   """
 
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
+  modules: actors.Modules
+  rollout: rollout_settings.RolloutSettings
+  settings: iteration_settings.IterationSettings
   reward: Reward
   parse: Parse
   optimizer: optax.GradientTransformation
@@ -115,19 +118,19 @@ class Iteration:
   def place(self) -> placement.Placement:
     """This replica's share."""
     return placement.Placement(
-      self.settings.groups, self.settings.group_size, self.replicas
+      self.settings.num_groups, self.settings.group_size, self.replicas
     )
 
-  def _actor(self, policy: types.Params, frozen: Frozen) -> actor_lib.Actor:
-    return actor_lib.Actor(
-      self.modules, frozen.whole(policy), frozen.towers, self.settings
+  def _actor(self, policy: types.Params, frozen: Frozen) -> actors.Actor:
+    return actors.Actor(
+      self.modules, frozen.whole(policy), frozen.towers, self.rollout
     )
 
   def _sampler(
     self, state: train_state.TrainState, frozen: Frozen
-  ) -> actor_lib.Actor:
-    return actor_lib.sampler(
-      self.modules, frozen.whole(state.policy), frozen.towers, self.settings
+  ) -> actors.Actor:
+    return actors.sampler(
+      self.modules, frozen.whole(state.policy), frozen.towers, self.rollout
     )
 
   @jax.named_scope("reason")
@@ -135,7 +138,7 @@ class Iteration:
     self,
     state: train_state.TrainState,
     frozen: Frozen,
-    prompts: samples.Prompts,
+    prompts: experience.Prompts,
     key,
   ) -> Drafts:
     """Rolls the reason stage out."""
@@ -186,7 +189,7 @@ class Iteration:
     )
 
     def forward(policy, prompts, recorded: update.Recorded):
-      drafted = samples.Reason(recorded.text, recorded.flow, None)
+      drafted = experience.Reason(recorded.text, recorded.flow, None)
       return scoring.score_reason(self._actor(policy, frozen), prompts, drafted)
 
     recorded = update.Recorded(
@@ -198,7 +201,7 @@ class Iteration:
       forward,
       drafts.prompts,
       recorded,
-      self.settings.reason_flow,
+      self.rollout.reason_flow,
     )
     return state, diagnostics.reason(
       self.place, drafts, score, text_advantage, image_advantage
@@ -225,7 +228,7 @@ class Iteration:
     self,
     state: train_state.TrainState,
     frozen: Frozen,
-    prompts: samples.Prompts,
+    prompts: experience.Prompts,
     pool: Pool,
     key,
     turn: int,
@@ -250,7 +253,7 @@ class Iteration:
     before, before_valid, row = place.repeat(
       (pool.score[chosen], pool.valid[chosen], row)
     )
-    told = samples.Instruction(
+    told = experience.Instruction(
       parsed.instruction, parsed.instruction_length, parsed.stop
     )
     refined = rollout_lib.refine(actor, source, told, refine_keys)
@@ -280,7 +283,7 @@ class Iteration:
     def forward(policy, groups, recorded: update.Recorded):
       (prompts, source), actor = groups, self._actor(policy, frozen)
       logprob = scoring.score_reflect(actor, prompts, source, recorded.text)
-      refined = samples.Refine(recorded.flow, None)
+      refined = experience.Refine(recorded.flow, None)
       return logprob, scoring.score_refine(
         actor, source, recorded.told, refined
       )
@@ -295,7 +298,7 @@ class Iteration:
       valid,
     )
     state, metrics = self._update(
-      state, frozen, forward, groups, recorded, self.settings.refine_flow
+      state, frozen, forward, groups, recorded, self.rollout.refine_flow
     )
     return state, diagnostics.edit(
       self.place, edits, score, text_advantage, image_advantage
@@ -323,7 +326,7 @@ class Iteration:
     forward: update.Forward,
     groups,
     recorded: update.Recorded,
-    flow: settings_lib.FlowSettings,
+    flow: rollout_settings.FlowSettings,
   ) -> tuple[train_state.TrainState, Metrics]:
     """Takes one optimizer step on the objective summed over all replicas; none where nothing counts.
 
@@ -342,7 +345,7 @@ class Iteration:
     totals = collectives.total((tokens, images), AXIS)
     reference = frozen.reference if self.settings.loss.needs_reference else None
     batch = self.place.micro_batches(
-      groups, recorded, self.settings.micro_batches
+      groups, recorded, self.settings.num_micro_batches
     )
     found = update.gradients(
       state.policy, reference, forward, batch, totals, flow, self.settings.loss
@@ -390,7 +393,7 @@ def numbered(name: str, turn: int) -> str:
   return name if turn == 0 else f"{name}{turn + 1}"
 
 
-def run(iteration, state, frozen: Frozen, prompts: samples.Prompts, seed):
+def run(iteration, state, frozen: Frozen, prompts: experience.Prompts, seed):
   """Runs one iteration; `iteration` has the methods of `Iteration`, mapped or not.
 
   Returns:
@@ -403,7 +406,7 @@ def run(iteration, state, frozen: Frozen, prompts: samples.Prompts, seed):
   metrics = _prefixed("reason", metrics)
   edits = edit_score = None
   pool = iteration.pool(drafts, draft_score)
-  for turn in range(iteration.settings.reflect_rounds):
+  for turn in range(iteration.settings.num_reflect_rounds):
     metrics |= _prefixed(
       numbered("pool", turn), diagnostics.pool(pool.score, pool.valid)
     )

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.agent import samples
-from r3jax.agent import settings
+from r3jax.agent import experience
+from r3jax.agent import rollout_settings
+from r3jax.rl import iteration_settings
 from r3jax.rl import losses
 from r3jax.sampling import flow_matching
 
@@ -51,14 +52,16 @@ def _clipped(
   return jnp.sum(valid & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
 
 
-def text_count(text: samples.Text, valid: types.Flags) -> jax.Array:
+def text_count(text: experience.Text, valid: types.Flags) -> jax.Array:
   """Returns T of this replica: the tokens that carry loss."""
   return jnp.sum(
     losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None]
   )
 
 
-def image_count(flow: settings.FlowSettings, valid: types.Flags) -> jax.Array:
+def image_count(
+  flow: rollout_settings.FlowSettings, valid: types.Flags
+) -> jax.Array:
   """Returns J of this replica: the images that carry loss."""
   return jnp.sum(valid) if flow.sde_index_max else jnp.int32(0)
 
@@ -66,7 +69,7 @@ def image_count(flow: settings.FlowSettings, valid: types.Flags) -> jax.Array:
 def text_terms(
   logprob: jax.Array,
   reference_logprob: jax.Array,
-  text: samples.Text,
+  text: experience.Text,
   advantage: types.PerSample,
   valid: types.Flags,
   clip_range: float,
@@ -101,7 +104,7 @@ def flow_terms(
   velocity: types.Latent,
   reference_velocity: types.Latent,
   trajectory: flow_matching.Trajectory,
-  flow: settings.FlowSettings,
+  flow: rollout_settings.FlowSettings,
   advantage: types.PerSample,
   valid: types.Flags,
   clip_range: float,
@@ -143,7 +146,7 @@ def total(
   images: FlowTerms,
   tokens: jax.Array,
   count: jax.Array,
-  loss: settings.LossSettings,
+  loss: iteration_settings.LossSettings,
 ) -> jax.Array:
   """Returns this replica's share of the loss; the shares add up over replicas.
 

@@ -11,8 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from r3jax.agent import keys as keys_lib
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import experience
+from r3jax.agent import random_keys
 from r3jax.parallel import collectives
 
 AXIS = "data"  # the mesh axis that the step is mapped over
@@ -78,7 +78,7 @@ class Placement:
     """Returns the numbers of this replica's groups, [local_groups]."""
     return self.first_row() // self.group_size + jnp.arange(self.local_groups)
 
-  def keys(self, key: jax.Array, stage: str, turn: int = 0) -> keys_lib.Keys:
+  def keys(self, key: jax.Array, stage: str, turn: int = 0) -> random_keys.Keys:
     """Returns the keys of a stage.
 
     Args:
@@ -98,9 +98,9 @@ class Placement:
     )
     ids = self.first_row() + jnp.arange(self.rows)
     samples = jax.vmap(lambda i: jax.random.fold_in(of_samples, i))(ids)
-    return keys_lib.Keys(groups, samples)
+    return random_keys.Keys(groups, samples)
 
-  def local_prompts(self, prompts: samples_lib.Prompts) -> samples_lib.Prompts:
+  def local_prompts(self, prompts: experience.Prompts) -> experience.Prompts:
     """Returns the rows of this replica's groups from the prompts of the whole iteration."""
     take = lambda x: jax.lax.dynamic_slice_in_dim(
       x, self.first_row() // self.group_size, self.local_groups

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.agent import samples
-from r3jax.agent import settings
+from r3jax.agent import experience
+from r3jax.agent import rollout_settings
+from r3jax.rl import iteration_settings
 from r3jax.rl import objective
 from r3jax.sampling import flow_matching
 
@@ -17,10 +18,10 @@ from r3jax.sampling import flow_matching
 class Recorded:
   """What a stage sampled and what it earned, [B, ...]."""
 
-  text: samples.Text
+  text: experience.Text
   flow: flow_matching.Trajectory
   # what images were drawn after, in the refine stage
-  told: samples.Instruction | None
+  told: experience.Instruction | None
   text_advantage: jax.Array
   image_advantage: jax.Array
   valid: jax.Array  # samples that count
@@ -48,8 +49,8 @@ def gradients(
   forward: Forward,
   batch,
   totals: tuple[jax.Array, jax.Array],
-  flow: settings.FlowSettings,
-  loss: settings.LossSettings,
+  flow: rollout_settings.FlowSettings,
+  loss: iteration_settings.LossSettings,
 ) -> Found:
   """Returns this replica's share of the loss and its gradient.
 

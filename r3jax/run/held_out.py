@@ -6,7 +6,8 @@ import json
 import jax
 import ml_collections
 
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import actors
+from r3jax.agent import rollout_settings
 from r3jax.costs import count
 from r3jax.evaluation import draw
 from r3jax.evaluation import evaluate
@@ -37,7 +38,7 @@ def exam(
     raise ValueError(
       f"eval.images_per_prompt must be at least 1; got {e.images_per_prompt}"
     )
-  settings = setup.evaluation_settings(config, experiment.settings)
+  settings = setup.evaluation_settings(config, experiment.rollout)
   evaluator = draw.Evaluator(
     experiment.modules,
     settings,
@@ -96,7 +97,7 @@ def _settings(
 
 
 def _flops(
-  modules: settings_lib.Modules, settings: settings_lib.Settings
+  modules: actors.Modules, settings: rollout_settings.RolloutSettings
 ) -> tuple[float, float]:
   found = count.rollouts(
     modules, settings, {"data": 1, "fsdp": 1, "tensor": 1}, 1, 1

@@ -15,7 +15,7 @@ import ml_collections
 import numpy as np
 
 from r3jax import types
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import experience
 from r3jax.checkpoint import training
 from r3jax.data import contamination
 from r3jax.data import pipeline
@@ -221,7 +221,7 @@ class Session:
   experiment: setup.Experiment
   mesh: jax.sharding.Mesh
   iteration: iteration_lib.Iteration
-  prompts: samples_lib.Prompts
+  prompts: experience.Prompts
   frozen: iteration_lib.Frozen
   exam: evaluate_lib.Exam
   leaked: contamination.Leaked

@@ -13,8 +13,9 @@ import ml_collections
 import numpy as np
 
 from r3jax import types
-from r3jax.agent import samples
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import actors
+from r3jax.agent import experience
+from r3jax.agent import rollout_settings
 from r3jax.checkpoint import pretrained as pretrained_lib
 from r3jax.data import contamination as contamination_lib
 from r3jax.data import sets as sets_lib
@@ -29,6 +30,7 @@ from r3jax.rewards import combine
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration as iteration_lib
+from r3jax.rl import iteration_settings
 from r3jax.rl import placement
 from r3jax.rl import train_state
 from r3jax.sampling import classifier_free
@@ -56,13 +58,13 @@ class Base:
     world: that of the config, if it names one.
     pretrained: the model's folder: weights and tokenizer.
     modules: the model.
-    settings: one iteration.
+    rollout: how it samples.
   """
 
   world: worlds_base.World | None
   pretrained: pretrained_lib.Pretrained
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
+  modules: actors.Modules
+  rollout: rollout_settings.RolloutSettings
 
   def segments(
     self, texts: Sequence[str], capacity: int
@@ -91,6 +93,7 @@ class Experiment(Base):
   """A run's constants.
 
   Attributes (beside those of `Base`):
+    settings: what an iteration learns from, and how.
     optimizer: settings of AdamW.
     train, heldout: records, see `data/prompts.py`.
     contamination: what the two had in common.
@@ -99,6 +102,7 @@ class Experiment(Base):
     parses_on_host: whether the parser calls back to the host.
   """
 
+  settings: iteration_settings.IterationSettings
   optimizer: train_state.OptimizerSettings
   train: tuple[dict, ...]
   heldout: tuple[dict, ...]
@@ -120,14 +124,15 @@ class Experiment(Base):
     """
     replicas = mesh.shape[placement.AXIS]
     placement.check(
-      self.settings.groups,
+      self.settings.num_groups,
       self.settings.group_size,
       replicas,
-      self.settings.micro_batches,
+      self.settings.num_micro_batches,
     )
     optimizer = train_state.make_optimizer(self.optimizer)
     return iteration_lib.Iteration(
       self.modules,
+      self.rollout,
       self.settings,
       self.reward.on(mesh),
       self.parse(mesh),
@@ -168,14 +173,14 @@ class Experiment(Base):
       towers, {} if needs_reference else None, policy
     )
 
-  def encode(self, records: tuple[dict, ...]) -> samples.Prompts:
+  def encode(self, records: tuple[dict, ...]) -> experience.Prompts:
     """Returns the arrays of prompts, one row per record (numpy).
 
     Raises:
       ValueError: a prompt does not fit into its segment.
     """
     c, prompts = (
-      self.settings.capacities,
+      self.rollout.capacities,
       [record["prompt"] for record in records],
     )
     questions = [protocol.reflection_question(prompt) for prompt in prompts]
@@ -183,7 +188,7 @@ class Experiment(Base):
       self.reward.encode(records),
       np.arange(len(records), dtype=np.int32),
     )
-    return samples.Prompts(
+    return experience.Prompts(
       *self.segments(prompts, c.prompt),
       *self.segments(questions, c.question),
       target,
@@ -215,8 +220,8 @@ def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
   )
 
 
-def _flow(section: ml_collections.ConfigDict) -> settings_lib.FlowSettings:
-  return settings_lib.FlowSettings(
+def _flow(section: ml_collections.ConfigDict) -> rollout_settings.FlowSettings:
+  return rollout_settings.FlowSettings(
     schedules.Schedule(section.points, section.shift),
     classifier_free.Guidance(
       section.text_scale,
@@ -256,41 +261,52 @@ def _system(
   return (ids.text_begin, *tokenizer.encode(text), ids.text_end)
 
 
-def make_settings(
+def make_rollout_settings(
   config, tokenizer, towers: image_encoders.Towers
-) -> settings_lib.Settings:
+) -> rollout_settings.RolloutSettings:
+  """Returns how the model of a config samples in training."""
   text = decoding.TextSampling(
     config.text.temperature,
     config.text.top_p,
     config.text.top_k,
     placement.AXIS,
   )
-  return settings_lib.Settings(
-    groups=config.groups_per_step,
-    group_size=config.group_size,
+  return rollout_settings.RolloutSettings(
     capacities=_capacities(config, tokenizer, towers),
     reason_text=text,
     reflect_text=text,
     reason_flow=_flow(config.reason),
     refine_flow=_flow(config.refine),
-    loss=settings_lib.LossSettings(**config.loss),
-    pool_perfect=config.pool.perfect,
     system_reason=_system(tokenizer, protocol.GEN_THINK),
     system_reflect=_system(tokenizer, protocol.VLM_THINK),
-    reflect_rounds=config.reflect_rounds,
     reference_loss=config.compat.reference_loss,
-    micro_batches=config.step.micro_batches,
+  )
+
+
+def make_iteration_settings(
+  config: ml_collections.ConfigDict,
+) -> iteration_settings.IterationSettings:
+  """Returns what an iteration of a config learns from, and how."""
+  return iteration_settings.IterationSettings(
+    num_groups=config.groups_per_step,
+    group_size=config.group_size,
+    loss=iteration_settings.LossSettings(**config.loss),
+    pool_perfect=config.pool.perfect,
+    num_reflect_rounds=config.reflect_rounds,
+    num_micro_batches=config.step.micro_batches,
   )
 
 
 def evaluation_settings(
-  config, settings: settings_lib.Settings
-) -> settings_lib.Settings:
+  config, settings: rollout_settings.RolloutSettings
+) -> rollout_settings.RolloutSettings:
   """Returns the settings that evaluation samples with: ODE only, its own points and temperature."""
   e = config.eval
   text = dataclasses.replace(settings.reason_text, temperature=e.temperature)
 
-  def flow(stage: settings_lib.FlowSettings) -> settings_lib.FlowSettings:
+  def flow(
+    stage: rollout_settings.FlowSettings,
+  ) -> rollout_settings.FlowSettings:
     schedule = dataclasses.replace(stage.schedule, points=e.points)
     return dataclasses.replace(stage, schedule=schedule, sde_index_max=0)
 
@@ -322,7 +338,7 @@ def _parse(
 
 def make_modules(
   config, sizes: architecture.BagelConfig, towers: image_encoders.Towers
-) -> settings_lib.Modules:
+) -> actors.Modules:
   rules, rollout_rules = (
     sharding.Rules.of(config.sharding[part].to_dict())
     for part in ("train", "rollout")
@@ -336,7 +352,7 @@ def make_modules(
     rules,
     _lora(config, sizes),
   )
-  return settings_lib.Modules(bagel, towers, rollout_rules)
+  return actors.Modules(bagel, towers, rollout_rules)
 
 
 def attention_on(platform: str, head_dim: int) -> str:
@@ -394,7 +410,7 @@ def build_base(config: ml_collections.ConfigDict) -> Base:
     worlds_registry.find_if_named(config.world),
     found,
     make_modules(config, found.sizes, towers),
-    make_settings(config, found.tokenizer, towers),
+    make_rollout_settings(config, found.tokenizer, towers),
   )
 
 
@@ -443,13 +459,14 @@ def _build(
   _check_canvas(config, base.world)
   return Experiment(
     **vars(base),
+    settings=make_iteration_settings(config),
     optimizer=train_state.OptimizerSettings(**config.optimizer),
     train=train,
     heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
     contamination=contamination,
     reward=registry.build(config.reward, base.world),
     parse=_parse(
-      config, base.pretrained.tokenizer, base.settings.capacities.instruction
+      config, base.pretrained.tokenizer, base.rollout.capacities.instruction
     ),
     parses_on_host=config.sequence.parser == "strings",
   )

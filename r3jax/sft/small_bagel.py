@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from r3jax.agent import settings
+from r3jax.agent import rollout_settings
 from r3jax.model import architecture
 from r3jax.model import image_encoders
 from r3jax.sampling import classifier_free
@@ -78,25 +78,21 @@ def system_ids(
 
 def sft_settings(
   tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers
-) -> settings.Settings:
+) -> rollout_settings.RolloutSettings:
   """Returns settings for supervised training, where only layouts and system prompts matter."""
   greedy = decoding.TextSampling(0.0)
-  flow = settings.FlowSettings(
+  flow = rollout_settings.FlowSettings(
     schedules.Schedule(2),
     classifier_free.Guidance(1.0, 1.0, "global"),
     schedules.Eta("constant", 1.0),
     0,
   )
-  return settings.Settings(
-    groups=1,
-    group_size=2,
+  return rollout_settings.RolloutSettings(
     capacities=capacities(tokenizer, towers),
     reason_text=greedy,
     reflect_text=greedy,
     reason_flow=flow,
     refine_flow=flow,
-    loss=settings.LossSettings(1.0, 1.0, 0.0, 0.0, 0.2, False, 1.0),
-    pool_perfect=0.0,
     system_reason=system_ids(tokenizer, protocol.GEN_THINK),
     system_reflect=system_ids(tokenizer, protocol.VLM_THINK),
   )

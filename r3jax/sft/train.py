@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from r3jax import types
-from r3jax.agent import actor as actor_lib
+from r3jax.agent import actors
 from r3jax.agent import contexts
+from r3jax.agent import experience
 from r3jax.agent import rollout
-from r3jax.agent import samples
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import rollout_settings
 from r3jax.model import autoencoder
 from r3jax.model import layers
 from r3jax.model import network
@@ -177,8 +177,8 @@ class JointTraining:
     shift: of the times' logit-normal distribution, as in the sampling schedule.
   """
 
-  modules: settings_lib.Modules
-  settings: settings_lib.Settings
+  modules: actors.Modules
+  settings: rollout_settings.RolloutSettings
   frozen: types.Params
   copies: int
   flow_weight: float
@@ -188,7 +188,7 @@ class JointTraining:
     self, policy: types.Params, batch: batches_lib.Batch, key
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss and its parts."""
-    actor = actor_lib.Actor(self.modules, policy, self.frozen, self.settings)
+    actor = actors.Actor(self.modules, policy, self.frozen, self.settings)
     reason_key, refine_key = jax.random.split(key)
     thought, draft = self._reason(actor, batch.reason, reason_key)
     answer = self._reflect(actor, batch.reflect)
@@ -207,7 +207,7 @@ class JointTraining:
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the part of the loss that is about texts, and its parts; images cost most of the other."""
     del key  # nothing is drawn
-    actor = actor_lib.Actor(self.modules, policy, self.frozen, self.settings)
+    actor = actors.Actor(self.modules, policy, self.frozen, self.settings)
     thought, *_ = self._think(actor, batch.reason)
     answer = self._reflect(actor, batch.reflect)
     return thought + answer, {
@@ -216,7 +216,7 @@ class JointTraining:
       "answer": answer,
     }
 
-  def _think(self, actor: actor_lib.Actor, rows: batches_lib.ReasonRows):
+  def _think(self, actor: actors.Actor, rows: batches_lib.ReasonRows):
     """Returns the thoughts' cross-entropy, and layout, lengths and caches for their images."""
     context = contexts.reason_context(
       actor, _prompts(rows.prompt, rows.prompt), 1
@@ -228,7 +228,7 @@ class JointTraining:
     thought = _cross_entropy(actor, output.text("thought"), rows.thought)
     return thought, context.layout, lengths, (context.cache, output.cache)
 
-  def _reason(self, actor: actor_lib.Actor, rows: batches_lib.ReasonRows, key):
+  def _reason(self, actor: actors.Actor, rows: batches_lib.ReasonRows, key):
     thought, layout, lengths, past = self._think(actor, rows)
     return thought, self._flow(
       actor,
@@ -241,7 +241,7 @@ class JointTraining:
     )
 
   def _reflect(
-    self, actor: actor_lib.Actor, rows: batches_lib.ReflectRows
+    self, actor: actors.Actor, rows: batches_lib.ReflectRows
   ) -> jax.Array:
     features = actor.modules.towers.features(
       actor.frozen, scenes.render(rows.scene)
@@ -256,7 +256,7 @@ class JointTraining:
     return _cross_entropy(actor, output.text("answer"), rows.answer)
 
   def _refine(
-    self, actor: actor_lib.Actor, rows: batches_lib.RefineRows, key
+    self, actor: actors.Actor, rows: batches_lib.RefineRows, key
   ) -> jax.Array:
     source = rollout.look(actor, scenes.render(rows.scene))
     context = contexts.refine_context(actor, source.latent, source.features, 1)
@@ -276,9 +276,7 @@ class JointTraining:
       key,
     )
 
-  def _latent(
-    self, actor: actor_lib.Actor, scene: scenes.Scene
-  ) -> types.Latent:
+  def _latent(self, actor: actors.Actor, scene: scenes.Scene) -> types.Latent:
     return actor.modules.towers.encode(actor.frozen, scenes.render(scene))
 
   def _flow(self, actor, layout, clean, lengths, past, names, key) -> jax.Array:
@@ -315,15 +313,15 @@ class JointTraining:
 
 def _prompts(
   prompt: batches_lib.TextRows, question: batches_lib.TextRows
-) -> samples.Prompts:
+) -> experience.Prompts:
   rows = jnp.arange(prompt.lengths.shape[0])
-  return samples.Prompts(
+  return experience.Prompts(
     prompt.ids, prompt.lengths, question.ids, question.lengths, None, rows
   )
 
 
 def _cross_entropy(
-  actor: actor_lib.Actor, hidden: types.Hidden, rows: batches_lib.TextRows
+  actor: actors.Actor, hidden: types.Hidden, rows: batches_lib.TextRows
 ) -> jax.Array:
   """Returns the mean next-token cross-entropy, the end token included."""
   mask = losses.token_mask(rows.lengths + 1, rows.ids.shape[1])

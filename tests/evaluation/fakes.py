@@ -3,7 +3,7 @@
 import numpy as np
 
 from r3jax import types
-from r3jax.agent import samples
+from r3jax.agent import experience
 from r3jax.evaluation import draw
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
@@ -42,7 +42,9 @@ class Evaluator:
       [],
     )
 
-  def run(self, policy, towers, prompts: samples.Prompts, images: np.ndarray):
+  def run(
+    self, policy, towers, prompts: experience.Prompts, images: np.ndarray
+  ):
     del policy, towers
     if len(self.calls) == self.fails_at:
       raise KeyboardInterrupt
@@ -51,7 +53,7 @@ class Evaluator:
     draft = self._drawn(rows, 0)
     even = rows.sum(1) % 2 == 0
     open_ = np.zeros(len(rows), bool)
-    text = lambda which: samples.Text(
+    text = lambda which: experience.Text(
       np.tile(which, (5, 1)).T, np.full(len(rows), 5), None
     )
     first = draw.Round(
@@ -104,14 +106,14 @@ class Evaluator:
   ):
     del policy, towers, images, number
     assert pictures.shape == (self.batch_size, 48, 48, 3)
-    return samples.Text(prompts.question, prompts.question_length, None)
+    return experience.Text(prompts.question, prompts.question_length, None)
 
 
 def exam(evaluator: Evaluator, **settings) -> evaluate.Exam:
   """Returns an exam of ten prompts, two images each; every question is answered "no"."""
   index = np.arange(len(RECORDS), dtype=np.int32)
   ids = np.zeros((len(RECORDS), 5), np.int32)
-  prompts = samples.Prompts(ids, ids[:, 0], ids, ids[:, 0], None, index)
+  prompts = experience.Prompts(ids, ids[:, 0], ids, ids[:, 0], None, index)
 
   def decode(ids, lengths):
     del lengths

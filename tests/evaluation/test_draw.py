@@ -23,7 +23,7 @@ def bench(tiny_model):
 def rounds_of(bench):
   """Rounds of the held-out prompts by (mesh, batch size)."""
   session = bench.session
-  settings = setup.evaluation_settings(session.config, bench.iteration.settings)
+  settings = setup.evaluation_settings(session.config, bench.iteration.rollout)
 
   @functools.cache
   def rounds(shape: tuple[int, int, int], batch_size: int) -> list[draw.Round]:
@@ -110,7 +110,7 @@ class TestEvaluator:
   def test_keys_differ_by_image_and_round(self, bench):
     evaluator = draw.Evaluator(
       bench.iteration.modules,
-      bench.iteration.settings,
+      bench.iteration.rollout,
       tiny.brightness,
       bench.iteration.parse,
       bench.mesh,

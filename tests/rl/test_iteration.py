@@ -77,7 +77,9 @@ def _staged(
   return types.SimpleNamespace(
     **vars(split)
     | {
-      "settings": dataclasses.replace(split.settings, reflect_rounds=rounds),
+      "settings": dataclasses.replace(
+        split.settings, num_reflect_rounds=rounds
+      ),
       "score_drafts": lambda drafts: change(split.score_drafts(drafts)),
       "score_edits": lambda edits: change(split.score_edits(edits)),
     }

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from r3jax.agent import samples
-from r3jax.agent import settings
+from r3jax.agent import experience
+from r3jax.agent import rollout_settings
+from r3jax.rl import iteration_settings
 from r3jax.rl import objective
 from r3jax.sampling import classifier_free
 from r3jax.sampling import flow_matching
 from r3jax.sampling import schedules
 
-TEXT = samples.Text(
+TEXT = experience.Text(
   ids=jnp.zeros((2, 4), jnp.int32),
   lengths=jnp.array([4, 3]),
   behavior_logprob=jnp.full((2, 3), -1.0),
@@ -82,13 +83,15 @@ class TestFlowTerms:
     trajectory = flow_matching.Trajectory(
       zeros, zeros, zeros, *[jnp.zeros(2)] * 3
     )
-    flow = settings.FlowSettings(
+    flow = rollout_settings.FlowSettings(
       schedules.Schedule(4),
       classifier_free.Guidance(1.0, 1.0, "global"),
       schedules.Eta("monotonic", 0.7),
       0,
     )
-    loss = settings.LossSettings(1.0, 2.0, 0.001, 0.001, 0.2, False, 1.0)
+    loss = iteration_settings.LossSettings(
+      1.0, 2.0, 0.001, 0.001, 0.2, False, 1.0
+    )
 
     def value(velocity):
       terms = objective.flow_terms(

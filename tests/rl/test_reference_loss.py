@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from r3jax.agent import reference_loss
-from r3jax.agent import settings
+from r3jax.agent import rollout_settings
 from r3jax.sampling import classifier_free
 from r3jax.sampling import schedules
 from r3jax.sequence import layouts
@@ -15,8 +15,8 @@ from tests import tiny
 WIDE = (2, 3)
 
 
-def _flow(guidance: classifier_free.Guidance) -> settings.FlowSettings:
-  return settings.FlowSettings(
+def _flow(guidance: classifier_free.Guidance) -> rollout_settings.FlowSettings:
+  return rollout_settings.FlowSettings(
     schedules.Schedule(4), guidance, schedules.Eta("monotonic", 1.0), 1
   )
 

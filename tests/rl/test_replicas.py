@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.agent import keys as keys_lib
-from r3jax.agent import samples as samples_lib
+from r3jax.agent import experience
+from r3jax.agent import random_keys
 from r3jax.rl import placement
 
 GROUPS, GROUP_SIZE = 2, 8
@@ -60,7 +60,7 @@ def _drawn_from(place, key):
       lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(STEPS))
     )(keys.sample)
   )
-  text, flow = keys_lib.split_keys(place.keys(key, "reason"))
+  text, flow = random_keys.split_keys(place.keys(key, "reason"))
   reflect, refine = place.keys(key, "reflect"), place.keys(key, "refine")
   pool = jax.vmap(lambda k: jax.random.fold_in(k, 0))(reflect.group)
   parts = [
@@ -192,7 +192,7 @@ def _round_trip(place, values):
 
 
 def _prompt_index(place, index):
-  prompts = samples_lib.Prompts(*([index] * 6))
+  prompts = experience.Prompts(*([index] * 6))
   return place.repeat(place.local_prompts(prompts).index)
 
 

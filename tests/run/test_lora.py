@@ -13,7 +13,7 @@ import pytest
 
 from r3jax import inference
 from r3jax import types
-from r3jax.agent import samples
+from r3jax.agent import experience
 from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
@@ -69,14 +69,14 @@ def _drafts(bench: tiny.Bench) -> iteration.Drafts:
   """Makes up a rollout of the reason stage: there is no program for one to compile."""
   settings, rng = bench.iteration.settings, np.random.default_rng(0)
   rows, tokens = (
-    settings.groups * settings.group_size,
-    settings.capacities.thought,
+    settings.num_groups * settings.group_size,
+    bench.iteration.rollout.capacities.thought,
   )
   latent = lambda: rng.normal(
     size=(rows, 9, bench.iteration.modules.bagel.config.latent_dim)
   ).astype(np.float32)
   number = lambda value: np.full(rows, value, np.float32)
-  text = samples.Text(
+  text = experience.Text(
     rng.integers(4, 90, (rows, tokens)).astype(np.int32),
     np.full(rows, tokens, np.int32),
     np.zeros((rows, tokens - 1), np.float32),
@@ -84,7 +84,7 @@ def _drafts(bench: tiny.Bench) -> iteration.Drafts:
   flow = flow_matching.Trajectory(
     latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
   )
-  rollout = samples.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
+  rollout = experience.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
   return iteration.Drafts(rollout, bench.batch(0), number(1.0))
 
 

@@ -68,7 +68,7 @@ class TestNames:
     """Looks at the reason half of the step, and at the rollouts of the other half."""
     bench = tiny.make_bench(tiny_model, changes={"reflect_rounds": 0})
     drafts = (
-      bench.iteration.settings.groups * bench.iteration.settings.group_size
+      bench.iteration.settings.num_groups * bench.iteration.settings.group_size
     )
     zeros = np.zeros(drafts, np.float32)
     pool = iteration.Pool(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.agent import settings
+from r3jax.agent import rollout_settings
 from r3jax.sampling import classifier_free
 from r3jax.sampling import schedules
 from tests import goldens_lib
@@ -80,7 +80,7 @@ class TestGuidance:
     guidance = classifier_free.Guidance(1.0, 1.5, "global")
     assert not guidance.uses_text and not guidance.uses_image
     assert not guidance.active(0.9)
-    flow = settings.FlowSettings(
+    flow = rollout_settings.FlowSettings(
       schedules.Schedule(4), guidance, schedules.Eta("constant", 1.0), 0
     )
     names = flow.branches(goldens_lib.edit_scene(EDIT).noise)

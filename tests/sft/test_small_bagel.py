@@ -38,7 +38,7 @@ def _generate(number: int) -> draw.Round:
   experiment, config = _experiment(), r3_geneval.get_config("shapes")
   with config.unlocked():
     config.eval.points = 12
-  settings = setup.evaluation_settings(config, experiment.settings)
+  settings = setup.evaluation_settings(config, experiment.rollout)
   mesh = _mesh()
   reward, parse = experiment.reward.on(mesh), experiment.parse(mesh)
   evaluator = draw.Evaluator(

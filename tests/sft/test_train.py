@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import actors
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import tokenizer_files
 from r3jax.model import image_encoders
@@ -77,7 +77,7 @@ class TestJointTraining:
     weights = bagel_files.load(tiny_model, SIZES)
     policy = weights.pop("policy")
     tokenizer = tokenizer_files.load(tiny_model)
-    modules = settings_lib.Modules(
+    modules = actors.Modules(
       network.Bagel(SIZES),
       image_encoders.Towers(SIZES, (scenes.CANVAS, scenes.CANVAS)),
     )

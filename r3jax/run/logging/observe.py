@@ -50,7 +50,7 @@ def metrics(
     row, value, valid, before_valid = multihost.fetch(
       (edits.row, score.value, score.valid, edits.before_valid)
     )
-    stage = iteration.numbered("edit", settings.reflect_rounds - 1)
+    stage = iteration.numbered("edit", settings.num_reflect_rounds - 1)
     found |= by_tag(stage, tags[row], value, valid & before_valid)
   return found
 

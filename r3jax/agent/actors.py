@@ -7,11 +7,28 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
-from r3jax.agent import settings as settings_lib
+from r3jax.agent import rollout_settings
+from r3jax.model import image_encoders
 from r3jax.model import network
 from r3jax.model import parameters
+from r3jax.parallel import sharding
 from r3jax.sampling import decoding
 from r3jax.sequence import segments
+
+
+@dataclasses.dataclass(frozen=True)
+class Modules:
+  """The model without its parameters.
+
+  Attributes:
+    bagel: the half that is trained, with the sharding rules of training.
+    towers: the frozen half, ViT and autoencoder.
+    rollout_rules: where rollouts put parameters and activations.
+  """
+
+  bagel: network.Bagel
+  towers: image_encoders.Towers
+  rollout_rules: sharding.Rules = sharding.TRAIN
 
 
 # Compiled apart only to be traced once: the same segments run in rollout, loss and reference.
@@ -38,13 +55,13 @@ class Actor:
     modules: the Linen modules.
     policy: trained parameters.
     frozen: {"vision", "autoencoder"} parameters.
-    settings: the iteration.
+    settings: how it samples.
   """
 
-  modules: settings_lib.Modules
+  modules: Modules
   policy: types.Params
   frozen: types.Params
-  settings: settings_lib.Settings
+  settings: rollout_settings.RolloutSettings
 
   def run(self, layout, inputs, lengths, past=()) -> network.Output:
     """Runs segments through the policy, see `Bagel.__call__`."""
@@ -79,7 +96,7 @@ class Actor:
 
 
 def sampler(
-  modules: settings_lib.Modules,
+  modules: Modules,
   policy: types.Params,
   frozen: types.Params,
   settings,

@@ -1,0 +1,72 @@
+"""How an R3 iteration learns: frozen values that its stages close over when they are compiled."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+  """Weights of the objective (docs/algorithm.md#objective).
+
+  Attributes:
+    text_weight, image_weight: weights of the text loss and of the image policy loss.
+    text_kl, image_kl: weights of the KL to the reference; `text_weight` multiplies the text KL too.
+    clip_range: c; ratios are clipped to [1 - c, 1 + c].
+    divide_by_std: whether advantages are divided by the group's standard deviation.
+    format_weight: w_f in the text return f r + w_f f.
+  """
+
+  text_weight: float
+  image_weight: float
+  text_kl: float
+  image_kl: float
+  clip_range: float
+  divide_by_std: bool
+  format_weight: float
+
+  @property
+  def needs_reference(self) -> bool:
+    """Whether the objective has a KL term."""
+    return self.text_kl > 0 or self.image_kl > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationSettings:
+  """What one R3 iteration learns from, and how; `rollout_settings` says how it samples.
+
+  Attributes:
+    num_groups: prompts per iteration, over all replicas (G).
+    group_size: samples per prompt (M), at least 2.
+    loss: weights of the objective.
+    pool_perfect: probability that a group reflects on an image of score 1.
+    num_reflect_rounds: updates on reflect and refine per iteration; 0 trains the reason stage only.
+    num_micro_batches: parts of a replica's samples whose gradients are computed one after the other.
+  """
+
+  num_groups: int
+  group_size: int
+  loss: LossSettings
+  pool_perfect: float
+  num_reflect_rounds: int = 1
+  num_micro_batches: int = 1
+
+  def __post_init__(self):
+    if self.num_micro_batches < 1:
+      raise ValueError(
+        f"step.micro_batches must be at least 1; got {self.num_micro_batches}"
+      )
+    if self.num_groups < 1:
+      raise ValueError(
+        f"groups_per_step must be at least 1; got {self.num_groups}"
+      )
+    if self.num_reflect_rounds < 0:
+      raise ValueError(
+        f"reflect_rounds must be at least 0; got {self.num_reflect_rounds}"
+      )
+    if self.group_size < 2:
+      raise ValueError(
+        f"group_size must be at least 2 to compare samples; got {self.group_size}"
+      )
+    if not 0 <= self.pool_perfect <= 1:
+      raise ValueError(
+        f"pool_perfect must be a probability; got {self.pool_perfect}"
+      )
