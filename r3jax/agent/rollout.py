@@ -91,10 +91,12 @@ def _sample_flow(
       jax.random.fold_in(key, step), shape, dtype
     )
     plan = flow_matching.SDEPlan(
-      index, lambda step: jax.vmap(lambda key: draw(key, step))(keys.sample)
+      index,
+      lambda step: jax.vmap(lambda key: draw(key, step))(keys.sample),
+      flow.eta,
     )
   return flow_matching.sample(
-    velocity, initial, flow.schedule, flow.guided, flow.eta, plan, flow.on_step
+    velocity, initial, flow.schedule, flow.guided, plan, flow.on_step
   )
 
 

@@ -204,10 +204,10 @@ def _sample(
   plan = (
     None
     if sde_noise is None
-    else flow_matching.SDEPlan(index, lambda step: sde_noise)
+    else flow_matching.SDEPlan(index, lambda step: sde_noise, eta)
   )
   return flow_matching.sample(
-    velocity, initial, schedule, _guided(guidance, schedule), eta, plan
+    velocity, initial, schedule, _guided(guidance, schedule), plan
   )
 
 

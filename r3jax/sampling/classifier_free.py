@@ -1,11 +1,13 @@
-"""Classifier-free guidance with the three renorms of R3.md section 6."""
+"""Classifier-free guidance with BAGEL's three renorms (docs/algorithm.md#guidance)."""
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from r3jax import types
 
+_RENORMS = ("global", "channel", "text_channel")
 _EPSILON = 1e-8  # keeps the renorm finite where the guided velocity is 0
 
 
@@ -17,8 +19,8 @@ class Guidance:
     text_scale: s_t; at 1 nothing is guided.
     image_scale: s_i; at 1 there is no branch without the image.
     renorm: "global", "channel" or "text_channel".
-    renorm_min: lower bound of the factor |v| / |guided|.
-    interval: (lo, hi); guidance acts where lo < t <= hi.
+    renorm_min: lower bound of the factor |v| / |guided|, which is at most 1.
+    interval: (low, high); guidance acts where low < t <= high.
   """
 
   text_scale: float
@@ -28,7 +30,7 @@ class Guidance:
   interval: tuple[float, float] = (0.4, 1.0)
 
   def __post_init__(self):
-    if self.renorm not in ("global", "channel", "text_channel"):
+    if self.renorm not in _RENORMS:
       raise ValueError(
         f"renorm must be global, channel or text_channel; got {self.renorm!r}"
       )
@@ -44,23 +46,27 @@ class Guidance:
     return self.uses_text and self.image_scale > 1
 
   def active(self, t):
-    """Returns whether guidance acts at time t (array or number)."""
-    return (t > self.interval[0]) & (t <= self.interval[1]) & self.uses_text
+    """Returns whether guidance acts at time t; of the kind and shape of t, a number or an array."""
+    low, high = self.interval
+    return (t > low) & (t <= high) & self.uses_text
+
+
+def _norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """Returns the Euclidean norm over `axes`, which stay with size 1."""
+  squares = jnp.sum(x * x, axis=axes, keepdims=True)
+  # The root has no gradient at 0.
+  return jnp.sqrt(jnp.maximum(squares, jnp.finfo(x.dtype).tiny))
 
 
 def _renormed(
   guided: types.Latent,
   velocity: types.Latent,
   axes: tuple[int, ...],
-  least: float,
-):
-  tiny = jnp.finfo(velocity.dtype).tiny  # the root has no gradient at 0
-  norm = lambda x: jnp.sqrt(
-    jnp.maximum(jnp.sum(x * x, axis=axes, keepdims=True), tiny)
-  )
-  return guided * jnp.clip(
-    norm(velocity) / (norm(guided) + _EPSILON), least, 1.0
-  )
+  renorm_min: float,
+) -> types.Latent:
+  """Shrinks the guided velocity to the norm of the unguided one, by at most `renorm_min`."""
+  factor = _norm(velocity, axes) / (_norm(guided, axes) + _EPSILON)
+  return guided * jnp.clip(factor, renorm_min, 1.0)
 
 
 def combine(
@@ -72,7 +78,11 @@ def combine(
   """Combines the branches of one step.
 
     a = u + s_t (v - u)
-    text_channel: w + s_i (renorm(a) - w);  global, channel: renorm(w + s_i (a - w))
+    text_channel:     w + s_i (renorm(a) - w)
+    global, channel:  renorm(w + s_i (a - w))
+
+  The renorm is over tokens and channels ("global") or over channels (the others). Source:
+  docs/algorithm.md#guidance.
 
   Args:
     guidance: scales and renorm.
@@ -81,9 +91,12 @@ def combine(
     without_image: w [B, N, C]; None where there is no image guidance.
 
   Returns:
-    [B, N, C].
+    The guided velocity, [B, N, C].
   """
-  v, u, w = velocity, without_text, without_image
+  # The letters of the formula.
+  v = velocity
+  u = without_text
+  w = without_image
   a = u + guidance.text_scale * (v - u)
   if guidance.renorm == "text_channel":
     a = _renormed(a, v, (-1,), guidance.renorm_min)
@@ -97,12 +110,15 @@ def combine(
 def combine_where_active(
   guidance: Guidance, t: types.Time, branches: tuple[types.Latent, ...]
 ) -> types.Latent:
-  """Combines the branches (v, u[, w]) of the rows whose time is guided; elsewhere returns v.
+  """Combines the branches of the rows whose time is guided; the others keep v.
 
   Args:
     guidance: scales, renorm and interval.
-    t: [B].
-    branches: each [B, N, C].
+    t: [B] in [0, 1].
+    branches: v, u and, with image guidance, w; each [B, N, C].
+
+  Returns:
+    The velocity, [B, N, C].
   """
   active = guidance.active(t)[:, None, None]
   return jnp.where(active, combine(guidance, *branches), branches[0])

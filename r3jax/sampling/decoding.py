@@ -1,7 +1,8 @@
-"""Text decoding with a key/value cache (R3.md section 5)."""
+"""Text decoding with a key/value cache (docs/algorithm.md#sampling-text)."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+from typing import cast
 
 import flax.struct
 import jax
@@ -55,20 +56,20 @@ def candidates(
   Returns:
     ids [B, n] int32 and probabilities [B, n] that sum to 1 (up to rounding).
   """
+  vocab_size = logits.shape[-1]
   scaled = logits / sampling.temperature
   if sampling.top_p < 1:
-    best, ids = jax.lax.top_k(scaled, min(_TOP_P_CANDIDATES, logits.shape[-1]))
-    whole = jnp.exp(best - jax.nn.logsumexp(scaled, axis=-1, keepdims=True))
-    better = jnp.cumsum(whole, axis=-1) - whole
-    kept = jnp.where(better <= sampling.top_p, whole, 0.0)
-    return ids, kept / kept.sum(axis=-1, keepdims=True)
+    top, ids = jax.lax.top_k(scaled, min(_TOP_P_CANDIDATES, vocab_size))
+    log_sum = jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
+    probabilities = jnp.exp(top - log_sum)
+    better = jnp.cumsum(probabilities, axis=-1) - probabilities
+    nucleus = jnp.where(better <= sampling.top_p, probabilities, 0.0)
+    return ids, nucleus / nucleus.sum(axis=-1, keepdims=True)
   if sampling.top_k > 0:
-    best, ids = jax.lax.top_k(scaled, min(sampling.top_k, logits.shape[-1]))
-    return ids, jax.nn.softmax(best, axis=-1)
-  ids = jnp.broadcast_to(
-    jnp.arange(logits.shape[-1], dtype=jnp.int32), logits.shape
-  )
-  return ids, jax.nn.softmax(scaled, axis=-1)
+    top, ids = jax.lax.top_k(scaled, min(sampling.top_k, vocab_size))
+    return ids, jax.nn.softmax(top, axis=-1)
+  ids = jnp.arange(vocab_size, dtype=jnp.int32)
+  return jnp.broadcast_to(ids, logits.shape), jax.nn.softmax(scaled, axis=-1)
 
 
 def draw(
@@ -88,111 +89,67 @@ def draw(
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   ids, probabilities = candidates(logits, sampling)
   cumulative = jnp.cumsum(probabilities, axis=-1)
-  past = cumulative <= uniform[:, None] * cumulative[:, -1:]
-  place = jnp.minimum(past.sum(axis=-1), ids.shape[-1] - 1)
-  return jnp.take_along_axis(ids, place[:, None], axis=-1)[:, 0].astype(
-    jnp.int32
-  )
+  # The last entry is 1 up to rounding; the draw is relative to it.
+  threshold = uniform[:, None] * cumulative[:, -1:]
+  num_below = (cumulative <= threshold).sum(axis=-1)
+  index = jnp.minimum(num_below, ids.shape[-1] - 1)
+  token = jnp.take_along_axis(ids, index[:, None], axis=-1)
+  return token[:, 0].astype(jnp.int32)
 
 
 def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
-  """Returns log softmax(logits)[ids] over the last axis: temperature 1, no filter."""
-  # Not a gather: the vocabulary may be split over devices.
-  chosen = jnp.sum(
-    jnp.where(jnp.arange(logits.shape[-1]) == ids[..., None], logits, 0),
-    axis=-1,
-    keepdims=True,
-  )
-  best = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-  rest = jnp.log(jnp.sum(jnp.exp(logits - best), axis=-1, keepdims=True))
-  # in this order: small differences of large logits stay exact
-  return (chosen - best - rest)[..., 0]
+  """Returns log softmax(logits)[ids] over the last axis: temperature 1, no filter.
+
+  Args:
+    logits: [..., V] in float32 or wider.
+    ids: [...] int32.
+
+  Returns:
+    [...], not above 0.
+  """
+  # A masked sum instead of a gather: the vocabulary may be split over devices.
+  vocabulary = jnp.arange(logits.shape[-1])
+  is_chosen = vocabulary == ids[..., None]
+  chosen = jnp.where(is_chosen, logits, 0).sum(axis=-1, keepdims=True)
+  largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  exp_sum = jnp.exp(logits - largest).sum(axis=-1, keepdims=True)
+  # In this order: small differences of large logits stay exact.
+  logprobs = chosen - largest - jnp.log(exp_sum)
+  return logprobs[..., 0]
 
 
 @flax.struct.dataclass
 class Decoded:
-  """A sampled text segment."""
+  """A sampled text segment.
 
-  ids: jax.Array  # [B, T] begin, tokens, end, then padding
-  lengths: jax.Array  # [B] begin and end included
-  behavior_logprob: jax.Array  # [B, T - 1], entry j belongs to ids[:, j + 1]
-  cache: network.Cache  # of the segment itself
+  Attributes:
+    ids: begin, tokens, end, then padding.
+    lengths: slots in use, begin and end included.
+    behavior_logprob: log-prob of every drawn token; entry j belongs to ids[:, j + 1].
+    cache: keys and values of the segment itself.
+  """
+
+  ids: jax.Array  # [B, T] int32
+  lengths: jax.Array  # [B] int32
+  behavior_logprob: jax.Array  # [B, T - 1]
+  cache: network.Cache
 
 
 @flax.struct.dataclass
-class _Carry:
-  step: jax.Array  # [] slot that is fed next
-  decoded: Decoded
-  ended: jax.Array  # [B] the end token has been fed
-  going: jax.Array  # [] a row, of any replica, has not ended
+class _State:
+  """State of the decoding loop.
 
-
-def _begun(
-  model: network.Bagel, name: str, shape: tuple[int, int], like: network.Cache
-) -> _Carry:
-  """Returns the carry before the first step: only the begin token is there.
-
-  Args:
-    model: gives the dtype and the begin token.
-    name: the segment.
-    shape: rows and capacity.
-    like: any cache of the model, for the sizes of its entries.
+  Attributes:
+    step: slot that is fed next.
+    decoded: what has been drawn so far.
+    ended: the end token has been fed.
+    is_running: a row, of any replica, has not ended.
   """
-  rows, capacity = shape
-  entries = jnp.zeros(
-    (like.key.shape[0], rows, capacity, *like.key.shape[3:]), like.key.dtype
-  )
-  ids = (
-    jnp.zeros(shape, jnp.int32)
-    .at[:, 0]
-    .set(model.config.special_ids.text_begin)
-  )
-  logprobs = jnp.zeros(
-    (rows, capacity - 1), layers.at_least_float32(model.dtype)
-  )
-  cache = network.Cache(entries, entries, (name,))
-  return _Carry(
-    jnp.int32(0),
-    Decoded(ids, jnp.full(rows, capacity), logprobs, cache),
-    jnp.zeros(rows, bool),
-    jnp.bool_(True),
-  )
 
-
-def _advanced(
-  carry: _Carry,
-  logits: jax.Array,
-  cache: network.Cache,
-  uniforms: jax.Array,
-  sampling: TextSampling,
-  end: int,
-) -> _Carry:
-  """Draws the token after the one that was fed; at the last slot but one it is the end token."""
-  decoded, step = carry.decoded, carry.step
-  last = decoded.ids.shape[1] - 2  # the last step that draws
-  place = jnp.minimum(step, last)
-  drawn = draw(logits, uniforms[:, place], sampling)
-  ended = carry.ended | ((decoded.ids[:, step] == end) & (step > 0))
-  live = ~ended & (step <= last)
-  going = jnp.any(~ended)
-  if sampling.axis:
-    going = collectives.largest(going.astype(jnp.int32), sampling.axis) > 0
-  write = lambda array, new, at: array.at[:, at].set(
-    jnp.where(live, new, array[:, at])
-  )
-  return _Carry(
-    step=step + 1,
-    decoded=Decoded(
-      ids=write(decoded.ids, jnp.where(step == last, end, drawn), place + 1),
-      lengths=jnp.where(ended & ~carry.ended, step + 1, decoded.lengths),
-      behavior_logprob=write(
-        decoded.behavior_logprob, logprob(logits, drawn), place
-      ),
-      cache=cache,
-    ),
-    ended=ended,
-    going=going,
-  )
+  step: jax.Array  # [] int32
+  decoded: Decoded
+  ended: jax.Array  # [B] bool
+  is_running: jax.Array  # [] bool
 
 
 def decode(
@@ -221,26 +178,105 @@ def decode(
     sampling: how to draw.
 
   Returns:
-    Ids, lengths, behaviour log-probs and the segment's cache.
+    Ids, lengths, behavior log-probs and the segment's cache.
   """
-  capacity, end = layout[name].capacity, model.config.special_ids.text_end
+  capacity = layout[name].capacity
+  text_end = model.config.special_ids.text_end
 
-  def unfinished(carry: _Carry) -> jax.Array:
-    return carry.going & (carry.step < capacity)
+  def is_unfinished(state: _State) -> jax.Array:
+    return state.is_running & (state.step < capacity)
 
-  def advance(carry: _Carry) -> _Carry:
-    fed = carry.decoded.ids[:, carry.step]
-    logits, cache = model.apply(
+  def advance(state: _State) -> _State:
+    fed = state.decoded.ids[:, state.step]
+    output = model.apply(
       {"params": policy},
       layout,
       fed,
-      carry.step,
+      state.step,
       lengths,
       past,
-      carry.decoded.cache,
+      state.decoded.cache,
       method="step",
     )
-    return _advanced(carry, logits, cache, uniforms, sampling, end)
+    logits, cache = cast(tuple[jax.Array, network.Cache], output)
+    return _with_next_token(state, logits, cache, uniforms, sampling, text_end)
 
-  first = _begun(model, name, (uniforms.shape[0], capacity), past[0])
-  return jax.lax.while_loop(unfinished, advance, first).decoded
+  rows = uniforms.shape[0]
+  initial = _initial_state(model, name, (rows, capacity), like=past[0])
+  return jax.lax.while_loop(is_unfinished, advance, initial).decoded
+
+
+def _initial_state(
+  model: network.Bagel, name: str, shape: tuple[int, int], like: network.Cache
+) -> _State:
+  """Returns the state before the first step: only the begin token is written.
+
+  Args:
+    model: gives the dtype and the begin token.
+    name: the segment.
+    shape: rows and capacity.
+    like: any cache of the model, for the sizes of its entries.
+  """
+  rows, capacity = shape
+  num_layers, _, _, *head_shape = like.key.shape
+  entries = jnp.zeros((num_layers, rows, capacity, *head_shape), like.key.dtype)
+  text_begin = model.config.special_ids.text_begin
+  decoded = Decoded(
+    ids=jnp.zeros(shape, jnp.int32).at[:, 0].set(text_begin),
+    lengths=jnp.full(rows, capacity),
+    behavior_logprob=jnp.zeros(
+      (rows, capacity - 1), layers.at_least_float32(model.dtype)
+    ),
+    cache=network.Cache(entries, entries, (name,)),
+  )
+  return _State(
+    step=jnp.int32(0),
+    decoded=decoded,
+    ended=jnp.zeros(rows, bool),
+    is_running=jnp.bool_(True),
+  )
+
+
+def _with_next_token(
+  state: _State,
+  logits: jax.Array,
+  cache: network.Cache,
+  uniforms: jax.Array,
+  sampling: TextSampling,
+  text_end: int,
+) -> _State:
+  """Draws the token after the one that was fed; in the last slot it is the end token."""
+  decoded = state.decoded
+  step = state.step
+  last_draw = decoded.ids.shape[1] - 2
+  # The step after the last draw feeds the end token and draws nothing.
+  index = jnp.minimum(step, last_draw)
+  token = draw(logits, uniforms[:, index], sampling)
+  token_logprob = logprob(logits, token)
+
+  fed_end = decoded.ids[:, step] == text_end
+  ended = state.ended | (fed_end & (step > 0))
+  is_running = jnp.any(~ended)
+  if sampling.axis:
+    running_rows = is_running.astype(jnp.int32)
+    is_running = collectives.largest(running_rows, sampling.axis) > 0
+
+  writes = ~ended & (step <= last_draw)
+
+  def write(array: jax.Array, value: jax.Array, slot: jax.Array) -> jax.Array:
+    column = jnp.where(writes, value, array[:, slot])
+    return array.at[:, slot].set(column)
+
+  next_token = jnp.where(step == last_draw, text_end, token)
+  ends_here = ended & ~state.ended
+  return _State(
+    step=step + 1,
+    decoded=Decoded(
+      ids=write(decoded.ids, next_token, index + 1),
+      lengths=jnp.where(ends_here, step + 1, decoded.lengths),
+      behavior_logprob=write(decoded.behavior_logprob, token_logprob, index),
+      cache=cache,
+    ),
+    ended=ended,
+    is_running=is_running,
+  )

@@ -1,4 +1,4 @@
-"""Times of the flow and size of its noise (R3.md section 6)."""
+"""Times of the flow and size of its noise (docs/algorithm.md#sampling-images)."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ class Schedule:
 
   Attributes:
     points: number of times; a trajectory has points - 1 steps.
-    shift: s in t' = s t / (1 + (s - 1) t).
+    shift: s in t' = s t / (1 + (s - 1) t); above 1 it moves times toward noise.
   """
 
   points: int
@@ -29,9 +29,9 @@ class Schedule:
     return self.points - 1
 
   def times(self) -> np.ndarray:
-    """Returns the warped times, [points] float64, from 1 down to 0."""
-    u = np.linspace(1.0, 0.0, self.points)
-    return self.shift * u / (1 + (self.shift - 1) * u)
+    """Returns the shifted times, [points] float64, from 1 down to 0."""
+    t = np.linspace(1.0, 0.0, self.points)
+    return self.shift * t / (1 + (self.shift - 1) * t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Eta:
   """Noise scale of the SDE.
 
   Attributes:
-    mode: "constant" (eta = c) or "monotonic" (eta = c sqrt(t / (1 - min(t, 0.95)))).
+    mode: "constant" (η = c) or "monotonic" (η = c √(t / (1 - min(t, 0.95)))).
     scale: c.
   """
 
@@ -53,7 +53,7 @@ class Eta:
       )
 
   def __call__(self, t: jax.Array) -> jax.Array:
-    """Returns eta(t), same shape as t."""
+    """Returns η(t), in the shape of t."""
     if self.mode == "constant":
       return jnp.full_like(t, self.scale)
     return self.scale * jnp.sqrt(t / (1 - jnp.minimum(t, 0.95)))

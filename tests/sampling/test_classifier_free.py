@@ -55,9 +55,11 @@ class TestCombine:
 
   def test_gradient_is_finite_where_everything_is_zero(self):
     guidance = classifier_free.Guidance(4.0, 1.0, "global")
-    energy = lambda v: jnp.sum(
-      classifier_free.combine(guidance, v, jnp.zeros((1, 2, 2)))
-    )
+    zeros = jnp.zeros((1, 2, 2))
+
+    def energy(v):
+      return jnp.sum(classifier_free.combine(guidance, v, zeros))
+
     assert bool(jnp.isfinite(jax.grad(energy)(jnp.zeros((1, 2, 2)))).all())
 
 

@@ -23,17 +23,17 @@ NOISE = (
 
 
 def _known(
-  eta: schedules.Eta | None = None, index=None, steps: int = 1
+  eta: schedules.Eta | None = None, index=None
 ) -> flow_matching.Trajectory:
   plan = None
   if index is not None:
     plan = flow_matching.SDEPlan(
-      jnp.asarray(index), lambda step: jnp.asarray(NOISE)[step], steps
+      jnp.asarray(index), lambda step: jnp.asarray(NOISE)[step], eta
     )
   schedule = schedules.Schedule(POINTS)
   guided = np.array([True, False, False, True])
   return flow_matching.sample(
-    _shrink, jnp.asarray(INITIAL), schedule, guided, eta, plan
+    _shrink, jnp.asarray(INITIAL), schedule, guided, plan
   )
 
 
@@ -80,12 +80,6 @@ class TestSampleOfAKnownVelocity:
     t = schedules.Schedule(POINTS).times()[-2]
     last = np.asarray(earlier.after) * (1 - 2 * t) - t * t
     np.testing.assert_allclose(earlier.latent, last, atol=1e-5)
-
-  def test_records_the_last_of_several_sde_steps(self):
-    found = _known(schedules.Eta("constant", 0.5), index=[1] * 3, steps=2)
-    np.testing.assert_allclose(
-      found.t, schedules.Schedule(POINTS).times()[[2] * 3], rtol=1e-6
-    )
 
   def test_records_zeros_without_a_plan(self):
     found = _known()
