@@ -27,7 +27,7 @@ from r3jax.rewards import combine
 from r3jax.rl import iteration as iteration_lib
 from r3jax.rl import train_state
 from r3jax.run import held_out
-from r3jax.run import loop
+from r3jax.run import sessions
 from r3jax.run import setup
 from r3jax.sft import small_bagel
 from r3jax.worlds.shapes import prompts as prompts_lib
@@ -178,7 +178,7 @@ def brightness(images: jax.Array, target) -> types.Score:
 class Bench:
   """What tests of the step start from: a session without a workdir, and its first state."""
 
-  session: loop.Session
+  session: sessions.Session
   policy: dict
 
   @property
@@ -254,7 +254,7 @@ def make_bench(
     if config.eval.batch_size % shape[0]
     else held_out.exam(config, experiment, mesh)
   )
-  session = loop.Session(
+  session = sessions.Session(
     config,
     None,
     experiment,

@@ -20,7 +20,7 @@ def latest_step(folder: epath.PathLike) -> int | None:
 
 
 class Checkpoints:
-  """The checkpoints of a run: folder/<step>/{state, data, extra}.
+  """The checkpoints of a run: folder/<step>/{state, data}.
 
   A save copies the arrays to the host, so that the caller may donate them, and writes in the
   background. A step's folder gets its name only when it is complete; what a crash leaves behind
@@ -63,7 +63,6 @@ class Checkpoints:
     step: int,
     state: PyTree,
     iterator: grain.DatasetIterator,
-    extra: dict,
     force: bool = False,
   ) -> bool:
     """Starts to save what a run needs to go on after `step`, if a save is due.
@@ -72,7 +71,6 @@ class Checkpoints:
       step: the number of completed iterations.
       state: the training state, a pytree of arrays.
       iterator: the prompt iterator, having yielded the prompts of `step`.
-      extra: small facts as JSON.
       force: saves even where none is due, for the last step. A step that is there already is
         not written again.
 
@@ -86,13 +84,12 @@ class Checkpoints:
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state),
       data=ocp.args.JsonSave(iterator.get_state()),
-      extra=ocp.args.JsonSave(extra),
     )
     return self._manager.save(step, args=items, force=force)
 
   def restore(
     self, abstract_state: PyTree, iterator: grain.DatasetIterator
-  ) -> tuple[int, PyTree, dict] | None:
+  ) -> tuple[int, PyTree] | None:
     """Restores the last complete checkpoint and moves `iterator` to where it was.
 
     Args:
@@ -100,7 +97,7 @@ class Checkpoints:
       iterator: a new iterator with the same arguments as the saved one.
 
     Returns:
-      (step, state, extra), or None if there is no checkpoint.
+      (step, state), or None if there is no checkpoint.
 
     Raises:
       ValueError: if a saved array has another shape or the trees differ.
@@ -114,12 +111,11 @@ class Checkpoints:
       args=ocp.args.Composite(
         state=ocp.args.StandardRestore(abstract_state),
         data=ocp.args.JsonRestore(),
-        extra=ocp.args.JsonRestore(),
       ),
     )
     iterator.set_state(items.data)
     logging.info("restored step %d from %s", step, self._manager.directory)
-    return step, items.state, items.extra
+    return step, items.state
 
   def wait(self) -> None:
     """Blocks until the saves under way are complete."""

@@ -16,6 +16,7 @@ from r3jax.cli import startup
 from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
 from r3jax.run import loop
+from r3jax.run import sessions
 
 
 def define_flags() -> None:
@@ -40,7 +41,7 @@ def run() -> None:
   startup.start(config.mesh, batch)
   programs = startup.keep_programs(config.mesh)
   with multihost.ending_together():
-    session, policy = startup.together(loop.prepare, config, workdir)
+    session, policy = startup.together(sessions.prepare, config, workdir)
     try:
       loop.run(session, policy, programs)
     except budget.BudgetExceeded as error:

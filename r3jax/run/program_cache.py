@@ -1,11 +1,12 @@
 """Keeps traced programs between starts.
 
-JAX's compilation cache spares a second start the compiler's work, but not Python's: tracing and
+JAX's compilation cache saves a second start the compiler's work, but not Python's: tracing and
 lowering the step take longer than loading its compiled form. A program that was exported once
 (`jax.export`) needs neither.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 import hashlib
 import importlib.metadata
 import pathlib
@@ -21,57 +22,99 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 _TRACED_BY = ("jax", "jaxlib", "flax", "optax")
 
 
-def _code() -> str:
-  """Returns a hash of this package's source and its libraries' versions."""
+@functools.cache
+def code_version() -> str:
+  """Returns a hash of this package's source and of the versions of the libraries that trace it.
+
+  It is computed once per process. Call it at the start of a run: the source may be edited while the
+  run loads its model, and what it traces then is the source that was imported.
+  """
   parts = [path.read_text() for path in sorted(_PACKAGE.rglob("*.py"))]
   parts += [importlib.metadata.version(name) for name in _TRACED_BY]
-  return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+  return _hash(parts)
 
 
-_CODE = _code()  # at import: the source may be edited while the program runs
+def load_or_export(
+  folder: epath.Path,
+  constants: Sequence[str],
+  function: Callable,
+  arguments: tuple,
+) -> Callable:
+  """Returns `function` as an exported program, which runs and compiles without its Python.
+
+  The program is read from the folder if it was exported before, and else exported and written.
+
+  Args:
+    folder: Folder with one file per program. The files are pickles: only the folder's owner may
+      have the right to write there.
+    constants: Texts that identify everything `function` computes with beside its arguments and this
+      package's source. Other constants make another program.
+    function: Traceable function of array pytrees that returns an array pytree and does not call
+      back to the host.
+    arguments: Arrays of the shapes, dtypes and shardings that it will be called with.
+  """
+  path = folder / f"{_key(constants, arguments)}.program"
+  program = _read(path)
+  if program is None:
+    program = _export(function, arguments)
+    _write(path, program)
+  exported, out_tree = program
+
+  def call(*arguments):
+    leaves = exported.call(*jax.tree.leaves(arguments))
+    return jax.tree.unflatten(out_tree, leaves)
+
+  return call
 
 
-def _key(constants: list[str], arguments) -> str:
+def _key(constants: Sequence[str], arguments: tuple) -> str:
+  """Returns a hash of everything that the traced program depends on."""
   leaves, tree = jax.tree.flatten(arguments)
-  described = [
-    f"{x.dtype} {x.shape} {getattr(x, 'sharding', None)}" for x in leaves
+  signature = [
+    f"{leaf.dtype} {leaf.shape} {getattr(leaf, 'sharding', None)}"
+    for leaf in leaves
   ]
-  # precision, PRNG, ...
-  settings = sorted(
+  # Precision, PRNG implementation, ...
+  jax_settings = sorted(
     f"{name}={value}" for name, value in jax.config.values.items()
   )
-  parts = [
-    _CODE,
-    *constants,
-    *described,
-    *settings,
-    str(tree),
-    jax.default_backend(),
-    str(jax.device_count()),
-  ]
+  return _hash(
+    [
+      code_version(),
+      *constants,
+      *signature,
+      *jax_settings,
+      str(tree),
+      jax.default_backend(),
+      str(jax.device_count()),
+    ]
+  )
+
+
+def _hash(parts: Sequence[str]) -> str:
   return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _export(function: Callable, arguments):
+def _export(function: Callable, arguments: tuple):
   """Returns `function` exported over flat leaves, and the structure of its result."""
-  tree, out_trees = jax.tree.structure(arguments), []
+  tree = jax.tree.structure(arguments)
+  out_tree = None
 
+  # Over leaves, because an exported pytree of our own classes would need each of them registered.
   def over_leaves(*leaves):
-    leaves, out_tree = jax.tree.flatten(
-      function(*jax.tree.unflatten(tree, leaves))
-    )
-    out_trees.append(out_tree)
-    return leaves
+    nonlocal out_tree
+    result = function(*jax.tree.unflatten(tree, leaves))
+    out_leaves, out_tree = jax.tree.flatten(result)
+    return out_leaves
 
-  # Leaves, for a structure with classes of its own could be stored only if each were registered.
   exported = jax.export.export(jax.jit(over_leaves))(
     *jax.tree.leaves(arguments)
   )
-  return exported, out_trees[0]
+  return exported, out_tree
 
 
-def _load(path: epath.Path):
-  """Returns what `_export` returned when it was written; None where nothing readable is there."""
+def _read(path: epath.Path):
+  """Returns what `_export` returned when the file was written; None if it is missing or damaged."""
   if not path.exists():
     return None
   try:
@@ -85,32 +128,13 @@ def _load(path: epath.Path):
   return jax.export.deserialize(bytearray(serialized)), out_tree
 
 
-def _export_to(path: epath.Path, function: Callable, arguments):
-  """Returns what `_export` returns, and writes it; a run needs no place to write it to."""
-  exported, out_tree = _export(function, arguments)
+def _write(path: epath.Path, program) -> None:
+  """Writes what `_export` returned; a folder that cannot be written only costs the next start time."""
+  exported, out_tree = program
+  content = pickle.dumps((bytes(exported.serialize()), out_tree))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = pickle.dumps((bytes(exported.serialize()), out_tree))
+    # The processes of a run export the same program at the same time.
     atomic.write_bytes(path, content, shared=True)
   except OSError as error:
     logging.warning("traced program is not kept for the next start: %s", error)
-  return exported, out_tree
-
-
-def load_or_export(
-  folder: epath.Path, constants: list[str], function: Callable, arguments: tuple
-) -> Callable:
-  """Returns `function` without its Python: from the folder if it was exported before, else exported now.
-
-  Args:
-    folder: gets one file per program. It holds pickles: only its owner should write there.
-    constants: everything that `function` computes with beside its arguments and this package's
-      source, as text; a program of other constants is another one.
-    function: array pytrees -> array pytree, traceable, without host callbacks.
-    arguments: arrays of the shapes, types and shardings that it will be called with.
-  """
-  path = folder / f"{_key(constants, arguments)}.program"
-  exported, out_tree = _load(path) or _export_to(path, function, arguments)
-  return lambda *arguments: jax.tree.unflatten(
-    out_tree, exported.call(*jax.tree.leaves(arguments))
-  )

@@ -19,6 +19,16 @@ class Workdir:
   path: epath.Path
 
   @property
+  def metrics(self) -> epath.Path:
+    """Log of the metrics, one JSON object per iteration."""
+    return self.path / "metrics.jsonl"
+
+  @property
+  def summary(self) -> epath.Path:
+    """Summary of a finished run."""
+    return self.path / "summary.json"
+
+  @property
   def checkpoints(self) -> epath.Path:
     """Folder of the checkpoints."""
     return self.path / "checkpoints"

@@ -169,7 +169,6 @@ def workdir(tiny_model, weights, tmp_path_factory):
     7,
     train_state.init_state(policy, optimizer),
     pipeline.prompt_iterator(12, 2, 0),
-    {},
   )
   saved.close()
   return folder

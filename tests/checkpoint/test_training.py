@@ -1,4 +1,4 @@
-"""Tests of io/checkpoints.py."""
+"""Tests of checkpoint/training.py."""
 
 import functools
 import gc
@@ -14,6 +14,7 @@ import jax
 from jax import numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from r3jax.checkpoint import training
@@ -57,10 +58,10 @@ def train(folder, steps, every=2, keep=2):
   """Trains up to `steps`, going on from the last checkpoint."""
   saver, iterator = training.Checkpoints(folder, every, keep), new_iterator()
   restored = saver.restore(jax.eval_shape(new_state), iterator)
-  first, state, _ = restored or (0, new_state(), {})
+  first, state = restored or (0, new_state())
   for step in range(first + 1, steps + 1):
     state = train_step(state, next(iterator))
-    saver.save(step, state, iterator, {"step": step})
+    saver.save(step, state, iterator)
   saver.close()
   return state
 
@@ -81,14 +82,14 @@ class TestRestore:
     train(tmp_path / "two", 5)  # Its last checkpoint is that of step 4.
     assert_equal(train(tmp_path / "two", 8), uninterrupted)
 
-  def test_step_extra_and_iterator_come_back(self, tmp_path):
+  def test_step_and_iterator_come_back(self, tmp_path):
     train(tmp_path, 5)
     saver = training.Checkpoints(tmp_path, 2, 2)
     iterator, expected = new_iterator(), new_iterator()
-    step, state, extra = saver.restore(jax.eval_shape(new_state), iterator)
+    step, state = saver.restore(jax.eval_shape(new_state), iterator)
     saver.close()
     prompts = [next(expected) for _ in range(5)]
-    assert (step, extra, int(state.step)) == (4, {"step": 4}, 4)
+    assert (step, int(state.step)) == (4, 4)
     np.testing.assert_array_equal(next(iterator), prompts[4])
 
   def test_state_takes_the_sharding_that_is_asked_for(self, tmp_path):
@@ -103,10 +104,28 @@ class TestRestore:
       jax.eval_shape(new_state),
     )
     saver = training.Checkpoints(tmp_path, 2, 2)
-    _, state, _ = saver.restore(abstract, new_iterator())
+    _, state = saver.restore(abstract, new_iterator())
     saver.close()
     assert state.params["w"].sharding.spec == jax.P("fsdp")
     assert_equal(state, train(tmp_path / "again", 2))
+
+  def test_older_checkpoint_with_a_third_item_is_restored(self, tmp_path):
+    """Checkpoints used to hold JSON facts in an item `extra`, which was always empty."""
+    state, iterator = new_state(), new_iterator()
+    with ocp.CheckpointManager(tmp_path) as manager:
+      items = ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        data=ocp.args.JsonSave(iterator.get_state()),
+        extra=ocp.args.JsonSave({}),
+      )
+      manager.save(3, args=items)
+    saver = training.Checkpoints(tmp_path, 2, 2)
+    step, restored = saver.restore(jax.eval_shape(new_state), iterator)
+    saver.save(4, restored, iterator)
+    saver.close()
+    assert step == 3
+    assert_equal(restored, state)
+    assert training.latest_step(tmp_path) == 4
 
   def test_incomplete_checkpoint_is_passed_over(self, tmp_path):
     train(tmp_path, 4)
@@ -137,19 +156,19 @@ class TestSave:
 
   def test_force_saves_the_last_step_once(self, tmp_path):
     saver, state = training.Checkpoints(tmp_path, every=10, keep=2), new_state()
-    assert not saver.save(3, state, new_iterator(), {})
-    assert saver.save(3, state, new_iterator(), {}, force=True)
-    assert not saver.save(3, state, new_iterator(), {}, force=True)
+    assert not saver.save(3, state, new_iterator())
+    assert saver.save(3, state, new_iterator(), force=True)
+    assert not saver.save(3, state, new_iterator(), force=True)
     saver.close()
 
   def test_donated_buffers_do_not_reach_the_checkpoint(self, tmp_path):
     state = new_state(size=1 << 20)
     expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
     saver = training.Checkpoints(tmp_path, every=1, keep=1)
-    saver.save(1, state, new_iterator(), {})
+    saver.save(1, state, new_iterator())
     for _ in range(3):
       state = train_step(state, jnp.arange(3))
-    _, restored, _ = saver.restore(
+    _, restored = saver.restore(
       jax.eval_shape(lambda: new_state(1 << 20)), new_iterator()
     )
     saver.close()
@@ -157,9 +176,9 @@ class TestSave:
 
   def test_killed_run_resumes_from_a_complete_checkpoint(self, tmp_path):
     code = f"""
-import sys; sys.path[:0] = [{str(ROOT / "tests" / "io")!r}]
-import test_checkpoints
-test_checkpoints.train({str(tmp_path)!r}, 10**6, every=1)
+import sys; sys.path[:0] = [{str(ROOT / "tests" / "checkpoint")!r}]
+import test_training
+test_training.train({str(tmp_path)!r}, 10**6, every=1)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
@@ -175,7 +194,7 @@ test_checkpoints.train({str(tmp_path)!r}, 10**6, every=1)
       process.send_signal(signal.SIGKILL)
       process.wait()
     saver = training.Checkpoints(tmp_path, 1, 2)
-    step, state, _ = saver.restore(jax.eval_shape(new_state), new_iterator())
+    step, state = saver.restore(jax.eval_shape(new_state), new_iterator())
     saver.close()
     assert step >= 5
     expected, iterator = new_state(), new_iterator()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 import httpx
 import jax
 import numpy as np
@@ -25,10 +26,13 @@ from r3jax.files import jsonl
 from r3jax.parallel import meshes
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import budget
+from r3jax.rl import train_state
 from r3jax.run import loop
+from r3jax.run import sessions
 from r3jax.run import workdir as workdir_lib
-from r3jax.run.logging import metrics as metrics_lib
+from r3jax.run.logging import metric_writer
 from r3jax.run.logging import sinks
+from r3jax.run.logging import timing
 from r3jax.worlds.shapes import verifier
 from tests import documented
 from tests import tiny
@@ -90,14 +94,14 @@ class Bench:
   """A compiled step whose rewards come from the service."""
 
   service: Service
-  session: loop.Session
+  session: sessions.Session
   policy: dict
   step: object
   settings: dict
 
   def run(
     self, workdir: pathlib.Path, iterations: int, before=None, **reward
-  ) -> loop.Clock:
+  ) -> train_state.TrainState:
     """Runs iterations in a new workdir; checks that every score is the verifier's, or missing.
 
     Args:
@@ -115,7 +119,7 @@ class Bench:
     session = dataclasses.replace(
       self.session,
       config=config,
-      files=workdir_lib.Workdir(loop.epath.Path(workdir)),
+      files=workdir_lib.Workdir(epath.Path(workdir)),
     )
     session.experiment.reward.log_to(session.files.rewards, 0)
     session.experiment.reward.metrics()  # forgets what went before
@@ -129,12 +133,12 @@ class Bench:
       return state, metrics, samples
 
     with jax.set_mesh(session.mesh):
-      return loop._iterate(
+      return loop.iterate(
         session,
         step,
         session.init(self.policy),
-        loop.Clock(),
-        metrics_lib.MetricWriter(sinks.open_all(session.files.path, None)),
+        timing.PhaseClock(),
+        metric_writer.MetricWriter(sinks.open_all(session.files.path, None)),
       )
 
 
@@ -184,7 +188,7 @@ def bench(tiny_model, tmp_path_factory):
       "make_mesh",
       lambda **shape: meshes.make_mesh_of(jax.devices()[:1], **shape),
     )
-    session, policy = loop.prepare(
+    session, policy = sessions.prepare(
       tiny.make_config(tiny_model, settings), str(folder / "workdir")
     )
   with jax.set_mesh(session.mesh):

@@ -22,9 +22,11 @@ from etils import epath  # noqa: E402
 import numpy as np  # noqa: E402
 
 from r3jax.run import loop
+from r3jax.run import sessions
 from r3jax.run import workdir
-from r3jax.run.logging import metrics
+from r3jax.run.logging import metric_writer
 from r3jax.run.logging import sinks
+from r3jax.run.logging import timing
 from tests import tiny  # noqa: E402
 
 SETTINGS = {
@@ -58,12 +60,12 @@ def run(session, policy, step, name: str, **reward) -> dict:
   session = dataclasses.replace(session, config=config, files=files)
   session.experiment.reward.metrics()
   try:
-    state = loop._iterate(
+    state = loop.iterate(
       session,
       step,
       session.init(policy),
-      loop.Clock(),
-      metrics.MetricWriter(sinks.open_all(session.files.path, None)),
+      timing.PhaseClock(),
+      metric_writer.MetricWriter(sinks.open_all(session.files.path, None)),
     )
   except (RuntimeError, ZeroDivisionError) as error:
     return {"ended": type(error).__name__, "says": str(error)[:200]}
@@ -85,7 +87,7 @@ def break_here(scorer):
 
 
 def main():
-  session, policy = loop.prepare(
+  session, policy = sessions.prepare(
     tiny.make_config(pathlib.Path(MODEL), SETTINGS), WORKDIR
   )
   with jax.set_mesh(session.mesh):

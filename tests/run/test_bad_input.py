@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
-from r3jax.run import loop
+from r3jax.run import sessions
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -33,13 +33,13 @@ def refused(tiny_model, tmp_path, monkeypatch):
   def compiles(*_):
     raise AssertionError("the run went on to compile")
 
-  monkeypatch.setattr(loop.Session, "init", compiles)
-  monkeypatch.setattr(loop.Session, "compile", compiles)
+  monkeypatch.setattr(sessions.Session, "init", compiles)
+  monkeypatch.setattr(sessions.Session, "compile", compiles)
 
   def message(changes: dict, folder: pathlib.Path = tiny_model) -> str:
     workdir = tmp_path / "workdir"
     with pytest.raises(ValueError) as error:
-      loop.prepare(
+      sessions.prepare(
         tiny.make_config(
           folder, {"mesh.data": 8, "eval.batch_size": 8} | changes
         ),
@@ -273,7 +273,7 @@ class TestWorkdir:
   def opened(self, tiny_model, tmp_path):
     """A workdir in which a run has begun."""
     workdir = tmp_path / "workdir"
-    loop.prepare(self._config(tiny_model), str(workdir))
+    sessions.prepare(self._config(tiny_model), str(workdir))
     return workdir
 
   def test_file_in_place_of_the_folder_is_refused(self, tiny_model, tmp_path):
@@ -281,13 +281,13 @@ class TestWorkdir:
     with pytest.raises(
       ValueError, match="workdir must be a writable folder, got '.*workdir'"
     ):
-      loop.prepare(self._config(tiny_model), str(tmp_path / "workdir"))
+      sessions.prepare(self._config(tiny_model), str(tmp_path / "workdir"))
     assert (tmp_path / "workdir").read_text() == "mine"
 
   def test_run_of_another_config_is_refused_by_key(self, tiny_model, opened):
     before = {path: path.read_bytes() for path in opened.iterdir()}
     with pytest.raises(ValueError) as error:
-      loop.prepare(
+      sessions.prepare(
         self._config(
           tiny_model, {"seed": 7, "optimizer.b2": 0.5, "total_steps": 9}
         ),
@@ -309,14 +309,16 @@ class TestWorkdir:
       ValueError,
       match=r"total_steps \(2\) must be at least the iterations done there \(3\)",
     ):
-      loop.prepare(self._config(tiny_model, {"total_steps": 2}), str(opened))
+      sessions.prepare(
+        self._config(tiny_model, {"total_steps": 2}), str(opened)
+      )
     assert (opened / "config.json").read_bytes() == before
 
   def test_run_of_another_model_in_the_same_place_is_refused(
     self, model, tmp_path
   ):
     workdir = str(tmp_path / "workdir")
-    loop.prepare(self._config(model), workdir)
+    sessions.prepare(self._config(model), workdir)
     _edit(
       model / "ema.safetensors",
       lambda tensors: tensors["llm2vae.bias"].fill(0.5),
@@ -324,7 +326,7 @@ class TestWorkdir:
     with pytest.raises(
       ValueError, match='  weights: "[0-9a-f]{16}" there, "[0-9a-f]{16}" now$'
     ):
-      loop.prepare(self._config(model), workdir)
+      sessions.prepare(self._config(model), workdir)
 
   def test_listed_keys_may_differ_and_are_logged(
     self, tiny_model, opened, caplog
@@ -336,7 +338,7 @@ class TestWorkdir:
       "eval.points": 4,
     }
     with caplog.at_level("INFO", logger="absl"):
-      loop.prepare(self._config(tiny_model, changes), str(opened))
+      sessions.prepare(self._config(tiny_model, changes), str(opened))
     for key, value in changes.items():
       assert (
         f"config {key} was {tiny.SETTINGS[key]}, is now {value}" in caplog.text

@@ -26,6 +26,8 @@ from r3jax.rewards import control
 from r3jax.rl import iteration
 from r3jax.run import loop
 from r3jax.run import machine
+from r3jax.run import sessions
+from r3jax.run.logging import metric_writer
 from r3jax.worlds.shapes import verifier
 from tests import documented
 from tests import tiny
@@ -263,7 +265,7 @@ class TestCommand:
 class TestPeakMemory:
   def test_is_not_that_of_the_process_that_started_it(self):
     ours = bytearray(2**30)  # touched, and held until the other has answered
-    script = "from r3jax import machine; print(machine.peak_memory())"
+    script = "from r3jax.run import machine; print(machine.peak_memory())"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     theirs = subprocess.run(
       [sys.executable, "-c", script],
@@ -292,7 +294,7 @@ class TestRun:
     traces, compiled = [], []
     draft, write = (
       iteration.Iteration.draft,
-      loop.metrics_lib.MetricWriter.write,
+      metric_writer.MetricWriter.write,
     )
     monkeypatch.setattr(
       iteration.Iteration,
@@ -308,22 +310,22 @@ class TestRun:
     )
     by_step = []
     monkeypatch.setattr(
-      loop.metrics_lib.MetricWriter,
+      metric_writer.MetricWriter,
       "write",
       lambda *args: by_step.append(len(compiled)) or write(*args),
     )
     programs = epath.Path(tmp_path / "traced")
-    summary = loop.run(*loop.prepare(config, str(tmp_path)), programs)
+    summary = loop.run(*sessions.prepare(config, str(tmp_path)), programs)
     assert len(traces) == 1 and len(list(programs.iterdir())) == 1
     # between the first and the last iteration nothing is compiled
     assert len(set(by_step)) == 1
     assert summary["scores"]["draft"]["difference"] == [0.0, 0.0, 0.0]
 
-    session, policy = loop.prepare(config, str(tmp_path))
+    session, policy = sessions.prepare(config, str(tmp_path))
     with jax.set_mesh(session.mesh):
       abstract = jax.eval_shape(session.init, policy)
       prompts = pipeline.prompt_iterator(len(session.experiment.train), 2, 0)
-      step, state, _ = training.Checkpoints(
+      step, state = training.Checkpoints(
         tmp_path / "checkpoints", 1, 2
       ).restore(abstract, prompts)
     assert step == 3

@@ -24,7 +24,9 @@ from r3jax.rl import iteration
 from r3jax.rl import programs
 from r3jax.rl import train_state
 from r3jax.run import loop
+from r3jax.run import sessions
 from r3jax.run import setup
+from r3jax.run import summary
 from r3jax.sampling import flow_matching
 from tests import tiny
 
@@ -157,7 +159,7 @@ class TestParameters:
       _size(bench.policy),
       _size((bench.policy, bench.frozen.base, bench.frozen.towers)),
     )
-    assert loop._parameters(bench.session, bench.policy) == {
+    assert summary.count_parameters(bench.session, bench.policy) == {
       "trainable": adapters,
       "all": whole,
     }
@@ -170,7 +172,9 @@ class TestParameters:
       for path, leaf in _flat(bench.policy).items()
       if labels[path] == "gen"
     )
-    assert loop._parameters(bench.session, bench.policy)["trainable"] == gen
+    assert (
+      summary.count_parameters(bench.session, bench.policy)["trainable"] == gen
+    )
 
 
 class TestPrecision:
@@ -361,7 +365,7 @@ class TestRefusals:
       tiny_model, {"mesh.data": 8, "eval.batch_size": 8} | LORA | changes
     )
     with pytest.raises(ValueError, match=message):
-      loop.prepare(config, str(tmp_path / "run"))
+      sessions.prepare(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
   def test_a_run_with_another_rank_is_refused(
@@ -373,11 +377,11 @@ class TestRefusals:
       tiny_model,
       {"mesh.data": 8, "eval.batch_size": 8} | LORA | {"model.lora.rank": rank},
     )
-    loop.prepare(config(2), str(tmp_path))
+    sessions.prepare(config(2), str(tmp_path))
     with pytest.raises(
       ValueError, match=r"\n  model.lora.rank: 2 there, 3 now$"
     ):
-      loop.prepare(config(3), str(tmp_path))
+      sessions.prepare(config(3), str(tmp_path))
 
 
 @pytest.mark.slow
@@ -394,18 +398,22 @@ class TestRun:
     config = lambda steps, mode: tiny.make_config(
       tiny_model, changes | {"total_steps": steps, "step.mode": mode}
     )
-    session, policy = loop.prepare(config(2, "fused"), str(tmp_path / "run"))
+    session, policy = sessions.prepare(
+      config(2, "fused"), str(tmp_path / "run")
+    )
     whole, start = loop.run(session, policy), _size(policy)
     assert whole["parameters"]["trainable"] == start
-    loop.run(*loop.prepare(config(1, "split"), str(tmp_path / "parts")))
-    parts = loop.run(*loop.prepare(config(2, "split"), str(tmp_path / "parts")))
+    loop.run(*sessions.prepare(config(1, "split"), str(tmp_path / "parts")))
+    parts = loop.run(
+      *sessions.prepare(config(2, "split"), str(tmp_path / "parts"))
+    )
     np.testing.assert_allclose(
       parts["scores"]["draft"]["after"],
       whole["scores"]["draft"]["after"],
       atol=1e-3,
     )
     # The merged model draws what the evaluator drew with the adapters beside the base.
-    _, state, _ = training.Checkpoints(
+    _, state = training.Checkpoints(
       tmp_path / "run" / "checkpoints", 1, 2
     ).restore(
       jax.eval_shape(session.init, policy),

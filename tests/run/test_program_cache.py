@@ -31,7 +31,8 @@ class Counted:
 
   def __call__(self, state, rows: jax.Array):
     self.traces += 1
-    one, many = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    one = jax.sharding.PartitionSpec()
+    many = jax.sharding.PartitionSpec("data")
     total = jax.shard_map(
       lambda x, rows: jax.lax.psum(jnp.sum(x * rows), "data"),
       in_specs=(one, many),
@@ -78,7 +79,7 @@ class TestLoadOrExport:
     ):
       found, direct = _kept(tmp_path, Counted(3.0), **change)
       jax.tree.map(np.testing.assert_array_equal, found, direct)
-    monkeypatch.setattr(program_cache, "_CODE", "another source")
+    monkeypatch.setattr(program_cache, "code_version", lambda: "another")
     _kept(tmp_path, Counted(2.0), ["scale 2"])
     with jax.default_matmul_precision("bfloat16"):
       _kept(tmp_path, Counted(2.0), ["scale 2"])

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 from configs import r3_geneval
-from r3jax.run import loop
+from r3jax.run import sessions
 from r3jax.run.logging import sinks
 
 SETTINGS = sinks.WandbSettings(project="r3", name="first", mode="offline")
@@ -83,7 +83,7 @@ class TestCheck:
     config = r3_geneval.get_config("shapes")
     config.log.wandb.project = "r3"
     with pytest.raises(ValueError, match="log.wandb.project needs"):
-      loop.prepare(config, str(tmp_path / "workdir"))
+      sessions.prepare(config, str(tmp_path / "workdir"))
     assert not (tmp_path / "workdir").exists()
 
 

@@ -24,6 +24,7 @@ from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration
 from r3jax.rl import train_state
 from r3jax.run import loop
+from r3jax.run import sessions
 from r3jax.run import workdir as workdir_lib
 from tests.evaluation import fakes
 
@@ -58,7 +59,7 @@ class Answers:
 
 @dataclasses.dataclass
 class Session:
-  """What `train.run` needs of a session; an iteration adds 1 to the only parameter.
+  """What `loop.run` needs of a session; an iteration adds 1 to the only parameter.
 
   Attributes:
     fails_at: iteration in which the power goes off.
@@ -115,7 +116,7 @@ class Session:
     self._ask()
     self.experiment.reward.raise_together()
 
-  evaluate, _evaluate = loop.Session.evaluate, loop.Session._evaluate
+  evaluate, _evaluate = sessions.Session.evaluate, sessions.Session._evaluate
 
 
 def _start(workdir: str, fails_at: int | None = None) -> dict:
@@ -128,9 +129,9 @@ def _start(workdir: str, fails_at: int | None = None) -> dict:
   config.log.samples_every = 2
   config.profile.update(start=2, steps=1)
   files = workdir_lib.Workdir(epath.Path(workdir))
-  loop._check(config, files)
+  sessions.check(config, files)
   config_guard.check_writable(workdir)
-  config_guard.write_or_check(workdir, config.to_dict(), loop.MAY_DIFFER)
+  config_guard.write_or_check(workdir, config.to_dict(), sessions.MAY_DIFFER)
   return loop.run(Session(config, files, fails_at), {"x": jnp.float32(0)})
 
 
@@ -176,17 +177,19 @@ class TestRun:
     for name in [name for name in sys.modules if name.startswith("clu")]:
       monkeypatch.delitem(sys.modules, name)
     # its iterations have no samples
-    monkeypatch.setattr(loop.observe, "metrics", lambda *_: {})
+    monkeypatch.setattr(loop.host_metrics, "compute", lambda *_: {})
     image = np.zeros((2, 2, 3), np.uint8)
-    sample = {
+    record = {
       "prompt": "p",
       "tag": "colors",
       "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}],
     }
     shown = lambda experiment, step, *_: [
-      ({"step": step, "key": f"{step}", **sample}, [image])
+      loop.report_samples.ReportSample(
+        {"step": step, "key": f"{step}", **record}, [image]
+      )
     ]
-    monkeypatch.setattr(loop, "_samples", shown)
+    monkeypatch.setattr(loop.report_samples, "first_samples", shown)
     yield
     assert [
       path.name

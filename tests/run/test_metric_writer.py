@@ -1,4 +1,4 @@
-"""Tests of metrics.py."""
+"""Tests of run/logging/metric_writer.py."""
 
 import json
 
@@ -7,12 +7,12 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from r3jax.run.logging import metrics
+from r3jax.run.logging import metric_writer
 from r3jax.run.logging import sinks
 
 
 def run(workdir, steps, restored_step=None):
-  writer = metrics.MetricWriter(sinks.open_all(workdir, restored_step))
+  writer = metric_writer.MetricWriter(sinks.open_all(workdir, restored_step))
   for step in steps:
     writer.write(
       step,
@@ -36,7 +36,7 @@ class TestMetricWriter:
 
   @pytest.mark.usefixtures("no_tensorflow")
   def test_lines_are_on_disk_before_close(self, tmp_path):
-    writer = metrics.MetricWriter(sinks.open_all(tmp_path, None))
+    writer = metric_writer.MetricWriter(sinks.open_all(tmp_path, None))
     writer.write(1, {"reward": float("inf")})
     assert (
       tmp_path / "metrics.jsonl"
@@ -71,32 +71,3 @@ class TestMetricWriter:
   def test_without_tensorflow_only_the_file_is_written(self, tmp_path):
     assert run(tmp_path, [1]) == '{"step": 1, "loss": 1.0, "reward": 0.25}\n'
     assert not (tmp_path / "tensorboard").exists()
-
-
-class TestStopwatch:
-  def test_adds_up_the_parts_since_the_last_reading(self):
-    times = iter([0.0, 2.0, 3.0, 3.5, 10.0, 14.0])
-    stopwatch = metrics.Stopwatch(clock=lambda: next(times))
-    for name in ("step", "log", "step"):
-      with stopwatch.part(name):
-        pass
-    assert stopwatch.read() == {"seconds/step": 6.0, "seconds/log": 0.5}
-    assert stopwatch.read() == {}
-
-
-class TestProgress:
-  def test_time_left_leaves_out_the_iteration_that_compiles(self):
-    times = iter([0.0, 60.0, 62.0, 66.0])
-    progress = metrics.Progress(total_steps=10, clock=lambda: next(times))
-    assert progress.report(1, {"reason": 0.5}) == (
-      "iteration 1/10  reason 0.500  60.00 s/it  ETA 0:09:00"
-    )
-    assert progress.report(2, {}) == "iteration 2/10  2.00 s/it  ETA 0:00:16"
-    assert progress.report(3, {}) == "iteration 3/10  4.00 s/it  ETA 0:00:21"
-
-  def test_resumed_run_counts_from_its_own_first_step(self):
-    times = iter([100.0, 104.0, 4000.0])
-    progress = metrics.Progress(
-      total_steps=1000, done_steps=6, clock=lambda: next(times)
-    )
-    assert progress.report(8, {}) == "iteration 8/1000  2.00 s/it  ETA 0:33:04"

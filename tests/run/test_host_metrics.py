@@ -1,4 +1,4 @@
-"""Tests of observe.py."""
+"""Tests of run/logging/host_metrics.py."""
 
 import types
 
@@ -10,7 +10,7 @@ import pytest
 from r3jax import types as types_lib
 from r3jax.rl import iteration
 from r3jax.rl import train_state
-from r3jax.run.logging import observe
+from r3jax.run.logging import host_metrics
 
 OPTIMIZER = train_state.OptimizerSettings(
   1e-3, 4e-3, 10, 0.9, 0.95, 1e-8, 0.0, 1.0, False
@@ -25,7 +25,7 @@ def _score(value, valid) -> types_lib.Score:
 
 def _experiment(**changes) -> types.SimpleNamespace:
   settings = types.SimpleNamespace(
-    group_size=2, reflect_rounds=changes.pop("reflect_rounds", 1)
+    group_size=2, num_reflect_rounds=changes.pop("reflect_rounds", 1)
   )
   optimizer = train_state.OptimizerSettings(**vars(OPTIMIZER) | changes)
   return types.SimpleNamespace(
@@ -57,7 +57,9 @@ class TestMetrics:
       _score([0.0, 1.0, 0.75, np.nan], [True, True, True, False]),
     )
     experiment = _experiment()
-    found = observe.metrics(experiment, _state(experiment, 4), ROWS, samples)
+    found = host_metrics.compute(
+      experiment, _state(experiment, 4), ROWS, samples
+    )
     assert found == pytest.approx(
       {
         "reason/tag/position": 0.75,
@@ -77,14 +79,16 @@ class TestMetrics:
     samples = iteration.Samples(
       None, DRAFTS, edits, _score([1.0] * 4, [True] * 4)
     )
-    found = observe.metrics(experiment, _state(experiment, 3), ROWS, samples)
+    found = host_metrics.compute(
+      experiment, _state(experiment, 3), ROWS, samples
+    )
     assert found["edit2/tag/position"] == 1 and "edit/tag/position" not in found
 
   def test_reason_alone_with_und_frozen_before_any_update(self):
     experiment = _experiment(
       freeze_und=True, reflect_rounds=0, warmup_updates=0
     )
-    found = observe.metrics(
+    found = host_metrics.compute(
       experiment,
       _state(experiment, 0),
       ROWS,
@@ -99,43 +103,3 @@ class TestMetrics:
         "optimizer/learning_rate_gen": 4e-3,
       }
     )
-
-
-class TestPictures:
-  def test_edits_are_side_by_side(self):
-    black, white = (
-      np.zeros((6, 5, 3), np.uint8),
-      np.full((6, 5, 3), 255, np.uint8),
-    )
-    turn = lambda image, score, instruction="": {
-      "image": image,
-      "score": score,
-      "instruction": instruction,
-    }
-    draft = {
-      "prompt": "a red ring",
-      "tag": "colors",
-      "turns": [turn("black", 0.5)],
-    }
-    edit = {
-      "prompt": "a bow",
-      "tag": "counting",
-      "turns": [turn("black", None), turn("white", 1.0, "remove the ring")],
-    }
-    found = observe.pictures(
-      [draft, edit, draft], {"black": black, "white": white - 1}
-    )
-    assert list(found) == [
-      "reason/sample/1",
-      "edit/sample/1",
-      "reason/sample/2",
-    ]
-    assert found["reason/sample/1"].caption == "a red ring [colors]: 0.50"
-    np.testing.assert_array_equal(found["reason/sample/1"].image, black)
-    assert (
-      found["edit/sample/1"].caption
-      == "a bow [counting]: missing -> 1.00 (remove the ring)"
-    )
-    image = found["edit/sample/1"].image
-    assert image.shape == (6, 14, 3) and not image[:, :5].any()
-    assert (image[:, 5:9] == 255).all() and (image[:, 9:] == 254).all()

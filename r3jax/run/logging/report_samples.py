@@ -1,0 +1,197 @@
+"""Writes samples of an iteration to the report page and, as pictures, to the sinks.
+
+A sample is a JSON object of `report/page.py`: a prompt and its turns. A draft has one turn; an edit
+has two, the image before it and the image after it.
+"""
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+
+import jax
+import numpy as np
+
+from r3jax.report import page
+from r3jax.rewards import outcome
+from r3jax.rl import iteration
+from r3jax.run import sessions
+from r3jax.run import setup
+from r3jax.run.logging import metric_writer
+from r3jax.run.logging import sinks
+from r3jax.sequence import thoughts
+
+_GAP = 4  # pixels between the two images of an edit
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSample:
+  """A sample of the report, and its images.
+
+  Attributes:
+    record: JSON object; its turns do not name their images yet.
+    images: uint8 [H, W, 3], one per turn.
+  """
+
+  record: dict
+  images: Sequence[np.ndarray]
+
+
+def write(
+  session: sessions.Session,
+  step: int,
+  indices: np.ndarray,
+  samples: iteration.Samples,
+  writer: metric_writer.MetricWriter,
+) -> None:
+  """Adds an iteration's first samples to the report and to the sinks; only process 0 writes.
+
+  Args:
+    session: Constants of the run.
+    step: Number of the iteration.
+    indices: [G] indices of the iteration's training records.
+    samples: Samples of the iteration as numpy arrays.
+    writer: Gets the pictures.
+  """
+  if jax.process_index():
+    return
+  num_groups = min(session.config.log.samples, len(indices))
+  records = []
+  images = {}
+  for sample in first_samples(
+    session.experiment, step, indices, samples, num_groups
+  ):
+    key = sample.record["key"]
+    turns = []
+    for number, image in enumerate(sample.images):
+      path = f"images/{key}_{number}.png"
+      images[path] = image
+      turns.append({"image": path, **sample.record["turns"][number]})
+    records.append(sample.record | {"turns": turns})
+  page.append_samples(session.files.report, records, images)
+  writer.write_pictures(step, pictures(records, images))
+
+
+def first_samples(
+  experiment: setup.Experiment,
+  step: int,
+  indices: np.ndarray,
+  samples: iteration.Samples,
+  num_groups: int,
+) -> Iterator[ReportSample]:
+  """Yields the first draft and the first edit of each of the first groups.
+
+  Args:
+    experiment: Training records, settings and tokenizer of the run.
+    step: Number of the iteration.
+    indices: [G] indices of the iteration's training records.
+    samples: Samples of the iteration as numpy arrays.
+    num_groups: Number of groups, at most G.
+  """
+  for group in range(num_groups):
+    row = group * experiment.settings.group_size
+    yield _draft(experiment, step, group, row, indices, samples)
+    if samples.edits is not None:
+      yield _edit(experiment, step, group, row, indices, samples)
+
+
+def _draft(experiment, step, group, row, indices, samples) -> ReportSample:
+  rollout = samples.drafts.rollout
+  turn = {
+    **outcome.as_json(samples.draft_score, row),
+    "text": _text(experiment, rollout.text, row),
+    "instruction": "",
+    "stop": False,
+  }
+  record = {
+    "step": step,
+    "key": f"{step:06d}-{group}",
+    **_prompt(experiment, indices[group]),
+    "turns": [turn],
+  }
+  return ReportSample(record, [rollout.images[row]])
+
+
+def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
+  edits = samples.edits
+  text = _text(experiment, edits.text, row)
+  before = {
+    "label": "from the pool",
+    "score": float(edits.before[row]) if edits.before_valid[row] else None,
+    "text": "",
+    "instruction": "",
+    "stop": False,
+  }
+  after = {
+    "label": "edited",
+    **outcome.as_json(samples.edit_score, row),
+    "text": text,
+    "instruction": thoughts.edit_instruction(text),
+    "stop": bool(edits.parsed.stop[row]),
+  }
+  record = {
+    "step": step,
+    "key": f"{step:06d}-{group}-edit",
+    **_prompt(experiment, indices[edits.row[row]]),
+    "turns": [before, after],
+  }
+  # Sources have one row per group, edits one per sample.
+  num_groups = edits.source.images.shape[0]
+  num_samples = edits.row.shape[0]
+  source = edits.source.images[row * num_groups // num_samples]
+  return ReportSample(record, [source, edits.refined.images[row]])
+
+
+def _prompt(experiment: setup.Experiment, index: int) -> dict:
+  training_record = experiment.train[index]
+  return {"prompt": training_record["prompt"], "tag": training_record["tag"]}
+
+
+def _text(experiment: setup.Experiment, text, row: int) -> str:
+  """Returns the text of one row of a `experience.Text`."""
+  rows = slice(row, row + 1)
+  return experiment.decode(text.ids[rows], text.lengths[rows])[0]
+
+
+def pictures(
+  records: Sequence[dict], images: Mapping[str, np.ndarray]
+) -> dict[str, sinks.Picture]:
+  """Returns samples as pictures, by "reason/sample/N" (drafts) and "edit/sample/N" (edits).
+
+  Args:
+    records: Samples of the report, whose turns name their images.
+    images: uint8 [H, W, 3], by these names.
+  """
+  by_name = {}
+  counts = collections.Counter()
+  for record in records:
+    turns = record["turns"]
+    stage = "reason" if len(turns) == 1 else "edit"
+    counts[stage] += 1
+    image = _side_by_side([images[turn["image"]] for turn in turns])
+    by_name[f"{stage}/sample/{counts[stage]}"] = sinks.Picture(
+      image, _caption(record)
+    )
+  return by_name
+
+
+def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns images of one size as one image, uint8 [H, W, 3]."""
+  height = images[0].shape[0]
+  gap = np.full((height, _GAP, 3), 255, np.uint8)
+  columns = [images[0]]
+  for image in images[1:]:
+    columns += [gap, image]
+  return np.concatenate(columns, axis=1)
+
+
+def _caption(record: dict) -> str:
+  """Returns "PROMPT [TAG]: SCORE -> SCORE (INSTRUCTION)"."""
+  first, *edits = record["turns"]
+  caption = f"{record['prompt']} [{record['tag']}]: {_score(first)}"
+  for turn in edits:
+    caption += f" -> {_score(turn)} ({turn['instruction']})"
+  return caption
+
+
+def _score(turn: dict) -> str:
+  return "missing" if turn["score"] is None else f"{turn['score']:.2f}"

@@ -1,0 +1,357 @@
+"""Prepares a run: checks its config, loads the model, opens the workdir, compiles the step."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+
+from etils import epath
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from r3jax import types
+from r3jax.agent import experience
+from r3jax.checkpoint import training
+from r3jax.data import contamination
+from r3jax.evaluation import evaluate
+from r3jax.evaluation import numbers
+from r3jax.evaluation import result
+from r3jax.evaluation import summary
+from r3jax.files import config_guard
+from r3jax.model import parameters
+from r3jax.parallel import meshes
+from r3jax.parallel import sharding
+from r3jax.rewards import control
+from r3jax.rewards.from_host import budget
+from r3jax.rl import iteration
+from r3jax.rl import programs
+from r3jax.rl import train_state
+from r3jax.run import held_out
+from r3jax.run import profiling
+from r3jax.run import program_cache
+from r3jax.run import setup
+from r3jax.run import workdir
+from r3jax.run.logging import metric_writer
+from r3jax.run.logging import sinks
+
+# Keys of the config that may change when a run resumes: they do not change what an iteration
+# computes.
+MAY_DIFFER = (
+  "mesh",
+  "sharding",
+  "total_steps",
+  "log",
+  "eval",
+  "checkpoint",
+  "step",
+  "profile",
+  "data.heldout",
+  "reward.endpoints",
+  "reward.token_env",
+  "reward.batch",
+  "reward.cache",
+  "reward.client",
+  "reward.max_failed_fraction",
+  "reward.failure_window",
+)
+
+# (state, indices of training prompts [G]) -> (state, metrics, samples)
+Step = Callable[
+  [train_state.TrainState, np.ndarray],
+  tuple[train_state.TrainState, iteration.Metrics, iteration.Samples],
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+  """The constants of a run, checked and loaded.
+
+  Attributes:
+    config: Config of the run, locked.
+    files: Workdir of the run.
+    experiment: What the config describes: prompts, reward, model and settings.
+    mesh: All devices.
+    iteration: Stages of an iteration, on one replica.
+    prompts: Training prompts as numpy arrays, one row per record.
+    frozen: Parameters that an iteration reads; its reference is the policy before training.
+    exam: Evaluation on the held-out prompts, on the same mesh.
+    leaked: Held-out prompts that this run or the model's earlier runs train on.
+  """
+
+  config: ml_collections.ConfigDict
+  files: workdir.Workdir
+  experiment: setup.Experiment
+  mesh: jax.sharding.Mesh
+  iteration: iteration.Iteration
+  prompts: experience.Prompts
+  frozen: iteration.Frozen
+  exam: evaluate.Exam
+  leaked: contamination.Leaked
+
+  def init(self, policy: types.Params) -> train_state.TrainState:
+    """Returns the state before the first iteration; it shares no buffer with `policy`."""
+    optimizer = self.iteration.optimizer
+    bagel = self.experiment.modules.bagel
+    shardings = sharding.like_parameters(
+      jax.eval_shape(optimizer.init, policy),
+      parameters.shardings(bagel, self.mesh),
+      self.mesh,
+    )
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(policy)
+    iterations_done = jax.device_put(
+      np.int32(0), sharding.replicated(self.mesh)
+    )
+    # A copy, because the step donates its state.
+    copied_policy = jax.tree.map(jnp.copy, policy)
+    return train_state.TrainState(copied_policy, opt_state, iterations_done)
+
+  def compile(
+    self,
+    state: train_state.TrainState,
+    program_folder: epath.Path | None = None,
+  ) -> Step:
+    """Returns the step of the training loop.
+
+    The step donates the state: its buffers must not be read afterwards.
+
+    Args:
+      state: State with the shapes, dtypes and shardings that the step will be called with.
+      program_folder: Folder that keeps the traced step between starts, see `program_cache`; None
+        traces it anew. In split mode nothing is kept, and a stage compiles when it first runs.
+    """
+    if self.config.step.mode == "split":
+      return self._split_step(state)
+    return self._fused_step(state, program_folder)
+
+  def _split_step(self, state: train_state.TrainState) -> Step:
+    """Returns a step that runs the stages as separate programs and times them."""
+    seed = np.uint32(self.config.seed)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    stages = programs.split(self.iteration, self.mesh, shardings)
+
+    def step(state, indices):
+      batch = self._batch(indices)
+      return programs.run_timed(stages, state, self.frozen, batch, seed)
+
+    return step
+
+  def _fused_step(
+    self, state: train_state.TrainState, program_folder: epath.Path | None
+  ) -> Step:
+    """Returns a step that runs the whole iteration as one program, compiled now."""
+    seed = np.uint32(self.config.seed)
+    any_batch = self._batch(np.zeros(self.config.groups_per_step, np.int32))
+    arguments = (state, self.frozen, any_batch, seed)
+    program = programs.fused(self.iteration, self.mesh)
+    # A program with callbacks to the host cannot be exported.
+    if program_folder and not self.experiment.on_host:
+      program = program_cache.load_or_export(
+        program_folder, self._constants(), program, arguments
+      )
+    state_shardings = jax.tree.map(lambda x: x.sharding, state)
+    program = jax.jit(
+      program, donate_argnums=0, out_shardings=(state_shardings, None, None)
+    )
+    compiler_options = None
+    if jax.default_backend() == "cpu":
+      # LLVM's expensive passes take long and do not make the step measurably faster.
+      compiler_options = {"xla_llvm_disable_expensive_passes": True}
+    compiled = program.lower(*arguments).compile(
+      compiler_options=compiler_options
+    )
+
+    def step(state, indices):
+      return compiled(state, self.frozen, self._batch(indices), seed)
+
+    return step
+
+  def _batch(self, indices: np.ndarray) -> experience.Prompts:
+    """Returns the training prompts of an iteration, one row per group."""
+    return jax.tree.map(lambda column: column[indices], self.prompts)
+
+  def _constants(self) -> list[str]:
+    """Returns what the traced step depends on beside its arguments and the source code.
+
+    These are the config and the files that describe the model: sizes and tokenizer.
+    """
+    config = {
+      key: value
+      for key, value in self.config.to_dict().items()
+      if key not in MAY_DIFFER and key != "seed"
+    }
+    folder = self.experiment.pretrained.folder
+    model_files = sorted([*folder.glob("*.json"), *folder.glob("*.txt")])
+    return [
+      json.dumps(config, sort_keys=True),
+      *(path.read_text() for path in model_files),
+    ]
+
+  def evaluate(
+    self,
+    policy: types.Params,
+    step: int,
+    writer: metric_writer.MetricWriter,
+  ) -> list[dict]:
+    """Evaluates a policy on the held-out prompts and logs its scores.
+
+    An evaluation that this run has already finished is read from its folder.
+
+    Args:
+      policy: Trained parameters.
+      step: Number of completed iterations.
+      writer: Gets the scores of the evaluation.
+
+    Returns:
+      The samples of the evaluation.
+
+    Raises:
+      budget.BudgetExceeded: Too many images have no score.
+    """
+    folder = self.files.evaluation(step)
+    evaluated = summary.finished(self.exam, folder)
+    if evaluated is None:
+      evaluated = self._evaluate(policy, step)
+    scores = numbers.numbers(result.of_samples(evaluated))
+    writer.write_evaluation(step, scores)
+    return evaluated
+
+  def _evaluate(self, policy: types.Params, step: int) -> list[dict]:
+    """Draws and scores the samples of an evaluation, and writes its summary."""
+    folder = self.files.evaluation(step)
+    reward = self.experiment.reward
+    reward.begin(step)
+    with reward.logging_to(folder / "rewards"):
+      evaluated = self.exam.sit(
+        self.frozen.whole(policy), self.frozen.towers, folder, step
+      )
+    # Reading the counters resets them: the next iteration's must not include the evaluation.
+    reward.metrics()
+    budget.check_evaluation(
+      result.of_samples(evaluated).missing,
+      self.config.reward.max_failed_fraction,
+    )
+    facts = summary.Facts(
+      title=f"r3jax: evaluation of iteration {step}",
+      step=step,
+      leaked=self.leaked,
+      flops=self.exam.flops,
+      seed=self.config.seed,
+    )
+    summary.conclude(folder, evaluated, facts)
+    return evaluated
+
+
+def check(config: ml_collections.ConfigDict, files: workdir.Workdir) -> None:
+  """Checks the sections of a config that only the training loop reads.
+
+  Raises:
+    ValueError: A value is out of range, or the workdir holds more iterations than the config asks
+      for.
+  """
+  if config.step.mode not in ("fused", "split"):
+    raise ValueError(
+      f"step.mode must be 'fused' or 'split'; got {config.step.mode!r}"
+    )
+  for section, key, least in (
+    ("checkpoint", "every", 1),
+    ("checkpoint", "keep", 1),
+    ("eval", "every", 0),
+  ):
+    value = config[section][key]
+    if value < least:
+      raise ValueError(f"{section}.{key} must be at least {least}; got {value}")
+  profiling.check(
+    config.profile.start, config.profile.steps, config.total_steps
+  )
+  sinks.check(sinks.WandbSettings(**config.log.wandb))
+  done = training.latest_step(files.checkpoints) or 0
+  if config.total_steps < done:
+    raise ValueError(
+      f"total_steps ({config.total_steps}) must be at least the iterations done there ({done})"
+    )
+
+
+def prepare(
+  config: ml_collections.ConfigDict, folder: epath.PathLike
+) -> tuple[Session, types.Params]:
+  """Checks everything that can be checked before compilation, loads the model, opens the workdir.
+
+  Args:
+    config: Config of the run, see `configs/r3_geneval.py`.
+    folder: Workdir of a new run, or of one to resume, see `loop.run`.
+
+  Returns:
+    The constants of the run, and the policy before training.
+
+  Raises:
+    ValueError: The config, the model or the workdir cannot be used; the workdir is unchanged.
+  """
+  program_cache.code_version()  # before the source may be edited
+  files = workdir.Workdir(epath.Path(folder))
+  check(config, files)
+  experiment = setup.build(config)
+  mesh = meshes.make_mesh(**config.mesh)
+  stages = _stages(config, experiment, mesh)
+  exam = held_out.exam(config, experiment, mesh)
+  prompts = experiment.encode(experiment.train)
+  policy, frozen = experiment.start(mesh, config.seed)
+
+  # Nothing has been written up to here.
+  config_guard.check_writable(folder)
+  config_guard.write_or_check(
+    folder, config.to_dict() | _inputs(experiment), MAY_DIFFER
+  )
+  leaked = _leaked(config, experiment)
+  if not jax.process_index():
+    workdir.write_training_prompts(files.path, experiment.train)
+
+  session = Session(
+    config=config,
+    files=files,
+    experiment=experiment,
+    mesh=mesh,
+    iteration=stages,
+    prompts=prompts,
+    frozen=frozen,
+    exam=exam,
+    leaked=leaked,
+  )
+  return session, policy
+
+
+def _stages(
+  config: ml_collections.ConfigDict,
+  experiment: setup.Experiment,
+  mesh: jax.sharding.Mesh,
+) -> iteration.Iteration:
+  """Returns the stages of an iteration, with shuffled rewards in the control experiment."""
+  stages = experiment.iteration(mesh)
+  if not config.reward.shuffle:
+    return stages
+  shuffled = control.shuffled(stages.reward, config.seed, iteration.AXIS)
+  return dataclasses.replace(stages, reward=shuffled)
+
+
+def _inputs(experiment: setup.Experiment) -> dict[str, object]:
+  """Returns what a resumed run must find unchanged beside its config, as JSON values."""
+  training_prompts = json.dumps(experiment.train).encode()
+  inputs = {
+    "weights": experiment.pretrained.fingerprint(),  # the KL's reference
+    "training_prompts": hashlib.sha256(training_prompts).hexdigest(),
+  }
+  reward_services = experiment.reward.describe()
+  if reward_services:
+    inputs["reward_services"] = reward_services
+  return inputs
+
+
+def _leaked(
+  config: ml_collections.ConfigDict, experiment: setup.Experiment
+) -> contamination.Leaked:
+  """Compares the held-out prompts with those of this run and of the model's earlier runs."""
+  earlier, complete = workdir.trained_on(config.model.folder)
+  return contamination.leaked(
+    [*earlier, *experiment.train], experiment.heldout, complete
+  )

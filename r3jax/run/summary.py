@@ -1,0 +1,145 @@
+"""Writes the summary of a finished run: `summary.json` and the report page."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+
+import jax
+import numpy as np
+
+from r3jax import types
+from r3jax.evaluation import numbers
+from r3jax.evaluation import result
+from r3jax.files import atomic
+from r3jax.files import jsonl
+from r3jax.report import page
+from r3jax.rl import train_state
+from r3jax.run import machine
+from r3jax.run import sessions
+from r3jax.run import workdir
+
+# Metrics that the report draws, in this order.
+CHARTS = (
+  "reason/score",
+  "reason/strict",
+  "edit/before",
+  "edit/score",
+  "edit/improvement",
+  "edit/edit_rate",
+  "edit/stop_when_right",
+  "edit/stop_when_wrong",
+  "reason/format",
+  "edit/format",
+  "reason/tokens",
+  "edit/tokens",
+  "reason/gradient_norm",
+  "edit/gradient_norm",
+  "reason/text_kl",
+  "edit/text_kl",
+  "mismatch/reason_text",
+  "mismatch/reason_image",
+  "mismatch/edit_text",
+  "mismatch/edit_image",
+)
+
+
+def count_parameters(
+  session: sessions.Session, policy: types.Params
+) -> dict[str, int]:
+  """Counts the parameters that training changes, and those of the whole model.
+
+  Args:
+    session: Constants of the run.
+    policy: Trained parameters.
+
+  Returns:
+    {"trainable", "all"}, as the summary has them.
+  """
+  trainable = _size(policy)
+  if session.config.optimizer.freeze_und:
+    labels = train_state.expert_labels(policy)
+    und = jax.tree.map(
+      lambda leaf, expert: leaf if expert == "und" else (), policy, labels
+    )
+    trainable -= _size(und)
+  whole_policy = session.frozen.whole(policy)
+  return {
+    "trainable": trainable,
+    "all": _size(whole_policy) + _size(session.frozen.towers),
+  }
+
+
+def _size(tree: types.Params) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def make(
+  session: sessions.Session,
+  seconds: Mapping[str, float],
+  before: result.Result,
+  after: result.Result,
+) -> dict:
+  """Returns the summary of a run as JSON values.
+
+  Args:
+    session: Constants of the run.
+    seconds: Wall-clock time of the phases of this start, by phase.
+    before: Evaluation of the policy before training.
+    after: Evaluation of the trained policy.
+  """
+  seed = session.config.seed
+  num_iterations = session.config.total_steps
+  title = f"r3jax: {num_iterations} iterations, seed {seed}"
+  if session.leaked.contaminated:
+    title += " (CONTAMINATED: trained on test prompts)"
+  return {
+    "title": title,
+    "scores": numbers.compare(before, after, seed),
+    "last round minus draft": {
+      "before": numbers.refinement(before, seed),
+      "after": numbers.refinement(after, seed),
+    },
+    "images without a score": {
+      "before": before.missing,
+      "after": after.missing,
+    },
+    "behaviour": {
+      "before": numbers.behaviour(before),
+      "after": numbers.behaviour(after),
+    },
+    "leaked": dataclasses.asdict(session.leaked),
+    "contamination": session.experiment.contamination.to_json(),
+    "iterations": num_iterations,
+    "seed": seed,
+    "seconds": dict(seconds) | _median_iteration(session.files),
+    "compile_seconds": seconds["compile"],
+    "peak_memory_gib": machine.peak_memory() / 2**30,
+    "versions": machine.versions(),
+  }
+
+
+def _median_iteration(files: workdir.Workdir) -> dict[str, float]:
+  """Returns the median time of an iteration, without the first one where there are others."""
+  metrics = jsonl.read(files.metrics)
+  if not metrics:
+    return {}
+  steady = metrics[1:] or metrics
+  seconds = [row["seconds/iteration"] for row in steady]
+  return {"median iteration": float(np.median(seconds))}
+
+
+def write(files: workdir.Workdir, summary: dict) -> None:
+  """Writes the report page and summary.json; only process 0 writes."""
+  if jax.process_index():
+    return
+  # Formatted first: values that JSON does not have must not leave a page without a summary.
+  text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+  page.write_report(
+    files.report,
+    summary,
+    jsonl.read(files.metrics),
+    page.read_samples(files.report),
+    CHARTS,
+  )
+  # Last: a run with a summary is complete.
+  atomic.write_text(files.summary, text)
