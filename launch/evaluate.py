@@ -28,14 +28,17 @@ from ml_collections import config_flags
 from r3jax.checkpoint import training
 from r3jax.cli import startup
 from r3jax.data import contamination
-from r3jax.evaluation import compare
-from r3jax.evaluation import render
-from r3jax.evaluation import result
+from r3jax.evaluation import finished
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import sample_table
 from r3jax.evaluation import second_judge
 from r3jax.evaluation import summary as summary_lib
 from r3jax.files import config_guard
 from r3jax.parallel import meshes
 from r3jax.parallel import multihost
+from r3jax.report import comparison_report
+from r3jax.report import evaluation_report
+from r3jax.report import judge_report
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import budget
 from r3jax.run import held_out
@@ -75,65 +78,62 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   """Checks the config, opens the folder, loads the model."""
   experiment = setup.build_to_evaluate(config)
   mesh = meshes.make_mesh(**config.mesh)
-  exam = held_out.exam(config, experiment, mesh)
+  evaluation = held_out.evaluation(config, experiment, mesh)
   config_guard.check_writable(folder)
   described = {
     "model": config.model.to_dict(),
     "weights": experiment.pretrained.fingerprint(),
   }
   services = experiment.reward.describe()
-  described |= exam.settings | (
+  described |= evaluation.settings | (
     {"reward_services": services} if services else {}
   )
   config_guard.write_or_check(folder, described, may_differ=())
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
-  return experiment, mesh, exam, policy, towers
+  return experiment, mesh, evaluation, policy, towers
 
 
-def _facts(
-  config: ml_collections.ConfigDict, experiment: setup.Experiment, exam
-) -> summary_lib.Facts:
+def _context(
+  config: ml_collections.ConfigDict, experiment: setup.Experiment, evaluation
+) -> summary_lib.Context:
   folder = config.model.folder
   trained_on, complete = workdir.trained_on(folder)
   leaked = contamination.leaked(trained_on, experiment.heldout, complete)
   step = (
     training.latest_step(workdir.Workdir(epath.Path(folder)).checkpoints) or 0
   )
-  return summary_lib.Facts(
-    f"r3jax: evaluation of {folder}", step, leaked, exam.flops, config.eval.seed
+  return summary_lib.Context(
+    f"r3jax: evaluation of {folder}",
+    step,
+    leaked,
+    evaluation.flops,
+    config.eval.seed,
   )
 
 
 def _evaluate():
   config, folder = startup.together(_config), epath.Path(_WORKDIR.value)
-  experiment, mesh, exam, policy, towers = startup.together(
+  experiment, mesh, evaluation, policy, towers = startup.together(
     _prepare, config, folder
   )
   reward = experiment.reward
-  facts = _facts(config, experiment, exam)
-  reward.begin(facts.step)
+  context = _context(config, experiment, evaluation)
+  reward.begin(context.step)
   with jax.set_mesh(mesh), reward.logging_to(folder / "rewards"):
-    samples = exam.sit(policy, towers, folder, facts.step)
+    samples = evaluation.run(policy, towers, folder, context.step)
   budget.check_evaluation(
-    result.of_samples(samples).missing, config.reward.max_failed_fraction
+    sample_table.of_samples(samples).missing, config.reward.max_failed_fraction
   )
-  summary = summary_lib.conclude(folder, samples, facts)
+  summary = evaluation_report.conclude(folder, samples, context)
   if not jax.process_index():
-    print(
-      "\n\n".join(
-        [
-          *summary_lib.notes(summary),
-          *map(render.markdown, render.of_summary(summary).values()),
-        ]
-      )
-    )
+    print(evaluation_report.console_text(summary))
     print(f"\npage: {folder / 'index.html'}")
 
 
 def _compare(paths: list[str]):
-  groups = [compare.read(path) for path in paths]
-  print(compare.write(groups, epath.Path(_WORKDIR.value), seed=0))
+  groups = [finished.read(path) for path in paths]
+  print(comparison_report.write(groups, epath.Path(_WORKDIR.value), seed=0))
 
 
 def _rescore(path: str):
@@ -143,7 +143,7 @@ def _rescore(path: str):
     raise ValueError(
       f"--judge must say what the other reward is called, in letters, digits, '.', '-' and '_'; got {_JUDGE.value!r}"
     )
-  if not compare.is_evaluation(folder):
+  if not sample_log.exists(folder):
     raise ValueError(
       f"rescore must be given the folder of an evaluation; there are no samples in {path}"
     )
@@ -151,7 +151,7 @@ def _rescore(path: str):
     raise ValueError(
       f"images are scored again in one process; there are {jax.process_count()}"
     )
-  (evaluation,) = compare.read(path)
+  (evaluation,) = finished.read(path)
   heldout = setup.load_heldout(config)
   records = setup.evenly(heldout, config.eval.prompts, config.eval.seed)
   mesh, reward = (
@@ -161,13 +161,13 @@ def _rescore(path: str):
   scores = second_judge.rescore(
     reward, mesh, folder, evaluation.samples, records, config.eval.batch_size
   )
-  missing = sum(line["score"] is None for line in scores) / len(scores)
-  found = second_judge.by_tag(
-    second_judge.own(evaluation.samples), scores, config.eval.seed
+  missing = sum(score.score is None for score in scores) / len(scores)
+  agreements = second_judge.by_tag(
+    second_judge.scores_of(evaluation.samples), scores, config.eval.seed
   )
   print(
-    second_judge.write(
-      folder, _JUDGE.value, scores, found, summary_lib.notes(evaluation.summary)
+    judge_report.write(
+      folder, _JUDGE.value, scores, agreements, evaluation.summary.notes()
     )
   )
   budget.check_evaluation(missing, config.reward.max_failed_fraction)

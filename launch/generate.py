@@ -212,30 +212,38 @@ def _scores(
 
 
 def _write(
+  config: ml_collections.ConfigDict,
   folder: epath.Path,
-  name: str,
+  number: int,
+  image: int,
   sample: inference.Sample,
   world: worlds_base.World | None,
   target: worlds_base.Target | None,
-  facts: dict,
 ):
+  """Writes image `image` of prompt `number`, scored where there is a target."""
   images = np.stack([turn.image for turn in sample.turns])
-  turns = [
-    {
-      "text": turn.text,
-      "instruction": turn.instruction,
-      "stop": turn.stop,
-      "score": score,
-      "seconds": round(turn.seconds, 3),
-    }
-    for turn, score in zip(sample.turns, _scores(world, target, images))
-  ]
-  gallery.write(
-    folder,
-    name,
-    facts | {"size": list(images.shape[1:3]), "turns": turns},
-    list(images),
+  turns = []
+  scores = _scores(world, target, images)
+  for turn, score in zip(sample.turns, scores, strict=True):
+    generated = gallery.GeneratedTurn(
+      image="",
+      score=score,
+      text=turn.text,
+      instruction=turn.instruction,
+      stop=turn.stop,
+      seconds=round(turn.seconds, 3),
+    )
+    turns.append(generated)
+  generated_sample = gallery.GeneratedSample(
+    prompt=sample.prompt,
+    prompt_number=number,
+    image_number=image,
+    seed=config.eval.seed,
+    model=config.model.folder,
+    size=images.shape[1:3],
+    turns=turns,
   )
+  gallery.write(folder, generated_sample, list(images))
 
 
 def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
@@ -246,12 +254,12 @@ def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
   """
   missing = []
   for image in range(_NUM_IMAGES.value):
-    found = gallery.read_one(folder, gallery.name_of(number, image))
-    if found is None:
+    sample = gallery.read_one(folder, number, image)
+    if sample is None:
       missing.append(image)
-    elif found["prompt"] != prompt:
+    elif sample.prompt != prompt:
       raise ValueError(
-        f"prompt {number} must be {found['prompt']!r} as in {folder}; it is {prompt!r}"
+        f"prompt {number} must be {sample.prompt!r} as in {folder}; it is {prompt!r}"
       )
   return missing
 
@@ -296,20 +304,14 @@ def draw(config: ml_collections.ConfigDict):
       tell,
     )
     for image in missing[number]:
-      facts = {
-        "prompt": record["prompt"],
-        "prompt_number": number,
-        "image_number": image,
-        "seed": config.eval.seed,
-        "model": config.model.folder,
-      }
       _write(
+        config,
         folder,
-        gallery.name_of(number, image),
+        number,
+        image,
         samples[image],
         base.world,
         targets[number],
-        facts,
       )
     gallery.write_page(folder, title)
   print(f"\npage: {gallery.write_page(folder, title)}")

@@ -1,5 +1,6 @@
 """Tests of launch/evaluate.py: goes on after SIGKILL, labels, compares, swaps the judge."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import time
 from etils import epath
 import pytest
 
-from r3jax.report import page
+from r3jax.evaluation import sample_log
 from r3jax.run import workdir as workdir_lib
 from tests import tiny
 
@@ -69,7 +70,7 @@ def fixture_evaluated(tiny_model, tmp_path_factory):
     time.sleep(0.005)
   killed.send_signal(signal.SIGKILL)
   killed.wait()
-  written = page.read_samples(folder / "killed")
+  written = sample_log.read(folder / "killed")
   run(*flags_of(tiny_model, folder / "killed"), log=folder / "killed.log")
   run(*flags_of(tiny_model, folder / "whole"), log=folder / "whole.log")
   return folder, written
@@ -79,14 +80,16 @@ class TestEvaluate:
   def test_goes_on_to_the_same_result(self, evaluated):
     folder, written = evaluated
     plain = lambda name: [
-      sample
-      | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]}
-      for sample in page.read_samples(folder / name)
+      dataclasses.replace(
+        sample,
+        turns=[dataclasses.replace(turn, seconds=0) for turn in sample.turns],
+      )
+      for sample in sample_log.read(folder / name)
     ]
     assert 0 < len(written) < 24
     assert plain("killed") == plain("whole") and len(plain("whole")) == 24
     # not drawn again
-    assert page.read_samples(folder / "killed")[: len(written)] == written
+    assert sample_log.read(folder / "killed")[: len(written)] == written
 
   def test_files_are_as_documented(self, evaluated):
     folder, _ = evaluated

@@ -13,7 +13,7 @@ import pytest
 
 from configs import r3_geneval
 from r3jax import inference
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
 from r3jax.run import setup
@@ -59,7 +59,7 @@ def rounds(tiny_model, mesh):
   experiment = setup.build(config)
   settings = setup.evaluation_settings(config, experiment.rollout)
   parse = experiment.parse(mesh)
-  evaluator = draw.Evaluator(
+  sampler = chains.Sampler(
     experiment.modules,
     settings,
     tiny.brightness,
@@ -82,7 +82,7 @@ def rounds(tiny_model, mesh):
     index=np.array([NUMBER], np.int32),
   )
   with jax.set_mesh(mesh):
-    return tiny.draw(evaluator, *experiment.load(mesh), prompts, IMAGES)
+    return tiny.draw(sampler, *experiment.load(mesh), prompts, IMAGES)
 
 
 class TestGenerate:

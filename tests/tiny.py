@@ -21,7 +21,7 @@ from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import tokenizer_files
 from r3jax.data import contamination
-from r3jax.evaluation import draw as draw_lib
+from r3jax.evaluation import chains
 from r3jax.parallel import meshes
 from r3jax.rewards import combine
 from r3jax.rl import iteration as iteration_lib
@@ -249,10 +249,10 @@ def make_bench(
   mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
   policy, frozen = experiment.start(mesh, config.seed)
   prompts = experiment.encode(experiment.train)
-  exam = (
+  evaluation = (
     None
     if config.eval.batch_size % shape[0]
-    else held_out.exam(config, experiment, mesh)
+    else held_out.evaluation(config, experiment, mesh)
   )
   session = sessions.Session(
     config,
@@ -262,32 +262,34 @@ def make_bench(
     experiment.iteration(mesh),
     prompts,
     frozen,
-    exam,
+    evaluation,
     contamination.Leaked({}, True),
   )
   return Bench(session, policy)
 
 
 def draw(
-  evaluator: draw_lib.Evaluator,
+  sampler: chains.Sampler,
   policy,
   towers,
   prompts: experience.Prompts,
   images: int,
-) -> list[draw_lib.Round]:
+) -> list[chains.Round]:
   """Returns one numpy `Round` per round for images of every prompt, prompt by prompt."""
   rows, parts = (
     [(i, j) for i in range(len(prompts.index)) for j in range(images)],
     [],
   )
-  for batch, number in draw_lib.batches(rows, evaluator.batch_size):
-    made = evaluator.run(
+  for batch, number in chains.batches(rows, sampler.batch_size):
+    made = sampler.run(
       policy,
       towers,
       jax.tree.map(lambda x: x[batch[:, 0]], prompts),
       batch[:, 1],
     )
-    parts.append([jax.tree.map(lambda x: x[:number], one) for one, _ in made])
+    parts.append(
+      [jax.tree.map(lambda x: x[:number], one.round) for one in made]
+    )
   return [
     jax.tree.map(lambda *leaves: np.concatenate(leaves), *turn)
     for turn in zip(*parts)

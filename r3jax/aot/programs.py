@@ -13,7 +13,7 @@ from r3jax.agent import experience
 from r3jax.agent import random_keys
 from r3jax.aot import abstract
 from r3jax.costs import count
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration
 from r3jax.rl import placement
@@ -144,7 +144,7 @@ def evaluation(
   settings = setup.evaluation_settings(config, base.rollout)
   batch_size = config.eval.batch_size
   reward, parse = _on_host(base, mesh)
-  evaluator = draw.Evaluator(
+  sampler = chains.Sampler(
     base.modules,
     settings,
     reward,
@@ -171,15 +171,15 @@ def evaluation(
   rows = (prompts, numbers)
   draft_arguments = (frozen.whole(policy), frozen.towers, *rows)
   with jax.set_mesh(mesh):
-    drawn = jax.eval_shape(evaluator.draft, *draft_arguments)
-  last = by_row(drawn.standing)
+    drawn = jax.eval_shape(sampler.draft, *draft_arguments)
+  last = by_row(drawn.state)
   revise_arguments = (*draft_arguments, last)
   programs = {
     "draft": Program(
-      mesh, evaluator.draft, draft_arguments, held | {"images": rows}
+      mesh, sampler.draft, draft_arguments, held | {"images": rows}
     ),
     "revise": Program(
-      mesh, evaluator.revise, revise_arguments, held | {"images": (rows, last)}
+      mesh, sampler.revise, revise_arguments, held | {"images": (rows, last)}
     ),
   }
   return Programs(

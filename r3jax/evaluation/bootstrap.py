@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means over prompts."""
+"""Estimates means over prompts with bootstrap intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,8 +9,8 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 
-class Interval(NamedTuple):
-  """A mean with the bounds of its 95 % interval."""
+class Estimate(NamedTuple):
+  """A mean with the bounds of its 95 % interval; a list of three numbers in JSON."""
 
   mean: float
   low: float
@@ -18,58 +18,60 @@ class Interval(NamedTuple):
 
 
 class Design(NamedTuple):
-  """How measurements were drawn; one label a measurement.
+  """How measurements were drawn.
 
-  Images of one prompt are no independent witnesses of how other prompts would fare, and a set that
-  holds as many of every tag does so in every draw.
+  Images of one prompt are not independent evidence of how other prompts would score, and a set with
+  a fixed number of prompts per tag has that number in every draw.
+
+  Attributes:
+    clusters: What was drawn at random, one label per measurement: the prompt.
+    strata: What it was drawn within, one label per measurement: the prompt's tag.
   """
 
-  clusters: Sequence[str]  # what was drawn at random: the prompt
-  strata: Sequence[str]  # within what it was drawn: the prompt's tag
+  clusters: Sequence[str]
+  strata: Sequence[str]
 
 
-def _draws(
+def _resampled_means(
   values: np.ndarray, design: Design, rng: np.random.Generator
 ) -> np.ndarray:
-  """Returns the means of RESAMPLES draws of whole clusters, as many of every stratum as there are."""
+  """Returns the means of RESAMPLES draws of whole clusters, stratum by stratum."""
+  clusters = np.asarray(design.clusters)
+  strata = np.asarray(design.strata)
   means = []
-  clusters, strata = np.asarray(design.clusters), np.asarray(design.strata)
   for stratum in dict.fromkeys(design.strata):
     inside = strata == stratum
-    names, number = np.unique(clusters[inside], return_inverse=True)
-    sums, sizes = np.bincount(number, values[inside]), np.bincount(number)
-    drawn = rng.integers(len(names), size=(RESAMPLES, len(names)))
-    means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    names, index = np.unique(clusters[inside], return_inverse=True)
+    sums = np.bincount(index, values[inside])
+    sizes = np.bincount(index)
+    draws = rng.integers(len(names), size=(RESAMPLES, len(names)))
+    means.append(sums[draws].sum(1) / sizes[draws].sum(1))
   return np.mean(means, axis=0)
 
 
 def mean(values: np.ndarray, design: Design) -> float:
   """Returns the mean of the strata's means."""
   strata = np.asarray(design.strata)
-  return float(
-    np.mean(
-      [
-        values[strata == stratum].mean()
-        for stratum in dict.fromkeys(design.strata)
-      ]
-    )
-  )
+  means = [
+    values[strata == stratum].mean() for stratum in dict.fromkeys(design.strata)
+  ]
+  return float(np.mean(means))
 
 
 def bootstrap_mean(
   values: Sequence[float], seed: int, design: Design | None = None
-) -> Interval:
-  """Estimates the mean of the strata's means by the percentile bootstrap (Efron 1979), 2,000 draws with replacement.
+) -> Estimate:
+  """Estimates the mean of the strata's means by the percentile bootstrap (Efron 1979).
 
-  The bounds are the 2.5 % and 97.5 % quantiles of the means of the draws.
+  The bounds are the 2.5 % and 97.5 % quantiles of the means of 2,000 draws with replacement.
 
   Args:
-    values: measurements. Missing ones are for the caller to leave out.
-    seed: of the draws.
-    design: whole clusters are drawn, stratum by stratum; without it every value by itself.
+    values: Measurements, without missing ones.
+    seed: Seed of the draws.
+    design: Whole clusters are drawn, stratum by stratum; by default every value by itself.
 
   Raises:
-    ValueError: there are no values, one is not finite, or the design has another number of labels.
+    ValueError: There are no values, one is not finite, or the design has another number of labels.
   """
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not values.size or not np.isfinite(values).all():
@@ -80,11 +82,12 @@ def bootstrap_mean(
     design = Design(range(values.size), [0] * values.size)
   if not len(design.clusters) == len(design.strata) == values.size:
     raise ValueError(
-      f"a design must label each of {values.size} values, got {len(design.clusters)} and {len(design.strata)} labels"
+      f"a design must label each of {values.size} values, got {len(design.clusters)} and "
+      f"{len(design.strata)} labels"
     )
-  means = _draws(values, design, np.random.default_rng(seed))
+  means = _resampled_means(values, design, np.random.default_rng(seed))
   low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-  return Interval(mean(values, design), float(low), float(high))
+  return Estimate(mean(values, design), float(low), float(high))
 
 
 def bootstrap_difference(
@@ -92,11 +95,11 @@ def bootstrap_difference(
   after: Sequence[float],
   seed: int,
   design: Design | None = None,
-) -> Interval:
+) -> Estimate:
   """Estimates the mean of after - before, paired: both measured on the same prompts, in order.
 
   Raises:
-    ValueError: the lengths differ, or as in `bootstrap_mean`.
+    ValueError: The lengths differ, or as in `bootstrap_mean`.
   """
   if len(before) != len(after):
     raise ValueError(

@@ -1,6 +1,6 @@
-"""Runs an evaluation into a folder, and goes on with one that was interrupted."""
+"""Evaluates a policy on the held-out prompts into a folder; continues an interrupted evaluation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 
@@ -9,129 +9,283 @@ import jax
 import numpy as np
 
 from r3jax.agent import experience
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.evaluation import questions
-from r3jax.evaluation import records as records_lib
+from r3jax.evaluation import sample_log
 from r3jax.files import atomic
-from r3jax.report import page
+from r3jax.rewards import outcome
+from r3jax.sequence import thoughts
 
-SETTINGS, SUMMARY = "settings.json", "summary.json"
-_LAST = 2**31  # later than every iteration
+SETTINGS = "settings.json"
+SUMMARY = "summary.json"
+_LAST_STEP = 2**31  # after every iteration
+
+Boxes = Callable[[np.ndarray], list[list[dict]]]
 
 
-def _is_scored(sample: dict) -> bool:
-  return all(
-    turn[name] is not None
-    for turn in sample["turns"]
-    for name in ("score", "chain_score")
-  )
+def key_of(prompt_index: int, image_index: int) -> str:
+  """Returns the key of a sample by the indices of its prompt and image."""
+  return f"{prompt_index:05d}_{image_index:02d}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Exam:
-  """What a model is examined with.
+class Batch:
+  """Rounds of one batch of chains, in numpy; rows of padding are included.
 
   Attributes:
-    evaluator: draws and scores.
-    records: prompts, see `data/prompts.py`.
-    prompts: the same, encoded.
-    images_per_prompt: of every prompt.
-    examiner: asks about the drafts.
-    segments: (texts, capacity) -> ids and lengths of text segments.
-    decode: (ids [B, T], lengths [B]) -> texts.
-    boxes: what the reward sees in images, if it can tell.
-    flush: called after every batch, on every process: writes what the reward logs, and raises what broke it.
-    flops: of a draft and of a revision of one image, texts at their longest.
-    settings: JSON values; all that the results depend on beside the policy.
+    step: Iteration of the policy.
+    rows: Indices of prompt and image, int32 [B, 2].
+    records: Data of the prompts, one per row.
+    rounds: One per image of a chain.
+    questions: Questions about the drafts by kind, None where the image gives none.
+    answers: Texts that answer them, by kind.
   """
 
-  evaluator: draw.Evaluator
+  step: int
+  rows: np.ndarray
+  records: Sequence[dict]
+  rounds: Sequence[chains.TimedRound]
+  questions: Mapping[str, Sequence[questions.Question | None]]
+  answers: Mapping[str, Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """An evaluation of policies on held-out prompts.
+
+  Attributes:
+    sampler: Draws and scores chains of images.
+    records: Data of the prompts.
+    prompts: The same prompts as token ids, one row per record.
+    images_per_prompt: Chains per prompt.
+    questionnaire: Asks about the drafts.
+    segments: (texts, capacity) -> ids and lengths of text segments.
+    decode: (ids [B, T], lengths [B]) -> texts.
+    boxes: Objects that the verifier recognizes in images; None if the reward cannot say.
+    flush: Called after every batch, on every process: writes the reward's log, and raises its errors.
+    flops: Operations of a draft and of a revision of one image, with texts at their longest.
+    settings: JSON values of all that the results depend on, except the policy.
+  """
+
+  sampler: chains.Sampler
   records: Sequence[dict]
   prompts: experience.Prompts
   images_per_prompt: int
-  examiner: questions.Examiner
+  questionnaire: questions.Questionnaire
   segments: Callable
-  decode: Callable
-  boxes: records_lib.Boxes | None
+  decode: Callable[[np.ndarray, np.ndarray], list[str]]
+  boxes: Boxes | None
   flush: Callable[[], None]
   flops: tuple[float, float]
   settings: dict
 
-  def keys(self) -> dict[str, tuple[int, int]]:
-    """Returns the numbers of prompt and image of all samples, by their names."""
-    rows = [
-      (i, j)
-      for i in range(len(self.records))
-      for j in range(self.images_per_prompt)
-    ]
-    return {records_lib.key_of(*row): row for row in rows}
+  def rows(self) -> dict[str, tuple[int, int]]:
+    """Returns the indices of prompt and image of every sample, by key."""
+    rows = {}
+    for prompt_index in range(len(self.records)):
+      for image_index in range(self.images_per_prompt):
+        row = (prompt_index, image_index)
+        rows[key_of(*row)] = row
+    return rows
 
-  def sit(self, policy, towers, folder: epath.Path, step: int) -> list[dict]:
-    """Examines a policy on every prompt; returns the samples, prompt by prompt.
+  def run(
+    self, policy, towers, folder: epath.Path, step: int
+  ) -> list[sample_log.Sample]:
+    """Evaluates a policy on every prompt.
+
+    Samples that are in the folder with all their scores are not drawn again if they were drawn with
+    the same settings.
 
     Args:
-      policy, towers: parameters on the evaluator's mesh.
-      folder: gets samples.jsonl and images/. Samples that are there with all their scores are not drawn
-        again, if they were drawn with the same settings.
-      step: iteration of the policy, for the record.
+      policy: Parameters on the sampler's mesh.
+      towers: Frozen parameters on the same mesh.
+      folder: Gets samples.jsonl and images/.
+      step: Iteration of the policy, which the samples record.
+
+    Returns:
+      All samples, prompt by prompt.
     """
-    keys, there = self.keys(), self.read(folder)
-    if not jax.process_index():
-      self._open(folder, keep=bool(there))
-    done = {key: sample for key, sample in there.items() if _is_scored(sample)}
-    rows = [row for key, row in keys.items() if key not in done]
-    for batch_rows, number in draw.batches(rows, self.evaluator.batch_size):
+    rows = self.rows()
+    previous = self.read(folder)
+    if jax.process_index() == 0:
+      self._open(folder, keep=bool(previous))
+
+    complete = {
+      key: sample for key, sample in previous.items() if _is_scored(sample)
+    }
+    remaining = [row for key, row in rows.items() if key not in complete]
+    for batch_rows, count in chains.batches(remaining, self.sampler.batch_size):
       batch = self._draw(policy, towers, batch_rows, step)
       self.flush()
-      samples, images = records_lib.of_batch(
-        batch, number, self.decode, self.boxes
-      )
-      done |= {sample["key"]: sample for sample in samples}
-      if not jax.process_index():
-        page.append_samples(folder, samples, images)
-    return [done[key] for key in keys]
+      samples, images = self.samples_of(batch, count)
+      complete.update({sample.key: sample for sample in samples})
+      if jax.process_index() == 0:
+        sample_log.append(folder, samples, images)
+    return [complete[key] for key in rows]
 
-  def read(self, folder: epath.Path) -> dict[str, dict]:
-    """Returns the samples of a folder by name, the latest of each; none, if they were drawn with other settings."""
-    note = folder / SETTINGS
-    if not note.exists() or json.loads(note.read_text()) != self.settings:
+  def read(self, folder: epath.Path) -> dict[str, sample_log.Sample]:
+    """Returns the latest sample of every key in a folder, none if the settings differ."""
+    path = folder / SETTINGS
+    if not path.exists() or json.loads(path.read_text()) != self.settings:
       return {}
-    return {sample["key"]: sample for sample in page.read_samples(folder)}
+    return {sample.key: sample for sample in sample_log.read(folder)}
 
-  def _open(self, folder: epath.Path, keep: bool):
-    """Makes the folder ready for further samples; without `keep`, for the first."""
+  def finished(self, folder: epath.Path) -> list[sample_log.Sample] | None:
+    """Returns the samples of a folder whose evaluation has finished with the same settings, or None."""
+    if not (folder / SUMMARY).exists():
+      return None
+    samples = self.read(folder)
+    keys = self.rows().keys()
+    if not samples.keys() >= keys:
+      return None
+    return [samples[key] for key in keys]
+
+  def _open(self, folder: epath.Path, keep: bool) -> None:
+    """Prepares a folder for further samples, or for the first ones if not `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY).unlink(missing_ok=True)  # of other settings
-    page.drop_samples_after(folder, _LAST if keep else None)
-    if not keep:
-      # of other images
-      said = [folder / name for name in ("judges", "rewards")]
-      for path in [
-        path for there in said if there.exists() for path in there.iterdir()
-      ]:
-        path.rmtree() if path.is_dir() else path.unlink()
-      atomic.write_text(folder / SETTINGS, json.dumps(self.settings, indent=1))
+    (folder / SUMMARY).unlink(missing_ok=True)
+    sample_log.drop_after(folder, _LAST_STEP if keep else None)
+    if keep:
+      return
+    # What judges and rewards have logged is about other images.
+    for name in ("judges", "rewards"):
+      _empty(folder / name)
+    atomic.write_text(folder / SETTINGS, json.dumps(self.settings, indent=1))
 
-  def _draw(
-    self, policy, towers, rows: np.ndarray, step: int
-  ) -> records_lib.Batch:
-    prompts = jax.tree.map(lambda x: x[rows[:, 0]], self.prompts)
-    records, images = [self.records[i] for i in rows[:, 0]], rows[:, 1]
-    made = self.evaluator.run(policy, towers, prompts, images)
-    drafts = made[0][0].kept
-    asked = self.examiner.questions(drafts, records, rows)
+  def _draw(self, policy, towers, rows: np.ndarray, step: int) -> Batch:
+    """Draws the chains of a batch, and asks about their drafts."""
+    prompt_index, image_index = rows.T
+    prompts = jax.tree.map(lambda leaf: leaf[prompt_index], self.prompts)
+    records = [self.records[i] for i in prompt_index]
+    rounds = self.sampler.run(policy, towers, prompts, image_index)
+    drafts = rounds[0].round.kept
+    asked = self.questionnaire.questions(drafts, records, rows)
+
     answers = {}
-    for kind, questions_ in asked.items():
-      texts = [one.question if one else "" for one in questions_]
-      ids, lengths = self.segments(texts, self.evaluator.question_tokens)
-      about = prompts.replace(question=ids, question_length=lengths)
-      said = self.evaluator.ask(
+    for kind, kind_questions in asked.items():
+      texts = [question.text if question else "" for question in kind_questions]
+      ids, lengths = self.segments(texts, self.sampler.question_tokens)
+      reply = self.sampler.ask(
         policy,
         towers,
-        about,
-        images,
-        self.examiner.number(kind),
+        prompts.replace(question=ids, question_length=lengths),
+        image_index,
+        self.questionnaire.index_of(kind),
         drafts.images,
       )
-      answers[kind] = self.decode(said.ids, said.lengths)
-    return records_lib.Batch(step, rows, records, made, asked, answers)
+      answers[kind] = self.decode(reply.ids, reply.lengths)
+    return Batch(step, rows, records, rounds, asked, answers)
+
+  def samples_of(
+    self, batch: Batch, count: int
+  ) -> tuple[list[sample_log.Sample], dict[str, np.ndarray]]:
+    """Returns the first `count` samples of a batch, and their images by path."""
+    texts = []
+    boxes = []
+    for timed in batch.rounds:
+      text = timed.round.text
+      texts.append(self.decode(text.ids, text.lengths))
+      boxes.append(self.boxes(timed.round.kept.images) if self.boxes else None)
+
+    samples = []
+    images = {}
+    for i in range(count):
+      key = key_of(*batch.rows[i].tolist())
+      turns = []
+      for number, timed in enumerate(batch.rounds):
+        previous = turns[-1] if turns else None
+        turn = _turn(timed, i, texts[number][i], previous)
+        if previous and turn.stop:
+          path = previous.image
+        else:
+          path = f"images/{key}_{number}.png"
+          images[path] = timed.round.kept.images[i]
+        turn_boxes = boxes[number][i] if self.boxes else None
+        turns.append(dataclasses.replace(turn, image=path, boxes=turn_boxes))
+      sample = sample_log.Sample(
+        step=batch.step,
+        key=key,
+        prompt=batch.records[i]["prompt"],
+        tag=batch.records[i]["tag"],
+        turns=tuple(turns),
+        answers=_answers(batch, i),
+      )
+      samples.append(sample)
+    return samples, images
+
+
+def _is_scored(sample: sample_log.Sample) -> bool:
+  return all(
+    turn.score is not None and turn.chain_score is not None
+    for turn in sample.turns
+  )
+
+
+def _empty(folder: epath.Path) -> None:
+  """Removes everything in a folder, if there is one."""
+  if not folder.exists():
+    return
+  for path in folder.iterdir():
+    if path.is_dir():
+      path.rmtree()
+    else:
+      path.unlink()
+
+
+def _turn(
+  timed: chains.TimedRound,
+  i: int,
+  text: str,
+  previous: sample_log.EvaluatedTurn | None,
+) -> sample_log.EvaluatedTurn:
+  """Returns row `i` of a round, without image and boxes.
+
+  Args:
+    timed: Round of the batch.
+    i: Row of the batch.
+    text: What the model wrote in that row.
+    previous: The same row's turn before, None for drafts.
+  """
+  drawn = timed.round
+  turn = sample_log.EvaluatedTurn(
+    image="",
+    **outcome.as_json(drawn.kept.score, i),
+    text="",
+    instruction="",
+    stop=bool(drawn.stop[i]),
+    chain_score=outcome.as_json(drawn.chain.score, i)["score"],
+    says_stop=bool(drawn.says_stop[i]),
+    format=float(drawn.format[i]),
+    tokens=0,
+    instruction_tokens=0,
+    seconds=timed.seconds / len(drawn.stop),
+  )
+  if previous and previous.stop:
+    # The chain has finished: what it writes afterwards is no part of the sample.
+    return dataclasses.replace(turn, chain_text=text)
+  return dataclasses.replace(
+    turn,
+    text=text,
+    instruction=thoughts.edit_instruction(text) if previous else "",
+    tokens=int(drawn.text.lengths[i]),
+    instruction_tokens=int(drawn.instruction_tokens[i]),
+  )
+
+
+def _answers(batch: Batch, i: int) -> tuple[sample_log.Answer, ...]:
+  """Returns the questions about the draft of row `i`, with their answers."""
+  answers = []
+  for kind, kind_questions in batch.questions.items():
+    question = kind_questions[i]
+    if question is None:
+      continue
+    text = batch.answers[kind][i]
+    answer = sample_log.Answer(
+      kind=kind,
+      question=question.text,
+      expected=question.expected,
+      answer=questions.answer_in(text),
+      text=text,
+    )
+    answers.append(answer)
+  return tuple(answers)

@@ -1,7 +1,7 @@
-"""Understanding: questions about the model's own images, whose answers the reward knows.
+"""Measures understanding: questions about the model's own images, whose answers the reward knows.
 
-Two forms, after the paper's: ITA-style (does the image match the prompt?) and VQA-style (existence,
-count, colour, relation). They are called so because the paper's own question sets are not public.
+There are two forms, after the paper's: ITA-style (does the image match the prompt?) and VQA-style
+(existence, count, colour, relation). The suffix says that the paper's own questions are not public.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,32 +10,44 @@ import re
 
 import numpy as np
 
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.sequence import thoughts
 from r3jax.worlds import base as worlds_base
 
 MATCH = "match"
-_MATCH_QUESTION = "The description of the target image is: {prompt}\nDoes the provided image match it? Answer yes or no."
+_MATCH_QUESTION = (
+  "The description of the target image is: {prompt}\n"
+  "Does the provided image match it? Answer yes or no."
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One question about one image, and the word that answers it."""
+  """A question about one image.
+
+  Attributes:
+    kind: MATCH, or a kind of the world's quiz.
+    text: The question.
+    expected: Word that is the right answer.
+  """
 
   kind: str
-  question: str
+  text: str
   expected: str
 
 
 @dataclasses.dataclass(frozen=True)
-class Examiner:
-  """Asks about drafts.
+class Questionnaire:
+  """Chooses questions about drafts.
 
   Attributes:
-    kinds: kinds of the questions about every image: MATCH, whose answer is the reward's part
-      "strict", and those of the world.
-    quiz: questions of the world whose verifier is the reward; without it only MATCH can be asked.
-    seed: seed of the questions.
+    kinds: Kinds of questions that every image gets: MATCH, whose answer is the reward's part
+      "strict", and those of the quiz.
+    quiz: Questions of the world whose verifier is the reward; without it only MATCH is possible.
+    seed: Seed of the choice.
+
+  Raises:
+    ValueError: A kind is not possible.
   """
 
   kinds: tuple[str, ...]
@@ -50,58 +62,72 @@ class Examiner:
 
   @property
   def possible_kinds(self) -> tuple[str, ...]:
-    """The kinds of questions that can be asked with this reward, MATCH first."""
-    return (MATCH, *self.quiz.kinds) if self.quiz else (MATCH,)
+    """Kinds of questions that are possible with this reward, MATCH first."""
+    if self.quiz is None:
+      return (MATCH,)
+    return (MATCH, *self.quiz.kinds)
 
-  def number(self, kind: str) -> int:
-    """Returns the place of a kind among all possible ones, from which its random draws come."""
+  def index_of(self, kind: str) -> int:
+    """Returns the index of a kind among all possible ones; it is part of random seeds."""
     return self.possible_kinds.index(kind)
 
   def questions(
-    self, drafts: draw.Drawn, records: Sequence[dict], rows: np.ndarray
+    self,
+    drafts: chains.ScoredImages,
+    records: Sequence[dict],
+    rows: np.ndarray,
   ) -> Mapping[str, list[Question | None]]:
-    """Returns a question of every kind about every image, None where the image does not give one.
+    """Returns one question of every kind about every image, None where the image gives none.
 
     Args:
-      drafts: numpy, one row per image.
-      records: of the prompts.
-      rows: [B, 2] the numbers of prompt and image, from which the draws come.
+      drafts: Images and scores in numpy.
+      records: Data of the prompts, one per image.
+      rows: Indices of prompt and image, [B, 2], which seed the choice.
     """
-    objects = self.quiz.see(drafts.images) if self.quiz else [()] * len(records)
-    match = [
-      self._match(record, right, known)
-      for record, right, known in zip(
-        records, drafts.score.parts["strict"], drafts.score.valid
-      )
-    ]
-    scene = lambda kind: [
-      self._scene(kind, there, row) for there, row in zip(objects, rows)
-    ]
-    return {
-      kind: match if kind == MATCH else scene(kind) for kind in self.kinds
-    }
+    scenes = self.quiz.see(drafts.images) if self.quiz else []
+    result = {}
+    for kind in self.kinds:
+      if kind == MATCH:
+        result[kind] = self._match_questions(drafts, records)
+      else:
+        result[kind] = self._scene_questions(kind, scenes, rows)
+    return result
 
-  def _match(self, record: dict, right: float, known: bool) -> Question | None:
-    if not known:
-      return None
-    asked = (
-      self.quiz.match(record["prompt"])
-      if self.quiz
-      else _MATCH_QUESTION.replace("{prompt}", record["prompt"])
-    )
-    return Question(MATCH, asked, "yes" if right == 1 else "no")
+  def _match_questions(
+    self, drafts: chains.ScoredImages, records: Sequence[dict]
+  ) -> list[Question | None]:
+    """Asks whether images match their prompts; None where there is no score."""
+    result = []
+    strict = drafts.score.parts["strict"]
+    for i, record in enumerate(records):
+      if not drafts.score.valid[i]:
+        result.append(None)
+        continue
+      if self.quiz:
+        text = self.quiz.match(record["prompt"])
+      else:
+        text = _MATCH_QUESTION.replace("{prompt}", record["prompt"])
+      expected = "yes" if strict[i] == 1 else "no"
+      result.append(Question(MATCH, text, expected))
+    return result
 
-  def _scene(self, kind: str, objects, row: np.ndarray) -> Question | None:
-    rng = np.random.default_rng([self.seed, *row.tolist(), self.number(kind)])
-    asked = self.quiz.kinds[kind](objects, rng)
-    return asked and Question(kind, *asked)
+  def _scene_questions(
+    self, kind: str, scenes: Sequence[worlds_base.Scene], rows: np.ndarray
+  ) -> list[Question | None]:
+    """Asks about what the world sees in each image."""
+    result = []
+    for scene, row in zip(scenes, rows, strict=True):
+      seed = [self.seed, *row.tolist(), self.index_of(kind)]
+      rng = np.random.default_rng(seed)
+      question = self.quiz.kinds[kind](scene, rng)
+      result.append(Question(kind, *question) if question else None)
+    return result
 
 
 def answer_in(text: str) -> str:
-  """Returns the word that a text answers with: the first behind the thought; "" where there is none."""
-  words = (
-    re.findall(r"[a-z0-9]+", thoughts.edit_instruction(text).lower())
-    if thoughts.CLOSE in text
-    else []
-  )
-  return words[0] if words else ""
+  """Returns the first word after the thought, in lower case; "" if there is none."""
+  if thoughts.CLOSE not in text:
+    return ""
+  reply = thoughts.edit_instruction(text).lower()
+  word = re.search(r"[a-z0-9]+", reply)
+  return word.group() if word else ""

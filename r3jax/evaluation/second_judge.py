@@ -1,20 +1,18 @@
-"""Judge swap: scores the images of an evaluation by another reward, and says how far the two agree."""
+"""Scores the images of an evaluation by another reward, and measures how far the two agree."""
 
 from collections.abc import Sequence
+import dataclasses
 import io
-import json
 
 from etils import epath
 import jax
 import numpy as np
-from PIL import Image
+import PIL.Image
 
-from r3jax import types
 from r3jax.evaluation import bootstrap
-from r3jax.evaluation import draw
-from r3jax.evaluation import render
+from r3jax.evaluation import chains
+from r3jax.evaluation import sample_log
 from r3jax.parallel import multihost
-from r3jax.report import page
 from r3jax.rewards import combine
 from r3jax.rewards import outcome
 from r3jax.rl import placement
@@ -22,161 +20,212 @@ from r3jax.rl import placement
 STRICT = "strict"
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageScore:
+  """Score of one image of an evaluation.
+
+  Attributes:
+    key: Key of the sample.
+    round: Index of the round, 0 is the draft.
+    tag: Tag of the prompt.
+    prompt: Text of the prompt.
+    score: Reward in [0, 1]; None if it is missing.
+    parts: Parts of the reward by name; None where one is missing.
+  """
+
+  key: str
+  round: int
+  tag: str
+  prompt: str
+  score: float | None
+  parts: dict[str, float | None]
+
+
+def scores_of(samples: Sequence[sample_log.Sample]) -> list[ImageScore]:
+  """Returns the evaluation's own scores of all its images; a turn that stops has no image."""
+  scores = []
+  for sample in samples:
+    for number, turn in enumerate(sample.turns):
+      if not turn.stop:
+        score = ImageScore(
+          key=sample.key,
+          round=number,
+          tag=sample.tag,
+          prompt=sample.prompt,
+          score=turn.score,
+          parts=turn.parts,
+        )
+        scores.append(score)
+  return scores
+
+
 def rescore(
   reward: combine.GraphReward,
   mesh: jax.sharding.Mesh,
   folder: epath.Path,
-  samples: Sequence[dict],
+  samples: Sequence[sample_log.Sample],
   records: Sequence[dict],
   batch_size: int,
-) -> list[dict]:
-  """Scores every image of an evaluation.
+) -> list[ImageScore]:
+  """Scores every image of an evaluation by another reward.
 
   Args:
-    reward: scores them.
-    mesh: rows are split over its `data` axis.
-    folder: of the evaluation.
-    samples: of it; their keys are the numbers of prompt and image.
-    records: of the prompts, by number.
-    batch_size: images at a time.
+    reward: The other reward.
+    mesh: Rows of a batch are split over its `data` axis.
+    folder: Folder of the evaluation.
+    samples: Its samples; their keys begin with the index of the prompt.
+    records: Data of all its prompts, by index.
+    batch_size: Images per batch.
 
   Returns:
-    {"key", "round", "tag", "prompt", "score", "parts"} of every image that is not that of the round before;
-    scores are None where they are missing.
+    The scores, in the order of `scores_of(samples)`.
 
   Raises:
-    ValueError: the records are not those that the images were drawn for, or a batch does not split.
+    ValueError: The records are not those that the images were drawn for, or the data replicas do not
+      divide the batch.
   """
-  if batch_size % (replicas := mesh.shape[placement.AXIS]):
+  replicas = mesh.shape[placement.AXIS]
+  if batch_size % replicas:
     raise ValueError(
       f"eval.batch_size ({batch_size}) must be divisible by the number of data replicas ({replicas})"
     )
-  rows = jax.sharding.PartitionSpec(placement.AXIS)
-  score = jax.jit(
-    jax.shard_map(
-      reward.on(mesh),
-      mesh=mesh,
-      in_specs=rows,
-      out_specs=rows,
-      axis_names={placement.AXIS},
-      check_vma=False,
-    )
-  )
-  drawn = [
-    (sample, turn)
-    for sample in samples
-    for turn, one in enumerate(sample["turns"])
-    if not one["stop"]
+  images = scores_of(samples)
+  paths = [
+    turn.image for sample in samples for turn in sample.turns if not turn.stop
   ]
-  numbers = [int(sample["key"].partition("_")[0]) for sample, _ in drawn]
-  if any(
-    number >= len(records) or records[number]["prompt"] != sample["prompt"]
-    for number, (sample, _) in zip(numbers, drawn)
-  ):
-    raise ValueError(
-      "data.heldout, eval.prompts and eval.seed must be those of the evaluation: its prompts are others"
-    )
-  targets, found = reward.encode(records), []
-  for batch, number in draw.batches(
-    list(zip(range(len(drawn)), numbers)), batch_size
-  ):
-    pictures = np.stack(
-      [
-        _picture(folder / drawn[i][0]["turns"][drawn[i][1]]["image"])
-        for i in batch[:, 0]
-      ]
-    )
-    with jax.set_mesh(mesh):
-      scored = multihost.fetch(
-        score(pictures, jax.tree.map(lambda x: x[batch[:, 1]], targets))
+  prompt_index = [int(image.key.partition("_")[0]) for image in images]
+  for image, index in zip(images, prompt_index, strict=True):
+    if index >= len(records) or records[index]["prompt"] != image.prompt:
+      raise ValueError(
+        "data.heldout, eval.prompts and eval.seed must be those of the evaluation: its prompts "
+        "are others"
       )
+
+  rows = jax.sharding.PartitionSpec(placement.AXIS)
+  mapped = jax.shard_map(
+    reward.on(mesh),
+    mesh=mesh,
+    in_specs=rows,
+    out_specs=rows,
+    axis_names={placement.AXIS},
+    check_vma=False,
+  )
+  score = jax.jit(mapped)
+  targets = reward.encode(records)
+  rescored = []
+  for batch, count in chains.batches(list(enumerate(prompt_index)), batch_size):
+    image_rows, prompt_rows = batch.T
+    pixels = np.stack([_read_image(folder / paths[i]) for i in image_rows])
+    batch_targets = jax.tree.map(lambda leaf: leaf[prompt_rows], targets)  # noqa: B023
+    with jax.set_mesh(mesh):
+      batch_score = multihost.fetch(score(pixels, batch_targets))
     reward.raise_together()
-    found += [
-      _line(*drawn[i], scored, row) for row, i in enumerate(batch[:number, 0])
-    ]
-  return found
+    for row, i in enumerate(image_rows[:count]):
+      values = outcome.as_json(batch_score, row)
+      rescored.append(dataclasses.replace(images[i], **values))
+  return rescored
 
 
-def _picture(path: epath.Path) -> np.ndarray:
-  return np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+def _read_image(path: epath.Path) -> np.ndarray:
+  return np.asarray(PIL.Image.open(io.BytesIO(path.read_bytes())))
 
 
-def _line(sample: dict, turn: int, scored: types.Score, row: int) -> dict:
-  return {
-    "key": sample["key"],
-    "round": turn,
-    "tag": sample["tag"],
-    "prompt": sample["prompt"],
-    **outcome.as_json(scored, row),
-  }
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+  """Numbers of images by whether two rewards call them right: their part "strict" is 1."""
+
+  both: int
+  only_first: int
+  only_second: int
+  neither: int
 
 
-def own(samples: Sequence[dict]) -> list[dict]:
-  """Returns the scores that an evaluation has, in the form of `rescore`."""
-  return [
-    {
-      "key": sample["key"],
-      "round": turn,
-      "tag": sample["tag"],
-      "prompt": sample["prompt"],
-      "score": one["score"],
-      "parts": one["parts"],
-    }
-    for sample in samples
-    for turn, one in enumerate(sample["turns"])
-    if not one["stop"]
-  ]
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+  """How far two rewards agree on the images that both have scored.
 
-
-def agreement(first: Sequence[dict], second: Sequence[dict], seed: int) -> dict:
-  """Returns how far two rewards agree on the images that both have scored.
-
-  Returns:
-    "images"; "mean" of both (of the tags' means); "difference" (second minus first, with its interval over prompts);
-    "pearson" and "spearman" correlations of the scores, None where one does not vary; "confusion" of
-    the parts "strict": "both", "only_first", "only_second", "neither"; "agreement", their share on the
-    diagonal, and Cohen's "kappa", which is None where chance alone would agree.
+  Attributes:
+    images: Number of those images.
+    mean: Mean of the tags' mean scores, of the first reward and of the second.
+    difference: Second minus first.
+    pearson: Pearson correlation of the scores; None if one does not vary.
+    spearman: Spearman correlation of the scores; None if one does not vary.
+    confusion: Images that are right by both rewards, by one, by none.
+    agreement: Share of the images that both call right, or both call wrong.
+    kappa: Cohen's kappa of right and wrong; None if chance alone would agree.
   """
-  by_image = {
-    (line["key"], line["round"]): line
-    for line in second
-    if line["score"] is not None
-  }
-  pairs = [
-    (line, other)
-    for line in first
-    if line["score"] is not None
-    and (other := by_image.get((line["key"], line["round"])))
-  ]
+
+  images: int
+  mean: tuple[float, float]
+  difference: bootstrap.Estimate
+  pearson: float | None
+  spearman: float | None
+  confusion: Confusion
+  agreement: float
+  kappa: float | None
+
+
+def agreement(
+  first: Sequence[ImageScore], second: Sequence[ImageScore], seed: int
+) -> Agreement | None:
+  """Returns how far two rewards agree, None if no image has both scores.
+
+  Args:
+    first: Scores by one reward.
+    second: Scores by another reward.
+    seed: Seed of the bootstrap over prompts.
+  """
+  second_by_image = {(image.key, image.round): image for image in second}
+  pairs = []
+  for image in first:
+    other = second_by_image.get((image.key, image.round))
+    if other is None or image.score is None or other.score is None:
+      continue
+    pairs.append((image, other))
   if not pairs:
-    return {"images": 0}
-  a, b = (np.array([pair[i]["score"] for pair in pairs]) for i in range(2))
-  right_a, right_b = (
-    np.array([pair[i]["parts"][STRICT] == 1 for pair in pairs])
-    for i in range(2)
-  )
+    return None
+
+  score_a = np.array([image.score for image, _ in pairs])
+  score_b = np.array([other.score for _, other in pairs])
+  right_a = np.array([image.parts[STRICT] == 1 for image, _ in pairs])
+  right_b = np.array([other.parts[STRICT] == 1 for _, other in pairs])
   design = bootstrap.Design(
-    [pair[0]["prompt"] for pair in pairs], [pair[0]["tag"] for pair in pairs]
+    clusters=[image.prompt for image, _ in pairs],
+    strata=[image.tag for image, _ in pairs],
   )
-  return {
-    "images": len(pairs),
-    "mean": [bootstrap.mean(values, design) for values in (a, b)],
-    "difference": list(bootstrap.bootstrap_difference(a, b, seed, design)),
-    "pearson": _correlation(a, b),
-    "spearman": _correlation(_ranks(a), _ranks(b)),
-    "confusion": {
-      "both": int((right_a & right_b).sum()),
-      "only_first": int((right_a & ~right_b).sum()),
-      "only_second": int((~right_a & right_b).sum()),
-      "neither": int((~right_a & ~right_b).sum()),
-    },
-    "agreement": float((right_a == right_b).mean()),
-    "kappa": _kappa(right_a, right_b),
-  }
+  confusion = Confusion(
+    both=int((right_a & right_b).sum()),
+    only_first=int((right_a & ~right_b).sum()),
+    only_second=int((~right_a & right_b).sum()),
+    neither=int((~right_a & ~right_b).sum()),
+  )
+  return Agreement(
+    images=len(pairs),
+    mean=(bootstrap.mean(score_a, design), bootstrap.mean(score_b, design)),
+    difference=bootstrap.bootstrap_difference(score_a, score_b, seed, design),
+    pearson=_correlation(score_a, score_b),
+    spearman=_correlation(_ranks(score_a), _ranks(score_b)),
+    confusion=confusion,
+    agreement=float((right_a == right_b).mean()),
+    kappa=_kappa(right_a, right_b),
+  )
+
+
+def by_tag(
+  first: Sequence[ImageScore], second: Sequence[ImageScore], seed: int
+) -> dict[str, Agreement | None]:
+  """Returns the agreement on all images, as "all", and on those of every tag."""
+  agreements = {"all": agreement(first, second, seed)}
+  for tag in dict.fromkeys(image.tag for image in first):
+    of_tag = [image for image in first if image.tag == tag]
+    agreements[tag] = agreement(of_tag, second, seed)
+  return agreements
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-  return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else None
+  if not a.std() or not b.std():
+    return None
+  return float(np.corrcoef(a, b)[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -186,95 +235,8 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _kappa(a: np.ndarray, b: np.ndarray) -> float | None:
-  """Returns Cohen's kappa: (observed - chance) / (1 - chance) agreement."""
+  """Computes Cohen's kappa, (observed - chance) / (1 - chance) agreement."""
   chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-  return (
-    float(((a == b).mean() - chance) / (1 - chance)) if chance < 1 else None
-  )
-
-
-def by_tag(
-  first: Sequence[dict], second: Sequence[dict], seed: int
-) -> dict[str, dict]:
-  """Returns the agreement on all images, as "all", and on those of every tag."""
-  found = {"all": agreement(first, second, seed)}
-  for tag in dict.fromkeys(line["tag"] for line in first):
-    found[tag] = agreement(
-      [line for line in first if line["tag"] == tag], second, seed
-    )
-  return found
-
-
-def table(found: dict[str, dict], names: tuple[str, str]) -> page.Table:
-  """Returns agreements as a table; `names` are those of the two rewards."""
-  columns = [
-    "tag",
-    "images",
-    *names,
-    "difference",
-    "Pearson",
-    "Spearman",
-    "both right",
-    f"only {names[0]}",
-    f"only {names[1]}",
-    "neither",
-    "agreement",
-    "kappa",
-  ]
-  rows = []
-  for tag, one in found.items():
-    if not one["images"]:
-      continue
-    cells = [
-      str(one["images"]),
-      *map(page.share, one["mean"]),
-      page.change("score", one["difference"])[0],
-    ]
-    cells += [
-      page.share(one["pearson"]),
-      page.share(one["spearman"]),
-      *map(str, one["confusion"].values()),
-    ]
-    rows.append(
-      (tag, [*cells, page.share(one["agreement"]), page.share(one["kappa"])])
-    )
-  return page.Table(
-    "Two rewards on the same images; right: strict is 1", columns, rows
-  )
-
-
-def write(
-  folder: epath.Path,
-  name: str,
-  scores: Sequence[dict],
-  found: dict,
-  notes: Sequence[str],
-) -> str:
-  """Writes judges/NAME.json and NAME.md into an evaluation's folder; returns the Markdown.
-
-  Args:
-    folder: of the evaluation.
-    name: of the other judge.
-    scores: see `rescore`.
-    found: see `by_tag`.
-    notes: what must stand beside numbers of the evaluation.
-  """
-  (folder / "judges").mkdir(exist_ok=True)
-  text = (
-    "\n\n".join(
-      [
-        *(f"**{note}**" for note in notes),
-        render.markdown(table(found, ("own", name))),
-      ]
-    )
-    + "\n"
-  )
-  (folder / "judges" / f"{name}.md").write_text(text)
-  (folder / "judges" / f"{name}.json").write_text(
-    json.dumps(
-      {"notes": list(notes), "agreement": found, "scores": list(scores)},
-      allow_nan=False,
-    )
-    + "\n"
-  )
-  return text
+  if chance >= 1:
+    return None
+  return float(((a == b).mean() - chance) / (1 - chance))

@@ -1,31 +1,26 @@
-"""What an evaluation comes to, as one JSON object, and the files that show it."""
+"""Summarizes an evaluation: all its numbers, as the file summary.json holds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
-import json
-
-from etils import epath
-import jax
 
 from r3jax.data import contamination
-from r3jax.evaluation import evaluate
-from r3jax.evaluation import numbers
-from r3jax.evaluation import render
-from r3jax.evaluation import result
-from r3jax.files import atomic
-from r3jax.report import page as page_lib
+from r3jax.evaluation import estimates
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import sample_table
+
+Estimate = estimates.Estimate
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
-  """What a reader must know of an evaluation beside its samples.
+class Context:
+  """What a summary says of an evaluation beside the numbers of its samples.
 
   Attributes:
-    title: of its page.
-    step: iteration of the policy.
-    leaked: which of the evaluated prompts the model was trained on.
-    flops: of a draft and of a revision of one image, texts at their longest.
-    seed: of the bootstrap.
+    title: Title of its page.
+    step: Iteration of the policy.
+    leaked: Which of the evaluated prompts the model was trained on.
+    flops: Operations of a draft and of a revision of one image, with texts at their longest.
+    seed: Seed of the bootstrap.
   """
 
   title: str
@@ -35,79 +30,123 @@ class Facts:
   seed: int
 
 
-def make(samples: Sequence[dict], facts: Facts) -> dict:
-  """Returns the summary of all samples of an evaluation."""
-  found, answers, seed = (
-    result.of_samples(samples),
-    result.answers_of(samples),
-    facts.seed,
-  )
-  rounds = numbers.by_round(found, seed)
-  for turn, one in enumerate(rounds):
-    one["tflops"] = facts.flops[bool(turn)] / 1e12
-  return {
-    "title": facts.title,
-    "iteration": facts.step,
-    "seed": seed,
-    "images": len(samples),
-    "prompts": len(set(zip(found.tags, found.prompts))),
-    "images_by_tag": {
-      tag: found.tags.count(tag) for tag in dict.fromkeys(found.tags)
-    },
-    "missing": found.missing,
-    "leaked": dataclasses.asdict(facts.leaked),
-    "rounds": rounds,
-    "tags": numbers.by_tag(found, seed),
-    "refinement": numbers.refinement(found, seed),
-    "stops": numbers.stops(found, seed),
-    "behaviour": numbers.behaviour(found),
-    "understanding": numbers.understanding(answers, seed),
-  }
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """Numbers of an evaluation.
 
-
-def notes(summary: dict) -> list[str]:
-  """Returns what must stand beside every number of an evaluation."""
-  return contamination.Leaked(**summary["leaked"]).notes() + (
-    [f"{summary['missing']:.1%} of the images have no score."]
-    if summary["missing"]
-    else []
-  )
-
-
-def finished(exam: evaluate.Exam, folder: epath.Path) -> list[dict] | None:
-  """Returns the samples of an evaluation that was concluded with the same settings, None where there is none."""
-  if not (folder / evaluate.SUMMARY).exists():
-    return None
-  done, keys = exam.read(folder), exam.keys()
-  return [done[key] for key in keys] if done.keys() >= keys.keys() else None
-
-
-def conclude(folder: epath.Path, samples: Sequence[dict], facts: Facts) -> dict:
-  """Writes summary.json, tables.md, tables/*.csv and the page index.html; returns the summary.
-
-  Only process 0 writes. summary.json is the last: where it is, the evaluation is over.
+  Attributes:
+    title: Title of its page.
+    iteration: Iteration of the policy.
+    seed: Seed of the bootstrap.
+    images: Number of chains.
+    prompts: Number of distinct prompts.
+    images_by_tag: Number of chains by tag.
+    missing: Share of the images of all rounds that have no score.
+    leaked: Which of the evaluated prompts the model was trained on.
+    rounds: Numbers of every round.
+    tflops: 10¹² operations per image of every round, with texts at their longest.
+    tags: Score of every round by tag.
+    refinement: Score of the last round minus that of the draft.
+    stops: How well the model knows when to stop.
+    behaviour: How chains edit and stop.
+    understanding: How often answers about drafts are right, by kind of question.
   """
-  summary = make(samples, facts)
-  if jax.process_index():
-    return summary
-  made = render.of_summary(summary)
-  head = [f"# {summary['title']}", *(f"**{note}**" for note in notes(summary))]
-  (folder / "tables.md").write_text(
-    "\n\n".join([*head, *map(render.markdown, made.values())]) + "\n"
+
+  title: str
+  iteration: int
+  seed: int
+  images: int
+  prompts: int
+  images_by_tag: dict[str, int]
+  missing: float
+  leaked: contamination.Leaked
+  rounds: list[estimates.RoundEstimates]
+  tflops: list[float]
+  tags: dict[str, list[Estimate | None]]
+  refinement: Estimate | None
+  stops: estimates.Stops
+  behaviour: estimates.Behaviour
+  understanding: dict[str, estimates.Understanding]
+
+  def notes(self) -> list[str]:
+    """Returns what a reader must know beside every number of the evaluation."""
+    texts = list(self.leaked.notes())
+    if self.missing:
+      texts.append(f"{self.missing:.1%} of the images have no score.")
+    return texts
+
+  def to_json(self) -> dict:
+    """Returns the JSON values of summary.json; "tflops" stands in every round."""
+    values = dict(vars(self))
+    del values["tflops"]
+    rounds = []
+    for numbers, tflops in zip(self.rounds, self.tflops, strict=True):
+      rounds.append(numbers.to_json() | {"tflops": tflops})
+    understanding = {
+      kind: numbers.to_json() for kind, numbers in self.understanding.items()
+    }
+    return values | {
+      "leaked": dataclasses.asdict(self.leaked),
+      "rounds": rounds,
+      "stops": self.stops.to_json(),
+      "behaviour": dataclasses.asdict(self.behaviour),
+      "understanding": understanding,
+    }
+
+  @classmethod
+  def from_json(cls, values: Mapping) -> "Summary":
+    """Returns the summary that `to_json` has written."""
+    tags = {}
+    for tag, scores in values["tags"].items():
+      tags[tag] = [estimates.estimate_from_json(score) for score in scores]
+    understanding = {
+      kind: estimates.Understanding.from_json(numbers)
+      for kind, numbers in values["understanding"].items()
+    }
+    typed = {
+      "leaked": contamination.Leaked(**values["leaked"]),
+      "rounds": [
+        estimates.RoundEstimates.from_json(numbers)
+        for numbers in values["rounds"]
+      ],
+      "tflops": [numbers["tflops"] for numbers in values["rounds"]],
+      "tags": tags,
+      "refinement": estimates.estimate_from_json(values["refinement"]),
+      "stops": estimates.Stops.from_json(values["stops"]),
+      "behaviour": estimates.Behaviour(**values["behaviour"]),
+      "understanding": understanding,
+    }
+    return cls(**{**values, **typed})
+
+
+def summarize(
+  samples: Sequence[sample_log.Sample], context: Context
+) -> Summary:
+  """Computes the summary of all samples of an evaluation.
+
+  Raises:
+    ValueError: There are no samples.
+  """
+  table = sample_table.of_samples(samples)
+  answers = sample_table.answers_of(samples)
+  seed = context.seed
+  flops_of_draft, flops_of_revision = context.flops
+  num_revisions = len(table.score) - 1
+  flops = [flops_of_draft] + [flops_of_revision] * num_revisions
+  return Summary(
+    title=context.title,
+    iteration=context.step,
+    seed=seed,
+    images=len(samples),
+    prompts=len(set(zip(table.tags, table.prompts, strict=True))),
+    images_by_tag={tag: table.tags.count(tag) for tag in table.distinct_tags},
+    missing=table.missing,
+    leaked=context.leaked,
+    rounds=estimates.by_round(table, seed),
+    tflops=[operations / 1e12 for operations in flops],
+    tags=estimates.by_tag(table, seed),
+    refinement=estimates.refinement(table, seed),
+    stops=estimates.stops(table, seed),
+    behaviour=estimates.behaviour(table),
+    understanding=estimates.understanding(answers, seed),
   )
-  (folder / "tables").mkdir(exist_ok=True)
-  for name, table in made.items():
-    (folder / "tables" / f"{name}.csv").write_text(render.csv_text(table))
-  page = page_lib.Page(
-    summary["title"],
-    notes(summary),
-    list(made.values()),
-    render.charts(summary),
-    samples,
-  )
-  page_lib.write_page(folder, page)
-  atomic.write_text(
-    folder / evaluate.SUMMARY,
-    json.dumps(summary, indent=1, allow_nan=False) + "\n",
-  )
-  return summary

@@ -1,15 +1,22 @@
-"""Lays out line charts as SVG: round ticks, curves that break at missing values, bands of intervals."""
+"""Lays out line charts as SVG: round ticks, gaps at missing values, bands for intervals."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
 import itertools
 import math
 
-WIDTH, HEIGHT = 360, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 350, 10, 164  # of the plot inside the drawing
+WIDTH = 360
+HEIGHT = 190
+# Edges of the plot inside the drawing.
+LEFT = 46
+RIGHT = 350
+TOP = 10
+BOTTOM = 164
 MAX_POINTS = 400  # of a curve; longer ones are thinned
-_DOTS = 12  # a curve of so few points shows each of them
+_MAX_DOTS = 12  # a curve of at most so many points shows each of them
+_TOLERANCE = 1e-9  # relative; keeps rounding from adding or dropping a tick
 
+# x, and y with the bounds of its interval
 Point = tuple[float, float | None, float | None, float | None]
 
 
@@ -18,9 +25,9 @@ class Series:
   """A curve of a chart.
 
   Attributes:
-    label: what it is called in the legend.
+    label: Name in the legend.
     points: (x, y, low, high) by rising x. y is None where the value is missing; low and high bound
-      the interval of y, both None where there is none.
+      its interval, both None where there is none.
   """
 
   label: str
@@ -32,9 +39,9 @@ class Chart:
   """Curves over one axis.
 
   Attributes:
-    name: the heading.
-    series: the curves; those without any value are left out.
-    x_label: what x counts.
+    name: Heading.
+    series: Curves; those without any value are left out.
+    x_label: What x counts.
   """
 
   name: str
@@ -44,18 +51,29 @@ class Chart:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """A series in the coordinates of the drawing."""
+  """A series in the coordinates of the drawing.
+
+  Attributes:
+    label: Name in the legend.
+    style: Index of the series, which selects the style of its line.
+    lines: "x,y x,y ..." of each stretch without missing values.
+    bands: Outlines of the intervals, in the same form.
+    dots: Points that are drawn as dots.
+    low: Least value as text.
+    high: Greatest value as text.
+    last: Last value as text.
+    points: Points after thinning, in the units of the chart.
+  """
 
   label: str
-  style: int  # which of the styles of lines
-  # "x,y x,y ..." of each stretch without missing values
+  style: int
   lines: list[str]
-  bands: list[str]  # outlines of the intervals
+  bands: list[str]
   dots: list[tuple[str, str]]
   low: str
   high: str
   last: str
-  points: list[Point]  # after thinning, in the units of the chart
+  points: list[Point]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,27 +81,27 @@ class Drawing:
   """A chart in the coordinates of an SVG of WIDTH x HEIGHT.
 
   Attributes:
-    name: the heading.
-    x_label: what x counts.
-    label: the chart in words.
-    curves: at least one.
-    x_ticks: (place, text).
-    y_ticks: (place, text).
-    reach: the first and the last x.
+    name: Heading.
+    x_label: What x counts.
+    description: The chart in words.
+    curves: Curves, at least one.
+    x_ticks: Places and texts.
+    y_ticks: Places and texts.
+    x_range: First and last x.
   """
 
   name: str
   x_label: str
-  label: str
+  description: str
   curves: list[Curve]
   x_ticks: list[tuple[str, str]]
   y_ticks: list[tuple[str, str]]
-  reach: tuple[float, float]
+  x_range: tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scale:
-  """The straight line from [low, high] to [start, stop] of the drawing."""
+  """Maps [low, high] linearly to [start, stop] of the drawing."""
 
   low: float
   high: float
@@ -91,149 +109,168 @@ class _Scale:
   stop: float
 
   def __call__(self, value: float) -> str:
-    share = (
-      (value - self.low) / (self.high - self.low)
-      if self.high > self.low
-      else 0.5
-    )
+    share = 0.5
+    if self.high > self.low:
+      share = (value - self.low) / (self.high - self.low)
     return f"{self.start + share * (self.stop - self.start):.1f}"
 
 
 def layout(chart: Chart) -> Drawing | None:
-  """Returns a chart's drawing, None if it has no value."""
-  thinned = lambda item: _thin([_clean(point) for point in item.points])
-  series = [
-    (index, item.label, thinned(item))
-    for index, item in enumerate(chart.series)
-  ]
-  series = [
-    item for item in series if any(y is not None for _, y, _, _ in item[2])
-  ]
-  if not series:
+  """Returns the drawing of a chart, None if it has no value."""
+  indexed = []
+  for index, series in enumerate(chart.series):
+    points = _thin([_without_infinities(point) for point in series.points])
+    if any(y is not None for _, y, _, _ in points):
+      indexed.append((index, series.label, points))
+  if not indexed:
     return None
-  points = [point for _, _, some in series for point in some]
-  values = [value for _, *rest in points for value in rest if value is not None]
-  places = [x for x, *_ in points]
-  first, last = min(places), max(places)
-  y_ticks = _around(min(values), max(values))
-  x_ticks = _within(first, last)
-  across, down = (
-    _Scale(first, last, LEFT, RIGHT),
-    _Scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP),
-  )
+
+  all_points = [point for _, _, points in indexed for point in points]
+  values = []
+  for _, *y_and_bounds in all_points:
+    values += [value for value in y_and_bounds if value is not None]
+  first = min(x for x, *_ in all_points)
+  last = max(x for x, *_ in all_points)
+  y_ticks = _ticks_around(min(values), max(values))
+  x_ticks = _ticks_within(first, last)
+  x_scale = _Scale(first, last, LEFT, RIGHT)
+  y_scale = _Scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
   curves = [
-    _curve(index, label, some, across, down) for index, label, some in series
+    _curve(index, label, points, x_scale, y_scale)
+    for index, label, points in indexed
   ]
-  name = lambda curve: f"{curve.label} " if len(curves) > 1 else ""
-  said = "; ".join(
-    f"{name(curve)}between {curve.low} and {curve.high}, last {curve.last}"
-    for curve in curves
-  )
   return Drawing(
-    chart.name,
-    chart.x_label,
-    f"{chart.name} over {chart.x_label} {first:g} to {last:g}: {said}",
-    curves,
-    list(zip(map(across, x_ticks), _texts(x_ticks))),
-    list(zip(map(down, y_ticks), _texts(y_ticks))),
-    (first, last),
+    name=chart.name,
+    x_label=chart.x_label,
+    description=f"{chart.name} over {chart.x_label} {first:g} to {last:g}: "
+    + _describe(curves),
+    curves=curves,
+    x_ticks=_placed(x_ticks, x_scale),
+    y_ticks=_placed(y_ticks, y_scale),
+    x_range=(first, last),
   )
 
 
-def _clean(point: Point) -> Point:
-  """Takes what is not finite for missing."""
-  x, *rest = point
-  return x, *(
+def _describe(curves: Sequence[Curve]) -> str:
+  """Returns the range and the last value of curves in words."""
+  texts = []
+  for curve in curves:
+    name = f"{curve.label} " if len(curves) > 1 else ""
+    texts.append(
+      f"{name}between {curve.low} and {curve.high}, last {curve.last}"
+    )
+  return "; ".join(texts)
+
+
+def _without_infinities(point: Point) -> Point:
+  """Replaces values that are not finite by None."""
+  x, *values = point
+  finite = [
     value if value is not None and math.isfinite(value) else None
-    for value in rest
-  )
+    for value in values
+  ]
+  return x, *finite
 
 
 def _thin(points: list[Point]) -> list[Point]:
   """Returns every n-th point and the last, at most MAX_POINTS + 1."""
   stride = math.ceil(len(points) / MAX_POINTS) or 1
-  return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
+  thinned = points[::stride]
+  if (len(points) - 1) % stride:
+    thinned = thinned + points[-1:]
+  return thinned
 
 
 def _curve(
-  index: int, label: str, points: list[Point], across: _Scale, down: _Scale
+  index: int, label: str, points: list[Point], x_scale: _Scale, y_scale: _Scale
 ) -> Curve:
-  stretches = list(_stretches(points))
-  banded = [
-    [point for point in stretch if None not in point] for stretch in stretches
-  ]
-  outline = lambda band: [
-    *((x, high) for x, _, _, high in band),
-    *((x, low) for x, _, low, _ in reversed(band)),
-  ]
-  path = lambda places: " ".join(f"{across(x)},{down(y)}" for x, y in places)
-  known = [point for stretch in stretches for point in stretch]
-  dotted = (
-    known
-    if len(known) <= _DOTS
-    else [stretch[0] for stretch in stretches if len(stretch) == 1]
-  )
-  values = [y for _, y, _, _ in known]
+  """Returns a series with at least one value in the coordinates of the drawing."""
+
+  def path(places: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in places)
+
+  lines = []
+  bands = []
+  present = []
+  single = []
+  for stretch in _stretches(points):
+    present += stretch
+    if len(stretch) == 1:
+      single += stretch
+    lines.append(path([(x, y) for x, y, _, _ in stretch]))
+    bounded = [point for point in stretch if None not in point]
+    if len(bounded) > 1:
+      upper = [(x, high) for x, _, _, high in bounded]
+      lower = [(x, low) for x, _, low, _ in reversed(bounded)]
+      bands.append(path(upper + lower))
+
+  # A stretch of one point has no line, so it needs a dot.
+  dotted = present if len(present) <= _MAX_DOTS else single
+  values = [y for _, y, _, _ in present]
   return Curve(
-    label,
-    index,
-    [path((x, y) for x, y, _, _ in stretch) for stretch in stretches],
-    [path(outline(band)) for band in banded if len(band) > 1],
-    [(across(x), down(y)) for x, y, _, _ in dotted],
-    f"{min(values):.4g}",
-    f"{max(values):.4g}",
-    f"{values[-1]:.4g}",
-    points,
+    label=label,
+    style=index,
+    lines=lines,
+    bands=bands,
+    dots=[(x_scale(x), y_scale(y)) for x, y, _, _ in dotted],
+    low=f"{min(values):.4g}",
+    high=f"{max(values):.4g}",
+    last=f"{values[-1]:.4g}",
+    points=points,
   )
 
 
 def _stretches(points: list[Point]) -> Iterator[list[Point]]:
   """Yields the runs of points that have a value."""
-  for known, group in itertools.groupby(
-    points, lambda point: point[1] is not None
-  ):
-    if known:
+
+  def has_value(point: Point) -> bool:
+    return point[1] is not None
+
+  for present, group in itertools.groupby(points, has_value):
+    if present:
       yield list(group)
 
 
-def _step(span: float) -> float:
+def _tick_distance(span: float) -> float:
   """Returns the least of 1, 2, 5 times a power of ten that cuts a span into at most five."""
   power = 10.0 ** math.floor(math.log10(span / 5))
-  return next(
-    power * factor
-    for factor in (1, 2, 5, 10)
-    if power * factor * 5 >= span * (1 - 1e-9)
-  )
+  for factor in (1, 2, 5):
+    if power * factor * 5 >= span * (1 - _TOLERANCE):
+      return power * factor
+  return power * 10
 
 
-def _around(low: float, high: float) -> list[float]:
+def _ticks_around(low: float, high: float) -> list[float]:
   """Returns round numbers from at most `low` to at least `high`."""
-  if high - low <= 1e-9 * max(abs(low), abs(high)):
+  if high - low <= _TOLERANCE * max(abs(low), abs(high)):
     margin = abs(low) / 10 or 0.5
-    low, high = low - margin, high + margin
-  step = _step(high - low)
-  start, stop = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-  return [number * step for number in range(start, stop + 1)]
+    low -= margin
+    high += margin
+  distance = _tick_distance(high - low)
+  start = math.floor(low / distance + _TOLERANCE)
+  stop = math.ceil(high / distance - _TOLERANCE)
+  return [number * distance for number in range(start, stop + 1)]
 
 
-def _within(low: float, high: float) -> list[float]:
-  """Returns round numbers between `low` and `high`; only `low` if they are one."""
+def _ticks_within(low: float, high: float) -> list[float]:
+  """Returns round numbers between `low` and `high`; only `low` if they are equal."""
   if high <= low:
     return [low]
-  whole = float(low).is_integer() and float(high).is_integer()
-  step = max(_step(high - low), 1) if whole else _step(high - low)
-  return [
-    number * step
-    for number in range(
-      math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1
-    )
-  ]
+  distance = _tick_distance(high - low)
+  if float(low).is_integer() and float(high).is_integer():
+    distance = max(distance, 1)
+  start = math.ceil(low / distance - _TOLERANCE)
+  stop = math.floor(high / distance + _TOLERANCE)
+  return [number * distance for number in range(start, stop + 1)]
 
 
-def _texts(ticks: list[float]) -> list[str]:
-  """Returns the ticks with as many decimals as tell them apart."""
-  step = ticks[1] - ticks[0] if len(ticks) > 1 else 1
-  if step < 1e-4 or max(map(abs, ticks)) >= 1e5:
-    return [f"{tick:.3g}" for tick in ticks]
-  decimals = max(0, -math.floor(math.log10(step * (1 + 1e-9))))
-  return [f"{tick + 0.0:.{decimals}f}" for tick in ticks]
+def _placed(ticks: list[float], scale: _Scale) -> list[tuple[str, str]]:
+  """Returns places and texts of ticks, with as many decimals as tell them apart."""
+  distance = ticks[1] - ticks[0] if len(ticks) > 1 else 1
+  if distance < 1e-4 or max(map(abs, ticks)) >= 1e5:
+    texts = [f"{tick:.3g}" for tick in ticks]
+  else:
+    decimals = max(0, -math.floor(math.log10(distance * (1 + _TOLERANCE))))
+    # Adding 0.0 turns -0.0 into 0.0.
+    texts = [f"{tick + 0.0:.{decimals}f}" for tick in ticks]
+  return [(scale(tick), text) for tick, text in zip(ticks, texts, strict=True)]

@@ -1,77 +1,126 @@
-"""Keeps generated samples as files, and shows them on one page: a row per image, round by round.
+"""Stores generated samples as files, and shows them on one page: a row per image, round by round.
 
 A sample NAME is NAME.json beside NAME_0.png, NAME_1.png, ... The JSON file is written last, so that
-a sample is there whole or not at all. The page refers to the images; it moves with its folder.
+a sample is there whole or not at all. The page refers to the images by relative paths, so the folder
+can be moved.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import re
 
 from etils import epath
 import numpy as np
 
+from r3jax.evaluation import evaluate
+from r3jax.evaluation import sample_log
 from r3jax.files import atomic
 from r3jax.model import preprocess
-from r3jax.report import pages
+from r3jax.report import templates
 
 _NAME = re.compile(r"\d+_\d+\.json")
 
 
-def name_of(prompt: int, image: int) -> str:
-  """Returns the name of a sample by the numbers of its prompt and image."""
-  return f"{prompt:05d}_{image:02d}"
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratedTurn(sample_log.Turn):
+  """A turn of a generated sample.
+
+  Attributes:
+    seconds: Time of the round for all images that were drawn together, compilation included.
+  """
+
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneratedSample:
+  """A generated chain of images.
+
+  Attributes:
+    prompt: Text of the prompt.
+    prompt_number: Index of the prompt.
+    image_number: Index of the sample among those of its prompt.
+    seed: Seed of all randomness.
+    model: Folder of the model.
+    size: Height and width of the images.
+    turns: Images in order.
+  """
+
+  prompt: str
+  prompt_number: int
+  image_number: int
+  seed: int
+  model: str
+  size: tuple[int, int]
+  turns: Sequence[GeneratedTurn]
+
+  @property
+  def name(self) -> str:
+    """Name of its files."""
+    return evaluate.key_of(self.prompt_number, self.image_number)
+
+  def to_json(self) -> dict:
+    """Returns the JSON values of its file."""
+    return vars(self) | {"turns": [turn.to_json() for turn in self.turns]}
+
+  @classmethod
+  def from_json(cls, values: dict) -> "GeneratedSample":
+    """Returns the sample that `to_json` has written."""
+    turns = tuple(GeneratedTurn(**turn) for turn in values["turns"])
+    return cls(**{**values, "turns": turns})
 
 
 def write(
-  folder: epath.PathLike, name: str, facts: dict, images: Sequence[np.ndarray]
+  folder: epath.PathLike, sample: GeneratedSample, images: Sequence[np.ndarray]
 ) -> None:
   """Writes a sample.
 
   Args:
-    folder: is there.
-    name: see `name_of`.
-    facts: JSON: "prompt", "prompt_number", "image_number", "size" of the images, and "turns", a list
-      with an object per image, which gets the image's file name.
+    folder: Existing folder.
+    sample: Sample; the paths of its images are set here.
     images: uint8 [H, W, 3], one per turn.
   """
-  folder, turns = epath.Path(folder), []
-  for i, (turn, image) in enumerate(zip(facts["turns"], images, strict=True)):
-    turns.append({"image": f"{name}_{i}.png", **turn})
-    (folder / turns[-1]["image"]).write_bytes(preprocess.png(image))
-  atomic.write_text(
-    folder / f"{name}.json",
-    json.dumps(facts | {"turns": turns}, indent=1, allow_nan=False) + "\n",
-  )
+  folder = epath.Path(folder)
+  turns = []
+  for i, (turn, image) in enumerate(zip(sample.turns, images, strict=True)):
+    path = f"{sample.name}_{i}.png"
+    (folder / path).write_bytes(preprocess.png(image))
+    turns.append(dataclasses.replace(turn, image=path))
+  sample = dataclasses.replace(sample, turns=tuple(turns))
+  text = json.dumps(sample.to_json(), indent=1, allow_nan=False)
+  atomic.write_text(folder / f"{sample.name}.json", text + "\n")
 
 
-def read_one(folder: epath.PathLike, name: str) -> dict | None:
-  """Returns the facts of a sample, None where it has not been written."""
+def read_one(
+  folder: epath.PathLike, prompt_number: int, image_number: int
+) -> GeneratedSample | None:
+  """Returns a sample of a folder, None if it has not been written."""
+  name = evaluate.key_of(prompt_number, image_number)
   path = epath.Path(folder) / f"{name}.json"
-  return json.loads(path.read_text()) if path.is_file() else None
+  return _read_file(path) if path.is_file() else None
 
 
-def read(folder: epath.PathLike) -> list[dict]:
-  """Returns the facts of all samples of a folder, by the numbers of prompt and image."""
-  names = [
-    path.stem
+def read(folder: epath.PathLike) -> list[GeneratedSample]:
+  """Returns all samples of a folder, by the indices of prompt and image."""
+  samples = [
+    _read_file(path)
     for path in epath.Path(folder).iterdir()
     if _NAME.fullmatch(path.name)
   ]
-  samples = [read_one(folder, name) for name in names]
-  return sorted(
-    samples,
-    key=lambda sample: (sample["prompt_number"], sample["image_number"]),
-  )
+  return sorted(samples, key=lambda x: (x.prompt_number, x.image_number))
+
+
+def _read_file(path: epath.Path) -> GeneratedSample:
+  return GeneratedSample.from_json(json.loads(path.read_text()))
 
 
 def write_page(folder: epath.PathLike, title: str) -> epath.Path:
   """Writes folder/index.html of all samples there; returns its path."""
-  prompts: dict[str, list[dict]] = {}
+  samples_by_prompt: dict[str, list[GeneratedSample]] = {}
   for sample in read(folder):
-    prompts.setdefault(sample["prompt"], []).append(sample)
+    samples_by_prompt.setdefault(sample.prompt, []).append(sample)
+  template = templates.load("gallery.html.j2")
   path = epath.Path(folder) / "index.html"
-  path.write_text(
-    pages.template("gallery.html.j2").render(title=title, prompts=prompts)
-  )
+  path.write_text(template.render(title=title, prompts=samples_by_prompt))
   return path

@@ -1,4 +1,4 @@
-"""An exam out of a config."""
+"""Builds the evaluation that a config describes."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ import ml_collections
 from r3jax.agent import actors
 from r3jax.agent import rollout_settings
 from r3jax.costs import count
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
 from r3jax.run import setup
@@ -20,11 +20,11 @@ _NOT_THE_RESULT = ("batch_size", "every")  # keys of config.eval
 _REWARD = ("name", "value", "image_format", "judge")
 
 
-def exam(
+def evaluation(
   config: ml_collections.ConfigDict,
   experiment: setup.Experiment,
   mesh: jax.sharding.Mesh,
-) -> evaluate.Exam:
+) -> evaluate.Evaluation:
   """Returns the evaluation that a config describes.
 
   Raises:
@@ -39,7 +39,7 @@ def exam(
       f"eval.images_per_prompt must be at least 1; got {e.images_per_prompt}"
     )
   settings = setup.evaluation_settings(config, experiment.rollout)
-  evaluator = draw.Evaluator(
+  sampler = chains.Sampler(
     experiment.modules,
     settings,
     experiment.reward.on(mesh),
@@ -50,12 +50,12 @@ def exam(
     e.seed,
     e.question_tokens,
   )
-  return evaluate.Exam(
-    evaluator=evaluator,
+  return evaluate.Evaluation(
+    sampler=sampler,
     records=experiment.heldout,
     prompts=experiment.encode(experiment.heldout),
     images_per_prompt=e.images_per_prompt,
-    examiner=questions.Examiner(
+    questionnaire=questions.Questionnaire(
       tuple(e.ask), world.quiz if world else None, e.seed
     ),
     segments=experiment.segments,

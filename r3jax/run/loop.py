@@ -14,9 +14,9 @@ import numpy as np
 from r3jax import types
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
-from r3jax.evaluation import result
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import sample_table
 from r3jax.parallel import multihost
-from r3jax.report import page
 from r3jax.rewards.from_host import budget
 from r3jax.rl import train_state
 from r3jax.run import machine
@@ -79,7 +79,10 @@ def run(
   clock.lap("evaluate after")
 
   run_summary = summary.make(
-    session, clock.seconds, result.of_samples(before), result.of_samples(after)
+    session,
+    clock.seconds,
+    sample_table.of_samples(before),
+    sample_table.of_samples(after),
   )
   run_summary["parameters"] = num_parameters
   summary.write(files, run_summary)
@@ -197,7 +200,7 @@ def _restore(
   if restored is not None:
     done, state = restored
   if not jax.process_index():
-    page.drop_samples_after(
+    sample_log.drop_after(
       session.files.report, None if restored is None else done
     )
     session.files.drop_evaluations_after(done)

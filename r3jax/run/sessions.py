@@ -15,14 +15,16 @@ from r3jax import types
 from r3jax.agent import experience
 from r3jax.checkpoint import training
 from r3jax.data import contamination
+from r3jax.evaluation import estimates
 from r3jax.evaluation import evaluate
-from r3jax.evaluation import numbers
-from r3jax.evaluation import result
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary
 from r3jax.files import config_guard
 from r3jax.model import parameters
 from r3jax.parallel import meshes
 from r3jax.parallel import sharding
+from r3jax.report import evaluation_report
 from r3jax.rewards import control
 from r3jax.rewards.from_host import budget
 from r3jax.rl import iteration
@@ -76,7 +78,7 @@ class Session:
     iteration: Stages of an iteration, on one replica.
     prompts: Training prompts as numpy arrays, one row per record.
     frozen: Parameters that an iteration reads; its reference is the policy before training.
-    exam: Evaluation on the held-out prompts, on the same mesh.
+    evaluation: Evaluation on the held-out prompts, on the same mesh.
     leaked: Held-out prompts that this run or the model's earlier runs train on.
   """
 
@@ -87,7 +89,7 @@ class Session:
   iteration: iteration.Iteration
   prompts: experience.Prompts
   frozen: iteration.Frozen
-  exam: evaluate.Exam
+  evaluation: evaluate.Evaluation
   leaked: contamination.Leaked
 
   def init(self, policy: types.Params) -> train_state.TrainState:
@@ -193,7 +195,7 @@ class Session:
     policy: types.Params,
     step: int,
     writer: metric_writer.MetricWriter,
-  ) -> list[dict]:
+  ) -> list[sample_log.Sample]:
     """Evaluates a policy on the held-out prompts and logs its scores.
 
     An evaluation that this run has already finished is read from its folder.
@@ -210,36 +212,38 @@ class Session:
       budget.BudgetExceeded: Too many images have no score.
     """
     folder = self.files.evaluation(step)
-    evaluated = summary.finished(self.exam, folder)
+    evaluated = self.evaluation.finished(folder)
     if evaluated is None:
       evaluated = self._evaluate(policy, step)
-    scores = numbers.numbers(result.of_samples(evaluated))
+    scores = estimates.curve_values(sample_table.of_samples(evaluated))
     writer.write_evaluation(step, scores)
     return evaluated
 
-  def _evaluate(self, policy: types.Params, step: int) -> list[dict]:
+  def _evaluate(
+    self, policy: types.Params, step: int
+  ) -> list[sample_log.Sample]:
     """Draws and scores the samples of an evaluation, and writes its summary."""
     folder = self.files.evaluation(step)
     reward = self.experiment.reward
     reward.begin(step)
     with reward.logging_to(folder / "rewards"):
-      evaluated = self.exam.sit(
+      evaluated = self.evaluation.run(
         self.frozen.whole(policy), self.frozen.towers, folder, step
       )
     # Reading the counters resets them: the next iteration's must not include the evaluation.
     reward.metrics()
     budget.check_evaluation(
-      result.of_samples(evaluated).missing,
+      sample_table.of_samples(evaluated).missing,
       self.config.reward.max_failed_fraction,
     )
-    facts = summary.Facts(
+    context = summary.Context(
       title=f"r3jax: evaluation of iteration {step}",
       step=step,
       leaked=self.leaked,
-      flops=self.exam.flops,
+      flops=self.evaluation.flops,
       seed=self.config.seed,
     )
-    summary.conclude(folder, evaluated, facts)
+    evaluation_report.conclude(folder, evaluated, context)
     return evaluated
 
 
@@ -294,7 +298,7 @@ def prepare(
   experiment = setup.build(config)
   mesh = meshes.make_mesh(**config.mesh)
   stages = _stages(config, experiment, mesh)
-  exam = held_out.exam(config, experiment, mesh)
+  evaluation = held_out.evaluation(config, experiment, mesh)
   prompts = experiment.encode(experiment.train)
   policy, frozen = experiment.start(mesh, config.seed)
 
@@ -315,7 +319,7 @@ def prepare(
     iteration=stages,
     prompts=prompts,
     frozen=frozen,
-    exam=exam,
+    evaluation=evaluation,
     leaked=leaked,
   )
   return session, policy

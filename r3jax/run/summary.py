@@ -8,11 +8,13 @@ import jax
 import numpy as np
 
 from r3jax import types
-from r3jax.evaluation import numbers
-from r3jax.evaluation import result
+from r3jax.evaluation import comparison
+from r3jax.evaluation import estimates
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import sample_table
 from r3jax.files import atomic
 from r3jax.files import jsonl
-from r3jax.report import page
+from r3jax.report import run_page
 from r3jax.rl import train_state
 from r3jax.run import machine
 from r3jax.run import sessions
@@ -76,8 +78,8 @@ def _size(tree: types.Params) -> int:
 def make(
   session: sessions.Session,
   seconds: Mapping[str, float],
-  before: result.Result,
-  after: result.Result,
+  before: sample_table.SampleTable,
+  after: sample_table.SampleTable,
 ) -> dict:
   """Returns the summary of a run as JSON values.
 
@@ -92,20 +94,22 @@ def make(
   title = f"r3jax: {num_iterations} iterations, seed {seed}"
   if session.leaked.contaminated:
     title += " (CONTAMINATED: trained on test prompts)"
+  compared = comparison.compare_pair(before, after, seed)
+  scores = {view: dataclasses.asdict(pair) for view, pair in compared.items()}
   return {
     "title": title,
-    "scores": numbers.compare(before, after, seed),
+    "scores": scores,
     "last round minus draft": {
-      "before": numbers.refinement(before, seed),
-      "after": numbers.refinement(after, seed),
+      "before": estimates.refinement(before, seed),
+      "after": estimates.refinement(after, seed),
     },
     "images without a score": {
       "before": before.missing,
       "after": after.missing,
     },
     "behaviour": {
-      "before": numbers.behaviour(before),
-      "after": numbers.behaviour(after),
+      "before": dataclasses.asdict(estimates.behaviour(before)),
+      "after": dataclasses.asdict(estimates.behaviour(after)),
     },
     "leaked": dataclasses.asdict(session.leaked),
     "contamination": session.experiment.contamination.to_json(),
@@ -134,11 +138,11 @@ def write(files: workdir.Workdir, summary: dict) -> None:
     return
   # Formatted first: values that JSON does not have must not leave a page without a summary.
   text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-  page.write_report(
+  run_page.write_report(
     files.report,
-    summary,
+    run_page.RunSummary.from_json(summary),
     jsonl.read(files.metrics),
-    page.read_samples(files.report),
+    sample_log.read(files.report),
     CHARTS,
   )
   # Last: a run with a summary is complete.

@@ -1,10 +1,10 @@
-"""An exam without a model: images, scores and texts follow from the numbers of prompt and image."""
+"""An evaluation without a model: images, scores and texts follow from the numbers of prompt and image."""
 
 import numpy as np
 
 from r3jax import types
 from r3jax.agent import experience
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
 from r3jax.worlds.shapes import prompts as prompts_lib
@@ -18,7 +18,7 @@ TEXTS = (
 )
 
 
-class Evaluator:
+class Sampler:
   """Draws two rounds; the second stops where prompt + image is even.
 
   Attributes:
@@ -56,8 +56,8 @@ class Evaluator:
     text = lambda which: experience.Text(
       np.tile(which, (5, 1)).T, np.full(len(rows), 5), None
     )
-    first = draw.Round(
-      draw.Standing(draft, draft, open_),
+    first = chains.Round(
+      chains.ChainState(draft, draft, open_),
       np.ones(len(rows)),
       open_,
       text(np.zeros(len(rows), int)),
@@ -76,17 +76,20 @@ class Evaluator:
         "strict": keep(draft.score.parts["strict"], chain.score.parts["strict"])
       },
     )
-    kept = draw.Drawn(keep(draft.images, chain.images), score)
-    second = draw.Round(
-      draw.Standing(kept, chain, even),
+    kept = chains.ScoredImages(keep(draft.images, chain.images), score)
+    second = chains.Round(
+      chains.ChainState(kept, chain, even),
       np.ones(len(rows)),
       even,
       text(np.where(even, 1, 2)),
       np.full(len(rows), 3),
     )
-    return [(first, 0.5 * len(rows)), (second, 1.0 * len(rows))]
+    return [
+      chains.TimedRound(first, 0.5 * len(rows)),
+      chains.TimedRound(second, 1.0 * len(rows)),
+    ]
 
-  def _drawn(self, rows: np.ndarray, turn: int) -> draw.Drawn:
+  def _drawn(self, rows: np.ndarray, turn: int) -> chains.ScoredImages:
     value = (rows[:, 0] % 3) / 4 + 0.25 * turn
     images = np.broadcast_to(
       (rows.sum(1) * 10 + turn)[:, None, None, None], (len(rows), 48, 48, 3)
@@ -96,7 +99,7 @@ class Evaluator:
       if self.missing and len(self.calls) <= 4
       else np.zeros(len(rows), bool)
     )
-    return draw.Drawn(
+    return chains.ScoredImages(
       images,
       types.Score(value, ~missing, {"strict": (value == 1).astype(float)}),
     )
@@ -109,8 +112,8 @@ class Evaluator:
     return experience.Text(prompts.question, prompts.question_length, None)
 
 
-def exam(evaluator: Evaluator, **settings) -> evaluate.Exam:
-  """Returns an exam of ten prompts, two images each; every question is answered "no"."""
+def evaluation(sampler: Sampler, **settings) -> evaluate.Evaluation:
+  """Returns an evaluation of ten prompts, two images each; every question is answered "no"."""
   index = np.arange(len(RECORDS), dtype=np.int32)
   ids = np.zeros((len(RECORDS), 5), np.int32)
   prompts = experience.Prompts(ids, ids[:, 0], ids, ids[:, 0], None, index)
@@ -122,12 +125,12 @@ def exam(evaluator: Evaluator, **settings) -> evaluate.Exam:
       for row in ids
     ]
 
-  return evaluate.Exam(
-    evaluator=evaluator,
+  return evaluate.Evaluation(
+    sampler=sampler,
     records=RECORDS,
     prompts=prompts,
     images_per_prompt=2,
-    examiner=questions.Examiner(("match",), world.WORLD.quiz, seed=0),
+    questionnaire=questions.Questionnaire(("match",), world.WORLD.quiz, seed=0),
     segments=lambda texts, capacity: (
       np.full((len(texts), capacity), 99),
       np.full(len(texts), capacity),

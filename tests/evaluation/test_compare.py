@@ -1,4 +1,4 @@
-"""Tests of evaluation/comparison.py, plots.py and tables.py."""
+"""Tests of evaluation/comparison.py and finished.py, report/comparison_report.py and plots.py."""
 
 import csv
 import dataclasses
@@ -9,14 +9,16 @@ from PIL import Image
 import pytest
 
 from r3jax.data import contamination
-from r3jax.evaluation import compare
-from r3jax.evaluation import render
+from r3jax.evaluation import comparison
+from r3jax.evaluation import finished
+from r3jax.evaluation import sample_log
 from r3jax.evaluation import summary
 from r3jax.files import jsonl
-from r3jax.report import page
+from r3jax.report import comparison_report
+from r3jax.report import evaluation_report
 from tests.evaluation import fakes
 
-FACTS = summary.Facts(
+CONTEXT = summary.Context(
   "an evaluation", 0, contamination.Leaked({}, True), (1e12, 2e12), 0
 )
 
@@ -29,23 +31,26 @@ def write(
   sample_of=lambda sample: sample,
 ):
   """Writes an evaluation whose scores are higher than those of the fake by `gain`."""
-  folder, exam = epath.Path(folder), fakes.exam(fakes.Evaluator())
-  samples = exam.sit(None, None, folder, step)
-  better = lambda turn: (
-    turn
-    | {"score": turn["score"] + gain, "chain_score": turn["chain_score"] + gain}
+  folder = epath.Path(folder)
+  samples = []
+  evaluation = fakes.evaluation(fakes.Sampler())
+  for sample in evaluation.run(None, None, folder, step):
+    turns = [
+      dataclasses.replace(
+        turn, score=turn.score + gain, chain_score=turn.chain_score + gain
+      )
+      for turn in sample.turns
+    ]
+    samples.append(sample_of(dataclasses.replace(sample, turns=turns)))
+  sample_log.drop_after(folder, None)
+  jsonl.append(
+    folder / "samples.jsonl", [sample.to_json() for sample in samples]
   )
-  samples = [
-    sample_of(sample | {"turns": [better(turn) for turn in sample["turns"]]})
-    for sample in samples
-  ]
-  page.drop_samples_after(folder, None)
-  jsonl.append(folder / "samples.jsonl", samples)
-  summary.conclude(
+  evaluation_report.conclude(
     folder,
     samples,
     dataclasses.replace(
-      FACTS, step=step, leaked=contamination.Leaked(leaked or {}, True)
+      CONTEXT, step=step, leaked=contamination.Leaked(leaked or {}, True)
     ),
   )
 
@@ -61,49 +66,55 @@ def fixture_runs(tmp_path_factory):
 
 class TestCompare:
   def test_of_one_run_the_evaluations_of_several_iterations(self, runs):
-    compared = compare.compare(compare.read(str(runs / "a")), seed=0)
-    assert compared["names"] == [f"{runs / 'a'} @ 0", f"{runs / 'a'} @ 20"]
+    compared = comparison.compare(finished.read(str(runs / "a")), seed=0)
+    assert compared.names == [f"{runs / 'a'} @ 0", f"{runs / 'a'} @ 20"]
     assert {"draft", "round 2", "draft, strict"} <= set(
-      compared["views"]
-    ) and "last round" not in compared["views"]
-    (difference,) = compared["views"]["draft"]["differences"]
+      compared.views
+    ) and "last round" not in compared.views
+    (difference,) = compared.views["draft"].differences
     assert difference == pytest.approx([0.125] * 3)
 
   def test_others_are_compared_with_the_first(self, runs):
-    groups = [compare.read(str(runs / name)) for name in "ab"]
-    compared = compare.compare([groups[0][0], groups[0][1], *groups[1]], seed=0)
-    first, *_ = compared["views"]["round 2"]["scores"]
+    groups = [finished.read(str(runs / name)) for name in "ab"]
+    compared = comparison.compare(
+      [groups[0][0], groups[0][1], *groups[1]], seed=0
+    )
+    first, *_ = compared.views["round 2"].scores
     assert [
-      one[0] - first[0] for one in compared["views"]["round 2"]["scores"]
+      one[0] - first[0] for one in compared.views["round 2"].scores
     ] == pytest.approx([0, 0.125, 0.25])
 
   def test_other_prompts_are_refused(self, runs, tmp_path):
-    write(tmp_path, 0, sample_of=lambda sample: sample | {"prompt": "p"})
+    write(
+      tmp_path,
+      0,
+      sample_of=lambda sample: dataclasses.replace(sample, prompt="p"),
+    )
     with pytest.raises(ValueError, match="of the same prompts"):
-      compare.compare(
-        [*compare.read(str(runs / "b")), *compare.read(str(tmp_path))], seed=0
+      comparison.compare(
+        [*finished.read(str(runs / "b")), *finished.read(str(tmp_path))], seed=0
       )
 
   def test_other_settings_are_noted(self, runs):
-    first, second = compare.read(str(runs / "a"))
+    first, second = finished.read(str(runs / "a"))
     other = dataclasses.replace(second, settings={"points": 50})
-    assert compare.compare([first, other], seed=0)["notes"] == {
+    assert comparison.compare([first, other], seed=0).notes == {
       other.name: ["Made with other settings: points 50, not 4."]
     }
 
   def test_one_is_not_enough(self, runs):
     with pytest.raises(ValueError, match="at least two"):
-      compare.compare(compare.read(str(runs / "b")), seed=0)
+      comparison.compare(finished.read(str(runs / "b")), seed=0)
 
   def test_nothing_that_is_over_is_refused(self, tmp_path):
-    with pytest.raises(ValueError, match="an evaluation that is over"):
-      compare.read(str(tmp_path))
+    with pytest.raises(ValueError, match="a finished evaluation"):
+      finished.read(str(tmp_path))
 
 
 class TestWrite:
   def test_files(self, runs, tmp_path):
-    text = compare.write(
-      [compare.read(str(runs / name)) for name in "ab"],
+    text = comparison_report.write(
+      [finished.read(str(runs / name)) for name in "ab"],
       epath.Path(tmp_path),
       seed=0,
     )
@@ -122,7 +133,9 @@ class TestWrite:
         for part in ("", ", low", ", high")
       ),
     ]
-    assert rows[0][0] == "draft" and rows[0][7:] == ["+0.125"] * 3
+    assert rows[0][0] == "draft"
+    differences = [float(field) for field in rows[0][7:]]
+    assert differences == pytest.approx([0.125] * 3)
     assert (
       json.loads((tmp_path / "comparison.json").read_text())["names"] == names
     )
@@ -133,8 +146,8 @@ class TestWrite:
 
   def test_single_evaluations_have_no_curve_by_iteration(self, runs, tmp_path):
     write(tmp_path / "c", 0)
-    compare.write(
-      [compare.read(str(runs / "b")), compare.read(str(tmp_path / "c"))],
+    comparison_report.write(
+      [finished.read(str(runs / "b")), finished.read(str(tmp_path / "c"))],
       epath.Path(tmp_path / "out"),
       seed=0,
     )
@@ -158,52 +171,9 @@ class TestNames:
   )
   def test_lose_the_folder_that_they_share(self, paths, names):
     groups = [
-      [compare.Evaluation(f"{path} @ 3", path, {}, {}, [])] for path in paths
+      [finished.FinishedEvaluation(f"{path} @ 3", path, {}, None, [])]
+      for path in paths
     ]
-    assert [group[0].name for group in compare._shortened(groups)] == [
-      f"{name} @ 3" for name in names
-    ]
-
-
-class TestTables:
-  TABLE = page.Table(
-    "What", ["of", "a|b"], [("x|y", ["1"]), ("z", [("2", "better")])]
-  )
-
-  def test_markdown_escapes_its_own_signs(self):
-    assert (
-      render.markdown(self.TABLE)
-      == "What:\n\n| of | a\\|b |\n| --- | --- |\n| x\\|y | 1 |\n| z | 2 |"
-    )
-
-  def test_csv_has_texts_only(self):
-    assert render.csv_text(self.TABLE) == "of,a|b\nx|y,1\nz,2\n"
-
-  def test_csv_has_bounds_in_columns(self):
-    table = page.Table(
-      "What",
-      ["of", "a", "b"],
-      [("x", ["0.5 [0.1, 0.9]", "-"]), ("y", ["-", ("+0.2 [-0.1, +0.3]", "")])],
-    )
-    assert (
-      render.csv_text(table)
-      == 'of,a,"a, low","a, high",b,"b, low","b, high"\nx,0.5,0.1,0.9,,,\ny,,,,+0.2,-0.1,+0.3\n'
-    )
-
-  @pytest.mark.parametrize(
-    "value, shown",
-    [
-      ([0.1, 0.05, 0.2], ("+0.100 [+0.050, +0.200]", "better")),
-      ([-0.1, -0.2, -0.01], ("-0.100 [-0.200, -0.010]", "worse")),
-      ([0.1, -0.1, 0.2], ("+0.100 [-0.100, +0.200]", "")),
-      (None, "-"),
-    ],
-  )
-  def test_difference_is_clear_where_its_interval_leaves_out_zero(
-    self, value, shown
-  ):
-    assert page.change("score", value) == shown
-
-  def test_less_clutter_is_better(self):
-    assert page.change("draft, clutter", [-0.1, -0.2, -0.01])[1] == "better"
-    assert page.change("draft, clutter", [0.1, 0.05, 0.2])[1] == "worse"
+    assert [
+      group[0].name for group in comparison_report._shorten_names(groups)
+    ] == [f"{name} @ 3" for name in names]

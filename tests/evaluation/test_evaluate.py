@@ -1,5 +1,6 @@
-"""Tests of evaluation/run.py and summary.py: samples, going on, files."""
+"""Tests of evaluation/evaluate.py and of what an evaluation writes: samples, resuming, files."""
 
+import dataclasses
 import json
 
 from etils import epath
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 
 from r3jax.data import contamination
-from r3jax.evaluation import result
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary as summary_lib
-from r3jax.report import page
+from r3jax.report import evaluation_report
 from tests.evaluation import fakes
 
-FACTS = summary_lib.Facts(
+CONTEXT = summary_lib.Context(
   "an evaluation",
   40,
   contamination.Leaked({"counting": 0}, True),
@@ -21,71 +23,74 @@ FACTS = summary_lib.Facts(
 )
 
 
-def sit(folder, evaluator: fakes.Evaluator, **settings) -> list[dict]:
-  return fakes.exam(evaluator, **settings).sit(
+def run(folder, sampler: fakes.Sampler, **settings) -> list[sample_log.Sample]:
+  return fakes.evaluation(sampler, **settings).run(
     None, None, epath.Path(folder), 40
   )
 
 
-def without_seconds(samples: list[dict]) -> list[dict]:
+def without_seconds(
+  samples: list[sample_log.Sample],
+) -> list[sample_log.Sample]:
   return [
-    sample | {"turns": [{**turn, "seconds": 0} for turn in sample["turns"]]}
+    dataclasses.replace(
+      sample,
+      turns=[dataclasses.replace(turn, seconds=0) for turn in sample.turns],
+    )
     for sample in samples
   ]
 
 
 @pytest.fixture(name="whole", scope="module")
 def fixture_whole(tmp_path_factory):
-  return sit(tmp_path_factory.mktemp("whole"), fakes.Evaluator())
+  return run(tmp_path_factory.mktemp("whole"), fakes.Sampler())
 
 
-class TestSit:
+class TestRun:
   def test_samples_come_prompt_by_prompt_with_what_was_drawn(self, whole):
-    assert [sample["key"] for sample in whole] == [
+    assert [sample.key for sample in whole] == [
       f"{i:05d}_{j:02d}" for i in range(10) for j in range(2)
     ]
     first, second = whole[4], whole[5]  # prompt 2, images 0 and 1
-    assert [turn["score"] for turn in first["turns"]] == [0.5, 0.5]  # stops
-    assert [turn["chain_score"] for turn in first["turns"]] == [0.5, 0.75]
-    assert [turn["image"] for turn in first["turns"]] == [
-      "images/00002_00_0.png"
-    ] * 2
-    assert [turn["score"] for turn in second["turns"]] == [0.5, 0.75]
-    assert [turn["image"] for turn in second["turns"]] == [
+    assert [turn.score for turn in first.turns] == [0.5, 0.5]  # stops
+    assert [turn.chain_score for turn in first.turns] == [0.5, 0.75]
+    assert [turn.image for turn in first.turns] == ["images/00002_00_0.png"] * 2
+    assert [turn.score for turn in second.turns] == [0.5, 0.75]
+    assert [turn.image for turn in second.turns] == [
       "images/00002_01_0.png",
       "images/00002_01_1.png",
     ]
     assert (
-      second["turns"][1]["instruction"] == "remove the smudge at top"
-      and not second["turns"][0]["instruction"]
+      second.turns[1].instruction == "remove the smudge at top"
+      and not second.turns[0].instruction
     )
     # of a batch by its images
-    assert [turn["seconds"] for turn in first["turns"]] == [0.5, 1.0]
-    (answer,) = first["answers"]
-    assert (answer["kind"], answer["expected"], answer["answer"]) == (
+    assert [turn.seconds for turn in first.turns] == [0.5, 1.0]
+    (answer,) = first.answers
+    assert (answer.kind, answer.expected, answer.answer) == (
       "match",
       "no",
       "no",
     )
-    assert fakes.RECORDS[2]["prompt"] in answer["question"]
+    assert fakes.RECORDS[2]["prompt"] in answer.question
 
   @pytest.mark.parametrize("batch_size", [1, 7, 32])
   def test_batches_change_nothing(self, whole, tmp_path, batch_size):
     assert without_seconds(
-      sit(tmp_path, fakes.Evaluator(batch_size))
+      run(tmp_path, fakes.Sampler(batch_size))
     ) == without_seconds(whole)
 
   def test_goes_on_without_drawing_anything_again(self, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-      sit(tmp_path, fakes.Evaluator(fails_at=3))
+      run(tmp_path, fakes.Sampler(fails_at=3))
     with (tmp_path / "samples.jsonl").open("a") as file:
       file.write('{"step": 40, "key": "0000')  # killed while writing
     before = {
       path.name: path.stat().st_mtime_ns
       for path in (tmp_path / "images").iterdir()
     }
-    again = fakes.Evaluator(4)
-    assert without_seconds(sit(tmp_path, again)) == without_seconds(whole)
+    again = fakes.Sampler(4)
+    assert without_seconds(run(tmp_path, again)) == without_seconds(whole)
     assert again.calls == [
       [[4, 1], [5, 0], [5, 1], [6, 0]],
       [[6, 1], [7, 0], [7, 1], [8, 0]],
@@ -98,27 +103,25 @@ class TestSit:
       json.loads(line)["key"]
       for line in (tmp_path / "samples.jsonl").read_text().splitlines()
     ]
-    assert lines == [sample["key"] for sample in whole]
+    assert lines == [sample.key for sample in whole]
 
   def test_what_has_no_score_is_tried_again(self, whole, tmp_path):
-    lacking = sit(tmp_path, fakes.Evaluator(missing=(3, 1)))
-    assert (
-      lacking[7]["turns"][0]["score"] is None and lacking[7]["answers"] == []
-    )
-    assert result.of_samples(lacking).missing == 2 / 40
-    again = fakes.Evaluator(1)
-    assert without_seconds(sit(tmp_path, again)) == without_seconds(whole)
+    lacking = run(tmp_path, fakes.Sampler(missing=(3, 1)))
+    assert lacking[7].turns[0].score is None and lacking[7].answers == ()
+    assert sample_table.of_samples(lacking).missing == 2 / 40
+    again = fakes.Sampler(1)
+    assert without_seconds(run(tmp_path, again)) == without_seconds(whole)
     assert again.calls == [[[3, 1]]]
 
   def test_other_settings_begin_anew(self, tmp_path):
-    sit(tmp_path, fakes.Evaluator())
-    again = fakes.Evaluator()
-    sit(tmp_path, again, points=5)
+    run(tmp_path, fakes.Sampler())
+    again = fakes.Sampler()
+    run(tmp_path, again, points=5)
     assert len(again.calls) == 7
-    assert len(page.read_samples(tmp_path)) == 20
+    assert len(sample_log.read(tmp_path)) == 20
 
   def test_images_are_what_was_drawn(self, tmp_path):
-    sit(tmp_path, fakes.Evaluator())
+    run(tmp_path, fakes.Sampler())
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert len(names) == 20 + 10  # no second file where nothing was edited
     from PIL import Image
@@ -130,11 +133,11 @@ class TestSit:
 
 class TestConclude:
   def test_files_and_numbers(self, tmp_path):
-    folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
-    samples = exam.sit(None, None, folder, 40)
-    assert summary_lib.finished(exam, folder) is None
-    summary_lib.conclude(folder, samples, FACTS)
-    assert summary_lib.finished(exam, folder) == samples
+    folder, evaluation = epath.Path(tmp_path), fakes.evaluation(fakes.Sampler())
+    samples = evaluation.run(None, None, folder, 40)
+    assert evaluation.finished(folder) is None
+    evaluation_report.conclude(folder, samples, CONTEXT)
+    assert evaluation.finished(folder) == samples
     names = {
       str(path.relative_to(folder))
       for path in tmp_path.rglob("*")
@@ -174,14 +177,19 @@ class TestConclude:
     assert [one["seconds"] for one in summary["rounds"]] == [0.5, 1]
     assert summary["understanding"]["match"]["questions"] == 20
     assert sum(summary["images_by_tag"].values()) == 20
+    typed = summary_lib.Summary.from_json(summary)
+    assert typed == summary_lib.summarize(samples, CONTEXT)
+    assert typed.to_json() == summary_lib.summarize(samples, CONTEXT).to_json()
 
   def test_another_evaluation_in_the_folder_is_not_finished(self, tmp_path):
-    folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
-    summary_lib.conclude(folder, exam.sit(None, None, folder, 40), FACTS)
-    other = fakes.exam(fakes.Evaluator(), points=5)
-    assert summary_lib.finished(other, folder) is None
+    folder, evaluation = epath.Path(tmp_path), fakes.evaluation(fakes.Sampler())
+    evaluation_report.conclude(
+      folder, evaluation.run(None, None, folder, 40), CONTEXT
+    )
+    other = fakes.evaluation(fakes.Sampler(), points=5)
+    assert other.finished(folder) is None
     with pytest.raises(KeyboardInterrupt):
-      sit(folder, fakes.Evaluator(fails_at=1), points=5)
+      run(folder, fakes.Sampler(fails_at=1), points=5)
     # it was of the other settings
     assert not (folder / "summary.json").exists()
 
@@ -204,12 +212,12 @@ class TestConclude:
   def test_what_was_trained_on_stands_beside_the_numbers(
     self, tmp_path, leaked, said
   ):
-    folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
-    facts = summary_lib.Facts("an evaluation", 0, leaked, (1.0, 1.0), 0)
-    summary = summary_lib.conclude(
-      folder, exam.sit(None, None, folder, 0), facts
+    folder, evaluation = epath.Path(tmp_path), fakes.evaluation(fakes.Sampler())
+    context = summary_lib.Context("an evaluation", 0, leaked, (1.0, 1.0), 0)
+    summary = evaluation_report.conclude(
+      folder, evaluation.run(None, None, folder, 0), context
     )
-    for part, note in zip(said, summary_lib.notes(summary), strict=True):
+    for part, note in zip(said, summary.notes(), strict=True):
       assert (
         part in note
         and note in (folder / "tables.md").read_text()
@@ -217,10 +225,6 @@ class TestConclude:
       )
 
   def test_clean_model_has_no_note(self, tmp_path):
-    folder, exam = epath.Path(tmp_path), fakes.exam(fakes.Evaluator())
-    assert (
-      summary_lib.notes(
-        summary_lib.conclude(folder, exam.sit(None, None, folder, 0), FACTS)
-      )
-      == []
-    )
+    folder, evaluation = epath.Path(tmp_path), fakes.evaluation(fakes.Sampler())
+    samples = evaluation.run(None, None, folder, 0)
+    assert evaluation_report.conclude(folder, samples, CONTEXT).notes() == []

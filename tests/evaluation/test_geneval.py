@@ -16,7 +16,7 @@ import zlib
 import pytest
 
 from r3jax.data.generators import geneval
-from r3jax.report import page
+from r3jax.evaluation import sample_log
 from tests import tiny_bagel
 from tests.rewards import scripted
 
@@ -100,11 +100,11 @@ def test_counts_and_files(tmp_path):
     "round 3",
     "round 4",
   ]
-  samples = page.read_samples(tmp_path / "found")
+  samples = sample_log.read(tmp_path / "found")
   assert len(samples) == 4 * len(records) and all(
-    len(sample["turns"]) == 4 for sample in samples
+    len(sample.turns) == 4 for sample in samples
   )
-  named = {turn["image"] for sample in samples for turn in sample["turns"]}
+  named = {turn.image for sample in samples for turn in sample.turns}
   assert named == {
     f"images/{path.name}" for path in (tmp_path / "found" / "images").iterdir()
   }

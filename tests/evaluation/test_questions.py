@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from r3jax import types
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.evaluation import questions
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import prompts
@@ -28,17 +28,17 @@ def fixture_drafts():
     np.array([True] * 5 + [False]),
     {"strict": np.array([1.0, 0, 1, 0, 1, 1])},
   )
-  return draw.Drawn(np.asarray(scenes_lib.render(stacked)), score)
+  return chains.ScoredImages(np.asarray(scenes_lib.render(stacked)), score)
 
 
-class TestExaminer:
+class TestQuestionnaire:
   ROWS = np.array([[i, 0] for i in range(6)])
   RECORDS = prompts.heldout_records()[:6]
 
   def test_match_is_what_strict_says_and_not_asked_without_a_score(
     self, drafts
   ):
-    asked = questions.Examiner(("match",), QUIZ, 0).questions(
+    asked = questions.Questionnaire(("match",), QUIZ, 0).questions(
       drafts, self.RECORDS, self.ROWS
     )["match"]
     assert [one and one.expected for one in asked] == [
@@ -50,38 +50,37 @@ class TestExaminer:
       None,
     ]
     assert (
-      asked[0].question
-      == f"does the image match : {self.RECORDS[0]['prompt']} ?"
+      asked[0].text == f"does the image match : {self.RECORDS[0]['prompt']} ?"
     )
 
   def test_questions_depend_on_the_image_and_its_numbers_alone(self, drafts):
-    examiner = questions.Examiner(KINDS, QUIZ, 0)
-    every = examiner.questions(drafts, self.RECORDS, self.ROWS)
+    questionnaire = questions.Questionnaire(KINDS, QUIZ, 0)
+    every = questionnaire.questions(drafts, self.RECORDS, self.ROWS)
     part = jax.tree.map(lambda x: x[2:4], drafts)
     assert {
       kind: asked[2:4] for kind, asked in every.items()
-    } == examiner.questions(part, self.RECORDS[2:4], self.ROWS[2:4])
+    } == questionnaire.questions(part, self.RECORDS[2:4], self.ROWS[2:4])
     assert list(every) == list(KINDS)
 
   def test_other_images_of_a_prompt_are_asked_other_things(self, drafts):
-    examiner = questions.Examiner(("count",), QUIZ, 0)
+    questionnaire = questions.Questionnaire(("count",), QUIZ, 0)
     asked = [
-      examiner.questions(drafts, self.RECORDS, self.ROWS + [0, j])["count"]
+      questionnaire.questions(drafts, self.RECORDS, self.ROWS + [0, j])["count"]
       for j in range(4)
     ]
     assert any(first != second for first, second in zip(asked, asked[1:]))
 
   def test_without_the_embedded_world_only_the_match_can_be_asked(self, drafts):
-    (one, *_) = questions.Examiner(("match",), None, 0).questions(
+    (one, *_) = questions.Questionnaire(("match",), None, 0).questions(
       drafts, self.RECORDS, self.ROWS
     )["match"]
-    assert self.RECORDS[0]["prompt"] in one.question and one.question.endswith(
+    assert self.RECORDS[0]["prompt"] in one.text and one.text.endswith(
       "Answer yes or no."
     )
     with pytest.raises(
       ValueError, match=r"eval.ask must hold nothing but \('match',\)"
     ):
-      questions.Examiner(("match", "count"), None, 0)
+      questions.Questionnaire(("match", "count"), None, 0)
 
 
 class TestAnswerIn:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from r3jax.report import page
+from r3jax.evaluation import sample_log
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = 60
@@ -52,12 +52,12 @@ def fixture_expected(tmp_path_factory):
 )
 def test_numbers_texts_and_images(expected, tmp_path, devices, batch_size):
   found = evaluate(tmp_path, devices, batch_size)
-  ours, theirs = (page.read_samples(folder) for folder in (found, expected))
+  ours, theirs = (sample_log.read(folder) for folder in (found, expected))
   texts = lambda samples: [
     [
-      sample["key"],
-      *(turn["text"] for turn in sample["turns"]),
-      *(one["text"] for one in sample["answers"]),
+      sample.key,
+      *(turn.text for turn in sample.turns),
+      *(answer.text for answer in sample.answers),
     ]
     for sample in samples
   ]

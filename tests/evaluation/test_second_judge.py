@@ -1,5 +1,6 @@
-"""Tests of evaluation/judges.py."""
+"""Tests of evaluation/second_judge.py and report/judge_report.py."""
 
+import dataclasses
 import json
 
 from etils import epath
@@ -9,6 +10,7 @@ import pytest
 
 from r3jax.evaluation import second_judge
 from r3jax.parallel import meshes
+from r3jax.report import judge_report
 from r3jax.rewards import combine
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import readings
@@ -23,15 +25,15 @@ def line(
   strict: float | None,
   turn: int = 0,
   tag: str = "a",
-) -> dict:
-  return {
-    "key": key,
-    "round": turn,
-    "tag": tag,
-    "prompt": key,
-    "score": score,
-    "parts": {"strict": strict},
-  }
+) -> second_judge.ImageScore:
+  return second_judge.ImageScore(
+    key=key,
+    round=turn,
+    tag=tag,
+    prompt=key,
+    score=score,
+    parts={"strict": strict},
+  )
 
 
 FIRST = [
@@ -55,36 +57,31 @@ SECOND = [
 class TestAgreement:
   def test_numbers_by_hand(self):
     found = second_judge.agreement(FIRST, SECOND, seed=0)
-    assert found["images"] == 4  # two lack one of the scores
-    assert found["mean"] == pytest.approx([2.5 / 4, 2.0 / 4])
-    assert found["difference"][0] == pytest.approx(-0.125)
-    assert found["confusion"] == {
-      "both": 1,
-      "only_first": 1,
-      "only_second": 1,
-      "neither": 1,
-    }
-    assert (found["agreement"], found["kappa"]) == (0.5, 0.0)
+    assert found.images == 4  # two lack one of the scores
+    assert found.mean == pytest.approx([2.5 / 4, 2.0 / 4])
+    assert found.difference[0] == pytest.approx(-0.125)
+    assert found.confusion == second_judge.Confusion(1, 1, 1, 1)
+    assert (found.agreement, found.kappa) == (0.5, 0.0)
     a, b = [1, 0.5, 0, 1], [0.8, 0.7, 0.1, 0.4]
-    assert found["pearson"] == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert found.pearson == pytest.approx(np.corrcoef(a, b)[0, 1])
     # Ranks: 3.5, 2, 1, 3.5 and 4, 3, 1, 2.
-    assert found["spearman"] == pytest.approx(
+    assert found.spearman == pytest.approx(
       np.corrcoef([3.5, 2, 1, 3.5], [4, 3, 1, 2])[0, 1]
     )
 
   def test_a_reward_agrees_with_itself(self):
     found = second_judge.agreement(FIRST, FIRST, seed=0)
-    assert (found["agreement"], found["kappa"], found["difference"]) == (
+    assert (found.agreement, found.kappa, found.difference) == (
       1.0,
       1.0,
-      [0.0, 0.0, 0.0],
+      (0.0, 0.0, 0.0),
     )
-    assert found["pearson"] == pytest.approx(1.0) == found["spearman"]
+    assert found.pearson == pytest.approx(1.0) == found.spearman
 
   def test_what_does_not_vary_has_no_correlation(self):
     same = [line(key, 1.0, 1.0) for key in "pq"]
     found = second_judge.agreement(same, same, seed=0)
-    assert (found["pearson"], found["spearman"], found["kappa"]) == (
+    assert (found.pearson, found.spearman, found.kappa) == (
       None,
       None,
       None,
@@ -98,30 +95,28 @@ class TestAgreement:
       line("z", 1.0, 0.0, tag="b")
     ]
     found = second_judge.agreement(first, second, seed=0)
-    assert found["mean"] == pytest.approx([0.9, 0.75]) and found["difference"][
+    assert found.mean == pytest.approx([0.9, 0.75]) and found.difference[
       0
     ] == pytest.approx(-0.15)
 
   def test_nothing_in_common(self):
-    assert second_judge.agreement(FIRST, [line("z", 1.0, 1.0)], seed=0) == {
-      "images": 0
-    }
+    assert second_judge.agreement(FIRST, [line("z", 1.0, 1.0)], seed=0) is None
 
   def test_by_tag_adds_up(self):
     first = [line("p", 1.0, 1.0, tag="a"), line("q", 0.5, 0.0, tag="b")]
     found = second_judge.by_tag(first, SECOND, seed=0)
-    assert {tag: one["images"] for tag, one in found.items()} == {
+    assert {tag: one.images for tag, one in found.items()} == {
       "all": 2,
       "a": 1,
       "b": 1,
     }
-    assert len(second_judge.table(found, ("own", "other")).rows) == 3
+    assert len(judge_report.table(found, ("own", "other")).rows) == 3
 
 
 @pytest.fixture(name="evaluation", scope="module")
 def fixture_evaluation(tmp_path_factory):
   folder = epath.Path(tmp_path_factory.mktemp("evaluation"))
-  return folder, fakes.exam(fakes.Evaluator()).sit(None, None, folder, 0)
+  return folder, fakes.evaluation(fakes.Sampler()).run(None, None, folder, 0)
 
 
 class TestRescore:
@@ -133,12 +128,12 @@ class TestRescore:
       combine.of_world(world.WORLD), mesh, folder, samples, fakes.RECORDS, 4
     )
     assert len(scores) == 20 + 10  # a round that stops has no image of its own
-    assert {(one["key"], one["round"]) for one in scores} == {
-      (one["key"], one["round"]) for one in second_judge.own(samples)
+    assert {(one.key, one.round) for one in scores} == {
+      (one.key, one.round) for one in second_judge.scores_of(samples)
     }
     # plain grey: nothing is there
-    assert all(one["score"] == 0.0 for one in scores)
-    assert set(scores[0]["parts"]) == {"correct", "strict", "clutter"}
+    assert all(one.score == 0.0 for one in scores)
+    assert set(scores[0].parts) == {"correct", "strict", "clutter"}
 
   def test_other_prompts_are_refused(self, evaluation):
     folder, samples = evaluation
@@ -155,11 +150,13 @@ class TestRescore:
 
   def test_files(self, tmp_path):
     found = second_judge.by_tag(FIRST, SECOND, seed=0)
-    second_judge.write(
+    judge_report.write(
       epath.Path(tmp_path), "other", SECOND, found, ["CONTAMINATED: so it is."]
     )
     kept = json.loads((tmp_path / "judges" / "other.json").read_text())
-    assert kept["agreement"]["all"]["images"] == 4 and kept["scores"] == SECOND
+    assert kept["agreement"]["all"]["images"] == 4 and kept["scores"] == [
+      dataclasses.asdict(score) for score in SECOND
+    ]
     text = (tmp_path / "judges" / "other.md").read_text()
     assert "| all | 4 |" in text and text.startswith(
       "**CONTAMINATED: so it is.**"

@@ -17,9 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from r3jax.evaluation import sample_log
 from r3jax.files import jsonl
 from r3jax.parallel import multihost
-from r3jax.report import page
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def samples(folder) -> list[dict]:
   """Returns the samples of a page without the times."""
   return [
     sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]}
-    for sample in page.read_samples(folder)
+    for sample in [line.to_json() for line in sample_log.read(folder)]
   ]
 
 

@@ -1,4 +1,4 @@
-"""Tests of the pages of io/report.py in a browser: a Chromium of the system, from file://.
+"""Tests of the pages of report/page.py in a browser: a Chromium of the system, from file://.
 
 The gallery has 45 samples in five kinds, by number modulo five:
   0: right at once; 1: improved to right; 2: worse; 3: unchanged and finished; 4: no score at the end.
@@ -12,8 +12,11 @@ import numpy as np
 from playwright import sync_api
 import pytest
 
+from r3jax.evaluation import bootstrap
+from r3jax.evaluation import sample_log
 from r3jax.report import charts
 from r3jax.report import page as page_lib
+from r3jax.report import tables
 
 _NAMES = (
   "chromium",
@@ -89,12 +92,14 @@ def make_sample(number):
         "question": "How many?",
         "expected": "2",
         "answer": "3",
+        "text": "3",
       },
       {
         "kind": "existence",
         "question": "Is there a ring?",
         "expected": "yes",
         "answer": " Yes. ",
+        "text": " Yes. ",
       },
     ]
   return sample
@@ -127,13 +132,16 @@ def gallery(tmp_path_factory):
     for number, sample in enumerate(samples)
     for turn in sample["turns"]
   }
-  page_lib.append_samples(folder, samples, images)
-  table = page_lib.Table(
+  typed = [sample_log.Sample.from_json(line) for line in samples]
+  sample_log.append(folder, typed, images)
+  better = tables.Difference(bootstrap.Estimate(0.1, 0.05, 0.2), "better")
+  worse = tables.Difference(bootstrap.Estimate(-0.1, -0.2, -0.05), "worse")
+  table = tables.Table(
     "Scores",
     ("score", "before", "difference"),
     [
-      ("draft", ("0.5 [0.4, 0.6]", ("+0.1 [+0.05, +0.2]", "better"))),
-      ("last", ("0.5", ("-0.1", "worse"))),
+      ("draft", (bootstrap.Estimate(0.5, 0.4, 0.6), better)),
+      ("last", (0.5, worse)),
     ],
   )
   series = [
@@ -149,7 +157,7 @@ def gallery(tmp_path_factory):
     ),
   ]
   page = page_lib.Page(
-    "A run", ["Mind the gap."], [table], drawn, page_lib.read_samples(folder)
+    "A run", ["Mind the gap."], [table], drawn, sample_log.read(folder)
   )
   return page_lib.write_page(folder, page)
 
@@ -779,21 +787,30 @@ class TestInjection:
         "tag": text,
         "turns": turns,
         "answers": [
-          {"kind": text, "question": text, "expected": text, "answer": text}
+          {
+            "kind": text,
+            "question": text,
+            "expected": text,
+            "answer": text,
+            "text": text,
+          }
         ],
       }
 
     page = page_lib.Page(
       ATTACKS[0],
       ATTACKS,
-      [page_lib.Table(text, ("", text), [(text, (text,))]) for text in ATTACKS],
+      [tables.Table(text, ("", text), [(text, (text,))]) for text in ATTACKS],
       [
         charts.Chart(
           text, [charts.Series(text, [(0, 1.0, None, None)])] * 2, text
         )
         for text in ATTACKS
       ],
-      [sample(number, text) for number, text in enumerate(ATTACKS)],
+      [
+        sample_log.Sample.from_json(sample(number, text))
+        for number, text in enumerate(ATTACKS)
+      ],
     )
     return page_lib.write_page(tmp_path_factory.mktemp("attacked"), page)
 
@@ -860,8 +877,9 @@ class TestSpeed:
       turns = [
         make_turn(number, index, 0.25 * index) | changes for index in range(4)
       ]
-      samples.append(make_sample(number) | {"turns": turns})
-    page_lib.append_samples(tmp_path, [], {"images/one.png": image(0)})
+      line = make_sample(number) | {"turns": turns}
+      samples.append(sample_log.Sample.from_json(line))
+    sample_log.append(tmp_path, [], {"images/one.png": image(0)})
     path = page_lib.write_page(
       tmp_path, page_lib.Page("Large", samples=samples)
     )

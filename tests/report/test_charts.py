@@ -89,7 +89,7 @@ class TestLayout:
   def test_label_says_what_the_curves_say(self):
     drawing = drawn(plain([(1, 0.25), (4, 0.75), (9, 0.5)]), x_label="round")
     assert (
-      drawing.label
+      drawing.description
       == "score over round 1 to 9: between 0.25 and 0.75, last 0.5"
     )
 

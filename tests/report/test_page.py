@@ -1,4 +1,4 @@
-"""Tests of report/page.py; tests/report/test_browser.py looks at its pages in a browser."""
+"""Tests of report/page.py and run_page.py; test_browser.py looks at such pages in a browser."""
 
 import base64
 import hashlib
@@ -14,8 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from r3jax.evaluation import bootstrap
+from r3jax.evaluation import sample_log
 from r3jax.report import charts
 from r3jax.report import page as page_lib
+from r3jax.report import run_page
+from r3jax.report import tables
 
 SUMMARY = {
   "title": "R3 on shapes",
@@ -105,25 +109,44 @@ class Html(html.parser.HTMLParser):
     return [attributes for name, attributes in self.tags if name == tag]
 
 
+def append(folder, samples, images):
+  sample_log.append(
+    folder, [sample_log.Sample.from_json(line) for line in samples], images
+  )
+
+
+def read(folder):
+  return [line.to_json() for line in sample_log.read(folder)]
+
+
+def page_of(folder, samples):
+  typed = [sample_log.Sample.from_json(line) for line in samples]
+  return Html(
+    page_lib.write_page(folder, page_lib.Page("t", samples=typed)).read_text()
+  )
+
+
 def render(folder, samples=(), summary=SUMMARY, metrics=METRICS, **kwargs):
   return Html(
-    page_lib.write_report(
-      folder, summary, metrics, samples, **kwargs
+    run_page.write_report(
+      folder,
+      run_page.RunSummary.from_json(summary),
+      metrics,
+      [sample_log.Sample.from_json(line) for line in samples],
+      **kwargs,
     ).read_text()
   )
 
 
-class TestAppendSamples:
+class TestSampleLog:
   def test_samples_survive_a_restart(self, tmp_path):
     for number in (1, 2):
-      page_lib.append_samples(
-        tmp_path, [sample(number)], images_of(sample(number))
-      )
-    assert page_lib.read_samples(tmp_path) == [sample(1), sample(2)]
+      append(tmp_path, [sample(number)], images_of(sample(number)))
+    assert read(tmp_path) == [sample(1), sample(2)]
 
   def test_images_are_exact(self, tmp_path):
     images = images_of(sample(1), sample(2))
-    page_lib.append_samples(tmp_path, [sample(1), sample(2)], images)
+    append(tmp_path, [sample(1), sample(2)], images)
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
       "00001_00_0.png",
       "00001_00_1.png",
@@ -137,21 +160,21 @@ class TestAppendSamples:
 
   def test_repeated_steps_are_dropped_and_written_anew(self, tmp_path):
     samples = [sample(1), sample(2), sample(2, 1), sample(3)]
-    page_lib.append_samples(tmp_path, samples, images_of(*samples))
-    page_lib.drop_samples_after(tmp_path, 2)
-    assert [read["key"] for read in page_lib.read_samples(tmp_path)] == [
+    append(tmp_path, samples, images_of(*samples))
+    sample_log.drop_after(tmp_path, 2)
+    assert [line["key"] for line in read(tmp_path)] == [
       "00001_00",
       "00002_00",
       "00002_01",
     ]
-    page_lib.append_samples(
+    append(
       tmp_path, [sample(3)], {name: image(9) for name in images_of(sample(3))}
     )
     np.testing.assert_array_equal(
       np.asarray(PIL.Image.open(tmp_path / "images/00003_00_1.png")), image(9)
     )
-    page_lib.drop_samples_after(tmp_path, None)
-    assert page_lib.read_samples(tmp_path) == []
+    sample_log.drop_after(tmp_path, None)
+    assert read(tmp_path) == []
 
   @pytest.mark.parametrize(
     "bad", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)]
@@ -161,15 +184,15 @@ class TestAppendSamples:
     with pytest.raises(
       ValueError, match=r"an image must be uint8 \[H, W, 3\], got"
     ):
-      page_lib.append_samples(tmp_path, [sample()], images)
-    assert page_lib.read_samples(tmp_path) == []
+      append(tmp_path, [sample()], images)
+    assert read(tmp_path) == []
 
   def test_missing_image_is_refused(self, tmp_path):
     with pytest.raises(
       ValueError,
       match="images that are not given: .'images/00001_00_0.png', 'images/00001_00_1",
     ):
-      page_lib.append_samples(tmp_path, [sample()], {})
+      append(tmp_path, [sample()], {})
 
   @pytest.mark.parametrize(
     "name",
@@ -188,10 +211,10 @@ class TestAppendSamples:
     self, tmp_path, name
   ):
     with pytest.raises(ValueError, match="an image's path must match"):
-      page_lib.append_samples(tmp_path, [], {name: image()})
+      append(tmp_path, [], {name: image()})
 
   def test_store_holds_every_image_once(self, store):
-    page_lib.append_samples(
+    append(
       "gs://bucket/report",
       [sample(1), sample(2)],
       images_of(sample(1), sample(2)),
@@ -204,35 +227,17 @@ class TestAppendSamples:
       io.BytesIO(store.objects["gs://bucket/report/images/00001_00_0.png"])
     )
     np.testing.assert_array_equal(np.asarray(pixels), image(0))
-    assert page_lib.read_samples("gs://bucket/report") == [sample(1), sample(2)]
-    page_lib.drop_samples_after("gs://bucket/report", 1)
-    assert page_lib.read_samples("gs://bucket/report") == [sample(1)]
-
-
-class TestTable:
-  def test_row_of_another_length_is_refused(self):
-    with pytest.raises(
-      ValueError, match="'scores' has 3 columns, but 1 cells beside 'draft'"
-    ):
-      page_lib.Table(
-        "scores", ("name", "before", "after"), [("draft", ("0.5",))]
-      )
-
-  def test_other_verdict_is_refused(self):
-    with pytest.raises(
-      ValueError, match="the verdict on 'draft' must be one of"
-    ):
-      page_lib.Table(
-        "scores", ("name", "change"), [("draft", (("0.5", "good"),))]
-      )
+    assert read("gs://bucket/report") == [sample(1), sample(2)]
+    sample_log.drop_after("gs://bucket/report", 1)
+    assert read("gs://bucket/report") == [sample(1)]
 
 
 class TestWritePage:
   def test_notes_tables_and_charts_need_no_script(self, tmp_path):
-    table = page_lib.Table(
-      "Rounds",
-      ("round", "score", "change"),
-      [("2", ("0.50 [0.40, 0.60]", ("+0.10", "better")))],
+    score = bootstrap.Estimate(0.5, 0.4, 0.6)
+    change = tables.Difference(bootstrap.Estimate(0.1, 0.05, 0.2), "better")
+    table = tables.Table(
+      "Rounds", ("round", "score", "change"), [("2", (score, change))]
     )
     points = [(0, 0.1, 0, 0.2), (1, 0.2, 0.1, 0.3)]
     chart = charts.Chart(
@@ -242,7 +247,10 @@ class TestWritePage:
     found = Html(page_lib.write_page(tmp_path, page).read_text())
     text = re.sub(r"\s+", " ", found.text)
     assert "Note Mind the gap." in text
-    assert "Rounds roundscorechange 2 0.50 [0.40, 0.60] ▲ +0.10 better" in text
+    assert (
+      "Rounds roundscorechange 2 0.500 [0.400, 0.600] "
+      "▲ +0.100 [+0.050, +0.200] better"
+    ) in text
     # the legend's
     assert (
       len(found.all("polygon")) == 2 and len(found.all("polyline")) == 2 + 2
@@ -259,36 +267,18 @@ class TestWritePage:
       "question": "?",
       "expected": "1",
       "answer": ATTACK,
+      "text": ATTACK,
     }
     samples = [sample(prompt=ATTACK), sample(2, answers=[answer])]
-    assert (
-      Html(
-        page_lib.write_page(
-          tmp_path, page_lib.Page("t", samples=samples)
-        ).read_text()
-      ).data["samples"]
-      == samples
-    )
+    assert page_of(tmp_path, samples).data["samples"] == samples
 
   def test_halves_of_surrogate_pairs_are_held(self, tmp_path):
     samples = [sample(prompt="\ud800")]
-    assert (
-      Html(
-        page_lib.write_page(
-          tmp_path, page_lib.Page("t", samples=samples)
-        ).read_text()
-      ).data["samples"]
-      == samples
-    )
+    assert page_of(tmp_path, samples).data["samples"] == samples
 
   def test_nan_is_refused(self, tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-      page_lib.write_page(
-        tmp_path,
-        page_lib.Page(
-          "t", samples=[sample(turns=[turn("x.png", float("nan"))])]
-        ),
-      )
+      page_of(tmp_path, [sample(turns=[turn("x.png", float("nan"))])])
 
   def test_policy_allows_its_own_style_and_script_alone(self, tmp_path):
     page = render(tmp_path, [sample()])
@@ -431,7 +421,7 @@ class TestWriteReport:
 
 class TestSummaryLines:
   def test_verdict_follows_the_interval(self):
-    assert page_lib.summary_lines(SUMMARY) == [
+    assert run_page.summary_lines(run_page.RunSummary.from_json(SUMMARY)) == [
       "overall: 0.500 -> 0.750  (+0.250, 95 % interval +0.150 to +0.350: better)",
       "counting: 0.500 -> 0.400  (-0.100, 95 % interval -0.300 to +0.100: no clear change)",
     ]
@@ -444,8 +434,10 @@ class TestSummaryLines:
         "difference": [-0.2, -0.3, -0.1],
       }
     }
-    first, second = page_lib.summary_lines(
-      {"scores": scores, "leaked": {"tags": {"colors": 1}, "complete": True}}
+    first, second = run_page.summary_lines(
+      run_page.RunSummary.from_json(
+        {"scores": scores, "leaked": {"tags": {"colors": 1}, "complete": True}}
+      )
     )
     assert first.startswith("CONTAMINATED") and second.endswith(
       "-0.100: better)"
@@ -456,7 +448,7 @@ class TestMain:
   def test_prints_where_the_report_is_and_what_improved(self, tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
     output = subprocess.run(
-      [sys.executable, "-m", "r3jax.report.page", str(tmp_path)],
+      [sys.executable, "-m", "r3jax.report.run_page", str(tmp_path)],
       check=True,
       cwd=pathlib.Path(__file__).parents[2],
       capture_output=True,

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing import event_accumulator
 from r3jax import types
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
+from r3jax.evaluation import sample_log
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
-from r3jax.report import page as page_lib
 from r3jax.rewards import control
 from r3jax.rl import iteration
 from r3jax.run import loop
@@ -80,7 +80,7 @@ def _samples(folder: pathlib.Path) -> list[dict]:
   """Returns an evaluation's samples without the times."""
   return [
     sample | {"turns": [{**turn, "seconds": None} for turn in sample["turns"]]}
-    for sample in page_lib.read_samples(folder)
+    for sample in [line.to_json() for line in sample_log.read(folder)]
   ]
 
 
@@ -116,9 +116,9 @@ class TestCommand:
         and "<think>" not in page
       )
       assert {
-        turn["image"]
-        for sample in page_lib.read_samples(folder)
-        for turn in sample["turns"]
+        turn.image
+        for sample in sample_log.read(folder)
+        for turn in sample.turns
       } <= {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert list((finished / "tensorboard").iterdir())
     assert not [

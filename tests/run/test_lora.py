@@ -420,7 +420,7 @@ class TestRun:
       pipeline.prompt_iterator(len(session.experiment.train), 2, 0),
     )
     with jax.set_mesh(session.mesh):
-      (first, *_) = session.exam.sit(
+      (first, *_) = session.evaluation.run(
         session.frozen.whole(state.policy),
         session.frozen.towers,
         epath.Path(tmp_path / "again"),
@@ -433,6 +433,6 @@ class TestRun:
     (sample,) = model.generate(record["prompt"], rounds=1, seed=seed, number=0)
     drawn, expected = (
       np.int32(sample.turns[0].image),
-      np.int32(Image.open(tmp_path / "again" / first["turns"][0]["image"])),
+      np.int32(Image.open(tmp_path / "again" / first.turns[0].image)),
     )
     assert np.mean(np.abs(drawn - expected)) < 0.1

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from r3jax.evaluation import sample_log
 from r3jax.run.logging import report_samples
 
 
@@ -11,21 +12,26 @@ class TestPictures:
       np.zeros((6, 5, 3), np.uint8),
       np.full((6, 5, 3), 255, np.uint8),
     )
-    turn = lambda image, score, instruction="": {
-      "image": image,
-      "score": score,
-      "instruction": instruction,
-    }
-    draft = {
-      "prompt": "a red ring",
-      "tag": "colors",
-      "turns": [turn("black", 0.5)],
-    }
-    edit = {
-      "prompt": "a bow",
-      "tag": "counting",
-      "turns": [turn("black", None), turn("white", 1.0, "remove the ring")],
-    }
+
+    def turn(image, score, instruction=""):
+      return sample_log.Turn(
+        image=image, score=score, text="", instruction=instruction, stop=False
+      )
+
+    draft = sample_log.Sample(
+      step=1,
+      key="a",
+      prompt="a red ring",
+      tag="colors",
+      turns=[turn("black", 0.5)],
+    )
+    edit = sample_log.Sample(
+      step=1,
+      key="b",
+      prompt="a bow",
+      tag="counting",
+      turns=[turn("black", None), turn("white", 1.0, "remove the ring")],
+    )
     pictures = report_samples.pictures(
       [draft, edit, draft], {"black": black, "white": white - 1}
     )

@@ -16,6 +16,7 @@ import pytest
 from configs import r3_geneval
 from r3jax.checkpoint import training
 from r3jax.data import contamination
+from r3jax.evaluation import sample_log
 from r3jax.files import config_guard
 from r3jax.files import jsonl
 from r3jax.rewards import combine
@@ -81,8 +82,8 @@ class Session:
     )
     self._rows = self._scorer.encode(RECORDS)
     self.leaked = contamination.Leaked({}, True)
-    self.exam = dataclasses.replace(
-      fakes.exam(fakes.Evaluator(20)), flush=self._ask_and_flush
+    self.evaluation = dataclasses.replace(
+      fakes.evaluation(fakes.Sampler(20)), flush=self._ask_and_flush
     )
 
   def _ask(self):
@@ -179,16 +180,16 @@ class TestRun:
     # its iterations have no samples
     monkeypatch.setattr(loop.host_metrics, "compute", lambda *_: {})
     image = np.zeros((2, 2, 3), np.uint8)
-    record = {
-      "prompt": "p",
-      "tag": "colors",
-      "turns": [{"score": 0.5, "text": "t", "instruction": "", "stop": False}],
-    }
-    shown = lambda experiment, step, *_: [
-      loop.report_samples.ReportSample(
-        {"step": step, "key": f"{step}", **record}, [image]
+    turn = sample_log.Turn(
+      image="", score=0.5, text="t", instruction="", stop=False
+    )
+
+    def shown(experiment, step, *_):
+      sample = sample_log.Sample(
+        step=step, key=f"{step}", prompt="p", tag="colors", turns=(turn,)
       )
-    ]
+      return [loop.report_samples.ReportSample(sample, [image])]
+
     monkeypatch.setattr(loop.report_samples, "first_samples", shown)
     yield
     assert [

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import r3_geneval
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.parallel import meshes
 from r3jax.run import setup
 from r3jax.worlds.shapes import batches
@@ -33,7 +33,7 @@ def _weights():
   return _experiment().load(_mesh())
 
 
-def _generate(number: int) -> draw.Round:
+def _generate(number: int) -> chains.Round:
   """Returns drafts of held-out prompts, as many of every tag."""
   experiment, config = _experiment(), r3_geneval.get_config("shapes")
   with config.unlocked():
@@ -41,7 +41,7 @@ def _generate(number: int) -> draw.Round:
   settings = setup.evaluation_settings(config, experiment.rollout)
   mesh = _mesh()
   reward, parse = experiment.reward.on(mesh), experiment.parse(mesh)
-  evaluator = draw.Evaluator(
+  sampler = chains.Sampler(
     experiment.modules,
     settings,
     reward,
@@ -55,7 +55,7 @@ def _generate(number: int) -> draw.Round:
     setup.evenly(prompts_lib.heldout_records(), number, 3)[:number]
   )
   with jax.set_mesh(mesh):
-    (drafts,) = tiny.draw(evaluator, *_weights(), prompts, 1)
+    (drafts,) = tiny.draw(sampler, *_weights(), prompts, 1)
   return drafts
 
 

@@ -1,7 +1,6 @@
 """Writes samples of an iteration to the report page and, as pictures, to the sinks.
 
-A sample is a JSON object of `report/page.py`: a prompt and its turns. A draft has one turn; an edit
-has two, the image before it and the image after it.
+A draft has one turn; an edit has two, the image before it and the image after it.
 """
 
 import collections
@@ -11,7 +10,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from r3jax.report import page
+from r3jax.evaluation import sample_log
 from r3jax.rewards import outcome
 from r3jax.rl import iteration
 from r3jax.run import sessions
@@ -28,11 +27,11 @@ class ReportSample:
   """A sample of the report, and its images.
 
   Attributes:
-    record: JSON object; its turns do not name their images yet.
+    sample: Sample whose turns do not name their images yet.
     images: uint8 [H, W, 3], one per turn.
   """
 
-  record: dict
+  sample: sample_log.Sample
   images: Sequence[np.ndarray]
 
 
@@ -55,20 +54,20 @@ def write(
   if jax.process_index():
     return
   num_groups = min(session.config.log.samples, len(indices))
-  records = []
+  logged = []
   images = {}
-  for sample in first_samples(
+  for shown in first_samples(
     session.experiment, step, indices, samples, num_groups
   ):
-    key = sample.record["key"]
     turns = []
-    for number, image in enumerate(sample.images):
-      path = f"images/{key}_{number}.png"
+    for number, image in enumerate(shown.images):
+      path = f"images/{shown.sample.key}_{number}.png"
       images[path] = image
-      turns.append({"image": path, **sample.record["turns"][number]})
-    records.append(sample.record | {"turns": turns})
-  page.append_samples(session.files.report, records, images)
-  writer.write_pictures(step, pictures(records, images))
+      turn = dataclasses.replace(shown.sample.turns[number], image=path)
+      turns.append(turn)
+    logged.append(dataclasses.replace(shown.sample, turns=tuple(turns)))
+  sample_log.append(session.files.report, logged, images)
+  writer.write_pictures(step, pictures(logged, images))
 
 
 def first_samples(
@@ -96,54 +95,56 @@ def first_samples(
 
 def _draft(experiment, step, group, row, indices, samples) -> ReportSample:
   rollout = samples.drafts.rollout
-  turn = {
+  turn = sample_log.Turn(
+    image="",
     **outcome.as_json(samples.draft_score, row),
-    "text": _text(experiment, rollout.text, row),
-    "instruction": "",
-    "stop": False,
-  }
-  record = {
-    "step": step,
-    "key": f"{step:06d}-{group}",
-    **_prompt(experiment, indices[group]),
-    "turns": [turn],
-  }
-  return ReportSample(record, [rollout.images[row]])
+    text=_text(experiment, rollout.text, row),
+    instruction="",
+    stop=False,
+  )
+  record = experiment.train[indices[group]]
+  sample = sample_log.Sample(
+    step=step,
+    key=f"{step:06d}-{group}",
+    prompt=record["prompt"],
+    tag=record["tag"],
+    turns=(turn,),
+  )
+  return ReportSample(sample, [rollout.images[row]])
 
 
 def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
   edits = samples.edits
   text = _text(experiment, edits.text, row)
-  before = {
-    "label": "from the pool",
-    "score": float(edits.before[row]) if edits.before_valid[row] else None,
-    "text": "",
-    "instruction": "",
-    "stop": False,
-  }
-  after = {
-    "label": "edited",
+  before = sample_log.Turn(
+    image="",
+    label="from the pool",
+    score=float(edits.before[row]) if edits.before_valid[row] else None,
+    text="",
+    instruction="",
+    stop=False,
+  )
+  after = sample_log.Turn(
+    image="",
+    label="edited",
     **outcome.as_json(samples.edit_score, row),
-    "text": text,
-    "instruction": thoughts.edit_instruction(text),
-    "stop": bool(edits.parsed.stop[row]),
-  }
-  record = {
-    "step": step,
-    "key": f"{step:06d}-{group}-edit",
-    **_prompt(experiment, indices[edits.row[row]]),
-    "turns": [before, after],
-  }
+    text=text,
+    instruction=thoughts.edit_instruction(text),
+    stop=bool(edits.parsed.stop[row]),
+  )
+  record = experiment.train[indices[edits.row[row]]]
+  sample = sample_log.Sample(
+    step=step,
+    key=f"{step:06d}-{group}-edit",
+    prompt=record["prompt"],
+    tag=record["tag"],
+    turns=(before, after),
+  )
   # Sources have one row per group, edits one per sample.
   num_groups = edits.source.images.shape[0]
   num_samples = edits.row.shape[0]
   source = edits.source.images[row * num_groups // num_samples]
-  return ReportSample(record, [source, edits.refined.images[row]])
-
-
-def _prompt(experiment: setup.Experiment, index: int) -> dict:
-  training_record = experiment.train[index]
-  return {"prompt": training_record["prompt"], "tag": training_record["tag"]}
+  return ReportSample(sample, [source, edits.refined.images[row]])
 
 
 def _text(experiment: setup.Experiment, text, row: int) -> str:
@@ -153,23 +154,23 @@ def _text(experiment: setup.Experiment, text, row: int) -> str:
 
 
 def pictures(
-  records: Sequence[dict], images: Mapping[str, np.ndarray]
+  samples: Sequence[sample_log.Sample], images: Mapping[str, np.ndarray]
 ) -> dict[str, sinks.Picture]:
   """Returns samples as pictures, by "reason/sample/N" (drafts) and "edit/sample/N" (edits).
 
   Args:
-    records: Samples of the report, whose turns name their images.
+    samples: Samples of the report, whose turns name their images.
     images: uint8 [H, W, 3], by these names.
   """
   by_name = {}
   counts = collections.Counter()
-  for record in records:
-    turns = record["turns"]
+  for sample in samples:
+    turns = sample.turns
     stage = "reason" if len(turns) == 1 else "edit"
     counts[stage] += 1
-    image = _side_by_side([images[turn["image"]] for turn in turns])
+    image = _side_by_side([images[turn.image] for turn in turns])
     by_name[f"{stage}/sample/{counts[stage]}"] = sinks.Picture(
-      image, _caption(record)
+      image, _caption(sample)
     )
   return by_name
 
@@ -184,14 +185,14 @@ def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
   return np.concatenate(columns, axis=1)
 
 
-def _caption(record: dict) -> str:
+def _caption(sample: sample_log.Sample) -> str:
   """Returns "PROMPT [TAG]: SCORE -> SCORE (INSTRUCTION)"."""
-  first, *edits = record["turns"]
-  caption = f"{record['prompt']} [{record['tag']}]: {_score(first)}"
+  first, *edits = sample.turns
+  caption = f"{sample.prompt} [{sample.tag}]: {_score(first)}"
   for turn in edits:
-    caption += f" -> {_score(turn)} ({turn['instruction']})"
+    caption += f" -> {_score(turn)} ({turn.instruction})"
   return caption
 
 
-def _score(turn: dict) -> str:
-  return "missing" if turn["score"] is None else f"{turn['score']:.2f}"
+def _score(turn: sample_log.Turn) -> str:
+  return "missing" if turn.score is None else f"{turn.score:.2f}"

@@ -1,21 +1,22 @@
-"""Tests of evaluation/measures.py, with numbers by hand."""
+"""Tests of evaluation/estimates.py and comparison.py, with numbers by hand."""
 
 import numpy as np
 import pytest
 
-from r3jax.evaluation import numbers
-from r3jax.evaluation import result as result_lib
+from r3jax.evaluation import comparison
+from r3jax.evaluation import estimates
+from r3jax.evaluation import sample_table
 
 NAN = np.nan
 
 
-def result(**changes) -> result_lib.Result:
+def table(**changes) -> sample_table.SampleTable:
   """Returns three rounds of five images: right and stops; wrong and mended; mended late; worsened; wrong and stops."""
   score = np.array(
     [[1, 0.5, 0.0, 0.5, 0.2], [1, 1, 0.5, 0.25, 0.2], [1, 1, 1, NAN, 0.2]]
   )
   stop = np.array([[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [1, 1, 0, 0, 1]], bool)
-  return result_lib.Result(
+  return sample_table.SampleTable(
     **dict(
       tags=["a", "a", "b", "b", "b"],
       prompts=["p", "q", "r", "r", "s"],
@@ -35,7 +36,7 @@ def result(**changes) -> result_lib.Result:
       instruction_tokens=np.array(
         [[0] * 5, [3, 4, 5, 6, 2], [0, 3, 4, 5, 0]], float
       ),
-      chain=np.array(
+      chain_score=np.array(
         [
           [1, 0.5, 0.0, 0.5, 0.2],
           [0.5, 1, 0.5, 0.25, 0.6],
@@ -53,41 +54,49 @@ def result(**changes) -> result_lib.Result:
 
 class TestByRound:
   def test_numbers_by_hand(self):
-    draft, second, third = numbers.by_round(result(), seed=0)
+    draft, second, third = estimates.by_round(table(), seed=0)
     # Means of the tags' means: a (1 + 0.5) / 2, b (0 + 0.5 + 0.2) / 3.
-    assert draft["score"][0] == pytest.approx((0.75 + 0.7 / 3) / 2)
+    assert draft.score[0] == pytest.approx((0.75 + 0.7 / 3) / 2)
     # of b two images have a score
-    assert third["score"][0] == pytest.approx((1 + 1.2 / 2) / 2)
-    assert draft["parts"]["strict"][0] == pytest.approx(0.25)
-    assert "gain" not in draft
-    assert (second["improved"], second["worse"], second["unchanged"]) == (
+    assert third.score[0] == pytest.approx((1 + 1.2 / 2) / 2)
+    assert draft.parts["strict"][0] == pytest.approx(0.25)
+    assert draft.change is None
+    assert (
+      second.change.improved,
+      second.change.worse,
+      second.change.unchanged,
+    ) == (
       2 / 5,
       1 / 5,
       2 / 5,
     )
-    assert (third["improved"], third["worse"], third["unchanged"]) == (
+    assert (
+      third.change.improved,
+      third.change.worse,
+      third.change.unchanged,
+    ) == (
       1 / 4,
       0,
       3 / 4,
     )
-    assert second["gain"][0] == pytest.approx((0.25 + 0.25 / 3) / 2)
-    assert [one["finished"] for one in (draft, second, third)] == [
+    assert second.change.gain[0] == pytest.approx((0.25 + 0.25 / 3) / 2)
+    assert [one.finished for one in (draft, second, third)] == [
       0,
       2 / 5,
       3 / 5,
     ]
 
   def test_lengths_are_of_samples_that_were_open(self):
-    _, second, third = numbers.by_round(result(), seed=0)
-    assert (second["tokens"], second["instruction_tokens"]) == (10, 4)
-    assert (third["tokens"], third["instruction_tokens"], third["format"]) == (
+    _, second, third = estimates.by_round(table(), seed=0)
+    assert (second.tokens, second.instruction_tokens) == (10, 4)
+    assert (third.tokens, third.instruction_tokens, third.format) == (
       22,
       4,
       2 / 3,
     )
 
   def test_seconds_are_the_median(self):
-    assert [one["seconds"] for one in numbers.by_round(result(), seed=0)] == [
+    assert [one.seconds for one in estimates.by_round(table(), seed=0)] == [
       2,
       3,
       3,
@@ -95,17 +104,17 @@ class TestByRound:
 
   def test_all_finished_has_no_lengths(self):
     stop = np.ones((3, 5), bool)
-    assert numbers.by_round(result(stop=stop), seed=0)[1]["tokens"] is None
+    assert estimates.by_round(table(stop=stop), seed=0)[1].tokens is None
 
   def test_bounds_enclose_the_mean(self):
-    for one in numbers.by_round(result(), seed=0):
-      mean, low, high = one["score"]
+    for one in estimates.by_round(table(), seed=0):
+      mean, low, high = one.score
       assert low <= mean <= high
 
   def test_no_score_is_no_number(self):
     missing = np.full((3, 5), NAN)
-    found = numbers.by_round(result(score=missing), seed=0)[1]
-    assert (found["score"], found["gain"], found["improved"]) == (
+    found = estimates.by_round(table(score=missing), seed=0)[1]
+    assert (found.score, found.change.gain, found.change.improved) == (
       None,
       None,
       None,
@@ -114,7 +123,7 @@ class TestByRound:
 
 class TestByTag:
   def test_round_by_round(self):
-    found = numbers.by_tag(result(), seed=0)
+    found = estimates.by_tag(table(), seed=0)
     assert list(found) == ["a", "b"]
     assert [value[0] for value in found["b"]] == pytest.approx(
       [0.7 / 3, 0.95 / 3, 0.6]
@@ -123,23 +132,23 @@ class TestByTag:
 
 class TestStops:
   def test_numbers_by_hand(self):
-    second, third = numbers.stops(result(), seed=0)["rounds"]
-    assert (second["right"], second["wrong"]) == (1, 4)
+    second, third = estimates.stops(table(), seed=0).rounds
+    assert (second.right, second.wrong) == (1, 4)
     assert (
-      second["stop_when_right"],
-      second["stop_when_wrong"],
-      second["stop_precision"],
+      second.stop_when_right,
+      second.stop_when_wrong,
+      second.stop_precision,
     ) == (1, 1 / 4, 1 / 2)
     # Open before the third: images 1 (right now), 2, 3.
-    assert (third["right"], third["wrong"]) == (1, 2)
+    assert (third.right, third.wrong) == (1, 2)
     assert (
-      third["stop_when_right"],
-      third["stop_when_wrong"],
-      third["stop_precision"],
+      third.stop_when_right,
+      third.stop_when_wrong,
+      third.stop_precision,
     ) == (1, 0, 1)
 
   def test_what_stopping_is_worth(self):
-    found = numbers.stops(result(), seed=0)["score"]
+    found = estimates.stops(table(), seed=0).score
     mean = lambda a, b: pytest.approx((np.mean(a) + np.mean(b)) / 2)
     assert found["its own stops"][0] == mean([1, 1], [1, 0.2])
     # one chain lacks a score
@@ -148,48 +157,46 @@ class TestStops:
     assert found["stopped at the best image"][0] == mean([1, 1], [1, 0.8])
 
   def test_nothing_open_has_no_shares(self):
-    found = numbers.stops(result(stop=np.ones((3, 5), bool)), seed=0)["rounds"][
-      0
-    ]
+    found = estimates.stops(table(stop=np.ones((3, 5), bool)), seed=0).rounds[0]
     assert (
-      found["right"],
-      found["wrong"],
-      found["stop_when_right"],
-      found["stop_precision"],
+      found.right,
+      found.wrong,
+      found.stop_when_right,
+      found.stop_precision,
     ) == (0, 0, None, None)
 
 
 class TestBehaviour:
   def test_counts_by_hand(self):
-    found = numbers.behaviour(result())
+    found = estimates.behaviour(table())
     # Open before a round: five images, then images 1, 2, 3; edits: 1, 2, 3, then 2, 3 (score lost).
-    assert found["edit_rate"] == 5 / 8
+    assert found.edit_rate == 5 / 8
     # images 0 and 1 are right, 4 is not
-    assert found["stop_precision"] == 2 / 3
-    assert found["stop_when_right"] == 1.0
-    assert found["stop_when_wrong"] == 1 / 6
-    assert found["improvement"] == pytest.approx((0.5 + 0.5 - 0.25 + 0.5) / 4)
-    assert found["improved"] == 3 / 4
-    assert found["worse"] == 1 / 4
-    assert found["finished"] == 3 / 5
+    assert found.stop_precision == 2 / 3
+    assert found.stop_when_right == 1.0
+    assert found.stop_when_wrong == 1 / 6
+    assert found.improvement == pytest.approx((0.5 + 0.5 - 0.25 + 0.5) / 4)
+    assert found.improved == 3 / 4
+    assert found.worse == 1 / 4
+    assert found.finished == 3 / 5
 
   def test_nothing_edited_is_no_improvement(self):
-    found = numbers.behaviour(
-      result(
+    found = estimates.behaviour(
+      table(
         score=np.ones((3, 5)), stop=np.array([[False] * 5] + [[True] * 5] * 2)
       )
     )
     assert (
-      found["edit_rate"],
-      found["improvement"],
-      found["stop_precision"],
+      found.edit_rate,
+      found.improvement,
+      found.stop_precision,
     ) == (0.0, None, 1.0)
 
 
-class TestNumbers:
+class TestCurveValues:
   def test_what_is_not_there_is_nan(self):
-    found = numbers.numbers(
-      result(score=np.full((3, 5), NAN), chain=np.full((3, 5), NAN))
+    found = estimates.curve_values(
+      table(score=np.full((3, 5), NAN), chain_score=np.full((3, 5), NAN))
     )
     assert all(
       np.isnan(found[f"evaluation/{name}"])
@@ -201,7 +208,7 @@ class TestNumbers:
     )
 
   def test_scores_are_means_of_the_tags_means(self):
-    found = numbers.numbers(result())
+    found = estimates.curve_values(table())
     assert found["evaluation/draft"] == pytest.approx((0.75 + 0.7 / 3) / 2)
     assert found["evaluation/tag/b"] == pytest.approx(0.6)
     assert found["evaluation/gain"] == pytest.approx(
@@ -211,7 +218,7 @@ class TestNumbers:
 
 class TestRefinement:
   def test_last_round_minus_draft(self):
-    mean, low, high = numbers.refinement(result(), seed=0)
+    mean, low, high = estimates.refinement(table(), seed=0)
     assert mean == pytest.approx(((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
     assert low <= mean <= high
 
@@ -219,7 +226,7 @@ class TestRefinement:
 class TestUnderstanding:
   def answers(self, kind, expected, given):
     number = len(expected)
-    return result_lib.Answers(
+    return sample_table.AnswerTable(
       ["a"] * number,
       [str(i) for i in range(number)],
       [kind] * number,
@@ -228,7 +235,7 @@ class TestUnderstanding:
     )
 
   def test_yes_or_no_by_hand(self):
-    found = numbers.understanding(
+    found = estimates.understanding(
       self.answers(
         "match",
         ["yes", "yes", "no", "no", "no"],
@@ -237,78 +244,80 @@ class TestUnderstanding:
       0,
     )
     (one,) = found.values()
-    assert one["questions"] == 5 and one["accuracy"][0] == pytest.approx(2 / 5)
-    assert (one["precision"], one["recall"]) == pytest.approx((1 / 2, 1 / 2))
-    assert (one["says_yes"], one["always_yes"], one["unread"]) == pytest.approx(
-      (2 / 5, 2 / 5, 1 / 5)
+    assert one.questions == 5 and one.accuracy[0] == pytest.approx(2 / 5)
+    assert (one.yes_or_no.precision, one.yes_or_no.recall) == pytest.approx(
+      (1 / 2, 1 / 2)
     )
-    assert (one["most_frequent"], one["most_frequent_word"]) == (
+    assert (
+      one.yes_or_no.says_yes,
+      one.yes_or_no.always_yes,
+      one.unread,
+    ) == pytest.approx((2 / 5, 2 / 5, 1 / 5))
+    assert (one.most_frequent, one.most_frequent_word) == (
       pytest.approx(3 / 5),
       "no",
     )
 
   def test_other_kinds_have_no_yes(self):
-    found = numbers.understanding(
+    found = estimates.understanding(
       self.answers("count", ["two", "one", "two"], ["two", "two", "two"]), 0
     )["count"]
-    assert (
-      found["accuracy"][0] == pytest.approx(2 / 3) == found["most_frequent"]
-    )
-    assert "precision" not in found
+    assert found.accuracy[0] == pytest.approx(2 / 3) == found.most_frequent
+    assert found.yes_or_no is None
 
   def test_every_tag_weighs_the_same_in_all_shares(self):
-    answers = result_lib.Answers(
+    answers = sample_table.AnswerTable(
       ["a"] * 9 + ["b"],
       [str(i) for i in range(10)],
       ["match"] * 10,
       ["yes"] * 9 + ["no"],
       ["yes"] * 10,
     )
-    one = numbers.understanding(answers, 0)["match"]
+    one = estimates.understanding(answers, 0)["match"]
     assert (
-      one["accuracy"][0]
+      one.accuracy[0]
       == pytest.approx(0.5)
-      == one["always_yes"]
-      == one["most_frequent"]
-      == one["precision"]
+      == one.yes_or_no.always_yes
+      == one.most_frequent
+      == one.yes_or_no.precision
     )
-    assert one["recall"] == pytest.approx(1.0) == one["says_yes"]
+    assert one.yes_or_no.recall == pytest.approx(1.0) == one.yes_or_no.says_yes
 
   def test_nothing_asked_is_nothing(self):
-    assert numbers.understanding(self.answers("match", [], []), 0) == {}
+    assert estimates.understanding(self.answers("match", [], []), 0) == {}
 
 
 class TestCompare:
   def test_difference_is_paired_and_leaves_missing_out(self):
-    before = result()
-    after = result(
+    before = table()
+    after = table(
       score=np.array(
         [[1, 1, 0.5, NAN, 0.2], [1, 1, 1, 1, 0.2], [1, 1, 1, 1, 1]]
       )
     )
-    found = numbers.compare(before, after, seed=0)
-    assert found["draft"]["before"][0] == pytest.approx(
+    found = comparison.compare_pair(before, after, seed=0)
+    assert found["draft"].before[0] == pytest.approx(
       ((1 + 0.5) / 2 + (0 + 0.2) / 2) / 2
     )
-    assert found["draft"]["after"][0] == pytest.approx(
+    assert found["draft"].after[0] == pytest.approx(
       ((1 + 1) / 2 + (0.5 + 0.2) / 2) / 2
     )
-    assert found["draft"]["difference"][0] == pytest.approx(1.0 / 4)
-    assert found["last round"]["difference"][0] == pytest.approx(0.8 / 4)
+    assert found["draft"].difference[0] == pytest.approx(1.0 / 4)
+    assert found["last round"].difference[0] == pytest.approx(0.8 / 4)
     # of the four images with a score
-    assert found["last round, strict"]["before"][0] == pytest.approx(3 / 4)
-    assert found["last round, b"]["difference"][0] == pytest.approx(0.8 / 2)
-    mean, low, high = found["draft"]["difference"]
+    assert found["last round, strict"].before[0] == pytest.approx(3 / 4)
+    assert found["last round, b"].difference[0] == pytest.approx(0.8 / 2)
+    mean, low, high = found["draft"].difference
     assert low <= mean <= high
 
   def test_tag_without_any_score_is_left_out(self):
-    before = result()
-    after = result(
+    before = table()
+    after = table(
       score=np.where(np.array(before.tags) == "a", NAN, before.score)
     )
-    found = numbers.compare(before, after, seed=0)
+    found = comparison.compare_pair(before, after, seed=0)
     assert "draft, a" not in found and "draft, b" in found
 
   def test_other_prompts_are_refused(self):
     with pytest.raises(ValueError, match="of the same prompts"):
-      numbers.compare(result(), result(prompts=["p"] * 5), seed=0)
+      comparison.compare_pair(table(), table(prompts=["p"] * 5), seed=0)

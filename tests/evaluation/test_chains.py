@@ -1,4 +1,4 @@
-"""Tests of evaluation/rounds.py: what is drawn does not depend on batches or devices."""
+"""Tests of evaluation/chains.py: what is drawn does not depend on batches or devices."""
 
 import functools
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from r3jax.evaluation import draw
+from r3jax.evaluation import chains
 from r3jax.parallel import meshes
 from r3jax.run import setup
 from tests import tiny
@@ -26,9 +26,11 @@ def rounds_of(bench):
   settings = setup.evaluation_settings(session.config, bench.iteration.rollout)
 
   @functools.cache
-  def rounds(shape: tuple[int, int, int], batch_size: int) -> list[draw.Round]:
+  def rounds(
+    shape: tuple[int, int, int], batch_size: int
+  ) -> list[chains.Round]:
     mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
-    evaluator = draw.Evaluator(
+    sampler = chains.Sampler(
       bench.iteration.modules,
       settings,
       tiny.brightness,
@@ -40,12 +42,12 @@ def rounds_of(bench):
     )
     policy, towers = session.experiment.load(mesh)
     with jax.set_mesh(mesh):
-      return tiny.draw(evaluator, policy, towers, session.exam.prompts, 1)
+      return tiny.draw(sampler, policy, towers, session.evaluation.prompts, 1)
 
   return rounds
 
 
-class TestEvaluator:
+class TestSampler:
   @pytest.mark.parametrize(
     "shape, batch_size",
     [
@@ -108,7 +110,7 @@ class TestEvaluator:
     )
 
   def test_keys_differ_by_image_and_round(self, bench):
-    evaluator = draw.Evaluator(
+    sampler = chains.Sampler(
       bench.iteration.modules,
       bench.iteration.rollout,
       tiny.brightness,
@@ -118,9 +120,7 @@ class TestEvaluator:
       4,
       1,
     )
-    keys = evaluator._keys(
-      np.array([[3, 0, 0], [3, 1, 0], [3, 0, 1], [3, 0, 0]])
-    )
+    keys = sampler._keys(np.array([[3, 0, 0], [3, 1, 0], [3, 0, 1], [3, 0, 0]]))
     group = jax.random.key_data(keys.group)
     assert len(np.unique(group, axis=0)) == 3
     np.testing.assert_array_equal(group[0], group[3])
@@ -130,16 +130,16 @@ class TestEvaluator:
     with pytest.raises(
       ValueError, match=r"eval.batch_size \(3\) must be divisible by .* \(2\)"
     ):
-      draw.Evaluator(None, None, None, None, mesh, 2, 3, 1)
+      chains.Sampler(None, None, None, None, mesh, 2, 3, 1)
 
 
 class TestBatches:
   def test_last_one_repeats_its_last_row(self):
-    found = list(draw.batches([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], 3))
+    found = list(chains.batches([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)], 3))
     assert [(batch.tolist(), number) for batch, number in found] == [
       ([[0, 0], [0, 1], [1, 0]], 3),
       ([[1, 1], [2, 0], [2, 0]], 2),
     ]
 
   def test_nothing_is_no_batch(self):
-    assert not list(draw.batches([], 3))
+    assert not list(chains.batches([], 3))

@@ -1,0 +1,185 @@
+"""Compares evaluations of the same prompts: paired differences by round, part and tag."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+import numpy as np
+
+from r3jax.evaluation import estimates
+from r3jax.evaluation import finished
+from r3jax.evaluation import sample_table
+from r3jax.files import config_guard
+
+Estimate = estimates.Estimate
+SampleTable = sample_table.SampleTable
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """Part of an evaluation's scores: a value per chain, of some chains.
+
+  Attributes:
+    values: One per chain, [n]; NaN where it is missing.
+    columns: Indices of the chains that count.
+  """
+
+  values: np.ndarray
+  columns: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedEstimates:
+  """Scores of the images that are scored both before and after, and their paired difference."""
+
+  before: Estimate
+  after: Estimate
+  difference: Estimate
+
+
+def _views(table: SampleTable, rounds: Mapping[str, int]) -> dict[str, View]:
+  """Returns the scores of the named rounds: over all chains, by part, and by tag."""
+  tags = np.asarray(table.tags)
+  every = np.arange(len(tags))
+  views = {}
+  for name, number in rounds.items():
+    views[name] = View(table.score[number], every)
+  for part, values in table.parts.items():
+    for name, number in rounds.items():
+      views[f"{name}, {part}"] = View(values[number], every)
+  for tag in table.distinct_tags:
+    for name, number in rounds.items():
+      views[f"{name}, {tag}"] = View(table.score[number], every[tags == tag])
+  return views
+
+
+def compare_pair(
+  before: SampleTable,
+  after: SampleTable,
+  seed: int,
+  rounds: Mapping[str, int] | None = None,
+) -> dict[str, PairedEstimates]:
+  """Estimates scores before and after, and the paired difference, by view.
+
+  A view is a round, a round with a part of the score, or a round with a tag. Views in which no image
+  has both scores are left out.
+
+  Args:
+    before: Evaluation.
+    after: Evaluation of the same images, in the same order.
+    seed: Seed of the bootstrap.
+    rounds: Indices of the rounds to compare by name, draft and last round by default.
+
+  Raises:
+    ValueError: They are not of the same images.
+  """
+  if (before.prompts, before.tags) != (after.prompts, after.tags):
+    raise ValueError(
+      "evaluations that are compared must be of the same prompts, with as many images of each"
+    )
+  rounds = rounds or {"draft": 0, "last round": -1}
+  new_views = _views(after, rounds)
+  compared = {}
+  for name, old in _views(before, rounds).items():
+    new = new_views.get(name)
+    if new is None:
+      continue
+    valid = np.isfinite(old.values) & np.isfinite(new.values)
+    columns = old.columns[valid[old.columns]]
+    if not columns.size:
+      continue
+    difference = new.values - old.values
+    compared[name] = PairedEstimates(
+      before=estimates.score_estimate(old.values, before, seed, columns),
+      after=estimates.score_estimate(new.values, before, seed, columns),
+      difference=estimates.score_estimate(difference, before, seed, columns),
+    )
+  return compared
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewComparison:
+  """One view of several evaluations.
+
+  Attributes:
+    scores: Score of every evaluation; None where it has no image with both scores.
+    differences: Paired difference of every further evaluation from the first.
+  """
+
+  scores: list[Estimate | None]
+  differences: list[Estimate | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Evaluations compared with the first of them.
+
+  Attributes:
+    names: Names of the evaluations.
+    notes: What a reader must know beside the numbers, by name; only evaluations that have some.
+    views: By view: a round, a round with a part of the score, or a round with a tag.
+  """
+
+  names: list[str]
+  notes: dict[str, list[str]]
+  views: dict[str, ViewComparison]
+
+  def to_json(self) -> dict:
+    """Returns JSON values."""
+    return dataclasses.asdict(self)
+
+
+def compare(
+  evaluations: Sequence[finished.FinishedEvaluation], seed: int
+) -> Comparison:
+  """Compares every evaluation with the first.
+
+  Raises:
+    ValueError: There is only one, or they are not of the same prompts.
+  """
+  if len(evaluations) < 2:
+    raise ValueError(
+      "at least two evaluations must be given (or a run that has two)"
+    )
+  first, *others = evaluations
+  lengths = [len(evaluation.table.score) for evaluation in evaluations]
+  rounds = {estimates.round_name(i): i for i in range(min(lengths))}
+  if min(lengths) < max(lengths):
+    rounds["last round"] = -1
+  pairs = [
+    compare_pair(first.table, other.table, seed, rounds) for other in others
+  ]
+
+  names_of_views = dict.fromkeys(name for pair in pairs for name in pair)
+  views = {name: _view_comparison(pairs, name) for name in names_of_views}
+  notes = {}
+  for evaluation in evaluations:
+    texts = evaluation.summary.notes() + _different_settings(first, evaluation)
+    if texts:
+      notes[evaluation.name] = texts
+  names = [evaluation.name for evaluation in evaluations]
+  return Comparison(names, notes, views)
+
+
+def _view_comparison(
+  pairs: Sequence[Mapping[str, PairedEstimates]], view: str
+) -> ViewComparison:
+  """Returns one view of all pairs; at least one pair has it."""
+  matches = [pair.get(view) for pair in pairs]
+  first = next(match.before for match in matches if match)
+  scores = [first]
+  differences = []
+  for match in matches:
+    scores.append(match.after if match else None)
+    differences.append(match.difference if match else None)
+  return ViewComparison(scores, differences)
+
+
+def _different_settings(
+  first: finished.FinishedEvaluation, other: finished.FinishedEvaluation
+) -> list[str]:
+  """Returns a note if two evaluations have different settings."""
+  changes = config_guard.differences(first.settings, other.settings)
+  if not changes:
+    return []
+  texts = [f"{key} {new}, not {old}" for key, (old, new) in changes.items()]
+  return [f"Made with other settings: {', '.join(texts)}."]

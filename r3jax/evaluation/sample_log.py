@@ -1,0 +1,211 @@
+"""Stores samples: one line of samples.jsonl per chain of images, and one PNG file per image.
+
+Evaluations write them into their folder, training writes those of its report. The report page shows
+them, a summary is computed from them, and an interrupted evaluation continues from them.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+import dataclasses
+import re
+
+from etils import epath
+import numpy as np
+
+from r3jax.files import jsonl
+from r3jax.model import preprocess
+
+_FILE = "samples.jsonl"
+_WRITERS = 8  # images that are encoded and written at a time
+# Such a path needs no quoting in an address.
+_IMAGE_PATH = re.compile(r"[\w-]+(/[\w-]+)*\.png", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+  """One image of a chain, and the text that led to it.
+
+  Attributes:
+    image: Path of the PNG file, relative to the folder of samples.jsonl. A turn that stops has the
+      path of the turn before.
+    score: Reward in [0, 1], 1 is right; None if it is missing.
+    text: What the model wrote: its thought, and after the first turn its instruction.
+    instruction: Edit that made the image, "" for a draft.
+    stop: Whether the chain has finished in this turn or before, so that the image did not change.
+    parts: Parts of the reward by name, in [0, 1]; None where one is missing.
+    label: Name of the turn, if it is not "draft" or "round 2", "round 3", ...
+    format: Format reward of the text, in [0, 1].
+    tokens: Length of the text; 0 after the chain has finished.
+    boxes: Objects that the verifier recognizes, {"label": str, "box": [y0, x0, y1, x1]} in shares of
+      the image.
+  """
+
+  image: str
+  score: float | None
+  text: str
+  instruction: str
+  stop: bool
+  parts: Mapping[str, float | None] | None = None
+  label: str | None = None
+  format: float | None = None
+  tokens: int | None = None
+  boxes: Sequence[dict] | None = None
+
+  def to_json(self) -> dict:
+    """Returns the turn as JSON values; optional fields that are None are left out."""
+    values = {}
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      is_required = field.default is dataclasses.MISSING
+      if is_required or value is not None:
+        values[field.name] = value
+    return values
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluatedTurn(Turn):
+  """A turn of an evaluation.
+
+  Attributes:
+    chain_score: Score of the chain that ignores its stops; None if it is missing.
+    says_stop: Whether this turn's text says "no further edit".
+    instruction_tokens: Length of the instruction; 0 for drafts and after the chain has finished.
+    seconds: Time of the batch divided by its rows, without compilation.
+    chain_text: What the model wrote after the chain had finished; `text` is "" then.
+  """
+
+  chain_score: float | None
+  says_stop: bool
+  instruction_tokens: int
+  seconds: float
+  chain_text: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """A question about the first image of a chain, and what the model answered.
+
+  Attributes:
+    kind: Kind of question, see `questions.Questionnaire`.
+    question: Its text.
+    expected: Word that is the right answer.
+    answer: Word that the model answered, "" if there is none in its text.
+    text: All that the model wrote.
+  """
+
+  kind: str
+  question: str
+  expected: str
+  answer: str
+  text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sample:
+  """A chain of images for one prompt: a draft, and what edits made of it.
+
+  Attributes:
+    step: Iteration of the policy.
+    key: Name of the sample, unique in its folder; links of the page contain it.
+    prompt: Text of the prompt.
+    tag: Kind of prompt.
+    turns: Images in order, at least one.
+    answers: Questions about the first image; None if none are ever asked.
+  """
+
+  step: int
+  key: str
+  prompt: str
+  tag: str
+  turns: Sequence[Turn]
+  answers: Sequence[Answer] | None = None
+
+  def to_json(self) -> dict:
+    """Returns the sample as JSON values, a line of samples.jsonl."""
+    values = {
+      "step": self.step,
+      "key": self.key,
+      "prompt": self.prompt,
+      "tag": self.tag,
+      "turns": [turn.to_json() for turn in self.turns],
+    }
+    if self.answers is not None:
+      values["answers"] = [
+        dataclasses.asdict(answer) for answer in self.answers
+      ]
+    return values
+
+  @classmethod
+  def from_json(cls, values: Mapping) -> "Sample":
+    """Returns the sample of a line of samples.jsonl."""
+    turns = []
+    for turn in values["turns"]:
+      turn_class = EvaluatedTurn if "chain_score" in turn else Turn
+      turns.append(turn_class(**turn))
+    answers = values.get("answers")
+    if answers is not None:
+      answers = tuple(Answer(**answer) for answer in answers)
+    return cls(**{**values, "turns": tuple(turns), "answers": answers})
+
+
+def append(
+  folder: epath.PathLike,
+  samples: Sequence[Sample],
+  images: Mapping[str, np.ndarray],
+) -> None:
+  """Writes images into a folder, then appends samples to its samples.jsonl.
+
+  The lines are written last, so that no line names an image that is not there.
+
+  Args:
+    folder: Folder of samples.jsonl; it is made if missing.
+    samples: Samples to append.
+    images: uint8 [H, W, 3] by the paths that the samples name.
+
+  Raises:
+    ValueError: An image is missing or no uint8 [H, W, 3], or a path has other characters than
+      letters, digits, "_", "-" and "/", or does not end in ".png".
+  """
+  folder = epath.Path(folder)
+  paths = {turn.image for sample in samples for turn in sample.turns}
+  missing = sorted(paths - images.keys())
+  if missing:
+    raise ValueError(
+      f"the samples name images that are not given: {missing[:3]}"
+    )
+  for path in images:
+    if not _IMAGE_PATH.fullmatch(path):
+      raise ValueError(
+        f"an image's path must match {_IMAGE_PATH.pattern}, got {path!r}"
+      )
+
+  parents = {(folder / path).parent for path in images}
+  for parent in {folder, *parents}:
+    parent.mkdir(parents=True, exist_ok=True)
+
+  def write(path: str) -> None:
+    (folder / path).write_bytes(preprocess.png(images[path]))
+
+  with futures.ThreadPoolExecutor(_WRITERS) as pool:
+    list(pool.map(write, images))
+  jsonl.append(folder / _FILE, [sample.to_json() for sample in samples])
+
+
+def read(folder: epath.PathLike) -> list[Sample]:
+  """Returns the samples of a folder by iteration, in the order of their writing."""
+  lines = jsonl.read(epath.Path(folder) / _FILE)
+  return [Sample.from_json(line) for line in lines]
+
+
+def exists(folder: epath.PathLike) -> bool:
+  """Returns whether a folder holds samples, in one file or in parts."""
+  folder = epath.Path(folder)
+  return (folder / _FILE).exists() or (folder / f"{_FILE}.parts").exists()
+
+
+def drop_after(folder: epath.PathLike, step: int | None) -> None:
+  """Drops the samples of iterations after `step`, or all if it is None.
+
+  A resumed run repeats those iterations. Images stay until they are written again.
+  """
+  jsonl.drop_after(epath.Path(folder) / _FILE, step)

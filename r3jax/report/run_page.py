@@ -1,0 +1,218 @@
+"""Writes the page of a training run, and prints what its summary says.
+
+`python -m r3jax.report.run_page WORKDIR` prints the summary of a run.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import sys
+
+from etils import epath
+
+from r3jax.data import contamination
+from r3jax.evaluation import comparison
+from r3jax.evaluation import estimates
+from r3jax.evaluation import sample_log
+from r3jax.report import charts as charts_lib
+from r3jax.report import page
+from r3jax.report import tables
+
+Estimate = estimates.Estimate
+Table = tables.Table
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSummary:
+  """What a run's summary.json says, as far as the page shows it; every part may be missing.
+
+  Attributes:
+    title: Heading.
+    scores: Scores before and after training by view, see `comparison.compare_pair`.
+    refinement: Score of the last round minus that of the draft, by model: "before", "after".
+    behaviour: How the model edits and stops, by model.
+    missing: Share of images without a score, by model.
+    leaked: Which of the held-out prompts the model was trained on.
+    seconds: Time of the run's stages.
+    iterations: Number of iterations.
+    seed: Seed of the run.
+    peak_memory_gib: Most memory of a device.
+    versions: Versions of packages.
+  """
+
+  title: str = "r3jax run"
+  scores: Mapping[str, comparison.PairedEstimates] = dataclasses.field(
+    default_factory=dict
+  )
+  refinement: Mapping[str, Estimate | None] = dataclasses.field(
+    default_factory=dict
+  )
+  behaviour: Mapping[str, Mapping[str, float | None]] = dataclasses.field(
+    default_factory=dict
+  )
+  missing: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  leaked: contamination.Leaked = contamination.Leaked({}, True)
+  seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  iterations: int | None = None
+  seed: int | None = None
+  peak_memory_gib: float | None = None
+  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def from_json(cls, values: Mapping) -> "RunSummary":
+    """Returns the summary of a summary.json; other keys are ignored."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    known = {name: value for name, value in values.items() if name in names}
+    scores = {}
+    for view, numbers in values.get("scores", {}).items():
+      scores[view] = comparison.PairedEstimates(
+        before=Estimate(*numbers["before"]),
+        after=Estimate(*numbers["after"]),
+        difference=Estimate(*numbers["difference"]),
+      )
+    refinement = {
+      model: estimates.estimate_from_json(estimate)
+      for model, estimate in values.get("last round minus draft", {}).items()
+    }
+    if "leaked" in values:
+      known["leaked"] = contamination.Leaked(**values["leaked"])
+    missing = values.get("images without a score", {})
+    typed = {"scores": scores, "refinement": refinement, "missing": missing}
+    return cls(**{**known, **typed})
+
+  def notes(self) -> list[str]:
+    """Returns what a reader must know before the numbers."""
+    texts = list(self.leaked.notes())
+    if any(self.missing.values()):
+      shares = [f"{share:.1%} {model}" for model, share in self.missing.items()]
+      texts.append(
+        f"Some images have no score and count in no mean: {', '.join(shares)}."
+      )
+    return texts
+
+
+def write_report(
+  folder: epath.PathLike,
+  summary: RunSummary,
+  metrics: Sequence[dict],
+  samples: Sequence[sample_log.Sample],
+  charts: Sequence[str] | None = None,
+) -> epath.Path:
+  """Writes the page of a run, folder/index.html.
+
+  Args:
+    folder: Folder of the page and of the samples' images.
+    summary: Summary of the run.
+    metrics: Objects of metrics.jsonl.
+    samples: Samples of the gallery.
+    charts: Names of the metrics to draw, in order, all by default.
+
+  Returns:
+    The path of the page.
+  """
+  if charts is None:
+    charts = sorted({name for row in metrics for name in row} - {"step"})
+  content = page.Page(
+    title=summary.title,
+    notes=summary.notes(),
+    tables=[table for table in _tables(summary) if table.rows],
+    charts=[_chart(name, metrics) for name in charts],
+    samples=samples,
+  )
+  return page.write_page(folder, content)
+
+
+def _chart(name: str, metrics: Sequence[dict]) -> charts_lib.Chart:
+  """Returns the curve of a metric over iterations."""
+  points = [
+    (row["step"], row[name], None, None) for row in metrics if name in row
+  ]
+  return charts_lib.Chart(name, [charts_lib.Series(name, points)])
+
+
+def summary_lines(summary: RunSummary) -> list[str]:
+  """Returns notes, then a line for every score: before, after, difference with its interval."""
+  lines = summary.notes()
+  for view, numbers in summary.scores.items():
+    difference = tables.difference(view, numbers.difference)
+    mean, low, high = difference.estimate
+    verdict = difference.verdict or "no clear change"
+    lines.append(
+      f"{view}: {numbers.before.mean:.3f} -> {numbers.after.mean:.3f}  "
+      f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {verdict})"
+    )
+  return lines
+
+
+def _tables(summary: RunSummary) -> list[Table]:
+  """Returns the tables of a run; those about which the summary says nothing have no rows."""
+  return [
+    _scores(summary),
+    _refinement(summary),
+    _behaviour(summary),
+    _seconds(summary),
+    _facts(summary),
+  ]
+
+
+def _scores(summary: RunSummary) -> Table:
+  rows = []
+  for view, numbers in summary.scores.items():
+    difference = tables.difference(view, numbers.difference)
+    rows.append((view, [numbers.before, numbers.after, difference]))
+  columns = ["score", "before", "after", "difference"]
+  return Table("Scores: mean and 95 % interval", columns, rows)
+
+
+def _refinement(summary: RunSummary) -> Table:
+  rows = []
+  for model, estimate in summary.refinement.items():
+    if estimate:
+      rows.append((model, [tables.difference("score", estimate)]))
+  return Table(
+    "Last round minus draft: mean and 95 % interval", ["model", "change"], rows
+  )
+
+
+def _behaviour(summary: RunSummary) -> Table:
+  before = summary.behaviour.get("before", {})
+  after = summary.behaviour.get("after", {})
+  rows = []
+  for name, share in before.items():
+    rows.append((name.replace("_", " "), [share, after[name]]))
+  return Table(
+    "How the model edits and stops",
+    ["share of rounds", "before", "after"],
+    rows,
+  )
+
+
+def _seconds(summary: RunSummary) -> Table:
+  rows = [(stage, [seconds]) for stage, seconds in summary.seconds.items()]
+  return Table("Seconds", ["stage", "seconds"], rows, number_format=".2f")
+
+
+def _facts(summary: RunSummary) -> Table:
+  rows = []
+  if summary.iterations is not None:
+    rows.append(("iterations", [summary.iterations]))
+  if summary.seed is not None:
+    rows.append(("seed", [summary.seed]))
+  if summary.peak_memory_gib is not None:
+    rows.append(("peak memory", [f"{summary.peak_memory_gib:.2f} GiB"]))
+  for package, version in summary.versions.items():
+    rows.append((package, [version]))
+  return Table("Run", ["", "value"], rows)
+
+
+def main(workdir: epath.PathLike) -> None:
+  """Prints where the page of a run is, and what its summary.json says."""
+  workdir = epath.Path(workdir)
+  values = json.loads((workdir / "summary.json").read_text())
+  print(f"report: {workdir / 'report' / 'index.html'}")
+  for line in summary_lines(RunSummary.from_json(values)):
+    print(line)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])

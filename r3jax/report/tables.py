@@ -1,0 +1,171 @@
+"""Formats tables: for people in Markdown and HTML, for programs in CSV."""
+
+from collections.abc import Sequence
+import csv
+import dataclasses
+import io
+from typing import Literal
+
+from r3jax.evaluation import bootstrap
+from r3jax.rewards import outcome
+
+Estimate = bootstrap.Estimate
+_NOTHING = "-"  # where there is no number
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """A difference of two scores.
+
+  Attributes:
+    estimate: Its mean and interval.
+    verdict: What the interval says: "better", "worse", or "" if it holds 0.
+  """
+
+  estimate: Estimate
+  verdict: Literal["better", "worse", ""]
+
+
+def difference(name: str, estimate: Estimate | None) -> Difference | None:
+  """Returns a difference with its verdict.
+
+  Args:
+    name: What differs. After its last comma may stand a part of the score, of which less may be
+      better.
+    estimate: Mean and interval of the difference; None if it is missing.
+  """
+  if estimate is None:
+    return None
+  if estimate.low <= 0 <= estimate.high:
+    return Difference(estimate, "")
+  part = name.rpartition(", ")[2]
+  less_is_better = part in outcome.LOWER_IS_BETTER
+  rises = estimate.low > 0
+  return Difference(estimate, "better" if rises != less_is_better else "worse")
+
+
+Cell = str | int | float | Estimate | Difference | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table of numbers.
+
+  Attributes:
+    caption: What it shows.
+    columns: Headings; the first is that of the rows' names.
+    rows: Names and cells.
+    number_format: Format of floating-point numbers for people, without a sign.
+
+  Raises:
+    ValueError: A row has another number of cells than there are columns.
+  """
+
+  caption: str
+  columns: Sequence[str]
+  rows: Sequence[tuple[str, Sequence[Cell]]]
+  number_format: str = ".3f"
+
+  def __post_init__(self):
+    for name, cells in self.rows:
+      if len(cells) + 1 != len(self.columns):
+        raise ValueError(
+          f"{self.caption!r} has {len(self.columns)} columns, but {len(cells)} cells beside {name!r}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CellText:
+  """A cell for people.
+
+  Attributes:
+    value: Text, or number, or mean.
+    interval: "[low, high]" of an estimate, else "".
+    verdict: "better", "worse" or "".
+  """
+
+  value: str
+  interval: str = ""
+  verdict: str = ""
+
+  def __str__(self) -> str:
+    return f"{self.value} {self.interval}" if self.interval else self.value
+
+
+def format_cell(cell: Cell, number_format: str) -> CellText:
+  """Formats a cell for people; a difference has signs."""
+  if cell is None:
+    return CellText(_NOTHING)
+  if isinstance(cell, Difference):
+    mean, low, high = (f"{x:+{number_format}}" for x in cell.estimate)
+    return CellText(mean, f"[{low}, {high}]", cell.verdict)
+  if isinstance(cell, Estimate):
+    mean, low, high = (f"{x:{number_format}}" for x in cell)
+    return CellText(mean, f"[{low}, {high}]")
+  if isinstance(cell, float):
+    return CellText(f"{cell:{number_format}}")
+  return CellText(str(cell))
+
+
+def markdown(table: Table) -> str:
+  """Returns a table in Markdown, below its caption."""
+  lines = [
+    f"{table.caption}:",
+    "",
+    _markdown_line(table.columns),
+    "| --- " * len(table.columns) + "|",
+  ]
+  for name, cells in table.rows:
+    texts = [str(format_cell(cell, table.number_format)) for cell in cells]
+    lines.append(_markdown_line([name, *texts]))
+  return "\n".join(lines)
+
+
+def _markdown_line(texts: Sequence[str]) -> str:
+  escaped = [text.replace("|", "\\|") for text in texts]
+  return f"| {' | '.join(escaped)} |"
+
+
+def csv_text(table: Table) -> str:
+  """Returns a table as CSV with a line of names.
+
+  Numbers have all their digits. The bounds of estimates have columns of their own, NAME, low and
+  NAME, high. What is missing is empty.
+  """
+  name_column, *columns = table.columns
+  has_bounds = []
+  header = [name_column]
+  for i, column in enumerate(columns):
+    has_bounds.append(any(_bounded(cells[i]) for _, cells in table.rows))
+    header.append(column)
+    if has_bounds[i]:
+      header += [f"{column}, low", f"{column}, high"]
+
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator="\n")
+  writer.writerow(header)
+  for name, cells in table.rows:
+    fields = [name]
+    for cell, bounded in zip(cells, has_bounds, strict=True):
+      fields += _csv_fields(cell, bounded)
+    writer.writerow(fields)
+  return file.getvalue()
+
+
+def _bounded(cell: Cell) -> bool:
+  return isinstance(cell, Estimate | Difference)
+
+
+def _csv_fields(cell: Cell, bounded: bool) -> list[str]:
+  """Returns the CSV fields of a cell: three in a column of estimates, else one."""
+  if isinstance(cell, Difference):
+    cell = cell.estimate
+  if isinstance(cell, Estimate):
+    return [repr(float(x)) for x in cell]
+  if cell is None:
+    text = ""
+  elif isinstance(cell, float):
+    text = repr(float(cell))
+  else:
+    text = str(cell)
+  return [text, "", ""] if bounded else [text]
