@@ -121,9 +121,13 @@ class TestGenerate:
   def test_is_deterministic_and_seed_and_number_draw_others(
     self, model, samples
   ):
-    draft = lambda **changes: model.generate(
-      PROMPT, IMAGES, **{"rounds": 1, "seed": SEED, "number": NUMBER} | changes
-    )
+    def draft(**changes):
+      return model.generate(
+        PROMPT,
+        IMAGES,
+        **{"rounds": 1, "seed": SEED, "number": NUMBER} | changes,
+      )
+
     again = [sample.turns[0] for sample in draft()]
     for turn, sample in zip(again, samples, strict=True):
       assert turn.text == sample.turns[0].text
@@ -149,10 +153,10 @@ class TestGenerate:
   @pytest.mark.parametrize(
     "arguments, message",
     [
-      (dict(prompt="a photo of a dragon"), r"unknown \['dragon'\]"),
-      (dict(prompt="a ring " * 20), "must fit its segment"),
-      (dict(prompt=PROMPT, num_images=0), "at least 1; got 0 and 4"),
-      (dict(prompt=PROMPT, rounds=0), "at least 1; got 1 and 0"),
+      ({"prompt": "a photo of a dragon"}, r"unknown \['dragon'\]"),
+      ({"prompt": "a ring " * 20}, "must fit its segment"),
+      ({"prompt": PROMPT, "num_images": 0}, "at least 1; got 0 and 4"),
+      ({"prompt": PROMPT, "rounds": 0}, "at least 1; got 1 and 0"),
     ],
   )
   def test_refuses_what_it_cannot_draw(self, model, arguments, message):

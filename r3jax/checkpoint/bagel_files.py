@@ -1,11 +1,11 @@
-"""BAGEL's released files <-> the weights of r3jax, tensor by tensor.
+"""Reads and writes weights as BAGEL's released files, tensor by tensor.
 
-`bagel_table` says where every released tensor lives in the tree. Reading a sharded model, a process
-holds what its devices hold of one leaf at a time, and one tensor; writing, it holds two copies of
+`bagel_names` says where every released tensor lives in the tree. A process that reads a sharded
+model holds what its devices hold of one leaf, and one tensor; one that writes holds two copies of
 one tensor beside the tree.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 import functools
 import itertools
 import json
@@ -19,274 +19,44 @@ import numpy as np
 
 from r3jax import types
 from r3jax.checkpoint import bagel_config
+from r3jax.checkpoint import bagel_headers
 from r3jax.checkpoint import bagel_names
+from r3jax.checkpoint import mismatch
 from r3jax.checkpoint import safetensors_files
 from r3jax.model import architecture
 from r3jax.model import layers
 
 Shape = tuple[int, ...]
+# Called with the share that has been read or written, up to 1.
 Progress = Callable[[float], None]
-# start and stop in every axis: a piece of a leaf
+# A piece of an array: (start, stop) in every axis.
 Spans = tuple[tuple[int, int], ...]
 
-# the first that exists is read
-MODEL_FILES = ("ema.safetensors", "model.safetensors")
-# or, without them, the files that this one names
-INDEX_FILE = "model.safetensors.index.json"
-AUTOENCODER_FILES = ("ae.safetensors",)
-# bytes; what XLA's CPU devices ask of memory that they take over
-_ALIGNMENT = 64
+_ALIGNMENT = 64  # bytes: XLA's CPU devices take over memory that is aligned so
 
 
-def _differences(
-  kind: str, expected: dict[str, Shape], seen: dict[str, Shape]
-) -> Iterator[str]:
-  for name, shape in expected.items():
-    if name not in seen:
-      yield f"missing {kind} {name}: expected shape {shape}"
-    elif seen[name] != shape:
-      yield f"mis-shaped {kind} {name}: expected shape {shape}, seen {seen[name]}"
-  for name in seen.keys() - expected.keys():
-    yield f"unexpected {kind} {name}: seen shape {seen[name]}"
-
-
-def _refuse(what: str, problems: list[str]) -> None:
-  if problems:
-    listed = "\n".join(f"  {problem}" for problem in problems)
-    raise ValueError(
-      f"{what} must match the config; {len(problems)} problem(s):\n{listed}"
-    )
-
-
-# --- Finding and checking ----------------------------------------------------------------------
-
-
-def _headers(
-  paths: Iterable[epath.Path],
-) -> tuple[dict[str, safetensors_files.Entry], list[str]]:
-  """Returns the tensors of files and what is wrong with the files."""
-  entries, problems = {}, []
-  for path in paths:
-    try:
-      header = safetensors_files.read_header(path)
-    except ValueError as error:
-      problems.append(str(error))
-      continue
-    problems += _twice(entries, header)
-    entries |= header
-  return entries, problems
-
-
-def _twice(
-  first: dict[str, safetensors_files.Entry],
-  second: dict[str, safetensors_files.Entry],
-) -> list[str]:
-  return [
-    f"tensor {name} must be in one file; it is in {first[name].path.name} and in {second[name].path.name}"
-    for name in sorted(first.keys() & second.keys())
-  ]
-
-
-def _indexed(
-  index: epath.Path,
-) -> tuple[dict[str, safetensors_files.Entry], list[str]]:
-  """Returns the tensors of the files that an index names, and all that contradicts it."""
-  try:
-    named = json.loads(index.read_text())["weight_map"]
-    files = sorted(set(named.values()))
-  except (
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-  ) as error:
-    return {}, [
-      f"unreadable file {index}: it must be JSON with a weight_map: {error!r}"
-    ]
-  missing = [name for name in files if not (index.parent / name).is_file()]
-  entries, problems = _headers(
-    index.parent / name for name in files if name not in missing
-  )
-  problems += [
-    f"missing file {name}: {index.name} names it" for name in missing
-  ]
-  problems += [
-    f"tensor {name} must be in {file}, as {index.name} says"
-    for name, file in sorted(named.items())
-    if file not in missing
-    and (name not in entries or entries[name].path.name != file)
-  ]
-  problems += [
-    f"tensor {name} must be in {index.name}"
-    for name in sorted(entries.keys() - named.keys())
-  ]
-  return entries, problems
-
-
-def _found(
-  folder: epath.Path,
-) -> tuple[dict[str, safetensors_files.Entry], list[str]]:
-  """Returns all tensors of a folder, and what is wrong with its files."""
-  first = lambda names: next(
-    (folder / name for name in names if (folder / name).is_file()), None
-  )
-  model, autoencoder = first(MODEL_FILES), first(AUTOENCODER_FILES)
-  if model is None and (folder / INDEX_FILE).is_file():
-    entries, problems = _indexed(folder / INDEX_FILE)
-    model = folder / INDEX_FILE
-  else:
-    entries, problems = _headers([model] if model else [])
-  more, more_problems = _headers([autoencoder] if autoencoder else [])
-  wanted = {
-    f"{' or '.join(MODEL_FILES)} or {INDEX_FILE}": model,
-    AUTOENCODER_FILES[0]: autoencoder,
-  }
-  missing = [
-    f"missing file {names}" for names, path in wanted.items() if path is None
-  ]
-  return entries | more, missing + problems + more_problems + _twice(
-    entries, more
-  )
-
-
-def find(
-  folder: epath.PathLike, config: architecture.BagelConfig
-) -> dict[str, safetensors_files.Entry]:
-  """Returns every tensor of a model by its released name; reads headers only.
-
-  Args:
-    folder: see `load`.
-    config: the sizes that the model must have.
-
-  Raises:
-    ValueError: lists everything that is missing, unexpected, mis-shaped or unreadable.
-  """
-  folder = epath.Path(folder)
-  if not folder.is_dir():
-    raise ValueError(f"a BAGEL folder must be a folder; not found: {folder}")
-  entries, problems = _found(folder)
-  # what a broken file holds cannot be told from what is missing
-  if not problems:
-    expected = bagel_names.expected_shapes(config)
-    tables = (bagel_names.LATENT_TABLE, bagel_names.VISION_TABLE)
-    entries = {
-      name: entry for name, entry in entries.items() if name not in tables
-    }
-    problems = sorted(
-      _differences(
-        "tensor",
-        expected,
-        {name: entry.shape for name, entry in entries.items()},
-      )
-    )
-    problems += [
-      f"wrong dtype of tensor {name}: expected one of {', '.join(safetensors_files.DTYPES)}, seen {entry.dtype}"
-      for name, entry in sorted(entries.items())
-      if name in expected and entry.dtype not in safetensors_files.DTYPES
-    ]
-  _refuse(f"the BAGEL folder {folder}", problems)
-  return entries
-
-
-# --- Reading -----------------------------------------------------------------------------------
-
-
-def _num_layers(config: architecture.BagelConfig) -> dict[str, int]:
-  return {"policy": config.llm.num_layers, "vision": config.vision.num_layers}
+def no_progress(share: float) -> None:
+  """Reports nothing."""
+  del share
 
 
 def leaf_shapes(config: architecture.BagelConfig) -> dict[str, Shape]:
   """Returns the shape of every leaf of the weights by its path, joined by "/"."""
-  return {
-    tensor.path: _leaf_shape(tensor, _num_layers(config))
-    for tensor in bagel_names.table(config)
+  num_layers = {
+    "policy": config.llm.num_layers,
+    "vision": config.vision.num_layers,
   }
+  shapes = {}
+  for tensor in bagel_names.table(config):
+    shape = tensor.shape
+    if tensor.layer is not None:
+      part = tensor.path.split("/")[0]
+      shape = (num_layers[part], *shape)
+    shapes[tensor.path] = shape
+  return shapes
 
 
-def _leaf_shape(
-  tensor: bagel_names.Tensor, num_layers: dict[str, int]
-) -> Shape:
-  if tensor.layer is None:
-    return tensor.shape
-  return (num_layers[tensor.path.split("/")[0]], *tensor.shape)
-
-
-def _rows(tensor: bagel_names.Tensor, spans: Spans) -> tuple[int, int] | None:
-  """Returns the part that a piece needs of the tree's axis that is the slowest in the file, if any."""
-  if tensor.layer is not None:
-    (first, last), *spans = spans
-    if not first <= tensor.layer < last:
-      return None
-  return spans[tensor.layout[0][0]]
-
-
-def _read(
-  tensor: bagel_names.Tensor,
-  entry: safetensors_files.Entry,
-  start: int,
-  stop: int,
-) -> np.ndarray:
-  """Reads a part of the slowest axis of a tensor, in the tree's layout."""
-  axis = tensor.layout[0][0]
-  inner = math.prod(tensor.shape[i] for i in tensor.layout[0][1:])
-  return tensor.to_tree(
-    safetensors_files.read(entry, slice(start * inner, stop * inner)),
-    {axis: stop - start},
-  )
-
-
-def _pieces(
-  tensors: list[bagel_names.Tensor], entries, spans: Collection[Spans], dtype
-) -> dict[Spans, np.ndarray]:
-  """Returns pieces of a leaf; every tensor is read once, as far as the pieces together need it."""
-  pieces = {
-    one: _aligned([stop - start for start, stop in one], dtype) for one in spans
-  }
-  for tensor in tensors:
-    needed = {one: rows for one in pieces if (rows := _rows(tensor, one))}
-    if not needed:
-      continue
-    start = min(first for first, _ in needed.values())
-    found = _read(
-      tensor,
-      entries[tensor.name],
-      start,
-      max(last for _, last in needed.values()),
-    )
-    for one in needed:
-      piece, inside = pieces[one], list(one)
-      if tensor.layer is not None:
-        piece, inside = piece[tensor.layer - one[0][0]], inside[1:]
-      axis = tensor.layout[0][0]
-      inside[axis] = (inside[axis][0] - start, inside[axis][1] - start)
-      piece[...] = found[tuple(slice(*span) for span in inside)]
-  return pieces
-
-
-def _aligned(shape: Collection[int], dtype) -> np.ndarray:
-  """Returns an empty array that a CPU device can take over without a copy."""
-  size = math.prod(shape) * np.dtype(dtype).itemsize
-  memory = np.empty(size + _ALIGNMENT, np.uint8)
-  offset = -memory.ctypes.data % _ALIGNMENT
-  return memory[offset : offset + size].view(dtype).reshape(shape)
-
-
-def _placed(
-  tensors, entries, shape: Shape, dtype, sharding: jax.sharding.Sharding
-) -> jax.Array:
-  """Reads one leaf onto this process's devices."""
-  holders: dict[Spans, list] = {}
-  for device, index in sharding.addressable_devices_indices_map(shape).items():
-    spans = tuple(part.indices(size)[:2] for part, size in zip(index, shape))
-    holders.setdefault(spans, []).append(device)
-  arrays, pieces = [], _pieces(tensors, entries, holders, dtype)
-  for spans, devices in holders.items():
-    piece = pieces.pop(spans)
-    arrays += jax.block_until_ready(
-      [jax.device_put(piece, device, may_alias=True) for device in devices]
-    )
-  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+# --- Reading -----------------------------------------------------------------------------------
 
 
 def load(
@@ -294,81 +64,196 @@ def load(
   config: architecture.BagelConfig,
   shardings: Mapping[str, jax.sharding.Sharding] | None = None,
   dtype: np.typing.DTypeLike | None = np.float32,
-  progress: Progress = lambda read: None,
+  progress: Progress = no_progress,
 ) -> types.Params:
   """Reads a model in BAGEL's format; headers are checked before any tensor is read.
 
   Sin-cos tables in the files are ignored (`layers.sincos_table` recomputes them).
 
   Args:
-    folder: holds `ema.safetensors` (or `model.safetensors`, or `model.safetensors.index.json` and
-      the files it names) and `ae.safetensors`; F32, F16 or BF16. May be in a bucket (gs://).
-    config: the sizes that the model must have.
-    shardings: of the leaves to read by their paths ("policy/lm_head/kernel", see `leaf_shapes`).
-      Of every tensor this process reads the rows (of the file's first axis) that its devices
-      need, once; one leaf at a time is on its way. None: reads all leaves to the host.
-    dtype: of the leaves; None keeps the stored ones.
-    progress: called after every leaf with the share that has been read, up to 1.
+    folder: Folder with `ema.safetensors` (or `model.safetensors`, or `model.safetensors.index.json`
+      and the files it names) and `ae.safetensors`, in F32, F16 or BF16. May be in a bucket (gs://).
+    config: Sizes that the model must have.
+    shardings: Sharding of every leaf to read by its path ("policy/lm_head/kernel", see
+      `leaf_shapes`). This process reads the rows of every tensor (along the file's first axis) that
+      its devices need, once, and one leaf at a time. None reads all leaves to the host.
+    dtype: Dtype of the leaves; None keeps the stored ones.
+    progress: Called after every leaf with the share that has been read.
 
   Returns:
-    {'policy', 'vision', 'autoencoder'}: nested dicts of jax arrays, or of numpy arrays.
+    {"policy", "vision", "autoencoder"}: nested dicts of jax arrays, or of numpy arrays where
+    `shardings` is None.
 
   Raises:
-    ValueError: lists everything that is missing, unexpected, mis-shaped or unreadable.
+    ValueError: Lists everything that is missing, unexpected, mis-shaped or unreadable.
   """
-  entries, shapes = find(folder, config), leaf_shapes(config)
-  tensors: dict[str, list[bagel_names.Tensor]] = {}
+  entries = bagel_headers.find(folder, config)
+  shapes = leaf_shapes(config)
+  sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+  tensors_of_leaf: dict[str, list[bagel_names.Tensor]] = {}
   for tensor in bagel_names.table(config):
-    tensors.setdefault(tensor.path, []).append(tensor)
-  wanted = sorted(
-    tensors if shardings is None else shardings,
-    key=lambda path: -math.prod(shapes[path]),
+    tensors_of_leaf.setdefault(tensor.path, []).append(tensor)
+
+  # The largest first, while there is most memory.
+  paths = sorted(
+    shapes if shardings is None else shardings, key=lambda path: -sizes[path]
   )
-  total, leaves = sum(math.prod(shapes[path]) for path in wanted), {}
-  for path in wanted:  # the largest first, while there is most memory
-    parts = tensors[path], entries
-    kept = functools.reduce(
-      jnp.promote_types,
-      {entries[tensor.name].numpy_dtype for tensor in tensors[path]},
-    )
-    leaf_dtype = kept if dtype is None else dtype
+  total_size = sum(sizes[path] for path in paths)
+  read_size = 0
+  leaves = {}
+  for path in paths:
+    tensors = tensors_of_leaf[path]
+    leaf_dtype = _stored_dtype(tensors, entries) if dtype is None else dtype
     if shardings is None:
       whole = tuple((0, size) for size in shapes[path])
-      leaves[path] = _pieces(*parts, [whole], leaf_dtype)[whole]
+      leaves[path] = _read_pieces(tensors, entries, [whole], leaf_dtype)[whole]
     else:
-      leaves[path] = _placed(*parts, shapes[path], leaf_dtype, shardings[path])
-    progress(sum(math.prod(shapes[path]) for path in leaves) / total)
+      leaves[path] = _read_sharded(
+        tensors, entries, shapes[path], leaf_dtype, shardings[path]
+      )
+    read_size += sizes[path]
+    progress(read_size / total_size)
   return flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
-# --- Writing -----------------------------------------------------------------------------------
+def _stored_dtype(
+  tensors: list[bagel_names.Tensor],
+  entries: Mapping[str, safetensors_files.Entry],
+) -> np.dtype:
+  """Returns the dtype that holds all tensors of a leaf as they are stored."""
+  dtypes = [entries[tensor.name].numpy_dtype for tensor in tensors]
+  return functools.reduce(jnp.promote_types, dtypes)
 
 
-def _split(
-  config: architecture.BagelConfig,
-) -> tuple[list[bagel_names.Tensor], list[bagel_names.Tensor]]:
-  """Returns the tensors of the model's and of the autoencoder's file."""
-  model, autoencoder = [], []
-  for tensor in bagel_names.table(config):
-    (autoencoder if tensor.path.startswith("autoencoder/") else model).append(
-      tensor
+def _read_sharded(
+  tensors: list[bagel_names.Tensor],
+  entries: Mapping[str, safetensors_files.Entry],
+  shape: Shape,
+  dtype: np.typing.DTypeLike,
+  sharding: jax.sharding.Sharding,
+) -> jax.Array:
+  """Reads one leaf onto this process's devices."""
+  devices_of_piece: dict[Spans, list[jax.Device]] = {}
+  for device, index in sharding.addressable_devices_indices_map(shape).items():
+    spans = tuple(
+      part.indices(size)[:2] for part, size in zip(index, shape, strict=True)
     )
-  return model, autoencoder
+    devices_of_piece.setdefault(spans, []).append(device)
+
+  pieces = _read_pieces(tensors, entries, devices_of_piece, dtype)
+  arrays = []
+  for spans, devices in devices_of_piece.items():
+    # Out of the dict, so that its memory is free once the devices have it.
+    piece = pieces.pop(spans)
+    copies = [
+      jax.device_put(piece, device, may_alias=True) for device in devices
+    ]
+    arrays += jax.block_until_ready(copies)
+  return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
-def _stored_dtypes(
-  leaves: Mapping[str, np.ndarray], dtype: np.typing.DTypeLike | None
-) -> dict[str, np.dtype]:
-  known = [np.dtype(one) for one in safetensors_files.DTYPES.values()]
-  stored = {
-    path: np.dtype(dtype or leaf.dtype) for path, leaf in leaves.items()
+def _read_pieces(
+  tensors: list[bagel_names.Tensor],
+  entries: Mapping[str, safetensors_files.Entry],
+  pieces: Collection[Spans],
+  dtype: np.typing.DTypeLike,
+) -> dict[Spans, np.ndarray]:
+  """Reads pieces of a leaf; a tensor is read once, as far as the pieces together need it.
+
+  Args:
+    tensors: Tensors of the leaf: one, or one per layer.
+    entries: Where every tensor is stored, by its released name.
+    pieces: Spans of the pieces.
+    dtype: Dtype of the leaf.
+  """
+  arrays = {
+    spans: _aligned_empty([stop - start for start, stop in spans], dtype)
+    for spans in pieces
   }
-  for path, one in stored.items():
-    if one not in known:
-      raise ValueError(
-        f"dtype must be float32, float16 or bfloat16; got {one} for {path}"
-      )
-  return stored
+  for tensor in tensors:
+    rows_of_piece = {}
+    for spans in arrays:
+      rows = _rows(tensor, spans)
+      if rows is not None:
+        rows_of_piece[spans] = rows
+    if not rows_of_piece:
+      continue
+    start = min(first for first, _ in rows_of_piece.values())
+    stop = max(last for _, last in rows_of_piece.values())
+    part = _read_rows(tensor, entries[tensor.name], start, stop)
+    for spans in rows_of_piece:
+      _copy_into(arrays[spans], spans, tensor, part, start)
+  return arrays
+
+
+def _aligned_empty(
+  shape: Collection[int], dtype: np.typing.DTypeLike
+) -> np.ndarray:
+  """Returns an empty array that a CPU device can take over without a copy."""
+  num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(num_bytes + _ALIGNMENT, np.uint8)
+  offset = -memory.ctypes.data % _ALIGNMENT
+  return memory[offset : offset + num_bytes].view(dtype).reshape(shape)
+
+
+def _slowest_axis(tensor: bagel_names.Tensor) -> int:
+  """Returns the tree's axis (without the layers) that is the slowest in the file."""
+  return tensor.layout[0][0]
+
+
+def _rows(tensor: bagel_names.Tensor, spans: Spans) -> tuple[int, int] | None:
+  """Returns the (start, stop) of the slowest axis that a piece needs; None if it needs nothing."""
+  if tensor.layer is not None:
+    first_layer, last_layer = spans[0]
+    if not first_layer <= tensor.layer < last_layer:
+      return None
+    spans = spans[1:]
+  return spans[_slowest_axis(tensor)]
+
+
+def _read_rows(
+  tensor: bagel_names.Tensor,
+  entry: safetensors_files.Entry,
+  start: int,
+  stop: int,
+) -> np.ndarray:
+  """Reads a part of the slowest axis of a tensor, in the tree's layout."""
+  # The first axis in the file may be a product: [heads * head dim] for [heads, head dim].
+  inner_size = math.prod(tensor.shape[axis] for axis in tensor.layout[0][1:])
+  stored = safetensors_files.read(
+    entry, slice(start * inner_size, stop * inner_size)
+  )
+  return tensor.to_tree(stored, {_slowest_axis(tensor): stop - start})
+
+
+def _copy_into(
+  piece: np.ndarray,
+  spans: Spans,
+  tensor: bagel_names.Tensor,
+  part: np.ndarray,
+  start: int,
+) -> None:
+  """Copies what a piece needs out of a part of a tensor.
+
+  Args:
+    piece: Array to fill.
+    spans: Its place in the leaf.
+    tensor: Tensor that the part is of.
+    part: Part of the slowest axis of the tensor, in the tree's layout.
+    start: Where the part begins in that axis.
+  """
+  if tensor.layer is not None:
+    first_layer = spans[0][0]
+    piece = piece[tensor.layer - first_layer]
+    spans = spans[1:]
+  inside = list(spans)
+  axis = _slowest_axis(tensor)
+  first, last = spans[axis]
+  inside[axis] = (first - start, last - start)
+  piece[...] = part[tuple(slice(*span) for span in inside)]
+
+
+# --- Writing -----------------------------------------------------------------------------------
 
 
 def save(
@@ -376,65 +261,93 @@ def save(
   config: architecture.BagelConfig,
   folder: epath.PathLike,
   dtype: np.typing.DTypeLike | None = np.float32,
-  progress: Progress = lambda written: None,
+  progress: Progress = no_progress,
 ) -> None:
   """Writes a model in BAGEL's format: both safetensors files and the three JSON configs.
 
-  `load` gives the same numbers back, rounded to the dtype. The sin-cos tables are written too:
-  other programs look for them.
+  `load` gives the same numbers back, rounded to the dtype. The sin-cos tables are written too,
+  because other programs look for them.
 
   Args:
-    weights: {'policy', 'vision', 'autoencoder'}: nested dicts of arrays (not boxed).
-    config: the sizes of the model.
-    folder: is made if missing; files in it are replaced.
-    dtype: of all tensors; float32, float16 or bfloat16. None keeps every leaf's; the sin-cos
+    weights: {"policy", "vision", "autoencoder"}: nested dicts of arrays (not boxed).
+    config: Sizes of the model.
+    folder: Folder to write; it is made if missing, and files in it are replaced.
+    dtype: Dtype of all tensors: float32, float16 or bfloat16. None keeps every leaf's; the sin-cos
       tables then have that of the token embedding.
-    progress: called after every tensor with the share that has been written, up to 1.
+    progress: Called after every tensor with the share that has been written.
 
   Raises:
-    ValueError: the dtype is another one, or the weights are not those of the config (lists all).
+    ValueError: The dtype is another one, or the weights are not those of the config (lists all).
   """
   leaves = flax.traverse_util.flatten_dict(weights, sep="/")
-  seen = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-  _refuse(
-    "the weights", sorted(_differences("leaf", leaf_shapes(config), seen))
+  shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+  mismatch.refuse(
+    "the weights", mismatch.differences("leaf", leaf_shapes(config), shapes)
   )
-  stored = _stored_dtypes(leaves, dtype)
+  dtypes = _dtypes_to_store(leaves, dtype)
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  total, written = sum(leaf.size for leaf in leaves.values()), 0
+  total_size = sum(leaf.size for leaf in leaves.values())
+  written_size = 0
 
   def released(tensors: list[bagel_names.Tensor]) -> Iterator[np.ndarray]:
-    nonlocal written
+    """Yields the tensors in the released layout, one at a time."""
+    nonlocal written_size
     for tensor in tensors:
       leaf = leaves[tensor.path]
-      yield tensor.to_released(
-        np.asarray(leaf if tensor.layer is None else leaf[tensor.layer])
-      )
-      written += math.prod(tensor.shape)
-      progress(written / total)
+      if tensor.layer is not None:
+        leaf = leaf[tensor.layer]
+      yield tensor.to_released(np.asarray(leaf))
+      written_size += math.prod(tensor.shape)
+      progress(written_size / total_size)
 
-  model, autoencoder = _split(config)
-  fixed = bagel_names.fixed_tables(config)
-  specs = {t.name: (t.released_shape, stored[t.path]) for t in model}
-  specs |= {
-    name: ((side**2, width), stored["policy/embed_tokens/embedding"])
-    for name, (width, side) in fixed.items()
-  }
-  tables = (layers.sincos_table(width, side) for width, side in fixed.values())
-  safetensors_files.write(
-    folder / MODEL_FILES[0], specs, itertools.chain(released(model), tables)
+  model = []
+  autoencoder = []
+  for tensor in bagel_names.table(config):
+    in_autoencoder = tensor.path.startswith("autoencoder/")
+    (autoencoder if in_autoencoder else model).append(tensor)
+
+  # name -> (shape, dtype), in the order of the arrays
+  specs = {t.name: (t.released_shape, dtypes[t.path]) for t in model}
+  fixed_tables = bagel_names.fixed_tables(config)
+  for name, (width, side) in fixed_tables.items():
+    specs[name] = ((side**2, width), dtypes["policy/embed_tokens/embedding"])
+  sincos_tables = (
+    layers.sincos_table(width, side) for width, side in fixed_tables.values()
   )
-  specs = {t.name: (t.released_shape, stored[t.path]) for t in autoencoder}
   safetensors_files.write(
-    folder / AUTOENCODER_FILES[0], specs, released(autoencoder)
+    folder / bagel_headers.MODEL_FILES[0],
+    specs,
+    itertools.chain(released(model), sincos_tables),
+  )
+
+  specs = {t.name: (t.released_shape, dtypes[t.path]) for t in autoencoder}
+  safetensors_files.write(
+    folder / bagel_headers.AUTOENCODER_FILE, specs, released(autoencoder)
   )
   save_configs(config, folder)
+
+
+def _dtypes_to_store(
+  leaves: Mapping[str, np.ndarray], dtype: np.typing.DTypeLike | None
+) -> dict[str, np.dtype]:
+  """Returns the dtype to store every leaf in, by its path."""
+  storable = [np.dtype(known) for known in safetensors_files.DTYPES.values()]
+  dtypes = {}
+  for path, leaf in leaves.items():
+    leaf_dtype = np.dtype(dtype or leaf.dtype)
+    if leaf_dtype not in storable:
+      raise ValueError(
+        f"dtype must be float32, float16 or bfloat16; got {leaf_dtype} for {path}"
+      )
+    dtypes[path] = leaf_dtype
+  return dtypes
 
 
 def save_configs(
   config: architecture.BagelConfig, folder: epath.PathLike
 ) -> None:
-  """Writes the JSON files that say the sizes of a model; the folder is there."""
+  """Writes the JSON files with the sizes of a model into an existing folder."""
   for name, content in bagel_config.to_json(config).items():
-    (epath.Path(folder) / name).write_text(json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
+    (epath.Path(folder) / name).write_text(text)

@@ -1,10 +1,15 @@
-"""Weights as an Orbax checkpoint: one tree of arrays that any mesh, and plain Orbax, can restore."""
+"""Reads and writes weights as an Orbax checkpoint, which any mesh and plain Orbax can restore."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
+import flax.traverse_util
 import jax
 import orbax.checkpoint as ocp
 
 from r3jax import types
+from r3jax.checkpoint import mismatch
 from r3jax.files import paths
 
 FOLDER = "weights"  # beside the JSON files and the tokenizer of the model
@@ -14,8 +19,8 @@ def save(folder: epath.PathLike, weights: types.Params) -> None:
   """Writes `folder/weights`, whole or not at all.
 
   Args:
-    folder: of the model; is made if missing, and has no weights.
-    weights: {'policy', 'vision', 'autoencoder'}, stored in their dtypes.
+    folder: Folder of the model; it is made if missing, and has no weights yet.
+    weights: {"policy", "vision", "autoencoder"}, stored in their dtypes.
   """
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(paths.absolute(folder) / FOLDER, weights)
@@ -27,55 +32,49 @@ def load(
   """Restores a part of a saved tree; a process reads what its devices hold.
 
   Args:
-    path: of the tree: `folder/weights`, or the `state` of a training checkpoint.
-    wanted: the subtree to restore, of `jax.ShapeDtypeStruct`s with shardings; their dtypes do not
+    path: Folder of the tree: `folder/weights`, or the `state` of a training checkpoint.
+    wanted: Subtree to restore, of `jax.ShapeDtypeStruct`s with shardings; their dtypes do not
       matter.
-    dtype: of the leaves; None keeps the stored ones.
+    dtype: Dtype of the leaves; None keeps the stored ones.
 
   Raises:
-    ValueError: there is no checkpoint, or a leaf is missing or has another shape; lists all.
+    ValueError: There is no checkpoint, or a leaf is missing or has another shape; lists all.
   """
   path = paths.absolute(path)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    stored = checkpointer.metadata(path).item_metadata
-    if stored is None:
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
       raise ValueError(
         f"an Orbax checkpoint of a tree must be at {path}; its metadata is missing"
       )
-    found = _matching(path, stored.tree, wanted)
-    typed = lambda leaf, there: jax.ShapeDtypeStruct(
-      leaf.shape, dtype or there.dtype, sharding=leaf.sharding
-    )
-    wanted = jax.tree.map(typed, wanted, found)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    stored = flax.traverse_util.flatten_dict(metadata.tree, sep="/")
+    named_leaves, structure = jax.tree_util.tree_flatten_with_path(wanted)
+    leaves = {
+      "/".join(key.key for key in keys): leaf for keys, leaf in named_leaves
+    }
+    _check_shapes(path, stored, leaves)
+    typed = [
+      jax.ShapeDtypeStruct(
+        leaf.shape, dtype or stored[name].dtype, sharding=leaf.sharding
+      )
+      for name, leaf in leaves.items()
+    ]
+    item = jax.tree.unflatten(structure, typed)
     arguments = ocp.args.PyTreeRestore(
-      item=wanted, restore_args=restore_args, partial_restore=True
+      item=item,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+      partial_restore=True,
     )
     return checkpointer.restore(path, args=arguments)
 
 
-def _matching(
-  path: epath.Path, stored: types.Params, wanted: types.Params
-) -> types.Params:
-  """Returns the stored leaves' descriptions in the shape of the wanted tree."""
-  problems = []
-
-  def find(keys, leaf):
-    found, name = stored, "/".join(key.key for key in keys)
-    for key in keys:
-      found = found.get(key.key) if isinstance(found, dict) else None
-    if found is None:
-      problems.append(f"missing leaf {name}: expected shape {leaf.shape}")
-    elif tuple(found.shape) != leaf.shape:
-      problems.append(
-        f"mis-shaped leaf {name}: expected shape {leaf.shape}, seen {tuple(found.shape)}"
-      )
-    return found
-
-  matching = jax.tree_util.tree_map_with_path(find, wanted)
-  if problems:
-    listed = "\n".join(f"  {problem}" for problem in problems)
-    raise ValueError(
-      f"the Orbax checkpoint {path} must match the config; {len(problems)} problem(s):\n{listed}"
-    )
-  return matching
+def _check_shapes(
+  path: epath.Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+  """Raises a ValueError that lists the wanted leaves that are missing or have another shape."""
+  wanted_shapes = {name: leaf.shape for name, leaf in wanted.items()}
+  stored_shapes = {
+    name: tuple(stored[name].shape) for name in wanted if name in stored
+  }
+  problems = mismatch.missing_or_misshaped("leaf", wanted_shapes, stored_shapes)
+  mismatch.refuse(f"the Orbax checkpoint {path}", problems)

@@ -1,8 +1,8 @@
-"""A model out of its folder: sizes and tokenizer that fit each other, weights on a mesh.
+"""Loads a model from its folder: sizes and tokenizer that fit each other, weights on a mesh.
 
-Three kinds of folders hold a model: one in BAGEL's format; one that `launch/convert.py` made, with
-the same JSON files and the weights in Orbax's format; and the workdir of the main job, whose last
-checkpoint holds the trained parameters and whose config names the folder of the others.
+Three kinds of folders hold a model: one in BAGEL's format; one that `launch/convert.py` wrote, with
+the same JSON files and the weights in Orbax's format; and the workdir of a run, whose last
+checkpoint holds the trained parameters, and whose config names the folder of the others.
 """
 
 from collections.abc import Mapping
@@ -30,24 +30,40 @@ from r3jax.parallel import sharding
 from r3jax.sequence import tokenization
 from r3jax.worlds import registry
 
+# Where the leaves of the policy are in the tree of all weights.
+_POLICY = "policy/"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedAdapters:
+  """Low-rank adapters of a run.
+
+  Attributes:
+    lora: Ranks and targets of the adapters.
+    state: State of the training checkpoint that holds them.
+  """
+
+  lora: low_rank.LoRA
+  state: epath.Path
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """A model's folder, read but for its weights.
+  """The folder of a model, read without its weights.
 
   Attributes:
-    folder: with the JSON files and the tokenizer, and the weights in BAGEL's format or in Orbax's.
-    sizes: of the model.
-    tokenizer: fits the sizes.
-    trained: the state of a training checkpoint whose policy takes the place of the folder's.
-    adapted: states of training checkpoints whose adapters are merged into that policy, in order.
+    folder: Folder with the JSON files, the tokenizer and the weights in BAGEL's or Orbax's format.
+    sizes: Sizes of the model.
+    tokenizer: Tokenizer that fits the sizes.
+    trained: State of a training checkpoint whose policy takes the place of the folder's.
+    adapted: Adapters to merge into that policy, in this order.
   """
 
   folder: epath.Path
   sizes: architecture.BagelConfig
   tokenizer: tokenization.TextTokenizer
   trained: epath.Path | None = None
-  adapted: tuple[tuple[low_rank.LoRA, epath.Path], ...] = ()
+  adapted: tuple[TrainedAdapters, ...] = ()
 
   def load(
     self,
@@ -56,117 +72,128 @@ class Pretrained:
     dtype: types.DType = jnp.float32,
     policy_dtype: types.DType | None = None,
   ) -> tuple[types.Params, types.Params]:
-    """Returns the sharded policy, without new adapters, and the replicated {"vision", "autoencoder"} parameters.
+    """Reads the sharded policy and the replicated {"vision", "autoencoder"} parameters.
 
     Args:
-      bagel: the model.
-      mesh: to shard them over.
-      dtype: of the parameters.
-      policy_dtype: of the policy's, where it may be another one.
+      bagel: Model; the policy has no adapters even where the model has.
+      mesh: Mesh to shard the parameters over.
+      dtype: Dtype of the parameters.
+      policy_dtype: Dtype of the policy; None is `dtype`.
+
+    Returns:
+      The policy, and the other parameters.
 
     Raises:
-      ValueError: the files are not those of a model of these sizes, or do not split over the mesh.
+      ValueError: The files are not those of a model of these sizes, or do not split over the mesh.
     """
-    placed, policy = shardings(bagel, mesh), {}
-    if policy_dtype is not None:
-      of_policy = {
-        path: placed.pop(path)
-        for path in list(placed)
-        if path.startswith("policy/")
-      }
-      policy = self.weights(of_policy, policy_dtype)
-    weights = self.weights(placed, dtype) | policy
+    placed = shardings(bagel, mesh)
+    if policy_dtype is None:
+      weights = self.weights(placed, dtype)
+    else:
+      policy_leaves, other_leaves = _split_policy(placed)
+      weights = self.weights(policy_leaves, policy_dtype)
+      weights |= self.weights(other_leaves, dtype)
     return weights.pop("policy"), weights
 
   def weights(
     self,
-    placed: dict[str, jax.sharding.Sharding],
+    placed: Mapping[str, jax.sharding.Sharding],
     dtype: types.DType | None,
-    progress: bagel_files.Progress = lambda read: None,
+    progress: bagel_files.Progress = bagel_files.no_progress,
   ) -> types.Params:
-    """Returns {"policy", "vision", "autoencoder"}.
+    """Reads weights as the tree {"policy", "vision", "autoencoder"}.
 
     Args:
-      placed: the sharding of every leaf by path, see `shardings`.
-      dtype: of the leaves; None keeps the stored ones, or makes those float32 (or wider) that
-        adapters are merged into.
-      progress: called with the share that has been read, up to 1; once, if the files are Orbax's.
+      placed: Sharding of every leaf to read by its path, see `shardings`.
+      dtype: Dtype of the leaves. None keeps the stored ones; leaves that adapters are merged into
+        are then float32 or wider.
+      progress: Called with the share that has been read; once, if the files are Orbax's.
 
     Raises:
-      ValueError: the files are not those of a model of these sizes.
+      ValueError: The files are not those of a model of these sizes.
     """
-    # adapters are merged before anything is rounded
-    stored = None if self.adapted else dtype
-    trained = {
-      path: one
-      for path, one in placed.items()
-      if self.trained and path.startswith("policy/")
-    }
-    others = {path: one for path, one in placed.items() if path not in trained}
-    if not others:
-      found = {}
-    elif (self.folder / orbax_weights.FOLDER).is_dir():
-      found = self._from_orbax(
-        self.folder / orbax_weights.FOLDER, others, stored
-      )
+    # Adapters are merged before anything is rounded.
+    read_dtype = None if self.adapted else dtype
+    from_checkpoint = {}
+    from_folder = placed
+    if self.trained:
+      from_checkpoint, from_folder = _split_policy(placed)
+
+    weights = {}
+    converted = self.folder / orbax_weights.FOLDER
+    if from_folder and converted.is_dir():
+      weights = self._from_orbax(converted, from_folder, read_dtype)
       progress(1.0)
-    else:
-      found = bagel_files.load(
-        self.folder, self.sizes, others, stored, progress
+    elif from_folder:
+      weights = bagel_files.load(
+        self.folder, self.sizes, from_folder, read_dtype, progress
       )
-    found |= self._from_orbax(self.trained, trained, stored) if trained else {}
-    if "policy" in found:
-      for lora, state in self.adapted:
-        found["policy"] = self._merged(found["policy"], lora, state)
-    return (
-      jax.tree.map(lambda x: x.astype(dtype), found)
-      if stored != dtype
-      else found
-    )
+    if from_checkpoint:
+      weights |= self._from_orbax(self.trained, from_checkpoint, read_dtype)
+
+    if "policy" in weights:
+      for adapters in self.adapted:
+        weights["policy"] = self._merged(weights["policy"], adapters)
+    if read_dtype != dtype:
+      weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
+    return weights
 
   def _merged(
-    self, policy: types.Params, lora: low_rank.LoRA, state: epath.Path
+    self, policy: types.Params, adapters: TrainedAdapters
   ) -> types.Params:
-    """Returns a policy with the adapters of a training checkpoint merged into its kernels."""
-    shapes = low_rank.adapters(
-      nn.unbox(parameters.boxed(network.Bagel(self.sizes, lora=lora)))
-    )
-    whole = sharding.replicated(jax.tree.leaves(policy)[0].sharding.mesh)
+    """Returns a policy with trained adapters merged into its kernels."""
+    adapted = network.Bagel(self.sizes, lora=adapters.lora)
+    shapes = low_rank.adapters(nn.unbox(parameters.boxed(adapted)))
+    mesh = jax.tree.leaves(policy)[0].sharding.mesh
+    replicated = sharding.replicated(mesh)
     wanted = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=replicated
+      ),
       shapes,
     )
-    found = orbax_weights.load(state, {"policy": wanted}, None)
-    return low_rank.merge(policy, found["policy"], lora.scale)
+    trained = orbax_weights.load(adapters.state, {"policy": wanted}, None)
+    return low_rank.merge(policy, trained["policy"], adapters.lora.scale)
 
   def fingerprint(self) -> str:
-    """Returns 16 hex digits that tell these weights from others, see `fingerprint.of_files`."""
-    states = [
-      *([self.trained] if self.trained else []),
-      *(state for _, state in self.adapted),
-    ]
-    orbax = [self.folder / orbax_weights.FOLDER, *states]
-    # Orbax writes a new index with every save.
-    indices = [
-      path
-      for folder in orbax
-      if folder.is_dir()
-      for path in folder.iterdir()
-      if path.suffix == ".ocdbt"
-    ]
-    return fingerprint.of_files([*_safetensors(self.folder), *indices])
+    """Returns 16 hex digits that identify the weights, see `fingerprint.of_files`."""
+    states = [adapters.state for adapters in self.adapted]
+    if self.trained:
+      states.insert(0, self.trained)
+    files = _safetensors(self.folder)
+    for folder in (self.folder / orbax_weights.FOLDER, *states):
+      if folder.is_dir():
+        # Orbax writes a new index with every save.
+        files += [file for file in folder.iterdir() if file.suffix == ".ocdbt"]
+    return fingerprint.of_files(files)
 
   def _from_orbax(
-    self, path: epath.Path, placed: dict[str, jax.sharding.Sharding], dtype
+    self,
+    path: epath.Path,
+    placed: Mapping[str, jax.sharding.Sharding],
+    dtype: types.DType | None,
   ) -> types.Params:
+    """Reads leaves of an Orbax checkpoint, given their shardings by path."""
     shapes = bagel_files.leaf_shapes(self.sizes)
-    wanted = {
-      leaf: jax.ShapeDtypeStruct(shapes[leaf], jnp.float32, sharding=sharding)
-      for leaf, sharding in placed.items()
-    }
-    return orbax_weights.load(
-      path, flax.traverse_util.unflatten_dict(wanted, sep="/"), dtype
-    )
+    wanted = {}
+    for leaf, leaf_sharding in placed.items():
+      wanted[leaf] = jax.ShapeDtypeStruct(
+        shapes[leaf], jnp.float32, sharding=leaf_sharding
+      )
+    tree = flax.traverse_util.unflatten_dict(wanted, sep="/")
+    return orbax_weights.load(path, tree, dtype)
+
+
+def _split_policy(
+  placed: Mapping[str, jax.sharding.Sharding],
+) -> tuple[dict[str, jax.sharding.Sharding], dict[str, jax.sharding.Sharding]]:
+  """Returns the shardings of the policy's leaves, and those of all others."""
+  policy = {}
+  others = {}
+  for path, leaf_sharding in placed.items():
+    part = policy if path.startswith(_POLICY) else others
+    part[path] = leaf_sharding
+  return policy, others
 
 
 def _safetensors(folder: epath.Path) -> list[epath.Path]:
@@ -174,34 +201,38 @@ def _safetensors(folder: epath.Path) -> list[epath.Path]:
 
 
 def find(folder: str, world: str = "") -> Pretrained:
-  """Reads what a folder says of its model; reads no weights.
+  """Reads the sizes and the tokenizer of a model; reads no weights.
 
   Args:
-    folder: of any of the three kinds, on a disk or in a bucket; "world" is the model that comes
-      with the world.
-    world: name of the config's world, "" for none.
+    folder: Folder of any of the three kinds, on a disk or in a bucket; "world" is the model that
+      comes with the world.
+    world: Name of the config's world, "" for none.
 
   Raises:
-    ValueError: there is no such folder, a file is missing or broken, or tokenizer and model differ.
+    ValueError: There is no such folder, a file is missing or broken, or tokenizer and model differ.
   """
   if not folder:
     raise ValueError(
       "model.folder must name a folder with a model (or be 'world', the model of config.world); "
       "it is empty"
     )
-  path = epath.Path(
-    _folder_of_world(world) if folder == registry.OF_WORLD else folder
-  )
+  if folder == registry.OF_WORLD:
+    folder = _folder_of_world(world)
+  path = epath.Path(folder)
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
     return _trained(path)
-  sizes, tokenizer = bagel_config.load(path), tokenizer_files.load(path)
-  if tokenizer.size > sizes.llm.vocab_size:
+  sizes = bagel_config.load(path)
+  tokenizer = tokenizer_files.load(path)
+  vocabulary_size = sizes.llm.vocab_size
+  if tokenizer.size > vocabulary_size:
     raise ValueError(
-      f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary ({sizes.llm.vocab_size}): {path}"
+      f"the tokenizer's ids ({tokenizer.size}) must fit the model's vocabulary "
+      f"({vocabulary_size}): {path}"
     )
   if tokenizer.special_ids != sizes.special_ids:
     raise ValueError(
-      f"markers must be {sizes.special_ids} for the model; the tokenizer has {tokenizer.special_ids}: {path}"
+      f"markers must be {sizes.special_ids} for the model; "
+      f"the tokenizer has {tokenizer.special_ids}: {path}"
     )
   return Pretrained(path, sizes, tokenizer)
 
@@ -216,7 +247,7 @@ def _folder_of_world(world_name: str) -> str:
 
 
 def model_of_run(config: Mapping) -> tuple[str, str]:
-  """Returns folder and world of the model that a run started from, from its config as JSON gives it.
+  """Returns the folder and the world of the model that a run started from.
 
   Runs from before `config.world` existed named the world itself in `model.folder`.
   """
@@ -231,19 +262,19 @@ def save(
   like: Pretrained,
   folder: epath.PathLike,
   form: str,
-  progress: bagel_files.Progress = lambda written: None,
+  progress: bagel_files.Progress = bagel_files.no_progress,
 ) -> None:
-  """Writes a folder that `find` reads: weights in their dtypes, and the JSON files and tokenizer of `like`.
+  """Writes a folder that `find` reads.
 
   Args:
-    weights: {"policy", "vision", "autoencoder"}.
-    like: the model that they are weights of.
-    folder: to write; made if missing.
-    form: of the weights, "bagel" or "orbax".
-    progress: called with the share that has been written, up to 1; once, for Orbax.
+    weights: {"policy", "vision", "autoencoder"}, stored in their dtypes.
+    like: Model that the weights are of; its JSON files and tokenizer are copied.
+    folder: Folder to write; it is made if missing.
+    form: Format of the weights, "bagel" or "orbax".
+    progress: Called with the share that has been written; once, for Orbax.
 
   Raises:
-    ValueError: weights are there already, or are not those of the model.
+    ValueError: The folder has weights already, or the weights are not those of the model.
   """
   folder = epath.Path(folder)
   check_free(folder)
@@ -255,16 +286,21 @@ def save(
   else:
     raise ValueError(f"form must be 'bagel' or 'orbax'; got {form!r}")
   for name in (*bagel_config.FILES, *tokenizer_files.FILES):
-    if (like.folder / name).is_file():
-      (folder / name).write_text((like.folder / name).read_text())
+    source = like.folder / name
+    if source.is_file():
+      (folder / name).write_text(source.read_text())
 
 
 def check_free(folder: epath.Path) -> None:
   """Raises a ValueError if a folder holds weights."""
-  taken = _safetensors(folder) if folder.is_dir() else []
-  taken += [path for path in [folder / orbax_weights.FOLDER] if path.exists()]
-  if taken:
-    names = ", ".join(sorted(path.name for path in taken))
+  if not folder.is_dir():
+    return
+  weights = _safetensors(folder)
+  converted = folder / orbax_weights.FOLDER
+  if converted.exists():
+    weights.append(converted)
+  if weights:
+    names = ", ".join(sorted(path.name for path in weights))
     raise ValueError(
       f"weights are never overwritten: choose another folder than {folder}, which has {names}"
     )
@@ -286,24 +322,23 @@ def _trained(workdir: epath.Path) -> Pretrained:
     raise ValueError(
       f"{path} must be the config of a run, with model.folder: {error!r}"
     ) from error
-  start, state = (
-    find(folder, world),
-    workdir / "checkpoints" / str(step) / "state",
-  )
+  start = find(folder, world)
+  state = workdir / "checkpoints" / str(step) / "state"
   if lora.rank:
-    return dataclasses.replace(start, adapted=(*start.adapted, (lora, state)))
+    adapters = TrainedAdapters(lora, state)
+    return dataclasses.replace(start, adapted=(*start.adapted, adapters))
   return dataclasses.replace(start, trained=state, adapted=())
 
 
 def shardings(
   bagel: network.Bagel, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.sharding.Sharding]:
-  """Returns the sharding of every leaf of the weights by its path; all but the policy is replicated."""
+  """Returns the sharding of every leaf of the weights by its path; only the policy is sharded."""
   policy = flax.traverse_util.flatten_dict(
     parameters.shardings(bagel, mesh), sep="/"
   )
-  paths = bagel_files.leaf_shapes(bagel.config)
-  return {
-    path: policy.get(path.removeprefix("policy/"), sharding.replicated(mesh))
-    for path in paths
-  }
+  replicated = sharding.replicated(mesh)
+  placed = {}
+  for path in bagel_files.leaf_shapes(bagel.config):
+    placed[path] = policy.get(path.removeprefix(_POLICY), replicated)
+  return placed

@@ -1,7 +1,7 @@
-"""Safetensors files, read by seeking and written tensor by tensor, on a disk or in a bucket.
+"""Reads safetensors files by seeking and writes them tensor by tensor, on disks and in buckets.
 
-The safetensors library maps files of the local disk only; here a tensor, or some of its rows, is
-one ranged read of an `epath.Path`. The tests hold both to the same numbers.
+The safetensors library maps files of the local disk only. Here a tensor, or some of its rows, is
+one ranged read of an `epath.Path`. The tests compare both, bit by bit.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import math
+from typing import IO
 
 from etils import epath
 import ml_dtypes
@@ -20,7 +21,7 @@ Shape = tuple[int, ...]
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _MAX_HEADER = 100_000_000  # bytes, as in the library
-_LENGTH = 8  # bytes that say how long the header is
+_LENGTH_BYTES = 8  # The file starts with the length of the header.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +29,22 @@ class Entry:
   """One tensor in a file.
 
   Attributes:
-    path: the file.
-    dtype: its name in the file; only those of `DTYPES` can be read.
-    shape: of the tensor.
-    start: first byte in the file.
+    path: File that has the tensor.
+    dtype: Name of its dtype in the file; only those of `DTYPES` can be read.
+    shape: Shape of the tensor.
+    start: Number of its first byte in the file.
+    stop: Number of the byte behind its last one.
   """
 
   path: epath.Path
   dtype: str
   shape: Shape
   start: int
+  stop: int
 
   @property
   def numpy_dtype(self) -> np.dtype:
-    """The dtype of the arrays that `read` returns."""
+    """Dtype of the arrays that `read` returns."""
     return np.dtype(DTYPES[self.dtype])
 
 
@@ -49,67 +52,76 @@ def read_header(path: epath.PathLike) -> dict[str, Entry]:
   """Returns the tensors of a file by name; reads no tensor.
 
   Raises:
-    ValueError: the file is cut off, or is no safetensors file.
+    ValueError: The file is truncated, or is not a safetensors file.
   """
   path = epath.Path(path)
   with path.open("rb") as file:
     size = file_size(file)
     file.seek(0)
-    length = int.from_bytes(file.read(_LENGTH), "little")
-    if not 0 < length <= min(size - _LENGTH, _MAX_HEADER):
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    if not 0 < length <= min(size - _LENGTH_BYTES, _MAX_HEADER):
       raise ValueError(
         f"unreadable file {path}: {size} bytes hold no header of {length}"
       )
     text = file.read(length)
+  first_byte = _LENGTH_BYTES + length
+  entries = {}
   try:
     header = json.loads(text)
     header.pop("__metadata__", None)
-    spans, entries = {}, {}
-    for name, entry in header.items():
-      start, _ = spans[name] = tuple(map(int, entry["data_offsets"]))
-      shape = tuple(map(int, entry["shape"]))
+    for name, fields in header.items():
+      # Offsets count from the end of the header.
+      start, stop = map(int, fields["data_offsets"])
       entries[name] = Entry(
-        path, str(entry["dtype"]), shape, _LENGTH + length + start
+        path=path,
+        dtype=str(fields["dtype"]),
+        shape=tuple(map(int, fields["shape"])),
+        start=first_byte + start,
+        stop=first_byte + stop,
       )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise ValueError(
       f"unreadable file {path}: its header is none of safetensors: {error!r}"
     ) from error
-  _check_spans(entries, spans, size - _LENGTH - length, path)
+  _check_bytes(entries, first_byte, size, path)
   return entries
 
 
-def file_size(file) -> int:
-  """Returns the bytes of an open file (`epath.Path.stat` fails where a user has no name)."""
+def file_size(file: IO[bytes]) -> int:
+  """Returns the number of bytes of an open file.
+
+  `epath.Path.stat` is no substitute: it fails where the user id has no name.
+  """
   file.seek(0, io.SEEK_END)
   return file.tell()
 
 
-def _check_spans(
-  entries: dict[str, Entry],
-  spans: dict[str, tuple],
-  size: int,
-  path: epath.Path,
+def _check_bytes(
+  entries: Mapping[str, Entry], first_byte: int, size: int, path: epath.Path
 ) -> None:
-  """Raises a ValueError unless the tensors fill the bytes of the file without gap or overlap."""
-  end = 0
-  for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
-    if start != end:
+  """Raises a ValueError unless the tensors fill the file without a gap or an overlap."""
+  end = first_byte
+  in_file_order = sorted(
+    entries.items(), key=lambda item: (item[1].start, item[1].stop)
+  )
+  for name, entry in in_file_order:
+    if entry.start != end:
       raise ValueError(
-        f"unreadable file {path}: tensor {name} must start at byte {end}, starts at {start}"
+        f"unreadable file {path}: tensor {name} must start at byte {end - first_byte}, "
+        f"starts at {entry.start - first_byte}"
       )
-    entry, end = entries[name], stop
-    known = DTYPES.get(entry.dtype)
-    if (
-      known
-      and stop - start != math.prod(entry.shape) * np.dtype(known).itemsize
-    ):
+    end = entry.stop
+    num_bytes = entry.stop - entry.start
+    if entry.dtype not in DTYPES:
+      continue
+    if num_bytes != math.prod(entry.shape) * entry.numpy_dtype.itemsize:
       raise ValueError(
-        f"unreadable file {path}: {stop - start} bytes are no {entry.dtype}{list(entry.shape)} {name}"
+        f"unreadable file {path}: {num_bytes} bytes are no {entry.dtype}{list(entry.shape)} {name}"
       )
   if end != size:
     raise ValueError(
-      f"unreadable file {path}: its tensors take {end} bytes, {size} are there"
+      f"unreadable file {path}: its tensors take {end - first_byte} bytes, "
+      f"{size - first_byte} are there"
     )
 
 
@@ -117,24 +129,25 @@ def read(entry: Entry, rows: slice = slice(None)) -> np.ndarray:
   """Reads some rows of a tensor in its stored dtype.
 
   Args:
-    entry: from `read_header`; its dtype is one of `DTYPES`.
-    rows: of the first axis, without step; only their bytes are read.
+    entry: Tensor of `read_header`; its dtype is one of `DTYPES`.
+    rows: Rows of the first axis, without a step; only their bytes are read.
 
   Raises:
-    ValueError: the file has become shorter since its header was read.
+    ValueError: The file has become shorter since its header was read.
   """
   dtype = entry.numpy_dtype
   first, last, _ = rows.indices(entry.shape[0])
-  shape = (last - first, *entry.shape[1:])
-  row_bytes = math.prod(entry.shape[1:]) * dtype.itemsize
+  row_shape = entry.shape[1:]
+  bytes_per_row = math.prod(row_shape) * dtype.itemsize
+  num_bytes = (last - first) * bytes_per_row
   with entry.path.open("rb") as file:
-    file.seek(entry.start + first * row_bytes)
-    content = file.read((last - first) * row_bytes)
-  if len(content) != (last - first) * row_bytes:
+    file.seek(entry.start + first * bytes_per_row)
+    content = file.read(num_bytes)
+  if len(content) != num_bytes:
     raise ValueError(
       f"a file must not change while it is read; {entry.path} has become shorter"
     )
-  return np.frombuffer(content, dtype).reshape(shape)
+  return np.frombuffer(content, dtype).reshape((last - first, *row_shape))
 
 
 def write(
@@ -142,28 +155,29 @@ def write(
   specs: Mapping[str, tuple[Shape, np.dtype]],
   arrays: Iterable[np.ndarray],
 ) -> None:
-  """Writes a file tensor by tensor, under its name only once it is whole.
+  """Writes a file tensor by tensor, whole or not at all.
 
   Args:
-    path: of the file; one that is there is replaced.
-    specs: shape and stored dtype (one of `DTYPES`) of the tensors by name, in the order of `arrays`.
-    arrays: the tensors; one at a time is asked for.
+    path: File to write; an existing one is replaced.
+    specs: Shape and stored dtype (one of `DTYPES`) of every tensor by name, in the order of
+      `arrays`.
+    arrays: Tensors; they are taken one at a time.
   """
-  path, labels = (
-    epath.Path(path),
-    {np.dtype(known): label for label, known in DTYPES.items()},
-  )
-  header, end = {"__metadata__": {"format": "pt"}}, 0
+  name_of_dtype = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+  header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+  end = 0
   for name, (shape, dtype) in specs.items():
-    start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+    start = end
+    end += math.prod(shape) * np.dtype(dtype).itemsize
     header[name] = {
-      "dtype": labels[np.dtype(dtype)],
+      "dtype": name_of_dtype[np.dtype(dtype)],
       "shape": list(shape),
       "data_offsets": [start, end],
     }
   text = json.dumps(header).encode()
-  text += b" " * (-len(text) % _LENGTH)
+  # Tensors start at a multiple of 8 bytes.
+  text += b" " * (-len(text) % _LENGTH_BYTES)
   with atomic.replacing(path) as partial, partial.open("wb") as file:
-    file.write(len(text).to_bytes(_LENGTH, "little") + text)
+    file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
     for array, (_, dtype) in zip(arrays, specs.values(), strict=True):
       file.write(array.astype(dtype, copy=False).tobytes())

@@ -1,4 +1,4 @@
-"""Saves and restores the training state with Orbax: asynchronous, atomic, any number of hosts."""
+"""Saves and restores the training state with Orbax, from any number of hosts."""
 
 from typing import Any
 
@@ -13,44 +13,44 @@ PyTree = Any
 
 
 def latest_step(folder: epath.PathLike) -> int | None:
-  """Returns the step of the last complete checkpoint, None where there is none; changes nothing."""
+  """Returns the step of the last complete checkpoint, or None; changes no file."""
   folder = paths.absolute(folder)
-  steps = ocp.utils.checkpoint_steps(folder) if folder.exists() else ()
-  return max(steps, default=None)
+  if not folder.exists():
+    return None
+  return max(ocp.utils.checkpoint_steps(folder), default=None)
 
 
 class Checkpoints:
   """The checkpoints of a run: folder/<step>/{state, data}.
 
   A save copies the arrays to the host, so that the caller may donate them, and writes in the
-  background. A step's folder gets its name only when it is complete; what a crash leaves behind
-  is removed on the next start.
+  background. A step's folder gets its name only when it is complete; the next start removes the
+  incomplete ones that a crash leaves.
   """
 
   def __init__(self, folder: epath.PathLike, every: int, keep: int):
-    """Opens the folder, making it if needed.
+    """Opens the folder, and makes it if needed.
 
     Args:
-      folder: where the checkpoints are.
-      every: `save` saves at the multiples of this many steps, and when the machine is about to be
-        taken away (where the platform tells JAX so).
-      keep: the number of latest checkpoints that are kept.
+      folder: Folder of the checkpoints.
+      every: A save is due at the multiples of this many steps, and when the machine is about to be
+        preempted (where the platform tells JAX so).
+      keep: Number of latest checkpoints to keep.
 
     Raises:
-      ValueError: if `every` or `keep` is below 1.
+      ValueError: `every` or `keep` is below 1.
     """
     if every < 1 or keep < 1:
       raise ValueError(
         f"checkpoint every and keep must be at least 1, got {every} and {keep}"
       )
     policies = ocp.checkpoint_managers
+    save_policies = [
+      policies.FixedIntervalPolicy(every),
+      policies.PreemptionCheckpointingPolicy(),
+    ]
     options = ocp.CheckpointManagerOptions(
-      save_decision_policy=policies.AnySavePolicy(
-        [
-          policies.FixedIntervalPolicy(every),
-          policies.PreemptionCheckpointingPolicy(),
-        ]
-      ),
+      save_decision_policy=policies.AnySavePolicy(save_policies),
       preservation_policy=policies.preservation_policy.LatestN(keep),
       cleanup_tmp_directories=True,
     )
@@ -65,17 +65,16 @@ class Checkpoints:
     iterator: grain.DatasetIterator,
     force: bool = False,
   ) -> bool:
-    """Starts to save what a run needs to go on after `step`, if a save is due.
+    """Starts to save what a run needs to resume after `step`, if a save is due.
 
     Args:
-      step: the number of completed iterations.
-      state: the training state, a pytree of arrays.
-      iterator: the prompt iterator, having yielded the prompts of `step`.
-      force: saves even where none is due, for the last step. A step that is there already is
-        not written again.
+      step: Number of completed iterations.
+      state: Training state, a pytree of arrays.
+      iterator: Prompt iterator that has yielded the prompts of `step`.
+      force: Saves also where no save is due. A step that is saved already is not written again.
 
     Returns:
-      Whether it saves.
+      Whether a save was started.
     """
     if step == self._manager.latest_step():
       return False
@@ -90,17 +89,19 @@ class Checkpoints:
   def restore(
     self, abstract_state: PyTree, iterator: grain.DatasetIterator
   ) -> tuple[int, PyTree] | None:
-    """Restores the last complete checkpoint and moves `iterator` to where it was.
+    """Restores the last complete checkpoint, and moves `iterator` to its position.
+
+    Items of older checkpoints that this one does not have are ignored.
 
     Args:
-      abstract_state: jax.ShapeDtypeStructs with the shardings that the state shall have.
-      iterator: a new iterator with the same arguments as the saved one.
+      abstract_state: Pytree of jax.ShapeDtypeStructs with the shardings that the state shall have.
+      iterator: New iterator with the same arguments as the saved one.
 
     Returns:
-      (step, state), or None if there is no checkpoint.
+      (number of completed iterations, state), or None if there is no checkpoint.
 
     Raises:
-      ValueError: if a saved array has another shape or the trees differ.
+      ValueError: A saved array has another shape, or the trees differ.
     """
     self.wait()
     step = self._manager.latest_step()
@@ -118,9 +119,9 @@ class Checkpoints:
     return step, items.state
 
   def wait(self) -> None:
-    """Blocks until the saves under way are complete."""
+    """Blocks until all started saves are complete."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Completes the saves under way and frees the threads."""
+    """Completes all started saves and ends the threads."""
     self._manager.close()

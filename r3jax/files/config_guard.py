@@ -18,7 +18,7 @@ def check_writable(workdir: epath.PathLike) -> None:
   """Makes the folder and writes a probe, so that a run fails before its hours and not after.
 
   Raises:
-    ValueError: if the folder cannot be made or written.
+    ValueError: The folder cannot be made or written.
   """
   probe = epath.Path(workdir) / f".probe-{uuid.uuid4().hex}"
   try:
@@ -34,53 +34,68 @@ def check_writable(workdir: epath.PathLike) -> None:
 def write_or_check(
   workdir: epath.PathLike, config: dict, may_differ: Sequence[str]
 ) -> None:
-  """Writes workdir/config.json on the first run; checks a later run against it.
+  """Writes workdir/config.json on the first start; checks a later start against it.
 
   Every process checks; process 0 writes, and keeps the file up to date with allowed changes.
 
   Args:
-    workdir: the run's folder.
-    config: nested dict of JSON values (ConfigDict.to_dict()).
-    may_differ: dotted prefixes of keys that do not change what is computed at a step, for example
-      "mesh", "log", "total_steps".
+    workdir: Folder of the run.
+    config: Nested dict of JSON values (ConfigDict.to_dict()).
+    may_differ: Dotted prefixes of the keys that do not change what an iteration computes, for
+      example "mesh", "log", "total_steps".
 
   Raises:
-    ValueError: if another key differs, with the values of both runs.
+    ValueError: Another key differs; the message has the values of both starts.
   """
   path = epath.Path(workdir) / "config.json"
-  # As it will be read: tuples are lists.
-  config = json.loads(json.dumps(config))
+  text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   if path.exists():
-    changes = differences(json.loads(path.read_text()), config)
-    refused = {
-      key: pair
-      for key, pair in changes.items()
-      if not _is_under(key, may_differ)
-    }
-    if refused:
-      lines = [
-        f"  {key}: {old} there, {new} now"
-        for key, (old, new) in refused.items()
-      ]
-      raise ValueError(
-        f"{path} must agree with the configuration of a run that resumes there, but these keys "
-        "differ (set them back, or use another workdir):\n" + "\n".join(lines)
-      )
+    # Compared as it will be read: JSON makes lists of tuples.
+    changes = differences(json.loads(path.read_text()), json.loads(text))
+    _refuse_changes(path, changes, may_differ)
     for key, (old, new) in changes.items():
       logging.info("config %s was %s, is now %s", key, old, new)
   if jax.process_index() == 0:
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     atomic.write_text(path, text)
 
 
+def _refuse_changes(
+  path: epath.Path,
+  changes: dict[str, tuple[str, str]],
+  may_differ: Sequence[str],
+) -> None:
+  """Raises a ValueError that lists the changes of keys that must agree."""
+  refused = [
+    f"  {key}: {old} there, {new} now"
+    for key, (old, new) in changes.items()
+    if not _is_under(key, may_differ)
+  ]
+  if refused:
+    raise ValueError(
+      f"{path} must agree with the configuration of a run that resumes there, but these keys "
+      "differ (set them back, or use another workdir):\n" + "\n".join(refused)
+    )
+
+
 def differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:
-  """Returns {dotted key: (old value, new value)} as JSON texts, of the keys that differ; configs as JSON gives them back."""
-  old, new = _flatten(old), _flatten(new)
-  pairs = {
-    key: (old.get(key, _MISSING), new.get(key, _MISSING))
-    for key in sorted({**old, **new})
-  }
-  return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+  """Returns the keys in which two configs differ.
+
+  Args:
+    old: Config as JSON returns it.
+    new: Another one.
+
+  Returns:
+    {dotted key: (old value, new value)}, the values as JSON texts.
+  """
+  old_values = _flatten(old)
+  new_values = _flatten(new)
+  changes = {}
+  for key in sorted({**old_values, **new_values}):
+    old_value = old_values.get(key, _MISSING)
+    new_value = new_values.get(key, _MISSING)
+    if old_value != new_value:
+      changes[key] = (old_value, new_value)
+  return changes
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
@@ -94,6 +109,7 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _is_under(key: str, prefixes: Sequence[str]) -> bool:
+  """Returns whether a dotted key is one of the prefixes or below one."""
   return any(
-    key == prefix or key.startswith(prefix + ".") for prefix in prefixes
+    key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes
   )

@@ -23,6 +23,7 @@ from r3jax.agent import rollout as rollout_lib
 from r3jax.agent import rollout_settings
 from r3jax.agent import scoring
 from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import bagel_headers
 from r3jax.parity import goldens
 from r3jax.parity import model
 from r3jax.parity import seen
@@ -376,7 +377,9 @@ def _released(golden: Golden, gradient) -> dict[str, np.ndarray]:
   frozen = jax.tree.map(np.zeros_like, golden.frozen)
   with tempfile.TemporaryDirectory() as folder:
     bagel_files.save({"policy": gradient, **frozen}, golden.config, folder)
-    return safetensors.numpy.load_file(f"{folder}/{bagel_files.MODEL_FILES[0]}")
+    return safetensors.numpy.load_file(
+      f"{folder}/{bagel_headers.MODEL_FILES[0]}"
+    )
 
 
 def loss(golden: Golden, case: str) -> Iterator[Seen]:

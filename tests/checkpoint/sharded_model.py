@@ -1,4 +1,4 @@
-"""Models of BAGEL's full key set, narrow, written as the released one: several files and an index."""
+"""Narrow models with BAGEL's full key set, written in several files and an index."""
 
 import dataclasses
 import json
@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import bagel_headers
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import safetensors_files
 from r3jax.model import architecture
@@ -21,7 +22,8 @@ FILES = 3
 def narrow_bagel() -> architecture.BagelConfig:
   """Returns BAGEL-7B with every layer and head, narrow: the same keys, about 70 M parameters.
 
-  As in BAGEL-7B an MLP matrix of all layers is larger than the token embedding, and that the largest tensor.
+  As in BAGEL-7B an MLP matrix of all layers is larger than the token embedding, which is the
+  largest tensor.
   """
   full = architecture.bagel_7b()
   return dataclasses.replace(
@@ -84,7 +86,7 @@ def write(
     specs = {name: (tensor.shape, BF16) for name, tensor in held.items()}
     safetensors_files.write(folder / file, specs, held.values())
   index = {"metadata": {}, "weight_map": {name: place[name] for name in names}}
-  (folder / bagel_files.INDEX_FILE).write_text(json.dumps(index))
+  (folder / bagel_headers.INDEX_FILE).write_text(json.dumps(index))
   bagel_files.save_configs(config, folder)
   vocabulary.build_tokenizer().save(str(folder / "tokenizer.json"))
   return weights

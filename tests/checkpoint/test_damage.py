@@ -1,4 +1,4 @@
-"""Tests that every way to damage a model's folder gives one clear error before any tensor is read."""
+"""Tests that a damaged model's folder gives one clear error before any tensor is read."""
 
 import json
 import pathlib
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import bagel_headers
 from r3jax.checkpoint import pretrained
 from tests.checkpoint import sharded_model
 
 FIRST, SECOND, THIRD = (
   f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)
 )
-INDEX = bagel_files.INDEX_FILE
+INDEX = bagel_headers.INDEX_FILE
 HEAD = "language_model.lm_head.weight"
 
 
@@ -246,7 +246,7 @@ DAMAGES = {
 def _open(folder: pathlib.Path):
   """Opens a model as all programs do; returns its tensors."""
   found = pretrained.find(str(folder))
-  return bagel_files.find(found.folder, found.sizes)
+  return bagel_headers.find(found.folder, found.sizes)
 
 
 def test_the_whole_folder_is_fine(whole):

@@ -37,7 +37,8 @@ import jax, orbax.checkpoint as ocp
 weights = ocp.StandardCheckpointer().restore(sys.argv[1])
 kernel = weights["policy"]["lm_head"]["kernel"]
 assert not any(name.startswith("r3jax") for name in sys.modules)
-print(json.dumps({"leaves": len(jax.tree.leaves(weights)), "head": [*kernel.shape, str(kernel.dtype), float(kernel.sum())]}))
+head = [*kernel.shape, str(kernel.dtype), float(kernel.sum())]
+print(json.dumps({"leaves": len(jax.tree.leaves(weights)), "head": head}))
 """
 
 
@@ -156,7 +157,7 @@ class TestOrbaxFolder:
 
 @pytest.fixture(scope="module")
 def workdir(tiny_model, weights, tmp_path_factory):
-  """A workdir as the main job leaves it, whose policy is twice that of the model it started from."""
+  """A workdir as a run leaves it, whose policy is twice that of the model it started from."""
   folder, config = tmp_path_factory.mktemp("run"), tiny.make_config(tiny_model)
   (folder / "config.json").write_text(json.dumps(config.to_dict()))
   (folder / "checkpoints").mkdir()
@@ -251,7 +252,7 @@ class TestShardings:
 
 class TestSevenBillion:
   def test_eval_shape_gives_the_released_counts_part_by_part(self):
-    """R3.md section 2; the sin-cos tables (two more parts of the release) are no parameters here."""
+    """docs/algorithm.md#model; the sin-cos tables of the release are no parameters here."""
     sizes = architecture.bagel_7b()
     boxed = jax.eval_shape(
       lambda: parameters.init(network.Bagel(sizes), jax.random.key(0))
@@ -322,10 +323,15 @@ class TestBucket:
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-  """A folder that epath finds at gs://bucket, through TensorFlow's files as on a machine with it."""
+  """A folder that epath opens at gs://bucket, by TensorFlow where that is installed."""
   gfile = pytest.importorskip("tensorflow").io.gfile
-  local = lambda path: str(path).replace("gs://bucket", str(tmp_path))
-  back = lambda path: path.replace(str(tmp_path), "gs://bucket")
+
+  def local(path):
+    return str(path).replace("gs://bucket", str(tmp_path))
+
+  def back(path):
+    return path.replace(str(tmp_path), "gs://bucket")
+
   opened = gfile.GFile
   monkeypatch.setattr(
     gfile, "GFile", lambda path, mode="r": opened(local(path), mode)

@@ -1,4 +1,4 @@
-"""Tests that exported weights are PyTorch's: names, shapes, dtypes, and what layers compute with them.
+"""Tests exported weights in PyTorch: names, shapes, dtypes, and what layers compute with them.
 
 They need the extra `torch`: `pip install -e .[torch]`, then `bash launch/test.sh -m torch`.
 """

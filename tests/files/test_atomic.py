@@ -21,10 +21,9 @@ def test_keeps_the_old_file_when_the_block_raises(tmp_path):
   path = tmp_path / "notes.json"
   path.write_text("old")
   for shared in (False, True):
-    with pytest.raises(RuntimeError):
-      with atomic.replacing(path, shared) as partial:
-        partial.write_text("ne")
-        raise RuntimeError
+    with pytest.raises(RuntimeError), atomic.replacing(path, shared) as partial:
+      partial.write_text("ne")
+      raise RuntimeError
     assert path.read_text() == "old"
 
 

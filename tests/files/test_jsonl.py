@@ -33,7 +33,9 @@ class TestAppend:
       )
     jsonl.append("gs://bucket/log.jsonl", [])
     assert {path: text.decode() for path, text in store.objects.items()} == {
-      f"gs://bucket/log.jsonl.parts/{name}.jsonl": f'{{"step": {step}, "n": 0}}\n{{"step": {step}, "n": 1}}\n'
+      f"gs://bucket/log.jsonl.parts/{name}.jsonl": (
+        f'{{"step": {step}, "n": 0}}\n{{"step": {step}, "n": 1}}\n'
+      )
       for name, step in (
         ("00000001.0000", 1),
         ("00000002.0000", 2),

@@ -340,11 +340,14 @@ class TestShuffled:
   @staticmethod
   def _score(images, replicas: int, seed: int = 0) -> np.ndarray:
     """Returns the shuffled scores of images whose own score is their first byte."""
-    own = lambda images, target: types.Score(
-      images[:, 0, 0, 0].astype(jnp.float32),
-      images[:, 0, 0, 0] >= 0,
-      {"strict": target.astype(jnp.float32)},
-    )
+
+    def own(images, target):
+      return types.Score(
+        images[:, 0, 0, 0].astype(jnp.float32),
+        images[:, 0, 0, 0] >= 0,
+        {"strict": target.astype(jnp.float32)},
+      )
+
     mesh = meshes.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
     rows = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(

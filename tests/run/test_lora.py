@@ -1,4 +1,4 @@
-"""Tests of runs that train adapters alone: the step, the workdir as a model, refusals, the whole job."""
+"""Tests of runs that train only adapters: step, workdir as a model, refusals, whole runs."""
 
 import json
 import shutil
@@ -74,10 +74,15 @@ def _drafts(bench: tiny.Bench) -> iteration.Drafts:
     settings.num_groups * settings.group_size,
     bench.iteration.rollout.capacities.thought,
   )
-  latent = lambda: rng.normal(
-    size=(rows, 9, bench.iteration.modules.bagel.config.latent_dim)
-  ).astype(np.float32)
-  number = lambda value: np.full(rows, value, np.float32)
+
+  def latent():
+    return rng.normal(
+      size=(rows, 9, bench.iteration.modules.bagel.config.latent_dim)
+    ).astype(np.float32)
+
+  def number(value):
+    return np.full(rows, value, np.float32)
+
   text = experience.Text(
     rng.integers(4, 90, (rows, tokens)).astype(np.int32),
     np.full(rows, tokens, np.int32),
@@ -147,9 +152,10 @@ class TestStep:
     for (state, metrics, _), (one_state, one_metrics, _) in zip(
       found, expected
     ):
-      check = lambda a, b: np.testing.assert_allclose(
-        a, b, rtol=2e-7, atol=1e-8
-      )
+
+      def check(a, b):
+        return np.testing.assert_allclose(a, b, rtol=2e-7, atol=1e-8)
+
       jax.tree.map(check, (state, metrics), (one_state, one_metrics))
 
 
@@ -189,7 +195,10 @@ class TestPrecision:
     adapters = jax.eval_shape(
       lambda: parameters.init_adapters(experiment.modules.bagel, mesh, 0)
     )
-    dtypes = lambda tree: {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+    def dtypes(tree):
+      return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
     # norms
     assert (dtypes(base), dtypes(towers), dtypes(adapters)) == (
       {"bfloat16"},
@@ -373,10 +382,15 @@ class TestRefusals:
   ):
     # what it would start from
     monkeypatch.setattr(setup.Experiment, "start", lambda *_: ({}, None))
-    config = lambda rank: tiny.make_config(
-      tiny_model,
-      {"mesh.data": 8, "eval.batch_size": 8} | LORA | {"model.lora.rank": rank},
-    )
+
+    def config(rank):
+      return tiny.make_config(
+        tiny_model,
+        {"mesh.data": 8, "eval.batch_size": 8}
+        | LORA
+        | {"model.lora.rank": rank},
+      )
+
     sessions.prepare(config(2), str(tmp_path))
     with pytest.raises(
       ValueError, match=r"\n  model.lora.rank: 2 there, 3 now$"
@@ -395,9 +409,12 @@ class TestRun:
       "mesh.tensor": 2,
       "checkpoint.every": 1,
     }
-    config = lambda steps, mode: tiny.make_config(
-      tiny_model, changes | {"total_steps": steps, "step.mode": mode}
-    )
+
+    def config(steps, mode):
+      return tiny.make_config(
+        tiny_model, changes | {"total_steps": steps, "step.mode": mode}
+      )
+
     session, policy = sessions.prepare(
       config(2, "fused"), str(tmp_path / "run")
     )

@@ -74,8 +74,8 @@ class TestLoadOrExport:
   ):
     _kept(tmp_path, Counted(2.0), ["scale 2"])
     for change in (
-      dict(constants=["scale 3"]),
-      dict(constants=["scale 2"], rows=6),
+      {"constants": ["scale 3"]},
+      {"constants": ["scale 2"], "rows": 6},
     ):
       found, direct = _kept(tmp_path, Counted(3.0), **change)
       jax.tree.map(np.testing.assert_array_equal, found, direct)

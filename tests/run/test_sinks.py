@@ -141,10 +141,12 @@ class TestJsonLines:
   def test_evaluations_have_a_file_of_their_own_and_are_replaced_when_made_anew(
     self, tmp_path
   ):
-    lines = lambda: [
-      json.loads(line)
-      for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()
-    ]
+    def lines():
+      return [
+        json.loads(line)
+        for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()
+      ]
+
     sink = sinks.JsonLines(epath.Path(tmp_path), None)
     for step, value in ((0, 0.1), (20, 0.2), (0, 0.1), (0, 0.9)):
       sink.evaluation(step, {"evaluation/draft": value})
@@ -169,9 +171,10 @@ class TestTensorBoard:
     events = event_accumulator.EventAccumulator(
       str(tmp_path / "tensorboard")
     ).Reload()
-    read = lambda name: tensor_util.make_ndarray(
-      events.Tensors(name)[0].tensor_proto
-    )
+
+    def read(name):
+      return tensor_util.make_ndarray(events.Tensors(name)[0].tensor_proto)
+
     assert (
       read("edit/sample/1/caption").item().decode()
       == PICTURES["edit/sample/1"].caption

@@ -25,12 +25,14 @@ def fixture_cache(monkeypatch, tmp_path):
 
 class TestKeepPrograms:
   def test_traced_ones_lie_beside_the_compiled(self, cache):
-    mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+    mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     assert startup.keep_programs(mesh) == cache / "traced"
 
   @pytest.mark.parametrize("fsdp, tensor", [(2, 1), (1, 2)])
   def test_nothing_is_kept_where_cpus_shard_parameters(self, fsdp, tensor):
-    mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=fsdp, tensor=tensor))
+    mesh = ml_collections.ConfigDict(
+      {"data": -1, "fsdp": fsdp, "tensor": tensor}
+    )
     assert (
       startup.keep_programs(mesh) is None
       and not jax.config.jax_compilation_cache_dir

@@ -101,7 +101,7 @@ class Session:
       self._ask()
       number = int(state.step) + 1
       if number == self.fails_at:
-        # A dead process writes no more; this one must have written its checkpoint before it pretends.
+        # A dead process writes no more; this one must have written its checkpoint before that.
         while not training.latest_step(self.files.checkpoints):
           time.sleep(0.01)
         raise Power
@@ -151,11 +151,14 @@ def _logs(folder: epath.Path) -> dict[str, list[dict]]:
     "report/samples.jsonl",
     *evaluations,
   )
-  drop = lambda row: {
-    name: value
-    for name, value in row.items()
-    if not re.match("seconds/|time|turns", name)
-  }
+
+  def drop(row):
+    return {
+      name: value
+      for name, value in row.items()
+      if not re.match("seconds/|time|turns", name)
+    }
+
   return {
     name: [drop(row) for row in jsonl.read(folder / name)] for name in names
   }
@@ -164,7 +167,7 @@ def _logs(folder: epath.Path) -> dict[str, list[dict]]:
 class TestRun:
   @pytest.fixture(autouse=True)
   def around(self, store, tmp_path, monkeypatch):
-    """Checkpoints, which Orbax writes through libraries of its own, are on the disk; nothing else is."""
+    """Only checkpoints, which Orbax writes by libraries of its own, are on the disk."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
       workdir_lib.Workdir,
@@ -202,7 +205,7 @@ class TestRun:
     _start("gs://bucket/run")
     assert max(store.writes.values()) <= 2, store.writes.most_common(3)
     logged = [name for name in store.writes if ".parts/" in name]
-    # Metrics, what the judge said, samples; and of three evaluations numbers, what the judge said, and samples.
+    # Metrics, answers of the judge, samples; of three evaluations numbers, answers and samples.
     assert len(logged) == STEPS + STEPS + 4 + 3 + 3 + 3
     names = {name.removeprefix("gs://bucket/run/") for name in store.objects}
     assert {
