@@ -1,1 +1,1 @@
-"""Weights and training states on disk."""
+"""Models and training states on disks and in buckets."""

@@ -1,4 +1,4 @@
-"""What a run found itself on: versions, devices, memory."""
+"""Reports the versions, devices and memory of a run."""
 
 import ctypes
 import importlib.metadata
@@ -13,35 +13,29 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of what matters, and the devices."""
-  found = {name: importlib.metadata.version(name) for name in _PACKAGES}
-  return found | {
-    "device": jax.devices()[0].device_kind,
-    "devices": str(jax.device_count()),
-  }
+  """Returns the versions of the libraries that compute, and the kind and number of devices."""
+  versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+  versions["device"] = jax.devices()[0].device_kind
+  versions["devices"] = str(jax.device_count())
+  return versions
 
 
 def peak_memory() -> int:
-  """Returns the most bytes of memory that this process has held.
-
-  Not `ru_maxrss` where there is another figure: on Linux a process starts with that of its parent.
-  """
+  """Returns the peak memory of this process in bytes."""
+  # On Linux `ru_maxrss` is no substitute: a process inherits that of its parent.
   status = pathlib.Path("/proc/self/status")
-  found = (
-    re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-    if status.exists()
-    else None
-  )
-  if found:
-    return int(found[1]) * 1024
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-    1 if sys.platform == "darwin" else 1024
-  )
+  if status.exists():
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+    if peak:
+      return int(peak[1]) * 1024
+  bytes_per_unit = 1 if sys.platform == "darwin" else 1024
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  return usage.ru_maxrss * bytes_per_unit
 
 
 def return_freed_memory() -> None:
-  """Gives the system back what the compiler has freed: glibc would keep 2 GiB of it."""
-  # other C libraries have none
+  """Returns memory that the compiler has freed to the system; glibc would keep 2 GiB of it."""
+  # Other C libraries than glibc do not have the function.
   trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
   if trim:
     trim(0)

@@ -1,4 +1,4 @@
-"""Traces some iterations of a run with XLA's profiler, for XProf or TensorBoard to read.
+"""Traces some iterations of a run with XLA's profiler, for XProf or TensorBoard.
 
 The stages of the step name their operations by `jax.named_scope`: reason, score, pool, reflect,
 refine and update, and inside of them towers, decode and flow.
@@ -15,70 +15,75 @@ from etils import epath
 import jax
 
 
-def check(start: int, steps: int, total_steps: int):
-  """Raises ValueError where iterations start .. start + steps - 1 are not all of 1 .. total_steps.
+def check(start: int, steps: int, total_steps: int) -> None:
+  """Checks that the iterations to trace, start .. start + steps - 1, are all in 1 .. total_steps.
 
-  Zero steps trace nothing, wherever they start.
+  Zero steps trace nothing, whatever `start` is.
+
+  Raises:
+    ValueError: They are not.
   """
   if start < 0 or steps < 0:
     raise ValueError(
       f"profile.start and profile.steps must not be negative; got {start} and {steps}"
     )
-  if steps and (start < 1 or start + steps - 1 > total_steps):
+  last = start + steps - 1
+  if steps and (start < 1 or last > total_steps):
     raise ValueError(
-      f"profile.start .. profile.start + profile.steps - 1 must be in 1..{total_steps} (total_steps); "
-      f"got {start}..{start + steps - 1}"
+      "profile.start .. profile.start + profile.steps - 1 must be in "
+      f"1..{total_steps} (total_steps); got {start}..{last}"
     )
 
 
 class Profiler:
-  """Traces the iterations start .. start + steps - 1 on process 0; does nothing at others.
+  """Traces the iterations start .. start + steps - 1 on process 0.
 
-  A run that resumes in their midst traces those that are left.
+  A run that resumes between them traces the remaining ones.
   """
 
   def __init__(self, folder: epath.Path, start: int, steps: int):
-    """Gets ready.
+    """Initializes the profiler; no trace is started yet.
 
     Args:
-      folder: gets plugins/profile/<time>/, which XProf looks for.
-      start: first traced iteration, from 1.
-      steps: how many are traced; 0 is none.
+      folder: Gets plugins/profile/TIME/, where XProf looks for traces.
+      start: First iteration to trace, from 1.
+      steps: Number of iterations to trace; 0 traces none.
     """
-    self._folder, self._traced = folder, range(start, start + steps)
-    # where the trace that is under way will be written first
-    self._local: str | None = None
+    self._folder = folder
+    self._traced = range(start, start + steps)
+    # Where the profiler writes the running trace; None while no trace runs.
+    self._local_folder: str | None = None
 
   @contextlib.contextmanager
   def iteration(self, number: int) -> Iterator[None]:
-    """Marks an iteration, whose results must be there when the block ends."""
-    if (
-      number in self._traced and self._local is None and not jax.process_index()
-    ):
+    """Marks an iteration; its results must have been computed when the block ends."""
+    is_tracing = self._local_folder is not None
+    if number in self._traced and not is_tracing and not jax.process_index():
       self._start()
     with jax.profiler.StepTraceAnnotation("iteration", step_num=number):
       yield
     if number + 1 not in self._traced:
       self.close()
 
-  def _start(self):
+  def _start(self) -> None:
     options = jax.profiler.ProfileOptions()
-    # every Python call would be an event, and slow what is measured
+    # Every Python call would be an event, and would slow down what is measured.
     options.python_tracer_level = 0
-    # Not into the folder itself: the profiler cannot write to every store that a workdir may be in.
-    self._local = tempfile.mkdtemp(prefix="r3jax-profile-")
-    jax.profiler.start_trace(self._local, profiler_options=options)
+    # The profiler cannot write to every store that a workdir may be in.
+    self._local_folder = tempfile.mkdtemp(prefix="r3jax-profile-")
+    jax.profiler.start_trace(self._local_folder, profiler_options=options)
 
-  def close(self):
-    """Writes the trace that is under way, if there is one."""
-    if self._local is None:
+  def close(self) -> None:
+    """Ends the running trace, if there is one, and writes it to the folder."""
+    if self._local_folder is None:
       return
     jax.profiler.stop_trace()
-    local = pathlib.Path(self._local)
-    for file in (path for path in local.rglob("*") if path.is_file()):
-      target = self._folder / str(file.relative_to(local))
-      target.parent.mkdir(parents=True, exist_ok=True)
-      target.write_bytes(file.read_bytes())
-    shutil.rmtree(local)
-    self._local = None
+    local_folder = pathlib.Path(self._local_folder)
+    for path in local_folder.rglob("*"):
+      if path.is_file():
+        target = self._folder / str(path.relative_to(local_folder))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    shutil.rmtree(local_folder)
+    self._local_folder = None
     logging.info("trace is in %s", self._folder)

@@ -129,7 +129,7 @@ def _read(path: epath.Path):
 
 
 def _write(path: epath.Path, program) -> None:
-  """Writes what `_export` returned; a folder that cannot be written only costs the next start time."""
+  """Writes what `_export` returned; a folder that cannot be written is no error."""
   exported, out_tree = program
   content = pickle.dumps((bytes(exported.serialize()), out_tree))
   try:

@@ -1,1 +1,1 @@
-"""Metrics and where they go."""
+"""Metrics, times and samples of a run, and where they are written."""

@@ -1,4 +1,4 @@
-"""Where a run's numbers and pictures go: metrics.jsonl, TensorBoard, Weights & Biases.
+"""Writes a run's numbers and pictures to metrics.jsonl, TensorBoard and Weights & Biases.
 
 A sink is opened, gets scalars and pictures step by step, and is closed. Only process 0 has any.
 """
@@ -8,7 +8,7 @@ import dataclasses
 import math
 import os
 import tempfile
-import types as types_lib
+import types
 import typing
 import uuid
 
@@ -22,82 +22,94 @@ from r3jax.files import jsonl
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """An image and what is said under it."""
+  """An image and its caption.
 
-  image: np.ndarray  # uint8 [H, W, 3]
+  Attributes:
+    image: uint8 [H, W, 3].
+    caption: One line of text.
+  """
+
+  image: np.ndarray
   caption: str
 
 
 class Sink(typing.Protocol):
-  """A place that keeps what a run logs."""
+  """A destination of what a run logs."""
 
-  def scalars(self, step: int, values: Mapping[str, float]):
-    """Takes the numbers of a step; they may be NaN or infinite."""
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes the numbers of an iteration; they may be NaN or infinite."""
 
-  def evaluation(self, step: int, values: Mapping[str, float]):
-    """Takes the numbers of an evaluation after a step; again, where a run is resumed."""
+  def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes the scores of an evaluation after `step` iterations.
 
-  def pictures(self, step: int, pictures: Mapping[str, Picture]):
-    """Takes pictures of a step by name."""
+    A resumed run writes those of its earlier evaluations again.
+    """
 
-  def close(self):
-    """Completes what is still being written."""
+  def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+    """Writes the pictures of an iteration by name."""
+
+  def close(self) -> None:
+    """Flushes and closes the sink."""
 
 
 class JsonLines:
-  """workdir/metrics.jsonl and evaluation.jsonl: one object a step, {"step": k, name: number or null, ...}.
+  """Writes workdir/metrics.jsonl and workdir/evaluation.jsonl.
 
-  After a restart the files equal those of an uninterrupted run.
+  Every step has one object, {"step": k, name: number or null, ...}. After a restart the files equal
+  those of an uninterrupted run.
   """
 
   def __init__(self, workdir: epath.Path, restored_step: int | None):
-    """Opens the files; drops the lines of steps after `restored_step`, all of them if it is None."""
-    self._path, self._evaluations = (
-      workdir / "metrics.jsonl",
-      workdir / "evaluation.jsonl",
-    )
+    """Opens the files.
+
+    Args:
+      workdir: Folder of the run.
+      restored_step: Lines of later steps are dropped, and all lines if it is None.
+    """
+    self._metrics = workdir / "metrics.jsonl"
+    self._evaluations = workdir / "evaluation.jsonl"
     workdir.mkdir(parents=True, exist_ok=True)
-    for path in (self._path, self._evaluations):
+    for path in (self._metrics, self._evaluations):
       jsonl.drop_after(path, restored_step)
-    self._evaluated = {
-      row["step"]: row for row in jsonl.read(self._evaluations)
+    self._evaluation_lines = {
+      line["step"]: line for line in jsonl.read(self._evaluations)
     }
 
-  def scalars(self, step: int, values: Mapping[str, float]):
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """See `Sink`; the line is on disk when it returns."""
-    jsonl.append(self._path, [_line(step, values)])
+    jsonl.append(self._metrics, [_line(step, values)])
 
-  def evaluation(self, step: int, values: Mapping[str, float]):
-    """See `Sink`; an evaluation that is made anew takes the place of the former."""
-    line, former = _line(step, values), self._evaluated.get(step)
+  def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+    """See `Sink`; a repeated evaluation replaces the former one of its step."""
+    line = _line(step, values)
+    former = self._evaluation_lines.get(step)
     if line == former:
       return
-    self._evaluated[step] = line
+    self._evaluation_lines[step] = line
     if former is None:
       jsonl.append(self._evaluations, [line])
-    else:
-      jsonl.drop_after(self._evaluations, None)
-      jsonl.append(
-        self._evaluations,
-        [self._evaluated[one] for one in sorted(self._evaluated)],
-      )
+      return
+    lines = [line for _, line in sorted(self._evaluation_lines.items())]
+    jsonl.drop_after(self._evaluations, None)
+    jsonl.append(self._evaluations, lines)
 
-  def pictures(self, step: int, pictures: Mapping[str, Picture]):
-    """Keeps none: the report has its own, see `io/report.py`."""
+  def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+    """Writes none: the report has its own, see `report_samples`."""
 
-  def close(self):
+  def close(self) -> None:
     """See `Sink`."""
 
 
 def _line(step: int, values: Mapping[str, float]) -> dict:
-  return {"step": step} | {
-    name: value if math.isfinite(value) else None
-    for name, value in values.items()
-  }
+  """Returns a step's object; JSON has neither NaN nor infinities."""
+  line: dict[str, float | None] = {"step": step}
+  for name, value in values.items():
+    line[name] = value if math.isfinite(value) else None
+  return line
 
 
 class TensorBoard:
-  """workdir/tensorboard; a caption is a text beside its picture."""
+  """Writes workdir/tensorboard; a caption is a text beside its picture."""
 
   def __init__(self, workdir: epath.Path):
     """Opens event files.
@@ -105,43 +117,40 @@ class TensorBoard:
     Raises:
       ImportError: TensorFlow is not installed.
     """
-    # Here, for it imports TensorFlow, which takes seconds.
+    # Imported here, because it imports TensorFlow, which takes seconds.
     from clu import metric_writers
 
     self._writer = metric_writers.AsyncWriter(
       metric_writers.SummaryWriter(str(workdir / "tensorboard"))
     )
 
-  def scalars(self, step: int, values: Mapping[str, float]):
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """See `Sink`."""
     self._writer.write_scalars(step, values)
 
   evaluation = scalars
 
-  def pictures(self, step: int, pictures: Mapping[str, Picture]):
+  def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
     """See `Sink`."""
-    self._writer.write_images(
-      step, {name: picture.image for name, picture in pictures.items()}
-    )
-    self._writer.write_texts(
-      step,
-      {
-        f"{name}/caption": picture.caption for name, picture in pictures.items()
-      },
-    )
+    images = {name: picture.image for name, picture in pictures.items()}
+    self._writer.write_images(step, images)
+    captions = {
+      f"{name}/caption": picture.caption for name, picture in pictures.items()
+    }
+    self._writer.write_texts(step, captions)
 
-  def close(self):
+  def close(self) -> None:
     """See `Sink`."""
     self._writer.close()
 
 
 @dataclasses.dataclass(frozen=True)
 class WandbSettings:
-  """Which run of Weights & Biases gets what is logged.
+  """The run of Weights & Biases that gets what is logged.
 
   Attributes:
-    project: that the run belongs to; empty for none.
-    name: of the run; empty leaves the choice to W&B.
+    project: Project of the run; with an empty one nothing is logged there.
+    name: Name of the run; W&B chooses one if it is empty.
     mode: "online", or "offline": files in the workdir, for `wandb sync`.
   """
 
@@ -150,11 +159,11 @@ class WandbSettings:
   mode: str
 
 
-def check(settings: WandbSettings):
-  """Checks what a run would else find out after it has compiled.
+def check(settings: WandbSettings) -> None:
+  """Checks before compilation that W&B can be used.
 
   Raises:
-    ValueError: there is no such mode, or the process that logs lacks the package or a key.
+    ValueError: There is no such mode, or the process that logs lacks the package or a key.
   """
   if settings.mode not in ("online", "offline"):
     raise ValueError(
@@ -169,9 +178,9 @@ def check(settings: WandbSettings):
     )
 
 
-def _import_wandb() -> types_lib.ModuleType:
+def _import_wandb() -> types.ModuleType:
   try:
-    import wandb  # an extra, and slow to import
+    import wandb  # an optional extra, and slow to import
   except ImportError as error:
     raise ValueError(
       f"log.wandb.project needs Weights & Biases: pip install r3jax[wandb] ({error})"
@@ -180,50 +189,54 @@ def _import_wandb() -> types_lib.ModuleType:
 
 
 class Wandb:
-  """A run of Weights & Biases, that a resumed run goes on with: workdir/wandb_id has its id.
+  """Writes to a run of Weights & Biases, whose id is kept in workdir/wandb_id.
 
-  Steps that a resumed run repeats are there already, with the same numbers; W&B ignores them.
+  A resumed run continues it. W&B ignores the steps that are repeated: it has their numbers already.
   """
 
   def __init__(
     self, workdir: epath.Path, settings: WandbSettings, config: dict
   ):
-    """Starts or continues the run; `config` is shown beside it."""
+    """Starts or continues the run.
+
+    Args:
+      workdir: Folder of the run.
+      settings: Project, name and mode.
+      config: Config that W&B shows beside the run.
+    """
     self._wandb = _import_wandb()
-    kept = workdir / "wandb_id"
-    if not kept.exists():
-      kept.write_text(uuid.uuid4().hex)
-    # W&B writes with open(): beside the run where that is on a disk.
-    folder = (
-      tempfile.mkdtemp(prefix="r3jax-wandb-")
-      if "://" in str(workdir)
-      else str(workdir)
-    )
+    id_file = workdir / "wandb_id"
+    if not id_file.exists():
+      id_file.write_text(uuid.uuid4().hex)
+    folder = str(workdir)
+    if "://" in folder:
+      # W&B writes with open(), which does not reach buckets.
+      folder = tempfile.mkdtemp(prefix="r3jax-wandb-")
     self._run = self._wandb.init(
       project=settings.project,
       name=settings.name or None,
       mode=settings.mode,
-      id=kept.read_text(),
+      id=id_file.read_text(),
       resume="allow",
       dir=folder,
       config=config,
     )
 
-  def scalars(self, step: int, values: Mapping[str, float]):
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """See `Sink`."""
     self._run.log(dict(values), step=step)
 
   evaluation = scalars
 
-  def pictures(self, step: int, pictures: Mapping[str, Picture]):
+  def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
     """See `Sink`."""
-    shown = {
+    images = {
       name: self._wandb.Image(picture.image, caption=picture.caption)
       for name, picture in pictures.items()
     }
-    self._run.log(shown, step=step)
+    self._run.log(images, step=step)
 
-  def close(self):
+  def close(self) -> None:
     """See `Sink`."""
     self._run.finish()
 
@@ -234,13 +247,13 @@ def open_all(
   wandb: WandbSettings | None = None,
   config: dict | None = None,
 ) -> list[Sink]:
-  """Opens the sinks of a run on process 0; the others have none.
+  """Opens the sinks of a run on process 0; other processes have none.
 
   Args:
-    workdir: the run's folder.
-    restored_step: the step that the run goes on from; None if it starts from the beginning.
-    wandb: None, or without a project, for none of it.
-    config: of the run, for those that show it.
+    workdir: Folder of the run.
+    restored_step: Step that the run resumes after; None if it starts from the beginning.
+    wandb: Settings of W&B; None, or settings without a project, leave it out.
+    config: Config of the run, for sinks that show it.
   """
   if jax.process_index():
     return []
