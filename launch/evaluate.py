@@ -156,7 +156,11 @@ def _rescore(path: str):
   records = setup.evenly(heldout, config.eval.prompts, config.eval.seed)
   mesh, reward = (
     meshes.make_mesh(**config.mesh),
-    registry.build(config.reward, worlds_registry.find_if_named(config.world)),
+    registry.build(
+      config.reward,
+      worlds_registry.find_if_named(config.world),
+      (config.image.height, config.image.width),
+    ),
   )
   scores = second_judge.rescore(
     reward, mesh, folder, evaluation.samples, records, config.eval.batch_size

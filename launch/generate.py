@@ -29,6 +29,7 @@ import tqdm
 
 from r3jax import inference
 from r3jax.checkpoint import pretrained
+from r3jax.data import records
 from r3jax.files import config_guard
 from r3jax.model import preprocess
 from r3jax.report import gallery
@@ -144,57 +145,75 @@ def _config() -> ml_collections.ConfigDict:
   return config
 
 
-def _records() -> list[dict]:
-  """Returns what to draw: objects with a "prompt", and with "include" where it can be scored.
+def _read_prompts() -> list[records.Prompt]:
+  """Returns the prompts to draw, with `include` items where they can be scored.
 
   Raises:
     ValueError: the file is missing or has lines that are no prompts; lists them.
   """
   if _PROMPT.value:
-    return [{"prompt": _PROMPT.value}]
+    return [records.Prompt(tag="", text=_PROMPT.value)]
   path = epath.Path(_PROMPTS.value)
   if not path.is_file():
     raise ValueError(f"--prompts must be a file; not found: {path}")
-  records, problems = [], []
+  prompts = []
+  problems = []
   for number, line in enumerate(path.read_text().splitlines(), start=1):
-    line = line.strip()
-    try:
-      record = json.loads(line) if line.startswith("{") else {"prompt": line}
-    except json.JSONDecodeError as error:
-      problems.append(f"{path}:{number}: the line must be JSON: {error}")
+    if not line.strip():
       continue
-    if line and not isinstance(record.get("prompt"), str):
-      problems.append(f"{path}:{number}: the object must have a text 'prompt'")
-    records += [record] if line else []
-  if problems or not records:
+    try:
+      prompts.append(_parse_prompt(line.strip(), f"{path}:{number}"))
+    except ValueError as error:
+      problems.append(str(error))
+  if problems or not prompts:
     raise ValueError(
       "--prompts must hold prompts:\n"
       + "\n".join(problems or [f"{path} has none"])
     )
-  return records
+  return prompts
+
+
+def _parse_prompt(line: str, where: str) -> records.Prompt:
+  """Returns the prompt of a line: a text, or a JSON object with at least the key "prompt".
+
+  Raises:
+    ValueError: the line is no such object; `where` names it in the message.
+  """
+  if not line.startswith("{"):
+    return records.Prompt(tag="", text=line)
+  try:
+    obj = json.loads(line)
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{where}: the line must be JSON: {error}") from error
+  if not isinstance(obj.get("prompt"), str):
+    raise ValueError(f"{where}: the object must have a text 'prompt'")
+  if "include" not in obj:
+    return records.Prompt(tag="", text=obj["prompt"])
+  return records.Prompt.from_json({"tag": "none"} | obj, where)
 
 
 def _targets(
   config: ml_collections.ConfigDict,
   world: worlds_base.World | None,
-  records: list[dict],
+  prompts: list[records.Prompt],
 ) -> list[worlds_base.Target | None]:
   """Returns what the verifier compares with, where it is the reward and the world knows the prompt.
 
   Raises:
-    ValueError: a record's "include" is not of this world.
+    ValueError: a prompt's `include` is not of this world.
   """
   if world is None or config.reward.name != registry.OF_WORLD:
-    return [None] * len(records)
-  known = {
-    one["prompt"]: one
-    for one in (*world.records("train"), *world.records("heldout"))
+    return [None] * len(prompts)
+  world_prompts = {
+    prompt.text: prompt
+    for prompt in (*world.records("train"), *world.records("heldout"))
   }
-  scored = [
-    record if "include" in record else known.get(record["prompt"])
-    for record in records
-  ]
-  return [world.encode([one]) if one else None for one in scored]
+  targets = []
+  for prompt in prompts:
+    if not prompt.include:
+      prompt = world_prompts.get(prompt.text)
+    targets.append(None if prompt is None else world.encode([prompt]))
+  return targets
 
 
 def _scores(
@@ -266,13 +285,14 @@ def _missing(folder: epath.Path, number: int, prompt: str) -> list[int]:
 
 def draw(config: ml_collections.ConfigDict):
   """Draws what is missing in --out, and writes the page."""
-  folder, records = epath.Path(_OUT.value), _records()
+  folder = epath.Path(_OUT.value)
+  prompts = _read_prompts()
   base = setup.build_base(config)
-  targets = _targets(config, base.world, records)
-  for record in records:
-    # does it fit?
+  targets = _targets(config, base.world, prompts)
+  for prompt in prompts:
+    # Raises an error where the prompt does not fit.
     base.pretrained.tokenizer.segment(
-      record["prompt"], base.rollout.capacities.prompt
+      prompt.text, base.rollout.capacities.prompt
     )
   config_guard.check_writable(folder)
   facts = {
@@ -281,22 +301,22 @@ def draw(config: ml_collections.ConfigDict):
   }
   config_guard.write_or_check(folder, config.to_dict() | facts, _MAY_DIFFER)
   missing = [
-    _missing(folder, number, record["prompt"])
-    for number, record in enumerate(records)
+    _missing(folder, number, prompt.text)
+    for number, prompt in enumerate(prompts)
   ]
-  title, model = f"R3: {len(records)} prompt{'s' * (len(records) > 1)}", None
-  for number, record in enumerate(records):
+  title, model = f"R3: {len(prompts)} prompt{'s' * (len(prompts) > 1)}", None
+  for number, prompt in enumerate(prompts):
     if not missing[number]:
       continue
     model = model or inference.load(
       config, on_step=Steps(config.eval.points - 1)
     )
-    print(f"\n{record['prompt']}")
+    print(f"\n{prompt.text}")
     tell = lambda image, turn, text: print(
       f"  image {image + 1}, {f'round {turn + 1}' if turn else 'draft'}: {text}"
     )
     samples = model.generate(
-      record["prompt"],
+      prompt.text,
       _NUM_IMAGES.value,
       config.eval.rounds,
       config.eval.seed,

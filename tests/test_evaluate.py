@@ -13,6 +13,7 @@ import time
 from etils import epath
 import pytest
 
+from r3jax.data import records
 from r3jax.evaluation import sample_log
 from r3jax.run import workdir as workdir_lib
 from tests import tiny
@@ -155,6 +156,10 @@ class TestEvaluate:
     assert found["agreement"] == 1.0 and found["difference"] == [0.0, 0.0, 0.0]
 
 
+def prompt_of(text):
+  return records.Prompt("t", text, (records.Expectation("cat", 1),))
+
+
 class TestTrainedOn:
   def test_runs_upon_runs_are_added_up(self, tmp_path):
     for name, before in (("a", "world"), ("b", str(tmp_path / "a"))):
@@ -163,10 +168,10 @@ class TestTrainedOn:
         json.dumps({"model": {"folder": before}})
       )
       workdir_lib.write_training_prompts(
-        tmp_path / name, ({"prompt": name, "tag": "t"},) * 2
+        tmp_path / name, (prompt_of(name),) * 2
       )
-    records, complete = workdir_lib.trained_on(str(tmp_path / "b"))
-    assert [record["prompt"] for record in records] == ["a", "b"] and complete
+    prompts, complete = workdir_lib.trained_on(str(tmp_path / "b"))
+    assert prompts == [prompt_of("a"), prompt_of("b")] and complete
 
   def test_a_folder_of_no_run_is_not_known(self, tmp_path):
     assert workdir_lib.trained_on(str(tmp_path)) == ([], False)

@@ -56,7 +56,7 @@ def drawn(tiny_model, tmp_path_factory):
   """What the command left in the folder of two prompts, and what it printed."""
   folder = tmp_path_factory.mktemp("generate")
   (folder / "prompts.txt").write_text(
-    json.dumps(RECORD) + "\n\n" + OTHER + "\n"
+    json.dumps(RECORD.to_json()) + "\n\n" + OTHER + "\n"
   )
   found = _run("generate", *_arguments(tiny_model, folder))
   assert found.returncode == 0, found.stderr
@@ -73,8 +73,8 @@ class TestGenerate:
     assert [
       (s["prompt"], s["prompt_number"], s["image_number"]) for s in samples
     ] == [
-      (RECORD["prompt"], 0, 0),
-      (RECORD["prompt"], 0, 1),
+      (RECORD.text, 0, 0),
+      (RECORD.text, 0, 1),
       (OTHER, 1, 0),
       (OTHER, 1, 1),
     ]
@@ -89,9 +89,7 @@ class TestGenerate:
           PIL.Image.open(folder / "out" / turn["image"])
         ).shape == (48, 48, 3)
         assert turn["text"] in printed and turn["seconds"] > 0
-        assert (turn["score"] is not None) == (
-          sample["prompt"] == RECORD["prompt"]
-        )
+        assert (turn["score"] is not None) == (sample["prompt"] == RECORD.text)
 
   def test_the_page_shows_all_of_it_escaped(self, drawn):
     folder, _ = drawn
@@ -112,7 +110,7 @@ class TestGenerate:
     (folder / "out" / "00001_01_1.png").unlink()
     found = _run("generate", *_arguments(tiny_model, folder))
     assert found.returncode == 0, found.stderr
-    assert OTHER in found.stdout and RECORD["prompt"] not in found.stdout
+    assert OTHER in found.stdout and RECORD.text not in found.stdout
     assert {
       path.name: path.read_bytes() for path in (folder / "out").glob("*.png")
     } == before
@@ -166,7 +164,7 @@ class TestGenerate:
     ]
     message = _refusal("generate", *changed)
     assert (
-      f"prompt 0 must be {RECORD['prompt']!r} as in" in message
+      f"prompt 0 must be {RECORD.text!r} as in" in message
       and "it is 'a photo of a heart'" in message
     )
 

@@ -19,6 +19,7 @@ FLOORS = (
   "sampling",
   "agent",
   "rl",
+  "plugins",
   "files",
   "data",
   "worlds",

@@ -140,7 +140,9 @@ def write_model(folder: pathlib.Path):
     ("train", prompts_lib.train_records()),
     ("heldout", prompts_lib.heldout_records()),
   ):
-    lines = [json.dumps(record) for record in setup.evenly(records, 12, 0)]
+    lines = [
+      json.dumps(record.to_json()) for record in setup.evenly(records, 12, 0)
+    ]
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
 

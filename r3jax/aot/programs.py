@@ -20,6 +20,7 @@ from r3jax.rl import placement
 from r3jax.rl import programs as rl_programs
 from r3jax.rl import train_state
 from r3jax.run import setup
+from r3jax.sequence import host_parser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +261,7 @@ def _on_host(base: abstract.Base, mesh: jax.sharding.Mesh):
   """Returns a reward and a parser that call back to the host."""
   reward = scorer.reward_from_host(abstract.no_reward, ("strict",), mesh)
   capacity = base.rollout.capacities.instruction
-  return reward, scorer.parse_on_host(base.tokenizer, capacity, mesh)
+  return reward, host_parser.parse_on_host(base.tokenizer, capacity, mesh)
 
 
 def _held(

@@ -1,7 +1,54 @@
-"""The benchmarks whose prompts r3jax reads: their names and tags."""
+"""The benchmarks whose prompts r3jax reads: their names, tags and generators.
 
+`data.benchmark` names one of BENCHMARKS, or a `Benchmark` of your own as
+`package.module:ATTRIBUTE`, see docs/howto/add_a_benchmark.md.
+"""
+
+from collections.abc import Callable
 import dataclasses
 
+from r3jax import plugins
+from r3jax.data import records
+from r3jax.data.generators import geneval
+from r3jax.data.generators import geneval_plus
+
+# (number, seed) -> so many different prompts
+Generate = Callable[[int, int], list[records.Prompt]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """A benchmark.
+
+  Attributes:
+    name: its name in configs and in the folders of prepared data.
+    tags: the tasks of its prompts.
+    generate: draws training prompts of its kind, (number, seed) -> prompts; None where there is no
+      generator, so that `data.train` must be a file.
+  """
+
+  name: str
+  tags: tuple[str, ...]
+  generate: Generate | None = None
+
+
+_GENEVAL_TAGS = (
+  "single_object",
+  "two_object",
+  "counting",
+  "colors",
+  "position",
+  "color_attr",
+)
+_GENEVAL_PLUS_TAGS = (
+  "color_attr",
+  "spatial_count_attr",
+  "color_spatial_attr",
+  "color_count_attr",
+  "multi_object_count_attr",
+  "size_spatial_attr",
+  "counting",
+)
 _TIIF_BASICS = (
   "2d_spatial_relation",
   "3d_spatial_relation",
@@ -23,53 +70,41 @@ _TIIF_PAIRS = {
   "shape": ("2d", "3d", "color", "texture"),
   "texture": ("2d", "3d", "color"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-  """A benchmark.
-
-  Attributes:
-    name: how configs and prepared data name it.
-    tags: the tasks of its prompts.
-  """
-
-  name: str
-  tags: tuple[str, ...]
-
-
-_ALL = (
-  Benchmark(
-    "geneval",
-    (
-      "single_object",
-      "two_object",
-      "counting",
-      "colors",
-      "position",
-      "color_attr",
-    ),
-  ),
-  Benchmark(
-    "geneval_plus",
-    (
-      "color_attr",
-      "spatial_count_attr",
-      "color_spatial_attr",
-      "color_count_attr",
-      "multi_object_count_attr",
-      "size_spatial_attr",
-      "counting",
-    ),
-  ),
-  Benchmark(
-    "tiif",
-    _TIIF_BASICS
-    + tuple(
-      f"{first}+{second}"
-      for first, seconds in _TIIF_PAIRS.items()
-      for second in seconds
-    ),
-  ),
+_TIIF_TAGS = _TIIF_BASICS + tuple(
+  f"{first}+{second}"
+  for first, seconds in _TIIF_PAIRS.items()
+  for second in seconds
 )
-BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
+
+BENCHMARKS = {
+  "geneval": Benchmark("geneval", _GENEVAL_TAGS, geneval.generate),
+  "geneval_plus": Benchmark(
+    "geneval_plus", _GENEVAL_PLUS_TAGS, geneval_plus.generate
+  ),
+  "tiif": Benchmark("tiif", _TIIF_TAGS),
+}
+
+
+def find(name: str) -> Benchmark:
+  """Returns the benchmark of a name.
+
+  Args:
+    name: one of BENCHMARKS, or `package.module:ATTRIBUTE`.
+
+  Raises:
+    ValueError: there is no such benchmark.
+  """
+  if name in BENCHMARKS:
+    return BENCHMARKS[name]
+  if not plugins.is_path(name):
+    raise ValueError(
+      f"data.benchmark must be one of {sorted(BENCHMARKS)} or 'package.module:ATTRIBUTE'; "
+      f"got {name!r}"
+    )
+  benchmark = plugins.load(name, "data.benchmark")
+  if not isinstance(benchmark, Benchmark):
+    raise ValueError(
+      f"data.benchmark must name a benchmarks.Benchmark; {name!r} is a "
+      f"{type(benchmark).__name__}"
+    )
+  return benchmark

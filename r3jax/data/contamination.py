@@ -1,10 +1,10 @@
 """Finds training prompts that are test prompts too, and drops them.
 
 A prompt occurs in the test set by
-  text: as it is;
-  folded: with case, the articles a, an and the, spacing and punctuation left out;
-  include: with another text that asks for the same, namely the same `include` items in any order
-    or, of TIIF's, the same questions with the same answers in any order.
+  text: its text is a test prompt's text;
+  folded: the texts agree without case, the articles a, an and the, spacing and punctuation;
+  include: a test prompt with another text asks for the same, namely the same `include` items in any
+    order or, for TIIF, the same questions with the same answers in any order.
 """
 
 import collections
@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 import dataclasses
 import json
 import unicodedata
+
+from r3jax.data import records
 
 KINDS = ("text", "folded", "include")
 _ARTICLES = ("a", "an", "the")
@@ -23,7 +25,7 @@ class TagOverlap:
 
   Attributes:
     total: prompts of the tag before any was dropped.
-    text, folded, include: of them those in the test set, by the first kind that applies.
+    text, folded, include: those of them that are in the test set, by the first kind that applies.
     dropped: those that were dropped.
     kept: those that were kept although they are in the test set.
   """
@@ -38,7 +40,7 @@ class TagOverlap:
 
 @dataclasses.dataclass(frozen=True)
 class Contamination:
-  """What `clean` found and did.
+  """The overlap of a training set with the test set, and what was done about it.
 
   Attributes:
     tags: the overlap of every tag of the training set, in its order.
@@ -61,7 +63,7 @@ class Contamination:
     )
 
   def to_json(self) -> dict:
-    """Returns what a run's summary says of it."""
+    """Returns the entry of a run's summary."""
     tags = {
       tag: dataclasses.asdict(overlap) for tag, overlap in self.tags.items()
     }
@@ -72,45 +74,25 @@ class Contamination:
     }
 
   def describe(self) -> str:
-    """Returns one line per tag."""
-    return "\n".join(
-      self._line(tag, overlap) for tag, overlap in self.tags.items()
-    )
-
-  def _line(self, tag: str, overlap: TagOverlap) -> str:
-    kinds = ", ".join(f"{getattr(overlap, kind)} by {kind}" for kind in KINDS)
-    end = "; none is left" if tag in self.vanished else ""
-    return (
-      f"{tag}: of {overlap.total} training prompts {overlap.dropped + overlap.kept} are in "
-      f"the test set ({kinds}): {overlap.dropped} dropped, {overlap.kept} kept{end}"
-    )
-
-
-def find(train: Sequence[dict], tests: Sequence[dict]) -> list[str | None]:
-  """Returns how each training record occurs in the test set: the first of KINDS, or None.
-
-  Args:
-    train: records as `PromptRecord.to_json` gives them.
-    tests: records of the same kind.
-  """
-  known = {
-    kind: {key(record) for record in tests} for kind, key in _KEYS.items()
-  }
-  return [
-    next(
-      (kind for kind, key in _KEYS.items() if key(record) in known[kind]), None
-    )
-    for record in train
-  ]
+    """Returns one line of text per tag."""
+    lines = []
+    for tag, overlap in self.tags.items():
+      kinds = ", ".join(f"{getattr(overlap, kind)} by {kind}" for kind in KINDS)
+      end = "; none is left" if tag in self.vanished else ""
+      lines.append(
+        f"{tag}: of {overlap.total} training prompts {overlap.dropped + overlap.kept} are in "
+        f"the test set ({kinds}): {overlap.dropped} dropped, {overlap.kept} kept{end}"
+      )
+    return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaked:
-  """Which prompts of an evaluation a model was trained on.
+  """The prompts of an evaluation that a model was trained on.
 
   Attributes:
-    tags: tag -> how many different ones.
-    complete: whether all is known that the model was trained on; else there may be more.
+    tags: tag -> the number of different prompts.
+    complete: whether everything is known that the model was trained on; otherwise there may be more.
   """
 
   tags: Mapping[str, int]
@@ -122,82 +104,104 @@ class Leaked:
     return any(self.tags.values())
 
   def notes(self) -> list[str]:
-    """Returns what must stand beside every number of such an evaluation."""
-    by_tag = ", ".join(
-      f"{tag} {number}" for tag, number in self.tags.items() if number
-    )
-    known = f"CONTAMINATED: the model was trained on {sum(self.tags.values())} of these prompts ({by_tag})."
-    unknown = "What the model was trained on is not known in full: prompts that are evaluated here may be among it."
-    return [known] * self.contaminated + [unknown] * (not self.complete)
+    """Returns the sentences that must stand beside every number of such an evaluation."""
+    notes = []
+    if self.contaminated:
+      by_tag = ", ".join(
+        f"{tag} {count}" for tag, count in self.tags.items() if count
+      )
+      notes.append(
+        f"CONTAMINATED: the model was trained on {sum(self.tags.values())} of these prompts "
+        f"({by_tag})."
+      )
+    if not self.complete:
+      notes.append(
+        "What the model was trained on is not known in full: prompts that are evaluated here may "
+        "be among it."
+      )
+    return notes
+
+
+def occurrences(
+  train: Sequence[records.Prompt], tests: Sequence[records.Prompt]
+) -> list[str | None]:
+  """Returns how each training prompt occurs in the test set: the first of KINDS, or None."""
+  test_keys = {}
+  for kind, key_of in _KEYS.items():
+    test_keys[kind] = {key_of(prompt) for prompt in tests}
+
+  def kind_of(prompt: records.Prompt) -> str | None:
+    for kind, key_of in _KEYS.items():
+      if key_of(prompt) in test_keys[kind]:
+        return kind
+    return None
+
+  return [kind_of(prompt) for prompt in train]
 
 
 def leaked(
-  train: Sequence[dict], tests: Sequence[dict], complete: bool
+  train: Sequence[records.Prompt],
+  tests: Sequence[records.Prompt],
+  complete: bool,
 ) -> Leaked:
-  """Returns which test records a model was trained on, by any of KINDS.
+  """Returns the test prompts that a model was trained on, by any of KINDS.
 
   Args:
-    train: records that it was trained on, as far as they are known.
-    tests: records; those with the same prompt count once.
-    complete: whether `train` is all.
+    train: the prompts that it was trained on, as far as they are known.
+    tests: the test prompts; those with the same text count once.
+    complete: whether `train` is everything that it was trained on.
   """
-  distinct = list({record["prompt"]: record for record in tests}.values())
-  found = collections.Counter(
-    record["tag"]
-    for record, kind in zip(distinct, find(distinct, train))
-    if kind
-  )
-  return Leaked(
-    {
-      tag: found[tag]
-      for tag in dict.fromkeys(record["tag"] for record in tests)
-    },
-    complete,
-  )
+  distinct = list({prompt.text: prompt for prompt in tests}.values())
+  kinds = occurrences(distinct, train)
+  counts = dict.fromkeys((prompt.tag for prompt in tests), 0)
+  for prompt, kind in zip(distinct, kinds, strict=True):
+    if kind is not None:
+      counts[prompt.tag] += 1
+  return Leaked(counts, complete)
 
 
 def clean(
-  train: Sequence[dict], tests: Sequence[dict], keep_tags: Collection[str] = ()
-) -> tuple[list[dict], Contamination]:
-  """Drops the training records that occur in the test set.
+  train: Sequence[records.Prompt],
+  tests: Sequence[records.Prompt],
+  keep_tags: Collection[str] = (),
+) -> tuple[list[records.Prompt], Contamination]:
+  """Drops the training prompts that occur in the test set.
 
   Args:
-    train: the training records, see `find`.
-    tests: the test records.
-    keep_tags: tags whose records are kept although they are in the test set.
+    train: the training prompts.
+    tests: the test prompts.
+    keep_tags: tags whose prompts are kept although they are in the test set.
 
   Returns:
-    The records that are left, in their order, and what was found.
+    The prompts that are left, in their order, and the overlap by tag.
 
   Raises:
-    ValueError: if no record would be left, or a tag to keep is not in the training set.
+    ValueError: no prompt would be left, or a tag to keep is not in the training set.
   """
-  tags = list(dict.fromkeys(record["tag"] for record in train))
-  if unknown := sorted(set(keep_tags) - set(tags)):
+  tags = list(dict.fromkeys(prompt.tag for prompt in train))
+  unknown = sorted(set(keep_tags) - set(tags))
+  if unknown:
     raise ValueError(
       f"keep_tags must be tags of the training set, {tags}; got {unknown}"
     )
-  found = find(train, tests)
-  kept = [
-    record
-    for record, kind in zip(train, found)
-    if kind is None or record["tag"] in keep_tags
-  ]
-  if train and not kept:
+  kinds = occurrences(train, tests)
+  remaining = []
+  counts = collections.Counter()
+  for prompt, kind in zip(train, kinds, strict=True):
+    counts[prompt.tag, kind] += 1
+    if kind is None or prompt.tag in keep_tags:
+      remaining.append(prompt)
+  if train and not remaining:
     raise ValueError(
       f"all {len(train)} training prompts (tags {tags}) are in the test set, and none may be "
       "trained on; keep_tags keeps the prompts of a tag, and the run is then called contaminated"
     )
-  counts = collections.Counter(
-    (record["tag"], kind) for record, kind in zip(train, found)
-  )
-  return kept, Contamination(
-    {tag: _overlap(tag, counts, tag in keep_tags) for tag in tags}
-  )
+  overlaps = {tag: _overlap(tag, counts, tag in keep_tags) for tag in tags}
+  return remaining, Contamination(overlaps)
 
 
 def _overlap(tag: str, counts: collections.Counter, keep: bool) -> TagOverlap:
-  """Returns the overlap of a tag from the numbers of records by (tag, kind)."""
+  """Returns the overlap of a tag from the numbers of prompts by (tag, kind)."""
   by_kind = {kind: counts[tag, kind] for kind in KINDS}
   overlapping = sum(by_kind.values())
   return TagOverlap(
@@ -208,47 +212,48 @@ def _overlap(tag: str, counts: collections.Counter, keep: bool) -> TagOverlap:
   )
 
 
-def _text(record: dict) -> str:
-  return record["prompt"]
+def _text(prompt: records.Prompt) -> str:
+  return prompt.text
 
 
-def _folded(record: dict) -> str:
+def _folded(prompt: records.Prompt) -> str:
   """Returns the prompt's words without case, articles and punctuation."""
   plain = "".join(
     " " if unicodedata.category(character).startswith("P") else character
-    for character in record["prompt"].casefold()
+    for character in prompt.text.casefold()
   )
   words = [word for word in plain.split() if word not in _ARTICLES]
-  # Of "?!" and "..." nothing would be left to compare.
-  return " ".join(words) or record["prompt"]
+  # "?!" and "..." would have nothing left to compare.
+  return " ".join(words) or prompt.text
 
 
-def _asked(record: dict) -> Hashable:
-  """Returns what is asked for, free of any order."""
-  if "questions" in record:
+def _content(prompt: records.Prompt) -> Hashable:
+  """Returns what a prompt asks for, free of any order."""
+  if prompt.questions:
+    questions = frozenset(prompt.questions)
     # One question alone ("Is the image in ... style?") does not say what the prompt asks for.
-    asked = frozenset(map(tuple, record["questions"]))
-    return asked if len(asked) > 1 else record["prompt"]
-  return tuple(sorted(_resolved(record["include"])))
+    return questions if len(questions) > 1 else prompt.text
+  return tuple(sorted(_resolved(prompt.include)))
 
 
-def _resolved(items: Sequence[dict]) -> list[str]:
+def _resolved(items: Sequence[records.Expectation]) -> list[str]:
   """Returns each item as text, with the other item of its position in place of an index."""
-  bare = [
-    {key: value for key, value in item.items() if key != "position"}
-    for item in items
+  without_position = [
+    dataclasses.replace(item, position=None).to_json() for item in items
   ]
   texts = []
-  for item, own in zip(items, bare):
-    relation, index = item.get("position", (None, None))
-    texts.append(
-      json.dumps([own, relation, relation and bare[index]], sort_keys=True)
-    )
+  for item, own in zip(items, without_position, strict=True):
+    if item.position is None:
+      resolved = [own, None, None]
+    else:
+      relation, index = item.position
+      resolved = [own, relation, without_position[index]]
+    texts.append(json.dumps(resolved, sort_keys=True))
   return texts
 
 
-_KEYS: Mapping[str, Callable[[dict], Hashable]] = {
+_KEYS: Mapping[str, Callable[[records.Prompt], Hashable]] = {
   "text": _text,
   "folded": _folded,
-  "include": _asked,
+  "include": _content,
 }

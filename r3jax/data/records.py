@@ -1,58 +1,88 @@
-"""Reads prompt records from JSON lines, refusing a file that holds a bad one."""
+"""Prompts with what their images must show, and the JSON lines that hold them.
+
+`Prompt` is the type that travels through the program. JSON appears only on disk, in TFDS and in
+requests to services: `Prompt.from_json` and `Prompt.to_json` are the border.
+"""
 
 import collections
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 import dataclasses
 import hashlib
 import json
 
 from absl import logging
-from etils import epath
 
 from r3jax.data import validation
 
-# Problems that an error lists; a file of another kind has one on every line.
+# A file of another kind has a problem on every line; an error lists the first ones.
 MAX_LISTED = 50
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-  """What a prompt says of one class of objects; an item of `include` or `exclude`."""
+  """What a prompt says about one class of objects; an item of `include` or `exclude`.
 
-  class_name: str  # "class" in the file
-  # include: so many; exclude: fewer than so many
+  Attributes:
+    class_name: the class of the objects, for example "traffic light" ("class" in JSON).
+    count: the number of objects. In `include` exactly this many are asked for, in `exclude` fewer
+      than this many may be there.
+    color: their colour.
+    position: (relation, index of another `include` item): these objects stand in the relation to
+      that item's objects.
+    region: the part of the frame that they are in (GenEval++).
+    size: their size compared with the other item's objects (GenEval++).
+  """
+
+  class_name: str
   count: int
   color: str | None = None
-  # (relation, index of the other include item)
   position: tuple[str, int] | None = None
-  region: str | None = None  # place in the frame
+  region: str | None = None
   size: str | None = None
 
   @classmethod
   def from_json(cls, item: dict) -> "Expectation":
-    """Builds the expectation of a valid item."""
-    position = tuple(item["position"]) if "position" in item else None
+    """Builds the expectation of an item that `validation.find_problems` accepts."""
+    position = item.get("position")
     attributes = {name: item.get(name) for name in validation.ATTRIBUTES}
-    return cls(item["class"], item["count"], position=position, **attributes)
+    return cls(
+      class_name=item["class"],
+      count=item["count"],
+      position=None if position is None else tuple(position),
+      **attributes,
+    )
 
   def to_json(self) -> dict:
-    """Returns the item as GenEval writes it, without the fields that say nothing."""
-    said = {name: getattr(self, name) for name in validation.ATTRIBUTES}
-    item = {"class": self.class_name, "count": self.count}
-    item |= {name: value for name, value in said.items() if value is not None}
-    return item | ({"position": list(self.position)} if self.position else {})
+    """Returns the item as GenEval writes it, without the fields that are None."""
+    item: dict = {"class": self.class_name, "count": self.count}
+    for name in validation.ATTRIBUTES:
+      value = getattr(self, name)
+      if value is not None:
+        item[name] = value
+    if self.position is not None:
+      item["position"] = list(self.position)
+    return item
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A question about the image with the answer that the prompt implies."""
+  """A question about the image, with the answer that the prompt implies.
+
+  Attributes:
+    text: the question.
+    answer: "yes" or "no".
+  """
 
   text: str
-  answer: str  # "yes" or "no"
+  answer: str
 
   @classmethod
   def from_json(cls, pair: Sequence[str]) -> "Question":
-    """Builds the question of a valid (text, answer); TIIF pads texts and writes "yes" and "Yes"."""
+    """Builds the question of a valid (text, answer).
+
+    TIIF pads its texts with blanks and writes both "yes" and "Yes".
+    """
     text, answer = pair
     return cls(text.strip(), answer.strip().lower())
 
@@ -62,75 +92,93 @@ class Question:
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptRecord:
-  """A prompt with what its image must show (R3.md section 11): include or questions, never both."""
+class Prompt:
+  """A prompt with what its image must show: `include` items or `questions`, never both.
 
-  # 16 hex digits of a hash of the other fields
-  id: str
-  # the task of the benchmark: "counting", "colors", ...
+  Attributes:
+    tag: the task of the benchmark, for example "counting" or "colors".
+    text: the prompt itself ("prompt" in JSON).
+    include: the objects that the image must show (GenEval, GenEval++).
+    exclude: the objects that it must not show.
+    questions: what is asked about the image (TIIF).
+  """
+
   tag: str
-  prompt: str
-  include: tuple[Expectation, ...] = ()  # GenEval, GenEval++
+  text: str
+  include: tuple[Expectation, ...] = ()
   exclude: tuple[Expectation, ...] = ()
-  questions: tuple[Question, ...] = ()  # TIIF
+  questions: tuple[Question, ...] = ()
 
   @classmethod
-  def from_json(cls, obj: dict, where: str) -> "PromptRecord":
-    """Builds a record.
+  def from_json(cls, obj: object, where: str = "the record") -> "Prompt":
+    """Builds a prompt from a JSON object.
 
     Args:
-      obj: one of the forms of data/validation.py; further keys are ignored.
-      where: names the record in the error, for example "train.jsonl:12".
+      obj: one of the forms in `data/validation.py`; further keys are ignored.
+      where: names the object in the error, for example "train.jsonl:12".
 
     Raises:
-      ValueError: with everything that is wrong with the record.
+      ValueError: everything that is wrong with the object, one problem a line.
     """
     problems = validation.find_problems(obj)
     if problems:
       raise ValueError("\n".join(f"{where}: {problem}" for problem in problems))
-    if "include" in obj:
-      include = tuple(map(Expectation.from_json, obj["include"]))
-      exclude = tuple(map(Expectation.from_json, obj.get("exclude") or ()))
-      record = cls("", obj["tag"], obj["prompt"], include, exclude)
-    elif "questions" in obj:
-      questions = tuple(map(Question.from_json, obj["questions"]))
-      record = cls("", obj["tag"], obj["prompt"], questions=questions)
-    else:
-      questions = map(
-        Question.from_json, zip(obj["yn_question_list"], obj["yn_answer_list"])
-      )
-      prompt = obj["short_description"].strip()
-      record = cls("", obj["type"], prompt, questions=tuple(questions))
-    return dataclasses.replace(record, id=_hash(record))
+    return _from_valid(obj)
 
   def to_json(self) -> dict:
-    """Returns the record as the worlds and the rewards take it.
+    """Returns the prompt as a JSON object that `from_json` accepts.
 
     Returns:
       {"tag", "prompt", "include", "exclude"?} as GenEval writes it, or {"tag", "prompt",
-      "questions": [[text, answer], ...]}. `from_json` takes it back.
+      "questions": [[text, answer], ...]}. The order of the keys is part of the hashes that
+      identify training sets and held-out sets.
     """
-    record = {"tag": self.tag, "prompt": self.prompt}
-    for field in ("include", "exclude", "questions"):
-      items = [item.to_json() for item in getattr(self, field)]
-      record |= {field: items} if items else {}
-    return record
+    obj: dict = {"tag": self.tag, "prompt": self.text}
+    if self.include:
+      obj["include"] = [item.to_json() for item in self.include]
+    if self.exclude:
+      obj["exclude"] = [item.to_json() for item in self.exclude]
+    if self.questions:
+      obj["questions"] = [question.to_json() for question in self.questions]
+    return obj
 
 
-def read_jsonl(
-  path: epath.PathLike, tags: Collection[str] | None = None
-) -> list[PromptRecord]:
-  """Reads the records of a file, see `parse_jsonl`."""
-  return parse_jsonl(epath.Path(path).read_bytes(), str(path), tags)
+def sha256(prompts: Iterable[Prompt]) -> str:
+  """Returns the hash that identifies prompts in manifests: SHA-256 of their JSON, in hex digits."""
+  text = json.dumps([prompt.to_json() for prompt in prompts])
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _from_valid(obj: dict) -> Prompt:
+  """Builds the prompt of an object that has no problems."""
+  if "include" in obj:
+    return Prompt(
+      tag=obj["tag"],
+      text=obj["prompt"],
+      include=tuple(map(Expectation.from_json, obj["include"])),
+      exclude=tuple(map(Expectation.from_json, obj.get("exclude") or ())),
+    )
+  if "questions" in obj:
+    return Prompt(
+      tag=obj["tag"],
+      text=obj["prompt"],
+      questions=tuple(map(Question.from_json, obj["questions"])),
+    )
+  pairs = zip(obj["yn_question_list"], obj["yn_answer_list"], strict=True)
+  return Prompt(
+    tag=obj["type"],
+    text=obj["short_description"].strip(),
+    questions=tuple(map(Question.from_json, pairs)),
+  )
 
 
 def parse_jsonl(
   content: bytes, name: str, tags: Collection[str] | None = None
-) -> list[PromptRecord]:
-  """Parses records, one JSON object a line; empty lines and a byte order mark are skipped.
+) -> list[Prompt]:
+  """Parses prompts, one JSON object a line; empty lines and a byte order mark are skipped.
 
-  A prompt may stand once; of records with questions, which share prompts, the whole record. A file
-  of k > 1 copies of each record, as the reference's own, is taken as it is.
+  A prompt may appear once. Records with questions share prompts, so that there the whole record may
+  appear once. A file with k > 1 copies of every record, as the reference's own, is accepted.
 
   Args:
     content: UTF-8 text.
@@ -138,71 +186,85 @@ def parse_jsonl(
     tags: the tags that may occur; any if None.
 
   Raises:
-    ValueError: if the text or a record is invalid, has another tag or repeats. It lists the
+    ValueError: the text or a record is invalid, has another tag or repeats. The message lists the
       problems (the first 50) with their line numbers.
   """
-  problems, entries = [], []
-  for number, line in enumerate(
-    content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1
-  ):
+  problems = []
+  entries = []
+  lines = content.removeprefix(_BYTE_ORDER_MARK).splitlines()
+  for number, line in enumerate(lines, start=1):
     if not line.strip():
       continue
-    found, obj = _parse(line)
-    found = found or validation.find_problems(obj, tags)
-    problems += [f"{name}:{number}: {problem}" for problem in found]
-    if not found:
-      entries.append(_Entry.from_json(obj, name, number))
+    try:
+      obj = _parse_line(line)
+    except ValueError as error:
+      problems.append(f"{name}:{number}: {error}")
+      continue
+    line_problems = validation.find_problems(obj, tags)
+    problems += [f"{name}:{number}: {problem}" for problem in line_problems]
+    if not line_problems:
+      entries.append(_Entry.from_json(obj, number))
   copies = _copies(entries)
   if copies > 1 and not problems:
     logging.info("%s holds each of its prompts %d times", name, copies)
   else:
     problems += [f"{name}:{problem}" for problem in _repeats(entries)]
   if problems:
-    raise ValueError(_list(problems))
-  return [entry.record for entry in entries]
+    raise ValueError(_error_text(problems))
+  return [entry.prompt for entry in entries]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-  """A valid record of a file."""
+  """A valid line of a file.
+
+  Attributes:
+    line: its number, from 1.
+    prompt: the prompt that it holds.
+    unique: what may appear once in a file.
+  """
 
   line: int
-  record: PromptRecord
-  once: tuple  # what may stand once in a file
+  prompt: Prompt
+  unique: tuple
 
   @classmethod
-  def from_json(cls, obj: dict, name: str, line: int) -> "_Entry":
-    record = PromptRecord.from_json(obj, f"{name}:{line}")
-    once = (
-      (record.prompt,)
-      if record.include
-      else (record, obj.get("long_description"))
-    )
-    return cls(line, record, once)
+  def from_json(cls, obj: dict, line: int) -> "_Entry":
+    prompt = _from_valid(obj)
+    if prompt.include:
+      unique = (prompt.text,)
+    else:
+      unique = (prompt, obj.get("long_description"))
+    return cls(line, prompt, unique)
 
 
-def _parse(line: bytes) -> tuple[list[str], object]:
-  """Returns (problems, object) of a line of JSON."""
+def _parse_line(line: bytes) -> object:
+  """Returns the value of a line of JSON.
+
+  Raises:
+    ValueError: the line is not JSON, not UTF-8, too deep, or repeats a key.
+  """
   try:
-    obj = json.loads(
-      line.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant
+    return json.loads(
+      line.decode(),
+      object_pairs_hook=_unique_keys,
+      parse_constant=_refuse_constant,
     )
-    return [], obj
   except json.JSONDecodeError as error:
-    return [f"the line must be JSON: {error.msg} (column {error.colno})"], None
+    raise ValueError(
+      f"the line must be JSON: {error.msg} (column {error.colno})"
+    ) from error
   except (ValueError, RecursionError) as error:
-    # Not UTF-8, too long a number, too deep, a hook.
-    return [f"the line must be JSON: {error}"], None
+    raise ValueError(f"the line must be JSON: {error}") from error
 
 
-def _object(pairs: list[tuple[str, object]]) -> dict:
-  """Returns the object, which `json` would let a key stand in twice."""
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+  """Builds an object whose keys appear once; `json` alone would keep the last of them."""
   obj = dict(pairs)
   if len(obj) != len(pairs):
     counts = collections.Counter(key for key, _ in pairs)
-    raise ValueError(
-      f"key {validation.show(counts.most_common(1)[0][0])} must stand once"
-    )
+    repeated = counts.most_common(1)[0][0]
+    raise ValueError(f"key {validation.show(repeated)} must stand once")
   return obj
 
 
@@ -211,43 +273,34 @@ def _refuse_constant(name: str) -> None:
 
 
 def _copies(entries: list[_Entry]) -> int:
-  """Returns k if every record stands exactly k times, else 1."""
-  counts = collections.Counter((entry.once, entry.record) for entry in entries)
-  distinct, same = {once for once, _ in counts}, set(counts.values())
-  return same.pop() if len(same) == 1 and len(distinct) == len(counts) else 1
+  """Returns k if every record appears exactly k times, else 1."""
+  counts = collections.Counter(
+    (entry.unique, entry.prompt) for entry in entries
+  )
+  keys = {unique for unique, _ in counts}
+  multiplicities = set(counts.values())
+  if len(multiplicities) == 1 and len(keys) == len(counts):
+    return multiplicities.pop()
+  return 1
 
 
 def _repeats(entries: list[_Entry]) -> list[str]:
-  """Reports the records that stood on an earlier line, each after its line number."""
-  first_line, problems = {}, []
+  """Returns a problem for every entry that repeats an earlier line, its line number first."""
+  first_line: dict[tuple, int] = {}
+  problems = []
   for entry in entries:
-    first = first_line.setdefault(entry.once, entry.line)
+    first = first_line.setdefault(entry.unique, entry.line)
     if first != entry.line:
-      what = "prompt" if entry.record.include else "record of prompt"
-      prompt = validation.show(entry.record.prompt)
-      problems.append(f"{entry.line}: {what} {prompt} repeats line {first}")
+      subject = "prompt" if entry.prompt.include else "record of prompt"
+      text = validation.show(entry.prompt.text)
+      problems.append(f"{entry.line}: {subject} {text} repeats line {first}")
   return problems
 
 
-def _list(problems: list[str]) -> str:
-  """Returns the text of an error."""
-  head, more = (
-    f"{len(problems)} problems with prompts:",
-    len(problems) - MAX_LISTED,
-  )
-  tail = [f"... and {more} more"] if more > 0 else []
-  return "\n".join([head, *problems[:MAX_LISTED], *tail])
-
-
-def _hash(record: PromptRecord) -> str:
-  """Returns 16 hex digits that depend on the record's meaning, not on the order of its keys."""
-  obj = record.to_json()
-  asked = (
-    [obj["include"], obj.get("exclude") or []]
-    if record.include
-    else [obj["questions"]]
-  )
-  text = json.dumps(
-    [record.tag, record.prompt, *asked], sort_keys=True, ensure_ascii=False
-  )
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _error_text(problems: list[str]) -> str:
+  """Returns an error's text, with at most MAX_LISTED of the problems."""
+  lines = [f"{len(problems)} problems with prompts:", *problems[:MAX_LISTED]]
+  remaining = len(problems) - MAX_LISTED
+  if remaining > 0:
+    lines.append(f"... and {remaining} more")
+  return "\n".join(lines)

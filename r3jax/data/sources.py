@@ -1,7 +1,7 @@
-"""Reads prompt files from paths and URLs; what a URL gave once cannot change unnoticed.
+"""Reads prompt files from paths and URLs; a URL whose content has changed is refused.
 
-TFDS's own download manager checks only checksums that stand in the source code of a dataset; of a
-URL that a user names it would take whatever it gives.
+TFDS's own download manager checks only the checksums in the source code of a dataset; it would
+accept any content of a URL that a user names.
 """
 
 import hashlib
@@ -22,50 +22,51 @@ _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 def read(source: str, downloads: pathlib.Path) -> bytes:
   """Returns the content of a source.
 
-  A URL is downloaded once and kept with a note of its size and SHA-256; what is downloaded again,
-  because the kept file is gone or damaged, must be the same.
+  A URL is downloaded once and stored with a note of its size and SHA-256. If the stored file is gone
+  or damaged, it is downloaded again and must be the same.
 
   Args:
     source: a path that etils.epath opens, or an http(s) URL, to which "#sha256=" and 64 hex digits
-      may be added: the content must have this hash, whatever the note says. It goes into configs
-      and notes, so it must hold no user, password or query.
+      may be added: the content must have this hash, whatever the note says. The URL is written to
+      configs and notes, so it must hold no user, password or query.
     downloads: the folder of downloads.
 
   Raises:
-    ValueError: if the hash is malformed or is not that of the content, or the URL may hold a key.
-    OSError: if the source cannot be read.
+    ValueError: the hash is malformed or is not that of the content, or the URL may hold a key.
+    OSError: the source cannot be read.
   """
   if not source.startswith(("http://", "https://")):
     return epath.Path(source).read_bytes()
-  url, pinned = _split(source)
+  url, pinned = _split_pin(source)
   folder = downloads / storage.folder_name(url)
-  kept, note = folder / "content", folder / "note.json"
+  stored = folder / "content"
+  note = folder / "note.json"
   with storage.locked(folder):
-    recorded = json.loads(note.read_text())["sha256"] if note.exists() else None
-    expected = pinned or recorded
-    if kept.exists() and _sha256(content := kept.read_bytes()) == expected:
-      return content
+    expected = pinned
+    if expected is None and note.exists():
+      expected = json.loads(note.read_text())["sha256"]
+    if stored.exists():
+      content = stored.read_bytes()
+      if _sha256(content) == expected:
+        return content
     content = _download(url)
     if expected and _sha256(content) != expected:
       raise ValueError(
         _refusal(url, expected, content, None if pinned else note)
       )
-    atomic.write_text(
-      note,
-      json.dumps(
-        {"url": url, "size": len(content), "sha256": _sha256(content)}
-      ),
-    )
-    # Last: a note without its content only means a new download.
-    kept.write_bytes(content)
+    facts = {"url": url, "size": len(content), "sha256": _sha256(content)}
+    atomic.write_text(note, json.dumps(facts))
+    # The content is written last: a note without it only means a new download.
+    stored.write_bytes(content)
     return content
 
 
-def _split(source: str) -> tuple[str, str | None]:
-  """Returns the URL and the hash it must have, if one is given."""
+def _split_pin(source: str) -> tuple[str, str | None]:
+  """Returns the URL, and the hash that its content must have if one is given."""
   url, _, fragment = source.partition("#")
-  before, _, host = url.split("/")[2].rpartition("@")
-  if before or "?" in url:  # neither is shown
+  credentials, _, host = url.split("/")[2].rpartition("@")
+  if credentials or "?" in url:
+    # The message shows neither of them.
     raise ValueError(
       "a URL of prompts must hold no user, password or query, for they could be keys; got one at "
       f"{host.partition('?')[0]}. Download the file and give its path"
@@ -95,14 +96,14 @@ def _download(url: str) -> bytes:
 def _refusal(
   url: str, expected: str, content: bytes, note: pathlib.Path | None
 ) -> str:
-  """Says that a URL's content is not the expected one, and what to do."""
-  found = _sha256(content)
-  text = f"the content of {url} must have sha256 {expected}, got {found} ({len(content)} bytes)"
+  """Returns the error's text: the content of a URL is not the expected one, and what to do."""
+  actual = _sha256(content)
+  text = f"the content of {url} must have sha256 {expected}, got {actual} ({len(content)} bytes)"
   if note is None:
     return text
   return (
     f"{text}. It was {expected} when {note} was written: if the change is wanted, give the "
-    f"source as {url}#sha256={found}"
+    f"source as {url}#sha256={actual}"
   )
 
 

@@ -1,4 +1,4 @@
-"""Prompt records as TFDS data: prepared once under a lock, read without TensorFlow."""
+"""Prompts as TFDS data: prepared once under a lock, read without TensorFlow."""
 
 from collections.abc import Iterable, Iterator
 import contextlib
@@ -10,12 +10,14 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
+from r3jax.data import records
+
 # The format that TFDS writes and reads without TensorFlow.
 FILE_FORMAT = "array_record"
 
 
-class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Holds prompt records, one JSON text an example; a subclass says which are in its splits."""
+class PromptBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Holds prompts, one JSON text an example; a subclass generates the prompts of its splits."""
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -26,14 +28,14 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def _generate_examples(
-    self, records: Iterable[dict]
+    self, prompts: Iterable[records.Prompt]
   ) -> Iterator[tuple[int, dict]]:
-    for key, record in enumerate(records):
-      yield key, {"record": json.dumps(record)}
+    for key, prompt in enumerate(prompts):
+      yield key, {"record": json.dumps(prompt.to_json())}
 
 
 def root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-  """Returns where prepared data is kept: `data_dir`, else $R3JAX_DATA, else ~/.cache/r3jax."""
+  """Returns the folder of prepared data: `data_dir`, else $R3JAX_DATA, else ~/.cache/r3jax."""
   return pathlib.Path(
     data_dir
     or os.environ.get("R3JAX_DATA")
@@ -42,50 +44,51 @@ def root(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 
 def folder_name(content: object) -> str:
-  """Returns 12 hex digits of a hash of a JSON value: where data made of it is kept."""
+  """Returns 12 hex digits of a hash of a JSON value, the folder of data prepared from it."""
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def downloads(data_dir: pathlib.Path) -> pathlib.Path:
-  """Returns the folder of what was downloaded for data prepared in `data_dir`."""
+  """Returns the folder of downloads for data prepared in `data_dir`."""
   return data_dir / "downloads"
 
 
 def read(
-  builder_class: type[RecordBuilder],
+  builder_class: type[PromptBuilder],
   data_dir: pathlib.Path,
   name: str,
   split: str,
   **arguments,
-) -> list[dict]:
-  """Returns the records of a split in the order they were written, preparing them on first use.
+) -> list[records.Prompt]:
+  """Returns the prompts of a split in the order they were written, preparing them on first use.
 
   Processes that need the data at once wait for the first one's lock.
 
   Args:
-    builder_class: makes the data.
+    builder_class: prepares the data.
     data_dir: the root, see `root`.
-    name: the folder in `data_dir`, see `folder_name`: data of other content is prepared anew and
-      never read stale.
-    split: the split.
-    **arguments: what the builder takes beside data_dir and file_format.
+    name: the folder in `data_dir`, see `folder_name`: changed content has another name, so that it
+      is prepared anew and never read stale.
+    split: the name of the split.
+    **arguments: further arguments of the builder, beside data_dir and file_format.
   """
   folder = data_dir / name
-  # Around the builder too: it looks only once for prepared data.
+  # The builder looks for prepared data only once, when it is made: it needs the lock, too.
   with locked(folder):
     builder = builder_class(
       data_dir=os.fspath(folder), file_format=FILE_FORMAT, **arguments
     )
     builder.download_and_prepare(download_dir=os.fspath(downloads(data_dir)))
   source = builder.as_data_source(split=split)
-  return [json.loads(source[index]["record"]) for index in range(len(source))]
+  texts = [source[index]["record"] for index in range(len(source))]
+  return [records.Prompt.from_json(json.loads(text)) for text in texts]
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-  """Holds the folder's lock: of processes that write it at once, one does and the others wait."""
+  """Holds the folder's lock: one of several processes writes it and the others wait."""
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / "lock").open("w") as lock:
-    # Released when the file is closed, or the process dies.
+    # The lock is released when the file is closed or the process ends.
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield

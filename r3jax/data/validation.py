@@ -1,20 +1,20 @@
-"""Says what keeps a JSON object from being a prompt record; never raises, whatever the object.
+"""Finds what keeps a JSON object from being a prompt record; never raises, whatever the object.
 
-Three forms of a record are known, told apart by the field that says what the image must show:
+A record has one of three forms, which differ in the field that says what the image must show:
   GenEval, GenEval++: {"tag", "prompt", "include", "exclude"?}
   TIIF: {"type", "short_description", "long_description"?, "yn_question_list", "yn_answer_list"}
-  r3jax's own of TIIF: {"tag", "prompt", "questions": [[text, "yes" or "no"], ...]}
+  TIIF as r3jax writes it: {"tag", "prompt", "questions": [[text, "yes" or "no"], ...]}
 """
 
 from collections.abc import Collection, Sequence
 import reprlib
 
-# What an item may say of its objects beside class and count; GenEval++ adds the last two.
+# The optional words about an item's objects; GenEval++ adds the last two.
 ATTRIBUTES = ("color", "region", "size")
 ANSWERS = ("yes", "no")
-# Far beyond what an image can show; keeps counts in every integer type.
+# Far beyond what an image can show, and small enough for every integer type.
 MAX_COUNT = 1000
-# The field that makes a form: the names of its tag and prompt.
+# The field that decides the form -> the names of its tag and prompt.
 _FORMS = {
   "include": ("tag", "prompt"),
   "questions": ("tag", "prompt"),
@@ -30,26 +30,21 @@ def find_problems(
     return [f"a record must be a JSON object, got {type(obj).__name__}"]
   forms = [field for field in _FORMS if field in obj]
   if len(forms) != 1:
-    seen = " and ".join(forms) or "none of them"
-    return [f"a record must have one of {', '.join(_FORMS)}, got {seen}"]
-  tag, prompt = _FORMS[forms[0]]
-  problems = _text_problems(tag, obj.get(tag)) + _text_problems(
-    prompt, obj.get(prompt)
-  )
-  if (
-    tags is not None
-    and not _text_problems(tag, obj.get(tag))
-    and obj[tag] not in tags
-  ):
+    present = " and ".join(forms) or "none of them"
+    return [f"a record must have one of {', '.join(_FORMS)}, got {present}"]
+  form = forms[0]
+  tag_field, prompt_field = _FORMS[form]
+  tag_problems = _text_problems(tag_field, obj.get(tag_field))
+  problems = tag_problems + _text_problems(prompt_field, obj.get(prompt_field))
+  if tags is not None and not tag_problems and obj[tag_field] not in tags:
     problems.append(
-      f"{tag} must be one of {sorted(tags)}, got {show(obj[tag])}"
+      f"{tag_field} must be one of {sorted(tags)}, got {show(obj[tag_field])}"
     )
-  find = {
-    "include": _item_list_problems,
-    "questions": _question_problems,
-    "yn_question_list": _tiif_problems,
-  }
-  return problems + find[forms[0]](obj)
+  if form == "include":
+    return problems + _item_list_problems(obj)
+  if form == "questions":
+    return problems + _question_problems(obj)
+  return problems + _tiif_problems(obj)
 
 
 def show(value: object) -> str:
@@ -59,20 +54,20 @@ def show(value: object) -> str:
 
 def _item_list_problems(obj: dict) -> list[str]:
   """Lists what is wrong with include and exclude."""
-  include, exclude = obj["include"], obj.get("exclude") or []
+  include = obj["include"]
+  exclude = obj.get("exclude") or []
   if not isinstance(include, list) or not include:
     return [f"include must be a non-empty list, got {show(include)}"]
   if not isinstance(exclude, list):
     return [f"exclude must be a list, got {show(exclude)}"]
-  return [
-    f"include[{index}]: {problem}"
-    for index, item in enumerate(include)
-    for problem in _item_problems(item, index, include)
-  ] + [
-    f"exclude[{index}]: {problem}"
-    for index, item in enumerate(exclude)
-    for problem in _item_problems(item, index, ())
-  ]
+  problems = []
+  for index, item in enumerate(include):
+    for problem in _item_problems(item, index, include):
+      problems.append(f"include[{index}]: {problem}")
+  for index, item in enumerate(exclude):
+    for problem in _item_problems(item, index, ()):
+      problems.append(f"exclude[{index}]: {problem}")
+  return problems
 
 
 def _item_problems(item: object, index: int, others: Sequence) -> list[str]:
@@ -80,13 +75,15 @@ def _item_problems(item: object, index: int, others: Sequence) -> list[str]:
   if not isinstance(item, dict):
     return [f"an item must be a JSON object, got {show(item)}"]
   problems = _text_problems("class", item.get("class"))
-  if not _is_index(item.get("count")) or not 1 <= item["count"] <= MAX_COUNT:
+  count = item.get("count")
+  if not _is_integer(count) or not 1 <= count <= MAX_COUNT:
     problems.append(
       f"count must be an integer of at least 1 and at most {MAX_COUNT}, "
-      f"got {show(item.get('count'))}"
+      f"got {show(count)}"
     )
   for name in ATTRIBUTES:
-    problems += _text_problems(name, item[name]) if name in item else []
+    if name in item:
+      problems += _text_problems(name, item[name])
   if "position" in item and not _is_position(item["position"], index, others):
     problems.append(
       "position must be [relation, index of another include item (0 to "
@@ -114,19 +111,20 @@ def _question_problems(obj: dict) -> list[str]:
 
 def _tiif_problems(obj: dict) -> list[str]:
   """Lists what is wrong with the questions, the answers and the long description."""
-  questions, answers = obj["yn_question_list"], obj.get("yn_answer_list")
+  questions = obj["yn_question_list"]
+  answers = obj.get("yn_answer_list")
   if not isinstance(questions, list) or not questions:
     return [f"yn_question_list must be a non-empty list, got {show(questions)}"]
   if not isinstance(answers, list) or len(answers) != len(questions):
-    seen = len(answers) if isinstance(answers, list) else show(answers)
+    actual = len(answers) if isinstance(answers, list) else show(answers)
     return [
       f"yn_answer_list must hold an answer to each of the {len(questions)} questions, "
-      f"got {seen}"
+      f"got {actual}"
     ]
   problems = []
-  for index, (question, answer) in enumerate(zip(questions, answers)):
+  for index, question in enumerate(questions):
     problems += _text_problems(f"yn_question_list[{index}]", question)
-    problems += _answer_problems(f"yn_answer_list[{index}]", answer)
+    problems += _answer_problems(f"yn_answer_list[{index}]", answers[index])
   if not isinstance(obj.get("long_description", ""), str):
     problems.append(
       f"long_description must be a string, got {show(obj['long_description'])}"
@@ -151,17 +149,17 @@ def _text_problems(name: str, value: object) -> list[str]:
 
 
 def _is_position(position: object, index: int, others: Sequence) -> bool:
-  return (
-    isinstance(position, list)
-    and len(position) == 2
-    and not _text_problems("relation", position[0])
-    and _is_index(position[1])
-    and position[1] in range(len(others))
-    and position[1] != index
-  )
+  """Returns whether a value is [relation, index of another item]."""
+  if not isinstance(position, list) or len(position) != 2:
+    return False
+  relation, other = position
+  if _text_problems("relation", relation) or not _is_integer(other):
+    return False
+  return 0 <= other < len(others) and other != index
 
 
-def _is_index(value: object) -> bool:
+def _is_integer(value: object) -> bool:
+  """Returns whether a value is an integer; booleans are none."""
   return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from r3jax.agent import experience
+from r3jax.data import records as data_records
 from r3jax.evaluation import chains
 from r3jax.evaluation import questions
 from r3jax.evaluation import sample_log
@@ -43,7 +44,7 @@ class Batch:
 
   step: int
   rows: np.ndarray
-  records: Sequence[dict]
+  records: Sequence[data_records.Prompt]
   rounds: Sequence[chains.TimedRound]
   questions: Mapping[str, Sequence[questions.Question | None]]
   answers: Mapping[str, Sequence[str]]
@@ -68,7 +69,7 @@ class Evaluation:
   """
 
   sampler: chains.Sampler
-  records: Sequence[dict]
+  records: Sequence[data_records.Prompt]
   prompts: experience.Prompts
   images_per_prompt: int
   questionnaire: questions.Questionnaire
@@ -205,8 +206,8 @@ class Evaluation:
       sample = sample_log.Sample(
         step=batch.step,
         key=key,
-        prompt=batch.records[i]["prompt"],
-        tag=batch.records[i]["tag"],
+        prompt=batch.records[i].text,
+        tag=batch.records[i].tag,
         turns=tuple(turns),
         answers=_answers(batch, i),
       )

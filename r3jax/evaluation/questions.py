@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.sequence import thoughts
 from r3jax.worlds import base as worlds_base
@@ -74,39 +75,39 @@ class Questionnaire:
   def questions(
     self,
     drafts: chains.ScoredImages,
-    records: Sequence[dict],
+    prompts: Sequence[records.Prompt],
     rows: np.ndarray,
   ) -> Mapping[str, list[Question | None]]:
     """Returns one question of every kind about every image, None where the image gives none.
 
     Args:
       drafts: Images and scores in numpy.
-      records: Data of the prompts, one per image.
+      prompts: The prompts, one per image.
       rows: Indices of prompt and image, [B, 2], which seed the choice.
     """
     scenes = self.quiz.see(drafts.images) if self.quiz else []
     result = {}
     for kind in self.kinds:
       if kind == MATCH:
-        result[kind] = self._match_questions(drafts, records)
+        result[kind] = self._match_questions(drafts, prompts)
       else:
         result[kind] = self._scene_questions(kind, scenes, rows)
     return result
 
   def _match_questions(
-    self, drafts: chains.ScoredImages, records: Sequence[dict]
+    self, drafts: chains.ScoredImages, prompts: Sequence[records.Prompt]
   ) -> list[Question | None]:
     """Asks whether images match their prompts; None where there is no score."""
     result = []
     strict = drafts.score.parts["strict"]
-    for i, record in enumerate(records):
+    for i, prompt in enumerate(prompts):
       if not drafts.score.valid[i]:
         result.append(None)
         continue
       if self.quiz:
-        text = self.quiz.match(record["prompt"])
+        text = self.quiz.match(prompt.text)
       else:
-        text = _MATCH_QUESTION.replace("{prompt}", record["prompt"])
+        text = _MATCH_QUESTION.replace("{prompt}", prompt.text)
       expected = "yes" if strict[i] == 1 else "no"
       result.append(Question(MATCH, text, expected))
     return result

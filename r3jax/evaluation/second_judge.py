@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import PIL.Image
 
+from r3jax.data import records
 from r3jax.evaluation import bootstrap
 from r3jax.evaluation import chains
 from r3jax.evaluation import sample_log
@@ -64,7 +65,7 @@ def rescore(
   mesh: jax.sharding.Mesh,
   folder: epath.Path,
   samples: Sequence[sample_log.Sample],
-  records: Sequence[dict],
+  prompts: Sequence[records.Prompt],
   batch_size: int,
 ) -> list[ImageScore]:
   """Scores every image of an evaluation by another reward.
@@ -74,14 +75,14 @@ def rescore(
     mesh: Rows of a batch are split over its `data` axis.
     folder: Folder of the evaluation.
     samples: Its samples; their keys begin with the index of the prompt.
-    records: Data of all its prompts, by index.
+    prompts: All its prompts, by index.
     batch_size: Images per batch.
 
   Returns:
     The scores, in the order of `scores_of(samples)`.
 
   Raises:
-    ValueError: The records are not those that the images were drawn for, or the data replicas do not
+    ValueError: The prompts are not those that the images were drawn for, or the data replicas do not
       divide the batch.
   """
   replicas = mesh.shape[placement.AXIS]
@@ -95,7 +96,7 @@ def rescore(
   ]
   prompt_index = [int(image.key.partition("_")[0]) for image in images]
   for image, index in zip(images, prompt_index, strict=True):
-    if index >= len(records) or records[index]["prompt"] != image.prompt:
+    if index >= len(prompts) or prompts[index].text != image.prompt:
       raise ValueError(
         "data.heldout, eval.prompts and eval.seed must be those of the evaluation: its prompts "
         "are others"
@@ -111,7 +112,7 @@ def rescore(
     check_vma=False,
   )
   score = jax.jit(mapped)
-  targets = reward.encode(records)
+  targets = reward.encode(prompts)
   rescored = []
   for batch, count in chains.batches(list(enumerate(prompt_index)), batch_size):
     image_rows, prompt_rows = batch.T

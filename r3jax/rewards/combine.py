@@ -1,6 +1,6 @@
-"""Rewards as the compiled step takes them, and how they are combined."""
+"""Rewards of the compiled step, and how they are combined."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from r3jax import types
+from r3jax.data import records
 from r3jax.files import jsonl
 from r3jax.parallel import multihost
-from r3jax.rewards.from_host import scorer as scorer_lib
-from r3jax.worlds import base as worlds_base
+from r3jax.rewards.from_host import scorer
+from r3jax.worlds import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,151 +22,166 @@ class GraphReward:
   """A reward of the step.
 
   Attributes:
-    encode: makes the target rows of records (a pytree of numpy arrays [n, ...]).
-    on: makes the scoring function from the mesh.
+    encode: returns the target rows of prompts, a pytree of numpy arrays [n, ...].
+    on: returns the scoring function on a mesh, (images [B, H, W, 3], target rows) -> Score.
     parts: names of the parts of its scores, "strict" among them.
-    scorers: the parts that call Python on the host, by name.
+    scorers: its members that call Python on the host, by name.
   """
 
-  encode: Callable[[Sequence[dict]], object]
+  encode: Callable[[Sequence[records.Prompt]], object]
   on: Callable[[jax.sharding.Mesh], types.Scoring]
   parts: tuple[str, ...]
-  scorers: Mapping[str, scorer_lib.Scorer] = dataclasses.field(
-    default_factory=dict
-  )
+  scorers: Mapping[str, scorer.Scorer] = dataclasses.field(default_factory=dict)
 
   def describe(self) -> dict:
-    """Returns what scores on the host, by name, as JSON values."""
-    return {name: scorer.describe() for name, scorer in self.scorers.items()}
+    """Returns the identity of what scores on the host, by name, as JSON values."""
+    return {name: member.describe() for name, member in self.scorers.items()}
 
-  def log_to(self, folder: epath.Path, restored_step: int):
-    """Keeps what every image got in folder/NAME.PROCESS.jsonl, without lines after a step."""
-    # the run may have had more processes before
-    if not jax.process_index() and folder.exists():
-      for log in {
-        path.name.removesuffix(".parts") for path in folder.iterdir()
-      }:
-        if int(log.split(".")[-2]) >= jax.process_count():
-          jsonl.drop_after(folder / log, restored_step)
-    for name, scorer in self.scorers.items():
-      scorer.log_to(_log(folder, name), restored_step)
+  def log_to(self, folder: epath.Path, restored_step: int) -> None:
+    """Logs every image's outcome to folder/NAME.PROCESS.jsonl; lines after a step are dropped."""
+    if not jax.process_index():
+      _drop_lines_of_former_processes(folder, restored_step)
+    for name, member in self.scorers.items():
+      member.log_to(_log_path(folder, name), restored_step)
 
   @contextlib.contextmanager
-  def logging_to(self, folder: epath.Path):
-    """Keeps what images get meanwhile in files of another folder, behind what is there."""
+  def logging_to(self, folder: epath.Path) -> Iterator[None]:
+    """Appends the outcomes to files of another folder while the context is open."""
     with contextlib.ExitStack() as stack:
-      for name, scorer in self.scorers.items():
-        stack.enter_context(scorer.logging_to(_log(folder, name)))
+      for name, member in self.scorers.items():
+        stack.enter_context(member.logging_to(_log_path(folder, name)))
       yield
 
-  def begin(self, step: int):
-    """Says which iteration the next calls belong to."""
-    for scorer in self.scorers.values():
-      scorer.step = step
+  def begin(self, step: int) -> None:
+    """Sets the iteration of the lines that are logged next."""
+    for member in self.scorers.values():
+      member.step = step
 
-  def raise_together(self):
-    """Writes the logs, and raises on every process what broke a scorer on one of them; see `host.Scorer`."""
-    for scorer in self.scorers.values():
-      scorer.flush()
-    if self.scorers:
-      errors = [
-        scorer.error for scorer in self.scorers.values() if scorer.error
-      ]
-      multihost.raise_together(errors[0] if errors else None)
+  def raise_together(self) -> None:
+    """Writes the logs, and raises on every process the error of a scorer on one of them.
+
+    See `scorer.Scorer`, which stores the errors.
+    """
+    for member in self.scorers.values():
+      member.flush()
+    if not self.scorers:
+      return
+    errors = [member.error for member in self.scorers.values() if member.error]
+    multihost.raise_together(errors[0] if errors else None)
 
   def metrics(self) -> dict[str, float]:
-    """Returns this process's numbers about its calls since the last time, by "service/NAME/..."."""
-    return {
-      f"service/{name}/{key}": value
-      for name, scorer in self.scorers.items()
-      for key, value in scorer.metrics().items()
-    }
+    """Returns this process's numbers about its calls since the last time, "service/NAME/..."."""
+    metrics = {}
+    for name, member in self.scorers.items():
+      for key, value in member.metrics().items():
+        metrics[f"service/{name}/{key}"] = value
+    return metrics
 
 
-def _log(folder: epath.Path, name: str) -> epath.Path:
+def _log_path(folder: epath.Path, name: str) -> epath.Path:
   """Returns the file of a scorer on this process."""
   return folder / f"{name.replace('/', '.')}.{jax.process_index()}.jsonl"
 
 
-def of_world(world: worlds_base.World) -> GraphReward:
+def _drop_lines_of_former_processes(
+  folder: epath.Path, restored_step: int
+) -> None:
+  """Drops lines after a step from the logs of processes that no longer exist."""
+  if not folder.exists():
+    return
+  # In a bucket a log is a folder of parts.
+  logs = {path.name.removesuffix(".parts") for path in folder.iterdir()}
+  for log in logs:
+    process = int(log.split(".")[-2])
+    if process >= jax.process_count():
+      jsonl.drop_after(folder / log, restored_step)
+
+
+def of_world(world: base.World) -> GraphReward:
   """Returns the exact verifier of a world, which runs in the graph."""
 
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
-    del mesh  # every image is verified where it is
+    del mesh  # every image is verified on its own device
     return world.verify
 
   return GraphReward(world.encode, on, world.parts)
 
 
-def on_host(name: str, scorer: scorer_lib.Scorer) -> GraphReward:
+def on_host(name: str, member: scorer.Scorer) -> GraphReward:
   """Returns a reward that Python computes."""
-  return GraphReward(scorer.encode, scorer.on, scorer.parts, {name: scorer})
+  return GraphReward(member.encode, member.on, member.parts, {name: member})
 
 
-def weighted_sum(
-  members: Mapping[str, tuple[float, GraphReward]],
-) -> GraphReward:
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+  """A member of a weighted sum.
+
+  Attributes:
+    weight: above 0.
+    reward: the member.
+  """
+
+  weight: float
+  reward: GraphReward
+
+
+def weighted_sum(members: Mapping[str, Weighted]) -> GraphReward:
   """Returns the reward Σ w_i r_i / Σ w_i.
 
-  A sample that one member cannot score has no score at all: it would be smaller only for what is
-  missing. Parts are "NAME" (the member's own score) and "NAME/PART"; "strict" is the least of the
-  members' strict parts.
+  A sample that one member cannot score has no score at all: otherwise its score would be lower only
+  for what is missing. Parts are "NAME" (the member's own score) and "NAME/PART"; "strict" is the
+  least of the members' strict parts.
 
   Args:
-    members: name -> (weight, reward).
+    members: the members by name.
 
   Raises:
     ValueError: there are no members, a name cannot be used, or a weight is not above 0.
   """
   if not members:
     raise ValueError("reward.members must name at least one reward")
-  for name, (weight, _) in members.items():
+  for name, member in members.items():
     if name == "strict" or "/" in name:
       raise ValueError(
         f"a name in reward.members must hold no slash and not be 'strict'; got {name!r}"
       )
-    if not weight > 0:
+    if not member.weight > 0:
       raise ValueError(
-        f"reward.members.{name}.weight must be above 0; got {weight}"
+        f"reward.members.{name}.weight must be above 0; got {member.weight}"
       )
-  weights = {
-    name: weight / sum(w for w, _ in members.values())
-    for name, (weight, _) in members.items()
-  }
-  rewards = {name: reward for name, (_, reward) in members.items()}
+  total = sum(member.weight for member in members.values())
+  weights = {name: member.weight / total for name, member in members.items()}
+
+  def encode(prompts: Sequence[records.Prompt]) -> dict[str, object]:
+    return {
+      name: member.reward.encode(prompts) for name, member in members.items()
+    }
 
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
-    scoring = {name: reward.on(mesh) for name, reward in rewards.items()}
-    return lambda images, target: _combined(
-      {name: score(images, target[name]) for name, score in scoring.items()},
-      weights,
-    )
+    scoring = {name: member.reward.on(mesh) for name, member in members.items()}
 
-  return GraphReward(
-    encode=lambda records: {
-      name: reward.encode(records) for name, reward in rewards.items()
-    },
-    on=on,
-    parts=(
-      "strict",
-      *rewards,
-      *(
-        f"{name}/{part}"
-        for name, reward in rewards.items()
-        for part in reward.parts
-      ),
-    ),
-    scorers={
-      f"{name}/{inner}": scorer
-      for name, reward in rewards.items()
-      for inner, scorer in reward.scorers.items()
-    },
-  )
+    def score(images: types.Images, target) -> types.Score:
+      scores = {
+        name: score_member(images, target[name])
+        for name, score_member in scoring.items()
+      }
+      return _combined(scores, weights)
+
+    return score
+
+  parts = ["strict", *members]
+  scorers = {}
+  for name, member in members.items():
+    parts += [f"{name}/{part}" for part in member.reward.parts]
+    for inner_name, inner_scorer in member.reward.scorers.items():
+      scorers[f"{name}/{inner_name}"] = inner_scorer
+  return GraphReward(encode, on, tuple(parts), scorers)
 
 
 def _combined(
   scores: Mapping[str, types.Score], weights: Mapping[str, float]
 ) -> types.Score:
+  """Returns the weighted mean of the members' scores [B]."""
   value = sum(weights[name] * score.value for name, score in scores.items())
   valid = functools.reduce(
     jnp.logical_and, [score.valid for score in scores.values()]
@@ -174,24 +190,24 @@ def _combined(
     jnp.minimum, [score.parts["strict"] for score in scores.values()]
   )
   parts = {name: score.value for name, score in scores.items()}
-  parts |= {
-    f"{name}/{part}": x
-    for name, score in scores.items()
-    for part, x in score.parts.items()
-  }
+  for name, score in scores.items():
+    for part, part_value in score.parts.items():
+      parts[f"{name}/{part}"] = part_value
   # Weights that add up to 1 only up to rounding would make a perfect image imperfect.
   perfect = functools.reduce(
     jnp.logical_and, [score.value == 1 for score in scores.values()]
   )
   return types.Score(
-    jnp.where(perfect, 1.0, value), valid, parts | {"strict": strict}
+    value=jnp.where(perfect, 1.0, value),
+    valid=valid,
+    parts=parts | {"strict": strict},
   )
 
 
 def trained_by(reward: GraphReward, part: str) -> GraphReward:
   """Returns the same reward with one of its parts as the value that training uses.
 
-  The former value is kept as the part "shaped".
+  The original value becomes the part "shaped".
 
   Args:
     reward: has the part.
@@ -211,9 +227,10 @@ def trained_by(reward: GraphReward, part: str) -> GraphReward:
     scoring = reward.on(mesh)
 
     def score(images: types.Images, target) -> types.Score:
-      found = scoring(images, target)
-      return found.replace(
-        value=found.parts[part], parts=found.parts | {"shaped": found.value}
+      shaped = scoring(images, target)
+      return shaped.replace(
+        value=shaped.parts[part],
+        parts=shaped.parts | {"shaped": shaped.value},
       )
 
     return score

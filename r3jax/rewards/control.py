@@ -1,4 +1,4 @@
-"""The control experiment in which images do not matter."""
+"""The control experiment in which the images do not matter."""
 
 import jax
 import jax.numpy as jnp
@@ -8,27 +8,27 @@ from r3jax.parallel import collectives
 
 
 def shuffled(reward: types.Scoring, seed: int, axis: str) -> types.Scoring:
-  """Deals the scores of all replicas' samples out anew.
+  """Returns a reward that deals the scores of all replicas' samples out in a random order.
 
-  The order is drawn for the images themselves, so it is another one every time and does not depend
-  on the number of replicas. Format, and stopping at what a score calls perfect, still pay.
+  The order is drawn from a digest of the images, so that it differs every time and does not depend
+  on the number of replicas. The format of thoughts still pays, and so does stopping at an image
+  whose score is perfect.
 
   Args:
-    reward: inside the mapped step.
-    seed: of the order.
+    reward: scores images inside the mapped step.
+    seed: decides the order, together with the images.
     axis: name of the mapped axis.
   """
 
-  def score(images, target):
+  def score(images: types.Images, target) -> types.Score:
     rows = images.shape[0]
-    found = collectives.gathered(reward(images, target), axis)
+    scores = collectives.gathered(reward(images, target), axis)
     digest = collectives.total(jnp.sum(images, dtype=jnp.uint32), axis)
-    order = jax.random.permutation(
-      jax.random.fold_in(jax.random.key(seed), digest), len(found.value)
-    )
-    mine = jax.lax.dynamic_slice_in_dim(
+    key = jax.random.fold_in(jax.random.key(seed), digest)
+    order = jax.random.permutation(key, len(scores.value))
+    own_rows = jax.lax.dynamic_slice_in_dim(
       order, jax.lax.axis_index(axis) * rows, rows
     )
-    return jax.tree.map(lambda x: x[mine], found)
+    return jax.tree.map(lambda x: x[own_rows], scores)
 
   return score

@@ -1,6 +1,7 @@
-"""What every reward returns: a score where there is one, and never a number where there is none.
+"""The result of every reward: a score where there is one, and never a number where there is none.
 
-On the host a reward gives an `Outcome` for each image; in the graph a batch of them is a `Score`.
+On the host a reward returns an `Outcome` for each image; in the graph a batch of them is a
+`types.Score`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ import typing
 import numpy as np
 
 from r3jax import types
+from r3jax.data import records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Ok:
   Attributes:
     score: in [0, 1].
     parts: further numbers in [0, 1] by name, the same names for every image of a reward.
-    detail: what a reader of the log wants to know: reasons, a judge's raw answer.
+    detail: further JSON values for a reader of the log: reasons, a judge's raw answer.
   """
 
   score: float
@@ -38,7 +40,7 @@ class Ok:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """No score could be had: the service is down, too slow, or does not speak its protocol."""
+  """There is no score because the reward failed: a service is down, too slow, or sends nonsense."""
 
   reason: str
 
@@ -50,10 +52,10 @@ class Invalid:
   reason: str
 
 
+Outcome = Ok | Failed | Invalid
+
 # Parts of scores of which less is better; of all others, and of scores, more is better.
 LOWER_IS_BETTER = ("clutter",)
-
-Outcome = Ok | Failed | Invalid
 
 
 @typing.runtime_checkable
@@ -61,24 +63,32 @@ class HostReward(typing.Protocol):
   """Scores images in Python, outside the compiled step.
 
   Attributes:
-    parts: names of the parts of every `Ok`; "strict" (1 where nothing at all is wrong) is among them.
+    parts: names of the parts of every `Ok`; "strict" (1 where nothing is wrong) is among them.
   """
 
   parts: tuple[str, ...]
 
-  def check(self, record: dict):
-    """Raises ValueError where the reward cannot be asked about a record; called before a run starts."""
+  def check(self, prompt: records.Prompt) -> None:
+    """Checks, before a run starts, that images of a prompt can be scored.
 
-  def score(self, images: np.ndarray, records: Sequence[dict]) -> list[Outcome]:
+    Raises:
+      ValueError: they cannot.
+    """
+
+  def score(
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[Outcome]:
     """Returns an outcome for each image.
 
     Args:
       images: uint8 [n, H, W, 3].
-      records: what each image was asked to show, see `data/prompts.py`.
+      prompts: the prompt of each image.
     """
 
   def describe(self) -> dict:
-    """Returns what scores: model, thresholds, wording, as JSON values. It goes into the run's manifest.
+    """Returns the identity of what scores (model, thresholds, wording) as JSON values.
+
+    It is written to the run's manifest; a run does not continue with another reward.
 
     Raises:
       ValueError: the service cannot be reached or used.
@@ -95,30 +105,30 @@ def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> types.Score:
     ValueError: an outcome has other parts.
   """
   rows = np.full((len(outcomes), 1 + len(parts)), np.nan, np.float32)
-  for row, outcome in zip(rows, outcomes):
-    if isinstance(outcome, Ok):
-      if set(outcome.parts) != set(parts):
-        raise ValueError(
-          f"a reward must give the parts {sorted(parts)}; got {sorted(outcome.parts)}"
-        )
-      row[:] = [outcome.score, *(outcome.parts[name] for name in parts)]
+  for row, outcome in zip(rows, outcomes, strict=True):
+    if not isinstance(outcome, Ok):
+      continue
+    if set(outcome.parts) != set(parts):
+      raise ValueError(
+        f"a reward must give the parts {sorted(parts)}; got {sorted(outcome.parts)}"
+      )
+    row[0] = outcome.score
+    row[1:] = [outcome.parts[name] for name in parts]
   valid = np.array([isinstance(outcome, Ok) for outcome in outcomes])
-  return types.Score(
-    rows[:, 0], valid, {name: rows[:, 1 + i] for i, name in enumerate(parts)}
-  )
+  columns = {name: rows[:, 1 + i] for i, name in enumerate(parts)}
+  return types.Score(rows[:, 0], valid, columns)
 
 
 def as_json(score: types.Score, row: int) -> dict:
-  """Returns {"score", "parts"} of a row of a numpy `Score` as JSON values; None stands for what is missing."""
-  known = lambda values: (
-    float(values[row])
-    if score.valid[row] and np.isfinite(values[row])
-    else None
-  )
-  return {
-    "score": known(score.value),
-    "parts": {name: known(values) for name, values in score.parts.items()},
-  }
+  """Returns {"score", "parts"} of a row of a numpy `Score`; None stands for what is missing."""
+
+  def value_of(column: np.ndarray) -> float | None:
+    if score.valid[row] and np.isfinite(column[row]):
+      return float(column[row])
+    return None
+
+  parts = {name: value_of(column) for name, column in score.parts.items()}
+  return {"score": value_of(score.value), "parts": parts}
 
 
 def to_json(outcome: Outcome) -> dict:

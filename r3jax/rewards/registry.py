@@ -1,101 +1,185 @@
-"""From the config's `reward` section to a reward. Everything is checked here, services included."""
+"""Builds the reward that the config's `reward` section describes, and checks it, services included."""
 
+from collections.abc import Callable
 import dataclasses
 
 import ml_collections
 
+from r3jax import plugins
 from r3jax.rewards import combine
+from r3jax.rewards import outcome
 from r3jax.rewards.from_host import cache
 from r3jax.rewards.from_host import scorer
-from r3jax.rewards.remote import client as client_lib
+from r3jax.rewards.from_host import user_function
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import judge
 from r3jax.rewards.remote import services
-from r3jax.worlds import base as worlds_base
-from r3jax.worlds import registry as worlds_registry
+from r3jax.worlds import base
+from r3jax.worlds import registry as worlds
 
-# not a member's
-_OF_THE_RUN = ("shuffle", "max_failed_fraction", "failure_window")
-_SERVICES = ("service", "flow_grpo", "unirl", "judge")
+# Keys that belong to the run as a whole, so that a member of a sum cannot set them.
+_RUN_KEYS = ("shuffle", "max_failed_fraction", "failure_window")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """What a reward is built from.
+
+  Attributes:
+    section: the config's `reward`, or that of a member of a sum.
+    world: the config's world, if it names one.
+    image_size: height and width of the run's images.
+  """
+
+  section: ml_collections.ConfigDict
+  world: base.World | None
+  image_size: tuple[int, int]
 
 
 def build(
-  section: ml_collections.ConfigDict, world: worlds_base.World | None = None
+  section: ml_collections.ConfigDict,
+  world: base.World | None = None,
+  image_size: tuple[int, int] = (512, 512),
 ) -> combine.GraphReward:
-  """Returns the reward that a section describes; asks its services whether they are there.
+  """Returns the reward that a section describes; asks its services whether they answer.
 
   Args:
-    section: the config's `reward`.
-    world: that of the config, if it names one.
+    section: the config's `reward`; its `name` is one of BUILDERS, or `package.module:function`.
+    world: the config's world, if it names one.
+    image_size: height and width of the run's images, with which a user's function is tried.
 
   Raises:
     ValueError: the section cannot be used, or no service answers.
   """
-  return combine.trained_by(_member(section, world), section.value)
+  return _build(_Source(section, world, image_size))
 
 
-def _member(section, world) -> combine.GraphReward:
-  """Returns the reward before `value` picks the trained part."""
-  if section.name == worlds_registry.OF_WORLD:
-    return combine.of_world(worlds_registry.needed(world, "reward.name"))
-  if section.name == "sum":
-    return combine.weighted_sum(
-      {
-        name: _weighted(section, name, changes, world)
-        for name, changes in section.members.items()
-      }
-    )
-  if section.name in _SERVICES:
-    reward = _host_reward(section)
-    if section.cache:
-      reward = cache.Cached(reward, section.cache)
-    return combine.on_host(section.name, scorer.Scorer(reward))
-  known = [worlds_registry.OF_WORLD, "sum", *_SERVICES]
-  raise ValueError(f"reward.name must be one of {known}; got {section.name!r}")
-
-
-def _weighted(
-  section, name: str, member, world
-) -> tuple[float, combine.GraphReward]:
-  """Returns weight and reward of a member: the section with the member's changes."""
-  changes = {key: member[key] for key in member if key != "weight"}
-  if "name" not in changes or "weight" not in member:
+def _build(source: _Source) -> combine.GraphReward:
+  name = source.section.name
+  if name in BUILDERS:
+    reward = BUILDERS[name](source)
+  elif plugins.is_path(name):
+    reward = _user_function(source)
+  else:
     raise ValueError(
-      f"reward.members.{name} must have a name and a weight; got {sorted(member)}"
+      f"reward.name must be one of {list(BUILDERS)} or 'package.module:function'; got {name!r}"
     )
-  unknown = sorted(
-    set(changes) - set(section) | set(changes) & set(_OF_THE_RUN)
-  )
+  return combine.trained_by(reward, source.section.value)
+
+
+def _world(source: _Source) -> combine.GraphReward:
+  """Builds the verifier of the config's world."""
+  return combine.of_world(worlds.needed(source.world, "reward.name"))
+
+
+def _sum(source: _Source) -> combine.GraphReward:
+  """Builds a weighted sum of members."""
+  members = {}
+  for name, changes in source.section.members.items():
+    members[name] = _member(source, name, changes)
+  return combine.weighted_sum(members)
+
+
+def _member(
+  source: _Source, name: str, changes: ml_collections.ConfigDict
+) -> combine.Weighted:
+  """Builds a member of a sum: the section with the member's changes.
+
+  Raises:
+    ValueError: the name or the weight is missing, or a key is unknown.
+  """
+  if "name" not in changes or "weight" not in changes:
+    raise ValueError(
+      f"reward.members.{name} must have a name and a weight; got {sorted(changes)}"
+    )
+  keys = set(changes) - {"weight"}
+  unknown = keys - set(source.section) | keys & set(_RUN_KEYS)
   if unknown:
     raise ValueError(
-      f"reward.members.{name} has keys that reward does not have: {unknown}"
+      f"reward.members.{name} has keys that reward does not have: {sorted(unknown)}"
     )
-  inner = ml_collections.ConfigDict(
-    section.to_dict() | {"members": {}, "value": "score"}
-  )
-  inner.update(changes)
-  return member["weight"], build(inner, world)
+  section = source.section.to_dict() | {"members": {}, "value": "score"}
+  member_section = ml_collections.ConfigDict(section)
+  member_section.update({key: changes[key] for key in keys})
+  member_source = dataclasses.replace(source, section=member_section)
+  return combine.Weighted(changes["weight"], _build(member_source))
 
 
-def _host_reward(section):
-  unknown = sorted(
-    set(section.client)
-    - {field.name for field in dataclasses.fields(client_lib.Settings)}
+def _service(source: _Source) -> combine.GraphReward:
+  """Builds the reward of a service of r3jax's JSON protocol."""
+  section = source.section
+  client = _client(section)
+  return _on_host(
+    source,
+    services.JsonService(client, section.batch, section.image_format),
+    section.name,
   )
+
+
+def _judge(source: _Source) -> combine.GraphReward:
+  """Builds the reward of a vision-language model as judge."""
+  settings = judge.JudgeSettings(**source.section.judge)
+  reward = judge.Judge(_client(source.section), settings)
+  return _on_host(source, reward, source.section.name)
+
+
+def _flow_grpo(source: _Source) -> combine.GraphReward:
+  """Builds the reward of Flow-GRPO's GenEval server."""
+  section = source.section
+  reward = services.FlowGrpoService(_client(section), section.batch)
+  return _on_host(source, reward, section.name)
+
+
+def _unirl(source: _Source) -> combine.GraphReward:
+  """Builds the reward of a UniRL-style server."""
+  section = source.section
+  reward = services.UniRlService(_client(section), section.batch)
+  return _on_host(source, reward, section.name)
+
+
+def _user_function(source: _Source) -> combine.GraphReward:
+  """Builds the reward of a user's Python function."""
+  reward = user_function.UserFunction(source.section.name, source.image_size)
+  return _on_host(source, reward, reward.name)
+
+
+def _on_host(
+  source: _Source, reward: outcome.HostReward, name: str
+) -> combine.GraphReward:
+  """Returns a host reward, cached if the section says so, as a reward of the step."""
+  if source.section.cache:
+    reward = cache.Cached(reward, source.section.cache)
+  return combine.on_host(name, scorer.Scorer(reward))
+
+
+def _client(section: ml_collections.ConfigDict) -> http_client.Client:
+  """Returns the client of a section.
+
+  Raises:
+    ValueError: a key or a value of it cannot be used.
+  """
+  fields = {
+    field.name for field in dataclasses.fields(http_client.ClientSettings)
+  }
+  unknown = set(section.client) - fields
   if unknown:
     raise ValueError(
-      f"reward.client has keys that a client does not have: {unknown}"
+      f"reward.client has keys that a client does not have: {sorted(unknown)}"
     )
-  client = client_lib.Client(
-    client_lib.Settings(
-      endpoints=tuple(section.endpoints),
-      token_env=section.token_env,
-      **section.client,
-    )
+  settings = http_client.ClientSettings(
+    endpoints=tuple(section.endpoints),
+    token_env=section.token_env,
+    **section.client,
   )
-  if section.name == "service":
-    return services.JsonService(client, section.batch, section.image_format)
-  if section.name == "unirl":
-    return services.UniRlService(client, section.batch)
-  if section.name == "flow_grpo":
-    return services.FlowGrpoService(client, section.batch)
-  return judge.Judge(client, judge.Settings(**section.judge))
+  return http_client.Client(settings)
+
+
+# reward.name -> builds the reward; everything else must be `package.module:function`.
+BUILDERS: dict[str, Callable[[_Source], combine.GraphReward]] = {
+  "world": _world,
+  "sum": _sum,
+  "service": _service,
+  "judge": _judge,
+  "flow_grpo": _flow_grpo,
+  "unirl": _unirl,
+}

@@ -1,6 +1,5 @@
 """Builds the evaluation that a config describes."""
 
-import hashlib
 import json
 
 import jax
@@ -9,6 +8,7 @@ import ml_collections
 from r3jax.agent import actors
 from r3jax.agent import rollout_settings
 from r3jax.costs import count
+from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
@@ -68,7 +68,7 @@ def evaluation(
 
 
 def _settings(
-  config: ml_collections.ConfigDict, heldout: tuple[dict, ...]
+  config: ml_collections.ConfigDict, heldout: tuple[records.Prompt, ...]
 ) -> dict:
   """Returns what an evaluation's results depend on beside the model, as JSON gives it back."""
   used = {
@@ -91,7 +91,7 @@ def _settings(
   source = config.data.heldout
   used["heldout"] = {
     "source": config.world if source == registry.OF_WORLD else source,
-    "sha256": hashlib.sha256(json.dumps(heldout).encode()).hexdigest(),
+    "sha256": records.sha256(heldout),
   }
   return json.loads(json.dumps(used))
 

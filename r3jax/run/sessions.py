@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import hashlib
 import json
 
 from etils import epath
@@ -15,6 +14,7 @@ from r3jax import types
 from r3jax.agent import experience
 from r3jax.checkpoint import training
 from r3jax.data import contamination
+from r3jax.data import records
 from r3jax.evaluation import estimates
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import sample_log
@@ -340,10 +340,9 @@ def _stages(
 
 def _inputs(experiment: setup.Experiment) -> dict[str, object]:
   """Returns what a resumed run must find unchanged beside its config, as JSON values."""
-  training_prompts = json.dumps(experiment.train).encode()
   inputs = {
     "weights": experiment.pretrained.fingerprint(),  # the KL's reference
-    "training_prompts": hashlib.sha256(training_prompts).hexdigest(),
+    "training_prompts": records.sha256(experiment.train),
   }
   reward_services = experiment.reward.describe()
   if reward_services:

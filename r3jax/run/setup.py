@@ -18,6 +18,7 @@ from r3jax.agent import experience
 from r3jax.agent import rollout_settings
 from r3jax.checkpoint import pretrained as pretrained_lib
 from r3jax.data import contamination as contamination_lib
+from r3jax.data import records
 from r3jax.data import sets as sets_lib
 from r3jax.model import architecture
 from r3jax.model import image_encoders
@@ -28,7 +29,6 @@ from r3jax.model import preprocess
 from r3jax.parallel import sharding
 from r3jax.rewards import combine
 from r3jax.rewards import registry
-from r3jax.rewards.from_host import scorer
 from r3jax.rl import iteration as iteration_lib
 from r3jax.rl import iteration_settings
 from r3jax.rl import placement
@@ -36,6 +36,7 @@ from r3jax.rl import train_state
 from r3jax.sampling import classifier_free
 from r3jax.sampling import decoding
 from r3jax.sampling import schedules
+from r3jax.sequence import host_parser
 from r3jax.sequence import layouts
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
@@ -95,7 +96,7 @@ class Experiment(Base):
   Attributes (beside those of `Base`):
     settings: what an iteration learns from, and how.
     optimizer: settings of AdamW.
-    train, heldout: records, see `data/prompts.py`.
+    train, heldout: the prompts of the training set and of the held-out set.
     contamination: what the two had in common.
     reward: scores images.
     parse: makes the text parser from the mesh.
@@ -104,8 +105,8 @@ class Experiment(Base):
 
   settings: iteration_settings.IterationSettings
   optimizer: train_state.OptimizerSettings
-  train: tuple[dict, ...]
-  heldout: tuple[dict, ...]
+  train: tuple[records.Prompt, ...]
+  heldout: tuple[records.Prompt, ...]
   contamination: contamination_lib.Contamination
   reward: combine.GraphReward
   parse: Callable[[jax.sharding.Mesh], iteration_lib.Parse]
@@ -173,47 +174,43 @@ class Experiment(Base):
       towers, {} if needs_reference else None, policy
     )
 
-  def encode(self, records: tuple[dict, ...]) -> experience.Prompts:
-    """Returns the arrays of prompts, one row per record (numpy).
+  def encode(self, prompts: tuple[records.Prompt, ...]) -> experience.Prompts:
+    """Returns the arrays of prompts, one row per prompt (numpy).
 
     Raises:
       ValueError: a prompt does not fit into its segment.
     """
-    c, prompts = (
-      self.rollout.capacities,
-      [record["prompt"] for record in records],
-    )
-    questions = [protocol.reflection_question(prompt) for prompt in prompts]
-    target, index = (
-      self.reward.encode(records),
-      np.arange(len(records), dtype=np.int32),
-    )
+    capacities = self.rollout.capacities
+    texts = [prompt.text for prompt in prompts]
+    questions = [protocol.reflection_question(text) for text in texts]
     return experience.Prompts(
-      *self.segments(prompts, c.prompt),
-      *self.segments(questions, c.question),
-      target,
-      index,
+      *self.segments(texts, capacities.prompt),
+      *self.segments(questions, capacities.question),
+      self.reward.encode(prompts),
+      np.arange(len(prompts), dtype=np.int32),
     )
 
 
-def balanced(records: list[dict]) -> tuple[dict, ...]:
-  """Returns the records with the rarer tags repeated, so that every tag is drawn about as often."""
-  by_tag: dict[str, list[dict]] = {}
-  for record in records:
-    by_tag.setdefault(record["tag"], []).append(record)
+def balanced(prompts: Sequence[records.Prompt]) -> tuple[records.Prompt, ...]:
+  """Returns the prompts with the rarer tags repeated, so that every tag is drawn about as often."""
+  by_tag: dict[str, list[records.Prompt]] = {}
+  for prompt in prompts:
+    by_tag.setdefault(prompt.tag, []).append(prompt)
   most = max(len(group) for group in by_tag.values())
   return tuple(
     group[i % len(group)] for group in by_tag.values() for i in range(most)
   )
 
 
-def evenly(records: list[dict], number: int, seed: int) -> tuple[dict, ...]:
-  """Returns a fixed subset of about `number` records, the same number of every tag (0 = all)."""
+def evenly(
+  prompts: Sequence[records.Prompt], number: int, seed: int
+) -> tuple[records.Prompt, ...]:
+  """Returns a fixed subset of about `number` prompts, the same number of every tag (0 = all)."""
   if not number:
-    return tuple(records)
-  by_tag: dict[str, list[dict]] = {}
-  for i in np.random.default_rng(seed).permutation(len(records)):
-    by_tag.setdefault(records[i]["tag"], []).append(records[i])
+    return tuple(prompts)
+  by_tag: dict[str, list[records.Prompt]] = {}
+  for i in np.random.default_rng(seed).permutation(len(prompts)):
+    by_tag.setdefault(prompts[i].tag, []).append(prompts[i])
   each = -(-number // len(by_tag))
   return tuple(
     group[i % len(group)] for group in by_tag.values() for i in range(each)
@@ -323,7 +320,7 @@ def _parse(
   config, tokenizer, capacity: int
 ) -> Callable[[jax.sharding.Mesh], iteration_lib.Parse]:
   if config.sequence.parser == "strings":
-    return lambda mesh: scorer.parse_on_host(tokenizer, capacity, mesh)
+    return lambda mesh: host_parser.parse_on_host(tokenizer, capacity, mesh)
   if config.sequence.parser == "tokens":
     tags = thoughts.tag_ids(tokenizer)
     return lambda mesh: (
@@ -434,7 +431,7 @@ def build_to_evaluate(config: ml_collections.ConfigDict) -> Experiment:
   return _build(config, (), heldout, contamination_lib.Contamination({}))
 
 
-def load_heldout(config: ml_collections.ConfigDict) -> list[dict]:
+def load_heldout(config: ml_collections.ConfigDict) -> list[records.Prompt]:
   """Loads the whole held-out set of a config.
 
   Raises:
@@ -453,7 +450,10 @@ def _world_records(
 
 
 def _build(
-  config, train: tuple[dict, ...], heldout: list[dict], contamination
+  config,
+  train: tuple[records.Prompt, ...],
+  heldout: list[records.Prompt],
+  contamination,
 ) -> Experiment:
   base = build_base(config)
   _check_canvas(config, base.world)
@@ -464,7 +464,9 @@ def _build(
     train=train,
     heldout=evenly(heldout, config.eval.prompts, config.eval.seed),
     contamination=contamination,
-    reward=registry.build(config.reward, base.world),
+    reward=registry.build(
+      config.reward, base.world, (config.image.height, config.image.width)
+    ),
     parse=_parse(
       config, base.pretrained.tokenizer, base.rollout.capacities.instruction
     ),

@@ -6,6 +6,7 @@ import json
 from etils import epath
 
 from r3jax.checkpoint import pretrained
+from r3jax.data import records
 from r3jax.files import atomic
 from r3jax.worlds import registry
 
@@ -60,17 +61,18 @@ class Workdir:
         folder.rmtree()
 
 
-def write_training_prompts(path: epath.Path, records: tuple[dict, ...]) -> None:
+def write_training_prompts(
+  path: epath.Path, prompts: tuple[records.Prompt, ...]
+) -> None:
   """Keeps what a run trains on, so that a later evaluation can tell which of its prompts are among it."""
-  text = "".join(
-    f"{line}\n"
-    for line in dict.fromkeys(json.dumps(record) for record in records)
-  )
+  # Of a prompt that is repeated to balance the tags one line is enough.
+  lines = dict.fromkeys(json.dumps(prompt.to_json()) for prompt in prompts)
+  text = "".join(f"{line}\n" for line in lines)
   if not (path / TRAINED_ON).exists():
     atomic.write_text(path / TRAINED_ON, text)
 
 
-def trained_on(folder: str) -> tuple[list[dict], bool]:
+def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
   """Returns the prompts that the model of a folder was trained on by R3, run after run.
 
   A world's own model was trained on no held-out prompt.
@@ -79,7 +81,7 @@ def trained_on(folder: str) -> tuple[list[dict], bool]:
     folder: see `pretrained.find`.
 
   Returns:
-    Records, and whether they are all: what a model was trained on that comes from no run is not known.
+    Prompts, and whether they are all: what a model was trained on that comes from no run is not known.
   """
   if folder == registry.OF_WORLD:
     return [], True
@@ -89,6 +91,6 @@ def trained_on(folder: str) -> tuple[list[dict], bool]:
     return [], False
   started_from, _ = pretrained.model_of_run(json.loads(config.read_text()))
   before, complete = trained_on(started_from)
-  return before + [
-    json.loads(line) for line in prompts.read_text().splitlines()
-  ], complete
+  lines = prompts.read_text().splitlines()
+  trained = [records.Prompt.from_json(json.loads(line)) for line in lines]
+  return before + trained, complete

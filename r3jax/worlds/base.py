@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 
 from r3jax import types
+from r3jax.data import records
 
 # A pytree of numpy arrays [n, ...] that holds what n prompts ask for.
 Target = Any
@@ -47,8 +48,8 @@ class World:
     name: a short word, for logs and file names.
     canvas: height and width of the images in pixels.
     records: returns the prompts of a split, "train" or "heldout", in a fixed order.
-    encode: turns n prompt records into the target arrays that `verify` reads, [n, ...] each. Raises
-      a ValueError for a record that is not of this world.
+    encode: turns n prompts into the target arrays that `verify` reads, [n, ...] each. Raises
+      a ValueError for a prompt that is not of this world.
     verify: scores images, uint8 [B, H, W, 3], by targets [B, ...] inside the compiled step. Its
       score lies in [0, 1], and 1 means perfect.
     parts: names of the parts of its scores; "strict" must be among them, which is 1 where an image
@@ -63,8 +64,8 @@ class World:
 
   name: str
   canvas: tuple[int, int]
-  records: Callable[[str], list[dict]]
-  encode: Callable[[Sequence[dict]], Target]
+  records: Callable[[str], list[records.Prompt]]
+  encode: Callable[[Sequence[records.Prompt]], Target]
   verify: types.Scoring
   parts: tuple[str, ...]
   boxes: Callable[[np.ndarray], list[list[dict]]] | None = None

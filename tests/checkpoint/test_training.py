@@ -51,7 +51,7 @@ def train_step(state, indices):
 
 
 def new_iterator():
-  return pipeline.prompt_iterator(num_records=10, groups_per_step=3, seed=0)
+  return pipeline.prompt_iterator(num_prompts=10, groups_per_step=3, seed=0)
 
 
 def train(folder, steps, every=2, keep=2):

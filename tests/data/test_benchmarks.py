@@ -1,5 +1,7 @@
 """Tests of data/benchmarks.py."""
 
+import pytest
+
 from r3jax.data import benchmarks
 from r3jax.worlds.shapes import prompts
 
@@ -23,3 +25,35 @@ class TestBenchmarks:
 
   def test_embedded_world_has_the_tags_of_geneval(self):
     assert benchmarks.BENCHMARKS["geneval"].tags == prompts.TAGS
+
+
+MINE = benchmarks.Benchmark("mine", ("a", "b"))
+
+
+class TestFind:
+  def test_name_or_path_finds_a_benchmark(self):
+    assert benchmarks.find("tiif") is benchmarks.BENCHMARKS["tiif"]
+    assert benchmarks.find("tests.data.test_benchmarks:MINE").name == "mine"
+
+  @pytest.mark.parametrize(
+    "name, message",
+    [
+      (
+        "geneval++",
+        "data.benchmark must be one of .'geneval', 'geneval_plus', 'tiif'. or "
+        "'package.module:ATTRIBUTE'; got 'geneval..'",
+      ),
+      ("tests.data.nowhere:MINE", "the module tests.data.nowhere must be"),
+      (
+        "tests.data.test_benchmarks:YOURS",
+        "tests.data.test_benchmarks must define YOURS; it does not",
+      ),
+      (
+        "tests.data.test_benchmarks:TestFind",
+        "data.benchmark must name a benchmarks.Benchmark; .* is a type",
+      ),
+    ],
+  )
+  def test_name_of_no_benchmark_is_refused(self, name, message):
+    with pytest.raises(ValueError, match=message):
+      benchmarks.find(name)

@@ -5,27 +5,24 @@ import json
 import pytest
 
 from r3jax.data import contamination
+from r3jax.data import records
 from r3jax.worlds.shapes import prompts
 
 
 def record(prompt, *items, tag="two_object"):
-  """A record of items: class, count and whatever else a dict says."""
-  return {
-    "tag": tag,
-    "prompt": prompt,
-    "include": [
-      item if isinstance(item, dict) else {"class": item, "count": 1}
-      for item in items
-    ],
-  }
+  """Returns the prompt of items: class names, or JSON items."""
+  include = [
+    item if isinstance(item, dict) else {"class": item, "count": 1}
+    for item in items
+  ]
+  return records.Prompt.from_json(
+    {"tag": tag, "prompt": prompt, "include": include}
+  )
 
 
 def asking(prompt, *questions, tag="style"):
-  return {
-    "tag": tag,
-    "prompt": prompt,
-    "questions": [list(pair) for pair in questions],
-  }
+  pairs = tuple(records.Question(*pair) for pair in questions)
+  return records.Prompt(tag, prompt, questions=pairs)
 
 
 def above(name, index):
@@ -38,7 +35,7 @@ BUS = record("a photo of a bus", "bus", tag="single_object")
 CUP = record("a photo of a cup and a fork", "cup", "fork")
 
 
-class TestFind:
+class TestOccurrences:
   @pytest.mark.parametrize(
     "train, kind",
     [
@@ -67,7 +64,10 @@ class TestFind:
     ],
   )
   def test_first_kind_that_applies(self, train, kind):
-    assert contamination.find([BEAR, train], [CUP, DOG_CAT]) == [None, kind]
+    assert contamination.occurrences([BEAR, train], [CUP, DOG_CAT]) == [
+      None,
+      kind,
+    ]
 
   @pytest.mark.parametrize(
     "items, same",
@@ -82,7 +82,9 @@ class TestFind:
   )
   def test_relations_are_equal_in_any_order(self, items, same):
     test = record("the dog above the cat", "cat", above("dog", 0))
-    (found,) = contamination.find([record("another text", *items)], [test])
+    (found,) = contamination.occurrences(
+      [record("another text", *items)], [test]
+    )
     assert found == ("include" if same else None)
 
   def test_relation_names_which_of_two_objects_of_a_class(self):
@@ -94,7 +96,7 @@ class TestFind:
       record("y", blue, red, above("dog", 1)),
       record("z", blue, red, above("dog", 0)),
     ]
-    assert contamination.find(trains, [test]) == ["include", None]
+    assert contamination.occurrences(trains, [test]) == ["include", None]
 
   def test_one_question_alone_does_not_say_what_is_asked_for(self):
     question = ("Is the image in the style of a woodcut?", "yes")
@@ -102,7 +104,7 @@ class TestFind:
       asking("A fox, as a woodcut.", question),
       asking("A mill, as a woodcut.", question),
     )
-    assert contamination.find([train, test], [test]) == [None, "text"]
+    assert contamination.occurrences([train, test], [test]) == [None, "text"]
 
   @pytest.mark.parametrize(
     "train, kind",
@@ -121,17 +123,17 @@ class TestFind:
   )
   def test_questions_are_equal_in_any_order(self, train, kind):
     test = asking("A red cat", ("Is it a cat?", "yes"), ("Is it red?", "yes"))
-    assert contamination.find([train], [test]) == [kind]
+    assert contamination.occurrences([train], [test]) == [kind]
 
   def test_prompts_of_punctuation_and_articles_are_not_all_one(self):
     tests = [record("...", "cat"), record("the a", "dog")]
-    assert contamination.find(
+    assert contamination.occurrences(
       [record("!", "cup"), record("A", "bus")], tests
     ) == [None, None]
 
   def test_nothing_is_found_in_nothing(self):
-    assert contamination.find([], [DOG_CAT]) == []
-    assert contamination.find([DOG_CAT], []) == [None]
+    assert contamination.occurrences([], [DOG_CAT]) == []
+    assert contamination.occurrences([DOG_CAT], []) == [None]
 
 
 TRAIN = [

@@ -11,7 +11,11 @@ from r3jax.data.generators import geneval_plus
 
 @pytest.fixture(scope="module")
 def records():
-  return geneval_plus.generate(3500, seed=0)
+  return to_json(geneval_plus.generate(3500, seed=0))
+
+
+def to_json(prompts):
+  return [prompt.to_json() for prompt in prompts]
 
 
 def of(records, tag):
@@ -29,13 +33,12 @@ class TestGenerate:
     assert len({record["prompt"] for record in records}) == 3500
     for record in records:
       assert (
-        records_lib.PromptRecord.from_json(record, "generated").to_json()
-        == record
+        records_lib.Prompt.from_json(record, "generated").to_json() == record
       )
 
   def test_first_of_a_longer_list_are_a_shorter_list(self, records):
-    assert geneval_plus.generate(100, seed=0) == records[:100]
-    assert geneval_plus.generate(100, seed=1) != records[:100]
+    assert to_json(geneval_plus.generate(100, seed=0)) == records[:100]
+    assert to_json(geneval_plus.generate(100, seed=1)) != records[:100]
 
   def test_numbers(self, records):
     def counts(tag):
@@ -126,7 +129,7 @@ class TestGenerate:
       "color_count_attr": (names, colors, (counts,)),
       "multi_object_count_attr": (names, (counts,)),
     }
-    assert build(*arguments[tag])["prompt"] == prompt
+    assert build(*arguments[tag]).text == prompt
 
   @pytest.mark.parametrize(
     "tag, choices, prompt",
@@ -151,6 +154,5 @@ class TestGenerate:
   def test_wording_of_places(self, tag, choices, prompt):
     build = geneval_plus._TAGS[tag][0].build
     assert (
-      build(("cat", "bench"), *choices, (("above", "below"),))["prompt"]
-      == prompt
+      build(("cat", "bench"), *choices, (("above", "below"),)).text == prompt
     )

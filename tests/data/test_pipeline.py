@@ -15,7 +15,7 @@ def take(iterator, steps):
 class TestPromptIterator:
   def test_epoch_holds_every_record_once(self):
     indices = take(
-      pipeline.prompt_iterator(num_records=10, groups_per_step=4, seed=0), 15
+      pipeline.prompt_iterator(num_prompts=10, groups_per_step=4, seed=0), 15
     )
     assert indices.shape == (15, 4) and indices.dtype == np.int32
     for epoch in indices.reshape(6, 10):
@@ -29,7 +29,7 @@ class TestPromptIterator:
 
   def test_epochs_are_shuffled_differently(self):
     epochs = take(
-      pipeline.prompt_iterator(num_records=20, groups_per_step=20, seed=0), 3
+      pipeline.prompt_iterator(num_prompts=20, groups_per_step=20, seed=0), 3
     )
     assert len({tuple(epoch) for epoch in epochs} | {tuple(range(20))}) == 4
 
@@ -48,19 +48,19 @@ class TestPromptIterator:
 
   def test_more_groups_than_records_repeats_records(self):
     indices = next(
-      pipeline.prompt_iterator(num_records=3, groups_per_step=7, seed=0)
+      pipeline.prompt_iterator(num_prompts=3, groups_per_step=7, seed=0)
     )
     assert sorted(indices[:3]) == sorted(indices[3:6]) == [0, 1, 2]
 
   @pytest.mark.parametrize("done", [0, 1, 7])
   def test_resumed_equals_uninterrupted(self, done):
     iterator = pipeline.prompt_iterator(
-      num_records=10, groups_per_step=3, seed=4
+      num_prompts=10, groups_per_step=3, seed=4
     )
     take(iterator, done) if done else None
     state = json.loads(json.dumps(iterator.get_state()))
     resumed = pipeline.prompt_iterator(
-      num_records=10, groups_per_step=3, seed=4
+      num_prompts=10, groups_per_step=3, seed=4
     )
     resumed.set_state(state)
     np.testing.assert_array_equal(take(resumed, 9), take(iterator, 9))

@@ -1,5 +1,6 @@
-"""Tests of data/prompts.py."""
+"""Tests of data/records.py."""
 
+import hashlib
 import json
 import random
 import re
@@ -65,20 +66,18 @@ def refusal(content, tags=None):
 class TestFromJson:
   @pytest.mark.parametrize("obj", [POSITION, COUNTING, REGION, QUESTIONS])
   def test_round_trip_gives_the_object_back(self, obj):
-    assert records_lib.PromptRecord.from_json(obj, "here").to_json() == obj
+    assert records_lib.Prompt.from_json(obj, "here").to_json() == obj
 
   def test_fields_are_read(self):
-    record = records_lib.PromptRecord.from_json(POSITION, "here")
+    record = records_lib.Prompt.from_json(POSITION, "here")
     assert record.include[1].position == ("right of", 0)
     assert record.include[1].class_name == "dog"
     assert record.exclude == record.questions == ()
-    assert hash(record) == hash(
-      records_lib.PromptRecord.from_json(POSITION, "there")
-    )
+    assert hash(record) == hash(records_lib.Prompt.from_json(POSITION, "there"))
 
   def test_fields_of_tiif_are_read(self):
-    record = records_lib.PromptRecord.from_json(TIIF, "here")
-    assert (record.tag, record.prompt) == ("negation", "A table without a cup.")
+    record = records_lib.Prompt.from_json(TIIF, "here")
+    assert (record.tag, record.text) == ("negation", "A table without a cup.")
     assert record.questions == (
       records_lib.Question("Is there a table?", "yes"),
       records_lib.Question("Is there a cup?", "no"),
@@ -86,65 +85,68 @@ class TestFromJson:
     assert record.include == record.exclude == ()
 
   def test_tiif_and_its_own_json_are_one_record(self):
-    record = records_lib.PromptRecord.from_json(TIIF, "here")
+    record = records_lib.Prompt.from_json(TIIF, "here")
     assert record.to_json() == QUESTIONS
-    assert records_lib.PromptRecord.from_json(QUESTIONS, "there") == record
-    assert record.id == "cac42f9c33972fb8"
+    assert records_lib.Prompt.from_json(QUESTIONS, "there") == record
 
-  def test_id_is_stable_and_ignores_key_order(self):
-    record = records_lib.PromptRecord.from_json(COUNTING, "here")
+  def test_order_of_keys_does_not_matter(self):
+    record = records_lib.Prompt.from_json(COUNTING, "here")
     reordered = dict(reversed(COUNTING.items()))
-    assert record.id == "48859b0f7ebb3f12"
-    assert records_lib.PromptRecord.from_json(reordered, "here").id == record.id
+    assert records_lib.Prompt.from_json(reordered, "here") == record
 
-  def test_id_ignores_keys_that_say_nothing(self):
+  def test_further_keys_are_ignored(self):
     items = [COUNTING["include"][0] | {"comment": "\ud800"}]
-    record = records_lib.PromptRecord.from_json(
+    record = records_lib.Prompt.from_json(
       COUNTING | {"include": items, "split": 1}, "here"
     )
-    assert record.id == "48859b0f7ebb3f12"
+    assert record == records_lib.Prompt.from_json(COUNTING, "here")
 
-  def test_id_differs_when_an_expectation_differs(self):
+  def test_prompts_differ_when_an_expectation_differs(self):
     other = COUNTING | {"exclude": [{"class": "cat", "count": 4}]}
-    assert (
-      records_lib.PromptRecord.from_json(other, "here").id
-      != records_lib.PromptRecord.from_json(COUNTING, "here").id
-    )
+    assert records_lib.Prompt.from_json(
+      other, "here"
+    ) != records_lib.Prompt.from_json(COUNTING, "here")
 
   def test_error_names_the_place_and_every_problem(self):
     with pytest.raises(ValueError) as error:
-      records_lib.PromptRecord.from_json(
+      records_lib.Prompt.from_json(
         {"tag": "", "prompt": " ", "include": []}, "file:3"
       )
     assert str(error.value).count("file:3: ") == 3
 
-  def test_embedded_world_is_valid_and_has_unique_ids(self):
+  def test_embedded_world_is_valid_and_has_no_prompt_twice(self):
     records = prompts.train_records() + prompts.heldout_records()
-    read = [records_lib.PromptRecord.from_json(obj, "world") for obj in records]
-    assert len({record.id for record in read}) == len(records)
-    assert [record.to_json() for record in read] == records
-
-
-class TestReadJsonl:
-  def test_records_come_in_file_order_and_empty_lines_are_skipped(
-    self, tmp_path
-  ):
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(f"{json.dumps(COUNTING)}\n\n{json.dumps(POSITION)}\n")
-    assert [record.tag for record in records_lib.read_jsonl(path)] == [
-      "counting",
-      "position",
+    read = [
+      records_lib.Prompt.from_json(record.to_json(), "world")
+      for record in records
     ]
+    assert len(set(read)) == len(records)
+    assert read == records
 
-  def test_problems_name_the_path(self, tmp_path):
-    (tmp_path / "prompts.jsonl").write_bytes(lines(POSITION, {"tag": "x"}))
-    with pytest.raises(
-      ValueError, match=f"{tmp_path}/prompts.jsonl:2: a record must have one of"
-    ):
-      records_lib.read_jsonl(tmp_path / "prompts.jsonl")
+
+class TestSha256:
+  def test_hash_is_that_of_the_json_in_the_order_of_the_prompts(self):
+    prompts = [
+      records_lib.Prompt.from_json(obj) for obj in (POSITION, QUESTIONS)
+    ]
+    text = json.dumps([POSITION, QUESTIONS])
+    assert records_lib.sha256(prompts) == (
+      hashlib.sha256(text.encode()).hexdigest()
+    )
+    assert records_lib.sha256(prompts) != records_lib.sha256(prompts[::-1])
 
 
 class TestParseJsonl:
+  def test_records_come_in_file_order_and_empty_lines_are_skipped(self):
+    content = f"{json.dumps(COUNTING)}\n\n{json.dumps(POSITION)}\n".encode()
+    prompts = records_lib.parse_jsonl(content, "file")
+    assert [prompt.tag for prompt in prompts] == ["counting", "position"]
+
+  def test_problems_name_the_file(self):
+    content = lines(POSITION, {"tag": "x"})
+    with pytest.raises(ValueError, match="file:2: a record must have one of"):
+      records_lib.parse_jsonl(content, "file")
+
   def test_all_problems_are_raised_together_with_their_lines(self):
     content = lines(
       POSITION,
@@ -226,7 +228,7 @@ class TestParseJsonl:
       + json.dumps(strange, ensure_ascii=False)
     )
     records = records_lib.parse_jsonl(b"\xef\xbb\xbf" + text.encode(), "file")
-    assert [record.prompt for record in records] == [
+    assert [record.text for record in records] == [
       POSITION["prompt"],
       strange["prompt"],
     ]
@@ -344,8 +346,6 @@ class TestFuzz:
         outcomes.append("refused")
       else:
         again = lines(*(record.to_json() for record in records))
-        assert [
-          record.id for record in records_lib.parse_jsonl(again, "again")
-        ] == [record.id for record in records]
+        assert records_lib.parse_jsonl(again, "again") == records
         outcomes.append("read")
     assert min(outcomes.count("refused"), outcomes.count("read")) >= 10

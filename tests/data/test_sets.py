@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from r3jax.data import records
 from r3jax.data import sets
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import world
@@ -28,24 +29,35 @@ BENCH = {
 def settings(tmp_path, monkeypatch):
   """Returns settings of three training prompts, one of which is the held-out one in other words."""
   monkeypatch.setenv("R3JAX_DATA", str(tmp_path / "data"))
-  for name, records in {
+  for name, objects in {
     "train": [RED, BLUE, BENCH],
     "test": [BENCH | {"prompt": "A photo of  the bench."}],
     "more": [RED | {"tag": "of another benchmark"}],
   }.items():
     (tmp_path / f"{name}.jsonl").write_text(
-      "".join(json.dumps(record) + "\n" for record in records)
+      "".join(json.dumps(obj) + "\n" for obj in objects)
     )
   return sets.Settings(
-    "geneval", str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+    benchmark="geneval",
+    train=str(tmp_path / "train.jsonl"),
+    heldout=str(tmp_path / "test.jsonl"),
+    generated=100,
+    generated_seed=0,
+    more_tests=(),
+    keep_tags=(),
   )
+
+
+def of(*objects):
+  """Returns the prompts of JSON objects."""
+  return [records.Prompt.from_json(obj) for obj in objects]
 
 
 class TestLoad:
   def test_training_prompt_of_the_test_set_is_dropped(self, settings):
     found = sets.load(settings)
-    assert found.train == [RED, BLUE]
-    assert found.heldout == [BENCH | {"prompt": "A photo of  the bench."}]
+    assert found.train == of(RED, BLUE)
+    assert found.heldout == of(BENCH | {"prompt": "A photo of  the bench."})
     assert (
       not found.contamination.contaminated
       and found.contamination.vanished == ("single_object",)
@@ -55,7 +67,7 @@ class TestLoad:
     found = sets.load(
       dataclasses.replace(settings, keep_tags=("single_object",))
     )
-    assert found.train == [RED, BLUE, BENCH]
+    assert found.train == of(RED, BLUE, BENCH)
     assert found.contamination.contaminated
 
   def test_prompts_of_further_tests_are_dropped_and_not_evaluated(
@@ -64,7 +76,7 @@ class TestLoad:
     found = sets.load(
       dataclasses.replace(settings, more_tests=(str(tmp_path / "more.jsonl"),))
     )
-    assert found.train == [BLUE]
+    assert found.train == of(BLUE)
     assert len(found.heldout) == 1
 
   def test_generated_prompts_avoid_the_test_set(self, settings):
@@ -79,9 +91,7 @@ class TestLoad:
       == 599
     )
     assert not [
-      record
-      for record in found.train
-      if record["prompt"] == "a photo of a bench"
+      prompt for prompt in found.train if prompt.text == "a photo of a bench"
     ]
 
   def test_embedded_world_loses_nothing(self, settings):

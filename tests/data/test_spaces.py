@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 
+from r3jax.data import records
 from r3jax.data.generators import spaces
 
 
 def space(tag, *choices):
-  return spaces.Space(choices, lambda *chosen: {"tag": tag, "prompt": chosen})
+  return spaces.Space(choices, lambda *chosen: records.Prompt(tag, chosen))
 
 
 TAGS = {
@@ -20,7 +21,7 @@ TAGS = {
 class TestSpace:
   def test_every_choice_has_one_number(self):
     numbered = space("", ("abcd", 2), ((1, 2, 3), 1), ("xy", 2))
-    found = [numbered.record(index)["prompt"] for index in range(numbered.size)]
+    found = [numbered.prompt(index).text for index in range(numbered.size)]
     assert numbered.size == 12 * 3 * 2
     assert set(found) == set(
       itertools.product(
@@ -33,11 +34,11 @@ class TestSpace:
 
 class TestDraw:
   def test_everything_is_drawn_once(self):
-    records = spaces.draw(TAGS, 17, seed=0)
-    assert len({(record["tag"], record["prompt"]) for record in records}) == 17
+    prompts = spaces.draw(TAGS, 17, seed=0)
+    assert len({(prompt.tag, prompt.text) for prompt in prompts}) == 17
 
   def test_tags_take_turns_and_within_them_their_spaces(self):
-    tags = [record["tag"] for record in spaces.draw(TAGS, 12, seed=1)]
+    tags = [prompt.tag for prompt in spaces.draw(TAGS, 12, seed=1)]
     assert tags == [
       "few",
       "many",
@@ -68,7 +69,7 @@ class TestDraw:
   def test_every_order_is_as_likely(self):
     tags = {"x": (space("x", ("abc", 1)),)}
     orders = [
-      tuple(record["prompt"] for record in spaces.draw(tags, 3, seed))
+      tuple(prompt.text for prompt in spaces.draw(tags, 3, seed))
       for seed in range(600)
     ]
     counts = [orders.count(order) for order in set(orders)]

@@ -1,4 +1,4 @@
-"""Tests of data/builders.py."""
+"""Tests of data/tfds.py."""
 
 import json
 import pickle
@@ -6,6 +6,7 @@ import pickle
 import pytest
 import tensorflow_datasets as tfds
 
+from r3jax.data import benchmarks
 from r3jax.data import tfds as tfds_lib
 from tests.data import processes
 
@@ -50,11 +51,17 @@ TIIF = [
 ]
 LOAD = """
 import sys
-from r3jax.data import builders
-records = builders.load('geneval', *sys.argv[1:])
+from r3jax.data import benchmarks, tfds
+records = tfds.load(benchmarks.find('geneval'), *sys.argv[1:])
 assert 'tensorflow' not in sys.modules
 print(len(records))
 """
+
+
+def load(name, source, data_dir=None):
+  """Loads the prompts of a benchmark's file as JSON objects."""
+  prompts = tfds_lib.load(benchmarks.find(name), source, data_dir)
+  return [prompt.to_json() for prompt in prompts]
 
 
 def write(path, objects):
@@ -66,9 +73,7 @@ class TestLoad:
   def test_records_come_in_file_order(self, tmp_path):
     records = [GENEVAL[0] | {"prompt": f"prompt {i}"} for i in range(50)]
     assert (
-      tfds_lib.load(
-        "geneval", write(tmp_path / "x", records), tmp_path / "data"
-      )
+      load("geneval", write(tmp_path / "x", records), tmp_path / "data")
       == records
     )
 
@@ -92,60 +97,59 @@ class TestLoad:
   )
   def test_every_benchmark_is_read(self, tmp_path, benchmark, objects, records):
     source = write(tmp_path / "x", objects)
-    assert tfds_lib.load(benchmark, source, tmp_path / "data") == records
+    assert load(benchmark, source, tmp_path / "data") == records
 
   def test_second_load_reads_what_the_first_prepared(
     self, tmp_path, monkeypatch
   ):
     source = write(tmp_path / "x", GENEVAL)
-    tfds_lib.load("geneval", source, tmp_path / "data")
+    load("geneval", source, tmp_path / "data")
     monkeypatch.setattr(tfds_lib.Geneval, "_split_generators", None)
     other_name = write(tmp_path / "y", GENEVAL)
-    assert tfds_lib.load("geneval", other_name, tmp_path / "data") == GENEVAL
+    assert load("geneval", other_name, tmp_path / "data") == GENEVAL
 
   def test_changed_file_is_prepared_anew(self, tmp_path):
-    tfds_lib.load("geneval", write(tmp_path / "x", GENEVAL), tmp_path / "data")
+    load("geneval", write(tmp_path / "x", GENEVAL), tmp_path / "data")
     fewer = write(tmp_path / "x", GENEVAL[:1])
-    assert tfds_lib.load("geneval", fewer, tmp_path / "data") == GENEVAL[:1]
+    assert load("geneval", fewer, tmp_path / "data") == GENEVAL[:1]
 
   def test_other_version_is_prepared_anew(self, tmp_path, monkeypatch):
     source = write(tmp_path / "x", GENEVAL)
-    tfds_lib.load("geneval", source, tmp_path / "data")
+    load("geneval", source, tmp_path / "data")
     monkeypatch.setattr(tfds_lib.Geneval, "VERSION", tfds.core.Version("1.0.1"))
-    tfds_lib.load("geneval", source, tmp_path / "data")
+    load("geneval", source, tmp_path / "data")
     prepared = (tmp_path / "data").glob("*/geneval/*/dataset_info.json")
     assert sorted(path.parent.name for path in prepared) == ["1.0.0", "1.0.1"]
 
   def test_folder_comes_from_the_environment(self, tmp_path, monkeypatch):
     monkeypatch.setenv("R3JAX_DATA", str(tmp_path / "cache"))
-    tfds_lib.load("geneval", write(tmp_path / "x", GENEVAL))
+    load("geneval", write(tmp_path / "x", GENEVAL))
     assert list((tmp_path / "cache").glob("*/geneval/1.0.0/dataset_info.json"))
 
   def test_url_is_downloaded_once(self, site, tmp_path):
     write(site.folder / "x.jsonl", GENEVAL)
     for _ in range(2):
       assert (
-        tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path / "data")
-        == GENEVAL
+        load("geneval", f"{site.url}/x.jsonl", tmp_path / "data") == GENEVAL
       )
     assert site.requests == ["/x.jsonl"]
     assert len(list((tmp_path / "data" / "downloads").glob("*/note.json"))) == 1
 
   def test_changed_url_is_refused(self, site, tmp_path):
     write(site.folder / "x.jsonl", GENEVAL)
-    tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path)
+    load("geneval", f"{site.url}/x.jsonl", tmp_path)
     write(site.folder / "x.jsonl", GENEVAL[:1])
     for kept in (tmp_path / "downloads").glob("*/content"):
       kept.unlink()
     with pytest.raises(
       ValueError, match="if the change is wanted, give the source as http"
     ):
-      tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path)
+      load("geneval", f"{site.url}/x.jsonl", tmp_path)
 
   def test_problems_name_the_source(self, site, tmp_path):
     write(site.folder / "x.jsonl", [*GENEVAL, {"tag": "counting"}, *PLUS])
     with pytest.raises(ValueError) as error:
-      tfds_lib.load("geneval", f"{site.url}/x.jsonl", tmp_path / "data")
+      load("geneval", f"{site.url}/x.jsonl", tmp_path / "data")
     assert str(error.value).splitlines() == [
       "2 problems with prompts:",
       f"{site.url}/x.jsonl:4: a record must have one of include, questions, yn_question_list, "
@@ -156,11 +160,9 @@ class TestLoad:
 
   def test_mended_file_is_read_after_a_refusal(self, tmp_path):
     with pytest.raises(ValueError):
-      tfds_lib.load("geneval", write(tmp_path / "x", [{}]), tmp_path / "data")
+      load("geneval", write(tmp_path / "x", [{}]), tmp_path / "data")
     assert (
-      tfds_lib.load(
-        "geneval", write(tmp_path / "x", GENEVAL), tmp_path / "data"
-      )
+      load("geneval", write(tmp_path / "x", GENEVAL), tmp_path / "data")
       == GENEVAL
     )
 
@@ -169,14 +171,16 @@ class TestLoad:
     with pytest.raises(
       ValueError, match=f"{source} must hold at least one prompt; there is none"
     ):
-      tfds_lib.load("geneval", source, tmp_path / "data")
+      load("geneval", source, tmp_path / "data")
 
-  def test_unknown_benchmark_is_refused(self, tmp_path):
-    with pytest.raises(ValueError) as error:
-      tfds_lib.load("geneval++", "x", tmp_path)
-    assert str(error.value) == (
-      "benchmark must be one of ['geneval', 'geneval_plus', 'tiif'], got 'geneval++'"
-    )
+  def test_users_benchmark_is_read_with_its_own_tags(self, tmp_path):
+    own = benchmarks.Benchmark("own", ("colors", "position"))
+    source = write(tmp_path / "x", GENEVAL[::2])
+    prompts = tfds_lib.load(own, source, tmp_path / "data")
+    assert [prompt.tag for prompt in prompts] == ["position", "colors"]
+    fewer = benchmarks.Benchmark("own", ("colors",))
+    with pytest.raises(ValueError, match="tag must be one of .'colors'."):
+      tfds_lib.load(fewer, source, tmp_path / "data")
 
   def test_two_processes_at_once_without_tensorflow(self, site, tmp_path):
     write(site.folder / "x.jsonl", GENEVAL)

@@ -72,7 +72,7 @@ class TestRun:
       "no",
       "no",
     )
-    assert fakes.RECORDS[2]["prompt"] in answer.question
+    assert fakes.RECORDS[2].text in answer.question
 
   @pytest.mark.parametrize("batch_size", [1, 7, 32])
   def test_batches_change_nothing(self, whole, tmp_path, batch_size):

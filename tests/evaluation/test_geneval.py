@@ -56,7 +56,10 @@ def test_counts_and_files(tmp_path):
   if not prompts:
     prompts = str(tmp_path / "prompts.jsonl")
     pathlib.Path(prompts).write_text(
-      "".join(f"{json.dumps(record)}\n" for record in geneval.generate(24, 0))
+      "".join(
+        f"{json.dumps(prompt.to_json())}\n"
+        for prompt in geneval.generate(24, 0)
+      )
     )
   records = [
     json.loads(line) for line in pathlib.Path(prompts).read_text().splitlines()

@@ -49,9 +49,7 @@ class TestQuestionnaire:
       "yes",
       None,
     ]
-    assert (
-      asked[0].text == f"does the image match : {self.RECORDS[0]['prompt']} ?"
-    )
+    assert asked[0].text == f"does the image match : {self.RECORDS[0].text} ?"
 
   def test_questions_depend_on_the_image_and_its_numbers_alone(self, drafts):
     questionnaire = questions.Questionnaire(KINDS, QUIZ, 0)
@@ -74,7 +72,7 @@ class TestQuestionnaire:
     (one, *_) = questions.Questionnaire(("match",), None, 0).questions(
       drafts, self.RECORDS, self.ROWS
     )["match"]
-    assert self.RECORDS[0]["prompt"] in one.text and one.text.endswith(
+    assert self.RECORDS[0].text in one.text and one.text.endswith(
       "Answer yes or no."
     )
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Tests of rewards/graph.py."""
+"""Tests of rewards/combine.py."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +31,9 @@ class TestWeightedSum:
       fixed([1, 0.5, 0], strict=[1, 1, 0]),
       fixed([1, 0, 1], strict=[1, 0, 1]),
     )
-    reward = combine.weighted_sum({"a": (3.0, one), "b": (1.0, two)})
+    reward = combine.weighted_sum(
+      {"a": combine.Weighted(3.0, one), "b": combine.Weighted(1.0, two)}
+    )
     target = reward.encode([{}] * 3)
     assert {name: rows.tolist() for name, rows in target.items()} == {
       "a": [0, 1, 2],
@@ -52,14 +54,14 @@ class TestWeightedSum:
       fixed([1, 1, 1], valid=[True, False, True]),
       fixed([1, 1, np.nan], valid=[True, True, False]),
     )
-    found = combine.weighted_sum({"a": (1.0, one), "b": (1.0, two)}).on(None)(
-      IMAGES, {"a": 0, "b": 0}
-    )
+    found = combine.weighted_sum(
+      {"a": combine.Weighted(1.0, one), "b": combine.Weighted(1.0, two)}
+    ).on(None)(IMAGES, {"a": 0, "b": 0})
     assert found.valid.tolist() == [True, False, False]
 
   def test_perfect_parts_make_exactly_one(self):
     members = {
-      str(i): (weight, fixed([1, 1, 1]))
+      str(i): combine.Weighted(weight, fixed([1, 1, 1]))
       for i, weight in enumerate((0.1, 0.7, 0.3, 1e-3, 2.6))
     }
     found = combine.weighted_sum(members).on(None)(
@@ -72,11 +74,11 @@ class TestWeightedSum:
     [
       ({}, "reward.members must name at least one"),
       (
-        {"strict": (1.0, fixed([1, 1, 1]))},
+        {"strict": combine.Weighted(1.0, fixed([1, 1, 1]))},
         "must hold no slash and not be 'strict'",
       ),
       (
-        {"a": (0.0, fixed([1, 1, 1]))},
+        {"a": combine.Weighted(0.0, fixed([1, 1, 1]))},
         "reward.members.a.weight must be above 0; got 0.0",
       ),
     ],

@@ -147,7 +147,7 @@ class Broken:
 
   parts = ("correct", "strict", "clutter")
 
-  def score(self, images, records):
+  def score(self, images, prompts):
     raise ZeroDivisionError("a bug")
 
   def metrics(self):

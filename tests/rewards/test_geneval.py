@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from r3jax.data import records as records_lib
 from r3jax.data.generators import geneval as generators_geneval
 from r3jax.rewards.serving import geneval as serving_geneval
 from r3jax.worlds.shapes import prompts
@@ -30,11 +31,16 @@ def item(name, count=1, color=None, position=None) -> dict:
   }
 
 
-def asks(tag, *include, exclude=()) -> dict:
-  """Returns a record; excludes are (class, count)."""
+def json_of(tag, *include, exclude=()) -> dict:
+  """Returns the JSON of a prompt; excludes are (class, count)."""
   record = {"tag": tag, "prompt": "p", "include": list(include)}
   excluded = [{"class": name, "count": count} for name, count in exclude]
   return record | ({"exclude": excluded} if excluded else {})
+
+
+def asks(tag, *include, exclude=()) -> records_lib.Prompt:
+  """Returns a prompt; excludes are (class, count)."""
+  return records_lib.Prompt.from_json(json_of(tag, *include, exclude=exclude))
 
 
 def clocks(*confidences) -> list[serving_geneval.Detection]:
@@ -50,7 +56,7 @@ def cups(*colors) -> list[serving_geneval.Detection]:
   ]
 
 
-def dog_to(relation) -> dict:
+def dog_to(relation) -> records_lib.Prompt:
   """Returns the record of a dog in a relation to a bear."""
   return asks("position", item("bear"), item("dog", position=[relation, 0]))
 
@@ -173,7 +179,13 @@ CASES = {
     2 / 3,
   ),
   "many more without exclude": (AT_LEAST, clocks(*[0.95] * 40), 1, 0, 0),
-  "exclude null": (AT_LEAST | {"exclude": None}, clocks(*[0.95] * 3), 1, 1, 1),
+  "exclude null": (
+    records_lib.Prompt.from_json(AT_LEAST.to_json() | {"exclude": None}),
+    clocks(*[0.95] * 3),
+    1,
+    1,
+    1,
+  ),
   "excluded class": (NO_CAT, [at("clock"), at("cat")], 0, 0, 0.5),
   "two of an excluded class": (
     NO_CAT,
@@ -425,16 +437,14 @@ CASES = {
 def changed(record, rng) -> list[serving_geneval.Detection]:
   """Returns what a record asks for with up to three things wrong, all of different confidence."""
   found = []
-  for index, one in enumerate(record["include"]):
-    for _ in range(one["count"]):
+  for index, one in enumerate(record.include):
+    for _ in range(one.count):
       x, y = rng.choice([(-60, 0), (60, 0), (0, -60), (0, 60)])
-      color = one.get("color", "green")
+      color = one.color or "green"
       found.append(
-        at(one["class"], 100 + index * x, 100 + index * y, color=color)
+        at(one.class_name, 100 + index * x, 100 + index * y, color=color)
       )
-  names = [
-    one["class"] for one in [*record["include"], *(record.get("exclude") or ())]
-  ]
+  names = [one.class_name for one in record.include + record.exclude]
   for _ in range(rng.randint(0, 3)):
     if found and rng.random() < 0.5:
       found.pop(rng.randrange(len(found)))
@@ -455,7 +465,9 @@ def changed(record, rng) -> list[serving_geneval.Detection]:
   ]
 
 
-def random_scenes(number, rng) -> tuple[list[dict], scenes_lib.Scene]:
+def random_scenes(
+  number, rng
+) -> tuple[list[records_lib.Prompt], scenes_lib.Scene]:
   """Returns records of the embedded world and a scene for each, stacked.
 
   A third of the scenes are right, a third right for another record of the tag, a third up to five
@@ -467,11 +479,10 @@ def random_scenes(number, rng) -> tuple[list[dict], scenes_lib.Scene]:
     tag = tags[index % len(tags)]
     record, other = (tag[rng.integers(len(tag))] for _ in range(2))
     classes = [
-      scenes_lib.SHAPES.index(one["class"]) for one in record["include"]
+      scenes_lib.SHAPES.index(one.class_name) for one in record.include
     ] * 3 + [0]
     colors = [
-      scenes_lib.COLORS.index(one.get("color", "red"))
-      for one in record["include"]
+      scenes_lib.COLORS.index(one.color or "red") for one in record.include
     ] * 2 + [1]
     cells = rng.permutation(len(scenes_lib.CELLS))[: rng.integers(6)]
     clutter = [
@@ -524,7 +535,7 @@ class TestJudge:
   @pytest.mark.parametrize("name", CASES)
   def test_hand_made_case(self, name):
     record, detections, correct, strict, score = CASES[name]
-    serving_geneval.check_record(record)
+    serving_geneval.check_prompt(record)
     found = serving_geneval.judge(record, detections)
     assert (found.correct, found.strict) == (bool(correct), bool(strict))
     assert found.score == pytest.approx(score, abs=1e-12)
@@ -533,7 +544,7 @@ class TestJudge:
 
   def test_table_is_large_and_has_every_tag(self):
     assert len(CASES) >= 60
-    assert {case[0]["tag"] for case in CASES.values()} == set(prompts.TAGS)
+    assert {case[0].tag for case in CASES.values()} == set(prompts.TAGS)
 
   @pytest.mark.parametrize(
     "record, detections, reasons",
@@ -656,15 +667,16 @@ class TestAgainstTheVerifierOfTheEmbeddedWorld:
         bool(parts[name][row]) for name in ("strict", "correct")
       )
       names = [one.class_name for one in detections]
-      if set(names) <= {one["class"] for one in record["include"]}:
+      if set(names) <= {one.class_name for one in record.include}:
         assert found.strict == strict, about
         compared["strict"].append(strict)
       assert found.strict or not strict, about
       looks = any(
-        "color" in one or "position" in one for one in record["include"]
+        one.color is not None or one.position is not None
+        for one in record.include
       )
       if not looks or all(
-        names.count(one["class"]) <= one["count"] for one in record["include"]
+        names.count(one.class_name) <= one.count for one in record.include
       ):
         assert found.correct == correct, about
         compared["correct"].append(correct)
@@ -676,7 +688,7 @@ class TestAgainstTheVerifierOfTheEmbeddedWorld:
 
   def test_an_unnamed_class_matters_to_the_verifier_only(self):
     record = prompts.heldout_records()[0]
-    named = scenes_lib.SHAPES.index(record["include"][0]["class"])
+    named = scenes_lib.SHAPES.index(record.include[0].class_name)
     rng = np.random.default_rng(0)
     scene = scenes_lib.place(
       [(named, 0, 0), ((named + 1) % len(scenes_lib.SHAPES), 0, 1)], rng
@@ -717,60 +729,60 @@ class TestRelations:
     ) == {"left of"}
 
 
-class TestCheckRecord:
+class TestCheckPrompt:
   @pytest.mark.parametrize(
     "record, message",
     [
-      (3, "need a valid record: a record must be a JSON object, got int"),
+      (3, "a record must be a JSON object, got int"),
       (
         {"prompt": "p", "include": [item("cow")]},
         "tag must be a non-empty string",
       ),
-      (asks("t"), "include must be a non-empty list"),
+      (json_of("t"), "include must be a non-empty list"),
       (
-        asks("t", item("cow", 0)),
+        json_of("t", item("cow", 0)),
         r"include\[0\]: count must be an integer of at least 1",
       ),
       (
-        asks("t", item("cow"), exclude=[("cat", 0)]),
+        json_of("t", item("cow"), exclude=[("cat", 0)]),
         r"exclude\[0\]: count must be",
       ),
       (
         {"tag": "style", "prompt": "p", "questions": [["Is it?", "yes"]]},
-        r"a record with include items; got \['prompt', 'questions', 'tag'\]",
+        "a prompt with include items; 'p' has none",
       ),
       (
-        asks("t", item("cow") | {"region": "left"}),
+        json_of("t", item("cow") | {"region": "left"}),
         r"do not know \['region'\] of include\[0\]; use a judge",
       ),
       (
-        asks(
+        json_of(
           "t", item("cat"), item("cow") | {"size": "large", "region": "left"}
         ),
         r"do not know \['region', 'size'\] of include\[1\]",
       ),
       (
-        asks("t", item("cow"), item("cat", position=["near", 0])),
+        json_of("t", item("cow"), item("cat", position=["near", 0])),
         "must be one of .*; got 'near'",
       ),
       (
-        asks("t", item("cow", position=["above", 1]), item("cat")),
+        json_of("t", item("cow", position=["above", 1]), item("cat")),
         "must point to an item before it; got 1",
       ),
       (
-        asks("t", item("cow"), item("cat", position=["above", 2])),
+        json_of("t", item("cow"), item("cat", position=["above", 2])),
         "index of another include item",
       ),
       (
-        asks("t", item("cow"), item("cat", position=["above", 1])),
+        json_of("t", item("cow"), item("cat", position=["above", 1])),
         "index of another include item",
       ),
       (
-        asks("t", item("cow"), item("cat", position=["above", -1])),
+        json_of("t", item("cow"), item("cat", position=["above", -1])),
         "index of another include",
       ),
       (
-        asks(
+        json_of(
           "t",
           item("cow", 2),
           item("cow", color="red"),
@@ -782,13 +794,13 @@ class TestCheckRecord:
   )
   def test_record_that_cannot_be_judged_is_refused(self, record, message):
     with pytest.raises(ValueError, match=message):
-      serving_geneval.check_record(record)
+      serving_geneval.check_prompt(records_lib.Prompt.from_json(record))
 
   def test_generated_records_are_fine(self):
     for record in (
       generators_geneval.generate(600, 1) + prompts.heldout_records()
     ):
-      serving_geneval.check_record(record)
+      serving_geneval.check_prompt(record)
 
 
 class TestThresholds:

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from r3jax import types
+from r3jax.data import records
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
 from r3jax.rewards import outcome
 from r3jax.rewards.from_host import scorer as scorer_lib
+from r3jax.sequence import host_parser
 from r3jax.sequence import thoughts
 from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import vocabulary
@@ -110,9 +112,7 @@ class TestRewardFromHost:
     assert found.value[:3].tolist() == [0.5] * 3
 
 
-RECORDS = [
-  {"tag": "t", "prompt": f"number {i}", "include": []} for i in range(10)
-]
+PROMPTS = [records.Prompt("t", f"number {i}") for i in range(10)]
 
 
 class Numbered:
@@ -123,14 +123,12 @@ class Numbered:
   def __init__(self, broken=()):
     self.broken = broken
 
-  def check(self, record):
-    if record["prompt"] == "nothing":
+  def check(self, prompt):
+    if prompt.text == "nothing":
       raise ValueError("there is nothing to ask")
 
-  def score(self, images, records):
-    return [
-      self._outcome(int(record["prompt"].split()[1])) for record in records
-    ]
+  def score(self, images, prompts):
+    return [self._outcome(int(prompt.text.split()[1])) for prompt in prompts]
 
   def _outcome(self, number: int):
     if number in self.broken:
@@ -153,8 +151,8 @@ class Numbered:
 class TestScorer:
   def test_every_row_gets_the_outcome_of_its_record(self, mesh, tmp_path):
     scorer = scorer_lib.Scorer(Numbered())
-    scorer.encode(RECORDS[:2])
-    rows = scorer.encode(RECORDS[2:])
+    scorer.encode(PROMPTS[:2])
+    rows = scorer.encode(PROMPTS[2:])
     assert rows.tolist() == list(range(2, 10))
     scorer.log_to(tmp_path / "rewards" / "a.jsonl", 0)
     scorer.step = 5
@@ -169,7 +167,7 @@ class TestScorer:
     np.testing.assert_array_equal(found.value, np.float32(expected))
     lines = jsonl.read(tmp_path / "rewards" / "a.jsonl")
     assert sorted(line["prompt"] for line in lines) == sorted(
-      record["prompt"] for record in RECORDS[2:]
+      prompt.text for prompt in PROMPTS[2:]
     )
     assert {line["step"] for line in lines} == {5}
     (failed,) = [line for line in lines if line["status"] == "failed"]
@@ -185,7 +183,7 @@ class TestScorer:
 
   def test_bug_is_kept_and_scores_nothing(self, mesh):
     scorer = scorer_lib.Scorer(Numbered(broken=range(10)))
-    rows = scorer.encode(RECORDS[:8])
+    rows = scorer.encode(PROMPTS[:8])
     found = _mapped(
       mesh, scorer.on(mesh), np.zeros((8, 4, 4, 3), np.uint8), rows
     )
@@ -194,7 +192,7 @@ class TestScorer:
 
   def test_lines_of_repeated_steps_are_dropped(self, tmp_path):
     scorer, path = scorer_lib.Scorer(Numbered()), tmp_path / "a.jsonl"
-    rows = scorer.encode(RECORDS[:1])
+    rows = scorer.encode(PROMPTS[:1])
     scorer.log_to(path, 0)
     for scorer.step in (0, 1, 2):
       scorer._score(np.zeros((1, 4, 4, 3), np.uint8), rows)
@@ -204,20 +202,23 @@ class TestScorer:
 
   def test_record_that_cannot_be_asked_about_is_refused(self):
     with pytest.raises(ValueError, match="there is nothing to ask"):
-      scorer_lib.Scorer(Numbered()).encode(RECORDS + [{"prompt": "nothing"}])
+      scorer_lib.Scorer(Numbered()).encode(
+        PROMPTS + [records.Prompt("t", "nothing")]
+      )
 
 
 # Two devices on two threads, each with more to hand over than JAX copies in place (100 kB).
 LARGE = """
 import jax, numpy as np
-from r3jax.parallel import mesh as mesh_lib
-from r3jax.rewards import base, host
+from r3jax import types
+from r3jax.parallel import meshes
+from r3jax.rewards.from_host import scorer
 
 def reward(images, rows):
-  return base.Score(np.asarray(images).mean((1, 2, 3)).astype(np.float32), np.ones(len(rows), bool), {})
+  return types.Score(np.asarray(images).mean((1, 2, 3)).astype(np.float32), np.ones(len(rows), bool), {})
 
-mesh, rows = mesh_lib.make_mesh(2, 1, 1), jax.sharding.PartitionSpec("data")
-score = host.reward_from_host(reward, (), mesh)
+mesh, rows = meshes.make_mesh(2, 1, 1), jax.sharding.PartitionSpec("data")
+score = scorer.reward_from_host(reward, (), mesh)
 images = np.random.default_rng(0).integers(0, 256, (8, 256, 256, 3)).astype(np.uint8)
 with jax.set_mesh(mesh):
   mapped = jax.shard_map(score, in_specs=rows, out_specs=rows, axis_names={"data"}, check_vma=False)
@@ -251,7 +252,7 @@ class TestParseOnHost:
     in_graph = lambda ids, lengths: thoughts.parse_tokens(
       ids, lengths, stage, tags, 9
     )
-    on_host = scorer_lib.parse_on_host(tokenizer, 9, mesh)
+    on_host = host_parser.parse_on_host(tokenizer, 9, mesh)
     found = _mapped(
       mesh, lambda ids, lengths: on_host(ids, lengths, stage), ids, lengths
     )

@@ -6,41 +6,49 @@ import json
 import numpy as np
 import pytest
 
+from r3jax.data import records
 from r3jax.rewards import outcome as outcome_lib
-from r3jax.rewards.remote import client
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import judge as judge_lib
 from r3jax.rewards.remote import protocol
 from tests import documented
+from tests.rewards import defaults
 from tests.rewards import scripted
 
 IMAGES = (
   np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
 )
-PLUS = {
-  "tag": "size_spatial_attr",
-  "prompt": "A photo of a larger bench on the left and two red cows on the below",
-  "include": [
-    {"class": "bench", "count": 1, "region": "left", "size": "larger"},
-    {"class": "cow", "count": 2, "color": "red", "region": "below"},
-  ],
-}
-TIIF = {
-  "tag": "action+2d",
-  "prompt": "Near a pet shop, no hamsters run.",
-  "questions": [
-    ["Is there a pet shop?", "yes"],
-    ["Is there a hamster?", "no"],
-    ["Is it near?", "yes"],
-  ],
-}
-POSITION = {
-  "tag": "position",
-  "prompt": "a photo of a dog right of a bear",
-  "include": [
-    {"class": "bear", "count": 1},
-    {"class": "dog", "count": 1, "position": ["right of", 0]},
-  ],
-}
+PLUS = records.Prompt.from_json(
+  {
+    "tag": "size_spatial_attr",
+    "prompt": "A photo of a larger bench on the left and two red cows on the below",
+    "include": [
+      {"class": "bench", "count": 1, "region": "left", "size": "larger"},
+      {"class": "cow", "count": 2, "color": "red", "region": "below"},
+    ],
+  }
+)
+TIIF = records.Prompt.from_json(
+  {
+    "tag": "action+2d",
+    "prompt": "Near a pet shop, no hamsters run.",
+    "questions": [
+      ["Is there a pet shop?", "yes"],
+      ["Is there a hamster?", "no"],
+      ["Is it near?", "yes"],
+    ],
+  }
+)
+POSITION = records.Prompt.from_json(
+  {
+    "tag": "position",
+    "prompt": "a photo of a dog right of a bear",
+    "include": [
+      {"class": "bear", "count": 1},
+      {"class": "dog", "count": 1, "position": ["right of", 0]},
+    ],
+  }
+)
 
 
 class Chat:
@@ -66,11 +74,11 @@ class Chat:
 
 
 def make(server, task, **changes):
-  settings = client.Settings(
+  settings = defaults.client(
     endpoints=(server.url,), deadline=5.0, attempts=2, pause=0.01
   )
   return judge_lib.Judge(
-    client.Client(settings), judge_lib.Settings(task, **changes)
+    http_client.Client(settings), defaults.judge(task=task, **changes)
   )
 
 
@@ -184,7 +192,7 @@ class TestRequest:
     )
     assert (protocol.decode_image(file, "png", 64) == IMAGES[0]).all()
     for part in (
-      PLUS["prompt"],
+      PLUS.text,
       "- exactly 1 x larger bench on the left side of the frame\n",
       "- exactly 2 x red cow in the lower part of the frame\n",
       "photograph",
@@ -237,7 +245,7 @@ class TestRequest:
       )
     text = chat.bodies[1]["messages"][0]["content"][1]["text"]
     assert text.startswith(
-      f"Judge: {PLUS['prompt']}\n- exactly 1 x"
+      f"Judge: {PLUS.text}\n- exactly 1 x"
     ) and text.endswith('Say {"correct": 0 or 1}.')
 
   @pytest.mark.parametrize(
@@ -261,13 +269,13 @@ class TestRequest:
     if text is not None:
       path.write_text(text)
     with pytest.raises(ValueError, match=message):
-      judge_lib.Settings("tiif", prompt_file=str(path)).wording
+      defaults.judge(task="tiif", prompt_file=str(path)).read_wording()
 
 
 class TestStart:
   def test_unknown_task_is_refused(self):
     with pytest.raises(ValueError, match="reward.judge.task must be one of"):
-      judge_lib.Settings("beauty")
+      defaults.judge(task="beauty")
 
   @pytest.mark.parametrize(
     "model, served", [("other", ("m",)), ("", ("m", "n")), ("", ())]
@@ -306,7 +314,7 @@ class TestStart:
   )
   def test_record_with_nothing_to_ask_is_refused(self, task, record):
     with scripted.serve(Chat("{}")) as server:
-      with pytest.raises(ValueError, match="needs records with"):
+      with pytest.raises(ValueError, match="needs prompts with"):
         make(server, task).check(record)
 
 

@@ -5,25 +5,30 @@ import sys
 import numpy as np
 import pytest
 
+from r3jax.data import records
 from r3jax.rewards import outcome
 from r3jax.rewards.serving import detector as detector_lib
 from r3jax.rewards.serving import local
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import world
 
-ATTR = {
-  "tag": "color_attr",
-  "prompt": "a photo of a red computer mouse and a blue cat",
-  "include": [
-    {"class": "computer mouse", "count": 1, "color": "red"},
-    {"class": "cat", "count": 1, "color": "blue"},
-  ],
-}
-TWO = {
-  "tag": "two_object",
-  "prompt": "a photo of a bench and a cat",
-  "include": [{"class": "bench", "count": 1}, {"class": "cat", "count": 1}],
-}
+ATTR = records.Prompt.from_json(
+  {
+    "tag": "color_attr",
+    "prompt": "a photo of a red computer mouse and a blue cat",
+    "include": [
+      {"class": "computer mouse", "count": 1, "color": "red"},
+      {"class": "cat", "count": 1, "color": "blue"},
+    ],
+  }
+)
+TWO = records.Prompt.from_json(
+  {
+    "tag": "two_object",
+    "prompt": "a photo of a bench and a cat",
+    "include": [{"class": "bench", "count": 1}, {"class": "cat", "count": 1}],
+  }
+)
 
 
 def box(left, size=20):
@@ -103,13 +108,10 @@ class TestGenEval:
 
   def test_record_that_cannot_be_judged_is_invalid(self, scripted):
     detector, image, _ = scripted
-    region = {
-      "tag": "t",
-      "prompt": "p",
-      "include": [{"class": "cow", "count": 1, "region": "left"}],
-    }
+    region = records.Expectation("cow", 1, region="left")
     found = local.GenEval(detector).score(
-      np.stack([image] * 2), [region, {"include": 3}]
+      np.stack([image] * 2),
+      [records.Prompt("t", "p", (region,)), records.Prompt("t", "p")],
     )
     assert all(
       isinstance(one, outcome.Invalid)
@@ -120,8 +122,7 @@ class TestGenEval:
 
 class TestVerifier:
   def test_many_images_are_scored_in_batches(self):
-    records = prompts.heldout_records()[:35]
     found = local.Verifier(world.WORLD).score(
-      np.zeros((35, 48, 48, 3), np.uint8), records
+      np.zeros((35, 48, 48, 3), np.uint8), prompts.heldout_records()[:35]
     )
     assert len(found) == 35 and all(one.score == 0 for one in found)

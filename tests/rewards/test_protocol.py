@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pytest
 
+from r3jax.data import records
 from r3jax.rewards import outcome
-from r3jax.rewards.remote import client
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
 
-RECORD = {
-  "tag": "colors",
-  "prompt": "a photo of a red bench",
-  "include": [{"class": "bench", "count": 1}],
-}
+PROMPT = records.Prompt.from_json(
+  {
+    "tag": "colors",
+    "prompt": "a photo of a red bench",
+    "include": [{"class": "bench", "count": 1}],
+  }
+)
 IMAGE = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
 OUTCOMES = [
   outcome.Ok(0.5, {"strict": 0.0}, {"why": "half"}),
@@ -80,12 +83,12 @@ class TestImages:
 class TestRequest:
   def test_round_trip(self):
     request_id, items = protocol.read_request(
-      protocol.make_request("id", [IMAGE, IMAGE], [RECORD, RECORD], "png")
+      protocol.make_request("id", [IMAGE, IMAGE], [PROMPT, PROMPT], "png")
     )
     assert request_id == "id"
-    assert [item["record"] for item in items] == [RECORD, RECORD]
+    assert [item.record for item in items] == [PROMPT.to_json()] * 2
     assert (
-      protocol.decode_image(items[1]["image"], items[1]["format"], 35) == IMAGE
+      protocol.decode_image(items[1].image, items[1].format, 35) == IMAGE
     ).all()
 
   @pytest.mark.parametrize(
@@ -233,7 +236,7 @@ class TestReply:
     ],
   )
   def test_other_reply_gives_no_outcome(self, body, message):
-    with pytest.raises(client.BadReply, match=message):
+    with pytest.raises(http_client.BadReply, match=message):
       protocol.read_reply(body, "a", 1, ("strict",), "r")
 
 
@@ -254,9 +257,8 @@ class TestHealth:
       "parts": ["strict"],
       "reward": {"model": "m"},
     }
-    assert protocol.read_health(json.dumps(body).encode()) == {
-      "parts": ["strict"],
-      "reward": {"model": "m"},
-    }
-    with pytest.raises(client.BadReply, match=message):
+    assert protocol.read_health(json.dumps(body).encode()) == protocol.Health(
+      ("strict",), {"model": "m"}
+    )
+    with pytest.raises(http_client.BadReply, match=message):
       protocol.read_health(json.dumps(body | changes).encode())

@@ -1,4 +1,4 @@
-"""Tests of rewards/config.py, and that the configs of the benchmarks say what it reads."""
+"""Tests of rewards/registry.py, and that the configs of the benchmarks say what it reads."""
 
 import json
 
@@ -11,7 +11,7 @@ from configs import r3_geneval_plus
 from configs import r3_tiif
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import cache
-from r3jax.rewards.remote import client
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import judge
 from r3jax.rewards.remote import protocol
 from r3jax.worlds.shapes import prompts
@@ -138,8 +138,12 @@ class TestConfigs:
   def test_benchmark_has_its_reward(self, config, name):
     found = config.get_config()
     assert found.reward.name == name
-    judge.Settings(**found.reward.judge)
-    client.Settings(endpoints=found.reward.endpoints, **found.reward.client)
+    judge.JudgeSettings(**found.reward.judge)
+    http_client.ClientSettings(
+      endpoints=found.reward.endpoints,
+      token_env=found.reward.token_env,
+      **found.reward.client,
+    )
     assert found.is_locked and (
       found.group_size,
       found.optimizer.gen_learning_rate,

@@ -17,18 +17,20 @@ import jax
 import numpy as np
 import pytest
 
+from r3jax.data import records
 from r3jax.rewards import outcome
-from r3jax.rewards.remote import client
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
 from r3jax.rewards.remote import services
 from r3jax.rewards.serving import server as server_lib
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes as scenes_lib
 from r3jax.worlds.shapes import verifier
+from tests.rewards import defaults
 
 ROOT = pathlib.Path(__file__).parents[2]
 HALF = protocol.identity({"model": "half"})
-RECORD = {"tag": "t", "prompt": "p", "include": [{"class": "x", "count": 1}]}
+PROMPT = records.Prompt("t", "p", (records.Expectation("x", 1),))
 
 
 class Slow:
@@ -41,10 +43,10 @@ class Slow:
     self.free.set()
     self.shapes = []
 
-  def check(self, record):
+  def check(self, prompt):
     pass
 
-  def score(self, images, records):
+  def score(self, images, prompts):
     self.free.wait(20)
     self.shapes.append(images.shape)
     return [outcome.Ok(0.5, {"strict": 0.0})] * len(images)
@@ -78,7 +80,7 @@ def request(number=1, size=4, kind="png") -> bytes:
   return protocol.make_request(
     "id",
     [np.zeros((size, size, 3), np.uint8)] * number,
-    [RECORD] * number,
+    [PROMPT] * number,
     kind,
   )
 
@@ -244,7 +246,7 @@ class TestServer:
         target=lambda: replies.append(score(url, request()))
       )
       thread.start()
-      while not server._under_way:
+      while not server._num_answering:
         time.sleep(0.01)
       drain = threading.Thread(target=server.drain, args=(20,))
       drain.start()
@@ -265,7 +267,7 @@ class TestServer:
       reward.free.clear()
       thread = threading.Thread(target=score, args=(url, request()))
       thread.start()
-      while not server._under_way:
+      while not server._num_answering:
         time.sleep(0.01)
       start = time.monotonic()
       server.drain(0.3)
@@ -331,10 +333,12 @@ class TestCommand:
     _, url, _ = command
     monkeypatch.setenv("R3JAX_TEST_TOKEN", "hunter2")
     images, records = drawn(500)
-    settings = client.Settings(
+    settings = defaults.client(
       endpoints=(url,), token_env="R3JAX_TEST_TOKEN", concurrency=8
     )
-    service = services.JsonService(client.Client(settings), batch=16)
+    service = services.JsonService(
+      http_client.Client(settings), batch=16, kind="png"
+    )
     found = outcome.to_score(service.score(images, records), service.parts)
     expected = jax.device_get(
       jax.jit(verifier.verify)(images, verifier.encode_records(records))
@@ -354,8 +358,10 @@ class TestCommand:
   def test_wrong_size_and_record_are_invalid(self, command, monkeypatch):
     _, url, _ = command
     monkeypatch.setenv("R3JAX_TEST_TOKEN", "hunter2")
-    settings = client.Settings(endpoints=(url,), token_env="R3JAX_TEST_TOKEN")
-    service = services.JsonService(client.Client(settings), batch=16)
+    settings = defaults.client(endpoints=(url,), token_env="R3JAX_TEST_TOKEN")
+    service = services.JsonService(
+      http_client.Client(settings), batch=16, kind="png"
+    )
     (small,) = service.score(
       np.zeros((1, 32, 48, 3), np.uint8), prompts.heldout_records()[:1]
     )
@@ -363,7 +369,8 @@ class TestCommand:
       "an image must be 48 x 48 pixels; got (32, 48, 3)"
     )
     found = service.score(
-      np.zeros((3, 48, 48, 3), np.uint8), [RECORD, {"include": 3}, {}]
+      np.zeros((3, 48, 48, 3), np.uint8),
+      [PROMPT, records.Prompt("t", "p"), records.Prompt("", "p")],
     )
     assert all(
       isinstance(one, outcome.Invalid) and "cannot be judged" in one.reason

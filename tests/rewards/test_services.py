@@ -8,21 +8,19 @@ import random
 import numpy as np
 import pytest
 
+from r3jax.data import records
 from r3jax.rewards import outcome
-from r3jax.rewards.remote import client
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
 from r3jax.rewards.remote import services
+from tests.rewards import defaults
 from tests.rewards import scripted
 
 IMAGES = (
   np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3)).astype(np.uint8)
 )
-RECORDS = [
-  {
-    "tag": "colors",
-    "prompt": f"a photo of {i}",
-    "include": [{"class": "x", "count": 1}],
-  }
+PROMPTS = [
+  records.Prompt("colors", f"a photo of {i}", (records.Expectation("x", 1),))
   for i in range(5)
 ]
 HEALTH = {
@@ -34,8 +32,8 @@ HEALTH = {
 
 
 def make(url, **changes):
-  return client.Client(
-    client.Settings(
+  return http_client.Client(
+    defaults.client(
       endpoints=(url,) if isinstance(url, str) else url,
       **dict(deadline=5.0, attempts=2, pause=0.01) | changes,
     )
@@ -48,11 +46,11 @@ def brightness(request):
     return 200, json.dumps(HEALTH).encode()
   request_id, items = protocol.read_request(request.body)
   score = lambda item: float(
-    protocol.decode_image(item["image"], item["format"], 64).mean() / 255
+    protocol.decode_image(item.image, item.format, 64).mean() / 255
   )
   outcomes = [
     outcome.Invalid("no 3")
-    if item["record"]["prompt"].endswith("3")
+    if item.record["prompt"].endswith("3")
     else outcome.Ok(score(item), {"strict": 0.0})
     for item in items
   ]
@@ -64,8 +62,8 @@ def brightness(request):
 class TestJsonService:
   def test_every_image_gets_its_outcome(self):
     with scripted.serve(brightness) as server:
-      service = services.JsonService(make(server.url), batch=2)
-      found = service.score(IMAGES, RECORDS)
+      service = services.JsonService(make(server.url), batch=2, kind="png")
+      found = service.score(IMAGES, PROMPTS)
       assert [type(one) for one in found] == [outcome.Ok] * 3 + [
         outcome.Invalid,
         outcome.Ok,
@@ -88,8 +86,8 @@ class TestJsonService:
       return brightness(request)
 
     with scripted.serve(answer) as server:
-      found = services.JsonService(make(server.url), batch=2).score(
-        IMAGES, RECORDS
+      found = services.JsonService(make(server.url), batch=2, kind="png").score(
+        IMAGES, PROMPTS
       )
       assert [type(one) for one in found] == [
         outcome.Ok,
@@ -104,13 +102,15 @@ class TestJsonService:
     with scripted.serve(lambda request: (404, b"")) as server:
       with pytest.raises(
         ValueError,
-        match=r"must answer GET /health before a run starts; seen:\n  http://.*status 404",
+        match=r"must answer GET /health before a run starts; the answers were:\n  http://.*status 404",
       ):
-        services.JsonService(make(server.url), batch=2)
+        services.JsonService(make(server.url), batch=2, kind="png")
 
   def test_one_of_two_endpoints_is_enough_to_start(self):
     with scripted.serve(brightness) as server:
-      services.JsonService(make((server.url, "http://127.0.0.1:9")), batch=2)
+      services.JsonService(
+        make((server.url, "http://127.0.0.1:9")), batch=2, kind="png"
+      )
 
   def test_endpoints_that_differ_are_refused(self):
     other = json.dumps(HEALTH | {"reward": {"model": "another"}}).encode()
@@ -119,13 +119,13 @@ class TestJsonService:
       scripted.serve(lambda request: (200, other)) as two,
     ):
       with pytest.raises(ValueError, match="must serve the same reward"):
-        services.JsonService(make((one.url, two.url)), batch=2)
+        services.JsonService(make((one.url, two.url)), batch=2, kind="png")
 
   def test_batch_below_one_is_refused(self):
     with pytest.raises(
       ValueError, match="reward.batch must be at least 1; got 0"
     ):
-      services.JsonService(make("http://127.0.0.1:9"), batch=0)
+      services.JsonService(make("http://127.0.0.1:9"), batch=0, kind="png")
 
 
 class TestUniRlService:
@@ -144,7 +144,7 @@ class TestUniRlService:
 
     with scripted.serve(answer) as server:
       found = services.UniRlService(make(server.url), batch=8).score(
-        IMAGES, RECORDS
+        IMAGES, PROMPTS
       )
     assert [one.score for one in found] == [0, 0.5, 1, 0, 1]
     assert [one.parts["strict"] for one in found] == [0, 0, 1, 0, 1]
@@ -157,7 +157,7 @@ class TestUniRlService:
     answer = lambda request: (200, json.dumps({"scores": scores}).encode())
     with scripted.serve(answer) as server:
       found = services.UniRlService(make(server.url), batch=8).score(
-        IMAGES, RECORDS
+        IMAGES, PROMPTS
       )
     assert {type(one) for one in found} == {outcome.Failed}
 
@@ -180,7 +180,7 @@ class TestFlowGrpoService:
     def answer(request):
       body = pickle.loads(request.body)
       assert [record["prompt"] for record in body["meta_datas"]] == [
-        record["prompt"] for record in RECORDS
+        prompt.text for prompt in PROMPTS
       ]
       assert all(image.startswith(b"\xff\xd8") for image in body["images"])
       assert body["only_strict"] is False
@@ -188,7 +188,7 @@ class TestFlowGrpoService:
 
     with scripted.serve(answer) as server:
       found = services.FlowGrpoService(make(server.url), batch=8).score(
-        IMAGES, RECORDS
+        IMAGES, PROMPTS
       )
     assert [one.score for one in found] == [0.25, 0, 1, 0.75, 1]
     assert [one.parts for one in found][2:] == [
@@ -214,7 +214,7 @@ class TestFlowGrpoService:
   def test_other_reply_is_a_failure(self, reply):
     with scripted.serve(lambda request: (200, reply)) as server:
       found = services.FlowGrpoService(make(server.url), batch=8).score(
-        IMAGES, RECORDS
+        IMAGES, PROMPTS
       )
     assert {type(one) for one in found} == {outcome.Failed}
 
@@ -248,7 +248,7 @@ class TestReadPlainPickle:
       np.float64(1),
     ):
       with pytest.raises(
-        client.BadReply,
+        http_client.BadReply,
         match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|SHORT_BINBYTES)",
       ):
         services.read_plain_pickle(pickle.dumps({"scores": [bomb]}, level))
@@ -259,7 +259,7 @@ class TestReadPlainPickle:
   )
   def test_other_values_are_refused(self, value):
     with pytest.raises(
-      client.BadReply,
+      http_client.BadReply,
       match="must be a pickle of plain values; it has the opcode",
     ):
       services.read_plain_pickle(pickle.dumps({"scores": [value]}, 5))
@@ -268,7 +268,7 @@ class TestReadPlainPickle:
     # 1, kept under the number 0x7f000000
     body = b"\x80\x04K\x01r\x00\x00\x00\x7f."
     with pytest.raises(
-      client.BadReply, match="asks for room that it does not need"
+      http_client.BadReply, match="asks for room that it does not need"
     ):
       services.read_plain_pickle(body)
 
@@ -279,7 +279,7 @@ class TestReadPlainPickle:
     body = flow_grpo_reply(scores=[nested] * 5)
     with scripted.serve(lambda request: (200, body)) as server:
       found = services.FlowGrpoService(make(server.url), batch=8).score(
-        IMAGES, RECORDS
+        IMAGES, PROMPTS
       )
     assert found[0].reason.endswith(
       "a score or part must be a number; got a list"
@@ -293,5 +293,5 @@ class TestReadPlainPickle:
         body[rng.randrange(len(body))] = rng.randrange(256)
       try:
         services.read_plain_pickle(bytes(body[: rng.randint(1, len(body))]))
-      except client.BadReply:
+      except http_client.BadReply:
         pass

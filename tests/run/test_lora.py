@@ -446,8 +446,8 @@ class TestRun:
     model = inference.load(
       tiny.make_config(tmp_path / "run", changes), session.mesh
     )
-    record, seed = session.experiment.heldout[0], session.config.eval.seed
-    (sample,) = model.generate(record["prompt"], rounds=1, seed=seed, number=0)
+    prompt, seed = session.experiment.heldout[0], session.config.eval.seed
+    (sample,) = model.generate(prompt.text, rounds=1, seed=seed, number=0)
     drawn, expected = (
       np.int32(sample.turns[0].image),
       np.int32(Image.open(tmp_path / "again" / first.turns[0].image)),

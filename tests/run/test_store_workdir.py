@@ -16,6 +16,7 @@ import pytest
 from configs import r3_geneval
 from r3jax.checkpoint import training
 from r3jax.data import contamination
+from r3jax.data import records
 from r3jax.evaluation import sample_log
 from r3jax.files import config_guard
 from r3jax.files import jsonl
@@ -29,7 +30,7 @@ from r3jax.run import sessions
 from r3jax.run import workdir as workdir_lib
 from tests.evaluation import fakes
 
-RECORDS = tuple({"prompt": f"prompt {i}", "tag": "colors"} for i in range(4))
+PROMPTS = tuple(records.Prompt("colors", f"prompt {i}") for i in range(4))
 CALLS = 3  # of the reward in an iteration, as from as many devices
 STEPS = 7
 
@@ -46,9 +47,9 @@ class Answers:
   def check(self, record):
     del record
 
-  def score(self, images, records):
+  def score(self, images, prompts):
     return [
-      outcome.Ok(0.5, {"strict": 0.0}, {"answer": "x" * 1000}) for _ in records
+      outcome.Ok(0.5, {"strict": 0.0}, {"answer": "x" * 1000}) for _ in prompts
     ]
 
   def describe(self):
@@ -75,12 +76,12 @@ class Session:
     self.frozen = iteration.Frozen({}, None)
     self._scorer = scorer.Scorer(Answers())
     self.experiment = types.SimpleNamespace(
-      train=RECORDS,
-      heldout=RECORDS,
+      train=PROMPTS,
+      heldout=PROMPTS,
       contamination=contamination.Contamination({}),
       reward=combine.on_host("judge", self._scorer),
     )
-    self._rows = self._scorer.encode(RECORDS)
+    self._rows = self._scorer.encode(PROMPTS)
     self.leaked = contamination.Leaked({}, True)
     self.evaluation = dataclasses.replace(
       fakes.evaluation(fakes.Sampler(20)), flush=self._ask_and_flush

@@ -2,6 +2,7 @@
 
 import collections
 
+from r3jax.data import records
 from r3jax.worlds.shapes import edits
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
@@ -9,23 +10,35 @@ from r3jax.worlds.shapes import scenes
 RECORDS = prompts.train_records() + prompts.heldout_records()
 
 
+def prompt_of(obj):
+  """Returns the prompt of a JSON object, which need not be complete or valid."""
+  include, exclude = (
+    tuple(map(records.Expectation.from_json, obj.get(field, ())))
+    for field in ("include", "exclude")
+  )
+  return records.Prompt(
+    obj.get("tag", ""), obj.get("prompt", ""), include, exclude
+  )
+
+
 def fulfilled(record, objects):
   """Independent of the package: exact counts, colours, relation, nothing else."""
   classes = collections.Counter(scenes.SHAPES[shape] for shape, _, _ in objects)
   if classes != collections.Counter(
-    {i["class"]: i["count"] for i in record["include"]}
+    {item.class_name: item.count for item in record.include}
   ):
     return False
   by_class = {
     scenes.SHAPES[shape]: (scenes.COLORS[color], cell)
     for shape, color, cell in objects
   }
-  for item in record["include"]:
-    color, cell = by_class[item["class"]]
-    if item.get("color", color) != color:
+  for item in record.include:
+    color, cell = by_class[item.class_name]
+    if item.color not in (None, color):
       return False
-    if "position" in item:
-      base = by_class[record["include"][item["position"][1]]["class"]][1]
+    if item.position is not None:
+      relation, other = item.position
+      base = by_class[record.include[other].class_name][1]
       right, down = cell % 3 - base % 3, cell // 3 - base // 3
       along = {
         "left of": -right,
@@ -33,7 +46,6 @@ def fulfilled(record, objects):
         "above": -down,
         "below": down,
       }
-      relation = item["position"][0]
       across = down if relation in ("left of", "right of") else right
       if along[relation] <= abs(across):
         return False
@@ -49,12 +61,10 @@ def random_objects(rng, size):
 
 def draw(rng, count):
   """Yields records of every tag with right, flawed, edited, random and empty scenes."""
-  by_tag = {
-    tag: [r for r in RECORDS if r["tag"] == tag] for tag in prompts.TAGS
-  }
+  by_tag = {tag: [r for r in RECORDS if r.tag == tag] for tag in prompts.TAGS}
   for i in range(count):
-    records = by_tag[prompts.TAGS[i % 6]]
-    record = records[rng.integers(len(records))]
+    group = by_tag[prompts.TAGS[i % 6]]
+    record = group[rng.integers(len(group))]
     right = scenes.objects_of(prompts.scene_for(record, rng))
     match rng.integers(4):
       case 0:

@@ -157,6 +157,7 @@ def relation_holds(relation, a, b):
 
 def judge(objects, record):
   """Returns (value, strict, correct) of objects by a record whose items name different classes."""
+  record = record.to_json()
   include = record["include"]
   groups, clauses, correct = [], [], True
   for item in include:

@@ -25,9 +25,7 @@ class TestEncoder:
     mix = batches.Mix(0.5, 0.3, 0.0, 0.0, {"position": 6.0, "color_attr": 2.0})
     records = prompts.by_tag(prompts.train_records())
     encoder = batches.Encoder(records, tokenizer, capacities, mix, seed=0)
-    tags = {
-      record["prompt"]: record["tag"] for record in prompts.train_records()
-    }
+    tags = {record.text: record.tag for record in prompts.train_records()}
     reasoned, reflected = collections.Counter(), collections.Counter()
     for i in range(1200):
       batch = encoder(i)

@@ -55,7 +55,7 @@ class TestRelatedCells:
 
   def test_scenes_of_prompts_agree(self):
     rng = np.random.default_rng(2)
-    for record in [r for r in cases.RECORDS if r["tag"] == "position"]:
+    for record in [r for r in cases.RECORDS if r.tag == "position"]:
       assert edits_lib.satisfied(
         record, scenes.objects_of(prompts.scene_for(record, rng))
       )
@@ -74,21 +74,34 @@ class TestFlawedPlan:
   def test_typical_errors(self):
     rng = np.random.default_rng(4)
     a, b, c = (SQUARE, RED, 0), (SQUARE, BLUE, 1), (SQUARE, RED, 2)
-    assert edits_lib.flawed_plan({"tag": "counting"}, [a, b, c], rng) == [a, b]
-    assert len(edits_lib.flawed_plan({"tag": "counting"}, [a, b], rng)) == 3
+    assert edits_lib.flawed_plan(
+      cases.prompt_of({"tag": "counting"}), [a, b, c], rng
+    ) == [a, b]
+    assert (
+      len(
+        edits_lib.flawed_plan(cases.prompt_of({"tag": "counting"}), [a, b], rng)
+      )
+      == 3
+    )
     pair = [(SQUARE, RED, 0), (RING, BLUE, 4)]
-    assert edits_lib.flawed_plan({"tag": "color_attr"}, pair, rng) == [
+    assert edits_lib.flawed_plan(
+      cases.prompt_of({"tag": "color_attr"}), pair, rng
+    ) == [
       (SQUARE, BLUE, 0),
       (RING, RED, 4),
     ]
-    assert edits_lib.flawed_plan({"tag": "position"}, pair, rng) == [
+    assert edits_lib.flawed_plan(
+      cases.prompt_of({"tag": "position"}), pair, rng
+    ) == [
       (RING, BLUE, 0),
       (SQUARE, RED, 4),
     ]
 
   def test_unknown_tag_is_refused(self):
     with pytest.raises(ValueError, match="was 'sizes'"):
-      edits_lib.flawed_plan({"tag": "sizes"}, [], np.random.default_rng(0))
+      edits_lib.flawed_plan(
+        cases.prompt_of({"tag": "sizes"}), [], np.random.default_rng(0)
+      )
 
 
 class TestEditsTowards:
@@ -139,13 +152,15 @@ class TestEditsTowards:
       )
 
   def test_swapped_colors_are_recolored(self):
-    record = {
-      "tag": "color_attr",
-      "include": [
-        {"class": "square", "count": 1, "color": "red"},
-        {"class": "ring", "count": 1, "color": "blue"},
-      ],
-    }
+    record = cases.prompt_of(
+      {
+        "tag": "color_attr",
+        "include": [
+          {"class": "square", "count": 1, "color": "red"},
+          {"class": "ring", "count": 1, "color": "blue"},
+        ],
+      }
+    )
     objects = [(SQUARE, BLUE, TOP_LEFT), (RING, RED, CENTER)]
     edits = edits_lib.edits_towards(record, objects, np.random.default_rng(9))
     assert grammar.instruction_text(edits) == (
@@ -156,7 +171,7 @@ class TestEditsTowards:
     record = next(
       r
       for r in cases.RECORDS
-      if r["prompt"] == "a photo of a square right of a ring"
+      if r.text == "a photo of a square right of a ring"
     )
     # nothing is left of one or right of the other
     mirrored = [(SQUARE, RED, 3), (RING, BLUE, 5)]
@@ -167,10 +182,12 @@ class TestEditsTowards:
     assert [edit.kind for edit in edits] == ["move"]
 
   def test_extra_object_of_another_class_is_removed(self):
-    record = {
-      "tag": "single_object",
-      "include": [{"class": "ring", "count": 1}],
-    }
+    record = cases.prompt_of(
+      {
+        "tag": "single_object",
+        "include": [{"class": "ring", "count": 1}],
+      }
+    )
     objects = [(RING, RED, BOTTOM), (SQUARE, RED, CENTER)]
     edits = edits_lib.edits_towards(record, objects, np.random.default_rng(10))
     assert edits == [edits_lib.Operation("remove", SQUARE, RED, CENTER)]
@@ -179,7 +196,7 @@ class TestEditsTowards:
 class TestEditsOfSmudged:
   def test_missing_object_is_drawn_in_place_of_the_smudge(self):
     record = next(
-      r for r in cases.RECORDS if r["prompt"] == "a photo of a red square"
+      r for r in cases.RECORDS if r.text == "a photo of a red square"
     )
     edits = edits_lib.edits_of_smudged(
       record, [], [CENTER], np.random.default_rng(0)
@@ -188,7 +205,7 @@ class TestEditsOfSmudged:
 
   def test_superfluous_smudge_is_wiped(self):
     record = next(
-      r for r in cases.RECORDS if r["prompt"] == "a photo of a red square"
+      r for r in cases.RECORDS if r.text == "a photo of a red square"
     )
     edits = edits_lib.edits_of_smudged(
       record, [(SQUARE, RED, TOP_LEFT)], [CENTER], np.random.default_rng(0)
@@ -281,10 +298,12 @@ class TestFlawedInstruction:
     assert min(counts[(True, 0)], counts[(True, 1)], counts[(False, 1)]) > 200
 
   def test_needless_edit_on_a_right_scene(self):
-    record = {
-      "tag": "single_object",
-      "include": [{"class": "ring", "count": 1}],
-    }
+    record = cases.prompt_of(
+      {
+        "tag": "single_object",
+        "include": [{"class": "ring", "count": 1}],
+      }
+    )
     flawed = edits_lib.flawed_instruction(
       record, [(RING, RED, 3)], np.random.default_rng(0)
     )

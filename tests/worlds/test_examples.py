@@ -49,7 +49,7 @@ class TestReasonExample:
       example = examples.reason_example(record, rng, flaw_rate=0.6)
       objects = scenes.objects_of(example.scene)
       assert grammar.objects_in(example.thought) == objects
-      assert example.prompt == record["prompt"]
+      assert example.prompt == record.text
       right += edits.satisfied(record, objects)
     assert right / 1000 == pytest.approx(0.4, abs=0.05)
 
@@ -98,7 +98,7 @@ class TestReflectExample:
   def test_question_is_the_protocol(self):
     record = RECORDS[0]
     example = examples.reflect_example(record, np.random.default_rng(4), 0.0)
-    assert example.question == protocol.reflection_question(record["prompt"])
+    assert example.question == protocol.reflection_question(record.text)
 
 
 class TestQuestionExample:

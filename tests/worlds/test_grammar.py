@@ -100,8 +100,8 @@ class TestRelated:
       pair = grammar.related(record, objects)
       if pair is None:
         continue
-      assert record["tag"] == "position"
-      asked = record["prompt"].removeprefix("a photo of ").replace("a ", "")
+      assert record.tag == "position"
+      asked = record.text.removeprefix("a photo of ").replace("a ", "")
       first, second = (scenes.SHAPES[item[0]] for item in pair.objects)
       assert asked.startswith(f"{first} ") and asked.endswith(f" {second}")
       assert sorted(pair.objects) == sorted(objects)
@@ -112,9 +112,7 @@ class TestRelated:
 
   def test_says_nothing_where_nothing_can_be_said(self):
     record = next(
-      r
-      for r in cases.RECORDS
-      if r["prompt"] == "a photo of a square left of a ring"
+      r for r in cases.RECORDS if r.text == "a photo of a square left of a ring"
     )
     square, ring = (SQUARE, RED, TOP_LEFT), (RING, BLUE, 1)
     assert grammar.related(record, [ring, square]) == grammar.Related(
@@ -141,9 +139,7 @@ class TestRelated:
 class TestClauseQuestions:
   def test_relation_and_presence(self):
     record = next(
-      r
-      for r in cases.RECORDS
-      if r["tag"] == "position" and "left of" in r["prompt"]
+      r for r in cases.RECORDS if r.tag == "position" and "left of" in r.text
     )
     right = scenes.objects_of(
       prompts.scene_for(record, np.random.default_rng(14))
@@ -158,7 +154,7 @@ class TestClauseQuestions:
     ]
 
   def test_count_is_exact(self):
-    record = {"include": [{"class": "ring", "count": 2}]}
+    record = cases.prompt_of({"include": [{"class": "ring", "count": 2}]})
     for size, answer in ((1, "no"), (2, "yes"), (3, "no")):
       rings = [(RING, RED, cell) for cell in range(size)]
       assert grammar.clause_questions(record, rings) == [
@@ -175,7 +171,7 @@ class TestQuestionAnswer:
       thought, _, word = answer.rpartition(" ")
       assert thought == grammar.plan_text(objects)
       answers[word] += 1
-      if question == grammar.match_question(record["prompt"]):
+      if question == grammar.match_question(record.text):
         assert word == ("yes" if cases.fulfilled(record, objects) else "no")
       elif question.startswith("what color is the"):
         shape, cell = question.split()[4], question.split()[6]
@@ -187,8 +183,8 @@ class TestQuestionAnswer:
 class TestVocabulary:
   def test_every_word_and_prompt_round_trips(self):
     tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
-    texts = [r["prompt"] for r in cases.RECORDS] + sorted(grammar.WORDS)
-    texts += [grammar.match_question(r["prompt"]) for r in cases.RECORDS]
+    texts = [r.text for r in cases.RECORDS] + sorted(grammar.WORDS)
+    texts += [grammar.match_question(r.text) for r in cases.RECORDS]
     for text in texts:
       assert tokenizer.decode(tokenizer.encode(text)) == text
 

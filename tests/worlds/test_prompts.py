@@ -7,19 +7,17 @@ import pytest
 
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
+from tests.worlds import cases
 
 ALL = prompts.train_records() + prompts.heldout_records()
 
 
 def _combination(record):
   """Returns what a record asks for, independently of the module: order and wording do not count."""
-  items = [
-    (item["class"], item.get("color"), item["count"])
-    for item in record["include"]
-  ]
-  if record["tag"] != "position":
-    return record["tag"], frozenset(items)
-  relation = record["include"][1]["position"][0]
+  items = [(item.class_name, item.color, item.count) for item in record.include]
+  if record.tag != "position":
+    return record.tag, frozenset(items)
+  relation = record.include[1].position[0]
   second, first = (item[0] for item in items)  # "{first} {relation} {second}"
   if relation in ("right of", "below"):
     first, second = second, first
@@ -29,7 +27,7 @@ def _combination(record):
 class TestRecords:
   def test_splits_have_the_expected_sizes(self):
     count = lambda records: dict(
-      collections.Counter(record["tag"] for record in records)
+      collections.Counter(record.tag for record in records)
     )
     assert count(prompts.train_records()) == {
       "single_object": 4,
@@ -51,7 +49,7 @@ class TestRecords:
   @pytest.mark.parametrize("tag", prompts.TAGS)
   def test_splits_share_no_combination_in_tag(self, tag):
     train, heldout = (
-      {_combination(record) for record in records if record["tag"] == tag}
+      {_combination(record) for record in records if record.tag == tag}
       for records in (prompts.train_records(), prompts.heldout_records())
     )
     assert train and heldout and not train & heldout
@@ -64,20 +62,20 @@ class TestRecords:
       items = [
         item
         for record in records
-        if record["tag"] == tag
-        for item in record["include"]
+        if record.tag == tag
+        for item in record.include
       ]
-      assert {item["class"] for item in items} == set(scenes.SHAPES)
+      assert {item.class_name for item in items} == set(scenes.SHAPES)
       if tag in ("colors", "color_attr"):
-        assert {item["color"] for item in items} == set(scenes.COLORS)
+        assert {item.color for item in items} == set(scenes.COLORS)
       if tag == "counting":
-        assert {item["count"] for item in items} == set(prompts.COUNTS)
+        assert {item.count for item in items} == set(prompts.COUNTS)
 
   def test_prompts_are_distinct(self):
-    assert len({record["prompt"] for record in ALL}) == len(ALL) == 1110
+    assert len({record.text for record in ALL}) == len(ALL) == 1110
 
   def test_phrasing_follows_geneval(self):
-    by_prompt = {record["prompt"]: record for record in ALL}
+    by_prompt = {record.text: record.to_json() for record in ALL}
     assert by_prompt["a photo of a heart right of a bow"] == {
       "tag": "position",
       "prompt": "a photo of a heart right of a bow",
@@ -110,14 +108,12 @@ class TestSceneFor:
       found = collections.Counter(
         scenes.SHAPES[shape] for shape, _, _ in objects
       )
-      assert found == {
-        item["class"]: item["count"] for item in record["include"]
-      }
-      for item in record["include"]:
-        if "color" in item:
+      assert found == {item.class_name: item.count for item in record.include}
+      for item in record.include:
+        if item.color is not None:
           assert (
-            scenes.SHAPES.index(item["class"]),
-            scenes.COLORS.index(item["color"]),
+            scenes.SHAPES.index(item.class_name),
+            scenes.COLORS.index(item.color),
           ) in {(shape, color) for shape, color, _ in objects}
 
   @pytest.mark.parametrize(
@@ -125,12 +121,14 @@ class TestSceneFor:
     [("left of", 1, -1), ("right of", 1, 1), ("above", 0, -1), ("below", 0, 1)],
   )
   def test_relation_holds_along_its_axis_only(self, relation, axis, sign):
-    record = {
-      "include": [
-        {"class": "bow", "count": 1},
-        {"class": "ring", "count": 1, "position": [relation, 0]},
-      ]
-    }
+    record = cases.prompt_of(
+      {
+        "include": [
+          {"class": "bow", "count": 1},
+          {"class": "ring", "count": 1, "position": [relation, 0]},
+        ]
+      }
+    )
     rng = np.random.default_rng(0)
     pairs = set()
     for _ in range(300):
@@ -144,7 +142,7 @@ class TestSceneFor:
     assert len(pairs) == 13
 
   def test_colors_and_cells_vary_where_free(self):
-    record = {"include": [{"class": "bow", "count": 2}]}
+    record = cases.prompt_of({"include": [{"class": "bow", "count": 2}]})
     rng = np.random.default_rng(0)
     objects = sum(
       (scenes.objects_of(prompts.scene_for(record, rng)) for _ in range(100)),

@@ -1,9 +1,10 @@
 """Generates prompts in GenEval's format and wording (arXiv 2310.11513), for training."""
 
 from collections.abc import Sequence
+import dataclasses
 import functools
-import itertools
 
+from r3jax.data import records
 from r3jax.data.generators import spaces
 
 # COCO's 80 classes under GenEval's names: "computer mouse", "tv remote", "computer keyboard", ...
@@ -89,7 +90,7 @@ CLASSES = (
   "hair drier",
   "toothbrush",
 )
-# No prompt colours a person.
+# No prompt names a colour of a person.
 COLORED = tuple(name for name in CLASSES if name != "person")
 COLORS = (
   "red",
@@ -118,14 +119,14 @@ _PLURALS = {
 }
 
 
-def generate(number: int, seed: int) -> list[dict]:
-  """Returns different records, one of each tag in turn; `spaces.draw` says more.
+def generate(number: int, seed: int) -> list[records.Prompt]:
+  """Returns different prompts, one of each tag in turn, see `spaces.draw`.
 
-  Official prompts are among them, all 80 of single_object for one: `contamination.clean` drops
+  Official prompts are among them, for example all 80 of single_object: `contamination.clean` drops
   them before training.
 
   Raises:
-    ValueError: if `number` is not positive or more than the 587,290 prompts that exist.
+    ValueError: `number` is not positive or more than the 587,290 prompts that exist.
   """
   return spaces.draw(_TAGS, number, seed)
 
@@ -134,83 +135,91 @@ def plural(name: str) -> str:
   """Returns the plural of a class."""
   if name in _PLURALS:
     return _PLURALS[name]
-  return name + ("es" if name.endswith(("s", "x", "ch", "sh")) else "s")
+  ending = "es" if name.endswith(("s", "x", "ch", "sh")) else "s"
+  return name + ending
 
 
-def counted(item: dict) -> str:
+def counted(item: records.Expectation) -> str:
   """Returns an item in words with its number: "one cat", "three red benches"."""
-  name = item["class"] if item["count"] == 1 else plural(item["class"])
-  return " ".join([NUMBER_WORDS[item["count"]], *_color(item), name])
+  noun = item.class_name if item.count == 1 else plural(item.class_name)
+  words = [NUMBER_WORDS[item.count], item.color, noun]
+  return " ".join(word for word in words if word)
 
 
-def with_article(item: dict) -> str:
+def with_article(item: records.Expectation) -> str:
   """Returns an item of one object in words: "a bench", "an orange bench"."""
-  words = " ".join([*_color(item), item["class"]])
-  return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+  words = f"{item.color} {item.class_name}" if item.color else item.class_name
+  article = "an" if words[0] in "aeiou" else "a"
+  return f"{article} {words}"
 
 
-def counting_record(start: str, names: tuple[str], counts: tuple[int]) -> dict:
-  """Returns the record of so many of a class and no more; the prompt begins with `start`."""
-  item = {"class": names[0], "count": counts[0]}
-  return {
-    "tag": "counting",
-    "prompt": f"{start} {counted(item)}",
-    "include": [item],
-    "exclude": [item | {"count": counts[0] + 1}],
-  }
-
-
-def _color(item: dict) -> list[str]:
-  return [item["color"]] if "color" in item else []
-
-
-def _objects(
-  tag: str, names: Sequence[str], colors: Sequence[str] = ()
-) -> dict:
-  """Returns the record of one object of each class, coloured if there are colours."""
-  items = [
-    {"class": name, "count": 1} | ({"color": color} if color else {})
-    for name, color in itertools.zip_longest(names, colors)
-  ]
-  prompt = "a photo of " + " and ".join(map(with_article, items))
-  return {"tag": tag, "prompt": prompt, "include": items}
-
-
-def _related(names: tuple[str, str], relations: tuple[str]) -> dict:
-  """Returns the record of the first class in a relation to the second, which is item 0."""
-  (first, second), (relation,) = names, relations
-  items = [
-    {"class": second, "count": 1},
-    {"class": first, "count": 1, "position": [relation, 0]},
-  ]
-  prompt = (
-    f"a photo of {with_article(items[1])} {relation} {with_article(items[0])}"
+def counting_prompt(
+  start: str, class_names: tuple[str], counts: tuple[int]
+) -> records.Prompt:
+  """Returns the prompt for exactly `counts[0]` objects of a class; its text begins with `start`."""
+  item = records.Expectation(class_names[0], counts[0])
+  return records.Prompt(
+    tag="counting",
+    text=f"{start} {counted(item)}",
+    include=(item,),
+    exclude=(dataclasses.replace(item, count=item.count + 1),),
   )
-  return {"tag": "position", "prompt": prompt, "include": items}
 
 
-_TAGS = {
+def _objects_prompt(
+  tag: str, class_names: Sequence[str], colors: Sequence[str | None] = ()
+) -> records.Prompt:
+  """Returns the prompt for one object of each class, coloured if there are colours."""
+  colors = colors or [None] * len(class_names)
+  items = tuple(
+    records.Expectation(class_name, 1, color)
+    for class_name, color in zip(class_names, colors, strict=True)
+  )
+  phrases = " and ".join(with_article(item) for item in items)
+  return records.Prompt(tag, f"a photo of {phrases}", items)
+
+
+def _relation_prompt(
+  class_names: tuple[str, str], relations: tuple[str]
+) -> records.Prompt:
+  """Returns the prompt for the first class in a relation to the second, which is item 0."""
+  relation = relations[0]
+  base = records.Expectation(class_names[1], 1)
+  related = records.Expectation(class_names[0], 1, position=(relation, 0))
+  return records.Prompt(
+    tag="position",
+    text=f"a photo of {with_article(related)} {relation} {with_article(base)}",
+    include=(base, related),
+  )
+
+
+_TAGS: spaces.Tags = {
   "single_object": (
-    spaces.Space(((CLASSES, 1),), functools.partial(_objects, "single_object")),
+    spaces.Space(
+      ((CLASSES, 1),), functools.partial(_objects_prompt, "single_object")
+    ),
   ),
   "two_object": (
-    spaces.Space(((CLASSES, 2),), functools.partial(_objects, "two_object")),
+    spaces.Space(
+      ((CLASSES, 2),), functools.partial(_objects_prompt, "two_object")
+    ),
   ),
   "counting": (
     spaces.Space(
       ((CLASSES, 1), (_COUNTS, 1)),
-      functools.partial(counting_record, "a photo of"),
+      functools.partial(counting_prompt, "a photo of"),
     ),
   ),
   "colors": (
     spaces.Space(
-      ((COLORED, 1), (COLORS, 1)), functools.partial(_objects, "colors")
+      ((COLORED, 1), (COLORS, 1)), functools.partial(_objects_prompt, "colors")
     ),
   ),
-  "position": (spaces.Space(((CLASSES, 2), (RELATIONS, 1)), _related),),
+  "position": (spaces.Space(((CLASSES, 2), (RELATIONS, 1)), _relation_prompt),),
   "color_attr": (
     spaces.Space(
-      ((COLORED, 2), (COLORS, 2)), functools.partial(_objects, "color_attr")
+      ((COLORED, 2), (COLORS, 2)),
+      functools.partial(_objects_prompt, "color_attr"),
     ),
   ),
 }

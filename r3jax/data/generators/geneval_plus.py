@@ -1,12 +1,14 @@
 """Generates prompts in GenEval++'s format and wording: a training set for it was never published.
 
-Where GenEval++ writes "one cats" or "three benchs" this writes "one cat" and "three benches"; "on
-the above" and "on the below" are kept, since they name the region that the judge is asked about.
+GenEval++ writes "one cats" and "three benchs"; this writes "one cat" and "three benches". "On the
+above" and "on the below" are kept, since they name the region that the judge is asked about.
 """
 
+from collections.abc import Sequence
 import functools
 import itertools
 
+from r3jax.data import records
 from r3jax.data.generators import geneval
 from r3jax.data.generators import spaces
 
@@ -17,97 +19,106 @@ _MANY = (4, 5, 6, 7)
 _START = "A photo of"
 
 
-def generate(number: int, seed: int) -> list[dict]:
-  """Returns different records, one of each of the seven tags in turn; `spaces.draw` says more.
+def generate(number: int, seed: int) -> list[records.Prompt]:
+  """Returns different prompts, one of each of the seven tags in turn, see `spaces.draw`.
 
   In color_attr, prompts of three and of four objects take turns, in multi_object_count_attr
   prompts of two and of three classes.
 
   Raises:
-    ValueError: if `number` is not positive or more than the 182,103,736,140 prompts that exist.
+    ValueError: `number` is not positive or more than the 182,103,736,140 prompts that exist.
   """
   return spaces.draw(_TAGS, number, seed)
 
 
-def _record(tag: str, items: list[dict], words: list[str]) -> dict:
-  """Returns the record of items in words: "x and y", or "x, y, and z"."""
-  listed = (
-    " and ".join(words)
-    if len(words) == 2
-    else f"{', '.join(words[:-1])}, and {words[-1]}"
-  )
-  return {"tag": tag, "prompt": f"{_START} {listed}", "include": items}
+def _prompt(
+  tag: str, items: Sequence[records.Expectation], phrases: Sequence[str]
+) -> records.Prompt:
+  """Returns the prompt for items in words: "x and y", or "x, y, and z"."""
+  if len(phrases) == 2:
+    listed = " and ".join(phrases)
+  else:
+    listed = f"{', '.join(phrases[:-1])}, and {phrases[-1]}"
+  return records.Prompt(tag, f"{_START} {listed}", tuple(items))
 
 
-def _items(
-  names: tuple[str, ...], counts: tuple[int, ...] | None = None
-) -> list[dict]:
-  return [
-    {"class": name, "count": count}
-    for name, count in zip(names, counts or itertools.repeat(1))
+def _color_attr(
+  class_names: tuple[str, ...], colors: tuple[str, ...]
+) -> records.Prompt:
+  items = [
+    records.Expectation(class_name, 1, color)
+    for class_name, color in zip(class_names, colors, strict=True)
   ]
-
-
-def _color(items: list[dict], colors: tuple[str, ...]) -> list[dict]:
-  return [item | {"color": color} for item, color in zip(items, colors)]
-
-
-def _place(items: list[dict], regions: tuple[str, str]) -> list[dict]:
-  return [item | {"region": region} for item, region in zip(items, regions)]
-
-
-def _color_attr(names: tuple[str, ...], colors: tuple[str, ...]) -> dict:
-  items = _color(_items(names), colors)
-  return _record(
-    "color_attr", items, [geneval.with_article(item) for item in items]
-  )
+  phrases = [geneval.with_article(item) for item in items]
+  return _prompt("color_attr", items, phrases)
 
 
 def _spatial_count_attr(
-  names: tuple[str, str], counts: tuple, sides: tuple
-) -> dict:
-  items = _place(_items(names, counts[0]), sides[0])
-  words = [f"{geneval.counted(item)} on the {item['region']}" for item in items]
-  return _record("spatial_count_attr", items, words)
+  class_names: tuple[str, str], counts: tuple, sides: tuple
+) -> records.Prompt:
+  items = [
+    records.Expectation(class_name, count, region=region)
+    for class_name, count, region in zip(
+      class_names, counts[0], sides[0], strict=True
+    )
+  ]
+  phrases = [f"{geneval.counted(item)} on the {item.region}" for item in items]
+  return _prompt("spatial_count_attr", items, phrases)
 
 
 def _color_spatial_attr(
-  names: tuple[str, str], colors: tuple[str, str], sides: tuple
-) -> dict:
-  items = _place(_color(_items(names), colors), sides[0])
-  words = [
-    f"{item['color']} {item['class']} on the {item['region']}" for item in items
+  class_names: tuple[str, str], colors: tuple[str, str], sides: tuple
+) -> records.Prompt:
+  items = [
+    records.Expectation(class_name, 1, color, region=region)
+    for class_name, color, region in zip(
+      class_names, colors, sides[0], strict=True
+    )
   ]
-  return _record("color_spatial_attr", items, words)
+  phrases = [
+    f"{item.color} {item.class_name} on the {item.region}" for item in items
+  ]
+  return _prompt("color_spatial_attr", items, phrases)
 
 
 def _color_count_attr(
-  names: tuple[str, str], colors: tuple[str, str], counts: tuple
-) -> dict:
-  items = _color(_items(names, counts[0]), colors)
-  return _record(
-    "color_count_attr", items, [geneval.counted(item) for item in items]
-  )
-
-
-def _multi_object_count_attr(names: tuple[str, ...], counts: tuple) -> dict:
-  items = _items(names, counts[0])
-  return _record(
-    "multi_object_count_attr", items, [geneval.counted(item) for item in items]
-  )
-
-
-def _size_spatial_attr(names: tuple[str, str], sides: tuple) -> dict:
-  sized = [
-    item | {"size": size}
-    for item, size in zip(_items(names), ("larger", "smaller"))
+  class_names: tuple[str, str], colors: tuple[str, str], counts: tuple
+) -> records.Prompt:
+  items = [
+    records.Expectation(class_name, count, color)
+    for class_name, count, color in zip(
+      class_names, counts[0], colors, strict=True
+    )
   ]
-  items = _place(sized, sides[0])
-  words = [
-    f"a {item['size']} {item['class']} on the {item['region']}"
-    for item in items
+  phrases = [geneval.counted(item) for item in items]
+  return _prompt("color_count_attr", items, phrases)
+
+
+def _multi_object_count_attr(
+  class_names: tuple[str, ...], counts: tuple
+) -> records.Prompt:
+  items = [
+    records.Expectation(class_name, count)
+    for class_name, count in zip(class_names, counts[0], strict=True)
   ]
-  return _record("size_spatial_attr", items, words)
+  phrases = [geneval.counted(item) for item in items]
+  return _prompt("multi_object_count_attr", items, phrases)
+
+
+def _size_spatial_attr(
+  class_names: tuple[str, str], sides: tuple
+) -> records.Prompt:
+  sizes = ("larger", "smaller")
+  items = [
+    records.Expectation(class_name, 1, region=region, size=size)
+    for class_name, region, size in zip(
+      class_names, sides[0], sizes, strict=True
+    )
+  ]
+  phrases = [
+    f"a {item.size} {item.class_name} on the {item.region}" for item in items
+  ]
+  return _prompt("size_spatial_attr", items, phrases)
 
 
 def _counts(number: int) -> tuple[tuple, int]:
@@ -115,7 +126,7 @@ def _counts(number: int) -> tuple[tuple, int]:
   return tuple(itertools.product(_FEW, repeat=number)), 1
 
 
-_TAGS = {
+_TAGS: spaces.Tags = {
   "color_attr": tuple(
     spaces.Space(
       ((geneval.COLORED, number), (geneval.COLORS, number)), _color_attr
@@ -150,7 +161,7 @@ _TAGS = {
   "counting": (
     spaces.Space(
       ((geneval.CLASSES, 1), (_MANY, 1)),
-      functools.partial(geneval.counting_record, _START),
+      functools.partial(geneval.counting_prompt, _START),
     ),
   ),
 }

@@ -1,26 +1,34 @@
-"""How much of a reward may be missing before a run stops."""
+"""The budget of missing scores: how many images may have none before a run stops."""
 
 import collections
+from collections.abc import Mapping
 import re
+
+# The stages' metrics "reason/valid", "edit/valid", "edit2/valid", ...
+_VALID_SHARE = re.compile(r"(reason|edit\d*)/valid")
 
 
 class BudgetExceeded(RuntimeError):
-  """Too many images got no score for training to mean anything."""
+  """Too many images have no score for training to mean anything."""
 
 
 class Budget:
   """Watches the share of images without a score over the last iterations.
 
-  The run may go on as long as the images that failed in the last `window` iterations are at most
-  `max_failed_fraction` of all that `window` iterations make. A complete outage is so survived for
-  max_failed_fraction * window iterations, wherever in the run it falls.
+  The run may continue as long as the images without a score in the last `window` iterations are at
+  most `max_failed_fraction` of all images of `window` iterations. A run therefore survives a complete
+  outage of max_failed_fraction * window iterations, whenever it happens.
   """
 
   def __init__(self, max_failed_fraction: float, window: int):
-    """Starts with nothing failed.
+    """Starts without failures.
+
+    Args:
+      max_failed_fraction: in [0, 1].
+      window: a number of iterations, at least 1.
 
     Raises:
-      ValueError: the fraction is no share, or the window is empty.
+      ValueError: the fraction is outside [0, 1], or the window is empty.
     """
     if not 0 <= max_failed_fraction <= 1:
       raise ValueError(
@@ -30,12 +38,18 @@ class Budget:
       raise ValueError(
         f"reward.failure_window must be at least 1 iteration; got {window}"
       )
-    self._max_failed_fraction, self._window = max_failed_fraction, window
+    self._max_failed_fraction = max_failed_fraction
+    self._window = window
     self._failed = collections.deque(maxlen=window)
 
   def add(self, failed: float) -> bool:
-    """Books an iteration of whose images the share `failed` got no score; tells if that is too much."""
+    """Adds an iteration, and returns whether the budget is exceeded.
+
+    Args:
+      failed: share of the iteration's images without a score, in [0, 1].
+    """
     self._failed.append(failed)
+    # Sums of shares such as 0.1 are above the limit by rounding alone.
     return self._share > self._max_failed_fraction + 1e-9
 
   @property
@@ -43,7 +57,7 @@ class Budget:
     return sum(self._failed) / self._window
 
   def error(self) -> BudgetExceeded:
-    """Returns the error of a run that stops for it."""
+    """Returns the error of a run whose budget is exceeded."""
     return BudgetExceeded(
       f"images without a score must be at most {self._max_failed_fraction:.3g} of those of {self._window} "
       f"iterations (reward.max_failed_fraction, reward.failure_window); in the last {len(self._failed)} "
@@ -52,12 +66,15 @@ class Budget:
     )
 
 
-def check_evaluation(missing: float, max_failed_fraction: float):
-  """Raises BudgetExceeded where too many images of an evaluation have no score.
+def check_evaluation(missing: float, max_failed_fraction: float) -> None:
+  """Checks that enough images of an evaluation have a score.
 
   Args:
-    missing: share of the scores that are not there.
-    max_failed_fraction: of the config.
+    missing: share of the scores that are missing, in [0, 1].
+    max_failed_fraction: the config's limit of it.
+
+  Raises:
+    BudgetExceeded: more are missing.
   """
   if missing > max_failed_fraction:
     raise BudgetExceeded(
@@ -67,11 +84,11 @@ def check_evaluation(missing: float, max_failed_fraction: float):
     )
 
 
-def failed_share(metrics: dict) -> float:
+def failed_share(metrics: Mapping[str, float]) -> float:
   """Returns the share of an iteration's images without a score, the mean over its stages."""
   shares = [
     1 - float(value)
     for name, value in metrics.items()
-    if re.fullmatch(r"(reason|edit\d*)/valid", name)
+    if _VALID_SHARE.fullmatch(name)
   ]
   return sum(shares) / len(shares)

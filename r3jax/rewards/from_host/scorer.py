@@ -1,284 +1,193 @@
-"""Calls to the host from inside the mapped step: rewards and text parsing.
+"""Rewards that Python computes on the host, called from inside the compiled step."""
 
-Inside the step only `data` is mapped by hand. A nested, fully mapped region makes every device of
-a replica handle its own rows, so each image is scored once, on the host that holds it.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import functools
 import threading
 import time
 
 from etils import epath
 import jax
-from jax.experimental import buffer_callback
-from jax.experimental import io_callback
 import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
+from r3jax.data import records
 from r3jax.files import jsonl
-from r3jax.rewards import outcome as outcome_lib
-from r3jax.sequence import thoughts
-
-_INNER = ("fsdp", "tensor")
-
-
-def _padded(tree, multiple: int):
-  """Repeats the last row until the number of rows is a multiple."""
-
-  def pad(x):
-    missing = -x.shape[0] % multiple
-    return (
-      jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)])
-      if missing
-      else x
-    )
-
-  return jax.tree.map(pad, tree)
-
-
-def _call_host(
-  function: Callable, like, mesh: jax.sharding.Mesh, pure: bool
-) -> Callable:
-  """Makes a numpy function callable in the graph, once per device.
-
-  JAX's own callbacks copy large arguments with the threads that run the CPU's devices. When all of
-  those wait for a callback, nobody copies, and the program hangs; so on CPUs the function gets XLA's
-  buffers themselves, copied: they are XLA's again when it returns.
-
-  Args:
-    function: arrays -> arrays.
-    like: shapes and dtypes of what it returns.
-    mesh: tells the platform.
-    pure: whether calls may be left out or repeated.
-  """
-  if mesh.devices.flat[0].platform != "cpu":
-    call = jax.pure_callback if pure else io_callback
-    return functools.partial(call, function, like)
-
-  def fill(context, out, *args):
-    del context
-    found = function(*jax.tree.map(lambda x: np.asarray(x).copy(), args))
-    jax.tree.map(lambda buffer, x: np.copyto(np.asarray(buffer), x), out, found)
-
-  return buffer_callback.buffer_callback(fill, like, has_side_effect=not pure)
+from r3jax.parallel import host_calls
+from r3jax.rewards import outcome
 
 
 def reward_from_host(
   reward: Callable[[np.ndarray, object], types.Score],
   parts: tuple[str, ...],
   mesh: jax.sharding.Mesh,
-):
+) -> types.Scoring:
   """Makes a reward of the compiled step from a Python function.
 
   Args:
-    reward: scores numpy images [n, H, W, 3] by the rows of their targets; called once per device with that device's rows. It must not wait for
-      computations on the mesh's own devices, which wait for it.
+    reward: scores numpy images [n, H, W, 3] by the rows of their targets. It is called once per
+      device with that device's rows. It must not wait for computations on the mesh's own devices,
+      which wait for it.
     parts: names of the parts that it returns.
     mesh: the step's mesh.
 
   Returns:
     A function (images [B, H, W, 3], target rows) -> Score for use inside the step.
   """
-  shards = mesh.shape["fsdp"] * mesh.shape["tensor"]
 
   def call(images, target):
     rows = images.shape[0]
+    floats = jax.ShapeDtypeStruct((rows,), jnp.float32)
     like = types.Score(
-      jax.ShapeDtypeStruct((rows,), jnp.float32),
-      jax.ShapeDtypeStruct((rows,), jnp.bool_),
-      {name: jax.ShapeDtypeStruct((rows,), jnp.float32) for name in parts},
+      value=floats,
+      valid=jax.ShapeDtypeStruct((rows,), jnp.bool_),
+      parts=dict.fromkeys(parts, floats),
     )
-    return _call_host(reward, like, mesh, pure=False)(images, target)
+    return host_calls.call_host(reward, like, mesh, pure=False)(images, target)
 
-  spec = jax.sharding.PartitionSpec(_INNER)
-  scored = jax.shard_map(
-    call, in_specs=spec, out_specs=spec, axis_names=set(_INNER), check_vma=False
-  )
+  call_with_rows = host_calls.map_rows(call, mesh)
 
   def score(images: types.Images, target) -> types.Score:
-    rows = images.shape[0]
-    # Else the sharding of the rows spreads back into the model, where the partitioner aborts.
+    # Otherwise the sharding of the rows spreads back into the model, where the partitioner aborts.
     images = jax.lax.with_sharding_constraint(
       images, jax.sharding.PartitionSpec()
     )
-    found = scored(*_padded((images, target), shards))
-    return jax.tree.map(lambda x: x[:rows], found)
+    return call_with_rows(images, target)
 
   return score
 
 
 class Scorer:
-  """A host reward at work: knows the records by number, keeps a log, and never breaks the step.
+  """A host reward at work: stores the prompts by number, writes a log, never breaks the step.
 
   An exception inside a callback would end this host's program while the others wait for it in a
-  collective. It is kept instead, the images count as not scored, and the run raises it on all hosts
-  together once the step is over, see `train.py`.
+  collective. The scorer stores it instead, the images count as not scored, and the run raises it on
+  all hosts together once the step is over, see `combine.GraphReward.raise_together`.
+
+  Attributes:
+    step: the iteration of the lines that are logged next.
+    error: the first exception that the reward raised, if any.
   """
 
-  def __init__(self, reward: outcome_lib.HostReward):
+  def __init__(self, reward: outcome.HostReward):
     """Scores with `reward`."""
+    self.step = 0
+    self.error: Exception | None = None
     self._reward = reward
-    self._records: list[dict] = []
+    self._prompts: list[records.Prompt] = []
     self._lock = threading.Lock()
     self._log: epath.Path | None = None
-    self._lines: list[dict] = []  # that the log does not hold yet
-    self.step = 0  # iteration that the log's lines belong to
-    self._counts = dict.fromkeys(
-      (outcome_lib.Ok, outcome_lib.Failed, outcome_lib.Invalid), 0
-    )
-    self.error: Exception | None = None
+    # Lines that are not in the log yet.
+    self._pending: list[dict] = []
+    self._counts = _no_counts()
 
   @property
   def parts(self) -> tuple[str, ...]:
     """Names of the parts of its scores."""
     return self._reward.parts
 
-  def log_to(self, path: epath.PathLike, restored_step: int | None):
-    """Keeps what every image got in JSON lines, see `flush`; those of later steps are dropped first."""
+  def log_to(self, path: epath.PathLike, restored_step: int | None) -> None:
+    """Logs every image's outcome to a file of JSON lines from now on, see `flush`.
+
+    Args:
+      path: the file.
+      restored_step: lines of later steps are dropped, for the run repeats them.
+    """
     self._log = epath.Path(path)
     self._log.parent.mkdir(parents=True, exist_ok=True)
     jsonl.drop_after(self._log, restored_step)
 
   @contextlib.contextmanager
-  def logging_to(self, path: epath.PathLike):
-    """Keeps what images get meanwhile in another file, behind what is there."""
+  def logging_to(self, path: epath.PathLike) -> Iterator[None]:
+    """Appends the outcomes to another file while the context is open."""
     self.flush()
-    former, self._log = self._log, epath.Path(path)
+    outer_log = self._log
+    self._log = epath.Path(path)
     self._log.parent.mkdir(parents=True, exist_ok=True)
     jsonl.drop_cut_off(self._log)
     try:
       yield
     finally:
       self.flush()
-      self._log = former
+      self._log = outer_log
 
-  def encode(self, records: Sequence[dict]) -> np.ndarray:
-    """Returns the numbers by which the step knows the records, int32 [n].
+  def encode(self, prompts: Sequence[records.Prompt]) -> np.ndarray:
+    """Returns the numbers of prompts, int32 [n]; the step hands them back with the images.
 
     Raises:
-      ValueError: the reward cannot be asked about one of them.
+      ValueError: the reward cannot score images of one of the prompts.
     """
-    for record in records:
-      self._reward.check(record)
-    first = len(self._records)
-    self._records.extend(records)
-    return np.arange(first, len(self._records), dtype=np.int32)
+    for prompt in prompts:
+      self._reward.check(prompt)
+    first = len(self._prompts)
+    self._prompts.extend(prompts)
+    return np.arange(first, len(self._prompts), dtype=np.int32)
 
-  def on(self, mesh: jax.sharding.Mesh):
-    """Returns the reward as the step takes it, see `reward_from_host`."""
+  def on(self, mesh: jax.sharding.Mesh) -> types.Scoring:
+    """Returns the reward for use inside the step, see `reward_from_host`."""
     return reward_from_host(self._score, self.parts, mesh)
 
-  def _score(self, images, rows) -> types.Score:
-    records = [self._records[row] for row in np.asarray(rows)]
+  def _score(self, images, numbers) -> types.Score:
+    """Scores images [n, H, W, 3] of the prompts with these numbers [n]."""
+    prompts = [self._prompts[number] for number in np.asarray(numbers)]
     try:
-      outcomes = self._reward.score(np.asarray(images), records)
-      self._note(records, outcomes)
-      return outcome_lib.to_score(outcomes, self._reward.parts)
-    except Exception as error:  # kept for the run to raise, see above
+      results = self._reward.score(np.asarray(images), prompts)
+      self._record(prompts, results)
+      return outcome.to_score(results, self._reward.parts)
+    except (
+      Exception
+    ) as error:  # the run raises it, see the docstring of the class
       with self._lock:
         self.error = self.error or error
-      return outcome_lib.to_score(
-        [outcome_lib.Failed(str(error))] * len(records), self._reward.parts
-      )
+      failures = [outcome.Failed(str(error))] * len(prompts)
+      return outcome.to_score(failures, self._reward.parts)
 
-  def _note(
-    self, records: Sequence[dict], outcomes: Sequence[outcome_lib.Outcome]
-  ):
-    now = {"step": self.step, "time": round(time.time(), 3)}
-    lines = [
-      now
-      | {"prompt": record["prompt"], "tag": record["tag"]}
-      | outcome_lib.to_json(outcome)
-      for record, outcome in zip(records, outcomes, strict=True)
-    ]
+  def _record(
+    self,
+    prompts: Sequence[records.Prompt],
+    results: Sequence[outcome.Outcome],
+  ) -> None:
+    """Counts outcomes, and adds them to the lines of the log."""
+    now = round(time.time(), 3)
+    lines = []
+    for prompt, result in zip(prompts, results, strict=True):
+      line = {
+        "step": self.step,
+        "time": now,
+        "prompt": prompt.text,
+        "tag": prompt.tag,
+      }
+      lines.append(line | outcome.to_json(result))
     with self._lock:
-      for outcome in outcomes:
-        self._counts[type(outcome)] += 1
+      for result in results:
+        self._counts[type(result)] += 1
       if self._log:
-        self._lines += lines
+        self._pending += lines
 
-  def flush(self):
-    """Appends the lines of the calls since the last time to the log, in one write."""
+  def flush(self) -> None:
+    """Appends the lines since the last call to the log, in one write."""
     with self._lock:
-      lines, self._lines = self._lines, []
+      lines = self._pending
+      self._pending = []
     if lines:
       jsonl.append(self._log, lines)
 
   def describe(self) -> dict:
-    """Returns what scores, see `base.HostReward`."""
+    """Returns what scores, see `outcome.HostReward`."""
     return self._reward.describe()
 
   def metrics(self) -> dict[str, float]:
-    """Returns the reward's numbers, and how many images were ok, failed, invalid since the last call."""
+    """Returns the reward's metrics, and the numbers of outcomes by kind since the last call."""
     with self._lock:
-      counts = {
-        f"images_{kind.__name__.lower()}": float(n)
-        for kind, n in self._counts.items()
-      }
-      self._counts = dict.fromkeys(self._counts, 0)
-    return self._reward.metrics() | counts
+      counts = self._counts
+      self._counts = _no_counts()
+    metrics = self._reward.metrics()
+    for kind, count in counts.items():
+      metrics[f"images_{kind.__name__.lower()}"] = float(count)
+    return metrics
 
 
-def parse_on_host(
-  tokenizer, instruction_capacity: int, mesh: jax.sharding.Mesh
-):
-  """Makes the step's parser from the real tokenizer, for vocabularies without a token parser.
-
-  Args:
-    tokenizer: a `sequence.tokenizer.TextTokenizer`.
-    instruction_capacity: slots of an instruction.
-    mesh: the step's mesh.
-
-  Returns:
-    A function (ids [B, T], lengths [B], stage) -> Parsed for use inside the step.
-  """
-
-  def on_host(ids, lengths, stage: str) -> np.ndarray:
-    """Returns what was parsed side by side: the instruction's slots and four numbers, [B, slots + 4]."""
-    found = thoughts.parse_strings(
-      ids, lengths, stage, tokenizer, instruction_capacity
-    )
-    numbers = [
-      found.instruction_length,
-      found.stop,
-      found.truncated,
-      found.format,
-    ]
-    return np.concatenate(
-      [found.instruction, np.stack(numbers, axis=1)], axis=1
-    ).astype(np.int32)
-
-  def parse(
-    ids: types.TokenIds, lengths: types.Lengths, stage: str
-  ) -> thoughts.Parsed:
-    # One result: for TPUs, JAX 0.10 gives all results of a callback the sharding of the first one's rank.
-    like = jax.ShapeDtypeStruct(
-      (ids.shape[0], instruction_capacity + 4), jnp.int32
-    )
-    call = _call_host(
-      functools.partial(on_host, stage=stage), like, mesh, pure=True
-    )
-    spec = jax.sharding.PartitionSpec()
-    mapped = jax.shard_map(
-      call,
-      in_specs=spec,
-      out_specs=spec,
-      axis_names=set(_INNER),
-      check_vma=False,
-    )
-    found = mapped(ids, lengths)
-    length, stop, truncated, has_format = jnp.moveaxis(
-      found[:, instruction_capacity:], 1, 0
-    )
-    return thoughts.Parsed(
-      format=has_format.astype(jnp.float32),
-      instruction=found[:, :instruction_capacity],
-      instruction_length=length,
-      stop=stop.astype(bool),
-      truncated=truncated.astype(bool),
-    )
-
-  return parse
+def _no_counts() -> dict[type, int]:
+  """Returns the number of outcomes of each kind before the first."""
+  kinds = (outcome.Ok, outcome.Failed, outcome.Invalid)
+  return dict.fromkeys(kinds, 0)

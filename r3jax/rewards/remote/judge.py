@@ -1,17 +1,16 @@
 """A vision-language model as judge, behind an OpenAI-compatible endpoint (vLLM and others).
 
-One request an image, at temperature 0. Three tasks (R3.md section 10):
-- "geneval_plus": does the image meet every expectation of the record, and is it one natural,
+One request an image, at temperature 0. Three tasks (docs/algorithm.md#rewards):
+- "geneval_plus": does the image meet every expectation of the prompt, and is it one natural,
   photo-like picture? One verdict, {"correct": 0 | 1}.
-- "tiif": the record's own yes/no questions; the score is the share of the questions *asked* that
-  are answered as expected.
-- "checklist": a question for every expectation of the record, all of them expected to be "yes".
+- "tiif": the prompt's own yes/no questions; the score is the share of the questions that are
+  answered as expected.
+- "checklist": a question for every expectation of the prompt, all of them expected to be "yes".
 
-The wording is our own; `prompt_file` takes a benchmark's official one. An answer that is not exactly
-what was asked for is no verdict: the image is invalid, never wrong.
+The wording is our own; `prompt_file` replaces it by a benchmark's official one. An answer in any
+other form than the requested one is no verdict: the image is invalid, never wrong.
 """
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
@@ -23,13 +22,18 @@ from absl import logging
 from etils import epath
 import numpy as np
 
+from r3jax.data import records
 from r3jax.rewards import outcome
-from r3jax.rewards.remote import client as client_lib
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
 from r3jax.rewards.remote import services
 
-CHAT_PATH, MODELS_PATH = "/v1/chat/completions", "/v1/models"
-_FIELDS = {"prompt", "expectations", "questions"}  # what a wording may insert
+CHAT_PATH = "/v1/chat/completions"
+MODELS_PATH = "/v1/models"
+# The fields that a wording may insert.
+_FIELDS = {"prompt", "expectations", "questions"}
+# Characters of a judge's answer that a reason for the log holds.
+_MAX_SHOWN_ANSWER = 2000
 
 _VERDICT = """\
 You check a generated image against its instruction and a list of expectations.
@@ -56,22 +60,22 @@ Answer with a JSON object and nothing else: each question's number, as text, is 
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-  """What is asked, and of whom.
+class JudgeSettings:
+  """The judge and its task: the config's `reward.judge`.
 
   Attributes:
     task: "geneval_plus", "tiif" or "checklist".
-    model: name on the server; empty takes the only one that it serves.
+    model: name of the model on the server; "" takes the only one that it serves.
     prompt_file: file with another wording; $prompt, $expectations and $questions are filled in.
-    max_tokens: of an answer.
+    max_tokens: the longest answer.
     image_format: "jpeg" or "png".
   """
 
   task: str
-  model: str = ""
-  prompt_file: str = ""
-  max_tokens: int = 4096
-  image_format: str = "jpeg"
+  model: str
+  prompt_file: str
+  max_tokens: int
+  image_format: str
 
   def __post_init__(self):
     if self.task not in _TASKS:
@@ -84,45 +88,44 @@ class Settings:
       )
     if self.image_format not in protocol.FORMATS:
       raise ValueError(
-        f"reward.judge.image_format must be one of {list(protocol.FORMATS)}; got {self.image_format!r}"
+        f"reward.judge.image_format must be one of {list(protocol.FORMATS)}; "
+        f"got {self.image_format!r}"
       )
 
-  @property
-  def wording(self) -> string.Template:
-    """What the judge is told.
+  def read_wording(self) -> string.Template:
+    """Returns the template of the instruction.
 
     Raises:
-      ValueError: the file cannot be read, inserts something unknown, or does not tell what to judge.
+      ValueError: the file cannot be read, inserts an unknown field, or does not say what to judge.
     """
+    task = _TASKS[self.task]
     if not self.prompt_file:
-      return string.Template(_TASKS[self.task].wording)
+      return string.Template(task.wording)
     try:
       template = string.Template(epath.Path(self.prompt_file).read_text())
     except OSError as error:
       raise ValueError(
         f"reward.judge.prompt_file must be readable: {error}"
       ) from error
-    names = (
-      set(template.get_identifiers())
-      if template.is_valid()
-      else {"an invalid $"}
-    )
-    needed = _TASKS[self.task].needed
-    if names - _FIELDS or not names & needed:
+    if template.is_valid():
+      names = set(template.get_identifiers())
+    else:
+      names = {"an invalid $"}
+    if names - _FIELDS or not names & task.needed_fields:
       raise ValueError(
-        f"{self.prompt_file} must insert ${' or $'.join(sorted(needed))}, and may insert {sorted(_FIELDS)}; "
-        f"it has {sorted(names)}"
+        f"{self.prompt_file} must insert ${' or $'.join(sorted(task.needed_fields))}, and may "
+        f"insert {sorted(_FIELDS)}; it has {sorted(names)}"
       )
     return template
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """One thing that the judge is asked.
+  """A question to the judge.
 
   Attributes:
-    key: of the answer in the judge's JSON.
-    text: the question; empty where the wording says it all.
+    key: the key of its answer in the judge's JSON.
+    text: the question; "" where the wording says everything.
     expected: the answer of a right image.
   """
 
@@ -133,78 +136,98 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """How a kind of judgement is asked for and read.
+  """A kind of judgement.
 
   Attributes:
     wording: template of the instruction.
-    questions: what is asked about a record; raises ValueError where the record has nothing to ask.
+    questions: returns the questions about a prompt's image; raises ValueError where there are none.
     answers: the allowed values of an answer, "yes" first, "no" second.
-    needed: fields of which a wording must insert one, or the judge would not know what it is asked.
+    needed_fields: the fields of which a wording must insert one, so that the judge knows its task.
   """
 
   wording: str
-  questions: Callable[[dict], list[Question]]
+  questions: Callable[[records.Prompt], list[Question]]
   answers: tuple
-  needed: frozenset[str]
+  needed_fields: frozenset[str]
 
 
-def _verdict_questions(record: dict) -> list[Question]:
-  _expectations(record)  # there must be some
+def _verdict_questions(prompt: records.Prompt) -> list[Question]:
+  """Returns the one question whether everything is right."""
+  _expectations(prompt)  # raises an error where there are none
   return [Question("correct", "", 1)]
 
 
-def _tiif_questions(record: dict) -> list[Question]:
-  if not record.get("questions"):
+def _tiif_questions(prompt: records.Prompt) -> list[Question]:
+  """Returns the prompt's own questions."""
+  if not prompt.questions:
     raise ValueError(
-      f"the task tiif needs records with questions; got {sorted(record)}"
+      f"the task tiif needs prompts with questions; {prompt.text!r} has none"
     )
   return [
-    Question(str(i), text, answer)
-    for i, (text, answer) in enumerate(record["questions"], 1)
+    Question(str(number), question.text, question.answer)
+    for number, question in enumerate(prompt.questions, start=1)
   ]
 
 
-def _checklist_questions(record: dict) -> list[Question]:
+def _checklist_questions(prompt: records.Prompt) -> list[Question]:
+  """Returns a question for every expectation."""
   return [
-    Question(str(i), f"Does the image show {text}?", "yes")
-    for i, text in enumerate(_expectations(record), 1)
+    Question(str(number), f"Does the image show {phrase}?", "yes")
+    for number, phrase in enumerate(_expectations(prompt), start=1)
   ]
 
 
-def _expectations(record: dict) -> list[str]:
-  """Returns a phrase for every include item, "exactly 2 red clocks on the left".
+def _expectations(prompt: records.Prompt) -> list[str]:
+  """Returns a phrase for every include item, "exactly 2 x red clock on the left side ...".
 
   Raises:
-    ValueError: the record has none.
+    ValueError: the prompt has none.
   """
-  if not record.get("include"):
+  if not prompt.include:
     raise ValueError(
-      f"a judge of expectations needs records with include items; got {sorted(record)}"
+      f"a judge of expectations needs prompts with include items; {prompt.text!r} has none"
     )
-  return [_phrase(item, record["include"]) for item in record["include"]]
+  return [_phrase(item, prompt.include) for item in prompt.include]
 
 
-def _phrase(item: dict, others: Sequence[dict]) -> str:
+def _phrase(
+  item: records.Expectation, others: Sequence[records.Expectation]
+) -> str:
+  """Returns an include item in words."""
   # "2 x clock" needs no plural, which naive rules get wrong.
-  words = [item.get("size"), item.get("color"), item["class"]]
-  text = f"exactly {item['count']} x {' '.join(word for word in words if word)}"
-  if "region" in item:
-    text += {"above": " in the upper part", "below": " in the lower part"}.get(
-      item["region"], f" on the {item['region']} side"
-    ) + " of the frame"
-  if "position" in item:
-    relation, other = item["position"]
-    text += f" {relation} the {others[other]['class']}"
+  words = [item.size, item.color, item.class_name]
+  text = f"exactly {item.count} x {' '.join(word for word in words if word)}"
+  if item.region == "above":
+    text += " in the upper part of the frame"
+  elif item.region == "below":
+    text += " in the lower part of the frame"
+  elif item.region is not None:
+    text += f" on the {item.region} side of the frame"
+  if item.position is not None:
+    relation, other = item.position
+    text += f" {relation} the {others[other].class_name}"
   return text
 
 
-_ASKED = frozenset(["questions"])
 _TASKS = {
   "geneval_plus": _Task(
-    _VERDICT, _verdict_questions, (1, 0), frozenset(["expectations", "prompt"])
+    wording=_VERDICT,
+    questions=_verdict_questions,
+    answers=(1, 0),
+    needed_fields=frozenset(["expectations", "prompt"]),
   ),
-  "tiif": _Task(_QUESTIONS, _tiif_questions, ("yes", "no"), _ASKED),
-  "checklist": _Task(_QUESTIONS, _checklist_questions, ("yes", "no"), _ASKED),
+  "tiif": _Task(
+    wording=_QUESTIONS,
+    questions=_tiif_questions,
+    answers=("yes", "no"),
+    needed_fields=frozenset(["questions"]),
+  ),
+  "checklist": _Task(
+    wording=_QUESTIONS,
+    questions=_checklist_questions,
+    answers=("yes", "no"),
+    needed_fields=frozenset(["questions"]),
+  ),
 }
 
 
@@ -213,120 +236,124 @@ class Judge:
 
   parts = ("strict",)
 
-  def __init__(self, client: client_lib.Client, settings: Settings):
-    """Asks the server for its models, and whether it can be held to a JSON schema.
+  def __init__(self, client: http_client.Client, settings: JudgeSettings):
+    """Asks the server for its models, and whether it accepts a JSON schema for the answer.
 
     Raises:
       ValueError: no server answers, it does not serve the model, or the wording cannot be used.
     """
-    self._client, self._settings, self._task = (
-      client,
-      settings,
-      _TASKS[settings.task],
-    )
-    self._wording = settings.wording
+    self._client = client
+    self._settings = settings
+    self._task = _TASKS[settings.task]
+    self._wording = settings.read_wording()
     self._model = self._find_model()
-    self._structured = self._takes_schema()
+    self._structured = self._accepts_schema()
     self._lock = threading.Lock()
     self._tally = _Tally()
 
   def _find_model(self) -> str:
-    served = services.survey(self._client, MODELS_PATH, _read_models)["models"]
-    wanted = self._settings.model or (served[0] if len(served) == 1 else "")
-    if wanted not in served:
+    """Returns the name of the model to ask."""
+    served = services.survey(self._client, MODELS_PATH, _read_models)
+    model = self._settings.model
+    if not model and len(served) == 1:
+      model = served[0]
+    if model not in served:
       raise ValueError(
-        f"reward.judge.model must be one that the server has, {served}; got {self._settings.model!r}"
+        f"reward.judge.model must be one that the server has, {served}; "
+        f"got {self._settings.model!r}"
       )
-    return wanted
+    return model
 
-  def _takes_schema(self) -> bool:
-    """Tells whether the server accepts response_format; one that refuses it is asked without."""
+  def _accepts_schema(self) -> bool:
+    """Returns whether the server accepts response_format; otherwise requests are sent without it."""
     try:
       self._probe(structured=True)
       return True
-    except client_lib.RequestFailed as error:
+    except http_client.RequestFailed as error:
       if not error.refused:
-        raise ValueError(
-          f"the judge must answer a first question before a run starts: {error}"
-        ) from error
+        raise _no_first_answer(error) from error
     try:
       self._probe(structured=False)
-    except client_lib.RequestFailed as error:
-      raise ValueError(
-        f"the judge must answer a first question before a run starts: {error}"
-      ) from error
+    except http_client.RequestFailed as error:
+      raise _no_first_answer(error) from error
     logging.warning(
       "the judge's server refuses response_format; asking without it"
     )
     return False
 
-  def _probe(self, structured: bool):
-    """Asks a question without an image; raises client.RequestFailed."""
-    question = [{"type": "text", "text": 'Answer {"correct": 1}.'}]
-    body = self._body(
-      question, [Question("correct", "", 1)], (1, 0), structured
-    )
+  def _probe(self, structured: bool) -> None:
+    """Asks a question without an image; raises http_client.RequestFailed."""
+    content = [{"type": "text", "text": 'Answer {"correct": 1}.'}]
+    question = Question("correct", "", 1)
+    body = self._body(content, [question], (1, 0), structured)
     self._client.post(CHAT_PATH, body, "application/json", _read_content)
 
-  def check(self, record: dict):
-    """See `base.HostReward`."""
-    self._task.questions(record)
+  def check(self, prompt: records.Prompt) -> None:
+    """Checks that there is something to ask about a prompt, see `outcome.HostReward`."""
+    self._task.questions(prompt)
 
   def score(
-    self, images: np.ndarray, records: Sequence[dict]
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
   ) -> list[outcome.Outcome]:
-    """See `base.HostReward`."""
-    return self._client.map(
-      lambda pair: self._score_one(*pair),
-      list(zip(images, records, strict=True)),
-    )
+    """Scores images, one request each, see `outcome.HostReward`."""
 
-  def _score_one(self, image: np.ndarray, record: dict) -> outcome.Outcome:
-    questions = self._task.questions(record)
+    def score_pair(pair: tuple[np.ndarray, records.Prompt]) -> outcome.Outcome:
+      return self._score_image(*pair)
+
+    pairs = list(zip(images, prompts, strict=True))
+    return self._client.map(score_pair, pairs)
+
+  def _score_image(
+    self, image: np.ndarray, prompt: records.Prompt
+  ) -> outcome.Outcome:
+    questions = self._task.questions(prompt)
     body = self._body(
-      self._content(image, record, questions),
+      self._content(image, prompt, questions),
       questions,
       self._task.answers,
       self._structured,
     )
     try:
-      answer = self._client.post(
+      text = self._client.post(
         CHAT_PATH, body, "application/json", _read_content
       )
-    except client_lib.RequestFailed as error:
+    except http_client.RequestFailed as error:
       return outcome.Failed(str(error))
     try:
-      given = read_answers(answer, questions, self._task.answers)
+      answers = read_answers(text, questions, self._task.answers)
     except ValueError as error:
-      return outcome.Invalid(
-        f"no verdict: {error}; the judge said {answer[:2000]!r}"
-      )
-    right = [given[question.key] == question.expected for question in questions]
+      shown = text[:_MAX_SHOWN_ANSWER]
+      return outcome.Invalid(f"no verdict: {error}; the judge said {shown!r}")
     with self._lock:
-      self._tally.add(questions, given, self._task.answers)
+      self._tally.add(questions, answers, self._task.answers)
+    right = [
+      answers[question.key] == question.expected for question in questions
+    ]
     return outcome.Ok(
-      float(np.mean(right)), {"strict": float(all(right))}, {"answer": answer}
+      score=float(np.mean(right)),
+      parts={"strict": float(all(right))},
+      detail={"answer": text},
     )
 
   def _content(
-    self, image: np.ndarray, record: dict, questions: Sequence[Question]
+    self,
+    image: np.ndarray,
+    prompt: records.Prompt,
+    questions: Sequence[Question],
   ) -> list[dict]:
-    kind = self._settings.image_format
-    file = base64.b64encode(protocol.encode_image(image, kind)).decode()
+    """Returns the image and the instruction as the content of a chat message."""
+    expectations = _expectations(prompt) if prompt.include else []
     text = self._wording.substitute(
-      prompt=record["prompt"],
-      expectations="\n".join(f"- {text}" for text in _expectations(record))
-      if record.get("include")
-      else "",
+      prompt=prompt.text,
+      expectations="\n".join(f"- {phrase}" for phrase in expectations),
       questions="\n".join(
         f"{question.key}. {question.text}" for question in questions
       ),
     )
+    kind = self._settings.image_format
+    url = f"data:image/{kind};base64,{protocol.encode_base64(image, kind)}"
     return [
-      {
-        "type": "image_url",
-        "image_url": {"url": f"data:image/{kind};base64,{file}"},
-      },
+      {"type": "image_url", "image_url": {"url": url}},
       {"type": "text", "text": text},
     ]
 
@@ -337,6 +364,7 @@ class Judge:
     answers: tuple,
     structured: bool,
   ) -> bytes:
+    """Returns the body of a request."""
     message = {
       "model": self._model,
       "temperature": 0,
@@ -344,31 +372,35 @@ class Judge:
       "messages": [{"role": "user", "content": content}],
     }
     if structured:
-      schema = {
-        "name": "answers",
-        "schema": _schema([question.key for question in questions], answers),
-      }
+      keys = [question.key for question in questions]
       message["response_format"] = {
         "type": "json_schema",
-        "json_schema": schema,
+        "json_schema": {"name": "answers", "schema": _schema(keys, answers)},
       }
     return json.dumps(message).encode()
 
   def describe(self) -> dict:
-    """See `base.HostReward`."""
+    """Returns the model, the hash of the wording and the settings, see `outcome.HostReward`."""
     wording = hashlib.sha256(self._wording.template.encode()).hexdigest()
-    found = {
+    identity = {
       "judge": self._model,
       "wording_sha256": wording,
       "structured": self._structured,
     }
-    return found | dataclasses.asdict(self._settings)
+    return identity | dataclasses.asdict(self._settings)
 
   def metrics(self) -> dict[str, float]:
-    """See `base.HostReward`; adds how the judge answered, see `_Tally`."""
+    """Returns the client's metrics, and how the judge answered, see `_Tally`."""
     with self._lock:
-      tally, self._tally = self._tally, _Tally()
+      tally = self._tally
+      self._tally = _Tally()
     return self._client.metrics() | tally.metrics()
+
+
+def _no_first_answer(error: http_client.RequestFailed) -> ValueError:
+  return ValueError(
+    f"the judge must answer a first question before a run starts: {error}"
+  )
 
 
 class _Tally:
@@ -376,93 +408,106 @@ class _Tally:
 
   yes_rate: share of "yes" answers (of verdicts: "correct"). always_yes, always_no: share of images
   whose answers are all so. right_on_yes, right_on_no: share of right answers among the questions
-  whose expected answer is yes, no. Missing where there were none.
+  whose expected answer is yes, no. A share is missing where there was nothing to count.
   """
 
   def __init__(self):
-    self._shares: dict[str, list[bool]] = {}
+    self._values: dict[str, list[bool]] = {}
 
   def add(
     self,
     questions: Sequence[Question],
-    given: Mapping[str, object],
-    answers: tuple,
-  ):
-    yes, no = answers
-    said = [given[question.key] for question in questions]
-    note = lambda name, values: self._shares.setdefault(name, []).extend(values)
-    note("yes_rate", [answer == yes for answer in said])
-    note("always_yes", [all(answer == yes for answer in said)])
-    note("always_no", [all(answer == no for answer in said)])
+    answers: Mapping[str, object],
+    allowed: tuple,
+  ) -> None:
+    """Adds the answers about one image."""
+    yes, no = allowed
+    said_yes = [answers[question.key] == yes for question in questions]
+    self._extend("yes_rate", said_yes)
+    self._extend("always_yes", [all(said_yes)])
+    self._extend("always_no", [not any(said_yes)])
     for name, expected in (("right_on_yes", yes), ("right_on_no", no)):
-      note(
-        name,
-        [given[q.key] == expected for q in questions if q.expected == expected],
-      )
+      right = [
+        answers[question.key] == expected
+        for question in questions
+        if question.expected == expected
+      ]
+      self._extend(name, right)
+
+  def _extend(self, name: str, values: list[bool]) -> None:
+    self._values.setdefault(name, []).extend(values)
 
   def metrics(self) -> dict[str, float]:
+    """Returns the shares by name."""
     return {
       name: float(np.mean(values))
-      for name, values in self._shares.items()
+      for name, values in self._values.items()
       if values
     }
 
 
 def read_answers(
-  text: str, questions: Sequence[Question], answers: tuple
+  text: str, questions: Sequence[Question], allowed: tuple
 ) -> dict[str, object]:
   """Returns the answers by key.
 
-  A JSON object must be all that the judge says, but for a thought that ends in </think> before it and
-  a code fence around it. Answers are compared without case; 0 and 1 may be given as text.
+  The judge must answer with a JSON object and nothing else. A thought before it that ends in </think>
+  and a code fence around it are accepted. Answers are compared without case; 0 and 1 may be given as
+  text.
+
+  Args:
+    text: the judge's answer.
+    questions: what was asked.
+    allowed: the allowed values of an answer.
 
   Raises:
-    ValueError: it is something else, a key is missing or twice there, or an answer is not allowed.
+    ValueError: the text is something else, a key is missing or repeated, or a value is not allowed.
   """
-  inner = text.rpartition("</think>")[2].strip()
-  if inner.startswith("```") and inner.endswith("```"):
-    inner = inner[3:-3].removeprefix("json")
+  content = text.rpartition("</think>")[2].strip()
+  if content.startswith("```") and content.endswith("```"):
+    content = content[3:-3].removeprefix("json")
   try:
-    found = json.loads(inner, object_pairs_hook=_unique)
+    answers = json.loads(content, object_pairs_hook=_unique_keys)
   except RecursionError as error:
     raise ValueError("the answer is nested too deep") from error
-  if not isinstance(found, dict):
+  if not isinstance(answers, dict):
     raise ValueError(
-      f"the answer must be a JSON object, not a {type(found).__name__}"
+      f"the answer must be a JSON object, not a {type(answers).__name__}"
     )
   keys = {question.key for question in questions}
-  extra = set(found) - keys - {"reason"}
-  if keys - set(found) or extra:
+  missing = keys - set(answers)
+  extra = set(answers) - keys - {"reason"}
+  if missing or extra:
     raise ValueError(
-      f"answers must be for {sorted(keys)}; missing {sorted(keys - set(found))}, extra {sorted(extra)}"
+      f"answers must be for {sorted(keys)}; missing {sorted(missing)}, extra {sorted(extra)}"
     )
-  return {key: _allowed(found[key], answers) for key in keys}
+  return {key: _allowed_value(answers[key], allowed) for key in keys}
 
 
-def _allowed(value: object, answers: tuple) -> object:
-  said = (
-    str(value).strip().lower()
-    if isinstance(value, (str, int)) and not isinstance(value, bool)
-    else None
-  )
-  for answer in answers:
-    if said == str(answer):
-      return answer
+def _allowed_value(value: object, allowed: tuple) -> object:
+  """Returns the allowed value that an answer equals; raises ValueError where there is none."""
+  if isinstance(value, (str, int)) and not isinstance(value, bool):
+    text = str(value).strip().lower()
+    for answer in allowed:
+      if text == str(answer):
+        return answer
   raise ValueError(
-    f"an answer must be one of {list(answers)}; got {value!r:.40}"
+    f"an answer must be one of {list(allowed)}; got {value!r:.40}"
   )
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-  if len({key for key, _ in pairs}) < len(pairs):
-    raise ValueError(
-      f"a key is there twice among {[key for key, _ in pairs][:20]}"
-    )
-  return dict(pairs)
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
+  """Builds an object whose keys appear once; raises ValueError otherwise."""
+  obj = dict(pairs)
+  if len(obj) < len(pairs):
+    keys = [key for key, _ in pairs]
+    raise ValueError(f"a key is there twice among {keys[:20]}")
+  return obj
 
 
-def _schema(keys: Sequence[str], answers: tuple) -> dict:
-  properties = {key: {"enum": list(answers)} for key in keys}
+def _schema(keys: Sequence[str], allowed: tuple) -> dict:
+  """Returns the JSON schema of the answers."""
+  properties: dict[str, dict] = {key: {"enum": list(allowed)} for key in keys}
   if list(keys) == ["correct"]:
     properties = {"reason": {"type": "string"}} | properties
   return {
@@ -473,31 +518,26 @@ def _schema(keys: Sequence[str], answers: tuple) -> dict:
   }
 
 
-def _read_models(body: bytes) -> dict:
-  try:
-    data = protocol.parse_object(body).get("data")
-  except protocol.ProtocolError as error:
-    raise client_lib.BadReply(str(error)) from error
-  if not isinstance(data, list) or not all(
-    isinstance(one, dict) and isinstance(one.get("id"), str) for one in data
-  ):
-    raise client_lib.BadReply("it must list models as data: [{id}, ...]")
-  return {"models": sorted(one["id"] for one in data)}
+def _read_models(body: bytes) -> list[str]:
+  """Returns the names of the models that a server lists; raises http_client.BadReply."""
+  models = protocol.read_object(body).get("data")
+  if not isinstance(models, list) or not all(map(_has_id, models)):
+    raise http_client.BadReply("it must list models as data: [{id}, ...]")
+  return sorted(model["id"] for model in models)
+
+
+def _has_id(model: object) -> bool:
+  return isinstance(model, dict) and isinstance(model.get("id"), str)
 
 
 def _read_content(body: bytes) -> str:
-  """Returns the text of a chat completion.
-
-  Raises:
-    client.BadReply: it is none.
-  """
-  try:
-    choices = protocol.parse_object(body).get("choices")
-  except protocol.ProtocolError as error:
-    raise client_lib.BadReply(str(error)) from error
+  """Returns the text of a chat completion; raises http_client.BadReply where it is none."""
+  choices = protocol.read_object(body).get("choices")
   choice = choices[0] if isinstance(choices, list) and choices else None
   message = choice.get("message") if isinstance(choice, dict) else None
   content = message.get("content") if isinstance(message, dict) else None
   if not isinstance(content, str):
-    raise client_lib.BadReply("it must hold choices[0].message.content as text")
+    raise http_client.BadReply(
+      "it must hold choices[0].message.content as text"
+    )
   return content

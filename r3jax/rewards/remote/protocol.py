@@ -1,4 +1,4 @@
-"""The JSON protocol of reward services, version 1: what client and server say to each other.
+"""The JSON protocol of reward services, version 1: the messages between client and server.
 
   POST /v1/score  {"protocol": 1, "request_id": str, "items": [
                     {"image": base64 text, "format": "png" | "jpeg", "record": {...}}, ...]}
@@ -7,13 +7,14 @@
                     | {"status": "failed" | "invalid", "reason": str}, ...]}   in the order of items
   GET /health ->  {"protocol": 1, "status": "ready" | "draining", "parts": [name, ...], "reward": {...}}
 
-"reward" says what scores (model, thresholds, ...). A record is a prompt in GenEval's format, see
-`data/prompts.py`. Where a token is asked for, it comes as "Authorization: Bearer TOKEN".
+"reward" identifies what scores (model, thresholds, ...). A record is the JSON form of a prompt, see
+`data/records.py`. A server with a token expects the header "Authorization: Bearer TOKEN".
 """
 
 import base64
 import binascii
 from collections.abc import Sequence
+import dataclasses
 import hashlib
 import io
 import json
@@ -22,29 +23,49 @@ import math
 import numpy as np
 from PIL import Image
 
-from r3jax.rewards import outcome as outcome_lib
-from r3jax.rewards.remote import client
+from r3jax.data import records
+from r3jax.rewards import outcome
+from r3jax.rewards.remote import http_client
 
 VERSION = 1
 FORMATS = ("png", "jpeg")
-_MAX_REASON, _MAX_DETAIL = 2_000, 65_536  # characters
-SCORE_PATH, HEALTH_PATH = "/v1/score", "/health"
+SCORE_PATH = "/v1/score"
+HEALTH_PATH = "/health"
+# In characters.
+_MAX_REASON = 2_000
+_MAX_DETAIL = 65_536
+# Objects and lists in an outcome's detail may be nested so deep.
+_MAX_DETAIL_LEVELS = 20
 
 
 class ProtocolError(ValueError):
-  """What was sent is not of the protocol."""
+  """A message is not of the protocol."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """An image of a request, as it was sent.
+
+  Attributes:
+    image: the bytes of the file.
+    format: the format that the client names, any JSON value.
+    record: the JSON object of the prompt, not validated yet.
+  """
+
+  image: bytes
+  format: object
+  record: dict
 
 
 def encode_image(image: np.ndarray, kind: str = "png") -> bytes:
   """Returns a file of an image, uint8 [H, W, 3]; "png" is exact, "jpeg" (quality 95) is small."""
   file = io.BytesIO()
-  Image.fromarray(np.asarray(image)).save(
-    file, kind, **({"quality": 95} if kind == "jpeg" else {})
-  )
+  options = {"quality": 95} if kind == "jpeg" else {}
+  Image.fromarray(np.asarray(image)).save(file, kind, **options)
   return file.getvalue()
 
 
-def decode_image(file: bytes, kind: str, max_pixels: int) -> np.ndarray:
+def decode_image(file: bytes, kind: object, max_pixels: int) -> np.ndarray:
   """Returns the image of a file, uint8 [H, W, 3].
 
   Raises:
@@ -79,16 +100,31 @@ def parse_object(body: bytes) -> dict:
     ProtocolError: it is something else.
   """
   try:
-    found = json.loads(body, parse_constant=_refuse_constant)
-  except (ValueError, RecursionError) as error:  # of bad UTF-8, too
+    message = json.loads(body, parse_constant=_refuse_constant)
+  except (
+    ValueError,
+    RecursionError,
+  ) as error:  # bad UTF-8 is a ValueError, too
     raise ProtocolError(
       f"it must be a JSON object, not {body[:40]!r}"
     ) from error
-  if not isinstance(found, dict):
+  if not isinstance(message, dict):
     raise ProtocolError(
-      f"it must be a JSON object, not a {type(found).__name__}"
+      f"it must be a JSON object, not a {type(message).__name__}"
     )
-  return found
+  return message
+
+
+def read_object(body: bytes) -> dict:
+  """Returns the JSON object of a reply.
+
+  Raises:
+    http_client.BadReply: it is something else.
+  """
+  try:
+    return parse_object(body)
+  except ProtocolError as error:
+    raise http_client.BadReply(str(error)) from error
 
 
 def _refuse_constant(name: str):
@@ -96,47 +132,65 @@ def _refuse_constant(name: str):
 
 
 def _versioned(body: bytes) -> dict:
-  found = parse_object(body)
-  if found.get("protocol") != VERSION:
+  """Returns the JSON object of a message of this version of the protocol."""
+  message = parse_object(body)
+  if message.get("protocol") != VERSION:
     raise ProtocolError(f"protocol must be {VERSION}")
-  return found
+  return message
 
 
 def make_request(
   request_id: str,
   images: Sequence[np.ndarray],
-  records: Sequence[dict],
+  prompts: Sequence[records.Prompt],
   kind: str,
 ) -> bytes:
-  """Returns the body of a request."""
-  encode = lambda image: base64.b64encode(encode_image(image, kind)).decode()
+  """Returns the body of a request.
+
+  Args:
+    request_id: the reply repeats it.
+    images: uint8 [H, W, 3] each.
+    prompts: the prompt of each image.
+    kind: the format of the images, one of FORMATS.
+  """
   items = [
-    {"image": encode(image), "format": kind, "record": record}
-    for image, record in zip(images, records)
+    {
+      "image": encode_base64(image, kind),
+      "format": kind,
+      "record": prompt.to_json(),
+    }
+    for image, prompt in zip(images, prompts, strict=True)
   ]
-  return json.dumps(
-    {"protocol": VERSION, "request_id": request_id, "items": items}
-  ).encode()
+  return _to_body({"request_id": request_id, "items": items})
 
 
-def read_request(body: bytes) -> tuple[str, list[dict]]:
-  """Returns id and items of a request; each item holds `image` (bytes), `format` and `record`.
+def encode_base64(image: np.ndarray, kind: str = "png") -> str:
+  """Returns the file of an image (see `encode_image`) as base64 text."""
+  return base64.b64encode(encode_image(image, kind)).decode()
+
+
+def _to_body(message: dict) -> bytes:
+  return json.dumps({"protocol": VERSION} | message).encode()
+
+
+def read_request(body: bytes) -> tuple[str, list[Item]]:
+  """Returns the id and the items of a request.
 
   Raises:
     ProtocolError: it is not of the protocol.
   """
   message = _versioned(body)
-  request_id, items = message.get("request_id"), message.get("items")
-  if (
-    not isinstance(request_id, str) or not isinstance(items, list) or not items
-  ):
+  request_id = message.get("request_id")
+  items = message.get("items")
+  has_items = isinstance(items, list) and bool(items)
+  if not isinstance(request_id, str) or not has_items:
     raise ProtocolError(
       "a request must have request_id (a text) and items (a list that is not empty)"
     )
   return request_id, [_read_item(item) for item in items]
 
 
-def _read_item(item: object) -> dict:
+def _read_item(item: object) -> Item:
   if not isinstance(item, dict) or not isinstance(item.get("record"), dict):
     raise ProtocolError(
       "an item must be an object with image, format and record"
@@ -147,32 +201,26 @@ def _read_item(item: object) -> dict:
     raise ProtocolError(
       f"an item's image must be base64 text: {error}"
     ) from error
-  return {
-    "image": image,
-    "format": item.get("format"),
-    "record": item["record"],
-  }
+  return Item(image, item.get("format"), item["record"])
 
 
 def identity(reward: dict) -> str:
-  """Returns 16 hex digits of what a reward says it is, so that another one behind the same address is seen."""
-  return hashlib.sha256(
-    json.dumps(reward, sort_keys=True).encode()
-  ).hexdigest()[:16]
+  """Returns 16 hex digits of a reward's description, by which a client notices another reward."""
+  description = json.dumps(reward, sort_keys=True).encode()
+  return hashlib.sha256(description).hexdigest()[:16]
 
 
 def make_reply(
-  request_id: str, outcomes: Sequence[outcome_lib.Outcome], reward_id: str
+  request_id: str, results: Sequence[outcome.Outcome], reward_id: str
 ) -> bytes:
   """Returns the body of a reply."""
-  return json.dumps(
+  return _to_body(
     {
-      "protocol": VERSION,
       "request_id": request_id,
       "reward_id": reward_id,
-      "outcomes": [outcome_lib.to_json(outcome) for outcome in outcomes],
+      "outcomes": [outcome.to_json(result) for result in results],
     }
-  ).encode()
+  )
 
 
 def read_reply(
@@ -181,161 +229,186 @@ def read_reply(
   number: int,
   parts: Sequence[str],
   reward_id: str,
-) -> list[outcome_lib.Outcome]:
+) -> list[outcome.Outcome]:
   """Returns the outcomes of a reply.
 
   Args:
-    body: of the reply.
-    request_id: that was sent.
-    number: of items that were sent.
-    parts: that the service said it gives.
-    reward_id: of what it said it is.
+    body: the reply.
+    request_id: the id of the request.
+    number: the number of items in the request.
+    parts: names of the parts that the service gave at the start.
+    reward_id: the identity of the reward that answered at the start.
 
   Raises:
-    client.BadReply: it is not the answer to the request; no outcome of it is used.
+    http_client.BadReply: it is not the answer to the request; none of its outcomes may be used.
   """
   try:
     message = _versioned(body)
   except ProtocolError as error:
-    raise client.BadReply(str(error)) from error
-  outcomes = message.get("outcomes")
+    raise http_client.BadReply(str(error)) from error
+  results = message.get("outcomes")
   if message.get("request_id") != request_id:
-    raise client.BadReply("it answers another request")
+    raise http_client.BadReply("it answers another request")
   if message.get("reward_id") != reward_id:
-    raise client.BadReply(
+    raise http_client.BadReply(
       "another reward answers than the one that the run began with"
     )
-  if not isinstance(outcomes, list) or len(outcomes) != number:
-    seen = (
-      len(outcomes) if isinstance(outcomes, list) else type(outcomes).__name__
-    )
-    raise client.BadReply(f"it must have {number} outcomes; got {seen}")
-  return [_read_outcome(outcome, parts) for outcome in outcomes]
+  if not isinstance(results, list) or len(results) != number:
+    actual = count_or_type(results)
+    raise http_client.BadReply(f"it must have {number} outcomes; got {actual}")
+  return [_read_outcome(result, parts) for result in results]
 
 
-def _read_outcome(outcome: object, parts: Sequence[str]) -> outcome_lib.Outcome:
-  # What is wrong is named by type: the text of what a stranger sent can be endless.
-  if not isinstance(outcome, dict):
-    raise client.BadReply(
-      f"an outcome must be an object; got a {type(outcome).__name__}"
+def count_or_type(value: object) -> int | str:
+  """Returns the length of a list, or the name of another value's type, for an error's text.
+
+  A reply is described by its type: the text of a stranger's message can be endless.
+  """
+  return len(value) if isinstance(value, list) else type(value).__name__
+
+
+def _read_outcome(result: object, parts: Sequence[str]) -> outcome.Outcome:
+  """Returns one outcome of a reply; raises http_client.BadReply where it is none."""
+  if not isinstance(result, dict):
+    raise http_client.BadReply(
+      f"an outcome must be an object; got a {type(result).__name__}"
     )
-  status = outcome.get("status")
-  if status in ("failed", "invalid"):
-    reason = outcome.get("reason")
-    reason = (
-      reason[:_MAX_REASON] if isinstance(reason, str) else "no reason was given"
-    )
-    return (
-      outcome_lib.Failed(reason)
-      if status == "failed"
-      else outcome_lib.Invalid(reason)
-    )
+  status = result.get("status")
+  if status == "failed":
+    return outcome.Failed(_read_reason(result))
+  if status == "invalid":
+    return outcome.Invalid(_read_reason(result))
   if status != "ok":
-    raise client.BadReply("an outcome's status must be ok, failed or invalid")
-  given = outcome.get("parts")
-  if not isinstance(given, dict) or set(given) != set(parts):
-    raise client.BadReply(f"an outcome must have the parts {sorted(parts)}")
-  score, *numbers = [
-    as_share(value)
-    for value in (outcome.get("score"), *(given[name] for name in parts))
-  ]
-  return outcome_lib.Ok(
-    score, dict(zip(parts, numbers)), _read_detail(outcome.get("detail", {}))
+    raise http_client.BadReply(
+      "an outcome's status must be ok, failed or invalid"
+    )
+  values = result.get("parts")
+  if not isinstance(values, dict) or set(values) != set(parts):
+    raise http_client.BadReply(
+      f"an outcome must have the parts {sorted(parts)}"
+    )
+  return outcome.Ok(
+    score=as_share(result.get("score")),
+    parts={name: as_share(values[name]) for name in parts},
+    detail=_read_detail(result.get("detail", {})),
   )
+
+
+def _read_reason(result: dict) -> str:
+  reason = result.get("reason")
+  if not isinstance(reason, str):
+    return "no reason was given"
+  return reason[:_MAX_REASON]
 
 
 def _read_detail(detail: object) -> dict:
-  """Returns what goes into the log; raises client.BadReply where it cannot."""
-  try:
-    fits = isinstance(detail, dict) and _is_shallow(detail, 20)
-    fits = fits and len(json.dumps(detail, allow_nan=False)) <= _MAX_DETAIL
-  except ValueError:  # infinite numbers
-    fits = False
-  if not fits:
-    raise client.BadReply(
-      f"an outcome's detail must be a shallow object of finite values, of at most {_MAX_DETAIL} characters"
-    )
-  return detail
+  """Returns an outcome's detail; raises http_client.BadReply where it does not fit into the log."""
+  if isinstance(detail, dict) and _is_shallow(detail, _MAX_DETAIL_LEVELS):
+    try:
+      if len(json.dumps(detail, allow_nan=False)) <= _MAX_DETAIL:
+        return detail
+    except ValueError:  # infinite numbers
+      pass
+  raise http_client.BadReply(
+    "an outcome's detail must be a shallow object of finite values, of at most "
+    f"{_MAX_DETAIL} characters"
+  )
 
 
 def _is_shallow(value: object, levels: int) -> bool:
-  """Tells whether objects and lists lie at most so many levels deep in each other."""
-  inner = (
-    value.values()
-    if isinstance(value, dict)
-    else value
-    if isinstance(value, list)
-    else ()
-  )
-  return (
-    not inner
-    or levels > 0
-    and all(_is_shallow(one, levels - 1) for one in inner)
-  )
+  """Returns whether objects and lists are nested at most so many levels deep."""
+  if isinstance(value, dict):
+    inner = list(value.values())
+  elif isinstance(value, list):
+    inner = value
+  else:
+    return True
+  if not inner:
+    return True
+  return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
 
 
 def as_number(value: object) -> float:
-  """Returns a finite number of a reply as float; booleans are none.
+  """Returns a finite number of a reply as float.
 
   Raises:
-    client.BadReply: it is something else.
+    http_client.BadReply: it is something else, for example a boolean.
   """
   if not isinstance(value, (int, float)) or isinstance(value, bool):
-    raise client.BadReply(
+    raise http_client.BadReply(
       f"a score or part must be a number; got a {type(value).__name__}"
     )
   try:
     number = float(value)
   except OverflowError as error:
-    raise client.BadReply(
+    raise http_client.BadReply(
       "a score or part must be a finite number; got a huge integer"
     ) from error
   if not math.isfinite(number):
-    raise client.BadReply(
+    raise http_client.BadReply(
       f"a score or part must be a finite number; got {number}"
     )
   return number
 
 
 def as_share(value: object) -> float:
-  """Returns a number of a reply that is in [0, 1]; raises client.BadReply for anything else."""
+  """Returns a number of a reply that is in [0, 1].
+
+  Raises:
+    http_client.BadReply: it is something else.
+  """
   number = as_number(value)
   if not 0 <= number <= 1:
-    raise client.BadReply(f"a score or part must be in [0, 1]; got {number}")
+    raise http_client.BadReply(
+      f"a score or part must be in [0, 1]; got {number}"
+    )
   return number
 
 
-def make_health(reward: outcome_lib.HostReward, draining: bool) -> bytes:
+def make_health(reward: outcome.HostReward, draining: bool) -> bytes:
   """Returns the body of an answer to GET /health."""
-  return json.dumps(
+  return _to_body(
     {
-      "protocol": VERSION,
       "status": "draining" if draining else "ready",
       "parts": list(reward.parts),
       "reward": reward.describe(),
     }
-  ).encode()
+  )
 
 
-def read_health(body: bytes) -> dict:
-  """Returns {"parts", "reward"} of a service.
+@dataclasses.dataclass(frozen=True)
+class Health:
+  """What a service says of itself.
+
+  Attributes:
+    parts: names of the parts of its scores.
+    reward: JSON values that identify what scores.
+  """
+
+  parts: tuple[str, ...]
+  reward: dict
+
+
+def read_health(body: bytes) -> Health:
+  """Returns what a service answers to GET /health.
 
   Raises:
-    client.BadReply: it is not of the protocol, or the service is about to end.
+    http_client.BadReply: it is not of the protocol, or the service is about to end.
   """
   try:
     message = _versioned(body)
   except ProtocolError as error:
-    raise client.BadReply(str(error)) from error
+    raise http_client.BadReply(str(error)) from error
   parts = message.get("parts")
-  if not isinstance(parts, list) or not all(
-    isinstance(name, str) for name in parts
-  ):
-    raise client.BadReply("parts must be a list of names")
-  if "strict" not in parts or not isinstance(message.get("reward"), dict):
-    raise client.BadReply(
+  reward = message.get("reward")
+  if not isinstance(parts, list):
+    raise http_client.BadReply("parts must be a list of names")
+  if not all(isinstance(name, str) for name in parts):
+    raise http_client.BadReply("parts must be a list of names")
+  if "strict" not in parts or not isinstance(reward, dict):
+    raise http_client.BadReply(
       'a service must give the part "strict" and say what its reward is'
     )
   if message.get("status") != "ready":
-    raise client.BadReply("the service must say that it is ready")
-  return {name: message[name] for name in ("parts", "reward")}
+    raise http_client.BadReply("the service must say that it is ready")
+  return Health(tuple(parts), reward)

@@ -1,6 +1,5 @@
-"""Rewards that a service computes: the own JSON protocol, and adapters for two that others use."""
+"""Rewards that a service computes: r3jax's own JSON protocol, and adapters for two that others use."""
 
-import base64
 from collections.abc import Callable, Sequence
 import json
 import pickle
@@ -10,93 +9,108 @@ import uuid
 
 import numpy as np
 
-from r3jax.rewards import outcome as outcome_lib
-from r3jax.rewards.remote import client as client_lib
+from r3jax.data import records
+from r3jax.rewards import outcome
+from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
 
 T = TypeVar("T")
 
 
 class _Service:
-  """What the adapters share: batches over a client."""
+  """What the adapters share: batches of images over a client."""
 
-  def __init__(self, client: client_lib.Client, batch: int):
+  def __init__(self, client: http_client.Client, batch: int):
+    """Sends up to `batch` images in a request.
+
+    Raises:
+      ValueError: the batch is empty.
+    """
     if batch < 1:
       raise ValueError(f"reward.batch must be at least 1; got {batch}")
-    self._client, self._batch = client, batch
+    self._client = client
+    self._batch = batch
 
-  def check(self, record: dict):
-    """See `base.HostReward`; what a service can score it says itself."""
+  def check(self, prompt: records.Prompt) -> None:
+    """Accepts every prompt: a service itself answers which images it cannot score."""
 
   def score(
-    self, images: np.ndarray, records: Sequence[dict]
-  ) -> list[outcome_lib.Outcome]:
-    """See `base.HostReward`; a batch that fails is missing as a whole."""
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    """Scores images in batches; all images of a batch that fails have the outcome `Failed`."""
 
-    def outcomes(rows: slice) -> list[outcome_lib.Outcome]:
+    def score_batch(rows: slice) -> list[outcome.Outcome]:
       try:
-        return self._send(images[rows], records[rows])
-      except client_lib.RequestFailed as error:
-        return [outcome_lib.Failed(str(error))] * len(images[rows])
+        return self._send(images[rows], prompts[rows])
+      except http_client.RequestFailed as error:
+        return [outcome.Failed(str(error))] * len(images[rows])
 
     batches = [
       slice(start, start + self._batch)
       for start in range(0, len(images), self._batch)
     ]
-    return [
-      outcome
-      for found in self._client.map(outcomes, batches)
-      for outcome in found
-    ]
+    results = []
+    for batch_results in self._client.map(score_batch, batches):
+      results += batch_results
+    return results
 
   def _send(
-    self, images: np.ndarray, records: Sequence[dict]
-  ) -> list[outcome_lib.Outcome]:
-    """Returns the outcomes of one request; raises client.RequestFailed."""
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    """Returns the outcomes of one request.
+
+    Raises:
+      http_client.RequestFailed: there is no usable reply.
+    """
     raise NotImplementedError
 
   def metrics(self) -> dict[str, float]:
-    """See `base.HostReward`."""
+    """Returns the client's metrics."""
     return self._client.metrics()
 
 
 def survey(
-  client: client_lib.Client, path: str, read: Callable[[bytes], T]
+  client: http_client.Client, path: str, read: Callable[[bytes], T]
 ) -> T:
-  """Returns what the endpoints say they are; those that do not answer now may do so later.
+  """Returns the answer of the endpoints to a GET; those that do not answer now may do so later.
+
+  Args:
+    client: knows the endpoints.
+    path: the path of the request.
+    read: parses the body of an answer.
 
   Raises:
-    ValueError: none answers, or two say different things.
+    ValueError: no endpoint answers, or two answer differently.
   """
   answers = client.ask_each(path, read)
   good = [
     answer
     for answer in answers.values()
-    if not isinstance(answer, client_lib.RequestFailed)
+    if not isinstance(answer, http_client.RequestFailed)
   ]
   if not good:
     lines = [f"\n  {url}: {error}" for url, error in answers.items()]
     raise ValueError(
-      f"a reward service must answer GET {path} before a run starts; seen:"
+      f"a reward service must answer GET {path} before a run starts; the answers were:"
       + "".join(lines)
     )
   if any(answer != good[0] for answer in good):
     raise ValueError(
-      f"all endpoints must serve the same reward; they say: {json.dumps(good)}"
+      f"all endpoints must serve the same reward; they answer: {good}"
     )
   return good[0]
 
 
 class JsonService(_Service):
-  """A service of the protocol in `protocol.py`, for example `launch/serve_reward.py`."""
+  """A service of the protocol in `protocol.py`, for example `r3jax serve-reward`."""
 
-  def __init__(self, client: client_lib.Client, batch: int, kind: str = "png"):
-    """Asks the service what it gives.
+  def __init__(self, client: http_client.Client, batch: int, kind: str):
+    """Asks the service which reward it serves.
 
     Args:
-      client: of its endpoints.
+      client: knows the endpoints.
       batch: images per request.
-      kind: how images travel, see `protocol.encode_image`.
+      kind: the format in which images are sent, see `protocol.encode_image`.
 
     Raises:
       ValueError: no endpoint answers as it should.
@@ -106,28 +120,34 @@ class JsonService(_Service):
       raise ValueError(
         f"reward.image_format must be one of {list(protocol.FORMATS)}; got {kind!r}"
       )
-    self._kind = kind
     health = survey(client, protocol.HEALTH_PATH, protocol.read_health)
-    self.parts, self._reward = tuple(health["parts"]), health["reward"]
-    self._identity = protocol.identity(self._reward)
+    self.parts = health.parts
+    self._kind = kind
+    self._reward = health.reward
+    self._identity = protocol.identity(health.reward)
 
-  def _send(self, images, records) -> list[outcome_lib.Outcome]:
+  def _send(
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
     request_id = uuid.uuid4().hex
-    body = protocol.make_request(request_id, images, records, self._kind)
-    read = lambda reply: protocol.read_reply(
-      reply, request_id, len(images), self.parts, self._identity
-    )
+    body = protocol.make_request(request_id, images, prompts, self._kind)
+
+    def read(reply: bytes) -> list[outcome.Outcome]:
+      return protocol.read_reply(
+        reply, request_id, len(images), self.parts, self._identity
+      )
+
     return self._client.post(
       protocol.SCORE_PATH, body, "application/json", read
     )
 
   def describe(self) -> dict:
-    """See `base.HostReward`."""
+    """Returns the reward that the service said it serves."""
     return {"service": "json"} | self._reward
 
 
 class UniRlService(_Service):
-  """A service that takes and gives plain JSON.
+  """A service with requests and replies in plain JSON.
 
     POST /score {"images": [base64 PNG], "prompts": [str], "metadata": [record]} -> {"scores": [number]}
     GET /health -> any JSON object
@@ -137,132 +157,132 @@ class UniRlService(_Service):
 
   parts = ("strict",)
 
-  def __init__(self, client: client_lib.Client, batch: int):
-    """Asks the service whether it is there; see `JsonService`."""
-    super().__init__(client, batch)
-    survey(client, "/health", lambda body: bool(_read_object(body)))
+  def __init__(self, client: http_client.Client, batch: int):
+    """Checks that the service answers; see `JsonService`."""
 
-  def _send(self, images, records) -> list[outcome_lib.Outcome]:
-    body = json.dumps(
-      {
-        "images": [
-          base64.b64encode(protocol.encode_image(image)).decode()
-          for image in images
-        ],
-        "prompts": [record["prompt"] for record in records],
-        "metadata": list(records),
-      }
-    )
-    read = lambda reply: [
-      _clipped(score, {})
-      for score in _column(_read_object(reply), "scores", len(images))
-    ]
-    return self._client.post("/score", body.encode(), "application/json", read)
+    def read_health(body: bytes) -> bool:
+      return bool(protocol.read_object(body))
+
+    super().__init__(client, batch)
+    survey(client, "/health", read_health)
+
+  def _send(
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    message = {
+      "images": [protocol.encode_base64(image) for image in images],
+      "prompts": [prompt.text for prompt in prompts],
+      "metadata": [prompt.to_json() for prompt in prompts],
+    }
+
+    def read(reply: bytes) -> list[outcome.Outcome]:
+      scores = _column(protocol.read_object(reply), "scores", len(images))
+      return [_clipped(score, {}) for score in scores]
+
+    body = json.dumps(message).encode()
+    return self._client.post("/score", body, "application/json", read)
 
   def describe(self) -> dict:
-    """See `base.HostReward`."""
+    """Returns the kind of service; it does not say which reward it serves."""
     return {"service": "unirl"}
 
 
 class FlowGrpoService(_Service):
-  """Flow-GRPO's reward server for GenEval : pickles over `POST /`.
+  """Flow-GRPO's reward server for GenEval: pickles over `POST /`.
 
   The score is the shaped one, clipped to [0, 1].
 
-  A pickle can run code when it is read. Replies are read only if they are made of numbers, strings,
-  lists, tuples and dicts, see `read_plain_pickle`. The server reads pickles too and asks for no
-  key: use it on a network that you trust. It has no health route, so a run starts without a check.
+  Reading a pickle can run code. Replies are read only if they are made of numbers, strings, lists,
+  tuples and dicts, see `read_plain_pickle`. The server reads pickles too and asks for no key: use it
+  on a network that you trust. It has no health route, so that a run starts without a check.
   """
 
   parts = ("correct", "strict")
 
-  def _send(self, images, records) -> list[outcome_lib.Outcome]:
-    files = [protocol.encode_image(image, "jpeg") for image in images]
-    body = pickle.dumps(
-      {"images": files, "meta_datas": list(records), "only_strict": False}
+  def _send(
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    message = {
+      "images": [protocol.encode_image(image, "jpeg") for image in images],
+      "meta_datas": [prompt.to_json() for prompt in prompts],
+      "only_strict": False,
+    }
+
+    def read(reply: bytes) -> list[outcome.Outcome]:
+      values = read_plain_pickle(reply)
+      if not isinstance(values, dict):
+        raise http_client.BadReply(
+          f"it must be a dict, not a {type(values).__name__}"
+        )
+      scores = _column(values, "scores", len(images))
+      correct = _column(values, "rewards", len(images))
+      strict = _column(values, "strict_rewards", len(images))
+      results = []
+      for row, score in enumerate(scores):
+        parts = {
+          "correct": protocol.as_share(correct[row]),
+          "strict": protocol.as_share(strict[row]),
+        }
+        results.append(_clipped(score, parts))
+      return results
+
+    return self._client.post(
+      "/", pickle.dumps(message), "application/octet-stream", read
     )
 
-    def read(reply: bytes) -> list[outcome_lib.Outcome]:
-      found = read_plain_pickle(reply)
-      if not isinstance(found, dict):
-        raise client_lib.BadReply(
-          f"it must be a dict, not a {type(found).__name__}"
-        )
-      columns = [
-        _column(found, name, len(images))
-        for name in ("scores", "rewards", "strict_rewards")
-      ]
-      columns[1:] = [
-        [protocol.as_share(value) for value in column] for column in columns[1:]
-      ]
-      return [
-        _clipped(score, {"correct": right, "strict": strict})
-        for score, right, strict in zip(*columns)
-      ]
-
-    return self._client.post("/", body, "application/octet-stream", read)
-
   def describe(self) -> dict:
-    """See `base.HostReward`."""
+    """Returns the kind of service; it does not say which reward it serves."""
     return {"service": "flow_grpo"}
 
 
-def _read_object(body: bytes) -> dict:
-  """Returns the JSON object of a reply; raises client.BadReply for anything else."""
-  try:
-    return protocol.parse_object(body)
-  except protocol.ProtocolError as error:
-    raise client_lib.BadReply(str(error)) from error
-
-
-def _column(reply: dict, name: str, number: int) -> list[float]:
-  """Returns one number per image from a reply; raises client.BadReply if they are not there."""
+def _column(reply: dict, name: str, count: int) -> list[float]:
+  """Returns one number per image of a reply; raises http_client.BadReply where they are missing."""
   values = reply.get(name)
-  if not isinstance(values, list) or len(values) != number:
-    seen = len(values) if isinstance(values, list) else type(values).__name__
-    raise client_lib.BadReply(f"{name} must be {number} numbers; got {seen}")
+  if not isinstance(values, list) or len(values) != count:
+    raise http_client.BadReply(
+      f"{name} must be {count} numbers; got {protocol.count_or_type(values)}"
+    )
   return [protocol.as_number(value) for value in values]
 
 
-def _clipped(score: float, parts: dict[str, float]) -> outcome_lib.Ok:
-  """Returns an outcome with the score clipped to [0, 1] and kept as it came in the detail."""
+def _clipped(score: float, parts: dict[str, float]) -> outcome.Ok:
+  """Returns an outcome with the score clipped to [0, 1]; its detail holds the original score."""
   clipped = min(max(score, 0.0), 1.0)
-  return outcome_lib.Ok(
-    clipped,
-    {"strict": float(score >= 1)} | parts,
-    {} if clipped == score else {"unclipped": score},
-  )
+  detail = {} if clipped == score else {"unclipped": score}
+  return outcome.Ok(clipped, {"strict": float(score >= 1)} | parts, detail)
 
 
-# What a pickle of numbers, texts, lists, tuples and dicts is made of: nothing that imports or calls.
+# The opcodes of a pickle of numbers, texts, lists, tuples and dicts: none of them imports or calls.
 _PLAIN_OPCODES = frozenset(
   """
-    PROTO FRAME STOP MARK POP POP_MARK MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET NONE NEWTRUE NEWFALSE
-    INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
-    STRING BINSTRING SHORT_BINSTRING EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    PROTO FRAME STOP MARK POP POP_MARK
+    MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     EMPTY_DICT DICT SETITEM SETITEMS
-""".split()
+  """.split()
 )
-_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+_PUT_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 def read_plain_pickle(body: bytes) -> object:
   """Returns the plain values of a pickle; nothing that it names is imported or run.
 
-  Every opcode is looked at before the first is obeyed. Memo indices beyond the length of the body are
-  refused too, for the unpickler would make room for them.
+  All opcodes are checked before the first is executed. Memo indices beyond the length of the body
+  are refused too, because the unpickler would allocate memory for them.
 
   Raises:
-    client.BadReply: it is damaged or holds anything but numbers, strings, lists, tuples and dicts.
+    http_client.BadReply: it is damaged or holds anything but numbers, strings, lists, tuples and dicts.
   """
   try:
     for opcode, argument, _ in pickletools.genops(body):
       if opcode.name not in _PLAIN_OPCODES:
-        raise client_lib.BadReply(
+        raise http_client.BadReply(
           f"it must be a pickle of plain values; it has the opcode {opcode.name}"
         )
-      if opcode.name in _PUTS and int(argument) > len(body):
-        raise client_lib.BadReply(
+      if opcode.name in _PUT_OPCODES and int(argument) > len(body):
+        raise http_client.BadReply(
           "it must be a pickle of plain values; it asks for room that it does not need"
         )
     return pickle.loads(body)
@@ -278,6 +298,6 @@ def read_plain_pickle(body: bytes) -> object:
     OverflowError,
     RecursionError,
   ) as error:
-    raise client_lib.BadReply(
+    raise http_client.BadReply(
       f"it must be a pickle of plain values: {type(error).__name__}"
     ) from error

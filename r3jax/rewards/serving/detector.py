@@ -1,11 +1,11 @@
 """Objects and their colours in photographs, by an object detector and CLIP from Hugging Face.
 
 Needs the extra `r3jax[detector]`. Not verified with real weights. What differs from GenEval itself:
-- It has a Mask2Former of COCO's classes, for which its thresholds were chosen. An open-vocabulary
-  detector is rarely as sure as the 0.9 that counting asks for, and may report an object twice:
+- It uses a Mask2Former of COCO's classes, for which its thresholds were chosen. An open-vocabulary
+  detector is rarely as confident as the 0.9 that counting asks for, and may report an object twice:
   choose `geneval.Thresholds` for it. As in GenEval, overlapping boxes are not suppressed.
-- It greys out what is outside the object's mask before it asks for a colour. There is no mask here,
-  so that the background in the crop has a say.
+- It greys out the pixels outside the object's mask before it classifies the colour. There is no mask
+  here, so that the background in the crop influences the colour.
 Scores of another detector are not the benchmark's: compare them before you rely on them.
 """
 
@@ -16,8 +16,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from r3jax.data.generators import geneval as generators_geneval
-from r3jax.rewards.serving import geneval as serving_geneval
+from r3jax.data import records
+from r3jax.data.generators import geneval as generator
+from r3jax.rewards.serving import geneval
 
 # (image, class names) -> [{"label", "score", "box": {"xmin", "ymin", "xmax", "ymax"}}, ...]
 Find = Callable[[Image.Image, Sequence[str]], list[dict]]
@@ -25,25 +26,28 @@ Find = Callable[[Image.Image, Sequence[str]], list[dict]]
 Classify = Callable[[Image.Image, Sequence[str]], list[dict]]
 
 _OPEN_VOCABULARY = ("owlvit", "owlv2", "grounding-dino")
+# COCO's names of classes -> GenEval's.
 _COCO_NAMES = {
   "mouse": "computer mouse",
   "remote": "tv remote",
   "keyboard": "computer keyboard",
 }
-# GenEval's
+# GenEval's labels of a crop.
 _COLOR_LABELS = ("{color} {name}", "{color}-colored {name}", "{color} object")
-_LEAST = 0.1  # below what any threshold asks for; keeps the lists short
-_TINY = 1e-30  # the logarithm of a score of 0 is taken of this
+# The detector's threshold, below any of `geneval.Thresholds`; it keeps the lists short.
+_LEAST_CONFIDENCE = 0.1
+# The logarithm of a score of 0 is taken of this.
+_TINY = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
 class Detector:
-  """Finds the objects that a record is about.
+  """Finds the objects that a prompt is about.
 
   Attributes:
-    name: of the models, for the run's manifest.
+    name: the names of the models, for the run's manifest.
     find: detects objects.
-    classify: tells which label fits a crop.
+    classify: scores labels by how well they fit a crop.
   """
 
   name: str
@@ -51,61 +55,68 @@ class Detector:
   classify: Classify
 
   def detect(
-    self, image: np.ndarray, record: dict
-  ) -> list[serving_geneval.Detection]:
-    """Returns the objects of the classes that a record names.
+    self, image: np.ndarray, prompt: records.Prompt
+  ) -> list[geneval.Detection]:
+    """Returns the objects of the classes that a prompt names.
 
     Args:
       image: uint8 [H, W, 3].
-      record: in GenEval's format.
+      prompt: a prompt with include items.
     """
     picture = Image.fromarray(image)
-    items = [*record["include"], *(record.get("exclude") or ())]
-    classes = sorted({item["class"] for item in items})
-    colored = {item["class"] for item in items if "color" in item}
-    found = []
-    for one in self.find(picture, classes):
-      label, box = one["label"], _box(one["box"], picture)
+    items = prompt.include + prompt.exclude
+    classes = sorted({item.class_name for item in items})
+    colored = {item.class_name for item in items if item.color is not None}
+    detections = []
+    for match in self.find(picture, classes):
+      label = match["label"]
       name = label if label in classes else _COCO_NAMES.get(label, label)
-      if name in classes:
-        color = self._color(picture, box, name) if name in colored else None
-        found.append(
-          serving_geneval.Detection(name, float(one["score"]), box, color)
-        )
-    return found
+      if name not in classes:
+        continue
+      box = _clipped_box(match["box"], picture)
+      color = self._color(picture, box, name) if name in colored else None
+      confidence = float(match["score"])
+      detections.append(geneval.Detection(name, confidence, box, color))
+    return detections
 
   def _color(
-    self, picture: Image.Image, box: tuple[float, ...], name: str
+    self, picture: Image.Image, box: geneval.Box, name: str
   ) -> str | None:
-    """Returns the colour whose labels fit the crop best together; None where the box is empty.
+    """Returns the colour whose labels together fit the crop best; None where the box is empty.
 
-    A colour's labels are taken together by the sum of the logarithms of their scores: with CLIP's
+    The labels of a colour are combined by the sum of the logarithms of their scores: with CLIP's
     softmax that is the mean of their similarities to the crop.
     """
-    if box[0] >= box[2] or box[1] >= box[3]:
+    x0, y0, x1, y1 = box
+    if x0 >= x1 or y0 >= y1:
       return None
-    crop = picture.crop((*map(math.floor, box[:2]), *map(math.ceil, box[2:])))
-    labels = {
-      label.format(color=color, name=name): color
-      for color in generators_geneval.COLORS
-      for label in _COLOR_LABELS
-    }
-    fit = dict.fromkeys(generators_geneval.COLORS, 0.0)
-    for one in self.classify(crop, list(labels)):
-      fit[labels[one["label"]]] += math.log(max(one["score"], _TINY))
+    crop = picture.crop(
+      (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+    )
+    color_of_label = {}
+    for color in generator.COLORS:
+      for label in _COLOR_LABELS:
+        color_of_label[label.format(color=color, name=name)] = color
+    fit = dict.fromkeys(generator.COLORS, 0.0)
+    for match in self.classify(crop, list(color_of_label)):
+      color = color_of_label[match["label"]]
+      fit[color] += math.log(max(match["score"], _TINY))
     return max(fit, key=fit.get)
 
 
-def _box(box: dict, picture: Image.Image) -> tuple[float, float, float, float]:
-  """Returns what of a box is inside the picture; outside it a crop would be black."""
-  clip = lambda name, size: min(max(float(box[name]), 0.0), float(size))
+def _clipped_box(box: dict, picture: Image.Image) -> geneval.Box:
+  """Returns the part of a box inside the picture; outside it a crop would be black."""
   width, height = picture.size
   return (
-    clip("xmin", width),
-    clip("ymin", height),
-    clip("xmax", width),
-    clip("ymax", height),
+    _clip(box["xmin"], width),
+    _clip(box["ymin"], height),
+    _clip(box["xmax"], width),
+    _clip(box["ymax"], height),
   )
+
+
+def _clip(value: float, size: int) -> float:
+  return min(max(float(value), 0.0), float(size))
 
 
 def load(detector: str, clip: str) -> Detector:
@@ -123,34 +134,37 @@ def load(detector: str, clip: str) -> Detector:
       "GenEval's rules need --detector and --clip, each a folder or name of a model"
     )
   try:
-    import torch  # noqa: F401  # transformers can be imported without it, and fails later
+    # Without torch, transformers can be imported and fails later.
+    import torch  # noqa: F401
     import transformers  # an optional extra, and slow to import
 
-    is_open = (
-      transformers.AutoConfig.from_pretrained(detector).model_type
-      in _OPEN_VOCABULARY
+    config = transformers.AutoConfig.from_pretrained(detector)
+    is_open_vocabulary = config.model_type in _OPEN_VOCABULARY
+    detect = transformers.pipeline(
+      "zero-shot-object-detection"
+      if is_open_vocabulary
+      else "object-detection",
+      model=detector,
     )
-    task = "zero-shot-object-detection" if is_open else "object-detection"
-    detecting = transformers.pipeline(task, model=detector)
-    telling = transformers.pipeline(
+    score_labels = transformers.pipeline(
       "zero-shot-image-classification", model=clip
     )
 
     def find(image: Image.Image, names: Sequence[str]) -> list[dict]:
-      asked = {"candidate_labels": list(names)} if is_open else {}
-      return detecting(image, threshold=_LEAST, **asked)
+      options = {"candidate_labels": list(names)} if is_open_vocabulary else {}
+      return detect(image, threshold=_LEAST_CONFIDENCE, **options)
 
     def classify(crop: Image.Image, labels: Sequence[str]) -> list[dict]:
-      return telling(
+      return score_labels(
         crop,
         candidate_labels=list(labels),
         hypothesis_template="a photo of a {}",
       )
 
+    # Image processors may miss packages only when they run.
     blank = Image.new("RGB", (64, 64))
-    # image processors may miss packages only when they run
-    find(blank, generators_geneval.CLASSES[:1])
-    classify(blank, generators_geneval.COLORS)
+    find(blank, generator.CLASSES[:1])
+    classify(blank, generator.COLORS)
   except ImportError as error:
     raise ValueError(
       f"a detector needs `pip install r3jax[detector]`: {error}"

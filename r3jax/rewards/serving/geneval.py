@@ -1,14 +1,14 @@
 """GenEval's rules on detected objects (arXiv 2310.11513), in plain Python floats of 64 bits.
 
-Three different numbers come out, and all are logged:
+The result has three numbers, and all are logged:
 - `correct`: the official verdict. For an item that asks for `count` objects the official code takes
-  the surest `count` of its class and looks at no others: all of them must have the item's colour,
-  and each must stand in its relation to each of those taken for the other item, which must itself
-  be right. An exclude counts all objects of its class: fewer than its count may be there.
+  the most confident `count` of its class and looks at no others: all of them must have the item's
+  colour, and each must stand in its relation to each of those taken for the other item, which must
+  itself be right. An exclude counts all objects of its class: there may be fewer than its count.
 - `strict`: every class has exactly as many objects as the items ask for together, every colour too,
   relations and excludes hold. It implies `correct` where the items name different classes. Items of
-  one class are officially judged by the same surest objects, so that no image is `correct` for a
-  red and a blue cup; GenEval has no such prompt.
+  one class are officially judged by the same most confident objects, so that no image is `correct`
+  for a red and a blue cup; GenEval has no such prompt.
 - `score`: shaped, in [0, 1], and 1 exactly where `strict`; see `_score`.
 """
 
@@ -16,27 +16,30 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
-from r3jax.data import validation
-from r3jax.data.generators import geneval
+from r3jax.data import records
+from r3jax.data.generators import geneval as generator
 
-# of GenEval++: they need a vision-language judge
-_NOT_JUDGED = ("region", "size")
+# x0, y0, x1, y1 in pixels.
+Box = tuple[float, float, float, float]
+
+# Boxes whose shrunk offset is below so many pixels on both axes stand in no relation.
+_LEAST_OFFSET = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-  """One object that a detector found.
+  """An object that a detector found in an image.
 
   Attributes:
-    class_name: in GenEval's words.
+    class_name: its class in GenEval's words.
     confidence: in [0, 1].
     box: x0, y0, x1, y1 in pixels.
-    color: what the colour classifier says of the crop; None if it was not asked.
+    color: the colour classifier's answer for the crop; None if it was not asked.
   """
 
   class_name: str
   confidence: float
-  box: tuple[float, float, float, float]
+  box: Box
   color: str | None = None
 
 
@@ -45,9 +48,9 @@ class Thresholds:
   """What counts as an object and as a relation; the defaults are the official ones.
 
   Attributes:
-    confidence: an object must be surer than this.
+    confidence: an object must be more confident than this.
     counting_confidence: the same for prompts of the tag "counting".
-    max_objects: of a class, the surest first.
+    max_objects: of a class so many objects count, the most confident first.
     position: share of the two sizes by which an offset is shrunk.
   """
 
@@ -66,13 +69,16 @@ class Thresholds:
       )
 
 
+OFFICIAL = Thresholds()
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What an image earned.
+  """The judgement of an image.
 
   Attributes:
     correct, strict, score: see the module's docstring.
-    reasons: what the official rules found wrong; empty if correct.
+    reasons: what is wrong by the official rules; empty if correct.
   """
 
   correct: bool
@@ -81,51 +87,53 @@ class Verdict:
   reasons: tuple[str, ...]
 
 
-_Objects = Mapping[str, Sequence[Detection]]  # by class, the surest first
+# Objects by class, the most confident first.
+_Objects = Mapping[str, Sequence[Detection]]
 
 
-def check_record(record: dict):
-  """Checks that the rules can judge a record.
+def check_prompt(prompt: records.Prompt) -> None:
+  """Checks that the rules can judge images of a prompt.
 
   Raises:
-    ValueError: it is no valid record with include items, an item has what only a judge can see,
-      a relation is unknown or does not point to an earlier item, or as few objects are excluded as
-      are asked for.
+    ValueError: the prompt has no include items, an item asks for what only a judge can see, a
+      relation is unknown or does not point to an earlier item, or an exclude forbids what the
+      include items ask for.
   """
-  if problems := validation.find_problems(record):
-    raise ValueError(f"GenEval's rules need a valid record: {problems[0]}")
-  if "include" not in record:
+  if not prompt.include:
     raise ValueError(
-      f"GenEval's rules need a record with include items; got {sorted(record)}"
+      f"GenEval's rules need a prompt with include items; {prompt.text!r} has none"
     )
-  for index, item in enumerate(record["include"]):
+  for index, item in enumerate(prompt.include):
     _check_item(item, index)
-  for index, item in enumerate(_excluded(record)):
-    needed = sum(
-      one["count"] for one in _of_class(item["class"], record["include"])
-    )
-    if item["count"] <= needed:
+  for index, item in enumerate(prompt.exclude):
+    needed = _total_count(_of_class(item.class_name, prompt.include))
+    if item.count <= needed:
       raise ValueError(
         f"the count of exclude[{index}] must be more than the {needed} "
-        f"{item['class']} asked for; got {item['count']}"
+        f"{item.class_name} asked for; got {item.count}"
       )
 
 
-def _check_item(item: dict, index: int):
+def _check_item(item: records.Expectation, index: int) -> None:
   """Raises ValueError where the rules cannot judge an include item."""
-  if present := [name for name in _NOT_JUDGED if name in item]:
+  # Of GenEval++: these need a vision-language judge.
+  not_judged = [
+    name for name in ("region", "size") if getattr(item, name) is not None
+  ]
+  if not_judged:
     raise ValueError(
-      f"GenEval's rules do not know {present} of include[{index}]; use a judge"
+      f"GenEval's rules do not know {not_judged} of include[{index}]; use a judge"
     )
-  if "position" not in item:
+  if item.position is None:
     return
-  relation, other = item["position"]
-  if relation not in geneval.RELATIONS:
+  relation, other = item.position
+  if relation not in generator.RELATIONS:
     raise ValueError(
       f"the relation of include[{index}] must be one of "
-      f"{list(geneval.RELATIONS)}; got {relation!r}"
+      f"{list(generator.RELATIONS)}; got {relation!r}"
     )
-  if not 0 <= other < index:  # the official code has not judged later items yet
+  # The official code has not judged later items yet.
+  if not 0 <= other < index:
     raise ValueError(
       f"the position of include[{index}] must point to an item before it; "
       f"got {other}"
@@ -133,119 +141,151 @@ def _check_item(item: dict, index: int):
 
 
 def judge(
-  record: dict,
+  prompt: records.Prompt,
   detections: Sequence[Detection],
-  thresholds: Thresholds = Thresholds(),
+  thresholds: Thresholds = OFFICIAL,
 ) -> Verdict:
-  """Judges an image by what was found in it.
+  """Judges an image by the objects that were detected in it.
 
   Args:
-    record: in GenEval's format, one that `check_record` lets pass.
-    detections: of the image; other classes than the record's do not matter. Of equally sure ones
-      the first counts as surer (officially this is left to an unstable sort).
+    prompt: a prompt that `check_prompt` accepts.
+    detections: the objects of the image; classes that the prompt does not name do not matter. Of
+      equally confident ones the first comes first (officially an unstable sort decides).
     thresholds: what counts.
   """
-  include, objects = record["include"], _counted(record, detections, thresholds)
-  broken = [
+  objects = _counted_objects(prompt, detections, thresholds)
+  broken_excludes = [
     item
-    for item in _excluded(record)
-    if len(_found(item, objects)) >= item["count"]
+    for item in prompt.exclude
+    if len(_objects_of(item, objects)) >= item.count
   ]
-  clauses = [_clauses(item, include, objects, thresholds) for item in include]
-  reasons = _wrong_items(include, objects, thresholds) + [
-    f"expected fewer than {item['count']} {item['class']}, found {len(_found(item, objects))}"
-    for item in broken
+  reasons = _wrong_items(prompt.include, objects, thresholds)
+  for item in broken_excludes:
+    count = len(_objects_of(item, objects))
+    reasons.append(
+      f"expected fewer than {item.count} {item.class_name}, found {count}"
+    )
+  clauses = [
+    _clauses(item, prompt.include, objects, thresholds)
+    for item in prompt.include
   ]
-  strict = not broken and all(
-    clause == 1 for item in clauses for clause in item
+  is_perfect = all(min(item_clauses) == 1 for item_clauses in clauses)
+  unnamed = [
+    item
+    for item in broken_excludes
+    if not _of_class(item.class_name, prompt.include)
+  ]
+  return Verdict(
+    correct=not reasons,
+    strict=is_perfect and not broken_excludes,
+    score=_score(clauses, len(unnamed)),
+    reasons=tuple(reasons),
   )
-  unnamed = sum(not _of_class(item["class"], include) for item in broken)
-  return Verdict(not reasons, strict, _score(clauses, unnamed), tuple(reasons))
 
 
-def _excluded(record: dict) -> Sequence[dict]:
-  """Returns the exclude items; records may leave them out or say null."""
-  return record.get("exclude") or ()
-
-
-def _of_class(name: str, items: Sequence[dict]) -> list[dict]:
+def _of_class(
+  class_name: str, items: Sequence[records.Expectation]
+) -> list[records.Expectation]:
   """Returns the items of a class."""
-  return [item for item in items if item["class"] == name]
+  return [item for item in items if item.class_name == class_name]
 
 
-def _counted(
-  record: dict, detections: Sequence[Detection], thresholds: Thresholds
+def _total_count(items: Sequence[records.Expectation]) -> int:
+  """Returns the number of objects that items ask for together."""
+  return sum(item.count for item in items)
+
+
+def _counted_objects(
+  prompt: records.Prompt,
+  detections: Sequence[Detection],
+  thresholds: Thresholds,
 ) -> _Objects:
   """Returns the objects that count, by class."""
-  counting = record["tag"] == "counting"
-  least = thresholds.counting_confidence if counting else thresholds.confidence
-  sure = [one for one in detections if one.confidence > least]
-  found: dict[str, list[Detection]] = {}
-  for detection in sorted(sure, key=lambda one: -one.confidence):
-    same = found.setdefault(detection.class_name, [])
-    if len(same) < thresholds.max_objects:
-      same.append(detection)
-  return found
+  threshold = thresholds.confidence
+  if prompt.tag == "counting":
+    threshold = thresholds.counting_confidence
+  confident = [
+    detection for detection in detections if detection.confidence > threshold
+  ]
+  confident.sort(key=lambda detection: -detection.confidence)
+  objects: dict[str, list[Detection]] = {}
+  for detection in confident:
+    same_class = objects.setdefault(detection.class_name, [])
+    if len(same_class) < thresholds.max_objects:
+      same_class.append(detection)
+  return objects
 
 
-def _found(item: dict, objects: _Objects) -> Sequence[Detection]:
+def _objects_of(
+  item: records.Expectation, objects: _Objects
+) -> Sequence[Detection]:
   """Returns the objects of an item's class."""
-  return objects.get(item["class"], ())
+  return objects.get(item.class_name, ())
 
 
 def _wrong_items(
-  include: Sequence[dict], objects: _Objects, thresholds: Thresholds
+  include: Sequence[records.Expectation],
+  objects: _Objects,
+  thresholds: Thresholds,
 ) -> list[str]:
-  """Returns what the official rules find wrong with the items, at most one reason an item."""
-  # matched: the objects taken for each item, None where it is wrong
-  reasons, matched = [], []
+  """Returns what is wrong with the items by the official rules, at most one reason an item."""
+  reasons = []
+  # The objects taken for each item so far, None where the item is wrong.
+  matched: list[Sequence[Detection] | None] = []
   for item in include:
-    taken = _found(item, objects)[: item["count"]]
+    taken = _objects_of(item, objects)[: item.count]
     reason = _wrong_count(item, taken) or _wrong_color(item, taken)
-    if "position" in item and not reason:
-      relation, other = item["position"]
+    if item.position is not None and not reason:
+      _, other = item.position
       reason = _wrong_position(
         item, taken, include[other], matched[other], thresholds
       )
+    if reason:
+      reasons.append(reason)
     matched.append(None if reason else taken)
-    reasons += [reason] if reason else []
   return reasons
 
 
-def _wrong_count(item: dict, taken: Sequence[Detection]) -> str:
-  """Says how many objects there are where they are too few."""
-  if len(taken) >= item["count"]:
+def _wrong_count(item: records.Expectation, taken: Sequence[Detection]) -> str:
+  """Returns how many objects there are where they are too few, else ""."""
+  if len(taken) >= item.count:
     return ""
-  return (
-    f"expected at least {item['count']} {item['class']}, found {len(taken)}"
-  )
+  return f"expected at least {item.count} {item.class_name}, found {len(taken)}"
 
 
-def _wrong_color(item: dict, taken: Sequence[Detection]) -> str:
-  """Says which colours the objects have where too few have the item's."""
-  colors = [one.color for one in taken]
-  if "color" not in item or colors.count(item["color"]) >= item["count"]:
+def _wrong_color(item: records.Expectation, taken: Sequence[Detection]) -> str:
+  """Returns the objects' colours where too few have the item's, else ""."""
+  colors = [detection.color for detection in taken]
+  if item.color is None or colors.count(item.color) >= item.count:
     return ""
-  return f"expected {item['count']} {item['color']} {item['class']}, found the colours {colors}"
+  return f"expected {item.count} {item.color} {item.class_name}, found the colours {colors}"
 
 
 def _wrong_position(
-  item: dict,
+  item: records.Expectation,
   taken: Sequence[Detection],
-  other: dict,
+  other: records.Expectation,
   others: Sequence[Detection] | None,
   thresholds: Thresholds,
 ) -> str:
-  """Says how a pair stands that is not in the item's relation to the other item."""
-  relation = item["position"][0]
+  """Returns the relation of the first pair that is not in the item's relation, else "".
+
+  Args:
+    item: an item with a position.
+    taken: the objects taken for it.
+    other: the item that it is related to.
+    others: the objects taken for that item; None where it is wrong.
+    thresholds: what counts as a relation.
+  """
+  relation, _ = item.position
   if others is None:
-    return f"there is no {other['class']} for {item['class']} to be {relation}"
-  for found in _pair_relations(taken, others, thresholds):
-    if relation not in found:
-      seen = " and ".join(sorted(found)) or "no relation"
-      return (
-        f"expected {item['class']} {relation} {other['class']}, found {seen}"
-      )
+    return (
+      f"there is no {other.class_name} for {item.class_name} to be {relation}"
+    )
+  for pair_relations in _pair_relations(taken, others, thresholds):
+    if relation not in pair_relations:
+      actual = " and ".join(sorted(pair_relations)) or "no relation"
+      return f"expected {item.class_name} {relation} {other.class_name}, found {actual}"
   return ""
 
 
@@ -269,76 +309,88 @@ def relations(
   per axis. There is none if r is below 1e-3 pixels on both axes; else a relation holds where
   r / |d|₂ is beyond 0.5 in its direction, which two may be on a diagonal.
   """
-  offset = [(a[k] + a[k + 2] - b[k] - b[k + 2]) / 2 for k in (0, 1)]
-  sizes = [abs(a[k + 2] - a[k]) + abs(b[k + 2] - b[k]) for k in (0, 1)]
-  shrunk = [
-    math.copysign(max(abs(d) - threshold * size, 0.0), d)
-    for d, size in zip(offset, sizes)
+  offset = [
+    (a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2 for axis in (0, 1)
   ]
-  if all(abs(r) < 1e-3 for r in shrunk):
+  shrunk = []
+  for axis in (0, 1):
+    sizes = abs(a[axis + 2] - a[axis]) + abs(b[axis + 2] - b[axis])
+    length = max(abs(offset[axis]) - threshold * sizes, 0.0)
+    shrunk.append(math.copysign(length, offset[axis]))
+  if all(abs(length) < _LEAST_OFFSET for length in shrunk):
     return set()
-  x, y = (r / math.hypot(*offset) for r in shrunk)
-  holds = dict(zip(geneval.RELATIONS, (x < -0.5, x > 0.5, y < -0.5, y > 0.5)))
-  return {relation for relation, there in holds.items() if there}
+  distance = math.hypot(*offset)
+  x = shrunk[0] / distance
+  y = shrunk[1] / distance
+  holds = (x < -0.5, x > 0.5, y < -0.5, y > 0.5)  # in the order of RELATIONS
+  return {
+    relation
+    for relation, is_true in zip(generator.RELATIONS, holds, strict=True)
+    if is_true
+  }
 
 
 def _clauses(
-  item: dict, include: Sequence[dict], objects: _Objects, thresholds: Thresholds
+  item: records.Expectation,
+  include: Sequence[records.Expectation],
+  objects: _Objects,
+  thresholds: Thresholds,
 ) -> list[float]:
   """Returns how well each clause of an item is met, in [0, 1]: count[, colour][, relation].
 
   Items of one class, or of one class and colour, are counted together. A relation is one between
-  objects of the items' colours: 1 if it holds for every pair of the surest that are asked for.
+  objects of the items' colours: 1 if it holds for every pair of the most confident ones.
   """
-  same = _of_class(item["class"], include)
-  found = [
-    _closeness(
-      sum(other["count"] for other in same), len(_found(item, objects))
+  same_class = _of_class(item.class_name, include)
+  count = len(_objects_of(item, objects))
+  clauses = [_closeness(_total_count(same_class), count)]
+  if item.color is not None:
+    same_color = [other for other in same_class if other.color == item.color]
+    colored_count = len(_matching_color(item, objects))
+    clauses.append(_closeness(_total_count(same_color), colored_count))
+  if item.position is not None:
+    relation, other_index = item.position
+    other = include[other_index]
+    taken = _matching_color(item, objects)[: item.count]
+    others = _matching_color(other, objects)[: other.count]
+    enough = len(taken) == item.count and len(others) == other.count
+    holds = all(
+      relation in pair_relations
+      for pair_relations in _pair_relations(taken, others, thresholds)
     )
-  ]
-  if "color" in item:
-    need = sum(
-      other["count"] for other in same if other.get("color") == item["color"]
-    )
-    found.append(_closeness(need, len(_fitting(item, objects))))
-  if "position" in item:
-    relation, other = item["position"]
-    pair = item, include[other]
-    taken, others = (_fitting(one, objects)[: one["count"]] for one in pair)
-    there = len(taken) == pair[0]["count"] and len(others) == pair[1]["count"]
-    pairs = _pair_relations(taken, others, thresholds)
-    found.append(float(there and all(relation in one for one in pairs)))
-  return found
+    clauses.append(float(enough and holds))
+  return clauses
 
 
-def _fitting(item: dict, objects: _Objects) -> list[Detection]:
+def _matching_color(
+  item: records.Expectation, objects: _Objects
+) -> list[Detection]:
   """Returns the objects of an item's class, and of its colour if it names one."""
   return [
-    one
-    for one in _found(item, objects)
-    if item.get("color") in (None, one.color)
+    detection
+    for detection in _objects_of(item, objects)
+    if item.color in (None, detection.color)
   ]
 
 
-def _closeness(need: int, found: int) -> float:
-  """Returns max(0, 1 - |need - found| / need)."""
-  return max(0.0, 1 - abs(need - found) / need)
+def _closeness(needed: int, count: int) -> float:
+  """Returns max(0, 1 - |needed - count| / needed)."""
+  return max(0.0, 1 - abs(needed - count) / needed)
 
 
-def _score(clauses: Sequence[Sequence[float]], unnamed: int) -> float:
-  """Returns the mean over items of the mean of an item's clauses, divided by 1 + `unnamed`.
+def _score(clauses: Sequence[Sequence[float]], num_unnamed: int) -> float:
+  """Returns the mean over items of the mean of an item's clauses, divided by 1 + num_unnamed.
 
-  A right pair in the wrong relation earns (1 + (1 + 0) / 2) / 2 = 0.75. So it does in the
+  A right pair in the wrong relation scores (1 + (1 + 0) / 2) / 2 = 0.75. So it does in the
   reference, though there by adding a 1 after the 0 of the failed relation (of four clauses three
-  are met); its count clause has no lower bound either: 16 objects for one are -14.
+  are met); its count clause has no lower bound either: 16 objects instead of one score -14.
 
   Args:
-    clauses: of every item.
-    unnamed: excludes that do not hold, of classes that no item names. Other excludes are in the
-      count clause: the class has as many objects as asked for, or the clause is below 1.
+    clauses: those of every item.
+    num_unnamed: the number of broken excludes whose class no item names. Other excludes are covered
+      by the count clause: the class has as many objects as asked for, or the clause is below 1.
   """
-  return (
-    sum(sum(item) / len(item) for item in clauses)
-    / len(clauses)
-    / (1 + unnamed)
-  )
+  item_scores = [
+    sum(item_clauses) / len(item_clauses) for item_clauses in clauses
+  ]
+  return sum(item_scores) / len(item_scores) / (1 + num_unnamed)

@@ -6,12 +6,17 @@ import dataclasses
 import jax
 import numpy as np
 
-from r3jax.data import validation
-from r3jax.rewards import outcome as outcome_lib
-from r3jax.rewards.serving import detector as detector_lib
+from r3jax.data import records
+from r3jax.rewards import outcome
+from r3jax.rewards.serving import detector as detectors
 from r3jax.rewards.serving import geneval
-from r3jax.worlds import base as worlds_base
+from r3jax.worlds import base
 from r3jax.worlds import registry
+
+# A server scores by GenEval's rules, or by the verifier of a world.
+NAMES = ("geneval", *registry.REGISTERED)
+# Images are verified in batches of one size, for which the verifier is compiled once.
+_BATCH = 16
 
 
 class Verifier:
@@ -20,150 +25,147 @@ class Verifier:
   Not for use inside the step's own process: it computes on JAX's devices, which wait for the step.
   """
 
-  def __init__(self, world: worlds_base.World):
-    """Compiles, so that the first request need not wait for it."""
+  def __init__(self, world: base.World):
+    """Compiles the verifier, so that the first request need not wait for it."""
     self.parts = world.parts
     self._world = world
     self._compiled = jax.jit(world.verify)
-    self._verify(
-      [np.zeros((*world.canvas, 3), np.uint8)], world.records("heldout")[:1]
-    )
+    blank = np.zeros((*world.canvas, 3), np.uint8)
+    self._verify([blank], world.records("heldout")[:1])
 
-  def check(self, record: dict):
-    """See `base.HostReward`."""
-    self._world.encode([record])
+  def check(self, prompt: records.Prompt) -> None:
+    """Checks that a prompt is one of the world's, see `outcome.HostReward`."""
+    self._world.encode([prompt])
 
   def score(
-    self, images: np.ndarray, records: Sequence[dict]
-  ) -> list[outcome_lib.Outcome]:
-    """See `base.HostReward`; images of another size and unknown records are invalid."""
-    problems = [
-      self._problem(image, record)
-      for image, record in zip(images, records, strict=True)
-    ]
-    outcomes = [
-      outcome_lib.Invalid(problem) if problem else None for problem in problems
-    ]
-    rows = [row for row, problem in enumerate(problems) if not problem]
-    for row, outcome in zip(
-      rows,
-      self._verify(
-        [images[row] for row in rows], [records[row] for row in rows]
-      ),
-    ):
-      outcomes[row] = outcome
-    return outcomes
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    """Scores images; those of another size or of an unknown prompt are invalid."""
+    results: dict[int, outcome.Outcome] = {}
+    # Rows of the images that the verifier can score.
+    rows = []
+    for row, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+      problem = self._problem(image, prompt)
+      if problem:
+        results[row] = outcome.Invalid(problem)
+      else:
+        rows.append(row)
+    verified = self._verify(
+      [images[row] for row in rows], [prompts[row] for row in rows]
+    )
+    for row, result in zip(rows, verified, strict=True):
+      results[row] = result
+    return [results[row] for row in range(len(images))]
 
-  def _problem(self, image: np.ndarray, record: dict) -> str:
+  def _problem(self, image: np.ndarray, prompt: records.Prompt) -> str:
+    """Returns why an image cannot be scored, else ""."""
     height, width = self._world.canvas
     if image.shape != (height, width, 3):
       return f"an image must be {height} x {width} pixels; got {image.shape}"
-    if problems := validation.find_problems(record):
-      return f"the record cannot be judged: {problems[0]}"
     try:
-      self.check(record)
+      self.check(prompt)
     except ValueError as error:
       return f"the record cannot be judged: {error}"
     return ""
 
   def _verify(
-    self, images: list[np.ndarray], records: list[dict]
-  ) -> list[outcome_lib.Outcome]:
-    return [
-      outcome
-      for start in range(0, len(images), _BATCH)
-      for outcome in self._verify_batch(
-        images[start : start + _BATCH], records[start : start + _BATCH]
-      )
-    ]
+    self, images: list[np.ndarray], prompts: list[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    results = []
+    for start in range(0, len(images), _BATCH):
+      rows = slice(start, start + _BATCH)
+      results += self._verify_batch(images[rows], prompts[rows])
+    return results
 
   def _verify_batch(
-    self, images: list[np.ndarray], records: list[dict]
-  ) -> list[outcome_lib.Outcome]:
-    padding = _BATCH - len(images)  # one size to compile for
-    target = self._world.encode(records + records[:1] * padding)
-    found = jax.device_get(
-      self._compiled(np.stack(images + images[:1] * padding), target)
-    )
-    return [
-      outcome_lib.Ok(
-        float(found.value[i]),
-        {name: float(found.parts[name][i]) for name in self.parts},
-      )
-      for i in range(len(images))
-    ]
+    self, images: list[np.ndarray], prompts: list[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    """Verifies up to _BATCH images; the first one fills the rest of the batch."""
+    num_missing = _BATCH - len(images)
+    padded_images = np.stack(images + images[:1] * num_missing)
+    target = self._world.encode(prompts + prompts[:1] * num_missing)
+    scores = jax.device_get(self._compiled(padded_images, target))
+    results = []
+    for row in range(len(images)):
+      parts = {name: float(scores.parts[name][row]) for name in self.parts}
+      results.append(outcome.Ok(float(scores.value[row]), parts))
+    return results
 
   def describe(self) -> dict:
-    """See `base.HostReward`."""
-    return {
-      "model": f"{self._world.name} verifier",
-      **self._world.verifier_facts,
-    }
+    """Returns the world and the facts of its verifier, see `outcome.HostReward`."""
+    facts = {"model": f"{self._world.name} verifier"}
+    return facts | dict(self._world.verifier_facts)
 
   def metrics(self) -> dict[str, float]:
-    """See `base.HostReward`."""
+    """Returns no metrics, see `outcome.HostReward`."""
     return {}
 
 
-_BATCH = 16
-
-
 class GenEval:
-  """GenEval's rules on what a detector finds, see `geneval.py` and `detector.py`."""
+  """GenEval's rules on the objects of a detector, see `geneval.py` and `detector.py`."""
 
   parts = ("correct", "strict")
 
   def __init__(
     self,
-    detector: detector_lib.Detector,
-    thresholds: geneval.Thresholds = geneval.Thresholds(),
+    detector: detectors.Detector,
+    thresholds: geneval.Thresholds = geneval.OFFICIAL,
   ):
-    self._detector, self._thresholds = detector, thresholds
+    """Scores by a detector's objects.
 
-  def check(self, record: dict):
-    """See `base.HostReward`."""
-    geneval.check_record(record)
+    Args:
+      detector: finds the objects.
+      thresholds: what counts as an object and as a relation.
+    """
+    self._detector = detector
+    self._thresholds = thresholds
+
+  def check(self, prompt: records.Prompt) -> None:
+    """Checks that the rules can judge a prompt's images, see `outcome.HostReward`."""
+    geneval.check_prompt(prompt)
 
   def score(
-    self, images: np.ndarray, records: Sequence[dict]
-  ) -> list[outcome_lib.Outcome]:
-    """See `base.HostReward`; records that the rules do not know are invalid."""
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    """Scores images; those of prompts that the rules do not know are invalid."""
     return [
-      self._score_one(image, record)
-      for image, record in zip(images, records, strict=True)
+      self._score_image(image, prompt)
+      for image, prompt in zip(images, prompts, strict=True)
     ]
 
-  def _score_one(self, image: np.ndarray, record: dict) -> outcome_lib.Outcome:
+  def _score_image(
+    self, image: np.ndarray, prompt: records.Prompt
+  ) -> outcome.Outcome:
     try:
-      self.check(record)
+      self.check(prompt)
     except ValueError as error:
-      return outcome_lib.Invalid(f"the record cannot be judged: {error}")
-    detections = self._detector.detect(image, record)
-    found = geneval.judge(record, detections, self._thresholds)
-    detail = {
-      "reasons": list(found.reasons),
-      "detections": [dataclasses.asdict(one) for one in detections],
-    }
-    return outcome_lib.Ok(
-      found.score,
-      {"correct": float(found.correct), "strict": float(found.strict)},
-      detail,
+      return outcome.Invalid(f"the record cannot be judged: {error}")
+    detections = self._detector.detect(image, prompt)
+    verdict = geneval.judge(prompt, detections, self._thresholds)
+    return outcome.Ok(
+      score=verdict.score,
+      parts={
+        "correct": float(verdict.correct),
+        "strict": float(verdict.strict),
+      },
+      detail={
+        "reasons": list(verdict.reasons),
+        "detections": [
+          dataclasses.asdict(detection) for detection in detections
+        ],
+      },
     )
 
   def describe(self) -> dict:
-    """See `base.HostReward`."""
+    """Returns the models and the thresholds, see `outcome.HostReward`."""
     return {
       "model": self._detector.name,
       "thresholds": dataclasses.asdict(self._thresholds),
     }
 
   def metrics(self) -> dict[str, float]:
-    """See `base.HostReward`."""
+    """Returns no metrics, see `outcome.HostReward`."""
     return {}
-
-
-# what a server can score by: GenEval's rules, or the verifier of a world
-NAMES = ("geneval", *registry.REGISTERED)
 
 
 def load(
@@ -173,12 +175,13 @@ def load(
 
   Args:
     name: one of NAMES.
-    detector, clip: folders or names of the models that GenEval's rules need.
-    thresholds: of GenEval's rules.
+    detector: folder or name of the detector that GenEval's rules need.
+    clip: folder or name of the colour classifier that they need.
+    thresholds: what counts as an object and as a relation by GenEval's rules.
 
   Raises:
     ValueError: the models cannot be loaded.
   """
   if name == "geneval":
-    return GenEval(detector_lib.load(detector, clip), thresholds)
+    return GenEval(detectors.load(detector, clip), thresholds)
   return Verifier(registry.find(name))

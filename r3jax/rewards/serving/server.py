@@ -1,11 +1,13 @@
-"""Serves a reward over HTTP, in the protocol of `protocol.py`.
+"""Serves a reward over HTTP, in the protocol of `remote/protocol.py`.
 
 The standard library's server is enough: one route, a few clients, and no further dependency.
-Requests are scored one after the other; a bounded number waits, further ones are told to come back
-(429). When the server is to end it says so (503), finishes what it has, and goes.
+Requests are scored one after the other. A bounded number of them waits; further ones get status 429
+and are tried again by the client. A server that drains answers new requests with 503, finishes those
+under way, and ends.
 """
 
 import collections
+from collections.abc import Mapping
 import dataclasses
 import hmac
 import http.server
@@ -16,10 +18,16 @@ import time
 from absl import logging
 import numpy as np
 
-from r3jax.rewards import outcome as outcome_lib
+from r3jax.data import records
+from r3jax.rewards import outcome
 from r3jax.rewards.remote import protocol
 
+# Bytes of a body that are read at once.
 _CHUNK = 2**16
+# A longer Content-Length is no size of a body.
+_MAX_LENGTH_DIGITS = 18
+# `Server.statistics` covers so many requests.
+_MAX_LOGGED_REQUESTS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +35,13 @@ class Limits:
   """What a request may ask for.
 
   Attributes:
-    max_body_bytes: of a request.
+    max_body_bytes: the size of a request.
     max_items: images of a request.
-    max_pixels: of an image, checked before it is decoded.
-    max_request_pixels: of all images of a request.
+    max_pixels: pixels of an image, checked before it is decoded.
+    max_request_pixels: pixels of all images of a request.
     queue: requests that wait while another is scored.
-    idle_seconds: after which a silent connection is closed, and one whose request has not arrived.
+    idle_seconds: a silent connection is closed after so many seconds, and so is one whose request
+      has not arrived by then.
   """
 
   max_body_bytes: int = 2**26
@@ -41,6 +50,23 @@ class Limits:
   max_request_pixels: int = 2**26
   queue: int = 32
   idle_seconds: float = 60.0
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+  """A request that was answered.
+
+  Attributes:
+    start, end: monotonic seconds.
+    num_images: images of the request.
+  """
+
+  start: float
+  end: float
+  num_images: int
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -52,102 +78,113 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(
     self,
     address: tuple[str, int],
-    reward: outcome_lib.HostReward,
+    reward: outcome.HostReward,
     token: str = "",
-    limits: Limits = Limits(),
+    limits: Limits = DEFAULT_LIMITS,
   ):
-    """Binds the address, (host, port); port 0 takes a free one. An empty token lets everyone in."""
+    """Binds the address.
+
+    Args:
+      address: (host, port); port 0 takes a free one.
+      reward: scores the images.
+      token: the bearer token that clients must send; "" lets everyone in.
+      limits: what a request may ask for.
+    """
     super().__init__(address, _Handler)
-    self.reward, self.token, self.limits = reward, token, limits
+    self.reward = reward
+    self.token = token
+    self.limits = limits
     self.draining = False
-    self._places = threading.BoundedSemaphore(limits.queue + 1)
+    self._slots = threading.BoundedSemaphore(limits.queue + 1)
     self._scoring = threading.Lock()
+    # Notified when `_num_answering` changes.
     self._changed = threading.Condition()
-    self._under_way = 0
+    self._num_answering = 0
     self._identity = protocol.identity(reward.describe())
-    # (start, end, images) of the latest
-    self._requests = collections.deque(maxlen=100_000)
+    self._scored: collections.deque[_Scored] = collections.deque(
+      maxlen=_MAX_LOGGED_REQUESTS
+    )
 
   def admit(self) -> bool:
-    """Takes a place in the queue; tells if there was one."""
-    return not self.draining and self._places.acquire(blocking=False)
+    """Takes a slot in the queue; returns whether there was one."""
+    return not self.draining and self._slots.acquire(blocking=False)
 
-  def leave(self):
-    """Gives the place back."""
-    self._places.release()
+  def leave(self) -> None:
+    """Gives the slot back."""
+    self._slots.release()
 
-  def answering(self, change: int):
-    """Counts the requests that are being answered."""
+  def count_answering(self, change: int) -> None:
+    """Changes the number of requests that are being answered, by which `drain` waits for them."""
     with self._changed:
-      self._under_way += change
+      self._num_answering += change
       self._changed.notify_all()
 
-  def reply(self, request_id: str, items: list[dict]) -> bytes:
+  def reply(self, request_id: str, items: list[protocol.Item]) -> bytes:
     """Returns the answer to a request."""
     start = time.monotonic()
-    # around decoding too: the images of one request are in memory at a time
+    # Decoding is inside the lock, too: only one request's images are in memory at a time.
     with self._scoring:
-      outcomes = self.score(items)
-    self._requests.append((start, time.monotonic(), len(items)))
-    return protocol.make_reply(request_id, outcomes, self._identity)
+      results = self.score(items)
+    self._scored.append(_Scored(start, time.monotonic(), len(items)))
+    return protocol.make_reply(request_id, results, self._identity)
 
-  def score(self, items: list[dict]) -> list[outcome_lib.Outcome]:
-    """Returns the outcomes of a request's items; an image that cannot be read is invalid."""
-    images = self._decoded(items)
-    outcomes = [
-      outcome_lib.Invalid(image) if isinstance(image, str) else None
-      for image in images
-    ]
+  def score(self, items: list[protocol.Item]) -> list[outcome.Outcome]:
+    """Returns the outcomes of items; where an image or a record cannot be read it is `Invalid`."""
+    results: dict[int, outcome.Outcome] = {}
+    images: dict[int, np.ndarray] = {}
+    prompts: dict[int, records.Prompt] = {}
     # Images of one size go to the reward together.
-    by_shape: dict[tuple, list[int]] = {}
-    for row, image in enumerate(images):
-      if not isinstance(image, str):
-        by_shape.setdefault(image.shape, []).append(row)
-    for rows in by_shape.values():
-      found = self.reward.score(
-        np.stack([images[row] for row in rows]),
-        [items[row]["record"] for row in rows],
-      )
-      for row, outcome in zip(rows, found, strict=True):
-        outcomes[row] = outcome
-    return outcomes
-
-  def _decoded(self, items: list[dict]) -> list[np.ndarray | str]:
-    """Returns every image, or what is wrong with it."""
-    found, left = [], self.limits.max_request_pixels
-    for item in items:
+    rows_by_shape: dict[tuple, list[int]] = {}
+    remaining_pixels = self.limits.max_request_pixels
+    for row, item in enumerate(items):
+      max_pixels = min(self.limits.max_pixels, remaining_pixels)
       try:
-        image = protocol.decode_image(
-          item["image"], item["format"], min(self.limits.max_pixels, left)
-        )
-        left -= image.shape[0] * image.shape[1]
-        found.append(image)
+        image = protocol.decode_image(item.image, item.format, max_pixels)
       except protocol.ProtocolError as error:
-        found.append(str(error))
-    return found
+        results[row] = outcome.Invalid(str(error))
+        continue
+      remaining_pixels -= image.shape[0] * image.shape[1]
+      try:
+        prompts[row] = records.Prompt.from_json(
+          item.record, "the record cannot be judged"
+        )
+      except ValueError as error:
+        results[row] = outcome.Invalid(str(error))
+        continue
+      images[row] = image
+      rows_by_shape.setdefault(image.shape, []).append(row)
+    for rows in rows_by_shape.values():
+      scored = self.reward.score(
+        np.stack([images[row] for row in rows]), [prompts[row] for row in rows]
+      )
+      results.update(zip(rows, scored, strict=True))
+    return [results[row] for row in range(len(items))]
 
   def statistics(self) -> str:
     """Returns a line for the log: requests, images, images per second, seconds per request."""
-    requests = list(self._requests)
-    if not requests:
+    scored = list(self._scored)
+    if not scored:
       return "no requests"
-    starts, ends, images = np.array(requests).T
-    p50, p99 = np.quantile(ends - starts, [0.5, 0.99])
-    rate = images.sum() / max(ends.max() - starts.min(), 1e-9)
+    seconds = [request.end - request.start for request in scored]
+    p50, p99 = np.quantile(seconds, [0.5, 0.99])
+    num_images = sum(request.num_images for request in scored)
+    first_start = min(request.start for request in scored)
+    last_end = max(request.end for request in scored)
+    rate = num_images / max(last_end - first_start, 1e-9)
     return (
-      f"{len(requests)} requests, {int(images.sum())} images, {rate:.1f} images/s, "
+      f"{len(scored)} requests, {num_images} images, {rate:.1f} images/s, "
       f"seconds per request p50 {p50:.3f} p99 {p99:.3f}"
     )
 
-  def drain(self, seconds: float):
-    """Refuses new work, waits up to `seconds` for what is under way, then ends `serve_forever`.
+  def drain(self, seconds: float) -> None:
+    """Refuses new requests, waits up to `seconds` for those under way, then ends `serve_forever`.
 
     Not to be called by the thread that serves.
     """
     self.draining = True
     logging.info("draining: %s", self.statistics())
     with self._changed:
-      self._changed.wait_for(lambda: not self._under_way, seconds)
+      self._changed.wait_for(lambda: not self._num_answering, seconds)
     self.shutdown()
 
 
@@ -156,33 +193,33 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   server: Server
   protocol_version = "HTTP/1.1"
-  server_version, sys_version = "r3jax", ""
+  server_version = "r3jax"
+  sys_version = ""
 
-  def setup(self):
+  def setup(self) -> None:
     self.timeout = self.server.limits.idle_seconds
     super().setup()
 
-  def log_message(self, format: str, *args):
+  def log_message(self, format: str, *args) -> None:
     logging.debug("%s " + format, self.address_string(), *args)
 
-  def do_GET(self):
+  def do_GET(self) -> None:
     if self.path != protocol.HEALTH_PATH:
       return self._refuse(404, f"GET {protocol.HEALTH_PATH} is all there is")
     if not self._is_allowed():
       return self._refuse(401, "a bearer token is needed")
-    return self._send(
-      200, protocol.make_health(self.server.reward, self.server.draining)
-    )
+    body = protocol.make_health(self.server.reward, self.server.draining)
+    return self._send(200, body)
 
-  def do_POST(self):
-    self.server.answering(+1)
+  def do_POST(self) -> None:
+    self.server.count_answering(+1)
     try:
-      self._post()
+      self._answer_post()
     finally:
-      self.server.answering(-1)
+      self.server.count_answering(-1)
 
-  def _post(self):
-    # All of this before the body is read: what waits in memory is bounded by the queue.
+  def _answer_post(self) -> None:
+    # All of this comes before the body is read, so that the queue bounds what is held in memory.
     if self.path != protocol.SCORE_PATH:
       return self._turn_away(404, f"POST {protocol.SCORE_PATH} is all there is")
     if not self._is_allowed():
@@ -196,69 +233,76 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     finally:
       self.server.leave()
 
-  def _score(self, body: bytes):
+  def _score(self, body: bytes) -> None:
+    """Answers a request with outcomes, or refuses it."""
     try:
       request_id, items = protocol.read_request(body)
     except protocol.ProtocolError as error:
       return self._refuse(400, str(error))
-    if len(items) > self.server.limits.max_items:
-      return self._refuse(
-        413, f"at most {self.server.limits.max_items} items; got {len(items)}"
-      )
+    max_items = self.server.limits.max_items
+    if len(items) > max_items:
+      return self._refuse(413, f"at most {max_items} items; got {len(items)}")
     try:
       reply = self.server.reply(request_id, items)
     except Exception:
-      # whatever the reward raises: the client is told, and the next request may go well
+      # The reward may raise anything: the client gets an error, and the next request may succeed.
       logging.exception("the reward failed")
       return self._refuse(500, "the reward failed, see the server's log")
     return self._send(200, reply)
 
   def _read_body(self) -> bytes | None:
-    """Returns the request's body; None after turning away one that is too long, late or of unknown length."""
-    length, limits = self.headers.get("Content-Length", ""), self.server.limits
-    if not length.isdecimal() or len(length) > 18:
+    """Returns the request's body.
+
+    Returns None where the request was turned away: its length is unknown or too large, or it arrived
+    too late.
+    """
+    limits = self.server.limits
+    length = self.headers.get("Content-Length", "")
+    if not length.isdecimal() or len(length) > _MAX_LENGTH_DIGITS:
       return self._turn_away(411, "Content-Length is needed")
     if int(length) > limits.max_body_bytes:
       return self._turn_away(
         413, f"at most {limits.max_body_bytes} bytes; got {length}"
       )
-    end, chunks, left = time.monotonic() + limits.idle_seconds, [], int(length)
-    while left:
-      chunk = self.rfile.read1(min(left, _CHUNK))
+    end = time.monotonic() + limits.idle_seconds
+    chunks = []
+    remaining = int(length)
+    while remaining:
+      chunk = self.rfile.read1(min(remaining, _CHUNK))
       if not chunk or time.monotonic() > end:
         self.close_connection = True
         return None
       chunks.append(chunk)
-      left -= len(chunk)
+      remaining -= len(chunk)
     return b"".join(chunks)
 
   def _is_allowed(self) -> bool:
+    """Returns whether the request carries the server's token, if there is one."""
     if not self.server.token:
       return True
-    given = self.headers.get("Authorization", "").encode()
-    return hmac.compare_digest(given, f"Bearer {self.server.token}".encode())
+    authorization = self.headers.get("Authorization", "").encode()
+    expected = f"Bearer {self.server.token}".encode()
+    return hmac.compare_digest(authorization, expected)
 
   def _turn_away(self, status: int, reason: str) -> None:
-    """Refuses a request whose body is still on the line, and closes the connection."""
+    """Refuses a request whose body has not been read, and closes the connection."""
     self.close_connection = True
     self._refuse(status, reason)
 
   def _refuse(self, status: int, reason: str) -> None:
+    """Answers with an error."""
     headers = {"Retry-After": "1"} if status in (429, 503) else {}
-    self._send(
-      status,
-      json.dumps({"protocol": protocol.VERSION, "error": reason}).encode(),
-      headers,
-    )
+    message = {"protocol": protocol.VERSION, "error": reason}
+    self._send(status, json.dumps(message).encode(), headers)
 
   def _send(
-    self, status: int, body: bytes, headers: dict[str, str] | None = None
-  ):
+    self, status: int, body: bytes, headers: Mapping[str, str] | None = None
+  ) -> None:
+    """Answers with a JSON body."""
     self.send_response(status)
-    for name, value in (
-      {"Content-Type": "application/json", "Content-Length": str(len(body))}
-      | (headers or {})
-    ).items():
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", str(len(body)))
+    for name, value in (headers or {}).items():
       self.send_header(name, value)
     if self.close_connection:
       self.send_header("Connection", "close")

@@ -28,7 +28,7 @@ def compute(
     samples: Samples of the iteration; its edits are those of the last round.
   """
   settings = experiment.settings
-  tags = np.array([experiment.train[index]["tag"] for index in indices])
+  tags = np.array([experiment.train[index].tag for index in indices])
   updates = int(multihost.fetch(train_state.updates_done(state.opt_state)))
   metrics = _learning_rates(experiment.optimizer, updates)
 

@@ -102,12 +102,12 @@ def _draft(experiment, step, group, row, indices, samples) -> ReportSample:
     instruction="",
     stop=False,
   )
-  record = experiment.train[indices[group]]
+  prompt = experiment.train[indices[group]]
   sample = sample_log.Sample(
     step=step,
     key=f"{step:06d}-{group}",
-    prompt=record["prompt"],
-    tag=record["tag"],
+    prompt=prompt.text,
+    tag=prompt.tag,
     turns=(turn,),
   )
   return ReportSample(sample, [rollout.images[row]])
@@ -132,12 +132,12 @@ def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
     instruction=thoughts.edit_instruction(text),
     stop=bool(edits.parsed.stop[row]),
   )
-  record = experiment.train[indices[edits.row[row]]]
+  prompt = experiment.train[indices[edits.row[row]]]
   sample = sample_log.Sample(
     step=step,
     key=f"{step:06d}-{group}-edit",
-    prompt=record["prompt"],
-    tag=record["tag"],
+    prompt=prompt.text,
+    tag=prompt.tag,
     turns=(before, after),
   )
   # Sources have one row per group, edits one per sample.

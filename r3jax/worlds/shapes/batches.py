@@ -8,6 +8,7 @@ import grain.python as grain
 import jax
 import numpy as np
 
+from r3jax.data import records as records_lib
 from r3jax.sequence import layouts
 from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import examples
@@ -91,7 +92,7 @@ class Encoder:
   """Makes the arrays of example number i."""
 
   # every tag is drawn equally often, but see `Mix`
-  records_by_tag: tuple[tuple[dict, ...], ...]
+  records_by_tag: tuple[tuple[records_lib.Prompt, ...], ...]
   tokenizer: tokenization.TextTokenizer
   capacities: layouts.Capacities
   mix: Mix
@@ -106,7 +107,7 @@ class Encoder:
     self, rng: np.random.Generator, weights: Mapping[str, float]
   ) -> dict:
     shares = np.array(
-      [weights.get(records[0]["tag"], 1.0) for records in self.records_by_tag]
+      [weights.get(records[0].tag, 1.0) for records in self.records_by_tag]
     )
     records = self.records_by_tag[
       rng.choice(len(shares), p=shares / shares.sum())

@@ -11,6 +11,7 @@ import itertools
 
 import numpy as np
 
+from r3jax.data import records
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 
@@ -34,18 +35,19 @@ class Operation:
   value: int = -1  # new colour (recolor), shape (replace) or cell (move)
 
 
-def _slots(record: dict) -> list[tuple[int, int | None]]:
+def _slots(record: records.Prompt) -> list[tuple[int, int | None]]:
   """Returns (shape, color or None) of every object that a record asks for, in its order."""
   slots = []
-  for item in record["include"]:
-    color = scenes.COLORS.index(item["color"]) if "color" in item else None
-    slots += [(scenes.SHAPES.index(item["class"]), color)] * item["count"]
+  for item in record.include:
+    color = None if item.color is None else scenes.COLORS.index(item.color)
+    slots += [(scenes.SHAPES.index(item.class_name), color)] * item.count
   return slots
 
 
-def relation_of(record: dict) -> str | None:
+def relation_of(record: records.Prompt) -> str | None:
   """Returns the relation of item 1 to item 0, if the record has one."""
-  return record["include"][-1].get("position", (None,))[0]
+  position = record.include[-1].position
+  return None if position is None else position[0]
 
 
 @functools.cache
@@ -68,7 +70,7 @@ def related_cells(relation: str) -> frozenset[tuple[int, int]]:
   return frozenset(related)
 
 
-def satisfied(record: dict, objects: Sequence[Object]) -> bool:
+def satisfied(record: records.Prompt, objects: Sequence[Object]) -> bool:
   """Tells whether a scene holds exactly what the record asks for."""
   return not edits_towards(record, objects, np.random.default_rng(0))
 
@@ -101,7 +103,7 @@ def _shift_color(item: Object) -> Object:
 
 
 def flawed_plan(
-  record: dict, objects: Sequence[Object], rng: np.random.Generator
+  record: records.Prompt, objects: Sequence[Object], rng: np.random.Generator
 ) -> list[Object]:
   """Spoils a right plan by the error that is typical of the record's tag.
 
@@ -121,7 +123,7 @@ def flawed_plan(
     ValueError: the record's tag is unknown.
   """
   objects = sorted(objects, key=lambda item: item[2])
-  match record["tag"]:
+  match record.tag:
     case "single_object":
       return (
         []
@@ -129,7 +131,7 @@ def flawed_plan(
         else [*objects, _extra_object(objects[0][0], objects, rng)]
       )
     case "two_object":
-      second = scenes.SHAPES.index(record["include"][1]["class"])
+      second = scenes.SHAPES.index(record.include[1].class_name)
       return [item for item in objects if item[0] != second]
     case "counting":
       return _miscount(objects, rng)
@@ -141,7 +143,7 @@ def flawed_plan(
     case "color_attr":
       (a, x, first), (b, y, second) = objects
       return [(a, y, first), (b, x, second)]
-  raise ValueError(f"tag must be one of {prompts.TAGS}, was {record['tag']!r}")
+  raise ValueError(f"tag must be one of {prompts.TAGS}, was {record.tag!r}")
 
 
 # --- Edits -------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ def _in_order(edits: Sequence[Operation]) -> list[Operation]:
 
 
 def edits_towards(
-  record: dict, objects: Sequence[Object], rng: np.random.Generator
+  record: records.Prompt, objects: Sequence[Object], rng: np.random.Generator
 ) -> list[Operation]:
   """Finds the fewest operations after which a scene satisfies a record exactly.
 
@@ -271,7 +273,7 @@ def edits_towards(
 
 
 def edits_of_smudged(
-  record: dict,
+  record: records.Prompt,
   objects: Sequence[Object],
   smudges: Sequence[int],
   rng: np.random.Generator,
@@ -393,7 +395,7 @@ def random_operations(
 
 
 def flawed_instruction(
-  record: dict, objects: Sequence[Object], rng: np.random.Generator
+  record: records.Prompt, objects: Sequence[Object], rng: np.random.Generator
 ) -> list[Operation]:
   """Draws an instruction that does not help.
 
@@ -432,7 +434,7 @@ def _spoil(edit: Operation, rng: np.random.Generator) -> Operation:
 
 
 def _helps(
-  edit: Operation, record: dict, objects: Sequence[Object], rng
+  edit: Operation, record: records.Prompt, objects: Sequence[Object], rng
 ) -> bool:
   """Tells whether an edit can be applied and leaves fewer edits to do."""
   named = (edit.shape, edit.color, edit.cell)

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from r3jax.data import records
 from r3jax.sequence import protocol
 from r3jax.worlds.shapes import edits as edits_lib
 from r3jax.worlds.shapes import grammar
@@ -51,7 +52,7 @@ class RefineExample:
 
 
 def reason_example(
-  record: dict, rng: np.random.Generator, flaw_rate: float
+  record: records.Prompt, rng: np.random.Generator, flaw_rate: float
 ) -> ReasonExample:
   """Draws a plan for a record, flawed (`edits_lib.flawed_plan`) with probability `flaw_rate`."""
   scene = prompts.scene_for(record, rng)
@@ -59,16 +60,16 @@ def reason_example(
   if rng.random() < flaw_rate:
     objects = edits_lib.flawed_plan(record, objects, rng)
     scene = scenes.place(objects, rng)
-  return ReasonExample(record["prompt"], grammar.plan_text(objects), scene)
+  return ReasonExample(record.text, grammar.plan_text(objects), scene)
 
 
 def _imperfect_objects(
-  record: dict, rng: np.random.Generator
+  record: records.Prompt, rng: np.random.Generator
 ) -> list[edits_lib.Object]:
   """Draws a flawed plan, or a right scene after one or two random edits, at times crowded."""
   objects = scenes.objects_of(prompts.scene_for(record, rng))
   if rng.random() < _FLAWED_PLAN_SHARE.get(
-    record["tag"], _OTHER_FLAWED_PLAN_SHARE
+    record.tag, _OTHER_FLAWED_PLAN_SHARE
   ):
     objects = edits_lib.flawed_plan(record, objects, rng)
   else:
@@ -99,7 +100,9 @@ def _crowd(
   return sorted([*objects, *added], key=lambda item: item[2])
 
 
-def _scene_to_judge(record: dict, rng: np.random.Generator) -> scenes.Scene:
+def _scene_to_judge(
+  record: records.Prompt, rng: np.random.Generator
+) -> scenes.Scene:
   if rng.random() < _RIGHT_SHARE:
     return prompts.scene_for(record, rng)
   return scenes.place(_imperfect_objects(record, rng), rng)
@@ -115,7 +118,7 @@ def _smudge(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Scene:
 
 
 def reflect_example(
-  record: dict, rng: np.random.Generator, flaw_rate: float
+  record: records.Prompt, rng: np.random.Generator, flaw_rate: float
 ) -> ReflectExample:
   """Draws an image for a record, right or not, and the edit that it needs.
 
@@ -130,7 +133,7 @@ def reflect_example(
   """
   scene = _smudge(_scene_to_judge(record, rng), rng)
   edits = _instruction(record, scene, rng, rng.random() < flaw_rate)
-  question = protocol.reflection_question(record["prompt"])
+  question = protocol.reflection_question(record.text)
   objects = scenes.objects_of(scene)
   answer = grammar.reflect_answer(
     objects, edits, scenes.smudges_of(scene), grammar.related(record, objects)
@@ -139,7 +142,7 @@ def reflect_example(
 
 
 def _instruction(
-  record: dict, scene: scenes.Scene, rng, flawed: bool
+  record: records.Prompt, scene: scenes.Scene, rng, flawed: bool
 ) -> list[edits_lib.Operation]:
   objects, smudges = scenes.objects_of(scene), scenes.smudges_of(scene)
   if not flawed:
@@ -147,7 +150,9 @@ def _instruction(
   return [] if smudges else edits_lib.flawed_instruction(record, objects, rng)
 
 
-def question_example(record: dict, rng: np.random.Generator) -> ReflectExample:
+def question_example(
+  record: records.Prompt, rng: np.random.Generator
+) -> ReflectExample:
   """Draws an image for a record, right or not, and a question about it with its answer."""
   scene = _scene_to_judge(record, rng)
   question, answer = grammar.question_answer(
@@ -245,7 +250,9 @@ def _random_operations(
   return operations
 
 
-def refine_example(record: dict, rng: np.random.Generator) -> RefineExample:
+def refine_example(
+  record: records.Prompt, rng: np.random.Generator
+) -> RefineExample:
   """Draws an image, an instruction and the image after it.
 
   Half of the examples mend an imperfect image of `record`, the others edit random scenes of one to

@@ -9,6 +9,7 @@ import itertools
 
 import numpy as np
 
+from r3jax.data import records
 from r3jax.worlds.shapes import edits
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
@@ -127,12 +128,14 @@ class Related:
   relation: str
 
 
-def related(record: dict, objects: Sequence[edits.Object]) -> Related | None:
+def related(
+  record: records.Prompt, objects: Sequence[edits.Object]
+) -> Related | None:
   """Finds what a record relates; None where it relates nothing or anything but its two things is there."""
   if edits.relation_of(record) is None or len(objects) != 2:
     return None
   base, other = [
-    scenes.SHAPES.index(item["class"]) for item in record["include"]
+    scenes.SHAPES.index(item.class_name) for item in record.include
   ]
   pair = sorted(objects, key=lambda item: item[0] != other)
   if [item[0] for item in pair] != [other, base]:
@@ -220,7 +223,7 @@ def count(
 
 
 def clause_questions(
-  record: dict, objects: Sequence[edits.Object]
+  record: records.Prompt, objects: Sequence[edits.Object]
 ) -> list[tuple[str, str]]:
   """Asks yes/no about every clause of a record (VQA) and answers for a scene.
 
@@ -228,20 +231,20 @@ def clause_questions(
     (question, "yes" or "no") pairs; counts are exact, "is there" means at least one.
   """
   asked = []
-  for item in record["include"]:
-    name, shape = item["class"], scenes.SHAPES.index(item["class"])
-    color = scenes.COLORS.index(item["color"]) if "color" in item else None
+  for item in record.include:
+    name, shape = item.class_name, scenes.SHAPES.index(item.class_name)
+    color = None if item.color is None else scenes.COLORS.index(item.color)
     number_there = count(objects, shape, color)
-    if item["count"] > 1:
-      number = NUMBERS[item["count"]]
+    if item.count > 1:
+      number = NUMBERS[item.count]
       asked.append(
         (
           f"are there {number} {prompts.PLURALS[name]} ?",
-          yes_or_no(number_there == item["count"]),
+          yes_or_no(number_there == item.count),
         )
       )
     else:
-      thing = " ".join(filter(None, (item.get("color"), name)))
+      thing = " ".join(filter(None, (item.color, name)))
       asked.append((f"is there a {thing} ?", yes_or_no(number_there > 0)))
   if edits.relation_of(record) is not None:
     asked.append(_relation_question(record, objects))
@@ -249,9 +252,9 @@ def clause_questions(
 
 
 def _relation_question(
-  record: dict, objects: Sequence[edits.Object]
+  record: records.Prompt, objects: Sequence[edits.Object]
 ) -> tuple[str, str]:
-  base, other = [item["class"] for item in record["include"]]
+  base, other = [item.class_name for item in record.include]
   cells = {
     name: [c for s, _, c in objects if scenes.SHAPES[s] == name]
     for name in (base, other)
@@ -286,7 +289,9 @@ def _scene_question(
 
 
 def question_answer(
-  objects: Sequence[edits.Object], record: dict, rng: np.random.Generator
+  objects: Sequence[edits.Object],
+  record: records.Prompt,
+  rng: np.random.Generator,
 ) -> tuple[str, str]:
   """Draws a question about a scene and writes its answer.
 
@@ -301,7 +306,7 @@ def question_answer(
   kind = rng.integers(3)
   if kind == 0:
     asked = (
-      match_question(record["prompt"]),
+      match_question(record.text),
       yes_or_no(edits.satisfied(record, objects)),
     )
   elif kind == 1:

@@ -1,8 +1,8 @@
 """Enumerates the prompts of the embedded world as GenEval records, split into train and held-out.
 
-A record is a dict as in GenEval's own files: {"tag", "prompt", "include", "exclude"?}, where an
-include item is {"class", "count", "color"?, "position"?: [relation, index of the other item]} and
-an exclude item {"class", "count"}: fewer than `count` of the class may be there.
+A record is a `data.records.Prompt` with the fields of GenEval's own files: an include item has a class,
+a count, perhaps a color or a position (relation, index of the other item); of the class of an exclude
+item fewer than its count may be there.
 
 A *combination* is what a prompt asks for, free of wording and of any order without meaning: "a
 heart left of a bow" and "a bow right of a heart" are one. In every tag about a third of the
@@ -10,11 +10,13 @@ combinations is held out; a split holds all the prompts of its combinations.
 """
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 import itertools
 
 import numpy as np
 
+from r3jax.data import records
 from r3jax.worlds.shapes import scenes
 
 TAGS = (
@@ -40,7 +42,7 @@ PLURALS = {
 Combination = tuple[int, ...]
 
 
-def train_records() -> list[dict]:
+def train_records() -> list[records.Prompt]:
   """Returns the records of every combination that is not held out, grouped by tag."""
   return [
     record
@@ -49,14 +51,14 @@ def train_records() -> list[dict]:
   ]
 
 
-def heldout_records() -> list[dict]:
+def heldout_records() -> list[records.Prompt]:
   """Returns the records of every held-out combination, grouped by tag."""
   return [
     record for combination, record in _all_records() if _is_heldout(combination)
   ]
 
 
-def scene_for(record: dict, rng: np.random.Generator) -> scenes.Scene:
+def scene_for(record: records.Prompt, rng: np.random.Generator) -> scenes.Scene:
   """Draws a scene that holds what `record` asks for and nothing else.
 
   Colours are free where the record names none. For a relation the two objects differ more along
@@ -70,16 +72,16 @@ def scene_for(record: dict, rng: np.random.Generator) -> scenes.Scene:
     A numpy Scene of arrays [9].
   """
   kinds = []
-  for item in record["include"]:
-    for _ in range(item["count"]):
+  for item in record.include:
+    for _ in range(item.count):
       color = (
-        scenes.COLORS.index(item["color"])
-        if "color" in item
+        scenes.COLORS.index(item.color)
+        if item.color is not None
         else int(rng.integers(len(scenes.COLORS)))
       )
-      kinds.append((scenes.SHAPES.index(item["class"]), color))
+      kinds.append((scenes.SHAPES.index(item.class_name), color))
   positions = [
-    item["position"] for item in record["include"] if "position" in item
+    item.position for item in record.include if item.position is not None
   ]
   if positions:
     legal = _cell_pairs(positions[0][0])
@@ -97,7 +99,7 @@ def _is_heldout(combination: Combination) -> bool:
   return sum(combination) % 3 == 0
 
 
-def _all_records() -> Iterator[tuple[Combination, dict]]:
+def _all_records() -> Iterator[tuple[Combination, records.Prompt]]:
   """Yields every prompt's combination (indices and counts) and record, tag by tag."""
   classes, colors = range(len(scenes.SHAPES)), range(len(scenes.COLORS))
   for a in classes:
@@ -105,11 +107,9 @@ def _all_records() -> Iterator[tuple[Combination, dict]]:
   for a, b in itertools.permutations(classes, 2):
     yield tuple(sorted((a, b))), _record("two_object", [_item(a), _item(b)])
   for a, count in itertools.product(classes, COUNTS):
-    exclude = {"class": scenes.SHAPES[a], "count": count + 1}
-    yield (
-      (a, count),
-      _record("counting", [_item(a, count=count)]) | {"exclude": [exclude]},
-    )
+    exclude = records.Expectation(scenes.SHAPES[a], count + 1)
+    record = _record("counting", [_item(a, count=count)])
+    yield (a, count), dataclasses.replace(record, exclude=(exclude,))
   for a, color in itertools.product(classes, colors):
     yield (a, color), _record("colors", [_item(a, color)])
   for (a, b), relation in itertools.product(
@@ -126,32 +126,34 @@ def _all_records() -> Iterator[tuple[Combination, dict]]:
     yield combination, _record("color_attr", [_item(a, x), _item(b, y)])
 
 
-def _item(shape: int, color: int | None = None, count: int = 1) -> dict:
+def _item(
+  shape: int, color: int | None = None, count: int = 1
+) -> records.Expectation:
   """Returns an include item."""
-  item = {"class": scenes.SHAPES[shape], "count": count}
-  return item if color is None else item | {"color": scenes.COLORS[color]}
+  color_name = None if color is None else scenes.COLORS[color]
+  return records.Expectation(scenes.SHAPES[shape], count, color_name)
 
 
-def _record(tag: str, items: list[dict]) -> dict:
+def _record(tag: str, items: list[records.Expectation]) -> records.Prompt:
   """Returns the record of a list of items."""
   prompt = "a photo of " + " and ".join(_phrase(item) for item in items)
-  return {"tag": tag, "prompt": prompt, "include": items}
+  return records.Prompt(tag, prompt, tuple(items))
 
 
-def _phrase(item: dict) -> str:
+def _phrase(item: records.Expectation) -> str:
   """Returns an item in words: "a heart", "a red heart", "three hearts"."""
-  if item["count"] > 1:
-    return f"{NUMBER_WORDS[item['count']]} {PLURALS[item['class']]}"
-  return " ".join(
-    ["a", *([item["color"]] if "color" in item else []), item["class"]]
-  )
+  if item.count > 1:
+    return f"{NUMBER_WORDS[item.count]} {PLURALS[item.class_name]}"
+  words = ["a", item.color, item.class_name]
+  return " ".join(word for word in words if word)
 
 
-def _relation_record(a: int, relation: str, b: int) -> dict:
+def _relation_record(a: int, relation: str, b: int) -> records.Prompt:
   """Returns the record of "a photo of a {a} {relation} a {b}"; as in GenEval, b is item 0."""
-  items = [_item(b), _item(a) | {"position": [relation, 0]}]
+  related = dataclasses.replace(_item(a), position=(relation, 0))
+  items = (_item(b), related)
   prompt = f"a photo of {_phrase(items[1])} {relation} {_phrase(items[0])}"
-  return {"tag": "position", "prompt": prompt, "include": items}
+  return records.Prompt("position", prompt, items)
 
 
 def _relation_combination(a: int, relation: str, b: int) -> Combination:
@@ -174,8 +176,11 @@ def _cell_pairs(relation: str) -> tuple[tuple[int, int], ...]:
   return tuple(pairs)
 
 
-def by_tag(records: list[dict]) -> tuple[tuple[dict, ...], ...]:
-  """Returns the records grouped by tag, in the order of TAGS."""
-  return tuple(
-    tuple(record for record in records if record["tag"] == tag) for tag in TAGS
-  )
+def by_tag(
+  prompts: list[records.Prompt],
+) -> tuple[tuple[records.Prompt, ...], ...]:
+  """Returns the prompts grouped by tag, in the order of TAGS."""
+  groups = {tag: [] for tag in TAGS}
+  for prompt in prompts:
+    groups[prompt.tag].append(prompt)
+  return tuple(tuple(group) for group in groups.values())

@@ -2,13 +2,14 @@
 
 import tensorflow_datasets as tfds
 
+from r3jax.data import records
 from r3jax.data import storage
 from r3jax.worlds.shapes import prompts
 
 SPLITS = {"train": prompts.train_records, "heldout": prompts.heldout_records}
 
 
-class Shapes(storage.RecordBuilder):
+class Shapes(storage.PromptBuilder):
   """Prompts of the embedded world in GenEval's record format, one JSON text an example."""
 
   VERSION = tfds.core.Version("1.0.0")
@@ -18,12 +19,14 @@ class Shapes(storage.RecordBuilder):
   ) -> dict:
     del dl_manager  # The world is made, not downloaded.
     return {
-      split: self._generate_examples(records())
-      for split, records in SPLITS.items()
+      split: self._generate_examples(make_prompts())
+      for split, make_prompts in SPLITS.items()
     }
 
 
-def load(data_dir: str | None = None, split: str = "train") -> list[dict]:
+def load(
+  data_dir: str | None = None, split: str = "train"
+) -> list[records.Prompt]:
   """Returns the records of a split in the order of the world, preparing the data on first use.
 
   A world that changed is prepared anew, see `storage.read`.
@@ -37,7 +40,8 @@ def load(data_dir: str | None = None, split: str = "train") -> list[dict]:
   """
   if split not in SPLITS:
     raise ValueError(f"split must be one of {sorted(SPLITS)}, got {split!r}")
-  name = storage.folder_name(
-    {split: records() for split, records in SPLITS.items()}
-  )
+  content = {}
+  for name, make_prompts in SPLITS.items():
+    content[name] = [prompt.to_json() for prompt in make_prompts()]
+  name = storage.folder_name(content)
   return storage.read(Shapes, storage.root(data_dir), name, split)

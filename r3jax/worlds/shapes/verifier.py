@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax import types
+from r3jax.data import records as records_lib
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 
@@ -70,11 +71,11 @@ class Target:
   exclude_count: jax.Array
 
 
-def encode_records(records: Sequence[dict]) -> Target:
+def encode_records(records: Sequence[records_lib.Prompt]) -> Target:
   """Turns GenEval records into arrays.
 
   Args:
-    records: dicts of `worlds/prompts.py`'s format.
+    records: prompts of this world, see `prompts.py`.
 
   Returns:
     A numpy Target of arrays [len(records), MAX_ITEMS or MAX_EXCLUDES].
@@ -89,7 +90,9 @@ def encode_records(records: Sequence[dict]) -> Target:
     try:
       rows.append(_encode_record(record))
     except (KeyError, ValueError) as error:
-      raise ValueError(f"cannot encode the record {record}: {error}") from error
+      raise ValueError(
+        f"cannot encode the record {record.to_json()}: {error}"
+      ) from error
   return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
@@ -255,9 +258,9 @@ def relations(box: jax.Array) -> jax.Array:
   return jnp.stack([x < -0.5, x > 0.5, y < -0.5, y > 0.5], 1)
 
 
-def _encode_record(record: dict) -> Target:
+def _encode_record(record: records_lib.Prompt) -> Target:
   """Turns one record into arrays [MAX_ITEMS or MAX_EXCLUDES]; raises without naming it."""
-  include, exclude = record["include"], record.get("exclude", [])
+  include, exclude = record.include, record.exclude
   if not 1 <= len(include) <= MAX_ITEMS or len(exclude) > MAX_EXCLUDES:
     raise ValueError(
       f"it must have 1 to {MAX_ITEMS} include and at most {MAX_EXCLUDES} exclude "
@@ -265,14 +268,14 @@ def _encode_record(record: dict) -> Target:
     )
   items = np.tile(np.int32([-1, -1, 0, -1, 0]), (MAX_ITEMS, 1))
   for k, item in enumerate(include):
-    relation, other = item.get("position", (None, 0))
+    relation, other = item.position or (None, 0)
     if relation is not None and (other == k or not 0 <= other < len(include)):
       raise ValueError(
         f"item {k} must stand in relation to another item, got index {other}"
       )
     items[k] = (
-      _index(scenes.SHAPES, item["class"]),
-      _index(scenes.COLORS, item.get("color")),
+      _index(scenes.SHAPES, item.class_name),
+      _index(scenes.COLORS, item.color),
       _count(item),
       _index(prompts.RELATIONS, relation),
       other,
@@ -280,13 +283,13 @@ def _encode_record(record: dict) -> Target:
   excludes = np.tile(np.int32([-1, 0]), (MAX_EXCLUDES, 1))
   for e, item in enumerate(exclude):
     needed = sum(
-      other["count"] for other in include if other["class"] == item["class"]
+      other.count for other in include if other.class_name == item.class_name
     )
     if _count(item) <= needed:
       raise ValueError(
-        f"it excludes {item['count']} of {item['class']} but asks for {needed}"
+        f"it excludes {item.count} of {item.class_name} but asks for {needed}"
       )
-    excludes[e] = _index(scenes.SHAPES, item["class"]), item["count"]
+    excludes[e] = _index(scenes.SHAPES, item.class_name), item.count
   return Target(*items.T, *excludes.T)
 
 
@@ -299,11 +302,11 @@ def _index(words: tuple[str, ...], word: str | None) -> int:
   return words.index(word)
 
 
-def _count(item: dict) -> int:
+def _count(item: records_lib.Expectation) -> int:
   """Returns the item's count; raises ValueError if it is below 1."""
-  if item["count"] < 1:
-    raise ValueError(f"counts must be at least 1, got {item['count']}")
-  return item["count"]
+  if item.count < 1:
+    raise ValueError(f"counts must be at least 1, got {item.count}")
+  return item.count
 
 
 @functools.cache

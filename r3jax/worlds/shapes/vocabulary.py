@@ -28,7 +28,7 @@ def protocol_sentences() -> tuple[str, ...]:
 def _words() -> list[str]:
   """Returns every ordinary word, sorted."""
   records = prompts.train_records() + prompts.heldout_records()
-  texts = [record["prompt"] for record in records]
+  texts = [record.text for record in records]
   texts += [
     *scenes.SHAPES,
     *prompts.PLURALS.values(),

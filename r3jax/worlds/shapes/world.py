@@ -2,6 +2,7 @@
 
 import importlib.resources
 
+from r3jax.data import records
 from r3jax.worlds import base
 from r3jax.worlds.shapes import grammar
 from r3jax.worlds.shapes import quiz
@@ -12,7 +13,7 @@ from r3jax.worlds.shapes import verifier
 from r3jax.worlds.shapes import vocabulary
 
 
-def _records(split: str) -> list[dict]:
+def _records(split: str) -> list[records.Prompt]:
   """Returns the records of a split, prepared as TFDS data on first use."""
   return stored_prompts.load(split=split)
 

@@ -1,4 +1,4 @@
-"""Tests of rewards/client.py against a server that does as it is told."""
+"""Tests of rewards/remote/http_client.py against a server that does as it is told."""
 
 import contextlib
 import dataclasses
@@ -9,23 +9,22 @@ import time
 
 import pytest
 
-from r3jax.rewards.remote import client as client_lib
+from r3jax.rewards.remote import http_client
+from tests.rewards import defaults
 from tests.rewards import scripted
 
 QUICK = dict(deadline=5.0, attempts=3, pause=0.01, open_seconds=0.3)
 
 
 def make(*urls, **changes):
-  return client_lib.Client(
-    client_lib.Settings(endpoints=urls, **QUICK | changes)
-  )
+  return http_client.Client(defaults.client(endpoints=urls, **QUICK | changes))
 
 
 def parse(body: bytes) -> dict:
   try:
     return json.loads(body)
   except ValueError as error:
-    raise client_lib.BadReply("no JSON") from error
+    raise http_client.BadReply("no JSON") from error
 
 
 def post(client, body=b"{}"):
@@ -86,7 +85,7 @@ class TestSettings:
   )
   def test_bad_setting_is_refused(self, changes, message):
     with pytest.raises(ValueError, match=message):
-      client_lib.Settings(**{"endpoints": ("http://a",)} | changes)
+      defaults.client(**{"endpoints": ("http://a",)} | changes)
 
   @pytest.mark.parametrize(
     "url",
@@ -102,7 +101,7 @@ class TestSettings:
     with pytest.raises(
       ValueError, match=r"reward.endpoints\[0\] must"
     ) as error:
-      client_lib.Settings(endpoints=(url,))
+      defaults.client(endpoints=(url,))
     assert "hunter2" not in str(error.value)
 
 
@@ -127,7 +126,8 @@ class TestPost:
     with scripted.serve(lambda request: (500, b"secret traceback")) as server:
       client = make(server.url)
       with pytest.raises(
-        client_lib.RequestFailed, match="^the service answered with status 500$"
+        http_client.RequestFailed,
+        match="^the service answered with status 500$",
       ) as error:
         post(client)
       assert not error.value.refused
@@ -137,7 +137,7 @@ class TestPost:
   def test_refusal_is_final(self, status):
     with scripted.serve(lambda request: (status, b"")) as server:
       with pytest.raises(
-        client_lib.RequestFailed, match=f"status {status}"
+        http_client.RequestFailed, match=f"status {status}"
       ) as error:
         post(make(server.url, failures_to_open=1))
       assert error.value.refused
@@ -145,14 +145,14 @@ class TestPost:
 
   def test_redirect_is_not_followed(self):
     with scripted.serve(lambda request: (302, b"")) as server:
-      with pytest.raises(client_lib.RequestFailed, match="status 302"):
+      with pytest.raises(http_client.RequestFailed, match="status 302"):
         post(make(server.url))
 
   def test_deadline_holds_over_all_tries(self):
     release = threading.Event()
     with scripted.serve(lambda request: release.wait(20) and None) as server:
       start = time.monotonic()
-      with pytest.raises(client_lib.RequestFailed, match="no reply in time"):
+      with pytest.raises(http_client.RequestFailed, match="no reply in time"):
         post(make(server.url, deadline=0.4, attempts=10))
       assert time.monotonic() - start < 2
       release.set()
@@ -161,14 +161,14 @@ class TestPost:
     with scripted.serve(lambda request: (200, b"{}")) as server:
       pass
     with pytest.raises(
-      client_lib.RequestFailed, match="no connection or a broken one"
+      http_client.RequestFailed, match="no connection or a broken one"
     ):
       post(make(server.url))
 
   def test_long_reply_is_refused(self):
     with scripted.serve(lambda request: (200, b"1" * 1001)) as server:
       with pytest.raises(
-        client_lib.RequestFailed, match="longer than 1000 bytes"
+        http_client.RequestFailed, match="longer than 1000 bytes"
       ):
         post(make(server.url, max_reply_bytes=1000))
 
@@ -180,7 +180,7 @@ class TestPost:
   def test_deadline_holds_for_a_reply_in_drops(self, first):
     with dripping(first) as url:
       start = time.monotonic()
-      with pytest.raises(client_lib.RequestFailed, match="no reply in time"):
+      with pytest.raises(http_client.RequestFailed, match="no reply in time"):
         post(make(url, deadline=0.5, attempts=1))
       assert time.monotonic() - start < 1.5
 
@@ -189,7 +189,7 @@ class TestPost:
       lambda request: (200, b"{}", {"Content-Encoding": "gzip"})
     ) as server:
       with pytest.raises(
-        client_lib.RequestFailed, match="compressed, which was not asked for"
+        http_client.RequestFailed, match="compressed, which was not asked for"
       ):
         post(make(server.url))
 
@@ -197,7 +197,7 @@ class TestPost:
     monkeypatch.setenv("R3JAX_TEST_TOKEN", "hunter2")
     with scripted.serve(lambda request: (401, b"")) as server:
       client = make(server.url, token_env="R3JAX_TEST_TOKEN")
-      with pytest.raises(client_lib.RequestFailed) as error:
+      with pytest.raises(http_client.RequestFailed) as error:
         post(client)
       assert server.requests[0].headers["Authorization"] == "Bearer hunter2"
       assert "hunter2" not in str(error.value) + repr(client.settings) + str(
@@ -232,7 +232,7 @@ class TestRouting:
     state = {"status": 500}
     with scripted.serve(lambda request: (state["status"], b"{}")) as server:
       client = make(server.url, failures_to_open=3, attempts=3)
-      with pytest.raises(client_lib.RequestFailed, match="status 500"):
+      with pytest.raises(http_client.RequestFailed, match="status 500"):
         post(client)
       assert client.metrics()["endpoints_open"] == 1
       state["status"] = 200
@@ -251,13 +251,14 @@ class TestRouting:
         deadline=0.5,
         open_seconds=30.0,
       )
-      with pytest.raises(client_lib.RequestFailed, match="status 500"):
+      with pytest.raises(http_client.RequestFailed, match="status 500"):
         post(client)
       seconds = []
       for _ in range(20):
         start = time.monotonic()
         with pytest.raises(
-          client_lib.RequestFailed, match="every endpoint has failed repeatedly"
+          http_client.RequestFailed,
+          match="every endpoint has failed repeatedly",
         ):
           post(client)
         seconds.append(time.monotonic() - start)
@@ -296,7 +297,7 @@ class TestRouting:
     slow = lambda request: time.sleep(0.2) or answers(request)
     with scripted.serve(slow) as server:
       client = make(server.url, failures_to_open=1, attempts=1)
-      with pytest.raises(client_lib.RequestFailed):
+      with pytest.raises(http_client.RequestFailed):
         post(client)
       time.sleep(0.35)
       found = client.map(lambda _: post(client), range(4))
@@ -335,7 +336,7 @@ class TestMetrics:
       for _ in range(3):
         try:
           post(client)
-        except client_lib.RequestFailed:
+        except http_client.RequestFailed:
           pass
       found = client.metrics()
       assert (found["requests"], found["failed"], found["retries"]) == (3, 1, 3)
