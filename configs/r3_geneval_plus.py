@@ -3,9 +3,9 @@
   python launch/tpu.py --config=configs/r3_geneval_plus.py --workdir=DIR --config.model.folder=DIR \
     --config.data.heldout=FILE --config.reward.endpoints="('http://HOST:8000',)"
 
-`data.heldout` is GenEval++'s file of 280 prompts; the benchmark's training prompts were never
-published, so that they are generated, without those of the test. The judge is any OpenAI-compatible
-server with a vision-language model; the paper's is Qwen2.5-VL-72B, for example behind vLLM on GPUs
+`data.heldout` is GenEval++'s file of 280 prompts. The benchmark's training prompts were never
+published: they are generated, without those of the test set. The judge is any OpenAI-compatible
+server with a vision-language model. The paper's is Qwen2.5-VL-72B, for example behind vLLM on GPUs
 of its own: `vllm serve Qwen/Qwen2.5-VL-72B-Instruct`. An iteration asks it about 256 images.
 
 Hyperparameters are those of the reference's script. The paper reports GenEval++ 0.371 -> 0.689
@@ -20,7 +20,8 @@ from configs import slices
 
 def get_config(variant: str = "bagel") -> ml_collections.ConfigDict:
   """Returns the config of a variant: "bagel" or a slice of `slices.py`."""
-  config = slices.on(r3_geneval.get_config().unlock(), variant, ())
+  config = r3_geneval.get_config().unlock()
+  slices.spread(config, variant, ())
   config.data.benchmark = "geneval_plus"
   config.reward.name = "judge"
   config.reward.judge.task = "geneval_plus"

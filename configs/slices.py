@@ -1,74 +1,98 @@
-"""How BAGEL-7B is spread over TPU slices: variants of the configs, each compiled by `launch/compile.py`.
+"""How BAGEL-7B is spread over TPU slices: variants of the configs.
 
   python launch/tpu.py --config=configs/r3_geneval.py:v5p-128 ...
 
-docs/tpu.md says what was compiled and what it needs. v5p and tpu7x count cores (v5p-128 has 64 chips),
-v5e and v6e count chips; of tpu7x a core is a device of its own.
+`launch/compile.py` compiles every one ahead of time; docs/tpu.md says what they need. Names of v5p
+and tpu7x slices count cores (v5p-128 has 64 chips), those of v5e and v6e count chips. A core of
+tpu7x is a device of its own.
 """
+
+import dataclasses
 
 import ml_collections
 
-# Rollouts of the layers' widest matrices split over all chips of a replica: where memory is scarce.
-_WIDE = dict(mlp=("fsdp", "tensor"), vocab=("fsdp", "tensor"))
+_ALL = ("fsdp", "tensor")
 
 
-def _full(
-  data: int, fsdp: int, tensor: int, micro_batches: int = 1, rollout=None
-):
-  def change(config: ml_collections.ConfigDict):
-    config.mesh.update(data=data, fsdp=fsdp, tensor=tensor)
-    config.step.micro_batches = micro_batches
-    config.sharding.rollout.update(rollout or {})
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """A slice of TPUs and how a run uses it.
 
-  return change
+  Attributes:
+    topology: of its chips, as JAX names it.
+    mesh: devices along the axes data, fsdp and tensor.
+    micro_batches: parts of a replica's samples whose gradients are computed one after the other.
+    wide_rollout: splits the widest matrices of rollouts over all chips of a replica, where memory
+      is scarce.
+    lora_rank: of the adapters; 0 trains the whole policy.
+    groups: prompts of an iteration.
+  """
+
+  topology: str
+  mesh: tuple[int, int, int]
+  micro_batches: int = 1
+  wide_rollout: bool = False
+  lora_rank: int = 0
+  groups: int = 8
 
 
-def _lora(*mesh: int, rank: int, micro_batches: int, groups: int = 8):
-  def change(config: ml_collections.ConfigDict):
-    _full(*mesh, micro_batches=micro_batches, rollout=_WIDE)(config)
-    config.groups_per_step = groups
-    config.model.lora.rank = rank
-    # ten times those of full fine-tuning
-    config.optimizer.update(und_learning_rate=5e-5, gen_learning_rate=5e-5)
-
-  return change
+def _with_adapters(
+  topology: str, mesh: tuple[int, int, int], micro_batches: int, groups: int = 8
+) -> Slice:
+  """Returns a slice on which adapters of rank 16 are trained."""
+  return Slice(
+    topology,
+    mesh,
+    micro_batches,
+    wide_rollout=True,
+    lora_rank=16,
+    groups=groups,
+  )
 
 
 SLICES = {
-  "v5p-128": ("v5p:4x4x4", _full(8, 2, 4)),
-  "v5e-256": ("v5e:16x16", _full(4, 16, 4, micro_batches=2, rollout=_WIDE)),
-  "v6e-64": ("v6e:8x8", _full(2, 8, 4, micro_batches=8, rollout=_WIDE)),
-  "v6e-256": ("v6e:16x16", _full(8, 8, 4, micro_batches=2, rollout=_WIDE)),
-  "tpu7x-128": ("tpu7x:4x4x4", _full(16, 2, 4)),
-  "lora-v5e-4": (
-    "v5e:2x2",
-    _lora(1, 1, 4, rank=16, micro_batches=64, groups=4),
-  ),
-  "lora-v5e-16": ("v5e:4x4", _lora(2, 2, 4, rank=16, micro_batches=16)),
-  "lora-v5e-32": ("v5e:4x8", _lora(2, 4, 4, rank=16, micro_batches=16)),
-  "lora-v6e-8": ("v6e:2x4", _lora(2, 1, 4, rank=16, micro_batches=16)),
-  "lora-v5p-8": ("v5p:2x2x1", _lora(2, 1, 2, rank=16, micro_batches=16)),
+  "v5p-128": Slice("v5p:4x4x4", (8, 2, 4)),
+  "v5e-256": Slice("v5e:16x16", (4, 16, 4), 2, wide_rollout=True),
+  "v6e-64": Slice("v6e:8x8", (2, 8, 4), 8, wide_rollout=True),
+  "v6e-256": Slice("v6e:16x16", (8, 8, 4), 2, wide_rollout=True),
+  "tpu7x-128": Slice("tpu7x:4x4x4", (16, 2, 4)),
+  "lora-v5e-4": _with_adapters("v5e:2x2", (1, 1, 4), 64, groups=4),
+  "lora-v5e-16": _with_adapters("v5e:4x4", (2, 2, 4), 16),
+  "lora-v5e-32": _with_adapters("v5e:4x8", (2, 4, 4), 16),
+  "lora-v6e-8": _with_adapters("v6e:2x4", (2, 1, 4), 16),
+  "lora-v5p-8": _with_adapters("v5p:2x2x1", (2, 1, 2), 16),
 }
 
 
-def on(
+def spread(
   config: ml_collections.ConfigDict, variant: str, others: tuple[str, ...]
-) -> ml_collections.ConfigDict:
-  """Returns a config of BAGEL-7B spread over a slice, as it is for "bagel".
+) -> None:
+  """Changes a config of BAGEL-7B to be spread over a slice; leaves it as it is for "bagel".
 
   Args:
-    config: of one device; is changed.
+    config: for one device.
     variant: name of a slice, or "bagel".
-    others: further variants that the config file knows, for the message.
+    others: further variants of the config file, for the error.
 
   Raises:
     ValueError: there is no such variant.
   """
   if variant == "bagel":
-    return config
+    return
   if variant not in SLICES:
+    known = ["bagel", *others, *SLICES]
     raise ValueError(
-      f"the config's variant must be one of {['bagel', *others, *SLICES]}; got {variant!r}"
+      f"the config's variant must be one of {known}; got {variant!r}"
     )
-  SLICES[variant][1](config)
-  return config
+  layout = SLICES[variant]
+  config.mesh.data, config.mesh.fsdp, config.mesh.tensor = layout.mesh
+  config.step.micro_batches = layout.micro_batches
+  config.groups_per_step = layout.groups
+  if layout.wide_rollout:
+    config.sharding.rollout.mlp = _ALL
+    config.sharding.rollout.vocab = _ALL
+  if layout.lora_rank:
+    config.model.lora.rank = layout.lora_rank
+    # Ten times the rates of the whole policy.
+    config.optimizer.und_learning_rate = 5e-5
+    config.optimizer.gen_learning_rate = 5e-5

@@ -20,7 +20,7 @@ def _devices(topology: str) -> int:
 
 
 DEVICES = {
-  name: _devices(topology) for name, (topology, _) in slices.SLICES.items()
+  name: _devices(layout.topology) for name, layout in slices.SLICES.items()
 }
 
 
@@ -58,7 +58,7 @@ class TestSlices:
   def test_unknown_variant_lists_the_known(self):
     with pytest.raises(
       ValueError,
-      match="must be one of .*'bagel', 'shapes', 'v5p-128'.*; got 'v9'",
+      match="must be one of .*'bagel', 'shapes', 'smoke', 'v5p-128'.*; got 'v9'",
     ):
       r3_geneval.get_config("v9")
 
