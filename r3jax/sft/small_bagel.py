@@ -14,14 +14,23 @@ from r3jax.sequence import tokenization
 from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import vocabulary
 
-# Slots, begin and end included; the grammar's longest texts are 12, 19, 18 (questions), 42 and 21.
-TEXT_CAPACITIES = dict(
-  prompt=12, thought=24, question=18, answer=44, instruction=24
-)
+# Slots of the texts, begin and end included. The longest texts of the grammar have 12, 19, 18
+# (questions), 42 and 21.
+TEXT_CAPACITIES = {
+  "prompt": 12,
+  "thought": 24,
+  "question": 18,
+  "answer": 44,
+  "instruction": 24,
+}
 
 
 def sizes(model: ml_collections.ConfigDict) -> architecture.BagelConfig:
-  """Returns the model's sizes for the 48x48 canvas: one latent token and one ViT patch per cell."""
+  """Returns the model's sizes for the 48x48 canvas: one latent token and one ViT patch per cell.
+
+  Args:
+    model: the section `model` of `configs/sft_shapes.py`.
+  """
   tokenizer = tokenization.TextTokenizer(vocabulary.build_tokenizer())
   square = architecture.ImageTransform(
     scenes.CANVAS, scenes.CANVAS, scenes.CELL
@@ -80,12 +89,13 @@ def sft_settings(
   tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers
 ) -> rollout_settings.RolloutSettings:
   """Returns settings for supervised training, where only layouts and system prompts matter."""
-  greedy = decoding.TextSampling(0.0)
+  # Nothing is sampled in supervised training.
+  greedy = decoding.TextSampling(temperature=0.0)
   flow = rollout_settings.FlowSettings(
-    schedules.Schedule(2),
-    classifier_free.Guidance(1.0, 1.0, "global"),
-    schedules.Eta("constant", 1.0),
-    0,
+    schedule=schedules.Schedule(points=2),
+    guidance=classifier_free.Guidance(1.0, 1.0, "global"),
+    eta=schedules.Eta("constant", 1.0),
+    sde_index_max=0,
   )
   return rollout_settings.RolloutSettings(
     capacities=capacities(tokenizer, towers),

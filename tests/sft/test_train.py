@@ -13,8 +13,10 @@ from r3jax.checkpoint import tokenizer_files
 from r3jax.model import image_encoders
 from r3jax.model import network
 from r3jax.model import siglip
+from r3jax.sft import fitting
+from r3jax.sft import joint
 from r3jax.sft import small_bagel
-from r3jax.sft import train
+from r3jax.sft import towers
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
@@ -37,7 +39,7 @@ class TestVisionLoss:
     if smudged:
       scene = scenes.smudge(scene, [0, 4, 8], np.random.default_rng(0))
     batch = jax.tree.map(lambda x: x[None], scene)
-    value, _ = train.vision_loss(tower, {"tower": params, "head": head}, batch)
+    value, _ = towers.vision_loss(tower, {"tower": params, "head": head}, batch)
     return float(value)
 
   def test_blind_head_pays_for_every_choice(self):
@@ -62,7 +64,7 @@ class TestFit:
     watch = lambda step, params, metrics: seen.append(
       (step, float(metrics["loss"]))
     )
-    found = train.fit(
+    found = fitting.fit(
       loss, jnp.float32(3.5), optax.sgd(0.5), iter([rows, rows]), 0, watch
     )
     assert float(found) == pytest.approx(7.5)
@@ -82,7 +84,7 @@ class TestJointTraining:
       image_encoders.Towers(SIZES, (scenes.CANVAS, scenes.CANVAS)),
     )
     settings = small_bagel.sft_settings(tokenizer, modules.towers)
-    training = train.JointTraining(
+    training = joint.JointTraining(
       modules, settings, weights, copies=2, flow_weight=1.0, shift=3.0
     )
     by_tag, mix = (
@@ -100,7 +102,7 @@ class TestJointTraining:
     watch = lambda step, params, metrics: seen.append(
       {name: float(x) for name, x in metrics.items()}
     )
-    trained = train.fit(
+    trained = fitting.fit(
       same_noise, policy, optax.adam(1e-3), iter([batch] * 6), 0, watch
     )
     for name in ("thought", "answer", "draft", "edit"):
