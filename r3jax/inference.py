@@ -1,4 +1,4 @@
-"""A model at work: the R3 loop for any prompt, image editing, visual question answering.
+"""Runs a model: the R3 loop for any prompt, image editing, visual question answering.
 
   from configs import r3_geneval
   from r3jax import inference
@@ -9,9 +9,9 @@
   (image,) = model.edit(sample.turns[-1].image, "add a green heart at bottom-left", seed=0)
   print(model.ask(image, "how many hearts are there ?"))
 
-Everything is deterministic for a seed. Images are uint8 arrays [height, width, 3], of the size that
-the model was loaded for. Every image has noise and randomness of its own, those of evaluation, so
-that it does not depend on how many are drawn together.
+Everything is deterministic for a seed. Images are uint8 arrays [height, width, 3] of the size that
+the model was loaded for. Every image has its own random keys, those of evaluation, so that it does
+not depend on the number of images that are drawn together.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,16 @@ from r3jax.checkpoint import pretrained
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
 from r3jax.run import setup
+from r3jax.sampling import decoding
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
 
-# in place of the round's number, in the randomness of edits and answers
-_EDIT, _ASK = -1, -2
+# Take the place of the round's number in the random keys of edits and answers.
+_EDIT = -1
+_ASK = -2
+
+# Called with the number of the image, the number of the round, and the text that was written.
+OnText = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +53,10 @@ class Turn:
 
   Attributes:
     image: uint8 [height, width, 3] after the round.
-    text: what the model wrote: its thought, and from the second round on its instruction.
-    instruction: the edit it asked for; empty for the draft.
-    stop: whether it asked for none, so that the image is that of the round before.
-    seconds: of the round, compilation included, for all images that were drawn together.
+    text: What the model wrote: its thought, and from the second round on its instruction.
+    instruction: The edit that it asked for; empty for the draft.
+    stop: Whether it asked for no further edit; the image is then that of the round before.
+    seconds: Time of the round for all images that were drawn together, compilation included.
   """
 
   image: np.ndarray
@@ -63,30 +68,36 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """A draft and its revisions, up to the round in which the model asked for no further edit."""
+  """A draft and its revisions, up to the round in which the model asked for no further edit.
+
+  Attributes:
+    prompt: Text of the prompt.
+    turns: One per round.
+  """
 
   prompt: str
   turns: tuple[Turn, ...]
 
 
-# on_text(number of the image, number of the round, text): a text has been written
-OnText = Callable[[int, int, str], None]
+# --- Compiled stages ---------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-  """What the stages compute with beside arrays; holds no weights, for JAX keeps what it compiled for.
+  """What the compiled stages depend on beside arrays.
+
+  It holds no weights, because JAX keeps the static arguments of everything that it has compiled.
 
   Attributes:
-    modules: the model; its weights are where the rules of rollouts put them.
-    settings: how to sample.
+    modules: Model, whose weights are placed by the sharding rules of rollouts.
+    settings: How the stages sample.
   """
 
   modules: actors.Modules
   settings: rollout_settings.RolloutSettings
 
   def actor(self, policy: types.Params, frozen: types.Params) -> actors.Actor:
-    """Returns the model at work."""
+    """Returns the model with its weights."""
     return actors.Actor(self.modules, policy, frozen, self.settings)
 
 
@@ -95,19 +106,19 @@ _compiled = functools.partial(jax.jit, static_argnums=0)
 
 @_compiled
 def think(stages: Stages, policy, frozen, prompts, keys) -> rollout.Thought:
-  """Thinks about every prompt."""
+  """Writes a thought about every prompt."""
   return rollout.think(stages.actor(policy, frozen), prompts, keys)
 
 
 @_compiled
 def draft(stages: Stages, policy, frozen, thought, keys) -> types.Images:
-  """Draws an image of every thought."""
+  """Draws an image after every thought."""
   return rollout.draft(stages.actor(policy, frozen), thought, keys).images
 
 
 @_compiled
 def look(stages: Stages, policy, frozen, images) -> experience.Source:
-  """Prepares images for what follows."""
+  """Encodes images for `reflect` and `refine`."""
   return rollout.look(stages.actor(policy, frozen), images)
 
 
@@ -115,14 +126,24 @@ def look(stages: Stages, policy, frozen, images) -> experience.Source:
 def reflect(
   stages: Stages, policy, frozen, prompts, source, keys
 ) -> experience.Text:
-  """Answers the questions about every image."""
+  """Answers the question of every prompt about its image."""
   return rollout.reflect(stages.actor(policy, frozen), prompts, source, keys)
 
 
 @_compiled
-def refine(stages: Stages, policy, frozen, source, told, keys) -> types.Images:
-  """Edits every image as told."""
-  return rollout.refine(stages.actor(policy, frozen), source, told, keys).images
+def refine(
+  stages: Stages, policy, frozen, source, instruction, keys
+) -> types.Images:
+  """Edits every image by its instruction."""
+  actor = stages.actor(policy, frozen)
+  return rollout.refine(actor, source, instruction, keys).images
+
+
+# --- The model ---------------------------------------------------------------------------------
+
+
+def _ignore_text(image: int, turn: int, text: str) -> None:
+  del image, turn, text
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,9 +151,10 @@ class Model:
   """A loaded model.
 
   Attributes:
-    base: its folder, modules and settings of sampling.
-    policy, frozen: its weights.
-    mesh: that they are on.
+    base: Folder, modules and sampling settings of the model.
+    policy: Trained parameters.
+    frozen: Parameters of ViT and autoencoder.
+    mesh: Devices that the parameters are on.
   """
 
   base: setup.Base
@@ -152,54 +174,61 @@ class Model:
     rounds: int = 4,
     seed: int = 0,
     number: int = 0,
-    on_text: OnText = lambda image, turn, text: None,
+    on_text: OnText = _ignore_text,
   ) -> list[Sample]:
-    """Thinks about a prompt, drafts images, then looks at them and edits them.
+    """Thinks about a prompt and drafts images, then reflects on them and edits them.
 
     Args:
-      prompt: what the images should show.
-      num_images: independent images, drawn together.
-      rounds: at most, the draft included; at least 1.
-      seed: of all randomness.
-      number: of the prompt among others of the same seed; another number draws other images.
-      on_text: called after every text.
+      prompt: Text that the images should show.
+      num_images: Number of independent images, which are drawn together.
+      rounds: Maximum number of rounds, the draft included; at least 1.
+      seed: Seed of all randomness.
+      number: Number of the prompt among others of the same seed; another number draws other images.
+      on_text: Called after every text.
 
     Returns:
       One sample per image.
 
     Raises:
-      ValueError: the prompt does not fit its segment, or holds words that a word-level vocabulary
-        lacks; a number is too small.
+      ValueError: The prompt does not fit its segment, or has words that a word-level vocabulary
+        lacks; `num_images` or `rounds` is too small.
     """
     if num_images < 1 or rounds < 1:
       raise ValueError(
         f"num_images and rounds must be at least 1; got {num_images} and {rounds}"
       )
-    prompts = self._prompts(
-      prompt, protocol.reflection_question(prompt), num_images
-    )
+    question = protocol.reflection_question(prompt)
+    prompts = self._prompts(prompt, question, num_images)
     turns: list[list[Turn]] = [[] for _ in range(num_images)]
-    images, stop = None, np.zeros(num_images, bool)
+    images = None
+    stopped = np.zeros(num_images, bool)
     for turn in range(rounds):
       start = time.monotonic()
       keys = self._keys(seed, number, turn, num_images)
-      make = (
-        self._draft
-        if turn == 0
-        else functools.partial(self._revise, images, stop)
-      )
-      texts, images, stop, open_rows = make(
-        prompts, keys, functools.partial(_tell, on_text, turn)
-      )
+      open_rows = np.flatnonzero(~stopped)
+      report = functools.partial(_report_texts, on_text, turn, open_rows)
+      if turn == 0:
+        texts, images = self._draft(prompts, keys, report)
+        instructions = [""] * num_images
+      else:
+        texts, images, stopped = self._revise(
+          images, stopped, prompts, keys, report
+        )
+        instructions = [thoughts.edit_instruction(text) for text in texts]
       seconds = time.monotonic() - start
       for i in open_rows:
-        instruction = thoughts.edit_instruction(texts[i]) if turn else ""
         turns[i].append(
-          Turn(images[i], texts[i], instruction, bool(stop[i]), seconds)
+          Turn(
+            image=images[i],
+            text=texts[i],
+            instruction=instructions[i],
+            stop=bool(stopped[i]),
+            seconds=seconds,
+          )
         )
-      if stop.all():
+      if stopped.all():
         break
-    return [Sample(prompt, tuple(made)) for made in turns]
+    return [Sample(prompt, tuple(chain)) for chain in turns]
 
   def edit(
     self,
@@ -208,75 +237,101 @@ class Model:
     num_images: int = 1,
     seed: int = 0,
   ) -> list[np.ndarray]:
-    """Edits an image as told, `num_images` times.
+    """Edits an image by an instruction.
+
+    Args:
+      image: uint8 [height, width, 3] of the model's size.
+      instruction: Text of the edit.
+      num_images: Number of independent edits, which are drawn together.
+      seed: Seed of all randomness.
+
+    Returns:
+      The edited images.
 
     Raises:
-      ValueError: the image has another size or dtype than the model's, or the instruction does not
+      ValueError: The image has another size or dtype than the model's, or the instruction does not
         fit its segment.
     """
-    self._check(image, num_images)
+    self._check_image(image)
+    if num_images < 1:
+      raise ValueError(f"num_images must be at least 1; got {num_images}")
     capacity = self.base.rollout.capacities.instruction
-    segments = self.base.segments([instruction] * num_images, capacity)
+    ids, lengths = self.base.segments([instruction] * num_images, capacity)
+    never_stop = np.zeros(num_images, bool)
+    instructions = experience.Instruction(ids, lengths, never_stop)
     source = self._run(look, np.repeat(image[None], num_images, axis=0))
-    told = experience.Instruction(*segments, np.zeros(num_images, bool))
-    return list(
-      np.asarray(
-        self._run(refine, source, told, self._keys(seed, 0, _EDIT, num_images))
-      )
-    )
+    keys = self._keys(seed, 0, _EDIT, num_images)
+    edited = self._run(refine, source, instructions, keys)
+    return list(np.asarray(edited))
 
   def ask(self, image: np.ndarray, question: str, seed: int = 0) -> str:
-    """Answers a question about an image; the answer begins with the model's thought in <think> tags.
+    """Answers a question about an image.
+
+    Args:
+      image: uint8 [height, width, 3] of the model's size.
+      question: Text of the question.
+      seed: Seed of all randomness.
+
+    Returns:
+      The answer, which begins with the model's thought in <think> tags.
 
     Raises:
-      ValueError: the image has another size or dtype than the model's, or the question does not fit
+      ValueError: The image has another size or dtype than the model's, or the question does not fit
         its segment.
     """
-    self._check(image, 1)
+    self._check_image(image)
     source = self._run(look, image[None])
-    text = self._run(
-      reflect,
-      self._prompts("", question, 1),
-      source,
-      self._keys(seed, 0, _ASK, 1),
-    )
-    return self._decode(text)[0]
+    prompts = self._prompts("", question, 1)
+    keys = self._keys(seed, 0, _ASK, 1)
+    answer = self._run(reflect, prompts, source, keys)
+    return self.base.decode(answer.ids, answer.lengths)[0]
 
-  # --- Stages ------------------------------------------------------------------------------------
-
-  def _draft(self, prompts: experience.Prompts, keys: random_keys.Keys, tell):
+  def _draft(
+    self,
+    prompts: experience.Prompts,
+    keys: random_keys.Keys,
+    report: Callable[[list[str]], None],
+  ) -> tuple[list[str], np.ndarray]:
+    """Returns the thoughts and the drafts; reports the thoughts before it draws."""
     text_keys, flow_keys = random_keys.split_keys(keys)
     thought = self._run(think, prompts, text_keys)
-    texts, rows = self._decode(thought.text), range(prompts.ids.shape[0])
-    tell(rows, texts)
-    return (
-      texts,
-      np.asarray(self._run(draft, thought, flow_keys)),
-      np.zeros(len(rows), bool),
-      rows,
-    )
+    texts = self.base.decode(thought.text.ids, thought.text.lengths)
+    report(texts)
+    images = self._run(draft, thought, flow_keys)
+    return texts, np.asarray(images)
 
   def _revise(
     self,
-    images,
+    images: np.ndarray,
     stopped: np.ndarray,
     prompts: experience.Prompts,
     keys: random_keys.Keys,
-    tell,
-  ):
+    report: Callable[[list[str]], None],
+  ) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Returns the reflections, the edited images, and which chains have stopped.
+
+    Reports the reflections before it draws.
+    """
     reflect_keys, refine_keys = random_keys.split_keys(keys)
     source = self._run(look, images)
-    text = self._run(reflect, prompts, source, reflect_keys)
-    texts, rows = self._decode(text), np.flatnonzero(~stopped)
-    tell(rows, texts)
-    parsed = self._parse(text)
-    stop = stopped | parsed.stop
-    if not stop.all():
-      told = experience.Instruction(
-        parsed.instruction, parsed.instruction_length, stop
+    reflection = self._run(reflect, prompts, source, reflect_keys)
+    texts = self.base.decode(reflection.ids, reflection.lengths)
+    report(texts)
+    parsed = thoughts.parse_strings(
+      reflection.ids,
+      reflection.lengths,
+      "reflect",
+      self.base.pretrained.tokenizer,
+      self.base.rollout.capacities.instruction,
+    )
+    stopped = stopped | parsed.stop
+    if not stopped.all():
+      instructions = experience.Instruction(
+        parsed.instruction, parsed.instruction_length, stopped
       )
-      images = np.asarray(self._run(refine, source, told, refine_keys))
-    return texts, images, stop, rows
+      edited = self._run(refine, source, instructions, refine_keys)
+      images = np.asarray(edited)
+    return texts, images, stopped
 
   def _run(self, stage, *arguments):
     """Runs a compiled stage with the weights."""
@@ -284,60 +339,44 @@ class Model:
     with jax.set_mesh(self.mesh):
       return stage(stages, self.policy, self.frozen, *arguments)
 
-  # --- In and out --------------------------------------------------------------------------------
-
   def _keys(
     self, seed: int, number: int, turn: int, num_images: int
   ) -> random_keys.Keys:
-    """Returns the keys of evaluation: the same prompt number, image and round draw the same."""
-    ids = np.stack(
-      [
-        np.full(num_images, number),
-        np.arange(num_images),
-        np.full(num_images, turn),
-      ],
-      axis=1,
-    )
-    return random_keys.numbered_keys(seed, jnp.asarray(ids, jnp.int32))
+    """Returns the keys of evaluation, which depend on prompt number, image and round."""
+    ids = np.zeros((num_images, 3), np.int32)
+    ids[:, 0] = number
+    ids[:, 1] = np.arange(num_images)
+    ids[:, 2] = turn
+    return random_keys.numbered_keys(seed, jnp.asarray(ids))
 
   def _prompts(
-    self, prompt: str, question: str, rows: int
+    self, prompt: str, question: str, num_rows: int
   ) -> experience.Prompts:
-    c = self.base.rollout.capacities
-    asked = (
-      *self.base.segments([prompt] * rows, c.prompt),
-      *self.base.segments([question] * rows, c.question),
+    """Returns rows of the same prompt and question, without a target."""
+    capacities = self.base.rollout.capacities
+    prompt_segments = self.base.segments([prompt] * num_rows, capacities.prompt)
+    question_segments = self.base.segments(
+      [question] * num_rows, capacities.question
     )
-    return experience.Prompts(*asked, None, np.zeros(rows, np.int32))
-
-  def _parse(self, text: experience.Text) -> thoughts.Parsed:
-    tokenizer, capacity = (
-      self.base.pretrained.tokenizer,
-      self.base.rollout.capacities.instruction,
-    )
-    return thoughts.parse_strings(
-      text.ids, text.lengths, "reflect", tokenizer, capacity
+    return experience.Prompts(
+      *prompt_segments, *question_segments, None, np.zeros(num_rows, np.int32)
     )
 
-  def _decode(self, text: experience.Text) -> list[str]:
-    ids, lengths = np.asarray(text.ids), np.asarray(text.lengths)
-    return [
-      self.base.pretrained.tokenizer.decode(row[1 : n - 1].tolist())
-      for row, n in zip(ids, lengths)
-    ]
-
-  def _check(self, image: np.ndarray, num_images: int):
+  def _check_image(self, image: np.ndarray) -> None:
     if image.dtype != np.uint8 or image.shape != (*self.size, 3):
       raise ValueError(
         f"an image must be uint8 {[*self.size, 3]}; got {image.dtype} {list(image.shape)}"
       )
-    if num_images < 1:
-      raise ValueError(f"num_images must be at least 1; got {num_images}")
 
 
-def _tell(on_text: OnText, turn: int, rows, texts: list[str]):
+def _report_texts(
+  on_text: OnText, turn: int, rows: np.ndarray, texts: list[str]
+) -> None:
   for i in rows:
     on_text(int(i), turn, texts[i])
+
+
+# --- Loading -----------------------------------------------------------------------------------
 
 
 def load(
@@ -348,25 +387,30 @@ def load(
   """Loads the model of a config, with parameters in the dtype that it computes in.
 
   Args:
-    config: as for the main job (`configs/r3_geneval.py`): model, image, sequence, text.top_p and
-      text.top_k, shift and guidance of reason and refine, eval.points and eval.temperature are used.
-    mesh: that the weights are sharded over; None shards them over all devices as config.mesh says,
-      or, where that leaves data at -1, over tensor as far as the key/value heads go and then fsdp.
-    on_step: called on the host with the number of every step of sampling an image.
+    config: Config as for training (`configs/r3_geneval.py`). Its model, image, sequence,
+      text.top_p, text.top_k, shift and guidance of reason and refine, eval.points and
+      eval.temperature are read.
+    mesh: Mesh to shard the weights over. None shards them over all devices as config.mesh says, or,
+      where that leaves data at -1, over tensor as far as the number of key/value heads allows, and
+      then over fsdp.
+    on_step: Called on the host with the number of every step of sampling an image.
 
   Raises:
-    ValueError: the config or the model's folder cannot be used, or there are several processes.
+    ValueError: The config or the model's folder cannot be used, or there are several processes.
   """
   if jax.process_count() > 1:
     raise ValueError(
       f"inference runs in one process; there are {jax.process_count()}"
     )
   base = setup.build_base(config)
-  made = make_stages(config, base.modules, base.rollout, on_step)
-  mesh = mesh or _mesh(config, base.pretrained.sizes.llm.num_kv_heads)
-  bagel = made.modules.bagel
+  stages = make_stages(config, base.modules, base.rollout, on_step)
+  if mesh is None:
+    mesh = _make_mesh(config, base.pretrained.sizes.llm.num_kv_heads)
+  bagel = stages.modules.bagel
   policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
-  base = dataclasses.replace(base, modules=made.modules, rollout=made.settings)
+  base = dataclasses.replace(
+    base, modules=stages.modules, rollout=stages.settings
+  )
   return Model(base, policy, frozen, mesh)
 
 
@@ -376,51 +420,62 @@ def make_stages(
   settings: rollout_settings.RolloutSettings,
   on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Stages:
-  """Returns the stages of a config at inference: sampling as in evaluation, rules of rollouts, nothing mapped.
+  """Returns the stages at inference: they sample as evaluation does, and are not mapped.
 
   Args:
-    config: see `load`.
-    modules, settings: of the config, see `experiment.Base`.
-    on_step: see `load`.
+    config: See `load`.
+    modules: Model of the config, with the sharding rules of training.
+    settings: How the config samples in training.
+    on_step: See `load`.
   """
   settings = setup.evaluation_settings(config, settings)
-  flow = lambda stage: dataclasses.replace(stage, on_step=on_step)
-  text = lambda stage: dataclasses.replace(stage, axis=None)
+
+  def unmapped(text: decoding.TextSampling) -> decoding.TextSampling:
+    return dataclasses.replace(text, axis=None)
+
+  def watched(
+    flow: rollout_settings.FlowSettings,
+  ) -> rollout_settings.FlowSettings:
+    return dataclasses.replace(flow, on_step=on_step)
+
   settings = dataclasses.replace(
     settings,
-    reason_text=text(settings.reason_text),
-    reflect_text=text(settings.reflect_text),
-    reason_flow=flow(settings.reason_flow),
-    refine_flow=flow(settings.refine_flow),
+    reason_text=unmapped(settings.reason_text),
+    reflect_text=unmapped(settings.reflect_text),
+    reason_flow=watched(settings.reason_flow),
+    refine_flow=watched(settings.refine_flow),
   )
   bagel = modules.bagel.clone(rules=modules.rollout_rules)
   return Stages(dataclasses.replace(modules, bagel=bagel), settings)
 
 
-def _mesh(config: ml_collections.ConfigDict, heads: int) -> jax.sharding.Mesh:
+def _make_mesh(
+  config: ml_collections.ConfigDict, num_kv_heads: int
+) -> jax.sharding.Mesh:
   if config.mesh.data != -1:
     return meshes.make_mesh(**config.mesh)
-  tensor = math.gcd(jax.device_count(), heads)
-  return meshes.make_mesh(
-    data=1, fsdp=jax.device_count() // tensor, tensor=tensor
-  )
+  tensor = math.gcd(jax.device_count(), num_kv_heads)
+  fsdp = jax.device_count() // tensor
+  return meshes.make_mesh(data=1, fsdp=fsdp, tensor=tensor)
 
 
 def fit(config: ml_collections.ConfigDict, image: np.ndarray) -> np.ndarray:
-  """Resizes an image to the nearest size that the config's model takes, and sets `config.image` to it.
+  """Resizes an image to the nearest size that a model accepts, and sets `config.image` to it.
 
   Args:
-    config: as for `load`.
+    config: Config as for `load`.
     image: uint8 [height, width, 3] of any size.
 
+  Returns:
+    uint8 [config.image.height, config.image.width, 3].
+
   Raises:
-    ValueError: the model's folder cannot be read.
+    ValueError: The model's folder cannot be read.
   """
-  size = preprocess.target_size(
-    *image.shape[:2],
-    pretrained.find(
-      config.model.folder, config.world
-    ).sizes.autoencoder_transform,
+  model = pretrained.find(config.model.folder, config.world)
+  height, width = preprocess.target_size(
+    *image.shape[:2], model.sizes.autoencoder_transform
   )
-  config.image.update(height=size[0], width=size[1])
-  return np.asarray(preprocess.resize(image[None], size))[0]
+  config.image.update(height=height, width=width)
+  resized = preprocess.resize(image[None], (height, width))
+  return np.asarray(resized)[0]
