@@ -49,6 +49,7 @@ from r3jax.worlds import registry as worlds_registry
 # config files import each other
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+startup.define_flags()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, with its variant.", lock_config=True
 )

@@ -1,1 +1,5 @@
-"""Evaluation of a model on held-out prompts: the R3 loop at inference, and what is read off it (R3.md section 9)."""
+"""Evaluation of a model on held-out prompts (docs/algorithm.md#evaluation).
+
+`evaluate.Evaluation.run` draws samples, `sample_log` stores them, `summary.summarize` computes
+their numbers. Nothing here formats numbers for people: that is `r3jax.report`.
+"""

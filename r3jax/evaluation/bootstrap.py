@@ -41,6 +41,7 @@ def _resampled_means(
   means = []
   for stratum in dict.fromkeys(design.strata):
     inside = strata == stratum
+    # A draw only needs the sum and the size of every cluster.
     names, index = np.unique(clusters[inside], return_inverse=True)
     sums = np.bincount(index, values[inside])
     sizes = np.bincount(index)

@@ -195,6 +195,7 @@ class Sampler:
     text = reason.text
     parsed = self.parse(text.ids, text.lengths, "reason")
     score = self.reward(reason.images, prompts.target)
+    # No draft stops: what is kept and the chain begin as the same images.
     drafts = ScoredImages(reason.images, score)
     stop = jnp.zeros_like(score.valid)
     return Round(
@@ -226,6 +227,7 @@ class Sampler:
     stop = parsed.stop | last.stop
 
     def keep_finished(old: jax.Array, new: jax.Array) -> jax.Array:
+      """Returns the old rows of finished samples, the new rows of others."""
       finished = stop.reshape(-1, *[1] * (new.ndim - 1))
       return jnp.where(finished, old, new)
 
@@ -281,6 +283,7 @@ class Sampler:
       program = "revise" if rounds else "draft"
       result, seconds = self._timed(program, *arguments)
       rounds.append(TimedRound(result, seconds))
+    # Fetched at the end: every round takes the state of the one before from the devices.
     return [
       dataclasses.replace(timed, round=multihost.fetch(timed.round))
       for timed in rounds
@@ -314,6 +317,7 @@ class Sampler:
 
   def _timed(self, name: str, *arguments):
     """Runs a compiled function; returns its result on the devices and the seconds that it took."""
+    # Compiled apart, so that the time of a round does not include compilation.
     if name not in self._programs:
       function = getattr(self, name)
       self._programs[name] = function.lower(*arguments).compile()
@@ -335,7 +339,10 @@ def _ids(
 def batches(
   rows: Sequence[tuple[int, int]], size: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-  """Yields int32 [size, 2] of rows and how many of them count; the last batch repeats its last row."""
+  """Yields batches of rows, int32 [size, 2], and how many rows of each count.
+
+  The last batch is filled with copies of its last row.
+  """
   for start in range(0, len(rows), size):
     batch = np.array(rows[start : start + size], np.int32)
     padding = np.repeat(batch[-1:], size - len(batch), axis=0)

@@ -60,8 +60,8 @@ def compare_pair(
 ) -> dict[str, PairedEstimates]:
   """Estimates scores before and after, and the paired difference, by view.
 
-  A view is a round, a round with a part of the score, or a round with a tag. Views in which no image
-  has both scores are left out.
+  A view is a round, a round with a part of the score, or a round with a tag. Views in which no
+  image has both scores are left out.
 
   Args:
     before: Evaluation.
@@ -88,6 +88,7 @@ def compare_pair(
     if not columns.size:
       continue
     difference = new.values - old.values
+    # Both have the same images, and the same draws of the bootstrap.
     compared[name] = PairedEstimates(
       before=estimates.score_estimate(old.values, before, seed, columns),
       after=estimates.score_estimate(new.values, before, seed, columns),
@@ -143,14 +144,18 @@ def compare(
   first, *others = evaluations
   lengths = [len(evaluation.table.score) for evaluation in evaluations]
   rounds = {estimates.round_name(i): i for i in range(min(lengths))}
+  # Chains of different lengths still have a last image each.
   if min(lengths) < max(lengths):
     rounds["last round"] = -1
   pairs = [
     compare_pair(first.table, other.table, seed, rounds) for other in others
   ]
 
-  names_of_views = dict.fromkeys(name for pair in pairs for name in pair)
-  views = {name: _view_comparison(pairs, name) for name in names_of_views}
+  views = {}
+  for pair in pairs:
+    for name in pair:
+      if name not in views:
+        views[name] = _view_comparison(pairs, name)
   notes = {}
   for evaluation in evaluations:
     texts = evaluation.summary.notes() + _different_settings(first, evaluation)
@@ -169,8 +174,12 @@ def _view_comparison(
   scores = [first]
   differences = []
   for match in matches:
-    scores.append(match.after if match else None)
-    differences.append(match.difference if match else None)
+    if match is None:
+      scores.append(None)
+      differences.append(None)
+    else:
+      scores.append(match.after)
+      differences.append(match.difference)
   return ViewComparison(scores, differences)
 
 
@@ -181,5 +190,7 @@ def _different_settings(
   changes = config_guard.differences(first.settings, other.settings)
   if not changes:
     return []
-  texts = [f"{key} {new}, not {old}" for key, (old, new) in changes.items()]
+  texts = []
+  for key, (old, new) in changes.items():
+    texts.append(f"{key} {new}, not {old}")
   return [f"Made with other settings: {', '.join(texts)}."]

@@ -124,6 +124,7 @@ class RoundEstimates:
   def from_json(cls, values: Mapping) -> "RoundEstimates":
     """Returns the numbers that `to_json` has written."""
     change = None
+    # Drafts change nothing, and have no such keys.
     if "gain" in values:
       change = Change(
         improved=values["improved"],
@@ -151,6 +152,7 @@ def by_round(table: SampleTable, seed: int) -> list[RoundEstimates]:
   """Returns the numbers of every round."""
   rounds = []
   for number in range(len(table.score)):
+    # Chains that finished before this round wrote nothing that counts in it.
     is_open = np.ones(len(table.tags), bool)
     change = None
     if number:
@@ -259,6 +261,7 @@ def stops(table: SampleTable, seed: int) -> Stops:
   """Returns how well the model knows when to stop."""
   rounds = []
   for number in range(1, len(table.score)):
+    # Of open chains, kept images and those of the chain are the same.
     before = table.chain_score[number - 1]
     is_open = ~table.stop[number - 1]
     right = is_open & (before == 1)
@@ -280,6 +283,7 @@ def stops(table: SampleTable, seed: int) -> Stops:
     "never stopped": table.chain_score[-1],
     "stopped at the best image": table.chain_score.max(0),
   }
+  # All ways of stopping are compared on the same chains.
   complete = np.flatnonzero(np.isfinite(table.chain_score).all(0))
   score = {
     name: score_estimate(values, table, seed, complete)
@@ -322,6 +326,7 @@ def behaviour(table: SampleTable) -> Behaviour:
   edited = ~table.stop[1:]
   before = table.score[:-1]
   change = np.diff(table.score, axis=0)
+  # A comparison with NaN is False: images without a score are neither right nor wrong.
   valid = edited & np.isfinite(change)
   return Behaviour(
     edit_rate=_share(edited, open_before),
@@ -353,15 +358,16 @@ def curve_values(table: SampleTable) -> dict[str, float]:
   for name, part in table.parts.items():
     scores[f"part/{name}"] = part[-1]
   for tag in table.distinct_tags:
+    # The mean over one tag leaves out what is NaN.
     scores[f"tag/{tag}"] = np.where(tags == tag, last_round, np.nan)
 
   values = {name: _valid_mean(score, table) for name, score in scores.items()}
   values["missing"] = table.missing
   values.update(vars(behaviour(table)))
-  return {
-    f"evaluation/{name}": float("nan") if value is None else value
-    for name, value in values.items()
-  }
+  numbers = {}
+  for name, value in values.items():
+    numbers[f"evaluation/{name}"] = np.nan if value is None else value
+  return numbers
 
 
 def _valid_mean(values: np.ndarray, table: SampleTable) -> float | None:
@@ -441,6 +447,10 @@ class Understanding:
     )
 
 
+def _ratio(part: float, whole: float) -> float | None:
+  return part / whole if whole else None
+
+
 def understanding(
   answers: sample_table.AnswerTable, seed: int
 ) -> dict[str, Understanding]:
@@ -462,13 +472,16 @@ def _understanding_of(
   tags = np.asarray(answers.tags)[rows]
   prompts = [answers.prompts[i] for i in rows]
   _, tag_index, sizes = np.unique(tags, return_inverse=True, return_counts=True)
+  # With these weights a sum over questions is the mean of the tags' means.
   weights = 1 / (len(sizes) * sizes[tag_index])
 
   def share(mask: np.ndarray) -> float:
+    """Returns which share of the questions a mask holds; every tag weighs the same."""
     return float(weights[mask].sum())
 
   shares = {str(word): share(expected == word) for word in np.unique(expected)}
   most_frequent_word = max(shares, key=shares.get)
+  # A text without an answer gave "", which is never right.
   is_right = (expected == given).astype(float)
   design = bootstrap.Design(clusters=prompts, strata=tags)
 
@@ -478,8 +491,8 @@ def _understanding_of(
     says_yes = given == "yes"
     true_yes = share(is_yes & says_yes)
     yes_or_no = YesOrNo(
-      precision=true_yes / share(says_yes) if says_yes.any() else None,
-      recall=true_yes / share(is_yes) if is_yes.any() else None,
+      precision=_ratio(true_yes, share(says_yes)),
+      recall=_ratio(true_yes, share(is_yes)),
       says_yes=share(says_yes),
       always_yes=share(is_yes),
     )

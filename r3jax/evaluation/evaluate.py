@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from r3jax.agent import experience
-from r3jax.data import records as data_records
+from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.evaluation import questions
 from r3jax.evaluation import sample_log
@@ -44,7 +44,7 @@ class Batch:
 
   step: int
   rows: np.ndarray
-  records: Sequence[data_records.Prompt]
+  records: Sequence[records.Prompt]
   rounds: Sequence[chains.TimedRound]
   questions: Mapping[str, Sequence[questions.Question | None]]
   answers: Mapping[str, Sequence[str]]
@@ -63,13 +63,13 @@ class Evaluation:
     segments: (texts, capacity) -> ids and lengths of text segments.
     decode: (ids [B, T], lengths [B]) -> texts.
     boxes: Objects that the verifier recognizes in images; None if the reward cannot say.
-    flush: Called after every batch, on every process: writes the reward's log, and raises its errors.
+    flush: Called after every batch, on every process: writes the reward's log, raises its errors.
     flops: Operations of a draft and of a revision of one image, with texts at their longest.
     settings: JSON values of all that the results depend on, except the policy.
   """
 
   sampler: chains.Sampler
-  records: Sequence[data_records.Prompt]
+  records: Sequence[records.Prompt]
   prompts: experience.Prompts
   images_per_prompt: int
   questionnaire: questions.Questionnaire
@@ -111,12 +111,14 @@ class Evaluation:
     if jax.process_index() == 0:
       self._open(folder, keep=bool(previous))
 
+    # A sample that lacks a score is drawn again: its reward may have failed.
     complete = {
       key: sample for key, sample in previous.items() if _is_scored(sample)
     }
     remaining = [row for key, row in rows.items() if key not in complete]
     for batch_rows, count in chains.batches(remaining, self.sampler.batch_size):
       batch = self._draw(policy, towers, batch_rows, step)
+      # First, so that no sample is stored without its reward's log, or in spite of its error.
       self.flush()
       samples, images = self.samples_of(batch, count)
       complete.update({sample.key: sample for sample in samples})
@@ -132,7 +134,14 @@ class Evaluation:
     return {sample.key: sample for sample in sample_log.read(folder)}
 
   def finished(self, folder: epath.Path) -> list[sample_log.Sample] | None:
-    """Returns the samples of a folder whose evaluation has finished with the same settings, or None."""
+    """Returns the samples of a finished evaluation with the same settings.
+
+    Args:
+      folder: Folder of an evaluation, which may not exist.
+
+    Returns:
+      All samples, prompt by prompt; None if the evaluation has not finished, or other settings.
+    """
     if not (folder / SUMMARY).exists():
       return None
     samples = self.read(folder)
@@ -144,7 +153,9 @@ class Evaluation:
   def _open(self, folder: epath.Path, keep: bool) -> None:
     """Prepares a folder for further samples, or for the first ones if not `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
+    # A summary means that the evaluation has finished, which is no longer so.
     (folder / SUMMARY).unlink(missing_ok=True)
+    # This also removes a last line that a killed process left incomplete.
     sample_log.drop_after(folder, _LAST_STEP if keep else None)
     if keep:
       return
@@ -157,13 +168,14 @@ class Evaluation:
     """Draws the chains of a batch, and asks about their drafts."""
     prompt_index, image_index = rows.T
     prompts = jax.tree.map(lambda leaf: leaf[prompt_index], self.prompts)
-    records = [self.records[i] for i in prompt_index]
+    row_records = [self.records[i] for i in prompt_index]
     rounds = self.sampler.run(policy, towers, prompts, image_index)
     drafts = rounds[0].round.kept
-    asked = self.questionnaire.questions(drafts, records, rows)
+    questions_by_kind = self.questionnaire.questions(drafts, row_records, rows)
 
     answers = {}
-    for kind, kind_questions in asked.items():
+    for kind, kind_questions in questions_by_kind.items():
+      # Rows without a question stay in the batch, whose shape is fixed; their answers are unused.
       texts = [question.text if question else "" for question in kind_questions]
       ids, lengths = self.segments(texts, self.sampler.question_tokens)
       reply = self.sampler.ask(
@@ -175,7 +187,7 @@ class Evaluation:
         drafts.images,
       )
       answers[kind] = self.decode(reply.ids, reply.lengths)
-    return Batch(step, rows, records, rounds, asked, answers)
+    return Batch(step, rows, row_records, rounds, questions_by_kind, answers)
 
   def samples_of(
     self, batch: Batch, count: int
@@ -186,7 +198,10 @@ class Evaluation:
     for timed in batch.rounds:
       text = timed.round.text
       texts.append(self.decode(text.ids, text.lengths))
-      boxes.append(self.boxes(timed.round.kept.images) if self.boxes else None)
+      if self.boxes:
+        boxes.append(self.boxes(timed.round.kept.images))
+      else:
+        boxes.append([None] * len(batch.rows))
 
     samples = []
     images = {}
@@ -197,12 +212,13 @@ class Evaluation:
         previous = turns[-1] if turns else None
         turn = _turn(timed, i, texts[number][i], previous)
         if previous and turn.stop:
+          # The image has not changed, so it is not written again.
           path = previous.image
         else:
           path = f"images/{key}_{number}.png"
           images[path] = timed.round.kept.images[i]
-        turn_boxes = boxes[number][i] if self.boxes else None
-        turns.append(dataclasses.replace(turn, image=path, boxes=turn_boxes))
+        turn = dataclasses.replace(turn, image=path, boxes=boxes[number][i])
+        turns.append(turn)
       sample = sample_log.Sample(
         step=batch.step,
         key=key,
@@ -250,9 +266,9 @@ def _turn(
   drawn = timed.round
   turn = sample_log.EvaluatedTurn(
     image="",
-    **outcome.as_json(drawn.kept.score, i),
     text="",
     instruction="",
+    **outcome.as_json(drawn.kept.score, i),
     stop=bool(drawn.stop[i]),
     chain_score=outcome.as_json(drawn.chain.score, i)["score"],
     says_stop=bool(drawn.says_stop[i]),

@@ -39,6 +39,7 @@ class FinishedEvaluation:
 
 
 def _read_folder(folder: epath.Path, name: str, run: str) -> FinishedEvaluation:
+  # A sample that was drawn again has several lines; the last one counts.
   latest = {sample.key: sample for sample in sample_log.read(folder)}
   settings = json.loads((folder / evaluate.SETTINGS).read_text())
   values = json.loads((folder / evaluate.SUMMARY).read_text())

@@ -36,8 +36,8 @@ class Turn:
     label: Name of the turn, if it is not "draft" or "round 2", "round 3", ...
     format: Format reward of the text, in [0, 1].
     tokens: Length of the text; 0 after the chain has finished.
-    boxes: Objects that the verifier recognizes, {"label": str, "box": [y0, x0, y1, x1]} in shares of
-      the image.
+    boxes: Objects that the verifier recognizes, {"label": str, "box": [y0, x0, y1, x1]}; the
+      coordinates are shares of the image.
   """
 
   image: str
@@ -56,6 +56,7 @@ class Turn:
     values = {}
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
+      # A required field may be None too: a missing score is null in the file.
       is_required = field.default is dataclasses.MISSING
       if is_required or value is not None:
         values[field.name] = value
@@ -167,8 +168,10 @@ def append(
       letters, digits, "_", "-" and "/", or does not end in ".png".
   """
   folder = epath.Path(folder)
-  paths = {turn.image for sample in samples for turn in sample.turns}
-  missing = sorted(paths - images.keys())
+  named = set()
+  for sample in samples:
+    named.update(turn.image for turn in sample.turns)
+  missing = sorted(named - images.keys())
   if missing:
     raise ValueError(
       f"the samples name images that are not given: {missing[:3]}"
@@ -184,9 +187,11 @@ def append(
     parent.mkdir(parents=True, exist_ok=True)
 
   def write(path: str) -> None:
+    """Encodes and writes one image."""
     (folder / path).write_bytes(preprocess.png(images[path]))
 
   with futures.ThreadPoolExecutor(_WRITERS) as pool:
+    # The list waits for all writes, and raises their errors.
     list(pool.map(write, images))
   jsonl.append(folder / _FILE, [sample.to_json() for sample in samples])
 

@@ -66,13 +66,16 @@ def of_samples(samples: Sequence[sample_log.Sample]) -> SampleTable:
   if not samples:
     raise ValueError("an evaluation must have samples; there are none")
 
+  # A missing number is None in a sample and NaN in an array.
   def gather(name: str, dtype: type = float) -> np.ndarray:
+    """Returns an attribute of all turns, [rounds, n]."""
     rows = []
     for sample in samples:
       rows.append([getattr(turn, name) for turn in sample.turns])
     return np.array(rows, dtype).T
 
   def gather_part(name: str) -> np.ndarray:
+    """Returns a part of the reward of all turns, [rounds, n]."""
     rows = []
     for sample in samples:
       rows.append([turn.parts[name] for turn in sample.turns])

@@ -82,18 +82,21 @@ def rescore(
     The scores, in the order of `scores_of(samples)`.
 
   Raises:
-    ValueError: The prompts are not those that the images were drawn for, or the data replicas do not
-      divide the batch.
+    ValueError: The prompts are not those that the images were drawn for, or the data replicas do
+      not divide the batch.
   """
   replicas = mesh.shape[placement.AXIS]
   if batch_size % replicas:
     raise ValueError(
-      f"eval.batch_size ({batch_size}) must be divisible by the number of data replicas ({replicas})"
+      f"eval.batch_size ({batch_size}) must be divisible by the number of data replicas "
+      f"({replicas})"
     )
   images = scores_of(samples)
-  paths = [
-    turn.image for sample in samples for turn in sample.turns if not turn.stop
-  ]
+  paths = {}
+  for sample in samples:
+    for number, turn in enumerate(sample.turns):
+      paths[sample.key, number] = folder / turn.image
+  # A key is "PROMPT_IMAGE", see `evaluate.key_of`.
   prompt_index = [int(image.key.partition("_")[0]) for image in images]
   for image, index in zip(images, prompt_index, strict=True):
     if index >= len(prompts) or prompts[index].text != image.prompt:
@@ -116,15 +119,23 @@ def rescore(
   rescored = []
   for batch, count in chains.batches(list(enumerate(prompt_index)), batch_size):
     image_rows, prompt_rows = batch.T
-    pixels = np.stack([_read_image(folder / paths[i]) for i in image_rows])
-    batch_targets = jax.tree.map(lambda leaf: leaf[prompt_rows], targets)  # noqa: B023
+    batch_images = [images[i] for i in image_rows]
+    pixels = np.stack(
+      [_read_image(paths[image.key, image.round]) for image in batch_images]
+    )
+    batch_targets = _rows_of(targets, prompt_rows)
     with jax.set_mesh(mesh):
       batch_score = multihost.fetch(score(pixels, batch_targets))
     reward.raise_together()
-    for row, i in enumerate(image_rows[:count]):
+    for row, image in enumerate(batch_images[:count]):
       values = outcome.as_json(batch_score, row)
-      rescored.append(dataclasses.replace(images[i], **values))
+      rescored.append(dataclasses.replace(image, **values))
   return rescored
+
+
+def _rows_of(tree, rows: np.ndarray):
+  """Returns some rows of every leaf."""
+  return jax.tree.map(lambda leaf: leaf[rows], tree)
 
 
 def _read_image(path: epath.Path) -> np.ndarray:
@@ -240,4 +251,5 @@ def _kappa(a: np.ndarray, b: np.ndarray) -> float | None:
   chance = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
   if chance >= 1:
     return None
-  return float(((a == b).mean() - chance) / (1 - chance))
+  observed = (a == b).mean()
+  return float((observed - chance) / (1 - chance))

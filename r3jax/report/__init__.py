@@ -1,1 +1,1 @@
-"""Pages of runs and evaluations."""
+"""Tables, plots and HTML pages of evaluations, comparisons, runs and galleries."""

@@ -83,7 +83,7 @@ class Drawing:
   Attributes:
     name: Heading.
     x_label: What x counts.
-    description: The chart in words.
+    description: The chart in words, for readers who do not see it.
     curves: Curves, at least one.
     x_ticks: Places and texts.
     y_ticks: Places and texts.
@@ -125,12 +125,14 @@ def layout(chart: Chart) -> Drawing | None:
   if not indexed:
     return None
 
-  all_points = [point for _, _, points in indexed for point in points]
+  places = []
   values = []
-  for _, *y_and_bounds in all_points:
-    values += [value for value in y_and_bounds if value is not None]
-  first = min(x for x, *_ in all_points)
-  last = max(x for x, *_ in all_points)
+  for _, _, points in indexed:
+    for x, *y_and_bounds in points:
+      places.append(x)
+      values += [value for value in y_and_bounds if value is not None]
+  first = min(places)
+  last = max(places)
   y_ticks = _ticks_around(min(values), max(values))
   x_ticks = _ticks_within(first, last)
   x_scale = _Scale(first, last, LEFT, RIGHT)
@@ -139,11 +141,11 @@ def layout(chart: Chart) -> Drawing | None:
     _curve(index, label, points, x_scale, y_scale)
     for index, label, points in indexed
   ]
+  subject = f"{chart.name} over {chart.x_label} {first:g} to {last:g}"
   return Drawing(
     name=chart.name,
     x_label=chart.x_label,
-    description=f"{chart.name} over {chart.x_label} {first:g} to {last:g}: "
-    + _describe(curves),
+    description=f"{subject}: {_describe(curves)}",
     curves=curves,
     x_ticks=_placed(x_ticks, x_scale),
     y_ticks=_placed(y_ticks, y_scale),
@@ -165,11 +167,10 @@ def _describe(curves: Sequence[Curve]) -> str:
 def _without_infinities(point: Point) -> Point:
   """Replaces values that are not finite by None."""
   x, *values = point
-  finite = [
-    value if value is not None and math.isfinite(value) else None
-    for value in values
-  ]
-  return x, *finite
+  for i, value in enumerate(values):
+    if value is not None and not math.isfinite(value):
+      values[i] = None
+  return x, *values
 
 
 def _thin(points: list[Point]) -> list[Point]:
@@ -187,6 +188,7 @@ def _curve(
   """Returns a series with at least one value in the coordinates of the drawing."""
 
   def path(places: Sequence[tuple[float, float]]) -> str:
+    """Returns "x,y x,y ..." in the coordinates of the drawing."""
     return " ".join(f"{x_scale(x)},{y_scale(y)}" for x, y in places)
 
   lines = []
@@ -204,8 +206,10 @@ def _curve(
       lower = [(x, low) for x, _, low, _ in reversed(bounded)]
       bands.append(path(upper + lower))
 
-  # A stretch of one point has no line, so it needs a dot.
-  dotted = present if len(present) <= _MAX_DOTS else single
+  # A stretch of one point has no line, so that it needs a dot.
+  dotted = single
+  if len(present) <= _MAX_DOTS:
+    dotted = present
   values = [y for _, y, _, _ in present]
   return Curve(
     label=label,
@@ -224,6 +228,7 @@ def _stretches(points: list[Point]) -> Iterator[list[Point]]:
   """Yields the runs of points that have a value."""
 
   def has_value(point: Point) -> bool:
+    """Returns whether y is there."""
     return point[1] is not None
 
   for present, group in itertools.groupby(points, has_value):
@@ -266,11 +271,14 @@ def _ticks_within(low: float, high: float) -> list[float]:
 
 def _placed(ticks: list[float], scale: _Scale) -> list[tuple[str, str]]:
   """Returns places and texts of ticks, with as many decimals as tell them apart."""
-  distance = ticks[1] - ticks[0] if len(ticks) > 1 else 1
+  distance = 1
+  if len(ticks) > 1:
+    distance = ticks[1] - ticks[0]
   if distance < 1e-4 or max(map(abs, ticks)) >= 1e5:
     texts = [f"{tick:.3g}" for tick in ticks]
   else:
-    decimals = max(0, -math.floor(math.log10(distance * (1 + _TOLERANCE))))
+    magnitude = math.floor(math.log10(distance * (1 + _TOLERANCE)))
+    decimals = max(0, -magnitude)
     # Adding 0.0 turns -0.0 into 0.0.
     texts = [f"{tick + 0.0:.{decimals}f}" for tick in ticks]
   return [(scale(tick), text) for tick, text in zip(ticks, texts, strict=True)]

@@ -36,10 +36,9 @@ def write(
     raise ValueError(
       "at least two evaluations must be given (or a run that has two)"
     )
-  groups = [
-    [_mark_contaminated(evaluation) for evaluation in group]
-    for group in _shorten_names(groups)
-  ]
+  groups = _shorten_names(groups)
+  for group in groups:
+    group[:] = map(_mark_contaminated, group)
   if len(groups) == 1:
     (evaluations,) = groups
   else:
@@ -59,7 +58,9 @@ def write(
   (folder / "comparison.json").write_text(json_text + "\n")
 
   summaries = {x.name: x.summary for x in evaluations}
-  by_run = {group[0].run: [x.summary for x in group] for group in groups}
+  by_run = {}
+  for group in groups:
+    by_run[group[0].run] = [evaluation.summary for evaluation in group]
   plots.save(plots.by_round(summaries), folder / "by_round")
   plots.save(plots.by_tag(summaries), folder / "by_tag")
   by_iteration = plots.by_iteration(by_run)
@@ -91,16 +92,18 @@ def _shorten_names(
   """Removes the folder that all runs share from the names of runs and evaluations."""
   runs = [group[0].run for group in groups]
   if len({os.path.isabs(run) for run in runs}) > 1:
+    # Absolute and relative paths share no folder.
     return [list(group) for group in groups]
   parents = [os.path.dirname(run) for run in runs]
   common = os.path.commonpath(parents) or os.curdir
 
   def shorten(evaluation: Evaluation) -> Evaluation:
+    """Returns an evaluation with names relative to the common folder."""
     run = os.path.relpath(evaluation.run, common)
     name = run + evaluation.name.removeprefix(evaluation.run)
     return dataclasses.replace(evaluation, name=name, run=run)
 
-  return [[shorten(evaluation) for evaluation in group] for group in groups]
+  return [list(map(shorten, group)) for group in groups]
 
 
 def _mark_contaminated(evaluation: Evaluation) -> Evaluation:

@@ -32,6 +32,7 @@ def conclude(
   summary = summary_lib.summarize(samples, context)
   if jax.process_index() != 0:
     return summary
+
   (folder / "tables.md").write_text(_markdown(summary))
   (folder / "tables").mkdir(exist_ok=True)
   named_tables = tables(summary)
@@ -46,6 +47,7 @@ def conclude(
     samples=samples,
   )
   page.write_page(folder, content)
+  # Last: an evaluation with a summary is finished.
   text = json.dumps(summary.to_json(), indent=1, allow_nan=False)
   atomic.write_text(folder / evaluate.SUMMARY, text + "\n")
   return summary
@@ -86,9 +88,9 @@ def _rounds(summary: Summary) -> Table:
   parts = list(summary.rounds[0].parts)
   rows = []
   for numbers in summary.rounds:
-    part_means = [
-      part.mean if part else None for part in numbers.parts.values()
-    ]
+    part_means = []
+    for part in numbers.parts.values():
+      part_means.append(part.mean if part else None)
     change = numbers.change
     changes = [None, None, None, None]
     if change:
@@ -124,7 +126,9 @@ def _tags(summary: Summary) -> Table:
 def _lengths(summary: Summary) -> Table:
   rows = []
   for numbers, tflops in zip(summary.rounds, summary.tflops, strict=True):
-    gain = numbers.change.gain if numbers.change else None
+    gain = None
+    if numbers.change:
+      gain = numbers.change.gain
     cells = [
       numbers.tokens,
       numbers.instruction_tokens,
@@ -144,7 +148,8 @@ def _lengths(summary: Summary) -> Table:
     "gain per TFLOP",
   ]
   return Table(
-    "Lengths and cost: texts of samples that were not finished; seconds in batches, scoring included",
+    "Lengths and cost: texts of samples that were not finished; seconds in batches, scoring "
+    "included",
     columns,
     rows,
     number_format=".4g",

@@ -1,8 +1,8 @@
 """Stores generated samples as files, and shows them on one page: a row per image, round by round.
 
 A sample NAME is NAME.json beside NAME_0.png, NAME_1.png, ... The JSON file is written last, so that
-a sample is there whole or not at all. The page refers to the images by relative paths, so the folder
-can be moved.
+a sample is there whole or not at all. The page refers to the images by relative paths, so that the
+folder can be moved.
 """
 
 from collections.abc import Sequence

@@ -38,10 +38,12 @@ def write(
   text = "\n\n".join(blocks) + "\n"
   (judges / f"{name}.md").write_text(text)
 
-  agreements_json = {
-    tag: dataclasses.asdict(numbers) if numbers else {"images": 0}
-    for tag, numbers in agreements.items()
-  }
+  agreements_json = {}
+  for tag, numbers in agreements.items():
+    if numbers is None:
+      agreements_json[tag] = {"images": 0}
+    else:
+      agreements_json[tag] = dataclasses.asdict(numbers)
   values = {
     "notes": list(notes),
     "agreement": agreements_json,

@@ -1,7 +1,7 @@
 """Renders one static HTML page: notes, tables, curves and a gallery of samples.
 
-The page is folder/index.html. Its styles, script and data are inside; its images are files beside it.
-It loads nothing else, so that it can be read from a disk, a bucket or a web server.
+The page is folder/index.html. Its styles, script and data are inside; its images are files beside
+it. It loads nothing else, so that it can be read from a disk, a bucket or a web server.
 """
 
 import base64
@@ -57,9 +57,13 @@ def write_page(folder: epath.PathLike, page: Page) -> epath.Path:
     "samples": [sample.to_json() for sample in page.samples],
     "charts": [_chart_values(drawing) for drawing in drawings],
   }
-  steps = {sample.step for sample in page.samples}
-  tags = {sample.tag for sample in page.samples}
-  turns = [turn for sample in page.samples for turn in sample.turns]
+  steps = set()
+  tags = set()
+  has_boxes = False
+  for sample in page.samples:
+    steps.add(sample.step)
+    tags.add(sample.tag)
+    has_boxes |= any(turn.boxes for turn in sample.turns)
 
   template = templates.load("report.html.j2")
   text = template.render(
@@ -71,7 +75,7 @@ def write_page(folder: epath.PathLike, page: Page) -> epath.Path:
     steps=sorted(steps, reverse=True),
     tags=sorted(tags),
     turns=_turn_labels(page.samples),
-    has_boxes=any(turn.boxes for turn in turns),
+    has_boxes=has_boxes,
     style=style,
     script=script,
     style_hash=_csp_hash(style),
@@ -109,8 +113,8 @@ def _chart_values(drawing: charts_lib.Drawing) -> dict:
 def _as_script_data(data: dict) -> markupsafe.Markup:
   """Returns JSON that can stand in a script element: nothing in it ends the element.
 
-  It is ASCII, so that the line separators U+2028 and U+2029 are escaped too, and halves of surrogate
-  pairs, which UTF-8 cannot hold.
+  It is ASCII, so that the line separators U+2028 and U+2029 are escaped too, and halves of
+  surrogate pairs, which UTF-8 cannot hold.
   """
   text = json.dumps(
     data, allow_nan=False, ensure_ascii=True, separators=(",", ":")

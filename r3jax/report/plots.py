@@ -65,7 +65,9 @@ def by_round(summaries: Mapping[str, Summary]) -> Figure:
 def by_tag(summaries: Mapping[str, Summary]) -> Figure:
   """Plots the score of the last round by tag, one series of points per evaluation."""
   figure, axes = _new_figure("tag")
-  tags = list(dict.fromkeys(tag for x in summaries.values() for tag in x.tags))
+  tags = []
+  for summary in summaries.values():
+    tags += [tag for tag in summary.tags if tag not in tags]
   for number, (name, summary) in enumerate(summaries.items()):
     offset = 0.6 * ((number + 0.5) / len(summaries) - 0.5)
     scores = []
@@ -80,7 +82,7 @@ def by_tag(summaries: Mapping[str, Summary]) -> Figure:
 
 
 def by_iteration(runs: Mapping[str, Sequence[Summary]]) -> Figure | None:
-  """Plots draft and last round by iteration, for runs with several evaluations; None without any."""
+  """Plots draft and last round by iteration; None if no run has several evaluations."""
   several = {name: run for name, run in runs.items() if len(run) > 1}
   if not several:
     return None

@@ -62,7 +62,7 @@ class RunSummary:
   def from_json(cls, values: Mapping) -> "RunSummary":
     """Returns the summary of a summary.json; other keys are ignored."""
     names = {field.name for field in dataclasses.fields(cls)}
-    known = {name: value for name, value in values.items() if name in names}
+    present = {name: value for name, value in values.items() if name in names}
     scores = {}
     for view, numbers in values.get("scores", {}).items():
       scores[view] = comparison.PairedEstimates(
@@ -75,10 +75,10 @@ class RunSummary:
       for model, estimate in values.get("last round minus draft", {}).items()
     }
     if "leaked" in values:
-      known["leaked"] = contamination.Leaked(**values["leaked"])
+      present["leaked"] = contamination.Leaked(**values["leaked"])
     missing = values.get("images without a score", {})
     typed = {"scores": scores, "refinement": refinement, "missing": missing}
-    return cls(**{**known, **typed})
+    return cls(**{**present, **typed})
 
   def notes(self) -> list[str]:
     """Returns what a reader must know before the numbers."""
@@ -111,7 +111,8 @@ def write_report(
     The path of the page.
   """
   if charts is None:
-    charts = sorted({name for row in metrics for name in row} - {"step"})
+    names = set().union(*metrics)
+    charts = sorted(names - {"step"})
   content = page.Page(
     title=summary.title,
     notes=summary.notes(),

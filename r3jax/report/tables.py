@@ -41,7 +41,8 @@ def difference(name: str, estimate: Estimate | None) -> Difference | None:
   part = name.rpartition(", ")[2]
   less_is_better = part in outcome.LOWER_IS_BETTER
   rises = estimate.low > 0
-  return Difference(estimate, "better" if rises != less_is_better else "worse")
+  verdict = "worse" if rises == less_is_better else "better"
+  return Difference(estimate, verdict)
 
 
 Cell = str | int | float | Estimate | Difference | None
@@ -70,7 +71,8 @@ class Table:
     for name, cells in self.rows:
       if len(cells) + 1 != len(self.columns):
         raise ValueError(
-          f"{self.caption!r} has {len(self.columns)} columns, but {len(cells)} cells beside {name!r}"
+          f"{self.caption!r} has {len(self.columns)} columns, but {len(cells)} cells beside "
+          f"{name!r}"
         )
 
 
@@ -165,6 +167,7 @@ def _csv_fields(cell: Cell, bounded: bool) -> list[str]:
   if cell is None:
     text = ""
   elif isinstance(cell, float):
+    # Not repr(cell): a numpy number prints its type.
     text = repr(float(cell))
   else:
     text = str(cell)

@@ -1,4 +1,4 @@
-"""An evaluation without a model: images, scores and texts follow from the numbers of prompt and image."""
+"""An evaluation without a model: all results follow from the indices of prompt and image."""
 
 import numpy as np
 
@@ -53,9 +53,11 @@ class Sampler:
     draft = self._drawn(rows, 0)
     even = rows.sum(1) % 2 == 0
     open_ = np.zeros(len(rows), bool)
-    text = lambda which: experience.Text(
-      np.tile(which, (5, 1)).T, np.full(len(rows), 5), None
-    )
+
+    def text(which):
+      ids = np.tile(which, (5, 1)).T
+      return experience.Text(ids, np.full(len(rows), 5), None)
+
     first = chains.Round(
       chains.ChainState(draft, draft, open_),
       np.ones(len(rows)),
@@ -64,9 +66,10 @@ class Sampler:
       np.zeros(len(rows), int),
     )
     chain = self._drawn(rows, 1)
-    keep = lambda old, new: np.where(
-      even.reshape(-1, *[1] * (new.ndim - 1)), old, new
-    )
+
+    def keep(old, new):
+      return np.where(even.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+
     score = types.Score(
       *(
         keep(getattr(draft.score, name), getattr(chain.score, name))

@@ -47,6 +47,12 @@ def rounds_of(bench):
   return rounds
 
 
+def _assert_equal_rows(first, second, rows: np.ndarray):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_array_equal(a[rows], b[rows]), first, second
+  )
+
+
 class TestSampler:
   @pytest.mark.parametrize(
     "shape, batch_size",
@@ -82,26 +88,14 @@ class TestSampler:
     assert rounds[-1].stop.any() and not rounds[-1].stop.all()
     for before, after in zip(rounds, rounds[1:]):
       np.testing.assert_array_equal(after.stop, before.stop | after.says_stop)
-      jax.tree.map(
-        lambda old, new: np.testing.assert_array_equal(
-          new[after.stop], old[after.stop]
-        ),
-        before.kept,
-        after.kept,
-      )
+      _assert_equal_rows(before.kept, after.kept, after.stop)
 
   def test_chain_goes_on_where_nothing_has_stopped_as_what_is_kept_and_elsewhere_too(
     self, rounds_of
   ):
     rounds = rounds_of(ONE, 6)
     for one in rounds:
-      jax.tree.map(
-        lambda kept, chain: np.testing.assert_array_equal(
-          kept[~one.stop], chain[~one.stop]
-        ),
-        one.kept,
-        one.chain,
-      )
+      _assert_equal_rows(one.kept, one.chain, ~one.stop)
     before, after = rounds[-2], rounds[-1]
     assert (
       (after.chain.images != before.chain.images)[after.stop]

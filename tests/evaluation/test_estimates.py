@@ -11,45 +11,42 @@ NAN = np.nan
 
 
 def table(**changes) -> sample_table.SampleTable:
-  """Returns three rounds of five images: right and stops; wrong and mended; mended late; worsened; wrong and stops."""
+  """Returns three rounds of five images.
+
+  They are right and stop; wrong and mended; mended late; worsened; wrong and stop.
+  """
   score = np.array(
     [[1, 0.5, 0.0, 0.5, 0.2], [1, 1, 0.5, 0.25, 0.2], [1, 1, 1, NAN, 0.2]]
   )
   stop = np.array([[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [1, 1, 0, 0, 1]], bool)
-  return sample_table.SampleTable(
-    **dict(
-      tags=["a", "a", "b", "b", "b"],
-      prompts=["p", "q", "r", "r", "s"],
-      score=score,
-      parts={
-        "strict": np.array(
-          [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, NAN, 0]]
-        )
-      },
-      stop=stop,
-      format=np.array(
-        [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 1]], float
-      ),
-      tokens=np.array(
-        [[4, 6, 5, 5, 5], [9, 10, 11, 12, 8], [1, 20, 22, 24, 1]], float
-      ),
-      instruction_tokens=np.array(
-        [[0] * 5, [3, 4, 5, 6, 2], [0, 3, 4, 5, 0]], float
-      ),
-      chain_score=np.array(
-        [
-          [1, 0.5, 0.0, 0.5, 0.2],
-          [0.5, 1, 0.5, 0.25, 0.6],
-          [0.5, 0.75, 1, NAN, 0.8],
-        ]
-      ),
-      says_stop=np.array(
-        [[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [0, 1, 0, 0, 1]], bool
-      ),
-      seconds=np.array([[2.0] * 5, [3.0] * 5, [3.0, 3.0, 3.0, 9.0, 9.0]]),
-    )
-    | changes
+  columns = dict(  # noqa: C408
+    tags=["a", "a", "b", "b", "b"],
+    prompts=["p", "q", "r", "r", "s"],
+    score=score,
+    parts={
+      "strict": np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, NAN, 0]])
+    },
+    stop=stop,
+    format=np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 1]], float),
+    tokens=np.array(
+      [[4, 6, 5, 5, 5], [9, 10, 11, 12, 8], [1, 20, 22, 24, 1]], float
+    ),
+    instruction_tokens=np.array(
+      [[0] * 5, [3, 4, 5, 6, 2], [0, 3, 4, 5, 0]], float
+    ),
+    chain_score=np.array(
+      [
+        [1, 0.5, 0.0, 0.5, 0.2],
+        [0.5, 1, 0.5, 0.25, 0.6],
+        [0.5, 0.75, 1, NAN, 0.8],
+      ]
+    ),
+    says_stop=np.array(
+      [[0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [0, 1, 0, 0, 1]], bool
+    ),
+    seconds=np.array([[2.0] * 5, [3.0] * 5, [3.0, 3.0, 3.0, 9.0, 9.0]]),
   )
+  return sample_table.SampleTable(**(columns | changes))
 
 
 class TestByRound:
@@ -149,7 +146,10 @@ class TestStops:
 
   def test_what_stopping_is_worth(self):
     found = estimates.stops(table(), seed=0).score
-    mean = lambda a, b: pytest.approx((np.mean(a) + np.mean(b)) / 2)
+
+    def mean(a, b):
+      return pytest.approx((np.mean(a) + np.mean(b)) / 2)
+
     assert found["its own stops"][0] == mean([1, 1], [1, 0.2])
     # one chain lacks a score
     assert found["stopped at the draft"][0] == mean([1, 0.5], [0, 0.2])

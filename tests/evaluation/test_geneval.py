@@ -1,4 +1,4 @@
-"""GenEval as a user runs it: launch/evaluate.py, any prompts, a tiny random BAGEL, a judge on this machine.
+"""GenEval as a user runs it: any prompts, a tiny random BAGEL, a judge on this machine.
 
   R3JAX_GENEVAL=FILE bash launch/test.sh -m slow tests/evaluation/test_geneval.py
 

@@ -1,4 +1,4 @@
-"""The shipped model's evaluation says the same whatever the batch size and the number of devices."""
+"""The shipped model's evaluation is the same for all batch sizes and numbers of devices."""
 
 import json
 import os
@@ -53,20 +53,22 @@ def fixture_expected(tmp_path_factory):
 def test_numbers_texts_and_images(expected, tmp_path, devices, batch_size):
   found = evaluate(tmp_path, devices, batch_size)
   ours, theirs = (sample_log.read(folder) for folder in (found, expected))
-  texts = lambda samples: [
-    [
-      sample.key,
-      *(turn.text for turn in sample.turns),
-      *(answer.text for answer in sample.answers),
-    ]
-    for sample in samples
-  ]
+
+  def texts(samples):
+    rows = []
+    for sample in samples:
+      turns = [turn.text for turn in sample.turns]
+      answers = [answer.text for answer in sample.answers]
+      rows.append([sample.key, *turns, *answers])
+    return rows
+
   assert texts(ours) == texts(theirs)
   files = sorted(path.name for path in (expected / "images").iterdir())
   assert files == sorted(path.name for path in (found / "images").iterdir())
-  picture = lambda folder, name: np.asarray(
-    Image.open(folder / "images" / name)
-  ).astype(int)
+
+  def picture(folder, name):
+    return np.asarray(Image.open(folder / "images" / name)).astype(int)
+
   assert (
     max(
       np.abs(picture(found, name) - picture(expected, name)).max()

@@ -174,7 +174,7 @@ class TestSeen:
     for i, (objects, boxes) in enumerate(
       zip(readings.objects(images), readings.boxes(images), strict=True)
     ):
-      scene = jax.tree.map(lambda x: x[i], stacked)
+      scene = jax.tree.map(lambda x, i=i: x[i], stacked)
       assert objects == scenes_lib.objects_of(scene)
       for (shape, color, cell), box in zip(objects, boxes, strict=True):
         assert (

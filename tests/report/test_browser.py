@@ -1,7 +1,8 @@
 """Tests of the pages of report/page.py in a browser: a Chromium of the system, from file://.
 
 The gallery has 45 samples in five kinds, by number modulo five:
-  0: right at once; 1: improved to right; 2: worse; 3: unchanged and finished; 4: no score at the end.
+  0: right at once; 1: improved to right; 2: worse; 3: unchanged and finished;
+  4: no score at the end.
 """
 
 import pathlib
@@ -168,7 +169,7 @@ def as_url(path, address=""):
 
 @pytest.fixture(scope="module")
 def watched(chromium, gallery):
-  """Yields a function that opens the gallery in a context of its own, and what its pages report and ask for."""
+  """Yields a function that opens the gallery in a context of its own, and the pages' logs."""
   reported, requested = [], []
 
   def open_page(address="", **options):
@@ -346,9 +347,10 @@ class TestPage:
 class TestTheme:
   def test_follows_the_system_until_it_is_chosen(self, opened):
     page = opened(color_scheme="dark")
-    background = lambda: page.evaluate(
-      "getComputedStyle(document.body).backgroundColor"
-    )
+
+    def background():
+      return page.evaluate("getComputedStyle(document.body).backgroundColor")
+
     button = page.locator("#theme")
     assert (background(), button.inner_text()) == ("rgb(19, 20, 23)", "☀ Light")
     button.click()
@@ -370,15 +372,18 @@ class TestTheme:
     found = page.evaluate("""() => {
       const parse = (color) => color.match(/[\\d.]+/g).map(Number);
       const linear = (x) => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
-      const light = (color) => [.2126, .7152, .0722].reduce((sum, share, i) => sum + share * linear(color[i] / 255), 0);
+      const light = (color) => [.2126, .7152, .0722]
+        .reduce((sum, share, i) => sum + share * linear(color[i] / 255), 0);
       const behind = (element) => {
         for (let at = element; at; at = at.parentElement) {
           const color = parse(getComputedStyle(at).backgroundColor);
           if (color.length === 3 || color[3] > 0) return color;
         }
       };
-      const texts = [...document.querySelectorAll("body *")].filter((element) => element.checkVisibility() &&
-        !element.closest(".boxes, script, style, option, :disabled") && (element.matches("input, select") ||
+      const texts = [...document.querySelectorAll("body *")].filter((element) =>
+        element.checkVisibility() &&
+        !element.closest(".boxes, script, style, option, :disabled") &&
+        (element.matches("input, select") ||
         [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())));
       return texts.map((element) => {
         const style = getComputedStyle(element);
@@ -492,9 +497,11 @@ class TestFilters:
 class TestCards:
   def test_change_is_said_with_sign_and_word(self, at):
     page = at("#sort=oldest")
-    said = lambda number: (
-      page.locator(".sample").nth(number).locator(".scores").all_inner_texts()
-    )
+
+    def said(number):
+      sample = page.locator(".sample").nth(number)
+      return sample.locator(".scores").all_inner_texts()
+
     assert said(1) == ["score 0.50", "score 1.00 ✓\n▲ +0.50 better"]
     assert said(2) == ["score 0.75", "score 0.25\n▼ −0.50 worse"]
     assert said(3) == ["score 0.50", "score 0.50\n= same", "score 0.50\n= same"]
@@ -529,11 +536,14 @@ class TestCards:
 
   def test_whole_texts_are_offered_where_some_are_cut(self, opened):
     page = opened("#tag=position&sort=oldest")
-    cut = lambda: [
-      number
-      for number, more in zip(prompts(page), page.locator(".more").all())
-      if more.is_visible()
-    ]
+
+    def cut():
+      return [
+        number
+        for number, more in zip(prompts(page), page.locator(".more").all())
+        if more.is_visible()
+      ]
+
     assert prompts(page)[:3] == [2, 5, 8] and cut() == [8]
     page = opened(
       "#sort=oldest&q=middling", viewport={"width": 380, "height": 800}
@@ -552,8 +562,10 @@ class TestCards:
       second.get_attribute("alt")
       == "round 2 of: a photo of thing 31, score 1.00"
     )
-    unnamed = """[...document.querySelectorAll("button, input, select")].map((element) => [element.outerHTML,
-      element.ariaLabel || element.labels?.length || element.textContent.trim()]).filter(([, name]) => !name)"""
+    unnamed = """[...document.querySelectorAll("button, input, select")]
+      .map((element) => [element.outerHTML,
+      element.ariaLabel || element.labels?.length || element.textContent.trim()])
+      .filter(([, name]) => !name)"""
     assert page.evaluate(unnamed) == []
 
 
@@ -595,11 +607,14 @@ class TestBoxes:
   def test_are_switched_by_button_and_key(self, at):
     page = at("#outcome=improved")
     overlay, button = page.locator(".boxes").first, page.locator("#boxes")
-    seen = lambda: (
-      overlay.is_visible(),
-      button.get_attribute("aria-pressed"),
-      button.inner_text(),
-    )
+
+    def seen():
+      return (
+        overlay.is_visible(),
+        button.get_attribute("aria-pressed"),
+        button.inner_text(),
+      )
+
     assert seen() == (False, "false", "Boxes off")
     page.keyboard.press("b")
     assert seen() == (True, "true", "Boxes on")
@@ -652,7 +667,10 @@ class TestKeys:
   def test_large_view_goes_through_the_turns(self, at):
     page = at("#sort=oldest&sample=00003_00")
     page.keyboard.press("Enter")
-    shown = lambda: page.locator("#view .side h3").inner_text()
+
+    def shown():
+      return page.locator("#view .side h3").inner_text()
+
     assert page.locator("#view").is_visible() and shown() == "draft"
     seen = []
     for pressed in ["ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"]:
@@ -831,7 +849,8 @@ class TestInjection:
       page.keyboard.press("Escape")
     assert page.evaluate("document.scripts.length") == 2
     assert (
-      page.evaluate("""[...document.querySelectorAll("*")].flatMap((element) => element.getAttributeNames())
+      page.evaluate("""[...document.querySelectorAll("*")]
+      .flatMap((element) => element.getAttributeNames())
       .filter((name) => name.startsWith("on") || name === "autofocus" || name === "style")""")
       == []
     )
@@ -867,7 +886,7 @@ class TestInjection:
 
 class TestSpeed:
   def test_five_thousand_samples_open_fast(self, chromium, tmp_path):
-    """Measured on two busy cores with a page of 13 MB: 0.7 to 1.9 s to the first cards, 0.06 to 0.3 s a filter."""
+    """On two busy cores, 13 MB took 0.7 to 1.9 s to the first cards, 0.06 to 0.3 s a filter."""
     samples = []
     for number in range(5000):
       changes = {

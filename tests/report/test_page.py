@@ -409,7 +409,10 @@ class TestWriteReport:
         )
       ]
     )
-    buttons = lambda page: [button.get("id") for button in page.all("button")]
+
+    def buttons(page):
+      return [button.get("id") for button in page.all("button")]
+
     assert "boxes" in buttons(render(tmp_path, [boxed]))
     assert "boxes" not in buttons(render(tmp_path, [sample()]))
 
