@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import r3jax
-from r3jax.rl import programs
+from r3jax.rl import mapped
 from tests import tiny
 
 CHECKED = tuple(
@@ -51,7 +51,7 @@ class TestSignatures:
   def test_hold_in_the_step(self, tiny_model, checked):
     bench = tiny.make_bench(tiny_model)
     with jax.set_mesh(bench.mesh):
-      step = programs.fused(bench.iteration, bench.mesh)
+      step = mapped.fused(bench.stages, bench.mesh)
       jax.eval_shape(
         step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0)
       )

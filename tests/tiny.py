@@ -24,7 +24,8 @@ from r3jax.data import contamination
 from r3jax.evaluation import chains
 from r3jax.parallel import meshes
 from r3jax.rewards import combine
-from r3jax.rl import iteration as iteration_lib
+from r3jax.rl import iteration
+from r3jax.rl import replica_stages
 from r3jax.rl import train_state
 from r3jax.run import held_out
 from r3jax.run import sessions
@@ -184,11 +185,11 @@ class Bench:
   policy: dict
 
   @property
-  def iteration(self) -> iteration_lib.Iteration:
-    return self.session.iteration
+  def stages(self) -> replica_stages.ReplicaStages:
+    return self.session.stages
 
   @property
-  def frozen(self) -> iteration_lib.Frozen:
+  def frozen(self) -> train_state.Frozen:
     return self.session.frozen
 
   @property
@@ -201,7 +202,7 @@ class Bench:
 
   def rows(self, number: int) -> np.ndarray:
     """Returns which training prompts iteration `number` draws here."""
-    groups = self.iteration.settings.num_groups
+    groups = self.stages.settings.num_groups
     return np.arange(number * groups, (number + 1) * groups)
 
   def batch(self, number: int) -> experience.Prompts:
@@ -223,7 +224,7 @@ class Bench:
     with jax.set_mesh(self.mesh):
       found, state = [], self.state()
       for i in range(number):
-        state, metrics, samples = iteration_lib.run(
+        state, metrics, samples = iteration.run(
           stages, state, self.frozen, self.batch(i), np.uint32(0)
         )
         found.append(jax.device_get((state, metrics, samples)))
@@ -261,7 +262,7 @@ def make_bench(
     None,
     experiment,
     mesh,
-    experiment.iteration(mesh),
+    experiment.stages(mesh),
     prompts,
     frozen,
     evaluation,

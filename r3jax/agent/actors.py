@@ -1,7 +1,9 @@
 """A policy at work: modules, parameters and settings, and the few calls that every stage makes."""
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,9 @@ from r3jax.model import parameters
 from r3jax.parallel import sharding
 from r3jax.sampling import decoding
 from r3jax.sequence import segments
+
+# Slots of a text whose logits are in memory at a time; each has as many as the vocabulary has ids.
+_LOGIT_SLOTS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,30 +36,27 @@ class Modules:
   rollout_rules: sharding.Rules = sharding.TRAIN
 
 
-# Compiled apart only to be traced once: the same segments run in rollout, loss and reference.
+# Jitted so that it is traced once: rollout, loss and reference run the same segments.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(
   bagel: network.Bagel,
   layout: segments.Layout,
   policy: types.Params,
-  inputs,
-  lengths,
-  past,
+  inputs: Mapping[str, jax.Array | network.Noised],
+  lengths: Mapping[str, types.Lengths],
+  past: Sequence[network.Cache],
 ):
   return bagel.apply({"params": policy}, layout, inputs, lengths, past)
 
 
-_SLOTS = 64  # of a text whose logits exist at once
-
-
 @dataclasses.dataclass(frozen=True)
 class Actor:
-  """A policy at work: modules, parameters and settings that every stage needs.
+  """A policy at work.
 
   Attributes:
-    modules: the Linen modules.
-    policy: trained parameters.
-    frozen: {"vision", "autoencoder"} parameters.
+    modules: the model.
+    policy: parameters of the half that is trained.
+    frozen: {"vision", "autoencoder"}, parameters of the frozen half.
     settings: how it samples.
   """
 
@@ -63,51 +65,67 @@ class Actor:
   frozen: types.Params
   settings: rollout_settings.RolloutSettings
 
-  def run(self, layout, inputs, lengths, past=()) -> network.Output:
+  def run(
+    self,
+    layout: segments.Layout,
+    inputs: Mapping[str, jax.Array | network.Noised],
+    lengths: Mapping[str, types.Lengths],
+    past: Sequence[network.Cache] = (),
+  ) -> network.Output:
     """Runs segments through the policy, see `Bagel.__call__`."""
     return _run(self.modules.bagel, layout, self.policy, inputs, lengths, past)
 
   def velocities(
     self, output: network.Output, names: tuple[str, ...]
   ) -> tuple[types.Latent, ...]:
-    """Reads the velocities of the named noise segments."""
-    return tuple(self._read(output.latent(name), "velocity") for name in names)
+    """Returns the velocities [B, N, C] of the named noise segments."""
+    return tuple(
+      self._read_out(output.latent(name), "velocity") for name in names
+    )
 
   def logprob(self, hidden: types.Hidden, ids: types.TokenIds) -> jax.Array:
-    """Returns the log-probs of ids[:, 1:] given the hidden states of a text segment, [B, T - 1].
+    """Returns the log-probs of ids[:, 1:], [B, T - 1], temperature 1.
 
-    The logits of a long segment exist for some of its slots at a time, in the backward pass too.
+    The logits of a long segment are computed for some of its slots at a time, in the backward pass
+    too.
+
+    Args:
+      hidden: hidden states of a text segment.
+      ids: tokens of the same segment.
     """
-    hidden, ids = hidden[:, :-1], ids[:, 1:]
+    # Slot j predicts token j + 1.
+    hidden = hidden[:, :-1]
+    ids = ids[:, 1:]
 
     @jax.checkpoint
-    def read(hidden, ids):
-      return decoding.logprob(self._read(hidden, "logits"), ids)
+    def part_logprob(hidden: types.Hidden, ids: types.TokenIds) -> jax.Array:
+      return decoding.logprob(self._read_out(hidden, "logits"), ids)
 
-    parts = [slice(at, at + _SLOTS) for at in range(0, ids.shape[1], _SLOTS)]
-    return jnp.concatenate(
-      [read(hidden[:, part], ids[:, part]) for part in parts], axis=1
-    )
+    parts = []
+    for start in range(0, ids.shape[1], _LOGIT_SLOTS):
+      slots = slice(start, start + _LOGIT_SLOTS)
+      parts.append(part_logprob(hidden[:, slots], ids[:, slots]))
+    return jnp.concatenate(parts, axis=1)
 
-  def _read(self, hidden: types.Hidden, method: str) -> jax.Array:
-    return self.modules.bagel.apply(
-      {"params": self.policy}, hidden, method=method
-    )
+  def _read_out(self, hidden: types.Hidden, method: str) -> jax.Array:
+    variables = {"params": self.policy}
+    result = self.modules.bagel.apply(variables, hidden, method=method)
+    return cast(jax.Array, result)
 
 
 def sampler(
   modules: Modules,
   policy: types.Params,
   frozen: types.Params,
-  settings,
+  settings: rollout_settings.RolloutSettings,
 ) -> Actor:
-  """Returns an actor for rollouts; takes what `Actor` takes.
+  """Returns an actor for rollouts; arguments are the attributes of `Actor`.
 
-  Its weights are in the compute dtype and where the rollouts' rules put them: gathered once, and
-  not once per token.
+  Its weights are in the compute dtype and placed by the rules of rollouts: they are gathered once
+  per rollout, and not once per token.
   """
   bagel = modules.bagel.clone(rules=modules.rollout_rules)
-  policy = parameters.placed(bagel, parameters.narrowed(policy, bagel.dtype))
-  return Actor(
-    dataclasses.replace(modules, bagel=bagel), policy, frozen, settings
-  )
+  narrowed = parameters.narrowed(policy, bagel.dtype)
+  placed = parameters.placed(bagel, narrowed)
+  modules = dataclasses.replace(modules, bagel=bagel)
+  return Actor(modules, placed, frozen, settings)

@@ -1,4 +1,4 @@
-"""Random keys of a rollout: one per group and one per sample."""
+"""Random keys of a rollout: one per group and one per sample (docs/algorithm.md#randomness)."""
 
 import flax.struct
 import jax
@@ -8,32 +8,49 @@ from r3jax import types
 
 @flax.struct.dataclass
 class Keys:
-  """Randomness of one stage: per group and per sample."""
+  """The keys of one stage on one device.
+
+  Attributes:
+    group: for what the samples of a group share, such as the initial noise.
+    sample: for what is each sample's own.
+  """
 
   group: types.Key  # [G]
   sample: types.Key  # [B]
 
   @property
-  def samples(self) -> int:
-    """Samples per group on this device."""
+  def samples_per_group(self) -> int:
+    """Samples of each group on this device."""
     return self.sample.shape[0] // self.group.shape[0]
 
 
+def _split_each(keys: types.Key) -> types.Key:
+  """Splits every key in two, [n] -> [n, 2]."""
+  return jax.vmap(jax.random.split)(keys)
+
+
 def numbered_keys(seed: int, ids: jax.Array) -> Keys:
-  """Returns the keys of rows that are groups of one sample; ids are [B, n] int32 numbers of each row."""
+  """Returns the keys of rows that are groups of one sample each.
 
-  def fold(row):
+  Args:
+    seed: seed of all rows.
+    ids: [B, n] int32; rows with the same numbers get the same keys.
+  """
+
+  def row_key(numbers: jax.Array) -> types.Key:
     key = jax.random.key(seed)
-    for number in row:
+    for number in numbers:
       key = jax.random.fold_in(key, number)
-    return jax.random.split(key)
+    return key
 
-  pair = jax.vmap(fold)(ids)
-  return Keys(pair[:, 0], pair[:, 1])
+  pairs = _split_each(jax.vmap(row_key)(ids))
+  return Keys(group=pairs[:, 0], sample=pairs[:, 1])
 
 
 def split_keys(keys: Keys) -> tuple[Keys, Keys]:
   """Returns two independent sets of keys."""
-  pair = jax.vmap(lambda key: jax.random.split(key))
-  group, sample = pair(keys.group), pair(keys.sample)
-  return Keys(group[:, 0], sample[:, 0]), Keys(group[:, 1], sample[:, 1])
+  group = _split_each(keys.group)
+  sample = _split_each(keys.sample)
+  first = Keys(group[:, 0], sample[:, 0])
+  second = Keys(group[:, 1], sample[:, 1])
+  return first, second

@@ -1,8 +1,10 @@
-"""Rollouts of the three stages: think and draft, look and reflect, refine.
+"""Rollouts of the stages: think and draft, look and reflect, refine (docs/algorithm.md#stages).
 
-Sampling and scoring (`agent/scoring.py`) share contexts, layouts and velocities, so on-policy ratios
+Sampling and scoring (`scoring.py`) share contexts, layouts and velocities, so that on-policy ratios
 are 1 up to rounding. What a group shares (system prompt, prompt, source image) is computed once.
 """
+
+from collections.abc import Mapping
 
 import flax.struct
 import jax
@@ -22,136 +24,65 @@ from r3jax.sampling import flow_matching
 from r3jax.sequence import layouts
 
 
-@jax.named_scope("decode")
-def _decode(
-  actor: actors.Actor,
-  context: contexts.Context,
-  name: str,
-  sampling,
-  keys: random_keys.Keys,
-) -> decoding.Decoded:
-  tokens = context.layout[name].capacity - 1
-  uniforms = jax.vmap(lambda key: jax.random.uniform(key, (tokens,)))(
-    keys.sample
-  )
-  return decoding.decode(
-    actor.modules.bagel,
-    actor.policy,
-    context.layout,
-    name,
-    (context.cache,),
-    context.lengths,
-    uniforms,
-    sampling,
-  )
-
-
-@jax.named_scope("flow")
-def _sample_flow(
-  actor: actors.Actor,
-  context: contexts.Context,
-  own: network.Cache,
-  lengths,
-  flow: rollout_settings.FlowSettings,
-  names,
-  keys: random_keys.Keys,
-) -> flow_matching.Trajectory:
-  """Samples the latents of a stage: one noise and one SDE index per group, SDE noise per sample."""
-  layout, past = context.layout, (context.cache, own)
-  bagel = actor.modules.bagel
-  shape = (layout[names[0]].num_gen, bagel.config.latent_dim)
-  dtype = layers.at_least_float32(bagel.dtype)
-  branches = flow.branches(names)
-
-  def velocity(latent, t, guided):
-    active = branches if guided else branches[:1]
-    output = actor.run(
-      layout,
-      {name: network.Noised(latent, t) for name in active},
-      lengths,
-      past,
-    )
-    found = actor.velocities(output, active)
-    return (
-      classifier_free.combine(flow.guidance, *found) if guided else found[0]
-    )
-
-  def draw_group(key):
-    noise_key, index_key = jax.random.split(key)
-    index = jax.random.randint(index_key, (), 0, max(flow.sde_index_max, 1))
-    return jax.random.normal(noise_key, shape, dtype), index
-
-  initial, index = (
-    jnp.repeat(x, keys.samples, axis=0)
-    for x in jax.vmap(draw_group)(keys.group)
-  )
-  plan = None
-  if flow.sde_index_max:
-    draw = lambda key, step: jax.random.normal(
-      jax.random.fold_in(key, step), shape, dtype
-    )
-    plan = flow_matching.SDEPlan(
-      index,
-      lambda step: jax.vmap(lambda key: draw(key, step))(keys.sample),
-      flow.eta,
-    )
-  return flow_matching.sample(
-    velocity, initial, flow.schedule, flow.guided, plan, flow.on_step
-  )
-
-
 @flax.struct.dataclass
 class Thought:
-  """A sampled thought, and what drafting an image of it needs."""
+  """A sampled thought, and what drafting an image of it needs.
+
+  Attributes:
+    text: the thought.
+    context: what its group shares.
+    cache: keys and values of the thought.
+  """
 
   text: experience.Text
   context: contexts.Context
-  cache: network.Cache  # of the thought
+  cache: network.Cache
+
+
+def reason(
+  actor: actors.Actor, prompts: experience.Prompts, keys: random_keys.Keys
+) -> experience.Reason:
+  """Thinks about every prompt and drafts an image, `keys.samples_per_group` times per group."""
+  text_keys, flow_keys = random_keys.split_keys(keys)
+  thought = think(actor, prompts, text_keys)
+  return draft(actor, thought, flow_keys)
 
 
 def think(
   actor: actors.Actor, prompts: experience.Prompts, keys: random_keys.Keys
 ) -> Thought:
-  """Thinks about every prompt, `keys.samples` times per group."""
-  context = contexts.reason_context(actor, prompts, keys.samples)
-  found = _decode(actor, context, "thought", actor.settings.reason_text, keys)
-  return Thought(
-    experience.Text(found.ids, found.lengths, found.behavior_logprob),
-    context,
-    found.cache,
-  )
+  """Writes a thought about every prompt, `keys.samples_per_group` times per group."""
+  context = contexts.reason_context(actor, prompts, keys.samples_per_group)
+  sampling = actor.settings.reason_text
+  decoded = _decode(actor, context, "thought", sampling, keys)
+  return Thought(_text(decoded), context, decoded.cache)
 
 
 def draft(
   actor: actors.Actor, thought: Thought, keys: random_keys.Keys
 ) -> experience.Reason:
   """Draws an image of every thought."""
-  context, flow_settings = thought.context, actor.settings.reason_flow
+  context = thought.context
   lengths = {**context.lengths, "thought": thought.text.lengths}
-  flow = _sample_flow(
-    actor, context, thought.cache, lengths, flow_settings, layouts.DRAFT, keys
+  trajectory = _sample_flow(
+    actor,
+    context,
+    thought.cache,
+    lengths,
+    actor.settings.reason_flow,
+    layouts.DRAFT,
+    keys,
   )
-  return experience.Reason(
-    thought.text, flow, actor.modules.towers.decode(actor.frozen, flow.latent)
-  )
-
-
-def reason(
-  actor: actors.Actor, prompts: experience.Prompts, keys: random_keys.Keys
-) -> experience.Reason:
-  """Thinks about every prompt and drafts an image, `keys.samples` times per group."""
-  text_keys, flow_keys = random_keys.split_keys(keys)
-  return draft(actor, think(actor, prompts, text_keys), flow_keys)
+  images = actor.modules.towers.decode(actor.frozen, trajectory.latent)
+  return experience.Reason(thought.text, trajectory, images)
 
 
 def look(actor: actors.Actor, images: types.Images) -> experience.Source:
   """Prepares images for the reflect and refine stages: ViT features and clean latents."""
   towers = actor.modules.towers
-  return experience.Source(
-    images,
-    towers.features(actor.frozen, images),
-    towers.encode(actor.frozen, images),
-  )
+  features = towers.features(actor.frozen, images)
+  latent = towers.encode(actor.frozen, images)
+  return experience.Source(images, features, latent)
 
 
 @jax.named_scope("reflect")
@@ -161,12 +92,12 @@ def reflect(
   source: experience.Source,
   keys: random_keys.Keys,
 ) -> experience.Text:
-  """Looks at the source images and writes thoughts and instructions."""
+  """Writes a thought and an instruction about every source image."""
   context = contexts.reflect_context(
-    actor, prompts, source.features, keys.samples
+    actor, prompts, source.features, keys.samples_per_group
   )
-  answer = _decode(actor, context, "answer", actor.settings.reflect_text, keys)
-  return experience.Text(answer.ids, answer.lengths, answer.behavior_logprob)
+  sampling = actor.settings.reflect_text
+  return _text(_decode(actor, context, "answer", sampling, keys))
 
 
 @jax.named_scope("refine")
@@ -176,19 +107,121 @@ def refine(
   instruction: experience.Instruction,
   keys: random_keys.Keys,
 ) -> experience.Refine:
-  """Edits the source images as told; a sample that is told to stop keeps its source."""
-  flow_settings = actor.settings.refine_flow
+  """Edits the source images by the instructions; one that says to stop leaves the image as is."""
   context = contexts.refine_context(
-    actor, source.latent, source.features, keys.samples
+    actor, source.latent, source.features, keys.samples_per_group
   )
   lengths = contexts.instruction_lengths(instruction)
   inputs = dict.fromkeys(lengths, instruction.ids)
-  own = actor.run(context.layout, inputs, lengths, (context.cache,)).cache
-  flow = _sample_flow(
-    actor, context, own, lengths, flow_settings, layouts.EDIT, keys
+  past = (context.cache,)
+  instruction_cache = actor.run(context.layout, inputs, lengths, past).cache
+  trajectory = _sample_flow(
+    actor,
+    context,
+    instruction_cache,
+    lengths,
+    actor.settings.refine_flow,
+    layouts.EDIT,
+    keys,
   )
-  edited = actor.modules.towers.decode(actor.frozen, flow.latent)
-  kept = jnp.repeat(source.images, keys.samples, axis=0)
-  return experience.Refine(
-    flow, jnp.where(instruction.stop[:, None, None, None], kept, edited)
+  edited = actor.modules.towers.decode(actor.frozen, trajectory.latent)
+  unedited = jnp.repeat(source.images, keys.samples_per_group, axis=0)
+  stop = instruction.stop[:, None, None, None]
+  return experience.Refine(trajectory, jnp.where(stop, unedited, edited))
+
+
+def _text(decoded: decoding.Decoded) -> experience.Text:
+  return experience.Text(decoded.ids, decoded.lengths, decoded.behavior_logprob)
+
+
+@jax.named_scope("decode")
+def _decode(
+  actor: actors.Actor,
+  context: contexts.Context,
+  name: str,
+  sampling: decoding.TextSampling,
+  keys: random_keys.Keys,
+) -> decoding.Decoded:
+  """Samples the text segment `name` after the context, with randomness of each sample's own."""
+  num_tokens = context.layout[name].capacity - 1
+
+  def draw_uniforms(key: types.Key) -> jax.Array:
+    return jax.random.uniform(key, (num_tokens,))
+
+  return decoding.decode(
+    actor.modules.bagel,
+    actor.policy,
+    context.layout,
+    name,
+    (context.cache,),
+    context.lengths,
+    jax.vmap(draw_uniforms)(keys.sample),
+    sampling,
+  )
+
+
+@jax.named_scope("flow")
+def _sample_flow(
+  actor: actors.Actor,
+  context: contexts.Context,
+  text_cache: network.Cache,
+  lengths: Mapping[str, types.Lengths],
+  flow: rollout_settings.FlowSettings,
+  names: tuple[str, ...],
+  keys: random_keys.Keys,
+) -> flow_matching.Trajectory:
+  """Samples the latents of a stage.
+
+  The samples of a group share the initial noise and the number of the SDE step, so that their
+  rewards differ by text and by the noise of that one step.
+
+  Args:
+    actor: the policy.
+    context: what groups share.
+    text_cache: keys and values of each sample's own text.
+    lengths: lengths of all text segments before the latents.
+    flow: how to sample.
+    names: the stage's noise segments: full context, without text[, without image].
+    keys: random keys.
+  """
+  layout = context.layout
+  past = (context.cache, text_cache)
+  bagel = actor.modules.bagel
+  latent_shape = (layout[names[0]].num_gen, bagel.config.latent_dim)
+  dtype = layers.at_least_float32(bagel.dtype)
+  branches = flow.branches(names)
+
+  def velocity(
+    latent: types.Latent, t: types.Time, is_guided: bool
+  ) -> types.Latent:
+    # All branches run side by side in one pass.
+    active = branches if is_guided else branches[:1]
+    inputs = dict.fromkeys(active, network.Noised(latent, t))
+    output = actor.run(layout, inputs, lengths, past)
+    velocities = actor.velocities(output, active)
+    if not is_guided:
+      return velocities[0]
+    return classifier_free.combine(flow.guidance, *velocities)
+
+  def draw_shared(group_key: types.Key) -> tuple[jax.Array, jax.Array]:
+    noise_key, index_key = jax.random.split(group_key)
+    index = jax.random.randint(index_key, (), 0, max(flow.sde_index_max, 1))
+    return jax.random.normal(noise_key, latent_shape, dtype), index
+
+  noise, sde_index = jax.vmap(draw_shared)(keys.group)
+  initial = jnp.repeat(noise, keys.samples_per_group, axis=0)
+  sde_index = jnp.repeat(sde_index, keys.samples_per_group, axis=0)
+
+  def sde_noise(step: jax.Array) -> types.Latent:
+    def draw(sample_key: types.Key) -> jax.Array:
+      step_key = jax.random.fold_in(sample_key, step)
+      return jax.random.normal(step_key, latent_shape, dtype)
+
+    return jax.vmap(draw)(keys.sample)
+
+  plan = None
+  if flow.sde_index_max:
+    plan = flow_matching.SDEPlan(sde_index, sde_noise, flow.eta)
+  return flow_matching.sample(
+    velocity, initial, flow.schedule, flow.guided, plan, flow.on_step
   )

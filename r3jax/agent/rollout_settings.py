@@ -1,4 +1,4 @@
-"""How an agent samples: frozen values that rollout and scoring close over when they are compiled."""
+"""How an agent samples: frozen values that rollout and scoring are compiled with."""
 
 from collections.abc import Callable
 import dataclasses

@@ -1,4 +1,8 @@
-"""Forward passes that score recorded rollouts with the functions that sampled them."""
+"""Forward passes that score recorded rollouts with the functions that sampled them.
+
+One pass over a recorded sequence gives the log-probs of its text and the velocity at its SDE step.
+Velocities are guided as in the rollout, so that ratios are 1 as long as the policy has not changed.
+"""
 
 import flax.struct
 import jax
@@ -11,37 +15,81 @@ from r3jax.agent import reference_loss
 from r3jax.agent import rollout_settings
 from r3jax.model import network
 from r3jax.sampling import classifier_free
+from r3jax.sampling import flow_matching
 from r3jax.sequence import layouts
 
 
 @flax.struct.dataclass
+class Outputs:
+  """What a policy gives recorded samples.
+
+  Attributes:
+    logprob: log-probs of the text; entry j belongs to ids[:, j + 1].
+    velocity: guided velocity at the latent before the SDE step.
+  """
+
+  logprob: jax.Array  # [B, T - 1]
+  velocity: types.Latent  # [B, N, C]
+
+
+@flax.struct.dataclass
 class Pass:
-  """One forward pass over a recorded rollout."""
+  """One forward pass with noise segments.
+
+  Attributes:
+    output: hidden states of the segments that ran.
+    flow: settings that images are scored with.
+  """
 
   output: network.Output
-  # that images are scored with
   flow: rollout_settings.FlowSettings = flax.struct.field(pytree_node=False)
+
+
+def score_reason(
+  actor: actors.Actor,
+  prompts: experience.Prompts,
+  recorded: experience.Recorded,
+) -> Outputs:
+  """Scores thoughts and drafts in one forward pass."""
+  run = reason_pass(actor, prompts, recorded)
+  velocity = scored_velocity(actor, run, layouts.DRAFT, recorded.trajectory.t)
+  thought = run.output.text("thought")
+  return Outputs(actor.logprob(thought, recorded.text.ids), velocity)
+
+
+def score_edit(
+  actor: actors.Actor,
+  prompts: experience.Prompts,
+  source: experience.Source,
+  recorded: experience.RecordedEdit,
+) -> Outputs:
+  """Scores reflections and edits, which are sequences of their own."""
+  output = reflect_pass(actor, prompts, source, recorded.text)
+  logprob = actor.logprob(output.text("answer"), recorded.text.ids)
+  run = refine_pass(actor, source, recorded.instruction, recorded.trajectory)
+  velocity = scored_velocity(actor, run, layouts.EDIT, recorded.trajectory.t)
+  return Outputs(logprob, velocity)
 
 
 def reason_pass(
   actor: actors.Actor,
   prompts: experience.Prompts,
-  rollout: experience.Reason,
+  recorded: experience.Recorded,
 ) -> Pass:
-  """Runs a reason rollout: the thought, and the latent before the SDE step in every branch."""
+  """Runs the thought, and the latent before the SDE step in every branch of the guidance."""
+  text = recorded.text
+  samples_per_group = text.ids.shape[0] // prompts.ids.shape[0]
+  context = contexts.reason_context(actor, prompts, samples_per_group)
   flow = actor.settings.reason_flow
-  samples = rollout.text.ids.shape[0] // prompts.ids.shape[0]
-  context = contexts.reason_context(actor, prompts, samples)
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.reason(flow, layout)
-  noised = network.Noised(rollout.flow.before, rollout.flow.t)
-  inputs = {
-    "thought": rollout.text.ids,
-    **dict.fromkeys(flow.branches(layouts.DRAFT), noised),
-  }
-  lengths = {**context.lengths, "thought": rollout.text.lengths}
-  return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
+  noised = _before_sde_step(recorded.trajectory)
+  branches = flow.branches(layouts.DRAFT)
+  inputs = {"thought": text.ids, **dict.fromkeys(branches, noised)}
+  lengths = {**context.lengths, "thought": text.lengths}
+  output = actor.run(layout, inputs, lengths, (context.cache,))
+  return Pass(output, flow)
 
 
 def reflect_pass(
@@ -50,87 +98,58 @@ def reflect_pass(
   source: experience.Source,
   text: experience.Text,
 ) -> network.Output:
-  """Runs sampled reflections."""
-  samples = text.ids.shape[0] // prompts.ids.shape[0]
-  context = contexts.reflect_context(actor, prompts, source.features, samples)
-  lengths = {**context.lengths, "answer": text.lengths}
-  return actor.run(
-    context.layout, {"answer": text.ids}, lengths, (context.cache,)
+  """Runs the reflections."""
+  samples_per_group = text.ids.shape[0] // prompts.ids.shape[0]
+  context = contexts.reflect_context(
+    actor, prompts, source.features, samples_per_group
   )
+  inputs = {"answer": text.ids}
+  lengths = {**context.lengths, "answer": text.lengths}
+  return actor.run(context.layout, inputs, lengths, (context.cache,))
 
 
 def refine_pass(
   actor: actors.Actor,
   source: experience.Source,
   instruction: experience.Instruction,
-  rollout: experience.Refine,
+  trajectory: flow_matching.Trajectory,
 ) -> Pass:
-  """Runs sampled edits: the instructions, and the latent before the SDE step in every branch."""
-  flow = actor.settings.refine_flow
-  samples = instruction.ids.shape[0] // source.latent.shape[0]
+  """Runs the instruction, and the latent before the SDE step in every branch of the guidance."""
+  samples_per_group = instruction.ids.shape[0] // source.latent.shape[0]
   context = contexts.refine_context(
-    actor, source.latent, source.features, samples
+    actor, source.latent, source.features, samples_per_group
   )
+  flow = actor.settings.refine_flow
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.refine(flow, layout)
-  noised = network.Noised(rollout.flow.before, rollout.flow.t)
+  noised = _before_sde_step(trajectory)
+  branches = flow.branches(layouts.EDIT)
   lengths = contexts.instruction_lengths(instruction)
-  inputs = dict.fromkeys(lengths, instruction.ids) | dict.fromkeys(
-    flow.branches(layouts.EDIT), noised
-  )
-  return Pass(actor.run(layout, inputs, lengths, (context.cache,)), flow)
+  inputs = {
+    **dict.fromkeys(lengths, instruction.ids),
+    **dict.fromkeys(branches, noised),
+  }
+  output = actor.run(layout, inputs, lengths, (context.cache,))
+  return Pass(output, flow)
 
 
 def scored_velocity(
-  actor: actors.Actor, run: Pass, names, t: types.Time
+  actor: actors.Actor, run: Pass, names: tuple[str, ...], t: types.Time
 ) -> types.Latent:
-  """Returns the velocity [B, N, C] that images are scored with, out of the branches among `names`."""
-  found = actor.velocities(run.output, run.flow.branches(names))
-  return (
-    classifier_free.combine_where_active(run.flow.guidance, t, found)
-    if len(found) > 1
-    else found[0]
-  )
+  """Returns the velocity that images are scored with, [B, N, C].
 
-
-def score_reason(
-  actor: actors.Actor,
-  prompts: experience.Prompts,
-  rollout: experience.Reason,
-) -> tuple[jax.Array, types.Latent]:
-  """Recomputes a reason rollout in one forward pass.
-
-  Returns:
-    Log-probs of the thought [B, T - 1] and the guided velocity at the SDE step [B, N, C].
+  Args:
+    actor: reads velocities from hidden states.
+    run: a forward pass.
+    names: the stage's noise segments: full context, without text[, without image].
+    t: time of the SDE step; it decides whether the velocity is guided.
   """
-  run = reason_pass(actor, prompts, rollout)
-  velocity = scored_velocity(actor, run, layouts.DRAFT, rollout.flow.t)
-  return actor.logprob(run.output.text("thought"), rollout.text.ids), velocity
+  velocities = actor.velocities(run.output, run.flow.branches(names))
+  if len(velocities) == 1:
+    return velocities[0]
+  return classifier_free.combine_where_active(run.flow.guidance, t, velocities)
 
 
-def score_reflect(
-  actor: actors.Actor,
-  prompts: experience.Prompts,
-  source: experience.Source,
-  text: experience.Text,
-) -> jax.Array:
-  """Recomputes the log-probs of sampled reflections, [B, T - 1]."""
-  return actor.logprob(
-    reflect_pass(actor, prompts, source, text).text("answer"), text.ids
-  )
-
-
-def score_refine(
-  actor: actors.Actor,
-  source: experience.Source,
-  instruction: experience.Instruction,
-  rollout: experience.Refine,
-) -> types.Latent:
-  """Recomputes the guided velocity of sampled edits at their SDE step, [B, N, C]."""
-  return scored_velocity(
-    actor,
-    refine_pass(actor, source, instruction, rollout),
-    layouts.EDIT,
-    rollout.flow.t,
-  )
+def _before_sde_step(trajectory: flow_matching.Trajectory) -> network.Noised:
+  return network.Noised(trajectory.before, trajectory.t)

@@ -23,8 +23,8 @@ from r3jax.model import low_rank
 from r3jax.model import parameters
 from r3jax.parallel import sharding
 from r3jax.rewards import outcome
-from r3jax.rl import iteration
 from r3jax.rl import iteration_settings
+from r3jax.rl import train_state
 from r3jax.rl import train_state as train_state_lib
 from r3jax.run import setup
 from r3jax.sequence import protocol
@@ -174,7 +174,7 @@ def start(
   modules: actors.Modules,
   loss: iteration_settings.LossSettings,
   mesh: jax.sharding.Mesh,
-) -> tuple[types.Params, iteration.Frozen]:
+) -> tuple[types.Params, train_state.Frozen]:
   """Returns what training changes, and what it only reads, as `Experiment.start` does."""
   bagel = modules.bagel
   trained_dtype = jnp.promote_types(bagel.dtype, jnp.float32)
@@ -184,13 +184,13 @@ def start(
   needs_reference = loss.needs_reference
   if not bagel.lora.rank:
     reference = narrow_policy if needs_reference else None
-    return policy, iteration.Frozen(towers, reference)
+    return policy, train_state.Frozen(towers, reference)
   # The reference has the base alone: all adapters removed.
   reference = {} if needs_reference else None
   shapes = low_rank.adapters(parameters.unboxed(bagel))
   shardings = low_rank.adapters(parameters.shardings(bagel, mesh))
   adapters = on_mesh(shapes, mesh, shardings)
-  return adapters, iteration.Frozen(towers, reference, narrow_policy)
+  return adapters, train_state.Frozen(towers, reference, narrow_policy)
 
 
 def train_state(

@@ -15,9 +15,9 @@ from r3jax.aot import abstract
 from r3jax.costs import count
 from r3jax.evaluation import chains
 from r3jax.rewards.from_host import scorer
-from r3jax.rl import iteration
+from r3jax.rl import mapped
 from r3jax.rl import placement
-from r3jax.rl import programs as rl_programs
+from r3jax.rl import replica_stages
 from r3jax.rl import train_state
 from r3jax.run import setup
 from r3jax.sequence import host_parser
@@ -97,7 +97,7 @@ def step(
   )
   optimizer = _optimizer(config)
   reward, parse = _on_host(base, mesh)
-  stages = iteration.Iteration(
+  stages = replica_stages.ReplicaStages(
     base.modules, base.rollout, settings, reward, parse, optimizer, replicas
   )
   # Shapes of what the step takes.
@@ -110,7 +110,7 @@ def step(
   # The state is donated and keeps its shardings, as in a run.
   state_shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
   fused = jax.jit(
-    rl_programs.fused(stages, mesh),
+    mapped.fused(stages, mesh),
     donate_argnums=0,
     out_shardings=(state_shardings, None, None),
   )
@@ -265,7 +265,7 @@ def _on_host(base: abstract.Base, mesh: jax.sharding.Mesh):
 
 
 def _held(
-  state: train_state.TrainState, frozen: iteration.Frozen
+  state: train_state.TrainState, frozen: train_state.Frozen
 ) -> dict[str, object]:
   return {
     "trained parameters": state.policy,

@@ -26,8 +26,8 @@ from r3jax.agent import random_keys
 from r3jax.agent import rollout
 from r3jax.agent import rollout_settings
 from r3jax.parallel import multihost
-from r3jax.rl import iteration
 from r3jax.rl import placement
+from r3jax.sequence import thoughts
 
 _FIRST_QUESTION = (
   1_000  # "round" of the first question's answer; above every round of a chain
@@ -111,8 +111,8 @@ class Sampler:
   Attributes:
     modules: Model.
     settings: How to sample, see `setup.evaluation_settings`.
-    reward: Scores images in the graph, see `rl.iteration.Iteration`.
-    parse: Reads format, stops and instructions of texts, see `rl.iteration.Iteration`.
+    reward: Scores images in the graph, see `rl.replica_stages.ReplicaStages`.
+    parse: Reads format, stops and instructions of texts, see `rl.replica_stages.ReplicaStages`.
     mesh: Rows of a batch are split over its `data` axis.
     rounds: Images in a chain, the draft included.
     batch_size: Rows of a batch.
@@ -125,8 +125,8 @@ class Sampler:
 
   modules: actors.Modules
   settings: rollout_settings.RolloutSettings
-  reward: iteration.Reward
-  parse: iteration.Parse
+  reward: types.Scoring
+  parse: thoughts.Parse
   mesh: jax.sharding.Mesh
   rounds: int
   batch_size: int

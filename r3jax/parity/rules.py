@@ -9,7 +9,7 @@ import numpy as np
 from r3jax.parity import goldens
 from r3jax.parity import packing
 from r3jax.parity import seen
-from r3jax.rl import pool as pool_lib
+from r3jax.rl import pools
 from r3jax.rl import returns
 from r3jax.sampling import classifier_free
 from r3jax.sequence import segments as segments_lib
@@ -96,7 +96,7 @@ def pool(golden: Golden, case: str) -> Iterator[Seen]:
 
   def perfect_fraction(valid) -> np.ndarray:
     draw = jax.vmap(
-      lambda key: pool_lib.draw(key, score, jnp.asarray(valid), rate)
+      lambda key: pools.draw(key, score, jnp.asarray(valid), rate)
     )
     return np.mean(np.asarray(score)[np.asarray(draw(keys))] == 1)
 

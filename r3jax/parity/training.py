@@ -44,14 +44,6 @@ _REFERENCE_SCALE = 0.95
 
 
 @flax.struct.dataclass
-class Recorded:
-  """What the rollout of a pack recorded, with the behaviour that a k case assumes."""
-
-  text: experience.Text
-  trajectory: flow_matching.Trajectory
-
-
-@flax.struct.dataclass
 class Outputs:
   """What a scoring pass gives."""
 
@@ -139,7 +131,7 @@ def loss_settings(golden: Golden) -> iteration_settings.LossSettings:
 
 
 @functools.cache
-def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
+def _recorded(golden: Golden, pack: str, case: str) -> experience.Recorded:
   """Returns the rollout of a pack with the behaviour of a k case."""
   behavior = golden.arrays(case)
   ids, lengths = model.texts(golden, pack, "generated_ids")
@@ -155,13 +147,17 @@ def _recorded(golden: Golden, pack: str, case: str) -> Recorded:
   trajectory = flow_matching.Trajectory(
     latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image)
   )
-  return Recorded(
+  return experience.Recorded(
     experience.Text(ids, lengths, jnp.asarray(logprob)), trajectory
   )
 
 
 def _outputs(
-  actor: actors.Actor, recorded: Recorded, hidden, run: scoring.Pass, names
+  actor: actors.Actor,
+  recorded: experience.Recorded,
+  hidden,
+  run: scoring.Pass,
+  names,
 ) -> Outputs:
   logits = actor.modules.bagel.apply(
     {"params": actor.policy}, hidden[:, :-1], method="logits"
@@ -182,7 +178,7 @@ def _actor(
   )
 
 
-def _score_drafts(pack: Pack, policy, recorded: Recorded) -> Outputs:
+def _score_drafts(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
   """Scores two groups of one draft each."""
   ids, lengths = pack.segments("prompt_ids")
   towers = pack.golden.towers()
@@ -198,14 +194,13 @@ def _score_drafts(pack: Pack, policy, recorded: Recorded) -> Outputs:
   )
   actor = _actor(pack, policy, towers, capacities)
   prompts = experience.Prompts(ids, lengths, None, None, None, None)
-  rollout = experience.Reason(recorded.text, recorded.trajectory, None)
-  run = scoring.reason_pass(actor, prompts, rollout)
+  run = scoring.reason_pass(actor, prompts, recorded)
   return _outputs(
     actor, recorded, run.output.text("thought"), run, layouts.DRAFT
   )
 
 
-def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
+def _score_edits(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
   """Scores one group of edits of one image."""
   golden = pack.golden
   question, question_length = model.padded(
@@ -230,9 +225,8 @@ def _score_edits(pack: Pack, policy, recorded: Recorded) -> Outputs:
     question, None, question, question_length, None, None
   )
   instruction = experience.Instruction(ids, lengths, jnp.zeros(pack.rows, bool))
-  refined = experience.Refine(recorded.trajectory, None)
   reflected = scoring.reflect_pass(actor, prompts, source, recorded.text)
-  run = scoring.refine_pass(actor, source, instruction, refined)
+  run = scoring.refine_pass(actor, source, instruction, recorded.trajectory)
   return _outputs(actor, recorded, reflected.text("answer"), run, layouts.EDIT)
 
 
@@ -251,7 +245,7 @@ def _step(
   pack: Pack,
   policy,
   reference,
-  recorded: Recorded,
+  recorded: experience.Recorded,
   text_advantage,
   image_advantage,
 ):
@@ -282,7 +276,9 @@ def _step(
       valid,
       loss.clip_range,
     )
-    value = objective.total(texts, images, texts.tokens, images.images, loss)
+    value = objective.total(
+      texts, images, texts.num_tokens, images.num_images, loss
+    )
     return value, Outcome(value, texts, images, outputs)
 
   (_, outcome), gradient = jax.value_and_grad(objective_of, has_aux=True)(
@@ -301,7 +297,7 @@ def _reference(policy):
   }
 
 
-def _pack_of(golden: Golden, case: str) -> tuple[Pack, Recorded]:
+def _pack_of(golden: Golden, case: str) -> tuple[Pack, experience.Recorded]:
   """Returns pack and recorded rollout of a k case."""
   _, _, stage, variant = case.split("_")
   pack = Pack(golden, f"j_pack_{stage}", variant != "consistent")
@@ -325,7 +321,7 @@ def outcome(golden: Golden, case: str) -> tuple[Outcome, Outcome, dict]:
   return found, anchor, gradient
 
 
-def _scored(recorded: Recorded, x) -> np.ndarray:
+def _scored(recorded: experience.Recorded, x) -> np.ndarray:
   """Returns the entries [B, T - 1, ...] that carry loss, sample after sample."""
   text = recorded.text
   return np.asarray(x)[
@@ -334,7 +330,7 @@ def _scored(recorded: Recorded, x) -> np.ndarray:
 
 
 def _image_logprob(
-  pack: Pack, recorded: Recorded, velocity
+  pack: Pack, recorded: experience.Recorded, velocity
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns mean [B, N, C], std [B, 1, 1] and log-prob [B, N] of the recorded SDE step."""
   step = recorded.trajectory
@@ -387,7 +383,7 @@ def loss(golden: Golden, case: str) -> Iterator[Seen]:
   pack, recorded = _pack_of(golden, case)
   found, anchor, gradient = outcome(golden, case)
   texts, images = found.texts, found.images
-  tokens, count = texts.tokens, images.images
+  tokens, count = texts.num_tokens, images.num_images
   yield Seen("tokens", tokens, pack.arrays["total_text_grad_tokens"], "exact")
   yield Seen("images", count, pack.arrays["total_image_num"], "exact")
   yield Seen("text_policy_loss", texts.policy / (tokens + losses.EPSILON))

@@ -1,177 +1,172 @@
-"""Metrics of an iteration, over all groups and replicas; means are over valid samples."""
+"""Metrics of an iteration, over all groups and replicas; docs/metrics.md says what each one means.
+
+All functions are pure: they read tables [G, M] and sums that were taken over all replicas. Means
+are over valid samples unless a comment says otherwise.
+"""
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from r3jax import types
-from r3jax.agent import experience
-from r3jax.parallel import collectives
+from r3jax.rl import group_table
 from r3jax.rl import objective
-from r3jax.rl import placement
+from r3jax.rl import pools
+from r3jax.rl import returns
 from r3jax.rl import train_state
 
 Metrics = dict[str, jax.Array]
 
+_EARLY = 0.9  # SDE steps that start at a later t count as early: the image is still noise
+
 
 def _mean(value: jax.Array, where: jax.Array) -> jax.Array:
   """Returns the mean of the chosen entries, NaN where there are none."""
-  return jnp.sum(jnp.where(where, value, 0.0).astype(float)) / jnp.sum(where)
+  chosen = jnp.where(where, value, 0.0).astype(float)
+  return jnp.sum(chosen) / jnp.sum(where)
 
 
-def _group_spread(value: jax.Array, valid: jax.Array) -> jax.Array:
-  """Returns the standard deviation inside every group of [G, M], [G]."""
-  count, value = jnp.maximum(valid.sum(axis=1), 1), value.astype(float)
-  mean = jnp.sum(jnp.where(valid, value, 0.0), axis=1) / count
+def _group_spread(
+  value: group_table.Values, valid: group_table.Flags
+) -> jax.Array:
+  """Returns the standard deviation inside every group, [G]; 0 where nothing is valid."""
+  num_valid = jnp.maximum(valid.sum(axis=1), 1)
+  value = value.astype(float)
+  mean = jnp.sum(jnp.where(valid, value, 0.0), axis=1) / num_valid
   square = jnp.where(valid, (value - mean[:, None]) ** 2, 0.0)
-  return jnp.sqrt(square.sum(axis=1) / count)
+  return jnp.sqrt(square.sum(axis=1) / num_valid)
 
 
-def _common(
-  place, score: types.Score, valid, text_advantage, image_advantage
+def _reward_parts(table: group_table.GroupTable) -> Metrics:
+  """Returns the mean of every part of the reward, over the samples that have the part."""
+  return {
+    name: _mean(part, table.valid & jnp.isfinite(part))
+    for name, part in table.parts.items()
+  }
+
+
+def _texts(table: group_table.GroupTable) -> Metrics:
+  """Returns how long texts are, and the share that the limit ended; over all samples."""
+  return {
+    "tokens": jnp.mean(table.num_tokens.astype(float)),
+    "tokens_at_limit": jnp.mean(table.at_limit),
+  }
+
+
+def _rewards(
+  table: group_table.GroupTable, advantages: returns.Advantages
 ) -> Metrics:
-  valid = place.by_group(valid)
-  value = place.by_group(score.value)
-  spread = _group_spread(value, valid)
-  found = {
-    "score": _mean(value, valid),
-    "valid": jnp.mean(valid),
+  spread = _group_spread(table.reward, table.valid)
+  return {
+    "score": _mean(table.reward, table.valid),
+    "valid": jnp.mean(table.valid),
     "score_spread": jnp.mean(spread),
-    "text_advantage": _mean(jnp.abs(place.by_group(text_advantage)), valid),
-    "image_advantage": _mean(jnp.abs(place.by_group(image_advantage)), valid),
-  }
-  return found
-
-
-def _parts(place, score: types.Score, valid: jax.Array) -> Metrics:
-  """Returns the means of the score's parts, where they are there: a kept image may lack them."""
-  known = lambda part: place.by_group(valid & jnp.isfinite(part))
-  return {
-    name: _mean(place.by_group(part), known(part))
-    for name, part in score.parts.items()
-  }
-
-
-def _lengths(place, text: experience.Text) -> Metrics:
-  """Returns how long texts are, and how many of them the limit ended."""
-  lengths = place.by_group(text.lengths)
-  return {
-    "tokens": jnp.mean(lengths.astype(float)),
-    "tokens_at_limit": jnp.mean(lengths == text.ids.shape[1]),
-  }
-
-
-def _spread_by_index(place, score: types.Score, t: jax.Array) -> Metrics:
-  """Returns the mean spread of the score inside the groups whose SDE step was early or late."""
-  spread = _group_spread(
-    place.by_group(score.value), place.by_group(score.valid)
-  )
-  time = place.by_group(t)[:, 0]
-  return {
-    "spread_sde_early": _mean(spread, time > 0.9),
-    "spread_sde_late": _mean(spread, (time > 0) & (time <= 0.9)),
+    "text_advantage": _mean(jnp.abs(advantages.text), table.valid),
+    "image_advantage": _mean(jnp.abs(advantages.image), table.valid),
   }
 
 
 def reason(
-  place: placement.Placement,
-  drafts,
-  score: types.Score,
-  text_advantage,
-  image_advantage,
+  table: group_table.ReasonTable, advantages: returns.Advantages
 ) -> Metrics:
-  """Measures the reason stage; `drafts` and `score` are this replica's."""
-  every = jnp.ones((place.groups, place.group_size), bool)
+  """Measures the reason stage.
+
+  Args:
+    table: the stage's samples.
+    advantages: [G, M] of the same samples.
+  """
+  every_sample = jnp.ones_like(table.valid)
+  spread = _group_spread(table.reward, table.valid)
+  # A group shares its SDE step, so that the spread is due to the noise of that step alone.
+  sde_time = table.sde_time[:, 0]
+  is_early = sde_time > _EARLY
+  is_late = (sde_time > 0) & (sde_time <= _EARLY)
   return {
-    # first: a part may have a name of ours
-    **_parts(place, score, score.valid),
-    "format": _mean(place.by_group(drafts.format), every),
-    **_lengths(place, drafts.rollout.text),
-    **_common(place, score, score.valid, text_advantage, image_advantage),
-    **_spread_by_index(place, score, drafts.rollout.flow.t),
+    # First, so that a part with the name of a metric below does not replace it.
+    **_reward_parts(table),
+    "format": _mean(table.format_reward, every_sample),
+    **_texts(table),
+    **_rewards(table, advantages),
+    "spread_sde_early": _mean(spread, is_early),
+    "spread_sde_late": _mean(spread, is_late),
   }
 
 
 def edit(
-  place: placement.Placement,
-  edits,
-  score: types.Score,
-  text_advantage,
-  image_advantage,
+  table: group_table.EditTable, advantages: returns.Advantages
 ) -> Metrics:
-  """Measures the reflect and refine stages; `edits` and `score` are this replica's."""
-  by_group = place.by_group
-  every = jnp.ones((place.groups, place.group_size), bool)
-  valid = score.valid & edits.before_valid
-  known, stop = by_group(valid), by_group(edits.parsed.stop)
-  before, after = by_group(edits.before), by_group(score.value)
-  change, right = after - before, before == 1
+  """Measures the reflect and refine stages.
+
+  Args:
+    table: the stages' samples.
+    advantages: [G, M] of the same samples.
+  """
+  valid = table.valid
+  stop = table.stop
+  every_sample = jnp.ones_like(valid)
+  num_groups = valid.shape[0]
+  change = table.reward - table.reward_before
+  was_perfect = table.reward_before == 1
+  is_drawn = jnp.isin(jnp.arange(num_groups), table.prompt_index)
   return {
-    **_parts(place, score, valid),  # first: a part may have a name of ours
-    "format": _mean(by_group(edits.parsed.format), every),
-    **_lengths(place, edits.text),
-    "truncated": _mean(by_group(edits.parsed.truncated), every),
-    "before": _mean(before, known),
-    "edit_rate": _mean(~stop, every),
-    "improvement": _mean(change, known & ~stop),
-    "improved": _mean(change > 0, known),
-    "worse": _mean(change < 0, known),
-    "stop_when_right": _mean(stop, known & right),
-    "stop_when_wrong": _mean(stop, known & ~right),
-    "stop_precision": _mean(right, known & stop),
-    "pool_perfect": _mean(right, known),
-    "pool_prompts": jnp.mean(
-      jnp.isin(jnp.arange(place.groups), by_group(edits.row))
-    ),
-    **_common(place, score, valid, text_advantage, image_advantage),
+    # First, so that a part with the name of a metric below does not replace it.
+    **_reward_parts(table),
+    "format": _mean(table.format_reward, every_sample),
+    **_texts(table),
+    "truncated": _mean(table.truncated, every_sample),
+    "before": _mean(table.reward_before, valid),
+    "edit_rate": _mean(~stop, every_sample),
+    "improvement": _mean(change, valid & ~stop),
+    "improved": _mean(change > 0, valid),
+    "worse": _mean(change < 0, valid),
+    "stop_when_right": _mean(stop, valid & was_perfect),
+    "stop_when_wrong": _mean(stop, valid & ~was_perfect),
+    "stop_precision": _mean(was_perfect, valid & stop),
+    "pool_perfect": _mean(was_perfect, valid),
+    "pool_prompts": jnp.mean(is_drawn),
+    **_rewards(table, advantages),
   }
 
 
-def pool(score: jax.Array, valid: jax.Array) -> Metrics:
-  """Measures what groups may draw: the shares of images that are right, wrong and without a score.
-
-  Args:
-    score: [P] of every image.
-    valid: [P] whether the score is there.
-  """
-  right = valid & (score == 1)
+def pool(pool: pools.Pool) -> Metrics:
+  """Measures what groups may draw: the shares of images that are right, wrong and unscored."""
+  is_right = pool.valid & (pool.reward == 1)
   return {
-    "right": jnp.mean(right),
-    "wrong": jnp.mean(valid & ~right),
-    "unscored": jnp.mean(~valid),
+    "right": jnp.mean(is_right),
+    "wrong": jnp.mean(pool.valid & ~is_right),
+    "unscored": jnp.mean(~pool.valid),
   }
 
 
 def update(
-  text: objective.TextTerms, images: objective.FlowTerms, gradients
+  text: objective.TextTerms,
+  image: objective.FlowTerms,
+  gradients: types.Params,
 ) -> Metrics:
-  """Measures one update; the terms are this replica's, the gradients already summed."""
-  text_sum, image_sum = collectives.total((text, images), placement.AXIS)
-  text_mismatch, image_mismatch = collectives.largest(
-    (text.mismatch, images.mismatch), placement.AXIS
-  )
-  tokens, count = (
-    jnp.maximum(text_sum.tokens, 1),
-    jnp.maximum(image_sum.images, 1),
-  )
+  """Measures one update; terms and gradients are sums over all replicas."""
+  num_tokens = jnp.maximum(text.num_tokens, 1)
+  num_images = jnp.maximum(image.num_images, 1)
   labels = train_state.expert_labels(gradients)
-  part = lambda name: jax.tree.map(
-    lambda g, label: g * (label == name), gradients, labels
-  )
+
+  def gradient_of(expert: str) -> types.Params:
+    return jax.tree.map(
+      lambda gradient, label: gradient * (label == expert), gradients, labels
+    )
+
   return {
-    "text_policy": text_sum.policy / tokens,
-    "text_kl": text_sum.kl / tokens,
-    "text_kl_extreme": text_sum.extreme_kl,
-    "text_entropy": text_sum.entropy / tokens,
-    "text_ratio": text_sum.ratio / tokens,
-    "text_clipped": text_sum.clipped / tokens,
-    "image_policy": image_sum.policy / count,
-    "image_kl": image_sum.kl / count,
-    "image_ratio": image_sum.ratio / count,
-    "image_clipped": image_sum.clipped / count,
+    "text_policy": text.policy / num_tokens,
+    "text_kl": text.kl / num_tokens,
+    "text_kl_extreme": text.num_extreme_kl,
+    "text_entropy": text.entropy / num_tokens,
+    "text_ratio": text.ratio / num_tokens,
+    "text_clipped": text.num_clipped / num_tokens,
+    "image_policy": image.policy / num_images,
+    "image_kl": image.kl / num_images,
+    "image_ratio": image.ratio / num_images,
+    "image_clipped": image.num_clipped / num_images,
     "gradient_norm": optax.tree.norm(gradients),
-    "gradient_norm_und": optax.tree.norm(part("und")),
-    "gradient_norm_gen": optax.tree.norm(part("gen")),
-    "mismatch_text": text_mismatch,
-    "mismatch_image": image_mismatch,
+    "gradient_norm_und": optax.tree.norm(gradient_of("und")),
+    "gradient_norm_gen": optax.tree.norm(gradient_of("gen")),
+    "mismatch_text": text.mismatch,
+    "mismatch_image": image.mismatch,
   }

@@ -1,4 +1,4 @@
-"""How an R3 iteration learns: frozen values that its stages close over when they are compiled."""
+"""How an R3 iteration learns: frozen values that its stages are compiled with."""
 
 import dataclasses
 
@@ -39,7 +39,8 @@ class IterationSettings:
     loss: weights of the objective.
     pool_perfect: probability that a group reflects on an image of score 1.
     num_reflect_rounds: updates on reflect and refine per iteration; 0 trains the reason stage only.
-    num_micro_batches: parts of a replica's samples whose gradients are computed one after the other.
+    num_micro_batches: parts that a replica's samples are cut into; their gradients are computed one
+      after the other.
   """
 
   num_groups: int

@@ -1,4 +1,8 @@
-"""The objective of one update over sampled text and sampled flow steps (R3.md section 8)."""
+"""The objective of one update over sampled texts and SDE steps (docs/algorithm.md#objective).
+
+Terms are sums over samples, so that they add up over micro-batches and replicas; `total` divides
+them by the numbers of tokens and images of the whole update.
+"""
 
 import flax.struct
 import jax
@@ -11,59 +15,90 @@ from r3jax.rl import iteration_settings
 from r3jax.rl import losses
 from r3jax.sampling import flow_matching
 
+EXTREME_KL = 10  # the reference drops the text KL of a batch whose mean is larger; we count tokens
+
 
 @flax.struct.dataclass
 class TextTerms:
-  """Sums over this replica's tokens; `mismatch` is a maximum."""
+  """Sums over the tokens that carry loss; scalars.
 
-  policy: jax.Array  # sum of clipped policy terms
-  kl: jax.Array  # sum of k3
-  ratio: jax.Array  # sum of the ratios
-  entropy: jax.Array  # sum of -behavior_logprob
-  clipped: jax.Array  # tokens whose ratio left the clip range
-  tokens: jax.Array  # valid tokens
-  extreme_kl: jax.Array  # tokens with a KL above 10 (the reference drops those)
-  mismatch: jax.Array  # max |ratio - 1|
+  Attributes:
+    policy: clipped policy terms.
+    kl: k3 terms.
+    ratio: ratios ρ.
+    entropy: -behavior_logprob.
+    num_clipped: tokens whose ratio is outside the clip range.
+    num_tokens: tokens that carry loss.
+    num_extreme_kl: tokens whose k3 term is above 10.
+    mismatch: max |ρ - 1|, the only field that is a maximum and no sum.
+  """
+
+  policy: jax.Array
+  kl: jax.Array
+  ratio: jax.Array
+  entropy: jax.Array
+  num_clipped: jax.Array
+  num_tokens: jax.Array
+  num_extreme_kl: jax.Array
+  mismatch: jax.Array
 
 
 @flax.struct.dataclass
 class FlowTerms:
-  """Sums over this replica's images; `mismatch` is a maximum."""
+  """Sums over the images that carry loss; scalars.
+
+  Attributes:
+    policy: clipped policy terms.
+    kl: KL terms, each a mean over the image's tokens.
+    ratio: ratios ρ.
+    num_clipped: images whose ratio is outside the clip range.
+    num_images: images that carry loss.
+    mismatch: max |ρ - 1|, the only field that is a maximum and no sum.
+  """
 
   policy: jax.Array
-  kl: jax.Array  # sum over images of the mean over tokens
-  ratio: jax.Array  # sum of the ratios
-  clipped: jax.Array
-  images: jax.Array
+  kl: jax.Array
+  ratio: jax.Array
+  num_clipped: jax.Array
+  num_images: jax.Array
   mismatch: jax.Array
 
 
-def _ratio(log_ratio: jax.Array, valid: jax.Array) -> jax.Array:
-  return jnp.sum(jnp.where(valid, jnp.exp(log_ratio), 0.0))
+def _ratio_sum(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.where(mask, jnp.exp(log_ratio), 0.0))
 
 
-def _mismatch(log_ratio: jax.Array, valid: jax.Array) -> jax.Array:
-  return jnp.max(jnp.where(valid, jnp.abs(jnp.exp(log_ratio) - 1), 0.0))
+def _largest_mismatch(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.max(jnp.where(mask, jnp.abs(jnp.exp(log_ratio) - 1), 0.0))
 
 
-def _clipped(
-  log_ratio: jax.Array, valid: jax.Array, clip_range: float
+def _num_clipped(
+  log_ratio: jax.Array, mask: jax.Array, clip_range: float
 ) -> jax.Array:
-  return jnp.sum(valid & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
+  return jnp.sum(mask & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
 
 
-def text_count(text: experience.Text, valid: types.Flags) -> jax.Array:
-  """Returns T of this replica: the tokens that carry loss."""
-  return jnp.sum(
-    losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None]
-  )
+def text_count(text: experience.Text, counts: types.Flags) -> jax.Array:
+  """Returns T of this replica, the number of tokens that carry loss, [] int32.
+
+  Args:
+    text: sampled segments.
+    counts: samples that take part in the update.
+  """
+  mask = losses.token_mask(text.lengths, text.ids.shape[1])
+  return jnp.sum(mask & counts[:, None])
 
 
 def image_count(
-  flow: rollout_settings.FlowSettings, valid: types.Flags
+  flow: rollout_settings.FlowSettings, counts: types.Flags
 ) -> jax.Array:
-  """Returns J of this replica: the images that carry loss."""
-  return jnp.sum(valid) if flow.sde_index_max else jnp.int32(0)
+  """Returns J of this replica, the number of images that carry loss, [] int32.
+
+  Images of samples that stopped are among them; their advantage is 0.
+  """
+  if not flow.sde_index_max:
+    return jnp.int32(0)
+  return jnp.sum(counts)
 
 
 def text_terms(
@@ -71,32 +106,34 @@ def text_terms(
   reference_logprob: jax.Array,
   text: experience.Text,
   advantage: types.PerSample,
-  valid: types.Flags,
+  counts: types.Flags,
   clip_range: float,
 ) -> TextTerms:
-  """Sums the text terms of this replica's samples.
+  """Sums the text terms of this replica's samples (docs/algorithm.md#text-loss).
 
   Args:
-    logprob: [B, T - 1] under the current policy.
+    logprob: [B, T - 1] under the policy.
     reference_logprob: [B, T - 1] under the reference; equal to `logprob` where there is none.
-    text: the rollout.
-    advantage: [B].
-    valid: [B] samples that count.
+    text: the sampled segments, with their behavior log-probs.
+    advantage: A of every sample.
+    counts: samples that take part in the update.
     clip_range: c.
   """
-  mask = losses.token_mask(text.lengths, text.ids.shape[1]) & valid[:, None]
+  mask = losses.token_mask(text.lengths, text.ids.shape[1]) & counts[:, None]
+  # Masked before the exponential: an overflow in a masked entry would make its gradient NaN.
   log_ratio = jnp.where(mask, logprob - text.behavior_logprob, 0.0)
-  kl = losses.k3(jnp.where(mask, logprob, reference_logprob), reference_logprob)
+  scored_logprob = jnp.where(mask, logprob, reference_logprob)
+  kl = losses.k3(scored_logprob, reference_logprob)
   policy = losses.clipped_policy(log_ratio, advantage[:, None], clip_range)
   return TextTerms(
     policy=jnp.sum(jnp.where(mask, policy, 0.0)),
     kl=jnp.sum(jnp.where(mask, kl, 0.0)),
-    ratio=_ratio(log_ratio, mask),
+    ratio=_ratio_sum(log_ratio, mask),
     entropy=-jnp.sum(jnp.where(mask, text.behavior_logprob, 0.0)),
-    clipped=_clipped(log_ratio, mask, clip_range),
-    tokens=jnp.sum(mask),
-    extreme_kl=jnp.sum(mask & (kl > 10)),
-    mismatch=_mismatch(log_ratio, mask),
+    num_clipped=_num_clipped(log_ratio, mask, clip_range),
+    num_tokens=jnp.sum(mask),
+    num_extreme_kl=jnp.sum(mask & (kl > EXTREME_KL)),
+    mismatch=_largest_mismatch(log_ratio, mask),
   )
 
 
@@ -106,61 +143,82 @@ def flow_terms(
   trajectory: flow_matching.Trajectory,
   flow: rollout_settings.FlowSettings,
   advantage: types.PerSample,
-  valid: types.Flags,
+  counts: types.Flags,
   clip_range: float,
 ) -> FlowTerms:
-  """Sums the image terms of this replica's samples at their SDE step; arguments as `text_terms`.
+  """Sums the image terms of this replica's samples (docs/algorithm.md#image-loss).
 
-  A stage that samples by ODE only (`flow.sde_index_max` 0) has no image terms.
+  The objective is that of Flow-GRPO (arXiv 2505.05470): the ratio compares the densities of the
+  recorded next latent. A stage that samples by ODE only (`flow.sde_index_max` 0) has no terms.
+
+  Args:
+    velocity: guided velocity under the policy, at the latent before the SDE step.
+    reference_velocity: the same under the reference; equal to `velocity` where there is none.
+    trajectory: the sampled trajectories, with their behavior log-probs.
+    flow: how they were sampled.
+    advantage: A of every sample.
+    counts: samples that take part in the update.
+    clip_range: c.
   """
   if not flow.sde_index_max:
     return FlowTerms(
-      *[jnp.zeros(())] * 3, *[jnp.zeros((), jnp.int32)] * 2, jnp.zeros(())
+      policy=jnp.zeros(()),
+      kl=jnp.zeros(()),
+      ratio=jnp.zeros(()),
+      num_clipped=jnp.zeros((), jnp.int32),
+      num_images=jnp.zeros((), jnp.int32),
+      mismatch=jnp.zeros(()),
     )
-  t, dt = trajectory.t, trajectory.dt
-  moments = lambda v: flow_matching.sde_moments(
-    trajectory.before, v, t, dt, flow.eta(t)
+  t = trajectory.t
+  dt = trajectory.dt
+  eta = flow.eta(t)
+  mean, std = flow_matching.sde_moments(trajectory.before, velocity, t, dt, eta)
+  reference_mean, _ = flow_matching.sde_moments(
+    trajectory.before, reference_velocity, t, dt, eta
   )
-  (mean, std), (reference_mean, _) = (
-    moments(velocity),
-    moments(reference_velocity),
-  )
-  logprob = flow_matching.token_logprob(trajectory.after, mean, std).mean(
-    axis=-1
-  )
-  log_ratio = jnp.where(valid, logprob - trajectory.behavior_logprob, 0.0)
+  token_logprob = flow_matching.token_logprob(trajectory.after, mean, std)
+  logprob = token_logprob.mean(axis=-1)
+  log_ratio = jnp.where(counts, logprob - trajectory.behavior_logprob, 0.0)
   kl = flow_matching.token_kl(mean, reference_mean, std).mean(axis=-1)
   policy = losses.clipped_policy(log_ratio, advantage, clip_range)
   return FlowTerms(
-    policy=jnp.sum(jnp.where(valid, policy, 0.0)),
-    kl=jnp.sum(jnp.where(valid, kl, 0.0)),
-    ratio=_ratio(log_ratio, valid),
-    clipped=_clipped(log_ratio, valid, clip_range),
-    images=jnp.sum(valid),
-    mismatch=_mismatch(log_ratio, valid),
+    policy=jnp.sum(jnp.where(counts, policy, 0.0)),
+    kl=jnp.sum(jnp.where(counts, kl, 0.0)),
+    ratio=_ratio_sum(log_ratio, counts),
+    num_clipped=_num_clipped(log_ratio, counts, clip_range),
+    num_images=jnp.sum(counts),
+    mismatch=_largest_mismatch(log_ratio, counts),
   )
 
 
 def total(
   text: TextTerms,
-  images: FlowTerms,
-  tokens: jax.Array,
-  count: jax.Array,
+  image: FlowTerms,
+  num_tokens: jax.Array,
+  num_images: jax.Array,
   loss: iteration_settings.LossSettings,
 ) -> jax.Array:
-  """Returns this replica's share of the loss; the shares add up over replicas.
+  """Returns the loss of some samples, []; the losses of all samples add up to that of the update.
 
-    text_weight (policy + text_kl KL) / (T + 1e-4) + image_weight policy / (J + 1e-4) + image_kl KL / J
+    w_text (P_text + β_text K_text) / (T + 1e-4)
+    + w_image P_image / (J + 1e-4)
+    + β_image K_image / max(J, 1)
+
+  P are the sums of policy terms and K those of KL terms; the weights are `text_weight`, `text_kl`,
+  `image_weight` and `image_kl`. The text KL stands inside the text weight, the image KL does not
+  stand inside the image weight (docs/algorithm.md#objective).
 
   Args:
-    text, images: this replica's sums.
-    tokens: T, over all replicas.
-    count: J, over all replicas.
+    text: sums over the texts of the samples.
+    image: sums over their images.
+    num_tokens: T, over all replicas.
+    num_images: J, over all replicas.
     loss: weights.
   """
-  text_loss = (text.policy + loss.text_kl * text.kl) / (tokens + losses.EPSILON)
-  image_loss = images.policy / (count + losses.EPSILON)
-  image_kl = images.kl / jnp.maximum(count, 1)
+  text_sum = text.policy + loss.text_kl * text.kl
+  text_loss = text_sum / (num_tokens + losses.EPSILON)
+  image_loss = image.policy / (num_images + losses.EPSILON)
+  image_kl = image.kl / jnp.maximum(num_images, 1)
   return (
     loss.text_weight * text_loss
     + loss.image_weight * image_loss

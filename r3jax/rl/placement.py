@@ -1,8 +1,9 @@
-"""Which groups and samples a replica holds, and their randomness.
+"""Which groups and samples a replica holds, and their random keys.
 
-Samples are numbered group by group over the whole iteration; replica r of R holds the r-th R-th of
-them: whole groups, or a part of one group that it shares with its neighbours. Keys depend on the
-group and the sample, never on the replica.
+Samples are numbered group by group over the whole iteration. Replica r of R holds the r-th of R
+equal parts of them: whole groups, or a part of one group that it shares with its neighbors. Keys
+depend on the number of the group and of the sample, never on the replica
+(docs/algorithm.md#randomness).
 """
 
 import dataclasses
@@ -15,138 +16,170 @@ from r3jax.agent import experience
 from r3jax.agent import random_keys
 from r3jax.parallel import collectives
 
-AXIS = "data"  # the mesh axis that the step is mapped over
+AXIS = "data"  # the mesh axis that an iteration is mapped over
 STAGES = ("reason", "reflect", "refine")
 
 
-def check(groups: int, group_size: int, replicas: int, micro_batches: int):
-  """Raises ValueError unless the samples split evenly over replicas and micro-batches, group by group."""
-  if (groups * group_size) % replicas:
+def check(
+  num_groups: int, group_size: int, num_replicas: int, num_micro_batches: int
+):
+  """Checks that the samples split evenly over replicas and micro-batches, group by group.
+
+  Raises:
+    ValueError: they do not; the message names the config's keys.
+  """
+  if (num_groups * group_size) % num_replicas:
     raise ValueError(
-      f"groups_per_step * group_size ({groups} * {group_size}) must be divisible by the number of"
-      f" data replicas ({replicas})"
+      f"groups_per_step * group_size ({num_groups} * {group_size}) must be divisible by the number"
+      f" of data replicas ({num_replicas})"
     )
-  if groups % replicas and replicas % groups:
+  if num_groups % num_replicas and num_replicas % num_groups:
     raise ValueError(
-      f"groups_per_step ({groups}) must be a multiple or a divisor of the number of data replicas"
-      f" ({replicas}), so that every replica holds whole groups or a part of one"
+      f"groups_per_step ({num_groups}) must be a multiple or a divisor of the number of data"
+      f" replicas ({num_replicas}), so that every replica holds whole groups or a part of one"
     )
-  place = Placement(groups, group_size, replicas)
-  if place.samples % (
-    micro_batches // math.gcd(micro_batches, place.local_groups)
-  ):
+  place = Placement(num_groups, group_size, num_replicas)
+  parts_of_group = num_micro_batches // math.gcd(
+    num_micro_batches, place.num_local_groups
+  )
+  if place.samples_per_group % parts_of_group:
     raise ValueError(
-      f"step.micro_batches ({micro_batches}) must split the samples of a data replica "
-      f"({place.local_groups} groups of {place.samples}) into whole groups or equal parts of groups"
+      f"step.micro_batches ({num_micro_batches}) must split the samples of a data replica "
+      f"({place.num_local_groups} groups of {place.samples_per_group}) into whole groups or equal "
+      "parts of groups"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-  """Inside the mapped step: this replica's share.
+  """The share of a replica; methods that return arrays run inside the mapped step.
 
   Attributes:
-    groups: of the iteration.
-    group_size: samples of a group.
-    replicas: size of the mapped axis.
+    num_groups: groups of the iteration (G).
+    group_size: samples of a group (M).
+    num_replicas: size of the mapped axis (R).
   """
 
-  groups: int
+  num_groups: int
   group_size: int
-  replicas: int
+  num_replicas: int
 
   @property
-  def rows(self) -> int:
-    """Samples on this replica."""
-    return self.groups * self.group_size // self.replicas
+  def num_rows(self) -> int:
+    """Samples on this replica (B = G M / R)."""
+    return self.num_groups * self.group_size // self.num_replicas
 
   @property
-  def samples(self) -> int:
+  def samples_per_group(self) -> int:
     """Samples of one group on this replica."""
-    return min(self.group_size, self.rows)
+    return min(self.group_size, self.num_rows)
 
   @property
-  def local_groups(self) -> int:
+  def num_local_groups(self) -> int:
     """Groups of which this replica holds samples."""
-    return self.rows // self.samples
+    return self.num_rows // self.samples_per_group
 
   def first_row(self) -> jax.Array:
-    """Returns the number of this replica's first sample."""
-    return jax.lax.axis_index(AXIS) * self.rows
+    """Returns the number of this replica's first sample, [] int32."""
+    return jax.lax.axis_index(AXIS) * self.num_rows
+
+  def first_group(self) -> jax.Array:
+    """Returns the number of this replica's first group, [] int32."""
+    return self.first_row() // self.group_size
+
+  def row_ids(self) -> jax.Array:
+    """Returns the numbers of this replica's samples, [num_rows]."""
+    return self.first_row() + jnp.arange(self.num_rows)
 
   def group_ids(self) -> jax.Array:
-    """Returns the numbers of this replica's groups, [local_groups]."""
-    return self.first_row() // self.group_size + jnp.arange(self.local_groups)
+    """Returns the numbers of this replica's groups, [num_local_groups]."""
+    return self.first_group() + jnp.arange(self.num_local_groups)
 
   def keys(self, key: jax.Array, stage: str, turn: int = 0) -> random_keys.Keys:
     """Returns the keys of a stage.
 
     Args:
-      key: of the iteration.
+      key: key of the iteration.
       stage: one of STAGES.
-      turn: how often the stage has run before in this iteration.
+      turn: number of times that the stage has run before in this iteration.
     """
-    stage_key = jax.random.fold_in(
-      key, turn * len(STAGES) + STAGES.index(stage)
+    stage_number = turn * len(STAGES) + STAGES.index(stage)
+    stage_key = jax.random.fold_in(key, stage_number)
+    # Two branches: a child of a group's key could equal a key that the group splits off for itself.
+    groups_key = jax.random.fold_in(stage_key, 0)
+    samples_key = jax.random.fold_in(stage_key, 1)
+    fold_in_each = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return random_keys.Keys(
+      group=fold_in_each(groups_key, self.group_ids()),
+      sample=fold_in_each(samples_key, self.row_ids()),
     )
-    # Two branches: a child of a group's key may equal one that the group splits off for itself.
-    of_groups, of_samples = (
-      jax.random.fold_in(stage_key, branch) for branch in (0, 1)
-    )
-    groups = jax.vmap(lambda group: jax.random.fold_in(of_groups, group))(
-      self.group_ids()
-    )
-    ids = self.first_row() + jnp.arange(self.rows)
-    samples = jax.vmap(lambda i: jax.random.fold_in(of_samples, i))(ids)
-    return random_keys.Keys(groups, samples)
 
   def local_prompts(self, prompts: experience.Prompts) -> experience.Prompts:
     """Returns the rows of this replica's groups from the prompts of the whole iteration."""
-    take = lambda x: jax.lax.dynamic_slice_in_dim(
-      x, self.first_row() // self.group_size, self.local_groups
-    )
+    start = self.first_group()
+
+    def take(x: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_slice_in_dim(x, start, self.num_local_groups)
+
     return jax.tree.map(take, prompts)
 
   def repeat(self, tree):
-    """Repeats rows of groups into rows of samples."""
-    return jax.tree.map(lambda x: jnp.repeat(x, self.samples, axis=0), tree)
+    """Repeats rows of groups so that there is one for every sample of this replica."""
+    return jax.tree.map(
+      lambda x: jnp.repeat(x, self.samples_per_group, axis=0), tree
+    )
 
-  def micro_batches(self, groups, samples, number: int):
+  def micro_batches(self, by_group, by_sample, num_parts: int):
     """Cuts this replica's rows into equal parts: whole groups, or the same part of each group.
 
     Args:
-      groups: tree of rows of groups, [local_groups, ...].
-      samples: tree of rows of samples, [rows, ...].
-      number: of parts, see `check`.
+      by_group: tree of rows of groups, [num_local_groups, ...].
+      by_sample: tree of rows of samples, [num_rows, ...].
+      num_parts: number of parts, see `check`.
 
     Returns:
       Both trees with a leading axis of parts.
     """
-    by_group = math.gcd(number, self.local_groups)
-    by_sample = number // by_group
-    size = self.samples // by_sample
+    # The groups are cut into `group_parts`, and the samples of each group into `sample_parts`.
+    group_parts = math.gcd(num_parts, self.num_local_groups)
+    sample_parts = num_parts // group_parts
+    groups_of_part = self.num_local_groups // group_parts
+    samples_of_part = self.samples_per_group // sample_parts
 
-    def cut_groups(x):
-      parts = x.reshape(by_group, -1, *x.shape[1:])
-      return jnp.repeat(parts, by_sample, axis=0)
+    def cut_groups(x: jax.Array) -> jax.Array:
+      parts = x.reshape(group_parts, groups_of_part, *x.shape[1:])
+      return jnp.repeat(parts, sample_parts, axis=0)
 
-    def cut_samples(x):
+    def cut_samples(x: jax.Array) -> jax.Array:
       cells = x.reshape(
-        by_group, self.local_groups // by_group, by_sample, size, *x.shape[1:]
+        group_parts, groups_of_part, sample_parts, samples_of_part, *x.shape[1:]
       )
-      return jnp.moveaxis(cells, 2, 1).reshape(number, -1, *x.shape[1:])
+      parts = jnp.moveaxis(cells, 2, 1)
+      return parts.reshape(num_parts, -1, *x.shape[1:])
 
-    return jax.tree.map(cut_groups, groups), jax.tree.map(cut_samples, samples)
+    return (
+      jax.tree.map(cut_groups, by_group),
+      jax.tree.map(cut_samples, by_sample),
+    )
 
   def gather(self, tree):
-    """Returns the rows of all replicas, in sample order."""
+    """Returns the rows of all replicas, in the order of the samples."""
     return collectives.gathered(tree, AXIS)
 
-  def by_group(self, x: jax.Array) -> jax.Array:
-    """Returns a per-sample array of this replica as the whole iteration's [groups, group_size]."""
-    return self.gather(x).reshape(self.groups, self.group_size, *x.shape[1:])
+  def by_group(self, tree):
+    """Returns this replica's rows of samples as tables of the whole iteration, [G, M, ...]."""
 
-  def local_rows(self, by_group: jax.Array) -> jax.Array:
-    """Returns this replica's samples of a [groups, group_size, ...] array."""
-    flat = by_group.reshape(-1, *by_group.shape[2:])
-    return jax.lax.dynamic_slice_in_dim(flat, self.first_row(), self.rows)
+    def as_table(x: jax.Array) -> jax.Array:
+      return x.reshape(self.num_groups, self.group_size, *x.shape[1:])
+
+    return jax.tree.map(as_table, self.gather(tree))
+
+  def local_rows(self, tables):
+    """Returns this replica's rows of samples from tables of the whole iteration, [G, M, ...]."""
+    start = self.first_row()
+
+    def take(table: jax.Array) -> jax.Array:
+      rows = table.reshape(-1, *table.shape[2:])
+      return jax.lax.dynamic_slice_in_dim(rows, start, self.num_rows)
+
+    return jax.tree.map(take, tables)

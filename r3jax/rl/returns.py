@@ -1,58 +1,128 @@
-"""Returns and group-relative advantages of both stages (R3.md section 7)."""
+"""Returns and group-relative advantages (docs/algorithm.md#returns, docs/algorithm.md#advantages).
 
+Group-relative advantages are those of GRPO (arXiv 2402.03300); returns are those of R3
+(arXiv 2602.15772).
+"""
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from r3jax import types
+from r3jax.rl import group_table
+from r3jax.rl import iteration_settings
+
+_STD_EPSILON = (
+  1e-6  # keeps the division finite where all returns of a group are equal
+)
 
 
-def group_advantage(
-  value: jax.Array, valid: jax.Array, divide_by_std: bool
-) -> jax.Array:
-  """Returns value minus the mean of the group's valid values, 0 where invalid.
+@flax.struct.dataclass
+class Advantages:
+  """What the losses of both modalities weigh samples with.
 
-  A group with fewer than two valid samples has nothing to compare and gets zeros.
-
-  Args:
-    value: [G, M] returns; read only where valid.
-    valid: [G, M].
-    divide_by_std: also divide by the group's standard deviation (of a sample: n - 1) + 1e-6.
+  Attributes:
+    text: A of the sampled text; 0 where the sample does not count.
+    image: A of the sampled image; 0 where the sample does not count, or nothing was edited.
+    counts: whether the sample takes part in the update.
   """
-  count = valid.sum(axis=1, keepdims=True)
-  kept = jnp.where(valid, value, 0.0).astype(float)  # as wide as JAX is set to
-  centred = kept - kept.sum(axis=1, keepdims=True) / jnp.maximum(count, 1)
-  centred = jnp.where(valid & (count >= 2), centred, 0.0)
-  if not divide_by_std:
-    return centred
-  std = jnp.sqrt(
-    (centred**2).sum(axis=1, keepdims=True) / jnp.maximum(count - 1, 1)
-  )
-  return centred / (std + 1e-6)
+
+  text: jax.Array  # [G, M], or [B] on one replica
+  image: jax.Array  # [G, M], or [B] on one replica
+  counts: jax.Array  # [G, M] bool, or [B] on one replica
 
 
 def reason_return(
-  score: types.PerSample, format_reward: types.PerSample, format_weight: float
-):
-  """Returns the text return of the reason stage, f r + w_f f."""
-  return format_reward * score + format_weight * format_reward
+  reward: jax.Array, format_reward: jax.Array, format_weight: float
+) -> jax.Array:
+  """Returns the text return of the reason stage, f r + w_f f, elementwise."""
+  return format_reward * reward + format_weight * format_reward
 
 
 def improvement(
-  score: types.PerSample, before: types.PerSample, stop: types.Flags
-):
-  """Returns d = r - r0, or 1 where r0 = 1 and the instruction says to stop."""
-  return jnp.where((before == 1) & stop, 1.0, score - before)
+  reward: jax.Array, reward_before: jax.Array, stop: jax.Array
+) -> jax.Array:
+  """Returns d = r - r₀, elementwise; d = 1 where r₀ = 1 and the instruction says to stop."""
+  rightly_stopped = (reward_before == 1) & stop
+  return jnp.where(rightly_stopped, 1.0, reward - reward_before)
 
 
 def reflect_return(
-  score: types.PerSample,
-  before: types.PerSample,
-  stop: types.Flags,
-  format_reward: types.PerSample,
+  reward: jax.Array,
+  reward_before: jax.Array,
+  stop: jax.Array,
+  format_reward: jax.Array,
   format_weight: float,
-):
-  """Returns the text return of the reflect stage, f d + w_f f."""
-  return (
-    format_reward * improvement(score, before, stop)
-    + format_weight * format_reward
+) -> jax.Array:
+  """Returns the text return of the reflect stage, f d + w_f f, elementwise; see `improvement`."""
+  difference = improvement(reward, reward_before, stop)
+  return format_reward * difference + format_weight * format_reward
+
+
+def comparable(valid: group_table.Flags) -> group_table.Flags:
+  """Returns the valid samples of the groups that have at least two of them.
+
+  A sample that is the only valid one of its group has nothing to be compared with.
+  """
+  return valid & (valid.sum(axis=1, keepdims=True) >= 2)
+
+
+def group_advantage(
+  value: group_table.Values, valid: group_table.Flags, divide_by_std: bool
+) -> group_table.Values:
+  """Returns the advantages Aᵢ = Rᵢ - mean(R) of every group, 0 where invalid.
+
+  Mean and standard deviation are over the group's valid samples. A group with fewer than two of
+  them gets zeros. R3 does not divide by the standard deviation, GRPO does.
+
+  Args:
+    value: R, the returns; read only where valid.
+    valid: which samples count.
+    divide_by_std: whether to divide by the group's standard deviation (that of a sample: n - 1)
+      plus 1e-6.
+  """
+  num_valid = valid.sum(axis=1, keepdims=True)
+  # astype(float) is as wide as JAX is set to: float32, or float64 in tests.
+  value = jnp.where(valid, value, 0.0).astype(float)
+  mean = value.sum(axis=1, keepdims=True) / jnp.maximum(num_valid, 1)
+  centered = jnp.where(valid & (num_valid >= 2), value - mean, 0.0)
+  if not divide_by_std:
+    return centered
+  square_sum = (centered**2).sum(axis=1, keepdims=True)
+  std = jnp.sqrt(square_sum / jnp.maximum(num_valid - 1, 1))
+  return centered / (std + _STD_EPSILON)
+
+
+def reason_advantages(
+  table: group_table.ReasonTable, loss: iteration_settings.LossSettings
+) -> Advantages:
+  """Returns the advantages [G, M] of the reason stage; the image return is r."""
+  counts = comparable(table.valid)
+  text_return = reason_return(
+    table.reward, table.format_reward, loss.format_weight
+  )
+  return Advantages(
+    text=group_advantage(text_return, counts, loss.divide_by_std),
+    image=group_advantage(table.reward, counts, loss.divide_by_std),
+    counts=counts,
+  )
+
+
+def edit_advantages(
+  table: group_table.EditTable, loss: iteration_settings.LossSettings
+) -> Advantages:
+  """Returns the advantages [G, M] of the reflect and refine stages; the image return is r."""
+  counts = comparable(table.valid)
+  text_return = reflect_return(
+    table.reward,
+    table.reward_before,
+    table.stop,
+    table.format_reward,
+    loss.format_weight,
+  )
+  image = group_advantage(table.reward, counts, loss.divide_by_std)
+  return Advantages(
+    text=group_advantage(text_return, counts, loss.divide_by_std),
+    # The image of a sample that stops was not sampled, so it teaches the image expert nothing.
+    image=jnp.where(table.stop, 0.0, image),
+    counts=counts,
   )

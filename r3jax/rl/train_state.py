@@ -1,5 +1,6 @@
-"""What an update changes, and the optimizer that changes it."""
+"""What an update reads and changes, and its optimizer (docs/algorithm.md#update)."""
 
+from collections.abc import Hashable
 import dataclasses
 import functools
 
@@ -9,29 +10,55 @@ import jax.numpy as jnp
 import optax
 
 from r3jax import types
+from r3jax.model import low_rank
 
 
 @flax.struct.dataclass
 class TrainState:
-  """Everything that training changes."""
+  """Everything that training changes.
 
-  # trained parameters: all of the policy's, or the adapters alone
+  Attributes:
+    policy: trained parameters: all of the policy's, or the adapters alone.
+    opt_state: moments, and the number of updates done.
+    step: iterations done.
+  """
+
   policy: types.Params
-  opt_state: optax.OptState  # moments, and the number of updates done
-  step: jax.Array  # [] int32 iterations done
+  opt_state: optax.OptState
+  step: jax.Array  # [] int32
+
+
+@flax.struct.dataclass
+class Frozen:
+  """Parameters that an iteration reads and never changes.
+
+  Attributes:
+    towers: {"vision", "autoencoder"}, the ViT and the autoencoder.
+    reference: trained parameters of the policy that the KL is taken to: None where the objective
+      has no KL, {} where the reference is `base` without adapters.
+    base: what the trained adapters belong to; None where all parameters are trained.
+  """
+
+  towers: types.Params
+  reference: types.Params | None
+  base: types.Params | None = None
+
+  def whole(self, trained: types.Params) -> types.Params:
+    """Returns the parameters that the modules run, given those that are trained."""
+    return low_rank.join(self.base, trained)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-  """AdamW with clipping by the global norm.
+  """AdamW (arXiv 1711.05101) with clipping by the global norm.
 
   Attributes:
-    und_learning_rate, gen_learning_rate: of the two experts; what only text uses (embeddings, head,
-      connector) goes with und, what only latents use with gen.
+    und_learning_rate, gen_learning_rate: full learning rates of the two experts; what only text
+      uses (embeddings, head, connector) goes with und, what only latents use with gen.
     warmup_updates: the rate of update k (from 0) is min(1, k / warmup_updates) of the full one.
-    b1, b2, eps, weight_decay: of AdamW.
+    b1, b2, eps, weight_decay: constants of AdamW.
     clip_norm: bound of the gradient's global norm.
-    freeze_und: keep everything that goes with und.
+    freeze_und: whether everything that goes with und stays as it is.
   """
 
   und_learning_rate: float
@@ -45,62 +72,66 @@ class OptimizerSettings:
   freeze_und: bool
 
 
+# Modules outside of the experts that only latents use.
 _GEN_ONLY = ("vae2llm", "llm2vae", "time_embedder")
 
 
 def expert_labels(policy: types.Params) -> types.Params:
-  """Returns "und" or "gen" for every parameter."""
+  """Returns a tree with "und" or "gen" in place of every parameter."""
 
-  def label(path, _):
+  def label(path, _) -> str:
     names = [part.key for part in path]
     return "gen" if "gen" in names or names[0] in _GEN_ONLY else "und"
 
   return jax.tree_util.tree_map_with_path(label, policy)
 
 
-def learning_rate(rate: float, warmup_updates: int, update):
-  """Returns the learning rate of an update, counted from 0: rate * min(1, update / warmup_updates)."""
-  return (
-    rate * jnp.minimum(1.0, update / max(warmup_updates, 1))
-    if warmup_updates
-    else rate
-  )
+def learning_rate(full_rate: float, warmup_updates: int, update):
+  """Returns the learning rate of an update: full_rate * min(1, update / warmup_updates).
+
+  Args:
+    full_rate: rate after the warm-up.
+    warmup_updates: length of the warm-up; 0 for none.
+    update: number of the update, from 0; a number or an array.
+  """
+  if not warmup_updates:
+    return full_rate
+  return full_rate * jnp.minimum(1.0, update / warmup_updates)
 
 
 def updates_done(opt_state: optax.OptState) -> jax.Array:
   """Returns how many updates an optimizer of `make_optimizer` has done, [] int32."""
-  return optax.tree.get_all_with_path(opt_state, "count")[0][1]
+  counts = optax.tree.get_all_with_path(opt_state, "count")
+  _, first_count = counts[0]
+  return first_count
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-  """Returns the optimizer; gradients must already be summed over replicas."""
+  """Returns the optimizer; its gradients must already be sums over all replicas."""
 
-  def adamw(rate: float) -> optax.GradientTransformation:
-    warm = functools.partial(learning_rate, rate, settings.warmup_updates)
-    # a number keeps no count in the state
-    schedule = warm if settings.warmup_updates else rate
+  def adamw(full_rate: float) -> optax.GradientTransformation:
+    # A schedule counts updates in the optimizer's state, a number does not.
+    rate = full_rate
+    if settings.warmup_updates:
+      rate = functools.partial(
+        learning_rate, full_rate, settings.warmup_updates
+      )
     return optax.adamw(
-      schedule,
+      rate,
       settings.b1,
       settings.b2,
       settings.eps,
       weight_decay=settings.weight_decay,
     )
 
-  und = (
-    optax.set_to_zero()
-    if settings.freeze_und
-    else adamw(settings.und_learning_rate)
-  )
-  by_expert = {"und": und, "gen": adamw(settings.gen_learning_rate)}
+  und = adamw(settings.und_learning_rate)
+  if settings.freeze_und:
+    und = optax.set_to_zero()
+  by_expert: dict[Hashable, optax.GradientTransformation] = {
+    "und": und,
+    "gen": adamw(settings.gen_learning_rate),
+  }
   return optax.chain(
     optax.clip_by_global_norm(settings.clip_norm),
     optax.multi_transform(by_expert, expert_labels),
   )
-
-
-def init_state(
-  policy: types.Params, optimizer: optax.GradientTransformation
-) -> TrainState:
-  """Returns the state before the first iteration."""
-  return TrainState(policy, optimizer.init(policy), jnp.int32(0))

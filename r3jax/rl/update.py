@@ -1,6 +1,8 @@
-"""The gradient of one update, over micro-batches if need be (R3.md section 8)."""
+"""The gradient of one update, over micro-batches and replicas (docs/algorithm.md#update)."""
 
 from collections.abc import Callable
+import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -9,37 +11,48 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.agent import experience
 from r3jax.agent import rollout_settings
+from r3jax.agent import scoring
+from r3jax.parallel import collectives
 from r3jax.rl import iteration_settings
 from r3jax.rl import objective
-from r3jax.sampling import flow_matching
+from r3jax.rl import placement
+from r3jax.rl import returns
+
+# (policy, `Batch.shared`, `Batch.recorded`) -> what the policy gives the recorded samples
+Forward = Callable[[types.Params, Any, Any], scoring.Outputs]
 
 
 @flax.struct.dataclass
-class Recorded:
-  """What a stage sampled and what it earned, [B, ...]."""
+class Batch:
+  """Samples of one stage as an update reads them.
 
-  text: experience.Text
-  flow: flow_matching.Trajectory
-  # what images were drawn after, in the refine stage
-  told: experience.Instruction | None
-  text_advantage: jax.Array
-  image_advantage: jax.Array
-  valid: jax.Array  # samples that count
+  With a leading axis of micro-batches it is a sequence of batches.
 
+  Attributes:
+    shared: what scoring needs once per group, a pytree of rows of groups.
+    recorded: what scoring needs per sample, rows of samples.
+    advantages: what the loss weighs the samples with, rows of samples.
+  """
 
-# log-probs [B, T - 1], velocities [B, N, C]
-Outputs = tuple[jax.Array, types.Latent]
-# policy, rows of groups, rows of samples
-Forward = Callable[[types.Params, object, Recorded], Outputs]
+  shared: Any  # [G, ...]
+  recorded: experience.Recorded  # [B, ...]
+  advantages: returns.Advantages  # [B]
 
 
 @flax.struct.dataclass
-class Found:
-  """The loss of some samples, its terms, and its gradient; all but the mismatches are sums."""
+class Gradients:
+  """The loss of some samples and its gradient; sums, but for the mismatches.
 
-  value: jax.Array
+  Attributes:
+    loss: their share of the loss.
+    text: sums of the text terms.
+    image: sums of the image terms.
+    gradients: gradient of `loss` by the trained parameters.
+  """
+
+  loss: jax.Array  # []
   text: objective.TextTerms
-  images: objective.FlowTerms
+  image: objective.FlowTerms
   gradients: types.Params
 
 
@@ -47,70 +60,99 @@ def gradients(
   policy: types.Params,
   reference: types.Params | None,
   forward: Forward,
-  batch,
+  micro_batches: Batch,
   totals: tuple[jax.Array, jax.Array],
   flow: rollout_settings.FlowSettings,
   loss: iteration_settings.LossSettings,
-) -> Found:
+) -> Gradients:
   """Returns this replica's share of the loss and its gradient.
 
   Args:
-    policy: to differentiate by.
-    reference: that the KL is taken to; None where there is none.
+    policy: trained parameters, to differentiate by.
+    reference: trained parameters that the KL is taken to; None where the objective has no KL.
     forward: scores recorded samples.
-    batch: (rows of groups, rows of samples) with a leading axis of micro-batches.
-    totals: tokens and images that count, over all replicas.
-    flow: of the stage's images.
-    loss: weights.
+    micro_batches: this replica's samples, with a leading axis of micro-batches.
+    totals: T and J, the tokens and images that carry loss, over all replicas.
+    flow: how the stage's images were sampled.
+    loss: weights of the objective.
   """
+  num_tokens, num_images = totals
 
-  def objective_of(policy, anchor, groups, recorded: Recorded):
-    outputs = forward(policy, groups, recorded)
-    anchor = jax.lax.stop_gradient(outputs) if anchor is None else anchor
+  def loss_of(
+    policy: types.Params, anchor: scoring.Outputs | None, batch: Batch
+  ) -> tuple[jax.Array, tuple[objective.TextTerms, objective.FlowTerms]]:
+    outputs = forward(policy, batch.shared, batch.recorded)
+    if anchor is None:
+      # The KL of a policy to itself is 0 and has no gradient.
+      anchor = jax.lax.stop_gradient(outputs)
+    advantages = batch.advantages
     text = objective.text_terms(
-      outputs[0],
-      anchor[0],
-      recorded.text,
-      recorded.text_advantage,
-      recorded.valid,
+      outputs.logprob,
+      anchor.logprob,
+      batch.recorded.text,
+      advantages.text,
+      advantages.counts,
       loss.clip_range,
     )
-    images = objective.flow_terms(
-      outputs[1],
-      anchor[1],
-      recorded.flow,
+    image = objective.flow_terms(
+      outputs.velocity,
+      anchor.velocity,
+      batch.recorded.trajectory,
       flow,
-      recorded.image_advantage,
-      recorded.valid,
+      advantages.image,
+      advantages.counts,
       loss.clip_range,
     )
-    return objective.total(text, images, *totals, loss), (text, images)
+    value = objective.total(text, image, num_tokens, num_images, loss)
+    return value, (text, image)
 
-  def of_part(part) -> Found:
-    anchor = None if reference is None else forward(reference, *part)
-    (value, (text, images)), found = jax.value_and_grad(
-      objective_of, has_aux=True
-    )(policy, anchor, *part)
-    return Found(value, text, images, found)
+  def gradients_of(batch: Batch) -> Gradients:
+    anchor = None
+    if reference is not None:
+      anchor = forward(reference, batch.shared, batch.recorded)
+    differentiate = jax.value_and_grad(loss_of, has_aux=True)
+    (value, (text, image)), gradient = differentiate(policy, anchor, batch)
+    return Gradients(value, text, image, gradient)
 
-  parts = jax.tree.leaves(batch)[0].shape[0]
-  if parts == 1:
-    return of_part(jax.tree.map(lambda x: x[0], batch))
-  first = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype),
-    jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], batch)),
+  num_micro_batches = micro_batches.advantages.counts.shape[0]
+  first = jax.tree.map(lambda x: x[0], micro_batches)
+  if num_micro_batches == 1:
+    return gradients_of(first)
+
+  # One after the other: the activations of one micro-batch are in memory at a time.
+  def add_micro_batch(accumulated: Gradients, batch: Batch):
+    return _added(accumulated, gradients_of(batch)), None
+
+  shapes = jax.eval_shape(gradients_of, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  accumulated, _ = jax.lax.scan(add_micro_batch, zeros, micro_batches)
+  return accumulated
+
+
+def over_replicas(share: Gradients) -> Gradients:
+  """Adds up the shares of all replicas, inside the mapped step."""
+  summed = collectives.total(share, placement.AXIS)
+  text_mismatch, image_mismatch = collectives.largest(
+    (share.text.mismatch, share.image.mismatch), placement.AXIS
   )
-  return jax.lax.scan(
-    lambda found, part: (_added(found, of_part(part)), None), first, batch
-  )[0]
+  return _with_mismatches(summed, text_mismatch, image_mismatch)
 
 
-def _added(one: Found, other: Found) -> Found:
-  found = jax.tree.map(jnp.add, one, other)
-  worst = lambda name: jnp.maximum(
-    getattr(one, name).mismatch, getattr(other, name).mismatch
+def _added(first: Gradients, second: Gradients) -> Gradients:
+  summed = jax.tree.map(jnp.add, first, second)
+  return _with_mismatches(
+    summed,
+    jnp.maximum(first.text.mismatch, second.text.mismatch),
+    jnp.maximum(first.image.mismatch, second.image.mismatch),
   )
-  return found.replace(
-    text=found.text.replace(mismatch=worst("text")),
-    images=found.images.replace(mismatch=worst("images")),
+
+
+def _with_mismatches(
+  summed: Gradients, text_mismatch: jax.Array, image_mismatch: jax.Array
+) -> Gradients:
+  """Replaces the sums of the mismatches by their maxima."""
+  return dataclasses.replace(
+    summed,
+    text=dataclasses.replace(summed.text, mismatch=text_mismatch),
+    image=dataclasses.replace(summed.image, mismatch=image_mismatch),
   )

@@ -27,8 +27,11 @@ from r3jax.parallel import sharding
 from r3jax.report import evaluation_report
 from r3jax.rewards import control
 from r3jax.rewards.from_host import budget
-from r3jax.rl import iteration
-from r3jax.rl import programs
+from r3jax.rl import diagnostics
+from r3jax.rl import mapped
+from r3jax.rl import placement
+from r3jax.rl import replica_stages
+from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run import held_out
 from r3jax.run import profiling
@@ -62,7 +65,7 @@ MAY_DIFFER = (
 # (state, indices of training prompts [G]) -> (state, metrics, samples)
 Step = Callable[
   [train_state.TrainState, np.ndarray],
-  tuple[train_state.TrainState, iteration.Metrics, iteration.Samples],
+  tuple[train_state.TrainState, diagnostics.Metrics, stage_outputs.Samples],
 ]
 
 
@@ -75,7 +78,7 @@ class Session:
     files: Workdir of the run.
     experiment: What the config describes: prompts, reward, model and settings.
     mesh: All devices.
-    iteration: Stages of an iteration, on one replica.
+    stages: Stages of an iteration, on one replica.
     prompts: Training prompts as numpy arrays, one row per record.
     frozen: Parameters that an iteration reads; its reference is the policy before training.
     evaluation: Evaluation on the held-out prompts, on the same mesh.
@@ -86,15 +89,15 @@ class Session:
   files: workdir.Workdir
   experiment: setup.Experiment
   mesh: jax.sharding.Mesh
-  iteration: iteration.Iteration
+  stages: replica_stages.ReplicaStages
   prompts: experience.Prompts
-  frozen: iteration.Frozen
+  frozen: train_state.Frozen
   evaluation: evaluate.Evaluation
   leaked: contamination.Leaked
 
   def init(self, policy: types.Params) -> train_state.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
-    optimizer = self.iteration.optimizer
+    optimizer = self.stages.optimizer
     bagel = self.experiment.modules.bagel
     shardings = sharding.like_parameters(
       jax.eval_shape(optimizer.init, policy),
@@ -131,11 +134,11 @@ class Session:
     """Returns a step that runs the stages as separate programs and times them."""
     seed = np.uint32(self.config.seed)
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    stages = programs.split(self.iteration, self.mesh, shardings)
+    programs = mapped.split(self.stages, self.mesh, shardings)
 
     def step(state, indices):
       batch = self._batch(indices)
-      return programs.run_timed(stages, state, self.frozen, batch, seed)
+      return mapped.run_timed(programs, state, self.frozen, batch, seed)
 
     return step
 
@@ -146,7 +149,7 @@ class Session:
     seed = np.uint32(self.config.seed)
     any_batch = self._batch(np.zeros(self.config.groups_per_step, np.int32))
     arguments = (state, self.frozen, any_batch, seed)
-    program = programs.fused(self.iteration, self.mesh)
+    program = mapped.fused(self.stages, self.mesh)
     # A program with callbacks to the host cannot be exported.
     if program_folder and not self.experiment.on_host:
       program = program_cache.load_or_export(
@@ -316,7 +319,7 @@ def prepare(
     files=files,
     experiment=experiment,
     mesh=mesh,
-    iteration=stages,
+    stages=stages,
     prompts=prompts,
     frozen=frozen,
     evaluation=evaluation,
@@ -329,12 +332,12 @@ def _stages(
   config: ml_collections.ConfigDict,
   experiment: setup.Experiment,
   mesh: jax.sharding.Mesh,
-) -> iteration.Iteration:
+) -> replica_stages.ReplicaStages:
   """Returns the stages of an iteration, with shuffled rewards in the control experiment."""
-  stages = experiment.iteration(mesh)
+  stages = experiment.stages(mesh)
   if not config.reward.shuffle:
     return stages
-  shuffled = control.shuffled(stages.reward, config.seed, iteration.AXIS)
+  shuffled = control.shuffled(stages.reward, config.seed, placement.AXIS)
   return dataclasses.replace(stages, reward=shuffled)
 
 

@@ -29,9 +29,9 @@ from r3jax.model import preprocess
 from r3jax.parallel import sharding
 from r3jax.rewards import combine
 from r3jax.rewards import registry
-from r3jax.rl import iteration as iteration_lib
 from r3jax.rl import iteration_settings
 from r3jax.rl import placement
+from r3jax.rl import replica_stages
 from r3jax.rl import train_state
 from r3jax.sampling import classifier_free
 from r3jax.sampling import decoding
@@ -109,7 +109,7 @@ class Experiment(Base):
   heldout: tuple[records.Prompt, ...]
   contamination: contamination_lib.Contamination
   reward: combine.GraphReward
-  parse: Callable[[jax.sharding.Mesh], iteration_lib.Parse]
+  parse: Callable[[jax.sharding.Mesh], thoughts.Parse]
   parses_on_host: bool
 
   @property
@@ -117,7 +117,7 @@ class Experiment(Base):
     """Whether the step calls back to the host."""
     return self.parses_on_host or bool(self.reward.scorers)
 
-  def iteration(self, mesh: jax.sharding.Mesh) -> iteration_lib.Iteration:
+  def stages(self, mesh: jax.sharding.Mesh) -> replica_stages.ReplicaStages:
     """Returns the stages of an iteration on a mesh.
 
     Raises:
@@ -131,7 +131,7 @@ class Experiment(Base):
       self.settings.num_micro_batches,
     )
     optimizer = train_state.make_optimizer(self.optimizer)
-    return iteration_lib.Iteration(
+    return replica_stages.ReplicaStages(
       self.modules,
       self.rollout,
       self.settings,
@@ -156,7 +156,7 @@ class Experiment(Base):
 
   def start(
     self, mesh: jax.sharding.Mesh, seed: int
-  ) -> tuple[types.Params, iteration_lib.Frozen]:
+  ) -> tuple[types.Params, train_state.Frozen]:
     """Returns what training changes and what it reads, before the first iteration.
 
     Args:
@@ -166,11 +166,11 @@ class Experiment(Base):
     (policy, towers), bagel = self.load(mesh), self.modules.bagel
     needs_reference = self.settings.loss.needs_reference
     if not bagel.lora.rank:
-      return policy, iteration_lib.Frozen(
+      return policy, train_state.Frozen(
         towers,
         parameters.narrowed(policy, bagel.dtype) if needs_reference else None,
       )
-    return parameters.init_adapters(bagel, mesh, seed), iteration_lib.Frozen(
+    return parameters.init_adapters(bagel, mesh, seed), train_state.Frozen(
       towers, {} if needs_reference else None, policy
     )
 
@@ -318,7 +318,7 @@ def evaluation_settings(
 
 def _parse(
   config, tokenizer, capacity: int
-) -> Callable[[jax.sharding.Mesh], iteration_lib.Parse]:
+) -> Callable[[jax.sharding.Mesh], thoughts.Parse]:
   if config.sequence.parser == "strings":
     return lambda mesh: host_parser.parse_on_host(tokenizer, capacity, mesh)
   if config.sequence.parser == "tokens":

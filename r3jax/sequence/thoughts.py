@@ -5,6 +5,7 @@ The string rules (docs/algorithm.md#rewards, docs/algorithm.md#sampling-text) de
 decoded words are joined by spaces; `parse_strings` computes it on the host for any vocabulary.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import flax.struct
@@ -85,6 +86,10 @@ class Parsed:
   instruction_length: jax.Array | np.ndarray  # [B] int32
   stop: jax.Array | np.ndarray  # [B] bool
   truncated: jax.Array | np.ndarray  # [B] bool
+
+
+# (ids [B, T], lengths [B], stage "reason" or "reflect") -> Parsed, in a compiled program
+Parse = Callable[[types.TokenIds, types.Lengths, str], Parsed]
 
 
 # --- The rules, on strings --------------------------------------------------------------------

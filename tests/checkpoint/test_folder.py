@@ -168,7 +168,7 @@ def workdir(tiny_model, weights, tmp_path_factory):
   )
   saved.save(
     7,
-    train_state.init_state(policy, optimizer),
+    train_state.TrainState(policy, optimizer.init(policy), jnp.int32(0)),
     pipeline.prompt_iterator(12, 2, 0),
   )
   saved.close()

@@ -23,7 +23,7 @@ def bench(tiny_model):
 def rounds_of(bench):
   """Rounds of the held-out prompts by (mesh, batch size)."""
   session = bench.session
-  settings = setup.evaluation_settings(session.config, bench.iteration.rollout)
+  settings = setup.evaluation_settings(session.config, bench.stages.rollout)
 
   @functools.cache
   def rounds(
@@ -31,10 +31,10 @@ def rounds_of(bench):
   ) -> list[chains.Round]:
     mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
     sampler = chains.Sampler(
-      bench.iteration.modules,
+      bench.stages.modules,
       settings,
       tiny.brightness,
-      bench.iteration.parse,
+      bench.stages.parse,
       mesh,
       3,
       batch_size,
@@ -105,10 +105,10 @@ class TestSampler:
 
   def test_keys_differ_by_image_and_round(self, bench):
     sampler = chains.Sampler(
-      bench.iteration.modules,
-      bench.iteration.rollout,
+      bench.stages.modules,
+      bench.stages.rollout,
       tiny.brightness,
-      bench.iteration.parse,
+      bench.stages.parse,
       bench.mesh,
       2,
       4,

@@ -96,7 +96,7 @@ class TestFullSize:
 class TestNarrowed:
   def test_forward_pass_is_the_same_bit_by_bit(self, tiny_model):
     session = tiny.make_bench(tiny_model, changes={"model.dtype": "bfloat16"})
-    bagel, policy = session.iteration.modules.bagel, session.policy
+    bagel, policy = session.stages.modules.bagel, session.policy
     narrow = parameters.narrowed(policy, jnp.bfloat16)
     assert (
       policy["norm"]["und"]["scale"].dtype

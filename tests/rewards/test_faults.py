@@ -159,7 +159,7 @@ def check_scores(session, rows, samples):
   size, edits = session.experiment.settings.group_size, samples.edits
   for score, images, taken in (
     (samples.draft_score, samples.drafts.rollout.images, np.repeat(rows, size)),
-    (samples.edit_score, edits.refined.images, rows[edits.row]),
+    (samples.edit_score, edits.refined.images, rows[edits.prompt_index]),
   ):
     records = [session.experiment.train[row] for row in taken]
     truth = np.asarray(

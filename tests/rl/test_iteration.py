@@ -1,8 +1,7 @@
-"""Tests of the whole iteration: on-policy ratios, split against fused, meshes, rewards of the host."""
+"""Tests of the whole iteration: on-policy ratios, split against fused, meshes, host rewards."""
 
 import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from r3jax import types as types_lib
+from r3jax import types
 from r3jax.model import parameters
 from r3jax.rewards.from_host import scorer
-from r3jax.rl import iteration as iteration_lib
-from r3jax.rl import programs
+from r3jax.rl import mapped
+from r3jax.rl import stage_outputs
 from tests import documented
 from tests import tiny
 
@@ -50,7 +49,7 @@ def fused(bench):
 
 @pytest.fixture(scope="module")
 def split(bench):
-  return programs.split(bench.iteration, bench.mesh)
+  return mapped.split(bench.stages, bench.mesh)
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +70,14 @@ def wide_run(tiny_model):
 
 
 def _staged(
-  split, change=lambda score: score, rounds: int = 1
-) -> types.SimpleNamespace:
+  split: mapped.StagePrograms, change=lambda score: score, rounds: int = 1
+) -> mapped.StagePrograms:
   """Returns a split iteration with other scores or rounds."""
-  return types.SimpleNamespace(
-    **vars(split)
-    | {
-      "settings": dataclasses.replace(
-        split.settings, num_reflect_rounds=rounds
-      ),
-      "score_drafts": lambda drafts: change(split.score_drafts(drafts)),
-      "score_edits": lambda edits: change(split.score_edits(edits)),
-    }
+  return dataclasses.replace(
+    split,
+    settings=dataclasses.replace(split.settings, num_reflect_rounds=rounds),
+    score_drafts=lambda drafts: change(split.score_drafts(drafts)),
+    score_edits=lambda edits: change(split.score_edits(edits)),
   )
 
 
@@ -108,7 +103,7 @@ class TestFused:
         metrics["pool/wrong"],
         metrics["pool/unscored"],
       ) == pytest.approx((right, 1 - right, 0))
-      drawn = samples.edits.row
+      drawn = samples.edits.prompt_index
       assert metrics["edit/pool_prompts"] == pytest.approx(
         len(set(drawn.tolist())) / 2
       )
@@ -138,22 +133,22 @@ class TestFused:
   def test_stopped_samples_keep_image_and_score(self, fused):
     for _, _, samples in fused:
       stop, size = (
-        samples.edits.parsed.stop,
-        samples.edits.row.size // len(samples.edits.source.images),
+        samples.edits.instruction.stop,
+        samples.edits.prompt_index.size // len(samples.edits.source.images),
       )
       source = np.repeat(samples.edits.source.images, size, axis=0)
       np.testing.assert_array_equal(
         samples.edits.refined.images[stop], source[stop]
       )
       np.testing.assert_array_equal(
-        samples.edit_score.value[stop], samples.edits.before[stop]
+        samples.edit_score.value[stop], samples.edits.reward_before[stop]
       )
 
   @pytest.mark.parametrize("rounds", [0, 2])
   def test_metrics_follow_the_number_of_rounds(self, tiny_model, rounds):
     bench = tiny.make_bench(tiny_model, changes={"reflect_rounds": rounds})
     with jax.set_mesh(bench.mesh):
-      step = programs.fused(bench.iteration, bench.mesh)
+      step = mapped.fused(bench.stages, bench.mesh)
       state, metrics, samples = jax.eval_shape(
         step, bench.state(), bench.frozen, bench.batch(0), np.uint32(0)
       )
@@ -186,16 +181,14 @@ class TestSplit:
 
   def test_stages_are_timed(self, bench, split, fused):
     with jax.set_mesh(bench.mesh):
-      _, metrics, _ = programs.run_timed(
+      _, metrics, _ = mapped.run_timed(
         split, bench.state(), bench.frozen, bench.batch(0), np.uint32(0)
       )
     seconds = {
       name: metrics[name] for name in metrics if name not in fused[0][1]
     }
     documented.check(seconds, "split")
-    assert {name.split("/")[-1] for name in seconds} == set(
-      programs._SPLIT_SPECS
-    )
+    assert {name.split("/")[-1] for name in seconds} == set(split.names())
     assert all(value > 0 for value in seconds.values())
 
   @pytest.mark.parametrize("rounds", [0, 2])
@@ -222,10 +215,13 @@ class TestInvalidRewards:
   def _staged(split, valid, value):
     """Returns stages whose score is `value` where not `valid`, [groups, group_size]."""
 
-    def change(score: types_lib.Score) -> types_lib.Score:
+    def change(score: types.Score) -> types.Score:
       known = valid.reshape(-1)
-      fill = lambda x: jnp.where(known, x, value).astype(jnp.float32)
-      return types_lib.Score(
+
+      def fill(x):
+        return jnp.where(known, x, value).astype(jnp.float32)
+
+      return types.Score(
         fill(score.value), known, jax.tree.map(fill, score.parts)
       )
 
@@ -275,12 +271,10 @@ class TestInvalidRewards:
     calls = iter(
       [some.score_drafts, some.score_edits, none.score_drafts, none.score_edits]
     )
-    turning = types.SimpleNamespace(
-      **vars(some)
-      | {
-        "score_drafts": lambda drafts: next(calls)(drafts),
-        "score_edits": lambda edits: next(calls)(edits),
-      }
+    turning = dataclasses.replace(
+      some,
+      score_drafts=lambda drafts: next(calls)(drafts),
+      score_edits=lambda edits: next(calls)(edits),
     )
     _, (second, _, _) = bench.run_staged(turning, 2)
     _close(
@@ -295,14 +289,14 @@ class TestInvalidRewards:
       np.array([[True] + [False] * 3, [True] * 4]),
       np.array([[False] * 4, [True] * 4]),
     )
-    iteration = lambda valid: self._staged(split, valid, np.nan)
     one, two = (
-      self._reason(bench, iteration(valid)) for valid in (alone, none)
+      self._reason(bench, self._staged(split, valid, np.nan))
+      for valid in (alone, none)
     )
     _close(one, two, 0.0)
 
   @staticmethod
-  def _reason(bench, stages):
+  def _reason(bench, stages: mapped.StagePrograms):
     """Returns the policy after the reason stage's update."""
     with jax.set_mesh(bench.mesh):
       state, key = bench.state(), jax.random.key(3)
@@ -353,16 +347,16 @@ class TestMesh:
     _close(*found, 1e-5)
 
   @staticmethod
-  def _learned(folder, shape, parts, policy, samples: iteration_lib.Samples):
+  def _learned(folder, shape, parts, policy, samples: stage_outputs.Samples):
     """Returns losses and gradients of both updates from a recorded iteration."""
     keep = optax.GradientTransformation(
       lambda params: jax.tree.map(jnp.zeros_like, params),
       lambda updates, *_: (jax.tree.map(jnp.zeros_like, updates), updates),
     )
     bench = tiny.make_bench(folder, shape, {"step.micro_batches": parts})
-    iteration = dataclasses.replace(bench.iteration, optimizer=keep)
-    session = dataclasses.replace(bench.session, iteration=iteration)
-    found, split = [], programs.split(iteration, bench.mesh)
+    stages = dataclasses.replace(bench.stages, optimizer=keep)
+    session = dataclasses.replace(bench.session, stages=stages)
+    found, split = [], mapped.split(stages, bench.mesh)
     with jax.set_mesh(bench.mesh):
       state = session.init(
         jax.device_put(
@@ -395,9 +389,9 @@ class TestHost:
       changes = {"model.dtype": "float64", "sequence.parser": "strings"}
       bench = tiny.make_bench(tiny_model, (2, 2, 2), changes)
       called = scorer.reward_from_host(reward, ("strict",), bench.mesh)
-      iteration = dataclasses.replace(bench.iteration, reward=called)
+      stages = dataclasses.replace(bench.stages, reward=called)
       bench = dataclasses.replace(
-        bench, session=dataclasses.replace(bench.session, iteration=iteration)
+        bench, session=dataclasses.replace(bench.session, stages=stages)
       )
       ((state, metrics, samples),) = bench.run(1)
     one_state, one_metrics, _ = wide_run("one device")[0]

@@ -38,7 +38,7 @@ class TestTextTerms:
       found.policy, -1 - 1.2 - 2 * np.exp(-1), rtol=1e-5
     )
     np.testing.assert_allclose(found.kl, 3 * np.exp(-1), rtol=1e-5)
-    assert (int(found.tokens), int(found.clipped)) == (3, 2)
+    assert (int(found.num_tokens), int(found.num_clipped)) == (3, 2)
     np.testing.assert_allclose(found.mismatch, np.exp(0.5) - 1, rtol=1e-5)
     np.testing.assert_allclose(
       found.ratio, 1 + np.exp(0.5) + np.exp(-1), rtol=1e-5
@@ -56,15 +56,19 @@ class TestTextTerms:
       0.2,
     )
     np.testing.assert_allclose(found.policy, -2, rtol=1e-6)
-    assert int(found.tokens) == 2 and float(found.kl) == 0
+    assert int(found.num_tokens) == 2 and float(found.kl) == 0
 
   def test_gradient_is_finite_for_an_invalid_sample(self):
     logprob = jnp.array([[-1.0, -1.0, 0.0], [-200.0, -200.0, 0.0]])
     valid = jnp.array([True, False])
-    policy = lambda x: objective.text_terms(
-      x, jnp.zeros_like(x), TEXT, jnp.ones(2), valid, 0.2
-    )
-    gradient = jax.grad(lambda x: policy(x).policy + policy(x).kl)(logprob)
+
+    def loss(x):
+      terms = objective.text_terms(
+        x, jnp.zeros_like(x), TEXT, jnp.ones(2), valid, 0.2
+      )
+      return terms.policy + terms.kl
+
+    gradient = jax.grad(loss)(logprob)
     assert bool(jnp.isfinite(gradient).all()) and not np.any(gradient[1])
 
   def test_keeps_and_counts_an_extreme_kl(self):
@@ -73,7 +77,7 @@ class TestTextTerms:
       logprob, jnp.full((2, 3), -1.0), TEXT, jnp.ones(2), jnp.ones(2, bool), 0.2
     )
     np.testing.assert_allclose(found.kl, np.exp(3) - 4, rtol=1e-5)
-    assert int(found.extreme_kl) == 1
+    assert int(found.num_extreme_kl) == 1
 
 
 class TestFlowTerms:
@@ -112,11 +116,11 @@ class TestFlowTerms:
         0.2,
       )
       return objective.total(
-        text, terms, text.tokens, terms.images, loss
+        text, terms, text.num_tokens, terms.num_images, loss
       ), terms
 
     (total, terms), gradient = jax.value_and_grad(value, has_aux=True)(
       jnp.ones((2, 3, 4))
     )
-    assert float(total) == 0 and int(terms.images) == 0
+    assert float(total) == 0 and int(terms.num_images) == 0
     np.testing.assert_array_equal(gradient, zeros)

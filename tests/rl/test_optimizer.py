@@ -132,9 +132,3 @@ class TestExpertLabels:
       "time_embedder": gen,
     }
     assert labels["norm"] == {"und": {"scale": "und"}, "gen": {"scale": "gen"}}
-
-
-class TestInitState:
-  def test_starts_at_iteration_zero(self):
-    found = train_state.init_state(POLICY, train_state.make_optimizer(SETTINGS))
-    assert int(found.step) == 0 and found.policy is POLICY

@@ -1,4 +1,7 @@
-"""Tests of the reference's literal loss; its numbers are in tests/parity (apply_cfg, onpolicy, perturbed)."""
+"""Tests of the reference's literal loss.
+
+Its numbers are in tests/parity (apply_cfg, onpolicy, perturbed).
+"""
 
 import jax
 import jax.numpy as jnp

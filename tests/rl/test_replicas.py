@@ -51,15 +51,20 @@ STEPS = 3
 
 
 def _drawn_from(place, key):
-  """Returns the keys that the stages of an iteration draw from, as `rl/rollout.py` derives them."""
-  data = lambda keys: jax.random.key_data(keys).reshape(-1, 2)
-  # initial noise, SDE index
-  noise = lambda keys: data(jax.vmap(jax.random.split)(keys.group))
-  step = lambda keys: data(
-    jax.vmap(
-      lambda k: jax.vmap(lambda i: jax.random.fold_in(k, i))(jnp.arange(STEPS))
-    )(keys.sample)
-  )
+  """Returns the keys that the stages of an iteration draw from, as `rollout.py` derives them."""
+
+  def data(keys):
+    return jax.random.key_data(keys).reshape(-1, 2)
+
+  def noise(keys):  # initial noise, SDE index
+    return data(jax.vmap(jax.random.split)(keys.group))
+
+  def step(keys):
+    def steps_of(key):
+      return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(STEPS))
+
+    return data(jax.vmap(steps_of)(keys.sample))
+
   text, flow = random_keys.split_keys(place.keys(key, "reason"))
   reflect, refine = place.keys(key, "reflect"), place.keys(key, "refine")
   pool = jax.vmap(lambda k: jax.random.fold_in(k, 0))(reflect.group)
@@ -114,7 +119,11 @@ class TestPlacement:
     self, groups, replicas, rows, samples, local_groups
   ):
     place = placement.Placement(groups, GROUP_SIZE, replicas)
-    assert (place.rows, place.samples, place.local_groups) == (
+    assert (
+      place.num_rows,
+      place.samples_per_group,
+      place.num_local_groups,
+    ) == (
       rows,
       samples,
       local_groups,
@@ -166,7 +175,7 @@ class TestKeys:
     assert len(np.unique(keys, axis=0)) == len(keys)
 
   def test_what_is_drawn_from_is_never_drawn_from_twice(self):
-    """Splitting and folding make equal children of one parent: what counts is what is drawn from."""
+    """Splitting and folding make equal children of a parent: what is drawn from counts."""
     drawn = np.asarray(_mapped(_drawn_from, 1, SHARED)(jax.random.key(3)))
     assert (
       len(drawn)
@@ -186,7 +195,7 @@ class TestKeys:
 
 def _round_trip(place, values):
   """Takes this replica's rows, gathers them by group and takes them again."""
-  rows = jax.lax.dynamic_slice_in_dim(values, place.first_row(), place.rows)
+  rows = jax.lax.dynamic_slice_in_dim(values, place.first_row(), place.num_rows)
   by_group = place.by_group(rows)
   return by_group, place.local_rows(by_group), place.gather(rows)
 

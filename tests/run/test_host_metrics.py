@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from r3jax import types as types_lib
-from r3jax.rl import iteration
+from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run.logging import host_metrics
 
@@ -47,10 +47,10 @@ ROWS = np.array([2, 0])  # position, counting
 class TestMetrics:
   def test_edits_have_the_tag_of_the_image_that_was_drawn(self):
     edits = types.SimpleNamespace(
-      row=np.array([0, 0, 0, 1]),
-      before_valid=np.array([True, True, False, True]),
+      prompt_index=np.array([0, 0, 0, 1]),
+      valid_before=np.array([True, True, False, True]),
     )
-    samples = iteration.Samples(
+    samples = stage_outputs.Samples(
       None,
       DRAFTS,
       edits,
@@ -73,10 +73,10 @@ class TestMetrics:
 
   def test_names_the_last_round(self):
     edits = types.SimpleNamespace(
-      row=np.zeros(4, int), before_valid=np.ones(4, bool)
+      prompt_index=np.zeros(4, int), valid_before=np.ones(4, bool)
     )
     experiment = _experiment(reflect_rounds=2)
-    samples = iteration.Samples(
+    samples = stage_outputs.Samples(
       None, DRAFTS, edits, _score([1.0] * 4, [True] * 4)
     )
     found = host_metrics.compute(
@@ -92,7 +92,7 @@ class TestMetrics:
       experiment,
       _state(experiment, 0),
       ROWS,
-      iteration.Samples(None, DRAFTS, None, None),
+      stage_outputs.Samples(None, DRAFTS, None, None),
     )
     assert found == pytest.approx(
       {

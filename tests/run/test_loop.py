@@ -23,7 +23,8 @@ from r3jax.evaluation import sample_log
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
 from r3jax.rewards import control
-from r3jax.rl import iteration
+from r3jax.rl import placement
+from r3jax.rl import replica_stages
 from r3jax.run import loop
 from r3jax.run import machine
 from r3jax.run import sessions
@@ -293,11 +294,11 @@ class TestRun:
     config = tiny.make_config(tiny_model, changes)
     traces, compiled = [], []
     draft, write = (
-      iteration.Iteration.draft,
+      replica_stages.ReplicaStages.draft,
       metric_writer.MetricWriter.write,
     )
     monkeypatch.setattr(
-      iteration.Iteration,
+      replica_stages.ReplicaStages,
       "draft",
       lambda *args: traces.append(1) or draft(*args),
     )
@@ -351,7 +352,7 @@ class TestShuffled:
     mesh = meshes.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
     rows = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(
-      control.shuffled(own, seed, iteration.AXIS),
+      control.shuffled(own, seed, placement.AXIS),
       mesh=mesh,
       in_specs=rows,
       out_specs=rows,

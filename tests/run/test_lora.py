@@ -20,8 +20,8 @@ from r3jax.data import pipeline
 from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
-from r3jax.rl import iteration
-from r3jax.rl import programs
+from r3jax.rl import mapped
+from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run import loop
 from r3jax.run import sessions
@@ -67,17 +67,17 @@ def bench(tiny_model):
   )
 
 
-def _drafts(bench: tiny.Bench) -> iteration.Drafts:
+def _drafts(bench: tiny.Bench) -> stage_outputs.Drafts:
   """Makes up a rollout of the reason stage: there is no program for one to compile."""
-  settings, rng = bench.iteration.settings, np.random.default_rng(0)
+  settings, rng = bench.stages.settings, np.random.default_rng(0)
   rows, tokens = (
     settings.num_groups * settings.group_size,
-    bench.iteration.rollout.capacities.thought,
+    bench.stages.rollout.capacities.thought,
   )
 
   def latent():
     return rng.normal(
-      size=(rows, 9, bench.iteration.modules.bagel.config.latent_dim)
+      size=(rows, 9, bench.stages.modules.bagel.config.latent_dim)
     ).astype(np.float32)
 
   def number(value):
@@ -92,14 +92,14 @@ def _drafts(bench: tiny.Bench) -> iteration.Drafts:
     latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
   )
   rollout = experience.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
-  return iteration.Drafts(rollout, bench.batch(0), number(1.0))
+  return stage_outputs.Drafts(rollout, bench.batch(0), number(1.0))
 
 
 @pytest.fixture(scope="module")
 def updates(bench):
   """State and metrics after each of two updates on the same drafts."""
   stages, found, drafts = (
-    programs.split(bench.iteration, bench.mesh),
+    mapped.split(bench.stages, bench.mesh),
     [],
     _drafts(bench),
   )
@@ -224,7 +224,8 @@ def _write_workdir(folder, config, policy):
   optimizer = train_state.make_optimizer(
     train_state.OptimizerSettings(**config.optimizer)
   )
-  state = train_state.init_state(jax.tree.map(jnp.asarray, policy), optimizer)
+  policy = jax.tree.map(jnp.asarray, policy)
+  state = train_state.TrainState(policy, optimizer.init(policy), jnp.int32(0))
   saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
   saved.close()
   return folder

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.rl import iteration
-from r3jax.rl import programs
+from r3jax.rl import mapped
+from r3jax.rl import pools
 from r3jax.run import profiling
 from tests import tiny
 
@@ -67,11 +67,9 @@ class TestNames:
   def test_stages_name_their_operations(self, tiny_model):
     """Looks at the reason half of the step, and at the rollouts of the other half."""
     bench = tiny.make_bench(tiny_model, changes={"reflect_rounds": 0})
-    drafts = (
-      bench.iteration.settings.num_groups * bench.iteration.settings.group_size
-    )
+    drafts = bench.stages.settings.num_groups * bench.stages.settings.group_size
     zeros = np.zeros(drafts, np.float32)
-    pool = iteration.Pool(
+    pool = pools.Pool(
       np.zeros((drafts, 48, 48, 3), np.uint8),
       zeros,
       zeros > 0,
@@ -79,10 +77,10 @@ class TestNames:
     )
     with jax.set_mesh(bench.mesh):
       state, frozen, batch = bench.state(), bench.frozen, bench.batch(0)
-      reason = jax.jit(programs.fused(bench.iteration, bench.mesh)).lower(
+      reason = jax.jit(mapped.fused(bench.stages, bench.mesh)).lower(
         state, frozen, batch, np.uint32(0)
       )
-      edit = programs.split(bench.iteration, bench.mesh).edit.lower(
+      edit = mapped.split(bench.stages, bench.mesh).edit.lower(
         state, frozen, batch, pool, jax.random.key(0), np.int32(0)
       )
     scopes = _scopes(reason) | _scopes(edit)

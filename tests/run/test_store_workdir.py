@@ -23,7 +23,6 @@ from r3jax.files import jsonl
 from r3jax.rewards import combine
 from r3jax.rewards import outcome
 from r3jax.rewards.from_host import scorer
-from r3jax.rl import iteration
 from r3jax.rl import train_state
 from r3jax.run import loop
 from r3jax.run import sessions
@@ -73,7 +72,7 @@ class Session:
 
   def __post_init__(self):
     self.mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    self.frozen = iteration.Frozen({}, None)
+    self.frozen = train_state.Frozen({}, None)
     self._scorer = scorer.Scorer(Answers())
     self.experiment = types.SimpleNamespace(
       train=PROMPTS,

@@ -7,6 +7,7 @@ import numpy as np
 
 from r3jax.parallel import multihost
 from r3jax.rl import iteration
+from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run import setup
 
@@ -15,7 +16,7 @@ def compute(
   experiment: setup.Experiment,
   state: train_state.TrainState,
   indices: np.ndarray,
-  samples: iteration.Samples,
+  samples: stage_outputs.Samples,
 ) -> dict[str, float]:
   """Returns an iteration's mean scores by tag, its learning rates and its number of updates.
 
@@ -41,7 +42,12 @@ def compute(
   edit_score = samples.edit_score
   if edits is not None:
     prompt_index, value, valid, before_valid = multihost.fetch(
-      (edits.row, edit_score.value, edit_score.valid, edits.before_valid)
+      (
+        edits.prompt_index,
+        edit_score.value,
+        edit_score.valid,
+        edits.valid_before,
+      )
     )
     stage = iteration.numbered("edit", settings.num_reflect_rounds - 1)
     # As in the metrics of the stage, an edit counts if its source has a score too.

@@ -12,7 +12,7 @@ import numpy as np
 
 from r3jax.evaluation import sample_log
 from r3jax.rewards import outcome
-from r3jax.rl import iteration
+from r3jax.rl import stage_outputs
 from r3jax.run import sessions
 from r3jax.run import setup
 from r3jax.run.logging import metric_writer
@@ -39,7 +39,7 @@ def write(
   session: sessions.Session,
   step: int,
   indices: np.ndarray,
-  samples: iteration.Samples,
+  samples: stage_outputs.Samples,
   writer: metric_writer.MetricWriter,
 ) -> None:
   """Adds an iteration's first samples to the report and to the sinks; only process 0 writes.
@@ -74,7 +74,7 @@ def first_samples(
   experiment: setup.Experiment,
   step: int,
   indices: np.ndarray,
-  samples: iteration.Samples,
+  samples: stage_outputs.Samples,
   num_groups: int,
 ) -> Iterator[ReportSample]:
   """Yields the first draft and the first edit of each of the first groups.
@@ -119,7 +119,7 @@ def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
   before = sample_log.Turn(
     image="",
     label="from the pool",
-    score=float(edits.before[row]) if edits.before_valid[row] else None,
+    score=float(edits.reward_before[row]) if edits.valid_before[row] else None,
     text="",
     instruction="",
     stop=False,
@@ -130,9 +130,9 @@ def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
     **outcome.as_json(samples.edit_score, row),
     text=text,
     instruction=thoughts.edit_instruction(text),
-    stop=bool(edits.parsed.stop[row]),
+    stop=bool(edits.instruction.stop[row]),
   )
-  prompt = experiment.train[indices[edits.row[row]]]
+  prompt = experiment.train[indices[edits.prompt_index[row]]]
   sample = sample_log.Sample(
     step=step,
     key=f"{step:06d}-{group}-edit",
@@ -142,7 +142,7 @@ def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
   )
   # Sources have one row per group, edits one per sample.
   num_groups = edits.source.images.shape[0]
-  num_samples = edits.row.shape[0]
+  num_samples = edits.prompt_index.shape[0]
   source = edits.source.images[row * num_groups // num_samples]
   return ReportSample(sample, [source, edits.refined.images[row]])
 

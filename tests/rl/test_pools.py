@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from r3jax.rl import pool
+from r3jax.rl import pools
 
 DRAWS = 100_000
 
@@ -15,7 +15,7 @@ DRAWS = 100_000
 @functools.partial(jax.jit, static_argnums=2)
 def _draws(score, valid, perfect):
   keys = jax.random.split(jax.random.key(0), DRAWS)
-  return jax.vmap(lambda key: pool.draw(key, score, valid, perfect))(keys)
+  return jax.vmap(lambda key: pools.draw(key, score, valid, perfect))(keys)
 
 
 def _frequencies(score, valid, perfect) -> np.ndarray:
