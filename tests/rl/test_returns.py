@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from r3jax.rl import returns
+from tests.rl import tables
 
 
 def _advantage(values, valid=None, divide_by_std=False) -> np.ndarray:
@@ -54,3 +55,48 @@ class TestGroupAdvantage:
       values, values >= 0, False
     )
     np.testing.assert_array_equal(found, [[-0.5, 0.5], [-10, 10]])
+
+
+class TestComparable:
+  def test_leaves_out_the_only_valid_sample_of_a_group(self):
+    valid = jnp.array([[True, True, False], [False, True, False]])
+    np.testing.assert_array_equal(
+      returns.comparable(valid), [[True, True, False], [False, False, False]]
+    )
+
+
+class TestReasonAdvantages:
+  def test_text_earns_for_format_and_image(self):
+    # f r + f = 2, 0, 1.5; the second group has one valid reward
+    advantages = returns.reason_advantages(tables.reason_table(), tables.LOSS)
+    expected = [[5 / 6, -7 / 6, 1 / 3], [0, 0, 0]]
+    np.testing.assert_allclose(advantages.text, expected, rtol=1e-5)
+
+  def test_image_earns_its_reward(self):
+    advantages = returns.reason_advantages(tables.reason_table(), tables.LOSS)
+    np.testing.assert_allclose(
+      advantages.image, [[0.5, -0.5, 0], [0, 0, 0]], atol=1e-6
+    )
+    np.testing.assert_array_equal(advantages.counts, [[True] * 3, [False] * 3])
+
+
+class TestEditAdvantages:
+  def test_text_earns_for_the_improvement(self):
+    # d + f = 2, 2, 0.4 (stopping at a perfect image earns 1) and 1.2, 1, 0.7
+    advantages = returns.edit_advantages(tables.edit_table(), tables.LOSS)
+    mean, other_mean = 4.4 / 3, 2.9 / 3
+    expected = [
+      [2 - mean, 2 - mean, 0.4 - mean],
+      [1.2 - other_mean, 1 - other_mean, 0.7 - other_mean],
+    ]
+    np.testing.assert_allclose(advantages.text, expected, rtol=1e-4)
+
+  def test_image_that_was_not_edited_has_no_advantage(self):
+    advantages = returns.edit_advantages(tables.edit_table(), tables.LOSS)
+    mean = 1.4 / 3
+    np.testing.assert_allclose(
+      advantages.image,
+      [[0, 0, 0.4 - 0.8], [0.7 - mean, 0, 0.2 - mean]],
+      rtol=1e-4,
+      atol=1e-7,
+    )
