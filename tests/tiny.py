@@ -213,7 +213,7 @@ class Bench:
     """Runs iterations of the fused step; returns (state, metrics, samples) of each as numpy."""
     with jax.set_mesh(self.mesh):
       found, state = [], self.state()
-      step = self.session.compile(state, programs=None)
+      step = self.session.compile(state)
       for i in range(number):
         state, metrics, samples = step(state, self.rows(i))
         found.append(jax.device_get((state, metrics, samples)))
