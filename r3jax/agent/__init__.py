@@ -1,1 +1,1 @@
-"""Acts for a policy: rollouts of the stages and the passes that score them."""
+"""A policy at work: rollouts of the three stages, and the passes that score them."""

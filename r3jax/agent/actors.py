@@ -101,6 +101,7 @@ class Actor:
     def part_logprob(hidden: types.Hidden, ids: types.TokenIds) -> jax.Array:
       return decoding.logprob(self._read_out(hidden, "logits"), ids)
 
+    # Checkpointed, so that the backward pass does not keep the logits of all parts.
     parts = []
     for start in range(0, ids.shape[1], _LOGIT_SLOTS):
       slots = slice(start, start + _LOGIT_SLOTS)
@@ -108,6 +109,7 @@ class Actor:
     return jnp.concatenate(parts, axis=1)
 
   def _read_out(self, hidden: types.Hidden, method: str) -> jax.Array:
+    # `apply` returns variables, too, only if some of them are mutable.
     variables = {"params": self.policy}
     result = self.modules.bagel.apply(variables, hidden, method=method)
     return cast(jax.Array, result)
@@ -124,6 +126,7 @@ def sampler(
   Its weights are in the compute dtype and placed by the rules of rollouts: they are gathered once
   per rollout, and not once per token.
   """
+  # Scoring keeps the rules of training: its weights are gathered layer by layer.
   bagel = modules.bagel.clone(rules=modules.rollout_rules)
   narrowed = parameters.narrowed(policy, bagel.dtype)
   placed = parameters.placed(bagel, narrowed)

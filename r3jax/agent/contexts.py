@@ -81,6 +81,7 @@ def refine_context(
   samples_per_group: int,
 ) -> Context:
   """Returns the cached A(image) V(image) of every group."""
+  # A clean image is a noised one at t = 0.
   clean = network.Noised(source, jnp.zeros(source.shape[0], source.dtype))
   inputs = {"source": clean, "vision": features}
   layout = layouts.refine(actor.settings.capacities)
@@ -107,6 +108,7 @@ def _run_shared(
   lengths: Mapping[str, types.Lengths],
   samples_per_group: int,
 ) -> Context:
+  # The cache keeps a row per group: each row serves all samples of its group.
   cache = actor.run(layout, inputs, lengths).cache
   lengths_by_sample = {
     name: jnp.repeat(length, samples_per_group)

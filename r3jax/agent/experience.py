@@ -17,7 +17,8 @@ class Prompts:
   Attributes:
     ids: prompt segments, begin and end included.
     length: their lengths.
-    question: reflection questions with the prompt in them, begin and end included.
+    question: reflection questions with the prompt in them, begin and end
+      included.
     question_length: their lengths.
     target: pytree of what the reward compares images with.
     index: number of the prompt in its data set.
@@ -38,7 +39,8 @@ class Text:
   Attributes:
     ids: begin, sampled tokens, end, padding.
     lengths: slots in use, begin and end included.
-    behavior_logprob: log-probs when the text was sampled; entry j belongs to ids[:, j + 1].
+    behavior_logprob: log-probs when the text was sampled; entry j belongs to
+      ids[:, j + 1].
   """
 
   ids: jax.Array  # [B, T] int32
@@ -97,7 +99,8 @@ class Refine:
 
   Attributes:
     trajectory: the latents of the edits, with the SDE step.
-    images: the edits, 8-bit RGB; the source image where the instruction is to stop.
+    images: the edits, 8-bit RGB; the source image where the instruction is to
+      stop.
   """
 
   trajectory: flow_matching.Trajectory

@@ -43,6 +43,7 @@ def numbered_keys(seed: int, ids: jax.Array) -> Keys:
       key = jax.random.fold_in(key, number)
     return key
 
+  # Rows do not depend on the batch that they are in.
   pairs = _split_each(jax.vmap(row_key)(ids))
   return Keys(group=pairs[:, 0], sample=pairs[:, 1])
 

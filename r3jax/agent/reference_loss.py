@@ -51,5 +51,6 @@ def _transposed(
 def _closed(interval: tuple[float, float]) -> tuple[float, float]:
   """Returns an interval open below that also holds, in float32, the given one's lower bound."""
   low, high = interval
+  # The next float32 below, so that `low < t` holds for t = low in float32.
   below_low = np.nextafter(np.float32(low), np.float32(0))
   return float(below_low), high

@@ -62,6 +62,7 @@ def draft(
   actor: actors.Actor, thought: Thought, keys: random_keys.Keys
 ) -> experience.Reason:
   """Draws an image of every thought."""
+  # The latents see system prompt, prompt and thought; without text, the system prompt alone.
   context = thought.context
   lengths = {**context.lengths, "thought": thought.text.lengths}
   trajectory = _sample_flow(
@@ -111,6 +112,7 @@ def refine(
   context = contexts.refine_context(
     actor, source.latent, source.features, keys.samples_per_group
   )
+  # The instruction runs once, and every step of the flow attends to its cache.
   lengths = contexts.instruction_lengths(instruction)
   inputs = dict.fromkeys(lengths, instruction.ids)
   past = (context.cache,)
@@ -124,6 +126,7 @@ def refine(
     layouts.EDIT,
     keys,
   )
+  # A sample that stops is edited like the others, for a batch has one shape; its edit is dropped.
   edited = actor.modules.towers.decode(actor.frozen, trajectory.latent)
   unedited = jnp.repeat(source.images, keys.samples_per_group, axis=0)
   stop = instruction.stop[:, None, None, None]
@@ -143,6 +146,7 @@ def _decode(
   keys: random_keys.Keys,
 ) -> decoding.Decoded:
   """Samples the text segment `name` after the context, with randomness of each sample's own."""
+  # One uniform number for every token that may be drawn; the begin token is given.
   num_tokens = context.layout[name].capacity - 1
 
   def draw_uniforms(key: types.Key) -> jax.Array:
@@ -181,12 +185,14 @@ def _sample_flow(
     text_cache: keys and values of each sample's own text.
     lengths: lengths of all text segments before the latents.
     flow: how to sample.
-    names: the stage's noise segments: full context, without text[, without image].
+    names: the stage's noise segments: full context, without text[, without
+      image].
     keys: random keys.
   """
   layout = context.layout
   past = (context.cache, text_cache)
   bagel = actor.modules.bagel
+  # Latents stay in float32 whatever the compute dtype: log-probs compare them with their means.
   latent_shape = (layout[names[0]].num_gen, bagel.config.latent_dim)
   dtype = layers.at_least_float32(bagel.dtype)
   branches = flow.branches(names)
@@ -208,11 +214,13 @@ def _sample_flow(
     index = jax.random.randint(index_key, (), 0, max(flow.sde_index_max, 1))
     return jax.random.normal(noise_key, latent_shape, dtype), index
 
+  # Drawn even where all steps are ODE steps, so that the noise is the same with and without SDE.
   noise, sde_index = jax.vmap(draw_shared)(keys.group)
   initial = jnp.repeat(noise, keys.samples_per_group, axis=0)
   sde_index = jnp.repeat(sde_index, keys.samples_per_group, axis=0)
 
   def sde_noise(step: jax.Array) -> types.Latent:
+    # The key of a step depends on its number: loops over guided and unguided steps share nothing.
     def draw(sample_key: types.Key) -> jax.Array:
       step_key = jax.random.fold_in(sample_key, step)
       return jax.random.normal(step_key, latent_shape, dtype)

@@ -19,9 +19,10 @@ class FlowSettings:
     schedule: times of the trajectory.
     guidance: scales, renorm and interval of classifier-free guidance.
     eta: noise scale η(t) of the SDE step.
-    sde_index_max: the number of the SDE step is uniform over 0 .. sde_index_max - 1; with 0 every
-      step is an ODE step.
-    on_step: called on the host with the number of every step that begins, see `flow.sample`.
+    sde_index_max: the number of the SDE step is uniform over 0 .. sde_index_max
+      - 1; with 0 every step is an ODE step.
+    on_step: called on the host with the number of every step that begins, see
+      `flow.sample`.
   """
 
   schedule: schedules.Schedule
@@ -47,7 +48,8 @@ class FlowSettings:
     """Returns the noise segments that the guidance needs.
 
     Args:
-      names: the stage's noise segments: full context, without text[, without image].
+      names: the stage's noise segments: full context, without text[, without
+        image].
 
     Returns:
       The first one, two or three of `names`.
@@ -64,8 +66,10 @@ class RolloutSettings:
     capacities: slots of every segment.
     reason_text, reflect_text: how thoughts and reflections are sampled.
     reason_flow, refine_flow: how drafts and edits are sampled.
-    system_reason, system_reflect: token ids of the system prompts, begin and end included.
-    reference_loss: score as the reference's trainer does, see `agent/reference_loss.py`.
+    system_reason, system_reflect: token ids of the system prompts, begin and
+      end included.
+    reference_loss: score as the reference's trainer does, see
+      `agent/reference_loss.py`.
   """
 
   capacities: layouts.Capacities

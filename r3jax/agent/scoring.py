@@ -78,12 +78,14 @@ def reason_pass(
 ) -> Pass:
   """Runs the thought, and the latent before the SDE step in every branch of the guidance."""
   text = recorded.text
+  # Of this device or micro-batch; groups may be cut.
   samples_per_group = text.ids.shape[0] // prompts.ids.shape[0]
   context = contexts.reason_context(actor, prompts, samples_per_group)
   flow = actor.settings.reason_flow
   layout = context.layout
   if actor.settings.reference_loss:
     flow, layout = reference_loss.reason(flow, layout)
+  # Thought and latents run together: the mask lets latents attend to the thought, not vice versa.
   noised = _before_sde_step(recorded.trajectory)
   branches = flow.branches(layouts.DRAFT)
   inputs = {"thought": text.ids, **dict.fromkeys(branches, noised)}
@@ -142,9 +144,11 @@ def scored_velocity(
   Args:
     actor: reads velocities from hidden states.
     run: a forward pass.
-    names: the stage's noise segments: full context, without text[, without image].
+    names: the stage's noise segments: full context, without text[, without
+      image].
     t: time of the SDE step; it decides whether the velocity is guided.
   """
+  # The copies that guidance needs are segments of the same pass.
   velocities = actor.velocities(run.output, run.flow.branches(names))
   if len(velocities) == 1:
     return velocities[0]

@@ -1,1 +1,1 @@
-"""Rollouts, advantages, losses and the fused train step."""
+"""The R3 iteration: rollouts, rewards, advantages, losses, updates. Start at `iteration.py`."""

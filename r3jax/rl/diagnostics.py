@@ -30,6 +30,7 @@ def _group_spread(
   value: group_table.Values, valid: group_table.Flags
 ) -> jax.Array:
   """Returns the standard deviation inside every group, [G]; 0 where nothing is valid."""
+  # That of the population (n), unlike the one that advantages may be divided by (n - 1).
   num_valid = jnp.maximum(valid.sum(axis=1), 1)
   value = value.astype(float)
   mean = jnp.sum(jnp.where(valid, value, 0.0), axis=1) / num_valid
@@ -56,6 +57,7 @@ def _texts(table: group_table.GroupTable) -> Metrics:
 def _rewards(
   table: group_table.GroupTable, advantages: returns.Advantages
 ) -> Metrics:
+  # Without a spread there is nothing to learn from: all advantages of the group are 0.
   spread = _group_spread(table.reward, table.valid)
   return {
     "score": _mean(table.reward, table.valid),
@@ -105,6 +107,7 @@ def edit(
   stop = table.stop
   every_sample = jnp.ones_like(valid)
   num_groups = valid.shape[0]
+  # Shares of edits that helped and of stops that were right, see docs/metrics.md.
   change = table.reward - table.reward_before
   was_perfect = table.reward_before == 1
   is_drawn = jnp.isin(jnp.arange(num_groups), table.prompt_index)
@@ -146,6 +149,7 @@ def update(
   """Measures one update; terms and gradients are sums over all replicas."""
   num_tokens = jnp.maximum(text.num_tokens, 1)
   num_images = jnp.maximum(image.num_images, 1)
+  # Which half of the model learns: the norm of each expert's gradient, the other one's set to 0.
   labels = train_state.expert_labels(gradients)
 
   def gradient_of(expert: str) -> types.Params:

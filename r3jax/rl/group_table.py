@@ -21,7 +21,8 @@ class GroupTable:
   """The columns that both stages have.
 
   Attributes:
-    reward: r in [0, 1], the task reward of the image; read it only where `valid`.
+    reward: r in [0, 1], the task reward of the image; read it only where
+      `valid`.
     valid: whether every reward that the sample's return needs is there.
     parts: parts of the reward for the log, not finite where a part is missing.
     format_reward: f, 1 where the text has the right format and 0 elsewhere.
@@ -42,7 +43,8 @@ class ReasonTable(GroupTable):
   """The reason stage.
 
   Attributes:
-    sde_time: t of the SDE step of the draft; 0 where the stage samples by ODE only.
+    sde_time: t of the SDE step of the draft; 0 where the stage samples by ODE
+      only.
   """
 
   sde_time: jax.Array  # [G, M]
@@ -53,8 +55,10 @@ class EditTable(GroupTable):
   """The reflect and refine stages.
 
   Attributes:
-    reward_before: r₀, the reward of the source image; read it only where `valid`.
-    stop: whether the instruction says "no further edit", so that the image stays.
+    reward_before: r₀, the reward of the source image; read it only where
+      `valid`.
+    stop: whether the instruction says "no further edit", so that the image
+      stays.
     truncated: whether the instruction did not fit into its segment.
     prompt_index: which of the iteration's G prompts the group works on.
   """

@@ -108,19 +108,23 @@ def run(
     state: what training has changed so far.
     frozen: parameters that training does not change.
     prompts: the iteration's prompts, one row per group.
-    seed: uint32 seed of training; with `state.step` it determines all randomness.
+    seed: uint32 seed of training; with `state.step` it determines all
+      randomness.
 
   Returns:
     The new state, metrics, and samples (the edits are those of the last round).
   """
+  # The key depends on the iteration alone: a resumed run draws what an uninterrupted one draws.
   key = jax.random.fold_in(jax.random.key(seed), state.step)
 
+  # Think about the prompts, draw drafts, learn from their rewards.
   drafts = stages.draft(state, frozen, prompts, key)
   draft_score = stages.score_drafts(drafts)
   state, metrics = stages.learn_to_reason(state, frozen, drafts, draft_score)
   metrics = _prefixed("reason", metrics)
   pool = stages.pool(drafts, draft_score)
 
+  # Look at images of the pool, edit them, learn from how much better they have become.
   edits = None
   edit_score = None
   for turn in range(stages.settings.num_reflect_rounds):

@@ -8,10 +8,13 @@ class LossSettings:
   """Weights of the objective (docs/algorithm.md#objective).
 
   Attributes:
-    text_weight, image_weight: weights of the text loss and of the image policy loss.
-    text_kl, image_kl: weights of the KL to the reference; `text_weight` multiplies the text KL too.
+    text_weight, image_weight: weights of the text loss and of the image policy
+      loss.
+    text_kl, image_kl: weights of the KL to the reference; `text_weight`
+      multiplies the text KL too.
     clip_range: c; ratios are clipped to [1 - c, 1 + c].
-    divide_by_std: whether advantages are divided by the group's standard deviation.
+    divide_by_std: whether advantages are divided by the group's standard
+      deviation.
     format_weight: w_f in the text return f r + w_f f.
   """
 
@@ -38,9 +41,10 @@ class IterationSettings:
     group_size: samples per prompt (M), at least 2.
     loss: weights of the objective.
     pool_perfect: probability that a group reflects on an image of score 1.
-    num_reflect_rounds: updates on reflect and refine per iteration; 0 trains the reason stage only.
-    num_micro_batches: parts that a replica's samples are cut into; their gradients are computed one
-      after the other.
+    num_reflect_rounds: updates on reflect and refine per iteration; 0 trains
+      the reason stage only.
+    num_micro_batches: parts that a replica's samples are cut into; their
+      gradients are computed one after the other.
   """
 
   num_groups: int

@@ -25,6 +25,7 @@ def clipped_policy(
     clip_range: c.
   """
   ratio = jnp.exp(log_ratio)
+  # The minimum keeps the gradient where the policy has moved the wrong way.
   clipped_ratio = jnp.clip(ratio, 1 - clip_range, 1 + clip_range)
   return -jnp.minimum(ratio * advantage, clipped_ratio * advantage)
 

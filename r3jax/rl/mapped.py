@@ -62,51 +62,17 @@ _Learned = tuple[train_state.TrainState, diagnostics.Metrics]
 
 @dataclasses.dataclass(frozen=True)
 class StagePrograms:
-  """The stages of an iteration as separate programs; see `iteration.Stages`."""
+  """The stages of an iteration as separate programs; `iteration.Stages` has their arguments."""
 
   settings: iteration_settings.IterationSettings
-  draft: Callable[
-    [
-      train_state.TrainState,
-      train_state.Frozen,
-      experience.Prompts,
-      types.Key,
-    ],
-    stage_outputs.Drafts,
-  ]
-  score_drafts: Callable[[stage_outputs.Drafts], types.Score]
-  learn_to_reason: Callable[
-    [
-      train_state.TrainState,
-      train_state.Frozen,
-      stage_outputs.Drafts,
-      types.Score,
-    ],
-    _Learned,
-  ]
-  pool: Callable[[stage_outputs.Drafts, types.Score], pools.Pool]
-  edit: Callable[
-    [
-      train_state.TrainState,
-      train_state.Frozen,
-      experience.Prompts,
-      pools.Pool,
-      types.Key,
-      int,
-    ],
-    stage_outputs.Edits,
-  ]
-  score_edits: Callable[[stage_outputs.Edits], types.Score]
-  learn_to_edit: Callable[
-    [
-      train_state.TrainState,
-      train_state.Frozen,
-      stage_outputs.Edits,
-      types.Score,
-    ],
-    _Learned,
-  ]
-  pool_again: Callable[[stage_outputs.Edits, types.Score], pools.Pool]
+  draft: Callable[..., stage_outputs.Drafts]
+  score_drafts: Callable[..., types.Score]
+  learn_to_reason: Callable[..., _Learned]
+  pool: Callable[..., pools.Pool]
+  edit: Callable[..., stage_outputs.Edits]
+  score_edits: Callable[..., types.Score]
+  learn_to_edit: Callable[..., _Learned]
+  pool_again: Callable[..., pools.Pool]
 
   def names(self) -> tuple[str, ...]:
     """Returns the names of the stages, in the order in which they first run."""
@@ -124,7 +90,8 @@ def split(
   Args:
     stages: the stages on one replica.
     mesh: mesh with a `data` axis that the stages are mapped over.
-    shardings: shardings of the state that an update returns; the compiler's choice if None.
+    shardings: shardings of the state that an update returns; the compiler's
+      choice if None.
   """
 
   def compiled(
@@ -133,20 +100,23 @@ def split(
     function = _map_over_replicas(stage, mesh, in_specs, out_specs)
     return jax.jit(function, out_shardings=out_shardings)
 
+  # (state, frozen, samples, scores) -> (state, metrics)
   learn_in = (_WHOLE, _WHOLE, _ROWS, _ROWS)
-  learned = (_WHOLE, _WHOLE)
+  learn_out = (_WHOLE, _WHOLE)
+  # A state that comes back with other shardings than it had would make every stage compile again.
+  learn_shardings = (shardings, None)
   return StagePrograms(
     settings=stages.settings,
     draft=compiled(stages.draft, (_WHOLE,) * 4, _ROWS),
     score_drafts=compiled(stages.score_drafts, (_ROWS,), _ROWS),
     learn_to_reason=compiled(
-      stages.learn_to_reason, learn_in, learned, (shardings, None)
+      stages.learn_to_reason, learn_in, learn_out, learn_shardings
     ),
     pool=compiled(stages.pool, (_ROWS, _ROWS), _WHOLE),
     edit=compiled(stages.edit, (_WHOLE,) * 6, _ROWS),
     score_edits=compiled(stages.score_edits, (_ROWS,), _ROWS),
     learn_to_edit=compiled(
-      stages.learn_to_edit, learn_in, learned, (shardings, None)
+      stages.learn_to_edit, learn_in, learn_out, learn_shardings
     ),
     pool_again=compiled(stages.pool_again, (_ROWS, _ROWS), _WHOLE),
   )
@@ -160,6 +130,7 @@ def timed(programs: StagePrograms, seconds: dict[str, float]) -> StagePrograms:
 
     def stage(*arguments):
       start = time.monotonic()
+      # JAX returns before a program has run.
       result = jax.block_until_ready(program(*arguments))
       elapsed = time.monotonic() - start
       seconds[name] = seconds.get(name, 0.0) + elapsed

@@ -64,18 +64,20 @@ class FlowTerms:
   mismatch: jax.Array
 
 
-def _ratio_sum(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
-  return jnp.sum(jnp.where(mask, jnp.exp(log_ratio), 0.0))
+def _masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.sum(jnp.where(mask, x, 0.0))
 
 
 def _largest_mismatch(log_ratio: jax.Array, mask: jax.Array) -> jax.Array:
-  return jnp.max(jnp.where(mask, jnp.abs(jnp.exp(log_ratio) - 1), 0.0))
+  mismatch = jnp.abs(jnp.exp(log_ratio) - 1)
+  return jnp.max(jnp.where(mask, mismatch, 0.0))
 
 
 def _num_clipped(
   log_ratio: jax.Array, mask: jax.Array, clip_range: float
 ) -> jax.Array:
-  return jnp.sum(mask & (jnp.abs(jnp.exp(log_ratio) - 1) > clip_range))
+  mismatch = jnp.abs(jnp.exp(log_ratio) - 1)
+  return jnp.sum(mask & (mismatch > clip_range))
 
 
 def text_count(text: experience.Text, counts: types.Flags) -> jax.Array:
@@ -97,7 +99,7 @@ def image_count(
   Images of samples that stopped are among them; their advantage is 0.
   """
   if not flow.sde_index_max:
-    return jnp.int32(0)
+    return jnp.int32(0)  # an ODE step has no probability
   return jnp.sum(counts)
 
 
@@ -113,7 +115,8 @@ def text_terms(
 
   Args:
     logprob: [B, T - 1] under the policy.
-    reference_logprob: [B, T - 1] under the reference; equal to `logprob` where there is none.
+    reference_logprob: [B, T - 1] under the reference; equal to `logprob` where
+      there is none.
     text: the sampled segments, with their behavior log-probs.
     advantage: A of every sample.
     counts: samples that take part in the update.
@@ -126,10 +129,10 @@ def text_terms(
   kl = losses.k3(scored_logprob, reference_logprob)
   policy = losses.clipped_policy(log_ratio, advantage[:, None], clip_range)
   return TextTerms(
-    policy=jnp.sum(jnp.where(mask, policy, 0.0)),
-    kl=jnp.sum(jnp.where(mask, kl, 0.0)),
-    ratio=_ratio_sum(log_ratio, mask),
-    entropy=-jnp.sum(jnp.where(mask, text.behavior_logprob, 0.0)),
+    policy=_masked_sum(policy, mask),
+    kl=_masked_sum(kl, mask),
+    ratio=_masked_sum(jnp.exp(log_ratio), mask),
+    entropy=-_masked_sum(text.behavior_logprob, mask),
     num_clipped=_num_clipped(log_ratio, mask, clip_range),
     num_tokens=jnp.sum(mask),
     num_extreme_kl=jnp.sum(mask & (kl > EXTREME_KL)),
@@ -152,8 +155,10 @@ def flow_terms(
   recorded next latent. A stage that samples by ODE only (`flow.sde_index_max` 0) has no terms.
 
   Args:
-    velocity: guided velocity under the policy, at the latent before the SDE step.
-    reference_velocity: the same under the reference; equal to `velocity` where there is none.
+    velocity: guided velocity under the policy, at the latent before the SDE
+      step.
+    reference_velocity: the same under the reference; equal to `velocity` where
+      there is none.
     trajectory: the sampled trajectories, with their behavior log-probs.
     flow: how they were sampled.
     advantage: A of every sample.
@@ -161,6 +166,7 @@ def flow_terms(
     clip_range: c.
   """
   if not flow.sde_index_max:
+    # The recorded t is 0, where a mean would divide by 0.
     return FlowTerms(
       policy=jnp.zeros(()),
       kl=jnp.zeros(()),
@@ -169,6 +175,7 @@ def flow_terms(
       num_images=jnp.zeros((), jnp.int32),
       mismatch=jnp.zeros(()),
     )
+  # One density for each policy, with the same standard deviation.
   t = trajectory.t
   dt = trajectory.dt
   eta = flow.eta(t)
@@ -176,15 +183,16 @@ def flow_terms(
   reference_mean, _ = flow_matching.sde_moments(
     trajectory.before, reference_velocity, t, dt, eta
   )
+  # Means over tokens and not sums, so that clip range and KL weight do not depend on the size.
   token_logprob = flow_matching.token_logprob(trajectory.after, mean, std)
   logprob = token_logprob.mean(axis=-1)
   log_ratio = jnp.where(counts, logprob - trajectory.behavior_logprob, 0.0)
   kl = flow_matching.token_kl(mean, reference_mean, std).mean(axis=-1)
   policy = losses.clipped_policy(log_ratio, advantage, clip_range)
   return FlowTerms(
-    policy=jnp.sum(jnp.where(counts, policy, 0.0)),
-    kl=jnp.sum(jnp.where(counts, kl, 0.0)),
-    ratio=_ratio_sum(log_ratio, counts),
+    policy=_masked_sum(policy, counts),
+    kl=_masked_sum(kl, counts),
+    ratio=_masked_sum(jnp.exp(log_ratio), counts),
     num_clipped=_num_clipped(log_ratio, counts, clip_range),
     num_images=jnp.sum(counts),
     mismatch=_largest_mismatch(log_ratio, counts),
@@ -215,6 +223,7 @@ def total(
     num_images: J, over all replicas.
     loss: weights.
   """
+  # T and J are totals of the update: a replica with few tokens weighs as much as it has tokens.
   text_sum = text.policy + loss.text_kl * text.kl
   text_loss = text_sum / (num_tokens + losses.EPSILON)
   image_loss = image.policy / (num_images + losses.EPSILON)

@@ -38,6 +38,7 @@ def check(
       f"groups_per_step ({num_groups}) must be a multiple or a divisor of the number of data"
       f" replicas ({num_replicas}), so that every replica holds whole groups or a part of one"
     )
+  # Micro-batches are whole groups as far as possible, and then equal parts of each group.
   place = Placement(num_groups, group_size, num_replicas)
   parts_of_group = num_micro_batches // math.gcd(
     num_micro_batches, place.num_local_groups
@@ -116,6 +117,7 @@ class Placement:
 
   def local_prompts(self, prompts: experience.Prompts) -> experience.Prompts:
     """Returns the rows of this replica's groups from the prompts of the whole iteration."""
+    # A dynamic slice, for the start depends on the replica and the program does not.
     start = self.first_group()
 
     def take(x: jax.Array) -> jax.Array:
@@ -140,17 +142,20 @@ class Placement:
     Returns:
       Both trees with a leading axis of parts.
     """
-    # The groups are cut into `group_parts`, and the samples of each group into `sample_parts`.
+    # As in `check`: the groups are cut into `group_parts`, and the samples of
+    # each group into `sample_parts`.
     group_parts = math.gcd(num_parts, self.num_local_groups)
     sample_parts = num_parts // group_parts
     groups_of_part = self.num_local_groups // group_parts
     samples_of_part = self.samples_per_group // sample_parts
 
     def cut_groups(x: jax.Array) -> jax.Array:
+      # All parts of a group read the same row of it.
       parts = x.reshape(group_parts, groups_of_part, *x.shape[1:])
       return jnp.repeat(parts, sample_parts, axis=0)
 
     def cut_samples(x: jax.Array) -> jax.Array:
+      # [group part, group, sample part, sample, ...]
       cells = x.reshape(
         group_parts, groups_of_part, sample_parts, samples_of_part, *x.shape[1:]
       )

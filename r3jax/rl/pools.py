@@ -60,10 +60,12 @@ def draw(
   Returns:
     Index into the pool, [] int32.
   """
+  # Perfect is a reward of exactly 1, the upper bound of rewards.
   side_key, image_key = jax.random.split(key)
   perfect = valid & (reward == 1)
   imperfect = valid & (reward != 1)
   wants_perfect = jax.random.uniform(side_key) < perfect_probability
+  # From the other side where the wanted one is empty.
   takes_perfect = jnp.where(wants_perfect, perfect.any(), ~imperfect.any())
   side = jnp.where(takes_perfect, perfect, imperfect)
   return _uniform_over(side, jax.random.uniform(image_key))

@@ -36,7 +36,7 @@ class ReplicaStages:
 
   Attributes:
     modules: the model.
-    rollout: how it samples.
+    rollout: how the model samples.
     settings: what an iteration learns from, and how.
     reward: scores images.
     parse: reads tags and instructions from sampled text.
@@ -72,6 +72,7 @@ class ReplicaStages:
     """Thinks about this replica's prompts and drafts images."""
     actor = self._sampling_actor(state, frozen)
     keys = self.place.keys(key, "reason")
+    # Every replica gets all prompts and keeps those of its groups.
     local_prompts = self.place.local_prompts(prompts)
     reason = rollout.reason(actor, local_prompts, keys)
     parsed = self.parse(reason.text.ids, reason.text.lengths, "reason")
@@ -81,6 +82,7 @@ class ReplicaStages:
   @jax.named_scope("score")
   def score_drafts(self, drafts: stage_outputs.Drafts) -> types.Score:
     """Scores the drafts."""
+    # Targets have a row per group, images one per sample.
     target = self.place.repeat(drafts.prompts.target)
     return self.reward(drafts.rollout.images, target)
 
@@ -93,6 +95,7 @@ class ReplicaStages:
     score: types.Score,
   ) -> tuple[train_state.TrainState, diagnostics.Metrics]:
     """Updates the policy on the reason stage."""
+    # Statistics are over whole groups, whose samples may be on several replicas.
     table = self._reason_table(drafts, score)
     advantages = returns.reason_advantages(table, self.settings.loss)
 
@@ -150,8 +153,10 @@ class ReplicaStages:
     group_prompts = jax.tree.map(lambda x: x[prompt_index], prompts)
     source = rollout.look(actor, pool.images[drawn])
 
+    # The samples of a group look at the same image and differ in what they ask for.
     text = rollout.reflect(actor, group_prompts, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
+    # In a compiled program the parser returns JAX arrays, and these conversions do nothing.
     instruction = experience.Instruction(
       ids=jnp.asarray(parsed.instruction),
       lengths=jnp.asarray(parsed.instruction_length),
@@ -177,6 +182,7 @@ class ReplicaStages:
     target = self.place.repeat(edits.prompts.target)
     score = self.reward(edits.refined.images, target)
     stop = edits.instruction.stop
+    # A judge may score the same image differently; stopping must not pay by luck.
     return dataclasses.replace(
       score,
       value=jnp.where(stop, edits.reward_before, score.value),
@@ -313,6 +319,7 @@ class ReplicaStages:
       flow: how their images were sampled.
     """
     loss = self.settings.loss
+    # The loss divides by totals over all replicas, so they are needed before the gradient.
     counts = batch.advantages.counts
     num_tokens = objective.text_count(batch.recorded.text, counts)
     num_images = objective.image_count(flow, counts)
@@ -325,11 +332,13 @@ class ReplicaStages:
       self.settings.num_micro_batches,
     )
     micro_batches = update.Batch(shared, *by_sample)
+    # Every replica differentiates its share of the loss; the shares add up to the loss.
     share = update.gradients(
       state.policy, reference, forward, micro_batches, totals, flow, loss
     )
     result = update.over_replicas(share)
 
+    # Every replica takes the same step, with the same gradients.
     updates, opt_state = self.optimizer.update(
       result.gradients, state.opt_state, state.policy
     )

@@ -22,7 +22,8 @@ class Advantages:
 
   Attributes:
     text: A of the sampled text; 0 where the sample does not count.
-    image: A of the sampled image; 0 where the sample does not count, or nothing was edited.
+    image: A of the sampled image; 0 where the sample does not count, or nothing
+      was edited.
     counts: whether the sample takes part in the update.
   """
 
@@ -77,13 +78,15 @@ def group_advantage(
   Args:
     value: R, the returns; read only where valid.
     valid: which samples count.
-    divide_by_std: whether to divide by the group's standard deviation (that of a sample: n - 1)
-      plus 1e-6.
+    divide_by_std: whether to divide by the group's standard deviation (that of
+      a sample: n - 1) plus 1e-6.
   """
   num_valid = valid.sum(axis=1, keepdims=True)
+  # A missing reward may be NaN, and 0 * NaN is NaN: it must go before the sum.
   # astype(float) is as wide as JAX is set to: float32, or float64 in tests.
   value = jnp.where(valid, value, 0.0).astype(float)
   mean = value.sum(axis=1, keepdims=True) / jnp.maximum(num_valid, 1)
+  # Invalid entries would otherwise hold -mean.
   centered = jnp.where(valid & (num_valid >= 2), value - mean, 0.0)
   if not divide_by_std:
     return centered

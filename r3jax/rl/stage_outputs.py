@@ -34,7 +34,8 @@ class Edits:
     refined: edited images, rows of samples.
     prompts: what the source images were made for, rows of groups.
     source: images that the groups reflect on, rows of groups.
-    reward_before: r₀ of every sample's source image; read it only where `valid_before`.
+    reward_before: r₀ of every sample's source image; read it only where
+      `valid_before`.
     valid_before: whether that reward is there.
     prompt_index: which of the iteration's prompts every sample works on.
   """

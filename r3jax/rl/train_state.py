@@ -34,9 +34,11 @@ class Frozen:
 
   Attributes:
     towers: {"vision", "autoencoder"}, the ViT and the autoencoder.
-    reference: trained parameters of the policy that the KL is taken to: None where the objective
-      has no KL, {} where the reference is `base` without adapters.
-    base: what the trained adapters belong to; None where all parameters are trained.
+    reference: trained parameters of the policy that the KL is taken to: None
+      where the objective has no KL, {} where the reference is `base` without
+      adapters.
+    base: what the trained adapters belong to; None where all parameters are
+      trained.
   """
 
   towers: types.Params
@@ -53,9 +55,11 @@ class OptimizerSettings:
   """AdamW (arXiv 1711.05101) with clipping by the global norm.
 
   Attributes:
-    und_learning_rate, gen_learning_rate: full learning rates of the two experts; what only text
-      uses (embeddings, head, connector) goes with und, what only latents use with gen.
-    warmup_updates: the rate of update k (from 0) is min(1, k / warmup_updates) of the full one.
+    und_learning_rate, gen_learning_rate: full learning rates of the two
+      experts; what only text uses (embeddings, head, connector) goes with und,
+      what only latents use with gen.
+    warmup_updates: the rate of update k (from 0) is min(1, k / warmup_updates)
+      of the full one.
     b1, b2, eps, weight_decay: constants of AdamW.
     clip_norm: bound of the gradient's global norm.
     freeze_und: whether everything that goes with und stays as it is.
@@ -80,6 +84,7 @@ def expert_labels(policy: types.Params) -> types.Params:
   """Returns a tree with "und" or "gen" in place of every parameter."""
 
   def label(path, _) -> str:
+    # A leaf of an expert's module has "und" or "gen" in its path.
     names = [part.key for part in path]
     return "gen" if "gen" in names or names[0] in _GEN_ONLY else "und"
 
@@ -101,6 +106,7 @@ def learning_rate(full_rate: float, warmup_updates: int, update):
 
 def updates_done(opt_state: optax.OptState) -> jax.Array:
   """Returns how many updates an optimizer of `make_optimizer` has done, [] int32."""
+  # The moments of each expert count; all counts agree.
   counts = optax.tree.get_all_with_path(opt_state, "count")
   _, first_count = counts[0]
   return first_count
@@ -131,6 +137,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     "und": und,
     "gen": adamw(settings.gen_learning_rate),
   }
+  # The norm that is clipped is that of the whole gradient, of both experts.
   return optax.chain(
     optax.clip_by_global_norm(settings.clip_norm),
     optax.multi_transform(by_expert, expert_labels),

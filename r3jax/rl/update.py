@@ -69,7 +69,8 @@ def gradients(
 
   Args:
     policy: trained parameters, to differentiate by.
-    reference: trained parameters that the KL is taken to; None where the objective has no KL.
+    reference: trained parameters that the KL is taken to; None where the
+      objective has no KL.
     forward: scores recorded samples.
     micro_batches: this replica's samples, with a leading axis of micro-batches.
     totals: T and J, the tokens and images that carry loss, over all replicas.
@@ -81,7 +82,9 @@ def gradients(
   def loss_of(
     policy: types.Params, anchor: scoring.Outputs | None, batch: Batch
   ) -> tuple[jax.Array, tuple[objective.TextTerms, objective.FlowTerms]]:
-    outputs = forward(policy, batch.shared, batch.recorded)
+    outputs = forward(
+      policy, batch.shared, batch.recorded
+    )  # one pass for texts and images
     if anchor is None:
       # The KL of a policy to itself is 0 and has no gradient.
       anchor = jax.lax.stop_gradient(outputs)
@@ -107,6 +110,7 @@ def gradients(
     return value, (text, image)
 
   def gradients_of(batch: Batch) -> Gradients:
+    # Outside of the differentiated function: no gradient flows into the reference.
     anchor = None
     if reference is not None:
       anchor = forward(reference, batch.shared, batch.recorded)
@@ -114,6 +118,7 @@ def gradients(
     (value, (text, image)), gradient = differentiate(policy, anchor, batch)
     return Gradients(value, text, image, gradient)
 
+  # All micro-batches have the same shapes, so that one compiled body serves them.
   num_micro_batches = micro_batches.advantages.counts.shape[0]
   first = jax.tree.map(lambda x: x[0], micro_batches)
   if num_micro_batches == 1:
