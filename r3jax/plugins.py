@@ -19,7 +19,8 @@ def load(path: str, key: str) -> object:
     key: the config's key that holds the path, for the message.
 
   Raises:
-    ValueError: the path has another form, the module cannot be imported, or it has no such attribute.
+    ValueError: the path has another form, the module cannot be imported, or it has no such
+      attribute.
   """
   if not is_path(path):
     raise ValueError(

@@ -77,12 +77,15 @@ class Contamination:
     """Returns one line of text per tag."""
     lines = []
     for tag, overlap in self.tags.items():
-      kinds = ", ".join(f"{getattr(overlap, kind)} by {kind}" for kind in KINDS)
-      end = "; none is left" if tag in self.vanished else ""
-      lines.append(
-        f"{tag}: of {overlap.total} training prompts {overlap.dropped + overlap.kept} are in "
-        f"the test set ({kinds}): {overlap.dropped} dropped, {overlap.kept} kept{end}"
+      overlapping = overlap.dropped + overlap.kept
+      line = (
+        f"{tag}: of {overlap.total} training prompts {overlapping} are in the test set "
+        f"({overlap.text} by text, {overlap.folded} by folded, {overlap.include} by include): "
+        f"{overlap.dropped} dropped, {overlap.kept} kept"
       )
+      if tag in self.vanished:
+        line += "; none is left"
+      lines.append(line)
     return "\n".join(lines)
 
 
@@ -92,7 +95,8 @@ class Leaked:
 
   Attributes:
     tags: tag -> the number of different prompts.
-    complete: whether everything is known that the model was trained on; otherwise there may be more.
+    complete: whether everything is known that the model was trained on; otherwise there may be
+      more.
   """
 
   tags: Mapping[str, int]
@@ -204,11 +208,12 @@ def _overlap(tag: str, counts: collections.Counter, keep: bool) -> TagOverlap:
   """Returns the overlap of a tag from the numbers of prompts by (tag, kind)."""
   by_kind = {kind: counts[tag, kind] for kind in KINDS}
   overlapping = sum(by_kind.values())
+  kept = overlapping if keep else 0
   return TagOverlap(
     total=overlapping + counts[tag, None],
     **by_kind,
-    dropped=0 if keep else overlapping,
-    kept=overlapping if keep else 0,
+    dropped=overlapping - kept,
+    kept=kept,
   )
 
 
@@ -218,11 +223,15 @@ def _text(prompt: records.Prompt) -> str:
 
 def _folded(prompt: records.Prompt) -> str:
   """Returns the prompt's words without case, articles and punctuation."""
-  plain = "".join(
-    " " if unicodedata.category(character).startswith("P") else character
-    for character in prompt.text.casefold()
-  )
-  words = [word for word in plain.split() if word not in _ARTICLES]
+  text = prompt.text.casefold()
+  punctuation = {
+    character
+    for character in text
+    if unicodedata.category(character).startswith("P")
+  }
+  for character in punctuation:
+    text = text.replace(character, " ")
+  words = [word for word in text.split() if word not in _ARTICLES]
   # "?!" and "..." would have nothing left to compare.
   return " ".join(words) or prompt.text
 

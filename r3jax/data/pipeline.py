@@ -12,8 +12,8 @@ def prompt_iterator(
   Step k yields places k*groups_per_step ... of a sequence of epochs; an epoch holds every prompt
   once, in an order drawn from (seed, epoch). A step may span two epochs. The order is global: it
   is the same on every host, each of which takes its share of the groups later. The position is
-  `get_state()`, a small JSON object that does not depend on the number of hosts; checkpoints hold it
-  and `set_state` continues from it.
+  `get_state()`, a small JSON object that does not depend on the number of hosts; checkpoints hold
+  it and `set_state` continues from it.
 
   Args:
     num_prompts: the size of the training set.

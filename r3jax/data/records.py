@@ -44,12 +44,14 @@ class Expectation:
   @classmethod
   def from_json(cls, item: dict) -> "Expectation":
     """Builds the expectation of an item that `validation.find_problems` accepts."""
-    position = item.get("position")
+    position = None
+    if "position" in item:
+      position = tuple(item["position"])
     attributes = {name: item.get(name) for name in validation.ATTRIBUTES}
     return cls(
       class_name=item["class"],
       count=item["count"],
-      position=None if position is None else tuple(position),
+      position=position,
       **attributes,
     )
 
@@ -232,10 +234,8 @@ class _Entry:
   def from_json(cls, obj: dict, line: int) -> "_Entry":
     prompt = _from_valid(obj)
     if prompt.include:
-      unique = (prompt.text,)
-    else:
-      unique = (prompt, obj.get("long_description"))
-    return cls(line, prompt, unique)
+      return cls(line, prompt, unique=(prompt.text,))
+    return cls(line, prompt, unique=(prompt, obj.get("long_description")))
 
 
 def _parse_line(line: bytes) -> object:

@@ -22,8 +22,8 @@ _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 def read(source: str, downloads: pathlib.Path) -> bytes:
   """Returns the content of a source.
 
-  A URL is downloaded once and stored with a note of its size and SHA-256. If the stored file is gone
-  or damaged, it is downloaded again and must be the same.
+  A URL is downloaded once and stored with a note of its size and SHA-256. If the stored file is
+  gone or damaged, it is downloaded again and must be the same.
 
   Args:
     source: a path that etils.epath opens, or an http(s) URL, to which "#sha256=" and 64 hex digits

@@ -37,7 +37,9 @@ class PromptFile(storage.PromptBuilder):
       **arguments: the arguments of every TFDS builder, for example data_dir.
     """
     self._source = source
-    self._tags = benchmarks.BENCHMARKS[self.name].tags if tags is None else tags
+    self._tags = tags
+    if tags is None:
+      self._tags = benchmarks.BENCHMARKS[self.name].tags
     super().__init__(file_format=file_format, **arguments)
     # TFDS creates a builder anew from these arguments when it unpickles it.
     self._original_state |= {"source": source, "tags": tags}

@@ -1,4 +1,4 @@
-"""Builds the reward that the config's `reward` section describes, and checks it, services included."""
+"""Builds the reward of the config's section `reward`, and checks it, its services included."""
 
 from collections.abc import Callable
 import dataclasses

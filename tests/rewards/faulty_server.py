@@ -6,6 +6,7 @@ speaks the JSON protocol for the embedded world's verifier. `POST /fault/NAME` m
 NAME from then on; "none" makes it well again. `GET /count` tells how many requests it has got.
 """
 
+import contextlib
 import json
 import os
 import pickle
@@ -108,10 +109,9 @@ class _FaultyHandler(server_lib._Handler):
     }[fault]
 
   def handle(self):
-    try:
+    # The client went away, or the connection was dropped on purpose.
+    with contextlib.suppress(OSError):
       super().handle()
-    except OSError:
-      pass  # the client went away, or the connection was dropped on purpose
 
 
 if __name__ == "__main__":

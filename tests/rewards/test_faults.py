@@ -42,14 +42,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 FAULTS = faulty_server.FAULTS[1:]
 HARMLESS = ("slow",)  # slow replies are in time: nothing is lost
 IMAGES = 8  # of a stage: 2 groups of 4, sent two by two
-CLIENT = dict(
-  deadline=0.8,
-  attempts=1,
-  pause=0.02,
-  concurrency=8,
-  failures_to_open=1000,
-  open_seconds=0.1,
-)
+CLIENT = {
+  "deadline": 0.8,
+  "attempts": 1,
+  "pause": 0.02,
+  "concurrency": 8,
+  "failures_to_open": 1000,
+  "open_seconds": 0.1,
+}
 
 
 def free_port() -> int:

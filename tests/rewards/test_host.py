@@ -41,7 +41,7 @@ def mesh(request):
 
 
 def _mapped(mesh, function, *arguments):
-  """Runs a function over rows as the step does: mapped over `data`, the rest left to the compiler."""
+  """Runs a function over rows as the step does: mapped over `data`, else left to the compiler."""
   rows = jax.sharding.PartitionSpec("data")
   with jax.set_mesh(mesh):
     mapped = jax.shard_map(
@@ -116,7 +116,7 @@ PROMPTS = [records.Prompt("t", f"number {i}") for i in range(10)]
 
 
 class Numbered:
-  """Scores the number of the record over ten; some numbers fail, are invalid, or break the reward."""
+  """Scores the prompt's number over ten; some numbers fail, are invalid, or break the reward."""
 
   parts = ("strict",)
 
@@ -215,7 +215,8 @@ from r3jax.parallel import meshes
 from r3jax.rewards.from_host import scorer
 
 def reward(images, rows):
-  return types.Score(np.asarray(images).mean((1, 2, 3)).astype(np.float32), np.ones(len(rows), bool), {})
+  value = np.asarray(images).mean((1, 2, 3)).astype(np.float32)
+  return types.Score(value, np.ones(len(rows), bool), {})
 
 mesh, rows = meshes.make_mesh(2, 1, 1), jax.sharding.PartitionSpec("data")
 score = scorer.reward_from_host(reward, (), mesh)
@@ -249,9 +250,10 @@ class TestParseOnHost:
       np.stack(column).astype(np.int32) for column in zip(*segments)
     )
     tags = thoughts.tag_ids(tokenizer)
-    in_graph = lambda ids, lengths: thoughts.parse_tokens(
-      ids, lengths, stage, tags, 9
-    )
+
+    def in_graph(ids, lengths):
+      return thoughts.parse_tokens(ids, lengths, stage, tags, 9)
+
     on_host = host_parser.parse_on_host(tokenizer, 9, mesh)
     found = _mapped(
       mesh, lambda ids, lengths: on_host(ids, lengths, stage), ids, lengths

@@ -52,7 +52,7 @@ POSITION = records.Prompt.from_json(
 
 
 class Chat:
-  """Answers as a chat server; `say` is the text of every answer but the first, which is the probe's."""
+  """Answers as a chat server; `say` is the text of every answer except the first, the probe's."""
 
   def __init__(self, say="", models=("m",), takes_schema=True):
     self.say, self.models, self.takes_schema = say, models, takes_schema
@@ -281,41 +281,49 @@ class TestStart:
     "model, served", [("other", ("m",)), ("", ("m", "n")), ("", ())]
   )
   def test_model_that_is_not_served_is_refused(self, model, served):
-    with scripted.serve(Chat("{}", models=served)) as server:
-      with pytest.raises(
+    with (
+      scripted.serve(Chat("{}", models=served)) as server,
+      pytest.raises(
         ValueError, match="reward.judge.model must be one that the server has"
-      ):
-        make(server, "tiif", model=model)
+      ),
+    ):
+      make(server, "tiif", model=model)
 
   def test_judge_that_does_not_answer_is_refused(self):
-    answer = lambda request: (
-      Chat()(request) if request.method == "GET" else (500, b"")
-    )
-    with scripted.serve(answer) as server:
-      with pytest.raises(
+    def answer(request):
+      return Chat()(request) if request.method == "GET" else (500, b"")
+
+    with (
+      scripted.serve(answer) as server,
+      pytest.raises(
         ValueError, match="must answer a first question before a run starts"
-      ):
-        make(server, "tiif")
+      ),
+    ):
+      make(server, "tiif")
 
   def test_judge_that_refuses_everything_is_refused(self):
-    answer = lambda request: (
-      Chat()(request) if request.method == "GET" else (401, b"")
-    )
-    with scripted.serve(answer) as server:
-      with pytest.raises(
+    def answer(request):
+      return Chat()(request) if request.method == "GET" else (401, b"")
+
+    with (
+      scripted.serve(answer) as server,
+      pytest.raises(
         ValueError,
         match="first question before a run starts: the service answered with status 401",
-      ):
-        make(server, "tiif")
+      ),
+    ):
+      make(server, "tiif")
 
   @pytest.mark.parametrize(
     "task, record",
     [("tiif", PLUS), ("geneval_plus", TIIF), ("checklist", TIIF)],
   )
   def test_record_with_nothing_to_ask_is_refused(self, task, record):
-    with scripted.serve(Chat("{}")) as server:
-      with pytest.raises(ValueError, match="needs prompts with"):
-        make(server, task).check(record)
+    with (
+      scripted.serve(Chat("{}")) as server,
+      pytest.raises(ValueError, match="needs prompts with"),
+    ):
+      make(server, task).check(record)
 
 
 class TestMetrics:

@@ -37,7 +37,7 @@ def box(left, size=20):
 
 @pytest.fixture
 def scripted():
-  """A detector that sees a mouse, a cat, a dog and an empty cat; red is left of x = 50, blue right."""
+  """A detector of a mouse, a cat, a dog and an empty cat; red is left of x = 50, blue right."""
   image = np.zeros((60, 100, 3), np.uint8)
   image[:, :50, 0] = image[:, 50:, 2] = 255
   asked = []

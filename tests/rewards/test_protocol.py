@@ -190,7 +190,8 @@ class TestReply:
         "huge integer",
       ),
       (
-        b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": [{"status": "ok", "score": NaN, "parts": {"strict": 1}}]}',
+        b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": '
+        b'[{"status": "ok", "score": NaN, "parts": {"strict": 1}}]}',
         "must be a JSON object",
       ),
       (
@@ -226,7 +227,8 @@ class TestReply:
         "detail must be a shallow object",
       ),
       (
-        b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": [{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": '
+        b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": '
+        b'[{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": '
         + b'{"x": ' * 900
         + b"1"
         + b"}" * 900

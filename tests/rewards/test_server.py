@@ -276,13 +276,15 @@ class TestServer:
       thread.join()
 
   def test_silent_connection_is_closed(self):
-    with serving(idle_seconds=0.2) as (server, _, _):
-      with socket.create_connection(server.server_address) as connection:
-        connection.sendall(
-          b"POST /v1/score HTTP/1.1\r\nContent-Length: 10\r\n\r\n123"
-        )
-        connection.settimeout(5)
-        assert connection.recv(100) == b""
+    with (
+      serving(idle_seconds=0.2) as (server, _, _),
+      socket.create_connection(server.server_address) as connection,
+    ):
+      connection.sendall(
+        b"POST /v1/score HTTP/1.1\r\nContent-Length: 10\r\n\r\n123"
+      )
+      connection.settimeout(5)
+      assert connection.recv(100) == b""
 
 
 @pytest.fixture(scope="module")

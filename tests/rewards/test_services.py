@@ -1,5 +1,6 @@
 """Tests of rewards/services.py."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -35,7 +36,7 @@ def make(url, **changes):
   return http_client.Client(
     defaults.client(
       endpoints=(url,) if isinstance(url, str) else url,
-      **dict(deadline=5.0, attempts=2, pause=0.01) | changes,
+      **{"deadline": 5.0, "attempts": 2, "pause": 0.01} | changes,
     )
   )
 
@@ -45,9 +46,12 @@ def brightness(request):
   if request.method == "GET":
     return 200, json.dumps(HEALTH).encode()
   request_id, items = protocol.read_request(request.body)
-  score = lambda item: float(
-    protocol.decode_image(item.image, item.format, 64).mean() / 255
-  )
+
+  def score(item):
+    return float(
+      protocol.decode_image(item.image, item.format, 64).mean() / 255
+    )
+
   outcomes = [
     outcome.Invalid("no 3")
     if item.record["prompt"].endswith("3")
@@ -99,12 +103,15 @@ class TestJsonService:
       assert found[2].reason == "the service answered with status 500"
 
   def test_start_without_a_service_is_refused(self):
-    with scripted.serve(lambda request: (404, b"")) as server:
-      with pytest.raises(
-        ValueError,
-        match=r"must answer GET /health before a run starts; the answers were:\n  http://.*status 404",
-      ):
-        services.JsonService(make(server.url), batch=2, kind="png")
+    message = (
+      "must answer GET /health before a run starts; the answers were:"
+      "\n  http://.*status 404"
+    )
+    with (
+      scripted.serve(lambda request: (404, b"")) as server,
+      pytest.raises(ValueError, match=message),
+    ):
+      services.JsonService(make(server.url), batch=2, kind="png")
 
   def test_one_of_two_endpoints_is_enough_to_start(self):
     with scripted.serve(brightness) as server:
@@ -117,9 +124,9 @@ class TestJsonService:
     with (
       scripted.serve(brightness) as one,
       scripted.serve(lambda request: (200, other)) as two,
+      pytest.raises(ValueError, match="must serve the same reward"),
     ):
-      with pytest.raises(ValueError, match="must serve the same reward"):
-        services.JsonService(make((one.url, two.url)), batch=2, kind="png")
+      services.JsonService(make((one.url, two.url)), batch=2, kind="png")
 
   def test_batch_below_one_is_refused(self):
     with pytest.raises(
@@ -154,7 +161,9 @@ class TestUniRlService:
     "scores", [[1, 2], [1] * 6, ["1"] * 5, None, [None] * 5]
   )
   def test_other_number_of_scores_is_a_failure(self, scores):
-    answer = lambda request: (200, json.dumps({"scores": scores}).encode())
+    def answer(request):
+      return (200, json.dumps({"scores": scores}).encode())
+
     with scripted.serve(answer) as server:
       found = services.UniRlService(make(server.url), batch=8).score(
         IMAGES, PROMPTS
@@ -249,7 +258,8 @@ class TestReadPlainPickle:
     ):
       with pytest.raises(
         http_client.BadReply,
-        match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|SHORT_BINBYTES)",
+        match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|"
+        "SHORT_BINBYTES)",
       ):
         services.read_plain_pickle(pickle.dumps({"scores": [bomb]}, level))
     assert not made.exists()
@@ -291,7 +301,5 @@ class TestReadPlainPickle:
       body = bytearray(whole)
       for _ in range(rng.randint(1, 4)):
         body[rng.randrange(len(body))] = rng.randrange(256)
-      try:
+      with contextlib.suppress(http_client.BadReply):
         services.read_plain_pickle(bytes(body[: rng.randint(1, len(body))]))
-      except http_client.BadReply:
-        pass

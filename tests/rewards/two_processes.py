@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """One of two processes that train together, each with a reward service of its own.
 
   python tests/rewards/two_processes.py PROCESS COORDINATOR MODEL WORKDIR ENDPOINT
@@ -16,10 +17,10 @@ PROCESS, COORDINATOR, MODEL, WORKDIR, ENDPOINT = int(sys.argv[1]), *sys.argv[2:]
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(COORDINATOR, num_processes=2, process_id=PROCESS)
 
-import dataclasses  # noqa: E402
+import dataclasses
 
-from etils import epath  # noqa: E402
-import numpy as np  # noqa: E402
+from etils import epath
+import numpy as np
 
 from r3jax.run import loop
 from r3jax.run import sessions
@@ -27,7 +28,7 @@ from r3jax.run import workdir
 from r3jax.run.logging import metric_writer
 from r3jax.run.logging import sinks
 from r3jax.run.logging import timing
-from tests import tiny  # noqa: E402
+from tests import tiny
 
 SETTINGS = {
   "mesh.data": 2,

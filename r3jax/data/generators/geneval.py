@@ -148,7 +148,9 @@ def counted(item: records.Expectation) -> str:
 
 def with_article(item: records.Expectation) -> str:
   """Returns an item of one object in words: "a bench", "an orange bench"."""
-  words = f"{item.color} {item.class_name}" if item.color else item.class_name
+  words = item.class_name
+  if item.color:
+    words = f"{item.color} {words}"
   article = "an" if words[0] in "aeiou" else "a"
   return f"{article} {words}"
 

@@ -61,7 +61,8 @@ def draw(tags: Tags, number: int, seed: int) -> list[records.Prompt]:
   Raises:
     ValueError: there are fewer than `number` prompts, or `number` is not positive.
   """
-  size = sum(space.size for spaces in tags.values() for space in spaces)
+  all_spaces = itertools.chain.from_iterable(tags.values())
+  size = sum(space.size for space in all_spaces)
   if not 1 <= number <= size:
     raise ValueError(
       f"number must be at least 1 and at most the {size} prompts that exist, "

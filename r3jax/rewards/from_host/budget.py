@@ -16,8 +16,8 @@ class Budget:
   """Watches the share of images without a score over the last iterations.
 
   The run may continue as long as the images without a score in the last `window` iterations are at
-  most `max_failed_fraction` of all images of `window` iterations. A run therefore survives a complete
-  outage of max_failed_fraction * window iterations, whenever it happens.
+  most `max_failed_fraction` of all images of `window` iterations. A run therefore survives a
+  complete outage of max_failed_fraction * window iterations, whenever it happens.
   """
 
   def __init__(self, max_failed_fraction: float, window: int):
@@ -59,10 +59,10 @@ class Budget:
   def error(self) -> BudgetExceeded:
     """Returns the error of a run whose budget is exceeded."""
     return BudgetExceeded(
-      f"images without a score must be at most {self._max_failed_fraction:.3g} of those of {self._window} "
-      f"iterations (reward.max_failed_fraction, reward.failure_window); in the last {len(self._failed)} "
-      f"they were {self._share:.3g} of that number. See to the reward service and start again: the run "
-      "goes on from its checkpoint"
+      f"images without a score must be at most {self._max_failed_fraction:.3g} of those of "
+      f"{self._window} iterations (reward.max_failed_fraction, reward.failure_window); in the last "
+      f"{len(self._failed)} they were {self._share:.3g} of that number. See to the reward service "
+      "and start again: the run goes on from its checkpoint"
     )
 
 
@@ -79,8 +79,8 @@ def check_evaluation(missing: float, max_failed_fraction: float) -> None:
   if missing > max_failed_fraction:
     raise BudgetExceeded(
       f"images without a score must be at most {max_failed_fraction:.3g} of an evaluation "
-      f"(reward.max_failed_fraction); they were {missing:.3g}. See to the reward service and start again: "
-      "what has a score is kept, the rest is tried again"
+      f"(reward.max_failed_fraction); they were {missing:.3g}. See to the reward service and start "
+      "again: what has a score is kept, the rest is tried again"
     )
 
 

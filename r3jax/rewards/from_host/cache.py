@@ -100,7 +100,7 @@ class Cached:
     return self._reward.describe()
 
   def metrics(self) -> dict[str, float]:
-    """Returns the reward's metrics and cache_hits, the number of images that were not scored again."""
+    """Returns the reward's metrics, and as cache_hits the number of images not scored again."""
     with self._lock:
       hits = self._hits
       self._hits = 0

@@ -3,10 +3,10 @@
 A request goes to the endpoint with the fewest requests under way. An endpoint that fails several
 times in a row is left alone for a while, then tried with a single request, for which the others
 wait. A failure that may not repeat (no connection, a timeout, status 5xx, a reply that makes no
-sense) is tried again, after a pause that doubles and is drawn at random. A busy service (status 429,
-or 503 with Retry-After) is asked again when it says so. All tries of a request share one deadline,
-which holds for every read and write of the connection. When no endpoint has worked for a whole
-deadline, requests fail at once, except for those that try an endpoint again.
+sense) is tried again, after a pause that doubles and is drawn at random. A busy service (status
+429, or 503 with Retry-After) is asked again when it says so. All tries of a request share one
+deadline, which holds for every read and write of the connection. When no endpoint has worked for a
+whole deadline, requests fail at once, except for those that try an endpoint again.
 
 Keys come from the environment and are never written to a message, log or config.
 """
@@ -282,8 +282,8 @@ class Client:
     # For pauses only: no result depends on it.
     self._random = random.Random()
     self._pool = futures.ThreadPoolExecutor(settings.concurrency, "reward")
-    # httpcore, on which httpx is built: only there can a deadline hold for every read. It follows no
-    # redirects, decodes no contents and knows no proxies of the environment.
+    # httpcore, on which httpx is built: only there can a deadline hold for every read. It follows
+    # no redirects, decodes no contents and knows no proxies of the environment.
     self._deadline = _Deadline()
     self._http = httpcore.ConnectionPool(
       max_connections=None,
@@ -317,11 +317,10 @@ class Client:
         slot = endpoint.start(self.settings.failures_to_open)
       end = time.monotonic() + self.settings.deadline
       attempt = self._try(request, slot, end)
+      answers[endpoint.url] = attempt.parsed
       if attempt.reason:
-        answer = RequestFailed(attempt.reason, attempt.refused)
-      else:
-        answer = attempt.parsed
-      answers[endpoint.url] = answer
+        failure = RequestFailed(attempt.reason, attempt.refused)
+        answers[endpoint.url] = failure
     return answers
 
   def post(
@@ -495,12 +494,12 @@ class Client:
         self._meter.counts[name] += increment
 
   def metrics(self) -> dict[str, float]:
-    """Returns what happened since the last call.
+    """Returns the numbers since the last call.
 
     requests, failed, retries: counts. failure_rate: failed / requests. p50_seconds, p99_seconds:
     quantiles of the seconds of requests, tries and pauses included. queue: the highest number of
-    requests that waited or were under way at once. endpoints_open: services left alone now. Rates and
-    seconds are missing where there was no request.
+    requests that waited or were under way at once. endpoints_open: services left alone now. Rates
+    and seconds are missing where there was no request.
     """
     with self._lock:
       meter = self._meter

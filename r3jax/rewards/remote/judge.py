@@ -42,21 +42,22 @@ Instruction: $prompt
 Expectations, all of which must hold:
 $expectations
 
-Look at every expectation by itself: the class of the objects, their exact number, their colour, the \
-part of the frame they are in (region), their size compared with each other. The image must also be \
-one natural, coherent picture that could be a photograph: a cartoon, drawing or sketch, a collage, \
-several panels, writing that stands for an object, or impossible objects fail. If in doubt, it fails.
+Look at every expectation by itself: the class of the objects, their exact number, their colour, \
+the part of the frame they are in (region), their size compared with each other. The image must \
+also be one natural, coherent picture that could be a photograph: a cartoon, drawing or sketch, \
+a collage, several panels, writing that stands for an object, or impossible objects fail. If in \
+doubt, it fails.
 
-Answer with a JSON object and nothing else: {"reason": one short sentence, "correct": 1 if everything \
-holds and 0 otherwise}."""
+Answer with a JSON object and nothing else: {"reason": one short sentence, "correct": 1 if \
+everything holds and 0 otherwise}."""
 
 _QUESTIONS = """\
 You answer questions about an image. Go by what can be seen in it, not by what is likely.
 
 $questions
 
-Answer with a JSON object and nothing else: each question's number, as text, is a key, and its value is \
-"yes" or "no". All questions must be answered."""
+Answer with a JSON object and nothing else: each question's number, as text, is a key, and its \
+value is "yes" or "no". All questions must be answered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +108,9 @@ class JudgeSettings:
       raise ValueError(
         f"reward.judge.prompt_file must be readable: {error}"
       ) from error
+    names = {"an invalid $"}
     if template.is_valid():
       names = set(template.get_identifiers())
-    else:
-      names = {"an invalid $"}
     if names - _FIELDS or not names & task.needed_fields:
       raise ValueError(
         f"{self.prompt_file} must insert ${' or $'.join(sorted(task.needed_fields))}, and may "
@@ -265,7 +265,7 @@ class Judge:
     return model
 
   def _accepts_schema(self) -> bool:
-    """Returns whether the server accepts response_format; otherwise requests are sent without it."""
+    """Returns whether the server accepts response_format; otherwise requests leave it out."""
     try:
       self._probe(structured=True)
       return True
@@ -451,9 +451,9 @@ def read_answers(
 ) -> dict[str, object]:
   """Returns the answers by key.
 
-  The judge must answer with a JSON object and nothing else. A thought before it that ends in </think>
-  and a code fence around it are accepted. Answers are compared without case; 0 and 1 may be given as
-  text.
+  The judge must answer with a JSON object and nothing else. A thought before it that ends in
+  </think> and a code fence around it are accepted. Answers are compared without case; 0 and 1 may
+  be given as text.
 
   Args:
     text: the judge's answer.

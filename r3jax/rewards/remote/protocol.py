@@ -2,13 +2,16 @@
 
   POST /v1/score  {"protocol": 1, "request_id": str, "items": [
                     {"image": base64 text, "format": "png" | "jpeg", "record": {...}}, ...]}
-              ->  {"protocol": 1, "request_id": the same, "reward_id": `identity` of what scored, "outcomes": [
+              ->  {"protocol": 1, "request_id": str, "reward_id": str, "outcomes": [
                     {"status": "ok", "score": 0..1, "parts": {name: 0..1}, "detail": {...}}
-                    | {"status": "failed" | "invalid", "reason": str}, ...]}   in the order of items
-  GET /health ->  {"protocol": 1, "status": "ready" | "draining", "parts": [name, ...], "reward": {...}}
+                    | {"status": "failed" | "invalid", "reason": str}, ...]}
+  GET /health ->  {"protocol": 1, "status": "ready" | "draining", "parts": [name, ...],
+                   "reward": {...}}
 
-"reward" identifies what scores (model, thresholds, ...). A record is the JSON form of a prompt, see
-`data/records.py`. A server with a token expects the header "Authorization: Bearer TOKEN".
+Outcomes come in the order of the items, and the reply repeats the request's id. "reward" identifies
+what scores (model, thresholds, ...), "reward_id" is its `identity`. A record is the JSON form of a
+prompt, see `data/records.py`. A server with a token expects the header "Authorization: Bearer
+TOKEN".
 """
 
 import base64

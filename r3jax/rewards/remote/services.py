@@ -1,4 +1,4 @@
-"""Rewards that a service computes: r3jax's own JSON protocol, and adapters for two that others use."""
+"""Rewards that a service computes: r3jax's JSON protocol, and adapters for two other servers."""
 
 from collections.abc import Callable, Sequence
 import json
@@ -149,7 +149,8 @@ class JsonService(_Service):
 class UniRlService(_Service):
   """A service with requests and replies in plain JSON.
 
-    POST /score {"images": [base64 PNG], "prompts": [str], "metadata": [record]} -> {"scores": [number]}
+    POST /score {"images": [base64 PNG], "prompts": [str], "metadata": [record]}
+             -> {"scores": [number]}
     GET /health -> any JSON object
 
   The field names are those of UniRL-style servers as far as known; not tried against one of them.
@@ -193,8 +194,8 @@ class FlowGrpoService(_Service):
   The score is the shaped one, clipped to [0, 1].
 
   Reading a pickle can run code. Replies are read only if they are made of numbers, strings, lists,
-  tuples and dicts, see `read_plain_pickle`. The server reads pickles too and asks for no key: use it
-  on a network that you trust. It has no health route, so that a run starts without a check.
+  tuples and dicts, see `read_plain_pickle`. The server reads pickles too and asks for no key: use
+  it on a network that you trust. It has no health route, so that a run starts without a check.
   """
 
   parts = ("correct", "strict")
@@ -252,17 +253,18 @@ def _clipped(score: float, parts: dict[str, float]) -> outcome.Ok:
   return outcome.Ok(clipped, {"strict": float(score >= 1)} | parts, detail)
 
 
-# The opcodes of a pickle of numbers, texts, lists, tuples and dicts: none of them imports or calls.
-_PLAIN_OPCODES = frozenset(
-  """
-    PROTO FRAME STOP MARK POP POP_MARK
-    MEMOIZE PUT BINPUT LONG_BINPUT GET BINGET LONG_BINGET
-    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-    UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING
-    EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_DICT DICT SETITEM SETITEMS
-  """.split()
-)
+# The opcodes of a pickle of numbers, texts, lists, tuples and dicts: none imports or calls.
+# fmt: off
+_PLAIN_OPCODES = frozenset([
+  "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "MEMOIZE", "PUT",
+  "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE",
+  "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4",
+  "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
+  "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "EMPTY_LIST",
+  "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
+  "TUPLE3", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS",
+])
+# fmt: on
 _PUT_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
@@ -273,7 +275,8 @@ def read_plain_pickle(body: bytes) -> object:
   are refused too, because the unpickler would allocate memory for them.
 
   Raises:
-    http_client.BadReply: it is damaged or holds anything but numbers, strings, lists, tuples and dicts.
+    http_client.BadReply: it is damaged or holds anything but numbers, strings, lists, tuples and
+      dicts.
   """
   try:
     for opcode, argument, _ in pickletools.genops(body):

@@ -4,8 +4,8 @@ Needs the extra `r3jax[detector]`. Not verified with real weights. What differs 
 - It uses a Mask2Former of COCO's classes, for which its thresholds were chosen. An open-vocabulary
   detector is rarely as confident as the 0.9 that counting asks for, and may report an object twice:
   choose `geneval.Thresholds` for it. As in GenEval, overlapping boxes are not suppressed.
-- It greys out the pixels outside the object's mask before it classifies the colour. There is no mask
-  here, so that the background in the crop influences the colour.
+- It greys out the pixels outside the object's mask before it classifies the colour. There is no
+  mask here, so that the background in the crop influences the colour.
 Scores of another detector are not the benchmark's: compare them before you rely on them.
 """
 

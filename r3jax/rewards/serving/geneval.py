@@ -309,17 +309,19 @@ def relations(
   per axis. There is none if r is below 1e-3 pixels on both axes; else a relation holds where
   r / |d|₂ is beyond 0.5 in its direction, which two may be on a diagonal.
   """
-  offset = [
-    (a[axis] + a[axis + 2] - b[axis] - b[axis + 2]) / 2 for axis in (0, 1)
-  ]
+  offsets = []
   shrunk = []
   for axis in (0, 1):
-    sizes = abs(a[axis + 2] - a[axis]) + abs(b[axis + 2] - b[axis])
-    length = max(abs(offset[axis]) - threshold * sizes, 0.0)
-    shrunk.append(math.copysign(length, offset[axis]))
+    a_low, a_high = a[axis], a[axis + 2]
+    b_low, b_high = b[axis], b[axis + 2]
+    offset = (a_low + a_high - b_low - b_high) / 2
+    sizes = abs(a_high - a_low) + abs(b_high - b_low)
+    length = max(abs(offset) - threshold * sizes, 0.0)
+    offsets.append(offset)
+    shrunk.append(math.copysign(length, offset))
   if all(abs(length) < _LEAST_OFFSET for length in shrunk):
     return set()
-  distance = math.hypot(*offset)
+  distance = math.hypot(*offsets)
   x = shrunk[0] / distance
   y = shrunk[1] / distance
   holds = (x < -0.5, x > 0.5, y < -0.5, y > 0.5)  # in the order of RELATIONS

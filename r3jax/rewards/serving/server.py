@@ -1,9 +1,9 @@
 """Serves a reward over HTTP, in the protocol of `remote/protocol.py`.
 
 The standard library's server is enough: one route, a few clients, and no further dependency.
-Requests are scored one after the other. A bounded number of them waits; further ones get status 429
-and are tried again by the client. A server that drains answers new requests with 503, finishes those
-under way, and ends.
+Requests are scored one after the other. A bounded number of them waits; further ones get status
+429 and are tried again by the client. A server that drains answers new requests with 503, finishes
+those under way, and ends.
 """
 
 import collections
@@ -253,8 +253,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _read_body(self) -> bytes | None:
     """Returns the request's body.
 
-    Returns None where the request was turned away: its length is unknown or too large, or it arrived
-    too late.
+    Returns None where the request was turned away: its length is unknown or too large, or it
+    arrived too late.
     """
     limits = self.server.limits
     length = self.headers.get("Content-Length", "")
