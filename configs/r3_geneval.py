@@ -72,7 +72,8 @@ def _set_model(config: ConfigDict):
 def _set_prompts(config: ConfigDict):
   """Sets the prompts, the size of images and the slots of texts."""
   data = config.data = ConfigDict()
-  # Format and tags of the prompt files: "geneval", "geneval_plus" or "tiif".
+  # Decides the tags of the prompts: "geneval", "geneval_plus", "tiif", or a benchmark of your own as
+  # "package.module:ATTRIBUTE", see docs/howto/add_a_benchmark.md.
   data.benchmark = "geneval"
   # Training prompts: "generated", a file or URL of JSON lines, or "world".
   data.train = "generated"
@@ -193,7 +194,8 @@ def _set_learning(config: ConfigDict):
 def _set_reward(config: ConfigDict):
   """Sets what scores images."""
   reward = config.reward = ConfigDict()
-  # "world", "service", "flow_grpo", "unirl", "judge" or "sum", see docs/rewards.md.
+  # "world", "service", "flow_grpo", "unirl", "judge", "sum", or a function of your own as
+  # "package.module:function", see docs/rewards.md.
   reward.name = "service"
   # What training uses: "score", which is shaped, or a part of it: "correct", "strict".
   reward.value = "score"

@@ -1,6 +1,6 @@
 """From a config to the frozen values that a run computes with; everything is checked here.
 
-This, `rewards/config.py` and `evaluation/build.py` are the only places below `launch/` and `train.py` that
+This, `rewards/registry.py` and `evaluation/build.py` are the only places below `launch/` and `train.py` that
 read a ConfigDict.
 """
 

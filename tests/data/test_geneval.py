@@ -1,4 +1,4 @@
-"""Tests of data/geneval.py."""
+"""Tests of data/generators/geneval.py."""
 
 import collections
 

@@ -1,4 +1,4 @@
-"""Tests of data/geneval_plus.py."""
+"""Tests of data/generators/geneval_plus.py."""
 
 import collections
 

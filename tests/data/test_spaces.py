@@ -1,4 +1,4 @@
-"""Tests of data/spaces.py."""
+"""Tests of data/generators/spaces.py."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Tests of rewards/budget.py."""
+"""Tests of rewards/from_host/budget.py."""
 
 import pytest
 

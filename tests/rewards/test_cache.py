@@ -1,4 +1,4 @@
-"""Tests of rewards/cache.py."""
+"""Tests of rewards/from_host/cache.py."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Tests of rewards/geneval.py: hand-made detections for every tag, and what must always hold."""
+"""Tests of rewards/serving/geneval.py: hand-made detections for every tag, and what must always hold."""
 
 import itertools
 import random

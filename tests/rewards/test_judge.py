@@ -1,4 +1,4 @@
-"""Tests of rewards/judge.py against a server that speaks OpenAI's chat protocol."""
+"""Tests of rewards/remote/judge.py against a server that speaks OpenAI's chat protocol."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Tests of rewards/local.py and rewards/detector.py; the models themselves are scripted."""
+"""Tests of rewards/serving/local.py and detector.py; the models themselves are scripted."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Tests of rewards/base.py."""
+"""Tests of rewards/outcome.py."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Tests of rewards/protocol.py."""
+"""Tests of rewards/remote/protocol.py."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tests of rewards/server.py, and of launch/serve_reward.py in a process of its own."""
+"""Tests of rewards/serving/server.py, and of launch/serve_reward.py in a process of its own."""
 
 import contextlib
 import json

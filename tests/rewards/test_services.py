@@ -1,4 +1,4 @@
-"""Tests of rewards/services.py."""
+"""Tests of rewards/remote/services.py."""
 
 import contextlib
 import json
