@@ -1,4 +1,4 @@
-"""FLUX autoencoder, channels last: pixels <-> latent tokens (R3.md section 2).
+"""FLUX autoencoder, channels last: pixels <-> latent tokens (docs/algorithm.md#model).
 
 Module names follow the released names: `encoder.down.0.block.1.conv1` is
 `encoder/down_0/block_1/conv1`.
@@ -14,31 +14,43 @@ from r3jax.model import architecture
 from r3jax.model import layers
 
 Features = Float[Array, "B h w c"]
+Padding = tuple[
+  tuple[int, int], tuple[int, int]
+]  # zeros (before, after) a side
 
 NUM_GROUPS = 32
 NORM_EPS = 1e-6
-SAME = ((1, 1), (1, 1))
-BOTTOM_RIGHT = ((0, 1), (0, 1))  # the stride-2 convolutions pad only there
+SAME: Padding = ((1, 1), (1, 1))
+NONE: Padding = ((0, 0), (0, 0))
+BOTTOM_RIGHT: Padding = ((0, 1), (0, 1))  # of the stride-2 convolutions
 
 
-def _conv(features: int, dtype: types.DType, **kwargs) -> nn.Conv:
-  settings = {"kernel_size": (3, 3), "padding": SAME} | kwargs
-  kernel_axes = (None, None, "conv_in", "conv_out")
+def _conv(
+  features: int,
+  dtype: types.DType,
+  name: str | None = None,
+  kernel_side: int = 3,
+  stride: int = 1,
+  padding: Padding = SAME,
+) -> nn.Conv:
+  kernel_init = nn.with_logical_partitioning(
+    nn.initializers.lecun_normal(), (None, None, "conv_in", "conv_out")
+  )
+  bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
   return nn.Conv(
     features,
+    kernel_size=(kernel_side, kernel_side),
+    strides=stride,
+    padding=padding,
     dtype=dtype,
-    kernel_init=nn.with_logical_partitioning(
-      nn.initializers.lecun_normal(), kernel_axes
-    ),
-    bias_init=nn.with_logical_partitioning(
-      nn.initializers.zeros, ("conv_out",)
-    ),
-    **settings,
+    kernel_init=kernel_init,
+    bias_init=bias_init,
+    name=name,
   )
 
 
 def _pointwise(features: int, dtype: types.DType) -> nn.Conv:
-  return _conv(features, dtype, kernel_size=(1, 1), padding="VALID")
+  return _conv(features, dtype, kernel_side=1, padding=NONE)
 
 
 def _group_norm(dtype: types.DType, name: str | None = None) -> nn.GroupNorm:
@@ -54,13 +66,20 @@ def _group_norm(dtype: types.DType, name: str | None = None) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-  """`x + conv(silu(norm(conv(silu(norm(x))))))`, with a 1x1 shortcut where the width changes."""
+  """Computes x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut for x.
+
+  Attributes:
+    in_channels: width of the input.
+    channels: width of the output; the shortcut is the identity where it is that of the input.
+    dtype: compute dtype.
+  """
 
   in_channels: int
   channels: int
   dtype: types.DType
 
   def setup(self):
+    """Makes the submodules."""
     self.norm1 = _group_norm(self.dtype)
     self.conv1 = _conv(self.channels, self.dtype)
     self.norm2 = _group_norm(self.dtype)
@@ -69,180 +88,259 @@ class ResBlock(nn.Module):
       self.nin_shortcut = _pointwise(self.channels, self.dtype)
 
   def __call__(self, x: Features) -> Features:
+    """Returns [B, h, w, channels] of [B, h, w, in_channels]."""
     y = self.conv1(nn.silu(self.norm1(x)))
     y = self.conv2(nn.silu(self.norm2(y)))
-    return y + (
-      x if self.in_channels == self.channels else self.nin_shortcut(x)
-    )
+    if self.in_channels != self.channels:
+      x = self.nin_shortcut(x)
+    return y + x
 
 
 class Attention(nn.Module):
-  """Residual single-head attention over all positions."""
+  """Residual single-head attention over all positions.
+
+  Attributes:
+    channels: width of input and output.
+    dtype: compute dtype.
+  """
 
   channels: int
   dtype: types.DType
 
   def setup(self):
+    """Makes the submodules."""
     self.norm = _group_norm(self.dtype)
-    self.q, self.k, self.v, self.proj_out = (
-      _pointwise(self.channels, self.dtype) for _ in range(4)
-    )
+    self.q = _pointwise(self.channels, self.dtype)
+    self.k = _pointwise(self.channels, self.dtype)
+    self.v = _pointwise(self.channels, self.dtype)
+    self.proj_out = _pointwise(self.channels, self.dtype)
 
   def __call__(self, x: Features) -> Features:
+    """Returns the features after attention, in the shape of x."""
     y = self.norm(x)
-    tokens = (x.shape[0], -1, 1, self.channels)  # [B, h*w, one head, c]
-    heads = (part(y).reshape(tokens) for part in (self.q, self.k, self.v))
-    return x + self.proj_out(layers.full_attention(*heads).reshape(x.shape))
+    single_head = (x.shape[0], -1, 1, self.channels)  # [B, N, H = 1, d]
+    query = self.q(y).reshape(single_head)
+    key = self.k(y).reshape(single_head)
+    value = self.v(y).reshape(single_head)
+    attended = layers.full_attention(query, key, value).reshape(x.shape)
+    return x + self.proj_out(attended)
 
 
 class Middle(nn.Module):
-  """Residual block, attention, residual block at the deepest level."""
+  """Residual block, attention, residual block at the deepest level.
+
+  Attributes:
+    channels: width of input and output.
+    dtype: compute dtype.
+  """
 
   channels: int
   dtype: types.DType
 
   def setup(self):
+    """Makes the submodules."""
     self.block_1 = ResBlock(self.channels, self.channels, self.dtype)
     self.attn_1 = Attention(self.channels, self.dtype)
     self.block_2 = ResBlock(self.channels, self.channels, self.dtype)
 
   def __call__(self, x: Features) -> Features:
+    """Returns the features after the deepest level, in the shape of x."""
     return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Resample(nn.Module):
-  """The convolution of a change of resolution (a module of its own for its released name)."""
+  """The convolution of a change of resolution (a module of its own for its released name).
+
+  Attributes:
+    channels: width of input and output.
+    stride: 2 halves the sides.
+    padding: zeros around the input.
+    dtype: compute dtype.
+  """
 
   channels: int
   stride: int
-  # zeros (before, after) per side
-  padding: tuple[tuple[int, int], tuple[int, int]]
+  padding: Padding
   dtype: types.DType
 
   def setup(self):
+    """Makes the submodules."""
     self.conv = _conv(
-      self.channels, self.dtype, strides=self.stride, padding=self.padding
+      self.channels, self.dtype, stride=self.stride, padding=self.padding
     )
 
   def __call__(self, x: Features) -> Features:
+    """Returns the features at the new resolution."""
     return self.conv(x)
 
 
 class Level(nn.Module):
-  """The residual blocks of one level, then (if asked for) a change of resolution."""
+  """The residual blocks of one level, then perhaps a change of resolution.
+
+  Attributes:
+    in_channels: width of the input.
+    channels: width of the output.
+    num_blocks: residual blocks.
+    dtype: compute dtype.
+    resample: "downsample" halves the sides, "upsample" doubles them, "" keeps them.
+  """
 
   in_channels: int
   channels: int
   num_blocks: int
   dtype: types.DType
-  resample: str = ""  # "downsample" halves the sides, "upsample" doubles them
+  resample: str = ""
 
   @nn.compact
   def __call__(self, x: Features) -> Features:
+    """Returns the features after the level."""
+    in_channels = self.in_channels
     for i in range(self.num_blocks):
-      in_channels = self.in_channels if i == 0 else self.channels
-      x = ResBlock(in_channels, self.channels, self.dtype, name=f"block_{i}")(x)
+      block = ResBlock(
+        in_channels, self.channels, self.dtype, name=f"block_{i}"
+      )
+      x = block(x)
+      in_channels = self.channels
     if self.resample == "downsample":
-      return Resample(
-        self.channels, 2, BOTTOM_RIGHT, self.dtype, name=self.resample
-      )(x)
-    if self.resample == "upsample":
-      x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest
-      return Resample(self.channels, 1, SAME, self.dtype, name=self.resample)(x)
+      downsample = Resample(
+        self.channels, 2, BOTTOM_RIGHT, self.dtype, name="downsample"
+      )
+      x = downsample(x)
+    elif self.resample == "upsample":
+      x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbor
+      upsample = Resample(self.channels, 1, SAME, self.dtype, name="upsample")
+      x = upsample(x)
     return x
 
 
 class Encoder(nn.Module):
-  """[B, H, W, 3] pixels -> [B, h, w, 2 z] means and log-variances."""
+  """Maps pixels [B, h, w, 3] to posterior means and log-variances of latent cells.
+
+  The output is [B, h/8, w/8, 2 z] with z latent channels.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+  """
 
   config: architecture.AutoencoderConfig
   dtype: types.DType
 
   @nn.compact
   def __call__(self, pixels: types.Pixels) -> Features:
+    """Returns the posterior of pixels in [-1, 1], [B, h/8, w/8, 2 z]."""
     c = self.config
     widths = [c.channels * m for m in c.multipliers]
     x = _conv(c.channels, self.dtype, name="conv_in")(pixels)
-    for i, (before, width) in enumerate(zip([c.channels] + widths, widths)):
-      resample = "downsample" if i < len(widths) - 1 else ""
-      x = Level(
-        before, width, c.num_res_blocks, self.dtype, resample, name=f"down_{i}"
-      )(x)
-    x = Middle(widths[-1], self.dtype, name="mid")(x)
+    in_width = c.channels
+    for i, width in enumerate(widths):
+      is_last = i == len(widths) - 1
+      level = Level(
+        in_channels=in_width,
+        channels=width,
+        num_blocks=c.num_res_blocks,
+        dtype=self.dtype,
+        resample="" if is_last else "downsample",
+        name=f"down_{i}",
+      )
+      x = level(x)
+      in_width = width
+    middle = Middle(in_width, self.dtype, name="mid")
+    x = middle(x)
     x = nn.silu(_group_norm(self.dtype, name="norm_out")(x))
     return _conv(2 * c.latent_channels, self.dtype, name="conv_out")(x)
 
 
 class Decoder(nn.Module):
-  """[B, h, w, z] unscaled latents -> [B, H, W, 3] pixels."""
+  """Maps unscaled latents [B, h, w, z] to pixels [B, 8 h, 8 w, 3].
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+  """
 
   config: architecture.AutoencoderConfig
   dtype: types.DType
 
   @nn.compact
   def __call__(self, z: Features) -> types.Pixels:
+    """Returns the pixels of latent cells, about in [-1, 1]."""
     c = self.config
     widths = [c.channels * m for m in c.multipliers]
-    x = _conv(widths[-1], self.dtype, name="conv_in")(z)
-    x = Middle(widths[-1], self.dtype, name="mid")(x)
+    in_width = widths[-1]
+    x = _conv(in_width, self.dtype, name="conv_in")(z)
+    middle = Middle(in_width, self.dtype, name="mid")
+    x = middle(x)
     for i in reversed(range(len(widths))):
-      before = widths[min(i + 1, len(widths) - 1)]
-      resample = "upsample" if i > 0 else ""
-      x = Level(
-        before,
-        widths[i],
-        c.num_res_blocks + 1,
-        self.dtype,
-        resample,
+      level = Level(
+        in_channels=in_width,
+        channels=widths[i],
+        num_blocks=c.num_res_blocks + 1,
+        dtype=self.dtype,
+        resample="upsample" if i > 0 else "",
         name=f"up_{i}",
-      )(x)
+      )
+      x = level(x)
+      in_width = widths[i]
     x = nn.silu(_group_norm(self.dtype, name="norm_out")(x))
     return _conv(3, self.dtype, name="conv_out")(x)
 
 
 class Autoencoder(nn.Module):
-  """Deterministic autoencoder between pixels and the flow's latent tokens."""
+  """Deterministic autoencoder between pixels and the flow's latent tokens.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+    latent_patch: latent cells along a side of a token.
+  """
 
   config: architecture.AutoencoderConfig
   dtype: types.DType = jnp.float32
-  latent_patch: int = 2  # latent cells per token side
+  latent_patch: int = 2
 
   def setup(self):
+    """Makes the submodules."""
     self.encoder = Encoder(self.config, self.dtype)
     self.decoder = Decoder(self.config, self.dtype)
 
   def __call__(self, pixels: types.Pixels) -> types.Pixels:
     """Returns the reconstruction (and, in `init`, makes all parameters)."""
-    cell = self.latent_patch * self.config.downsample
-    grid = (pixels.shape[1] // cell, pixels.shape[2] // cell)
+    token_side = self.latent_patch * self.config.downsample
+    _, height, width, _ = pixels.shape
+    grid = (height // token_side, width // token_side)
     return self.decode(self.encode(pixels), grid)
 
   def moments(self, pixels: types.Pixels) -> Features:
-    """Returns [B, H/8, W/8, 2 z]: posterior means, then log-variances, unscaled."""
+    """Returns [B, h/8, w/8, 2 z]: posterior means, then log-variances, unscaled."""
     return self.encoder(pixels).astype(layers.at_least_float32(self.dtype))
 
   def encode(self, pixels: types.Pixels) -> types.Latent:
-    """Returns the latent tokens of the posterior mean: `scale * (mean - shift)`, patchified.
+    """Returns the latent tokens of the posterior mean: scale * (mean - shift), cut into patches.
 
     Args:
-      pixels: [B, H, W, 3] in [-1, 1]; sides are multiples of the pixels of a token (16).
+      pixels: [B, h, w, 3] in [-1, 1]; sides are multiples of the pixels of a token (16).
 
     Returns:
       [B, N, C] tokens, row-major, float32 or wider; C is ordered (row in patch, column in patch,
       channel).
     """
-    mean, _ = jnp.split(self.moments(pixels), 2, axis=-1)
-    return layers.patchify(
-      self.config.scale * (mean - self.config.shift), self.latent_patch
-    )
+    moments = self.moments(pixels)
+    mean, _ = jnp.split(moments, 2, axis=-1)
+    latent = self.config.scale * (mean - self.config.shift)
+    return layers.patchify(latent, self.latent_patch)
 
   def decode(self, latent: types.Latent, grid: tuple[int, int]) -> types.Pixels:
-    """Returns [B, H, W, 3] pixels in float32 or wider, about in [-1, 1] but not clamped.
+    """Returns the pixels of latent tokens.
 
     Args:
       latent: [B, N, C] tokens as `encode` makes them.
-      grid: tokens down and across.
+      grid: rows and columns of tokens.
+
+    Returns:
+      [B, h, w, 3] in float32 or wider, about in [-1, 1] but not clipped.
     """
     z = layers.unpatchify(latent, grid, self.latent_patch)
-    pixels = self.decoder(z / self.config.scale + self.config.shift)
+    unscaled = z / self.config.scale + self.config.shift
+    pixels = self.decoder(unscaled)
     return pixels.astype(layers.at_least_float32(self.dtype))

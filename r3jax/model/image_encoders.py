@@ -1,5 +1,6 @@
 """The frozen image side of BAGEL: 8-bit images to ViT features and latents, and back."""
 
+from collections.abc import Callable
 import dataclasses
 
 import jax
@@ -13,14 +14,16 @@ from r3jax.model import preprocess
 from r3jax.model import siglip
 from r3jax.parallel import sharding
 
+_PIXELS_AT_ONCE = 512 * 512  # on a device; bounds the memory of activations
+
 
 @dataclasses.dataclass(frozen=True)
 class Towers:
-  """ViT and autoencoder for images of one size.
+  """ViT and autoencoder for images of one size; their parameters are arguments.
 
   Attributes:
     config: sizes of the model.
-    size: height and width in pixels of the images that go from stage to stage.
+    size: height and width in pixels of the images that stages hand on.
     dtype: compute dtype.
   """
 
@@ -55,63 +58,82 @@ class Towers:
   def _pixels(
     self, images: types.Images, transform: architecture.ImageTransform
   ) -> types.Pixels:
+    """Returns resized images as pixels in [-1, 1], in the compute dtype."""
     size = preprocess.target_size(*self.size, transform)
-    return preprocess.to_pixels(preprocess.resize(images, size)).astype(
-      self.dtype
-    )
+    resized = preprocess.resize(images, size)
+    return preprocess.to_pixels(resized).astype(self.dtype)
 
   @jax.named_scope("towers")
   def features(self, frozen: types.Params, images: types.Images) -> jax.Array:
-    """Returns the ViT features of 8-bit images, [B, N, vision hidden].
+    """Returns the ViT features of 8-bit images.
 
     Args:
       frozen: {"vision", "autoencoder"} parameters.
-      images: [B, *size, 3] uint8.
+      images: [B, h, w, 3] uint8 of the size of the towers.
+
+    Returns:
+      [B, N, vision hidden size] in the compute dtype.
     """
     vision = self.config.vision
-    ids = layers.grid_positions(*self.vit_grid, vision.positions_per_side)
     tower = siglip.VisionTransformer(vision, self.dtype)
+    position_ids = layers.grid_positions(
+      *self.vit_grid, vision.positions_per_side
+    )
 
-    def some(params, images):
+    def features_of_rows(params, images):
       pixels = self._pixels(images, self.config.vision_transform)
-      return tower.apply(
-        {"params": params}, layers.patchify(pixels, vision.patch_size), ids
-      )
+      patches = layers.patchify(pixels, vision.patch_size)
+      return tower.apply({"params": params}, patches, position_ids)
 
-    return sharding.over_rows(some, frozen["vision"], images, self._at_once)
+    return self._over_rows(features_of_rows, frozen["vision"], images)
 
   @jax.named_scope("towers")
   def encode(self, frozen: types.Params, images: types.Images) -> types.Latent:
-    """Returns the latent tokens of 8-bit images, [B, N, C]."""
+    """Returns the latent tokens of 8-bit images.
 
-    def some(params, images):
+    Args:
+      frozen: {"vision", "autoencoder"} parameters.
+      images: [B, h, w, 3] uint8 of the size of the towers.
+
+    Returns:
+      [B, N, C] in float32 or wider.
+    """
+
+    def encode_rows(params, images):
       pixels = self._pixels(images, self.config.autoencoder_transform)
       return self._autoencoder().apply(
         {"params": params}, pixels, method="encode"
       )
 
-    return sharding.over_rows(
-      some, frozen["autoencoder"], images, self._at_once
-    )
+    return self._over_rows(encode_rows, frozen["autoencoder"], images)
 
   @jax.named_scope("towers")
   def decode(self, frozen: types.Params, latent: types.Latent) -> types.Images:
-    """Returns the 8-bit images of latent tokens, [B, *size, 3] (floor of value * 255)."""
+    """Returns the 8-bit images of latent tokens.
 
-    def some(params, latent):
+    Args:
+      frozen: {"vision", "autoencoder"} parameters.
+      latent: [B, N, C].
+
+    Returns:
+      [B, h, w, 3] uint8, see `preprocess.to_uint8`.
+    """
+
+    def decode_rows(params, latent):
       pixels = self._autoencoder().apply(
         {"params": params}, latent, self.latent_grid, method="decode"
       )
-      return preprocess.to_uint8(pixels)
+      return preprocess.to_uint8(jnp.asarray(pixels))
 
-    return sharding.over_rows(
-      some, frozen["autoencoder"], latent, self._at_once
-    )
+    return self._over_rows(decode_rows, frozen["autoencoder"], latent)
 
-  @property
-  def _at_once(self) -> int:
-    """Images that a device handles at a time: one of 512x512 pixels, or as many smaller ones."""
-    return max(1, 512 * 512 // (self.size[0] * self.size[1]))
+  def _over_rows(
+    self, function: Callable, params: types.Params, rows: jax.Array
+  ) -> jax.Array:
+    """Maps a function over images, on every device as many at a time as make 512x512 pixels."""
+    height, width = self.size
+    at_once = max(1, _PIXELS_AT_ONCE // (height * width))
+    return sharding.over_rows(function, params, rows, at_once)
 
   def _autoencoder(self) -> autoencoder.Autoencoder:
     return autoencoder.Autoencoder(

@@ -1,4 +1,4 @@
-"""Pieces shared by the towers: norms, projections, rotary positions, fixed tables, patches.
+"""Layers that several models share: norms, projections, rotary positions, fixed tables, patches.
 
 Parameters are float32 and carry logical axis names; `dtype` is the dtype of the computation. What
 has to be accurate (norm statistics, softmax, angles) runs in float32, or wider where the input is.
@@ -15,7 +15,7 @@ import numpy as np
 
 from r3jax import types
 
-ADAPTERS = ("lora_a", "lora_b")  # parameters of a low-rank update
+ADAPTERS = ("lora_a", "lora_b")  # the parameters A and B of a low-rank update
 MAX_PERIOD = 10000.0  # longest wavelength / (2 pi) of the fixed sinusoids
 
 
@@ -25,86 +25,124 @@ def at_least_float32(dtype: types.DType) -> types.DType:
 
 
 class RMSNorm(nn.Module):
-  """`x / sqrt(mean(x^2) + eps) * scale` over the last axis, computed in float32 or wider."""
+  """Computes `x / √(mean(x²) + eps) * scale` over the last axis, in float32 or wider.
+
+  Attributes:
+    eps: added to the mean square.
+    dtype: of the result.
+    axis: logical name of the scale's axis.
+  """
 
   eps: float
   dtype: types.DType = jnp.float32
-  axis: str = "norm"  # logical name of the scale
+  axis: str = "norm"
 
   @nn.compact
   def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Returns x, normalized over its last axis."""
     init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-    scale = self.param("scale", init, (x.shape[-1],))
+    scale = jnp.asarray(self.param("scale", init, (x.shape[-1],)))
     x = x.astype(at_least_float32(x.dtype))
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return (x * jax.lax.rsqrt(mean_square + self.eps) * scale).astype(
-      self.dtype
-    )
+    mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
+    normed = x * jax.lax.rsqrt(mean_square + self.eps)
+    return (normed * scale).astype(self.dtype)
 
 
 class Projection(nn.Module):
-  """Linear map `[..., inputs] -> [..., features]` with named axes, several on either side.
+  """A linear map [..., inputs] -> [..., features] with named axes, several on either side.
 
-  With a rank it makes the two parameters of a low-rank update (see `lora.py`), and uses them where
-  it is given them: parameters without them are those of the map that has not been updated.
+  With a rank it makes the two parameters of a low-rank update (see `low_rank.py`), and applies the
+  update where the parameters hold them; without them it is the map as it was before the update.
+
+  Attributes:
+    features: sizes of the output axes.
+    axes: logical names of the kernel's axes, inputs first.
+    num_contracted: how many of the last axes of the input are contracted.
+    use_bias: adds a bias.
+    dtype: compute dtype.
+    rank: of the low-rank update; 0 is none.
+    scale: factor of the low-rank update.
   """
 
   features: tuple[int, ...]
-  axes: tuple[str, ...]  # logical names of the kernel's axes, inputs first
-  num_contracted: int = 1  # how many of the last axes of the input are inputs
+  axes: tuple[str, ...]
+  num_contracted: int = 1
   use_bias: bool = False
   dtype: types.DType = jnp.float32
-  rank: int = 0  # of the low-rank update; 0 is none
-  scale: float = 1.0  # of the low-rank update
+  rank: int = 0
+  scale: float = 1.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    inputs = x.shape[x.ndim - self.num_contracted :]
-    in_axis = tuple(range(len(inputs)))
-    out_axis = tuple(range(len(inputs), len(inputs) + len(self.features)))
-    init = nn.initializers.variance_scaling(
-      1.0, "fan_in", "normal", in_axis, out_axis
+    """Returns [..., features] of [..., inputs]."""
+    num_inputs = self.num_contracted
+    contracted = tuple(range(x.ndim - num_inputs, x.ndim))
+    inputs = tuple(x.shape[axis] for axis in contracted)
+    in_axis = tuple(range(num_inputs))
+    kernel = self._parameter(
+      "kernel",
+      _variance_scaling(num_inputs, len(self.features)),
+      self.axes,
+      inputs + self.features,
     )
-    init = nn.with_logical_partitioning(init, self.axes)
-    kernel = self.param("kernel", init, inputs + self.features).astype(
-      self.dtype
-    )
-    contracted = tuple(range(x.ndim - len(inputs), x.ndim))
-    y = jax.lax.dot_general(
-      x.astype(self.dtype), kernel, ((contracted, in_axis), ((), ()))
-    )
-    if self.rank and (
-      self.is_initializing() or self.has_variable("params", "lora_a")
-    ):
-      y = y + self._update(x.astype(self.dtype), inputs)
+    x = x.astype(self.dtype)
+    y = jax.lax.dot_general(x, kernel, ((contracted, in_axis), ((), ())))
+    holds_update = self.has_variable("params", "lora_a")
+    if self.rank and (self.is_initializing() or holds_update):
+      y = y + self._update(x, inputs)
     if self.use_bias:
-      zeros = nn.with_logical_partitioning(
-        nn.initializers.zeros, self.axes[len(inputs) :]
+      y = y + self._parameter(
+        "bias", nn.initializers.zeros, self.axes[num_inputs:], self.features
       )
-      y = y + self.param("bias", zeros, self.features).astype(self.dtype)
     return y
 
   def _update(self, x: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
     """Returns scale (x A) B; A is drawn as a kernel is, B starts at zero."""
-    count = len(inputs)
-    draw = nn.initializers.variance_scaling(
-      1.0, "fan_in", "normal", tuple(range(count)), (count,)
+    num_inputs = len(inputs)
+    a = self._parameter(
+      "lora_a",
+      _variance_scaling(num_inputs, 1),
+      (*self.axes[:num_inputs], "rank"),
+      (*inputs, self.rank),
     )
-    down = nn.with_logical_partitioning(draw, (*self.axes[:count], "rank"))
-    up = nn.with_logical_partitioning(
-      nn.initializers.zeros, ("rank", *self.axes[count:])
+    b = self._parameter(
+      "lora_b",
+      nn.initializers.zeros,
+      ("rank", *self.axes[num_inputs:]),
+      (self.rank, *self.features),
     )
-    a = self.param("lora_a", down, (*inputs, self.rank)).astype(self.dtype)
-    b = self.param("lora_b", up, (self.rank, *self.features)).astype(self.dtype)
-    return jnp.tensordot(
-      self.scale * jnp.tensordot(x, a, axes=count), b, axes=1
-    )
+    scaled = self.scale * jnp.tensordot(x, a, axes=num_inputs)
+    return jnp.tensordot(scaled, b, axes=1)
+
+  def _parameter(
+    self,
+    name: str,
+    initializer: nn.initializers.Initializer,
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+  ) -> jax.Array:
+    """Returns a parameter with logical axis names, in the compute dtype."""
+    init = nn.with_logical_partitioning(initializer, axes)
+    return jnp.asarray(self.param(name, init, shape)).astype(self.dtype)
+
+
+def _variance_scaling(
+  num_inputs: int, num_outputs: int
+) -> nn.initializers.Initializer:
+  """Returns an initializer for a kernel whose first axes are the inputs: variance 1 / fan-in."""
+  in_axis = tuple(range(num_inputs))
+  out_axis = tuple(range(num_inputs, num_inputs + num_outputs))
+  return nn.initializers.variance_scaling(
+    1.0, "fan_in", "normal", in_axis, out_axis
+  )
 
 
 def rope(
   x: types.Heads, positions: types.Positions, theta: float
 ) -> types.Heads:
-  """Rotates channel i of a head with channel i + d/2 by `position * theta^(-2i/d)`.
+  """Rotates channel i of a head with channel i + d/2 by the angle position * theta^(-2i/d).
+
+  Source: RoPE (arXiv 2104.09864) in the half-split form of Qwen2.
 
   Args:
     x: [B, T, H, d] queries or keys; d is even.
@@ -116,47 +154,73 @@ def rope(
   """
   half = x.shape[-1] // 2
   dtype = at_least_float32(x.dtype)
-  frequencies = jnp.asarray(float(theta) ** (-np.arange(half) / half), dtype)
-  # [B, T, 1, d/2]
+  exponents = -np.arange(half) / half
+  frequencies = jnp.asarray(float(theta) ** exponents, dtype)
   angles = positions.astype(dtype)[..., None, None] * frequencies
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
-  first, second = jnp.split(x.astype(dtype), 2, axis=-1)
-  rotated = [first * cos - second * sin, second * cos + first * sin]
+  cos = jnp.cos(angles)  # [B, T, 1, d/2]
+  sin = jnp.sin(angles)
+  wide = x.astype(dtype)
+  first, second = jnp.split(wide, 2, axis=-1)
+  rotated = [
+    first * cos - second * sin,
+    second * cos + first * sin,
+  ]
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def full_attention(
   query: types.Heads, key: types.Heads, value: types.Heads
 ) -> types.Heads:
-  """Attends from every token to every token: `softmax(q k^T / sqrt(d)) v`, one head per axis 2."""
-  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(
-    query.shape[-1]
-  )
-  weights = jax.nn.softmax(
-    logits.astype(at_least_float32(logits.dtype)), axis=-1
-  )
-  return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+  """Attends from every token to every token of an image: softmax(q kᵀ / √d) v.
+
+  Args:
+    query: [B, N, H, d].
+    key: [B, N, H, d].
+    value: [B, N, H, d].
+
+  Returns:
+    [B, N, H, d] in the value's dtype; the softmax is in float32 or wider.
+  """
+  root = math.sqrt(query.shape[-1])
+  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / root
+  wide = logits.astype(at_least_float32(logits.dtype))
+  weights = jax.nn.softmax(wide, axis=-1).astype(value.dtype)
+  return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 
 def timestep_features(t: types.Time, width: int = 256) -> Float[Array, "B F"]:
-  """Returns `[cos(t f_i), sin(t f_i)]` with `f_i = 10000^(-i / (width/2))` (R3.md section 2).
+  """Returns sinusoids of flow times: [cos(t fᵢ), sin(t fᵢ)] with fᵢ = 10000^(-i / (F/2)).
+
+  Source: docs/algorithm.md#model.
 
   Args:
-    t: flow times in [0, 1], used unscaled.
-    width: number of features, even.
+    t: [B] in [0, 1], used unscaled.
+    width: F, even.
+
+  Returns:
+    [B, F] in float32 or wider.
   """
   half = width // 2
   dtype = at_least_float32(t.dtype)
-  frequencies = jnp.asarray(MAX_PERIOD ** (-np.arange(half) / half), dtype)
+  exponents = -np.arange(half) / half
+  frequencies = jnp.asarray(MAX_PERIOD**exponents, dtype)
   angles = t.astype(dtype)[..., None] * frequencies
-  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+  features = [jnp.cos(angles), jnp.sin(angles)]
+  return jnp.concatenate(features, axis=-1)
 
 
 def sincos_table(width: int, side: int) -> np.ndarray:
-  """Makes the fixed 2-D position table: `[side * side, width]` float64, row `r * side + c`.
+  """Makes the fixed 2-D position table of a square grid.
 
   The first half of the channels encodes the column, the second the row; each half is
-  `[sin(p w_i), cos(p w_i)]` with `w_i = 10000^(-i / (width/4))` (R3.md section 2).
+  [sin(p wᵢ), cos(p wᵢ)] with wᵢ = 10000^(-i / (width/4)). Source: docs/algorithm.md#model.
+
+  Args:
+    width: channels.
+    side: rows and columns of the grid.
+
+  Returns:
+    [side * side, width] float64; the position (row, column) is entry row * side + column.
 
   Raises:
     ValueError: `width` is not a multiple of 4.
@@ -166,18 +230,25 @@ def sincos_table(width: int, side: int) -> np.ndarray:
       f"the width of a sin-cos table must be a multiple of 4; got {width}"
     )
   quarter = width // 4
-  angles = np.arange(side)[:, None] * MAX_PERIOD ** (
-    -np.arange(quarter) / quarter
-  )
-  # [side, width/2]
-  line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+  exponents = -np.arange(quarter) / quarter
+  angles = np.arange(side)[:, None] * MAX_PERIOD**exponents
+  sinusoids = [np.sin(angles), np.cos(angles)]
+  line = np.concatenate(sinusoids, axis=1)  # [side, width/2]
   columns = np.tile(line, (side, 1))
   rows = np.repeat(line, side, axis=0)
   return np.concatenate([columns, rows], axis=1)
 
 
 def grid_positions(height: int, width: int, side: int) -> np.ndarray:
-  """Returns [height * width] int32 ids, `row * side + col`, of a grid in a position table.
+  """Returns the entries of a position table that a smaller grid uses.
+
+  Args:
+    height: rows of the grid.
+    width: columns of the grid.
+    side: rows and columns of the table.
+
+  Returns:
+    [height * width] int32, row * side + column.
 
   Raises:
     ValueError: the grid does not fit a table of `side` by `side`.
@@ -186,45 +257,58 @@ def grid_positions(height: int, width: int, side: int) -> np.ndarray:
     raise ValueError(
       f"a grid must fit the {side}x{side} position table; got {height}x{width}"
     )
-  return (
-    (np.arange(height)[:, None] * side + np.arange(width))
-    .reshape(-1)
-    .astype(np.int32)
-  )
+  row_starts = np.arange(height)[:, None] * side
+  entries = row_starts + np.arange(width)
+  return entries.reshape(-1).astype(np.int32)
 
 
-def patchify(x: Float[Array, "B h w c"], patch: int) -> Float[Array, "B N p"]:
-  """Cuts into row-major tokens of `patch * patch * c` numbers, ordered (row, column, channel).
+def patchify(x: Float[Array, "B h w c"], patch: int) -> types.Patches:
+  """Cuts images or feature maps into square patches.
+
+  Args:
+    x: [B, h, w, c].
+    patch: side of a patch.
+
+  Returns:
+    [B, N, p] row-major; the p = patch * patch * c numbers are ordered (row, column, channel).
 
   Raises:
     ValueError: a side is not a multiple of `patch`.
   """
   batch, height, width, channels = x.shape
+  rows = height // patch
+  columns = width // patch
   if height % patch or width % patch:
     raise ValueError(
       f"both sides must be multiples of the patch ({patch}); got {height}x{width}"
     )
-  x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(
-    batch, -1, patch * patch * channels
-  )
+  x = x.reshape(batch, rows, patch, columns, patch, channels)
+  patches = x.transpose(0, 1, 3, 2, 4, 5)
+  return patches.reshape(batch, -1, patch * patch * channels)
 
 
 def unpatchify(
-  tokens: Float[Array, "B N p"], grid: tuple[int, int], patch: int
+  tokens: types.Patches, grid: tuple[int, int], patch: int
 ) -> Float[Array, "B h w c"]:
-  """Undoes `patchify`; `grid` counts tokens down and across.
+  """Undoes `patchify`.
+
+  Args:
+    tokens: [B, N, p].
+    grid: rows and columns of patches.
+    patch: side of a patch.
+
+  Returns:
+    [B, h, w, c].
 
   Raises:
     ValueError: the number of tokens is not that of the grid.
   """
-  batch, count, _ = tokens.shape
-  height, width = grid
-  if count != height * width:
+  batch, num_tokens, _ = tokens.shape
+  rows, columns = grid
+  if num_tokens != rows * columns:
     raise ValueError(
-      f"a {height}x{width} grid must have {height * width} tokens; got {count}"
+      f"a {rows}x{columns} grid must have {rows * columns} tokens; got {num_tokens}"
     )
-  x = tokens.reshape(batch, height, width, patch, patch, -1)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(
-    batch, height * patch, width * patch, -1
-  )
+  x = tokens.reshape(batch, rows, columns, patch, patch, -1)
+  pixels = x.transpose(0, 1, 3, 2, 4, 5)
+  return pixels.reshape(batch, rows * patch, columns * patch, -1)

@@ -1,6 +1,10 @@
-"""Qwen2 mixture of transformers: two experts per layer, one joint attention (R3.md section 2)."""
+"""Qwen2 mixture of transformers: two experts per layer, one joint attention.
+
+See docs/algorithm.md#model.
+"""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,76 +23,109 @@ from r3jax.sequence import segments
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Streams:
-  """Hidden states by expert; attention order is und slots, then gen slots."""
+  """Hidden states by expert; attention order is und slots, then gen slots.
+
+  Attributes:
+    und: of the und expert's slots: text, ViT patches, markers.
+    gen: of the gen expert's slots: latents.
+  """
 
   und: types.Hidden  # [B, T_und, D]
   gen: types.Hidden  # [B, T_gen, D]
 
 
-def _split(joined: jax.Array, like: Streams) -> Streams:
-  num_und = like.und.shape[1]
-  return Streams(joined[:, :num_und], joined[:, num_und:])
-
-
 class Expert(nn.Module):
-  """The parameters and the token-wise half of one expert of one layer."""
+  """The parameters and the token-wise half of one expert of one layer.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+    rules: where parameters and activations go.
+    lora: rank and scale of the adapters.
+    adapted: names of this expert's projections with adapters.
+  """
 
   config: architecture.LLMConfig
   dtype: types.DType
   rules: sharding.Rules
   lora: low_rank.LoRA
-  adapted: tuple[str, ...]  # names of the projections with adapters
+  adapted: tuple[str, ...]
 
   def setup(self):
+    """Makes the submodules."""
     c = self.config
-    heads, kv_heads = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
+    heads = (c.num_heads, c.head_dim)
+    kv_heads = (c.num_kv_heads, c.head_dim)
     into_heads = ("embed", "heads", "head_dim")
-    into_kv = ("embed", "kv_heads", "head_dim")
+    into_kv_heads = ("embed", "kv_heads", "head_dim")
+    out_of_heads = ("heads", "head_dim", "embed")
     self.input_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
     self.q = self._projection("q", heads, into_heads, use_bias=True)
-    self.k = self._projection("k", kv_heads, into_kv, use_bias=True)
-    self.v = self._projection("v", kv_heads, into_kv, use_bias=True)
+    self.k = self._projection("k", kv_heads, into_kv_heads, use_bias=True)
+    self.v = self._projection("v", kv_heads, into_kv_heads, use_bias=True)
     self.q_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
     self.k_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
     self.o = self._projection(
-      "o", (c.hidden_size,), ("heads", "head_dim", "embed"), num_contracted=2
+      "o", (c.hidden_size,), out_of_heads, num_contracted=2
     )
     self.post_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
-    self.gate = self._projection(
-      "gate", (c.intermediate_size,), ("embed", "mlp")
-    )
-    self.up = self._projection("up", (c.intermediate_size,), ("embed", "mlp"))
+    inner = (c.intermediate_size,)
+    self.gate = self._projection("gate", inner, ("embed", "mlp"))
+    self.up = self._projection("up", inner, ("embed", "mlp"))
     self.down = self._projection("down", (c.hidden_size,), ("mlp", "embed"))
 
   def _projection(
-    self, name: str, features: tuple[int, ...], axes: tuple[str, ...], **kinds
+    self,
+    name: str,
+    features: tuple[int, ...],
+    axes: tuple[str, ...],
+    num_contracted: int = 1,
+    use_bias: bool = False,
   ) -> layers.Projection:
-    rank = self.lora.rank if name in self.adapted else 0
     return layers.Projection(
       features,
       axes,
+      num_contracted=num_contracted,
+      use_bias=use_bias,
       dtype=self.dtype,
-      rank=rank,
+      rank=self.lora.rank if name in self.adapted else 0,
       scale=self.lora.scale,
-      **kinds,
     )
 
   def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE."""
     y = self.input_norm(self.rules.constrain(x, "rows", None, None))
-    return self.q_norm(self.q(y)), self.k_norm(self.k(y)), self.v(y)
+    query = self.q_norm(self.q(y))
+    key = self.k_norm(self.k(y))
+    return query, key, self.v(y)
 
   def finish(self, x: types.Hidden, attended: types.Heads) -> types.Hidden:
-    """Adds the attention output and the SwiGLU MLP to the residual stream."""
+    """Adds the attention output and the SwiGLU MLP to the residual stream.
+
+    Args:
+      x: [B, T, D] the residual stream before the layer.
+      attended: [B, T, H, d].
+
+    Returns:
+      [B, T, D] the residual stream after the layer.
+    """
     constrain = self.rules.constrain
     x = constrain(x + self.o(attended), "rows", None, None)
     y = constrain(self.post_norm(x), "rows", None, None, without="mlp")
-    z = constrain(nn.silu(self.gate(y)) * self.up(y), "rows", None, "mlp")
-    return constrain(x + self.down(z), "rows", None, None)
+    gated = nn.silu(self.gate(y)) * self.up(y)
+    gated = constrain(gated, "rows", None, "mlp")
+    return constrain(x + self.down(gated), "rows", None, None)
 
 
 class Layer(nn.Module):
-  """One decoder layer: expert-wise projections, joint attention, expert-wise MLPs."""
+  """One decoder layer: expert-wise projections, joint attention, expert-wise MLPs.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+    rules: where parameters and activations go.
+    lora: which projections have adapters.
+  """
 
   config: architecture.LLMConfig
   dtype: types.DType
@@ -96,12 +133,10 @@ class Layer(nn.Module):
   lora: low_rank.LoRA
 
   def setup(self):
-    self.und = Expert(
-      self.config, self.dtype, self.rules, self.lora, self.lora.und
-    )
-    self.gen = Expert(
-      self.config, self.dtype, self.rules, self.lora, self.lora.gen
-    )
+    """Makes the submodules."""
+    shared = (self.config, self.dtype, self.rules, self.lora)
+    self.und = Expert(*shared, adapted=self.lora.und)
+    self.gen = Expert(*shared, adapted=self.lora.gen)
 
   def __call__(
     self,
@@ -116,48 +151,62 @@ class Layer(nn.Module):
       x: residual streams.
       positions: [B, T] rotary positions.
       masks: one per past source, then that of the slots themselves: whole, [B, T, S], where XLA
-        attends, `layout.Mask`s where the TPU kernel does.
-      past: keys and values of the past sources.
+        attends, `segments.Mask`s where the TPU kernel does.
+      past: keys and values of the past sources, [G, S, K, d].
     """
-    parts = zip(self.und.project(x.und), self.gen.project(x.gen))
-    query, key, value = (jnp.concatenate(part, axis=1) for part in parts)
-    constrain, theta = self.rules.constrain, self.config.rope_theta
-    query = constrain(
-      layers.rope(query, positions, theta), "rows", None, "heads", None
+    constrain = self.rules.constrain
+    theta = self.config.rope_theta
+    und = self.und.project(x.und)
+    gen = self.gen.project(x.gen)
+    query, key, value = (
+      jnp.concatenate(parts, axis=1) for parts in zip(und, gen, strict=True)
     )
-    key = constrain(
-      layers.rope(key, positions, theta), "rows", None, "kv_heads", None
-    )
+    query = layers.rope(query, positions, theta)
+    query = constrain(query, "rows", None, "heads", None)
+    key = layers.rope(key, positions, theta)
+    key = constrain(key, "rows", None, "kv_heads", None)
     value = constrain(value, "rows", None, "kv_heads", None)
     sources = [
-      attention.Source(k, v, mask)
-      for (k, v), mask in zip((*past, (key, value)), masks, strict=True)
+      attention.Source(source_key, source_value, mask)
+      for (source_key, source_value), mask in zip(
+        (*past, (key, value)), masks, strict=True
+      )
     ]
     if isinstance(masks[0], segments.Mask):
-      mixed = splash.attend(query, sources, self.rules)
+      attended = splash.attend(query, sources, self.rules)
     else:
-      mixed = attention.attend(query, sources)
-    attended = _split(constrain(mixed, "rows", None, "heads", None), x)
-    out = Streams(
-      self.und.finish(x.und, attended.und), self.gen.finish(x.gen, attended.gen)
+      attended = attention.attend(query, sources)
+    attended = constrain(attended, "rows", None, "heads", None)
+    num_und = x.und.shape[1]
+    streams = Streams(
+      und=self.und.finish(x.und, attended[:, :num_und]),
+      gen=self.gen.finish(x.gen, attended[:, num_und:]),
     )
-    return out, (key, value)
+    return streams, (key, value)
 
 
 class FinalNorm(nn.Module):
-  """The doubled last norm."""
+  """The last norm, one per expert.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+  """
 
   config: architecture.LLMConfig
   dtype: types.DType
 
   def setup(self):
+    """Makes the submodules."""
     self.und = layers.RMSNorm(self.config.rms_norm_eps, self.dtype)
     self.gen = layers.RMSNorm(self.config.rms_norm_eps, self.dtype)
 
   def __call__(self, x: Streams) -> Streams:
+    """Returns the normalized residual streams."""
     return Streams(self.und(x.und), self.gen(x.gen))
 
 
+# What the backward pass keeps: the inputs of the layers, or products of matrices too.
 REMAT_POLICIES = {
   "full": None,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -179,6 +228,9 @@ def scanned_layers(
     remat: "none", "full" (recompute each layer in the backward pass) or "dots" (keep products).
     rules: where parameters and activations go.
     lora: which projections have adapters.
+
+  Raises:
+    ValueError: `remat` is something else.
   """
   layer = Layer
   if remat != "none":
@@ -187,11 +239,13 @@ def scanned_layers(
         f"remat must be one of {['none', *REMAT_POLICIES]}; got {remat!r}"
       )
     layer = nn.remat(Layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+  # Positions and masks are those of all layers, caches have an axis of layers.
+  in_axes: Any = (nn.broadcast, nn.broadcast, 0)
   scanned = nn.scan(
     layer,
     variable_axes={"params": 0},
     split_rngs={"params": True},
-    in_axes=(nn.broadcast, nn.broadcast, 0),
+    in_axes=in_axes,
     out_axes=0,
     length=config.num_layers,
     metadata_params={nn.PARTITION_NAME: "layers"},

@@ -1,11 +1,12 @@
 """BAGEL's language model with its image adapters: embed segments, transform, read out.
 
 `Bagel` holds the parameters that are trained (the *policy*); the ViT and the autoencoder are
-frozen and live in `siglip.py` and `autoencoder.py`.
+frozen, see `siglip.py`, `autoencoder.py` and `image_encoders.py`.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 
 import flax.linen as nn
 import flax.struct
@@ -24,37 +25,59 @@ from r3jax.sequence import segments
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Noised:
-  """Input of a latent segment."""
+  """Input of a latent segment.
+
+  Attributes:
+    latent: tokens of the noisy (or clean) latent.
+    t: time of the flow in [0, 1]; 0 is clean, 1 is noise.
+  """
 
   latent: types.Latent  # [B, N, C]
-  t: types.Time  # [B] in [0, 1], 0 = clean
+  t: types.Time  # [B]
+
+
+# Input of a segment: ids [B, capacity] (text), ViT features [B, N, vision hidden size] or Noised.
+SegmentInput = jax.Array | Noised
 
 
 @flax.struct.dataclass
 class Cache:
-  """Keys (after RoPE) and values of some segments, for later queries."""
+  """Keys and values of some segments, for later queries.
 
-  key: jax.Array  # [L, b, S, K, d]
-  value: jax.Array  # [L, b, S, K, d]
-  # segments, in slot order
+  Attributes:
+    key: keys after RoPE.
+    value: values.
+    names: the segments, in slot order.
+  """
+
+  key: jax.Array  # [L, G, S, K, d]
+  value: jax.Array  # [L, G, S, K, d]
   names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
 class Output:
-  """What one forward pass over some segments returns."""
+  """Result of one forward pass over some segments.
 
-  hidden: mot.Streams  # after the final norm
-  cache: Cache
+  Attributes:
+    hidden: hidden states after the final norm.
+    cache: keys and values of the segments.
+    slots: where the segments' slots are in the hidden states.
+  """
+
+  hidden: mot.Streams  # [B, T_und, D], [B, T_gen, D]
+  cache: Cache  # [L, B, T, K, d]
   slots: segments.Slots = flax.struct.field(pytree_node=False)
 
   def text(self, name: str) -> types.Hidden:
     """Returns the hidden states of a text or ViT segment, markers included, [B, T, D]."""
-    return self.hidden.und[:, self.slots.ranges[name][0]]
+    und_range, _ = self.slots.ranges[name]
+    return self.hidden.und[:, und_range]
 
   def latent(self, name: str) -> types.Hidden:
     """Returns the hidden states of the latents of a VAE image, markers left out, [B, N, D]."""
-    return self.hidden.gen[:, self.slots.ranges[name][1]]
+    _, gen_range = self.slots.ranges[name]
+    return self.hidden.gen[:, gen_range]
 
 
 class Embedding(nn.Module):
@@ -62,6 +85,12 @@ class Embedding(nn.Module):
 
   The table is sharded along its width only: XLA's partitioner aborts the process on a gather from a
   table that is sharded on both dimensions inside a partly mapped region.
+
+  Attributes:
+    size: rows of the table.
+    width: D.
+    dtype: compute dtype.
+    rules: where the table and the embeddings go.
   """
 
   size: int
@@ -71,29 +100,43 @@ class Embedding(nn.Module):
 
   @nn.compact
   def __call__(self, ids: types.TokenIds) -> types.Hidden:
+    """Returns the embeddings of ids [B, T], [B, T, D]."""
     init = nn.with_logical_partitioning(
       nn.initializers.normal(0.02), (None, "table")
     )
-    table = self.param("embedding", init, (self.size, self.width)).astype(
-      self.dtype
-    )
-    found = self.rules.constrain(table[ids], "rows", None, "table")
-    return self.rules.constrain(found, "rows", None, None)
+    parameter = self.param("embedding", init, (self.size, self.width))
+    table = jnp.asarray(parameter).astype(self.dtype)
+    embeddings = self.rules.constrain(table[ids], "rows", None, "table")
+    return self.rules.constrain(embeddings, "rows", None, None)
 
 
 class TwoLayers(nn.Module):
-  """Linear, activation, linear: the connector and the timestep MLP."""
+  """Linear, activation, linear: the connector and the timestep MLP.
+
+  Attributes:
+    hidden: width of both layers' output.
+    activation: "gelu_tanh" or "silu".
+    dtype: compute dtype.
+  """
 
   hidden: int
-  activation: str  # "gelu_tanh" or "silu"
+  activation: str
   dtype: types.DType
 
   def setup(self):
-    project = dict(features=(self.hidden,), use_bias=True, dtype=self.dtype)
-    self.fc1 = layers.Projection(axes=("adapter", "embed"), **project)
-    self.fc2 = layers.Projection(axes=("adapter", "embed"), **project)
+    """Makes the submodules."""
+    projection = functools.partial(
+      layers.Projection,
+      (self.hidden,),
+      ("adapter", "embed"),
+      use_bias=True,
+      dtype=self.dtype,
+    )
+    self.fc1 = projection()
+    self.fc2 = projection()
 
   def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns [..., hidden] of [..., inputs]."""
     activate = nn.silu if self.activation == "silu" else nn.gelu
     return self.fc2(activate(self.fc1(x)))
 
@@ -105,9 +148,9 @@ class Bagel(nn.Module):
     config: sizes.
     dtype: compute dtype; parameters are float32.
     remat: recomputation of the layers in the backward pass, see `mot.scanned_layers`.
-    attention: what attends, "xla" or "splash" (JAX's block-sparse TPU kernel).
+    attention: implementation, "xla" or "splash" (JAX's block-sparse TPU kernel).
     rules: where parameters and activations go.
-    lora: which projections have adapters; they count where the parameters hold them.
+    lora: which projections have adapters; applied where the parameters hold them.
   """
 
   config: architecture.BagelConfig
@@ -118,7 +161,9 @@ class Bagel(nn.Module):
   lora: low_rank.LoRA = low_rank.LoRA()
 
   def setup(self):
+    """Makes the submodules."""
     llm = self.config.llm
+    projection = functools.partial(layers.Projection, dtype=self.dtype)
     self.embed_tokens = Embedding(
       llm.vocab_size, llm.hidden_size, self.dtype, self.rules
     )
@@ -126,25 +171,20 @@ class Bagel(nn.Module):
       llm, self.dtype, self.remat, self.rules, self.lora
     )
     self.norm = mot.FinalNorm(llm, self.dtype)
-    self.lm_head = layers.Projection(
-      (llm.vocab_size,), ("embed", "vocab"), dtype=self.dtype
-    )
+    self.lm_head = projection((llm.vocab_size,), ("embed", "vocab"))
     self.connector = TwoLayers(llm.hidden_size, "gelu_tanh", self.dtype)
     self.time_embedder = TwoLayers(llm.hidden_size, "silu", self.dtype)
-    self.vae2llm = layers.Projection(
-      (llm.hidden_size,), ("adapter", "embed"), use_bias=True, dtype=self.dtype
+    self.vae2llm = projection(
+      (llm.hidden_size,), ("adapter", "embed"), use_bias=True
     )
-    self.llm2vae = layers.Projection(
-      (self.config.latent_dim,),
-      ("embed", "adapter"),
-      use_bias=True,
-      dtype=self.dtype,
+    self.llm2vae = projection(
+      (self.config.latent_dim,), ("embed", "adapter"), use_bias=True
     )
 
   def __call__(
     self,
     layout: segments.Layout,
-    inputs: Mapping[str, jax.Array | Noised],
+    inputs: Mapping[str, SegmentInput],
     lengths: Mapping[str, types.Lengths],
     past: Sequence[Cache] = (),
   ) -> Output:
@@ -152,8 +192,7 @@ class Bagel(nn.Module):
 
     Args:
       layout: the whole sequence.
-      inputs: for each segment to run, in layout order: ids [B, capacity] (text), ViT features
-        [B, N, vision hidden] (vit) or `Noised` (clean, noise).
+      inputs: input of each segment to run, in layout order.
       lengths: [B] tokens of every text segment that is run, cached or seen.
       past: caches of earlier segments; their rows divide B.
 
@@ -163,27 +202,37 @@ class Bagel(nn.Module):
     names = tuple(inputs)
     x = self.embed(layout, inputs)
     rows = x.und.shape[0]
+    sources = [*(cache.names for cache in past), names]
     masks = tuple(
-      segments.mask(layout, names, keys, lengths, rows)
-      for keys in [*(c.names for c in past), names]
+      segments.mask(layout, names, source, lengths, rows) for source in sources
     )
     if self.attention == "xla":
       masks = tuple(mask.dense() for mask in masks)
     positions = segments.positions(layout, names, lengths, rows)
     hidden, (key, value) = self.transform(x, positions, masks, past)
-    return Output(hidden, Cache(key, value, names), layout.slots(names))
+    cache = Cache(key, value, names)
+    return Output(hidden, cache, layout.slots(names))
 
   def transform(
     self,
     x: mot.Streams,
     positions: types.Positions,
-    masks,
+    masks: tuple[types.Mask | segments.Mask, ...],
     past: Sequence[Cache],
-  ):
-    """Runs all layers and the final norm; returns hidden states, keys and values [L, B, T, K, d]."""
-    x, (key, value) = self.layers(
-      x, positions, masks, tuple((c.key, c.value) for c in past)
-    )
+  ) -> tuple[mot.Streams, tuple[jax.Array, jax.Array]]:
+    """Runs all layers and the final norm.
+
+    Args:
+      x: embeddings by expert.
+      positions: [B, T] rotary positions.
+      masks: one per past cache, then that of the slots themselves.
+      past: caches of earlier segments.
+
+    Returns:
+      Hidden states, and the keys and values [L, B, T, K, d].
+    """
+    past_entries = tuple((cache.key, cache.value) for cache in past)
+    x, (key, value) = self.layers(x, positions, masks, past_entries)
     return self.norm(x), (key, value)
 
   def step(
@@ -208,128 +257,121 @@ class Bagel(nn.Module):
     Returns:
       Next-token logits [B, V] and the segment's cache with `place` filled.
     """
-    rows, (name,) = ids.shape[0], own.names
-    before = jnp.arange(own.key.shape[2]) < place
-    masks = tuple(
-      segments.mask(layout, own.names, cache.names, lengths, rows).dense()[
-        :, :1
-      ]
-      for cache in past
-    )
-    masks += (
-      jnp.broadcast_to(before, (rows, 1, before.size)),
-      jnp.ones((rows, 1, 1), bool),
-    )
-    position = (
-      jnp.zeros((rows, 1), jnp.int32)
-      + place
-      + jnp.reshape(segments.start(layout, name, lengths), (-1, 1))
-    )
+    rows = ids.shape[0]
+    (name,) = own.names
+    # The past is seen as from the segment's first slot; its own slots up to the one fed now.
+    masks: list[types.Mask] = []
+    for cache in past:
+      mask = segments.mask(layout, own.names, cache.names, lengths, rows)
+      masks.append(mask.dense()[:, :1])
+    is_before = jnp.arange(own.key.shape[2]) < place
+    masks.append(jnp.broadcast_to(is_before, (rows, 1, is_before.size)))
+    masks.append(jnp.ones((rows, 1, 1), bool))
+
+    start = jnp.reshape(segments.start(layout, name, lengths), (-1, 1))
+    position = jnp.zeros((rows, 1), jnp.int32) + place + start
     und = self.embed_tokens(ids[:, None])
+    x = mot.Streams(und=und, gen=und[:, :0])
     hidden, (key, value) = self.transform(
-      mot.Streams(und, und[:, :0]), position, masks, (*past, own)
-    )
-    write = lambda filled, new: jax.lax.dynamic_update_slice_in_dim(
-      filled, new, place, axis=2
-    )
-    logits = self.rules.constrain(self.logits(hidden.und)[:, 0], "rows", None)
-    return logits, own.replace(
-      key=write(own.key, key), value=write(own.value, value)
+      x, position, tuple(masks), (*past, own)
     )
 
-  def residual(
-    self, x: mot.Streams, positions: types.Positions, masks
-  ) -> mot.Streams:
-    """Returns the residual streams before the final norm (to look inside)."""
-    return self.layers(x, positions, masks, ())[0]
+    def write(cached: jax.Array, entry: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_update_slice_in_dim(cached, entry, place, axis=2)
+
+    logits = self.logits(hidden.und)[:, 0]
+    logits = self.rules.constrain(logits, "rows", None)
+    cache = Cache(write(own.key, key), write(own.value, value), own.names)
+    return logits, cache
 
   def embed(
-    self, layout: segments.Layout, inputs: Mapping[str, jax.Array | Noised]
+    self, layout: segments.Layout, inputs: Mapping[str, SegmentInput]
   ) -> mot.Streams:
     """Returns the input embeddings of the given segments by expert."""
-    parts = [
-      self._embed_segment(layout[name], value) for name, value in inputs.items()
-    ]
+    und = []
+    gen = []
+    for name, value in inputs.items():
+      segment_und, segment_gen = self._embed_segment(layout[name], value)
+      und.append(segment_und)
+      gen.append(segment_gen)
     return mot.Streams(
-      jnp.concatenate([und for und, _ in parts], axis=1),
-      jnp.concatenate([gen for _, gen in parts], axis=1),
+      und=jnp.concatenate(und, axis=1), gen=jnp.concatenate(gen, axis=1)
     )
 
   def _embed_segment(
-    self, segment: segments.Segment, value
+    self, segment: segments.Segment, value: SegmentInput
   ) -> tuple[jax.Array, jax.Array]:
-    if segment.kind == "text":
+    """Returns the embeddings of the segment's und slots and of its gen slots."""
+    if isinstance(value, Noised):
+      assert segment.grid is not None  # it is None for text only
+      begin, end = self._markers(value.latent.shape[0])
+      markers = jnp.concatenate([begin, end], axis=1)
+      return markers, self.embed_latent(value, segment.grid)
+    if segment.grid is None:
       und = self.embed_tokens(value)
       return und, und[:, :0]
-    if segment.kind == "vit":
-      begin, end = self._markers(value.shape[0])
-      und = jnp.concatenate(
-        [begin, self.embed_vision(value, segment.grid), end], axis=1
-      )
-      return und, und[:, :0]
-    begin, end = self._markers(value.latent.shape[0])
-    return jnp.concatenate([begin, end], axis=1), self.embed_latent(
-      value, segment.grid
-    )
+    begin, end = self._markers(value.shape[0])
+    patches = self.embed_vision(value, segment.grid)
+    und = jnp.concatenate([begin, patches, end], axis=1)
+    return und, und[:, :0]
 
   def _markers(self, rows: int) -> tuple[jax.Array, jax.Array]:
-    ids = self.config.special_ids
-    marker = lambda i: jnp.broadcast_to(
-      self.embed_tokens(jnp.array([[i]])),
-      (rows, 1, self.config.llm.hidden_size),
-    )
-    return marker(ids.image_begin), marker(ids.image_end)
+    """Returns the embeddings of the begin and the end marker of an image, [B, 1, D] each."""
+    shape = (rows, 1, self.config.llm.hidden_size)
+
+    def marker(token_id: int) -> jax.Array:
+      embedding = self.embed_tokens(jnp.array([[token_id]]))
+      return jnp.broadcast_to(embedding, shape)
+
+    special_ids = self.config.special_ids
+    return marker(special_ids.image_begin), marker(special_ids.image_end)
 
   def embed_vision(
     self, features: jax.Array, grid: tuple[int, int]
   ) -> types.Hidden:
     """Returns the connected ViT features with their sin-cos position, [B, N, D]."""
-    table = _position_rows(
+    positions = _position_rows(
       self.config.llm.hidden_size, self.config.max_patches_per_side, grid
     )
-    return self.connector(features) + table.astype(self.dtype)
+    return self.connector(features) + positions.astype(self.dtype)
 
   def embed_latent(self, noised: Noised, grid: tuple[int, int]) -> types.Hidden:
     """Returns vae2llm(latent) + time embedding + sin-cos position, [B, N, D]."""
-    table = _position_rows(
+    positions = _position_rows(
       self.config.llm.hidden_size, self.config.max_latent_side, grid
     )
-    return (
-      self.vae2llm(noised.latent)
-      + self.embed_time(noised.t)[:, None]
-      + table.astype(self.dtype)
-    )
+    tokens = self.vae2llm(noised.latent)
+    time = self.embed_time(noised.t)[:, None]
+    return tokens + time + positions.astype(self.dtype)
 
   def embed_time(self, t: types.Time) -> jax.Array:
     """Returns the embedding of flow times in [0, 1], [B, D]."""
     return self.time_embedder(layers.timestep_features(t))
 
   def logits(self, hidden: types.Hidden) -> types.Logits:
-    """Returns next-token logits in float32 or wider."""
-    found = self.lm_head(
-      self.rules.constrain(hidden, "rows", None, None, without="vocab")
-    )
-    return self.rules.constrain(found, "rows", None, "vocab").astype(
-      layers.at_least_float32(self.dtype)
-    )
+    """Returns next-token logits, [B, T, V] in float32 or wider."""
+    constrain = self.rules.constrain
+    hidden = constrain(hidden, "rows", None, None, without="vocab")
+    logits = constrain(self.lm_head(hidden), "rows", None, "vocab")
+    return logits.astype(layers.at_least_float32(self.dtype))
 
   def velocity(self, hidden: types.Hidden) -> types.Latent:
-    """Returns the flow velocity (noise minus data) in float32 or wider."""
+    """Returns the flow velocity (noise minus data), [B, N, C] in float32 or wider."""
     return self.llm2vae(hidden).astype(layers.at_least_float32(self.dtype))
 
   def everything(
     self,
     layout: segments.Layout,
-    inputs: Mapping[str, jax.Array | Noised],
+    inputs: Mapping[str, SegmentInput],
     lengths: Mapping[str, types.Lengths],
   ) -> tuple[types.Logits, types.Latent]:
-    """Touches every parameter; the method to initialise with."""
+    """Returns logits and velocities; reads every parameter, and so is the method for `init`."""
     output = self(layout, inputs, lengths)
     return self.logits(output.hidden.und), self.velocity(output.hidden.gen)
 
 
 def _position_rows(width: int, side: int, grid: tuple[int, int]) -> jax.Array:
-  """Returns the sin-cos rows of an image of `grid` tokens, [N, width]."""
-  return jnp.asarray(
-    layers.sincos_table(width, side)[layers.grid_positions(*grid, side)]
-  )
+  """Returns the sin-cos positions of an image of `grid` tokens, [N, width]."""
+  table = layers.sincos_table(width, side)
+  entries = layers.grid_positions(*grid, side)
+  return jnp.asarray(table[entries])

@@ -1,4 +1,6 @@
-"""The trained parameters as a tree: drawn, placed on a mesh, narrowed to what a forward pass reads."""
+"""The trained parameters as a tree: drawn, placed on a mesh, narrowed to the compute dtype."""
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,25 +15,42 @@ from r3jax.parallel import sharding
 from r3jax.sequence import layouts
 
 
-def init(bagel: network.Bagel, key: types.Key):
-  """Returns a freshly drawn policy, adapters included, boxed with logical axis names."""
-  # no parameter depends on them
-  c = layouts.Capacities(1, 1, 1, 1, 1, 1, latent_grid=(1, 1), vit_grid=(1, 1))
+def init(bagel: network.Bagel, key: types.Key) -> Any:
+  """Draws a policy, adapters included.
+
+  Args:
+    bagel: the model.
+    key: PRNG key.
+
+  Returns:
+    float32 parameters, boxed with their logical axis names.
+  """
+  # No parameter depends on the sizes of the input.
+  capacities = layouts.Capacities(
+    system=1,
+    prompt=1,
+    thought=1,
+    question=1,
+    answer=1,
+    instruction=1,
+    latent_grid=(1, 1),
+    vit_grid=(1, 1),
+  )
+  latent = jnp.zeros((1, 1, bagel.config.latent_dim))
   inputs = {
-    "source": network.Noised(
-      jnp.zeros((1, 1, bagel.config.latent_dim)), jnp.zeros(1)
-    ),
+    "source": network.Noised(latent, jnp.zeros(1)),
     "vision": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
     "instruction": jnp.zeros((1, 1), jnp.int32),
   }
   lengths = {"instruction": jnp.ones(1, jnp.int32)}
-  plain = bagel.clone(attention="xla")  # the kernel wants longer segments
-  return plain.init(
-    key, layouts.refine(c), inputs, lengths, method="everything"
-  )["params"]
+  plain = bagel.clone(attention="xla")  # the kernel needs longer segments
+  variables = plain.init(
+    key, layouts.refine(capacities), inputs, lengths, method="everything"
+  )
+  return variables["params"]
 
 
-def boxed(bagel: network.Bagel):
+def boxed(bagel: network.Bagel) -> Any:
   """Returns the shapes of a policy, adapters included, boxed with logical axis names."""
   return jax.eval_shape(lambda: init(bagel, jax.random.key(0)))
 
@@ -53,26 +72,35 @@ def shardings(bagel: network.Bagel, mesh: jax.sharding.Mesh) -> types.Params:
 def init_adapters(
   bagel: network.Bagel, mesh: jax.sharding.Mesh, seed: int
 ) -> types.Params:
-  """Returns the sharded adapters of a policy that still is its base, in float32 or the wider dtype computed in."""
+  """Draws adapters with which the policy still equals its base.
+
+  Args:
+    bagel: the model.
+    mesh: where the adapters go.
+    seed: of the PRNG key.
+
+  Returns:
+    Sharded adapters in the compute dtype, at least float32.
+  """
   dtype = layers.at_least_float32(bagel.dtype)
 
-  def draw(seed):
-    found = low_rank.adapters(nn.unbox(init(bagel, jax.random.key(seed))))
-    return jax.tree.map(lambda x: x.astype(dtype), found)
+  def draw(seed: jax.Array) -> types.Params:
+    policy = nn.unbox(init(bagel, jax.random.key(seed)))
+    adapters = low_rank.adapters(policy)
+    return jax.tree.map(lambda x: x.astype(dtype), adapters)
 
   # Compiled, so that the rest of the policy is not drawn.
-  return jax.jit(draw, out_shardings=low_rank.adapters(shardings(bagel, mesh)))(
-    np.uint32(seed)
-  )
+  adapter_shardings = low_rank.adapters(shardings(bagel, mesh))
+  draw_sharded = jax.jit(draw, out_shardings=adapter_shardings)
+  return draw_sharded(np.uint32(seed))
 
 
 def placed(bagel: network.Bagel, policy: types.Params) -> types.Params:
-  """Asks the compiler, inside a compiled function, to put parameters where the rules of `bagel` say."""
+  """Constrains parameters, inside a compiled function, to the shardings of the rules of `bagel`."""
   if jax.sharding.get_abstract_mesh().empty:
     return policy
-  return jax.lax.with_sharding_constraint(
-    policy, sharding.parameter_specs(boxed(bagel), bagel.rules)
-  )
+  specs = sharding.parameter_specs(boxed(bagel), bagel.rules)
+  return jax.lax.with_sharding_constraint(policy, specs)
 
 
 def narrowed(params: types.Params, dtype: types.DType) -> types.Params:
@@ -80,9 +108,13 @@ def narrowed(params: types.Params, dtype: types.DType) -> types.Params:
 
   Norms read their parameters in float32 whatever they compute in; these stay as they are.
   """
-  if "kernel" in params or "embedding" in params:
-    return {name: leaf.astype(dtype) for name, leaf in params.items()}
-  return {
-    name: narrowed(part, dtype) if isinstance(part, dict) else part
-    for name, part in params.items()
-  }
+  is_layer = "kernel" in params or "embedding" in params
+  result = {}
+  for name, part in params.items():
+    if is_layer:
+      result[name] = part.astype(dtype)
+    elif isinstance(part, dict):
+      result[name] = narrowed(part, dtype)
+    else:
+      result[name] = part
+  return result

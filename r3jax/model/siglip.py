@@ -1,4 +1,9 @@
-"""SigLIP vision tower without its head, on patches of one image size (R3.md section 2)."""
+"""SigLIP vision transformer without its head, on patches of one image size.
+
+See docs/algorithm.md#model.
+"""
+
+import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -24,57 +29,59 @@ def _layer_norm(
 
 
 class Layer(nn.Module):
-  """Pre-norm encoder layer: full attention, then a tanh-GELU MLP; biases everywhere."""
+  """A pre-norm encoder layer: full attention, then a tanh-GELU MLP; biases everywhere.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+  """
 
   config: architecture.VisionConfig
   dtype: types.DType
 
   def setup(self):
+    """Makes the submodules."""
     c = self.config
+    projection = functools.partial(
+      layers.Projection, use_bias=True, dtype=self.dtype
+    )
     heads = (c.num_heads, c.hidden_size // c.num_heads)
     into_heads = ("vit_embed", "vit_heads", "head_dim")
+    out_of_heads = ("vit_heads", "head_dim", "vit_embed")
     self.norm1 = _layer_norm(c, self.dtype)
-    self.q, self.k, self.v = (
-      layers.Projection(heads, into_heads, use_bias=True, dtype=self.dtype)
-      for _ in range(3)
-    )
-    self.out = layers.Projection(
-      (c.hidden_size,),
-      ("vit_heads", "head_dim", "vit_embed"),
-      2,
-      True,
-      self.dtype,
-    )
+    self.q = projection(heads, into_heads)
+    self.k = projection(heads, into_heads)
+    self.v = projection(heads, into_heads)
+    self.out = projection((c.hidden_size,), out_of_heads, num_contracted=2)
     self.norm2 = _layer_norm(c, self.dtype)
-    self.fc1 = layers.Projection(
-      (c.intermediate_size,),
-      ("vit_embed", "vit_mlp"),
-      use_bias=True,
-      dtype=self.dtype,
-    )
-    self.fc2 = layers.Projection(
-      (c.hidden_size,),
-      ("vit_mlp", "vit_embed"),
-      use_bias=True,
-      dtype=self.dtype,
-    )
+    self.fc1 = projection((c.intermediate_size,), ("vit_embed", "vit_mlp"))
+    self.fc2 = projection((c.hidden_size,), ("vit_mlp", "vit_embed"))
 
   def __call__(
     self, x: Float[Array, "B N D"], _
   ) -> tuple[Float[Array, "B N D"], None]:
+    """Returns the features after the layer, and nothing to stack (the form of a scanned layer)."""
     y = self.norm1(x)
-    x = x + self.out(layers.full_attention(self.q(y), self.k(y), self.v(y)))
-    x = x + self.fc2(nn.gelu(self.fc1(self.norm2(x)), approximate=True))
+    attended = layers.full_attention(self.q(y), self.k(y), self.v(y))
+    x = x + self.out(attended)
+    hidden = self.fc1(self.norm2(x))
+    x = x + self.fc2(nn.gelu(hidden, approximate=True))
     return x, None
 
 
 class VisionTransformer(nn.Module):
-  """Patches of one image -> features, post layer norm included."""
+  """Maps the patches of images to features, the last layer norm included.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+  """
 
   config: architecture.VisionConfig
   dtype: types.DType = jnp.float32
 
   def setup(self):
+    """Makes the submodules."""
     c = self.config
     self.patch_embedding = layers.Projection(
       (c.hidden_size,), ("patch", "vit_embed"), use_bias=True, dtype=self.dtype
@@ -98,19 +105,18 @@ class VisionTransformer(nn.Module):
     self.post_norm = _layer_norm(c, self.dtype)
 
   def __call__(
-    self, patches: Float[Array, "B N p"], position_ids: Int[Array, " N"]
+    self, patches: types.Patches, position_ids: Int[Array, " N"]
   ) -> Float[Array, "B N D"]:
     """Encodes images of one size; attention is full inside each image.
 
     Args:
-      patches: `layers.patchify` of pixels in [-1, 1].
+      patches: [B, N, p] `layers.patchify` of pixels in [-1, 1].
       position_ids: [N] `layers.grid_positions(rows, columns, config.positions_per_side)`.
 
     Returns:
       [B, N, hidden_size] features.
     """
-    x = self.patch_embedding(patches) + self.position_embedding(
-      jnp.asarray(position_ids)
-    )
+    positions = self.position_embedding(jnp.asarray(position_ids))
+    x = self.patch_embedding(patches) + positions
     x, _ = self.layers(x, None)
     return self.post_norm(x)

@@ -10,10 +10,10 @@ import functools
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_kernel as kernel_lib,
+  splash_attention_kernel,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import (
-  splash_attention_mask as mask_lib,
+  splash_attention_mask,
 )
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +25,8 @@ from r3jax.sequence import segments
 
 _LANES = 128  # the kernel's blocks are multiples of this
 _BLOCK = 512
-_FILLED, _EMPTY = 0, 1  # segment ids
+_FILLED = 0  # segment id of slots that hold a token
+_EMPTY = 1
 
 
 def attend(
@@ -38,7 +39,7 @@ def attend(
 
   Args:
     query: [B, T, H, d]; d is a multiple of 128 on a TPU.
-    sources: with masks that are `layout.Mask`s with a view; the last one holds the queries' own slots.
+    sources: with masks in halves; the last one holds the queries' own slots.
     rules: where rows and heads go; every device runs the kernel on its own.
     interpret: run the kernel in Python, for tests.
 
@@ -46,43 +47,48 @@ def attend(
     [B, T, H, d] in the query's dtype.
   """
   rows, slots, _, width = query.shape
-  key, value = (
-    jnp.concatenate(
-      [_every_row(getattr(s, name), rows) for s in sources], axis=1
-    )
-    for name in ("key", "value")
-  )
-  filled = jnp.concatenate([source.mask.filled for source in sources], axis=1)
-  table = _table(tuple(source.mask.view for source in sources))
+  masks = [_halved(source.mask) for source in sources]
+  table = _table(tuple(mask.view for mask in masks))
   padded_slots, padded_keys = table.shape
-  query_ids = _segment_ids(sources[-1].mask.filled, padded_slots)
+
+  filled = jnp.concatenate([mask.filled for mask in masks], axis=1)
+  query_ids = _segment_ids(masks[-1].filled, padded_slots)
   key_ids = _segment_ids(filled, padded_keys)
-  by_head = lambda x, size: jnp.pad(
-    x.swapaxes(1, 2), ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0))
-  )
-  query = by_head(query * jnp.asarray(width**-0.5, query.dtype), padded_slots)
-  key, value = by_head(key, padded_keys), by_head(value, padded_keys)
-  heads_spec = rules.spec(query.shape, ("rows", "heads", None, None))
-  kv_spec, ids_spec = (
-    rules.spec(key.shape, ("rows", "kv_heads", None, None)),
-    rules.spec(query_ids.shape, ("rows", None)),
-  )
+
+  keys = [_every_row(source.key, rows) for source in sources]
+  values = [_every_row(source.value, rows) for source in sources]
+  key = _by_head(jnp.concatenate(keys, axis=1), padded_keys)
+  value = _by_head(jnp.concatenate(values, axis=1), padded_keys)
+  scale = jnp.asarray(width**-0.5, query.dtype)
+  query = _by_head(query * scale, padded_slots)
+
+  query_spec = rules.spec(query.shape, ("rows", "heads", None, None))
+  key_spec = rules.spec(key.shape, ("rows", "kv_heads", None, None))
+  ids_spec = rules.spec(query_ids.shape, ("rows", None))
   run = sharding.by_hand(
     functools.partial(_run, table, interpret),
-    (heads_spec, kv_spec, kv_spec, ids_spec, ids_spec),
-    heads_spec,
+    (query_spec, key_spec, key_spec, ids_spec, ids_spec),
+    query_spec,
   )
-  return run(query, key, value, query_ids, key_ids)[:, :, :slots].swapaxes(1, 2)
+  attended = run(query, key, value, query_ids, key_ids)
+  return attended[:, :, :slots].swapaxes(1, 2)
 
 
 def _run(
-  table: np.ndarray, interpret: bool, query, key, value, query_ids, key_ids
-):
-  """Runs the kernel on [b, h, T, d] queries and [b, k, S, d] keys and values."""
+  table: np.ndarray,
+  interpret: bool,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  query_ids: jax.Array,
+  key_ids: jax.Array,
+) -> jax.Array:
+  """Runs the kernel on [b, h, T, d] queries and [b, k, S, d] keys, a device's part of the heads."""
   rows, heads, slots, width = query.shape
-  query = query.reshape(rows, key.shape[1], -1, slots, width)
+  kv_heads = key.shape[1]
+  folded = query.reshape(rows, kv_heads, -1, slots, width)
   block_q, block_kv = (min(_BLOCK, size) for size in table.shape)
-  blocks = kernel_lib.BlockSizes(
+  blocks = splash_attention_kernel.BlockSizes(
     block_q=block_q,
     block_kv=block_kv,
     block_q_dkv=block_q,
@@ -90,41 +96,60 @@ def _run(
     block_q_dq=block_q,
     block_kv_dq=block_kv,
   )
-  mask = mask_lib.MultiHeadMask([mask_lib.NumpyMask(table)] * query.shape[2])
-  kernel = kernel_lib.make_splash_mqa_single_device(
+  head_mask = splash_attention_mask.NumpyMask(table)
+  mask = splash_attention_mask.MultiHeadMask([head_mask] * folded.shape[2])
+  kernel = splash_attention_kernel.make_splash_mqa_single_device(
     mask, block_sizes=blocks, interpret=interpret
   )
-  one_head = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-  ids = kernel_lib.SegmentIds(query_ids, key_ids)
-  return jax.vmap(one_head)(query, key, value, ids).reshape(
-    rows, heads, slots, width
-  )
+  ids = splash_attention_kernel.SegmentIds(query_ids, key_ids)
+  over_kv_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+  over_rows = jax.vmap(over_kv_heads)
+  attended = jnp.asarray(over_rows(folded, key, value, ids))
+  return attended.reshape(rows, heads, slots, width)
+
+
+def _halved(mask: types.Mask | segments.Mask) -> segments.Mask:
+  if not isinstance(mask, segments.Mask):
+    raise TypeError("the kernel needs masks in halves, not whole ones")
+  return mask
+
+
+def _by_head(x: jax.Array, size: int) -> jax.Array:
+  """Returns [B, H, size, d] of [B, S, H, d], filled up with zeros."""
+  padding = ((0, 0), (0, 0), (0, size - x.shape[1]), (0, 0))
+  return jnp.pad(x.swapaxes(1, 2), padding)
 
 
 def _every_row(x: jax.Array, rows: int) -> jax.Array:
+  """Returns a row per sample where there was one per group."""
   return jnp.repeat(x, rows // x.shape[0], axis=0)
 
 
 def _padded(size: int) -> int:
-  block = min(_BLOCK, -(-size // _LANES) * _LANES)
+  """Returns the size in whole blocks."""
+  in_lanes = -(-size // _LANES) * _LANES
+  block = min(_BLOCK, in_lanes)
   return -(-size // block) * block
 
 
 def _segment_ids(filled: jax.Array, size: int) -> jax.Array:
+  """Returns the segment ids of `size` slots, [B, size] int32."""
   ids = jnp.where(filled, _FILLED, _EMPTY).astype(jnp.int32)
-  return jnp.pad(
-    ids, ((0, 0), (0, size - ids.shape[1])), constant_values=_EMPTY
-  )
+  padding = ((0, 0), (0, size - ids.shape[1]))
+  return jnp.pad(ids, padding, constant_values=_EMPTY)
 
 
 @functools.cache
 def _table(views: tuple[segments.View, ...]) -> np.ndarray:
-  """Returns who may see whom, filled up to whole blocks.
+  """Returns which slots see which keys, filled up to whole blocks, [T, S] bool.
 
   Queries without a token see the empty keys at the end, so that every query sees something.
   """
   visible = np.concatenate([view.visible() for view in views], axis=1)
   slots, keys = visible.shape
-  table = np.zeros((_padded(slots), _padded(keys + 1)), bool)
-  table[:slots, :keys], table[:, keys:] = visible, True
+  padded_slots = _padded(slots)
+  padded_keys = _padded(keys + 1)
+  table = np.zeros((padded_slots, padded_keys), bool)
+  table[:slots, :keys] = visible
+  table[:, keys:] = True
   return table

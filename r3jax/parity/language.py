@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax.model import layers
+from r3jax.model import mot
 from r3jax.model import network
 from r3jax.parity import goldens
 from r3jax.parity import model
@@ -44,18 +45,17 @@ def tables(golden: Golden, case: str) -> Iterator[Seen]:
 
 @functools.partial(jax.jit, static_argnames="golden")
 def _advance(golden: Golden, policy, residual, positions, masks, kernels):
-  """Runs one decoder layer."""
-  one = dataclasses.replace(
-    golden.config, llm=dataclasses.replace(golden.config.llm, num_layers=1)
-  )
-  layer = network.Bagel(one, golden.dtype)
-  return layer.apply(
-    {"params": policy | {"layers": kernels}},
-    residual,
-    positions,
-    masks,
-    method="residual",
-  )
+  """Runs one decoder layer, without the final norm."""
+  llm = dataclasses.replace(golden.config.llm, num_layers=1)
+  config = dataclasses.replace(golden.config, llm=llm)
+  layer = network.Bagel(config, golden.dtype)
+
+  def run_layers(module: network.Bagel, x: mot.Streams) -> mot.Streams:
+    x, _ = module.layers(x, positions, masks, ())
+    return x
+
+  params = policy | {"layers": kernels}
+  return layer.apply({"params": params}, residual, method=run_layers)
 
 
 def _after_every_layer(

@@ -100,9 +100,10 @@ def combine(
   a = u + guidance.text_scale * (v - u)
   if guidance.renorm == "text_channel":
     a = _renormed(a, v, (-1,), guidance.renorm_min)
-    return a if w is None else w + guidance.image_scale * (a - w)
   if w is not None:
     a = w + guidance.image_scale * (a - w)
+  if guidance.renorm == "text_channel":
+    return a
   axes = (-2, -1) if guidance.renorm == "global" else (-1,)
   return _renormed(a, v, axes, guidance.renorm_min)
 
