@@ -16,7 +16,9 @@ OPTIMIZER = train_state.OptimizerSettings(
   1e-3, 4e-3, 10, 0.9, 0.95, 1e-8, 0.0, 1.0, False
 )
 POLICY = {"layers": {"und": jnp.ones(1), "gen": jnp.ones(1)}}
-RECORDS = [{"tag": tag} for tag in ("counting", "colors", "position")]
+RECORDS = [
+  types.SimpleNamespace(tag=tag) for tag in ("counting", "colors", "position")
+]
 
 
 def _score(value, valid) -> types_lib.Score:
