@@ -134,6 +134,7 @@ def occurrences(
   for kind, key_of in _KEYS.items():
     test_keys[kind] = {key_of(prompt) for prompt in tests}
 
+  # Hashing the tests' keys makes this linear in the two sizes.
   def kind_of(prompt: records.Prompt) -> str | None:
     for kind, key_of in _KEYS.items():
       if key_of(prompt) in test_keys[kind]:
@@ -182,6 +183,7 @@ def clean(
   Raises:
     ValueError: no prompt would be left, or a tag to keep is not in the training set.
   """
+  # A dict keeps the order of the training set; a set would not.
   tags = list(dict.fromkeys(prompt.tag for prompt in train))
   unknown = sorted(set(keep_tags) - set(tags))
   if unknown:
@@ -224,6 +226,7 @@ def _text(prompt: records.Prompt) -> str:
 def _folded(prompt: records.Prompt) -> str:
   """Returns the prompt's words without case, articles and punctuation."""
   text = prompt.text.casefold()
+  # Unicode's categories Pc, Pd, ..., so that quotes and dashes of every language count.
   punctuation = {
     character
     for character in text
@@ -247,6 +250,7 @@ def _content(prompt: records.Prompt) -> Hashable:
 
 def _resolved(items: Sequence[records.Expectation]) -> list[str]:
   """Returns each item as text, with the other item of its position in place of an index."""
+  # An index depends on the order of the items; the item that it points to does not.
   without_position = [
     dataclasses.replace(item, position=None).to_json() for item in items
   ]

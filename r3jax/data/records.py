@@ -206,6 +206,7 @@ def parse_jsonl(
     problems += [f"{name}:{number}: {problem}" for problem in line_problems]
     if not line_problems:
       entries.append(_Entry.from_json(obj, number))
+  # The reference's file of GenEval's 553 prompts holds each of them four times.
   copies = _copies(entries)
   if copies > 1 and not problems:
     logging.info("%s holds each of its prompts %d times", name, copies)

@@ -81,6 +81,7 @@ def load(
     candidates = _generate(settings)
   else:
     candidates = _read(settings, "train", settings.train, world_records)
+  # Generated prompts and worlds are cleaned, too: their spaces contain official test prompts.
   train, overlap = contamination.clean(candidates, tests, settings.keep_tags)
   if len(train) < len(candidates) or overlap.contaminated:
     logging.info(

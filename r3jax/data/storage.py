@@ -24,6 +24,7 @@ class PromptBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       builder=self,
       description=self.__doc__,
       features=tfds.features.FeaturesDict({"record": tfds.features.Text()}),
+      # The order of the prompts is part of a run's identity.
       disable_shuffling=True,
     )
 

@@ -87,6 +87,8 @@ def load(
       `records.parse_jsonl`.
     OSError: the source cannot be read.
   """
+  # The content decides the folder, not the source: a changed file is prepared anew, and a file with
+  # another name is not.
   data_root = storage.root(data_dir)
   content = sources.read(source, storage.downloads(data_root))
   builder_class = BUILDERS.get(benchmark.name, PromptFile)

@@ -64,6 +64,7 @@ class GraphReward:
     """
     for member in self.scorers.values():
       member.flush()
+    # Without scorers nothing can have failed, and the processes need not wait for each other.
     if not self.scorers:
       return
     errors = [member.error for member in self.scorers.values() if member.error]
@@ -183,6 +184,7 @@ def _combined(
 ) -> types.Score:
   """Returns the weighted mean of the members' scores [B]."""
   value = sum(weights[name] * score.value for name, score in scores.items())
+  # A member without a score makes the sum NaN; `valid` says so.
   valid = functools.reduce(
     jnp.logical_and, [score.valid for score in scores.values()]
   )

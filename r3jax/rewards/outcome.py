@@ -104,10 +104,12 @@ def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> types.Score:
   Raises:
     ValueError: an outcome has other parts.
   """
+  # Column 0 holds the score, the others the parts. NaN cannot be taken for a score by mistake.
   rows = np.full((len(outcomes), 1 + len(parts)), np.nan, np.float32)
   for row, outcome in zip(rows, outcomes, strict=True):
     if not isinstance(outcome, Ok):
       continue
+    # The shapes of a compiled step are fixed: every score has the same parts.
     if set(outcome.parts) != set(parts):
       raise ValueError(
         f"a reward must give the parts {sorted(parts)}; got {sorted(outcome.parts)}"

@@ -98,6 +98,7 @@ def _member(
     raise ValueError(
       f"reward.members.{name} has keys that reward does not have: {sorted(unknown)}"
     )
+  # A member takes the section's other keys, for example its endpoints.
   section = source.section.to_dict() | {"members": {}, "value": "score"}
   member_section = ml_collections.ConfigDict(section)
   member_section.update({key: changes[key] for key in keys})

@@ -1,10 +1,10 @@
 """Finds worlds by name."""
 
-import importlib
-
+from r3jax import plugins
 from r3jax.worlds import base
 
-# In a config's `data.train`, `data.heldout`, `reward.name` or `model.folder`: that of `config.world`.
+# In a config's `data.train`, `data.heldout`, `reward.name` and `model.folder` this means: that of
+# `config.world`.
 OF_WORLD = "world"
 
 # name -> module:attribute
@@ -20,22 +20,12 @@ def find(name: str) -> base.World:
   Raises:
     ValueError: there is no such world; the message says what is missing.
   """
-  module_name, _, attribute = REGISTERED.get(name, name).partition(":")
-  if not module_name or not attribute:
+  path = REGISTERED.get(name, name)
+  if not plugins.is_path(path):
     raise ValueError(
       f"world must be one of {sorted(REGISTERED)} or 'package.module:ATTRIBUTE'; got {name!r}"
     )
-  try:
-    module = importlib.import_module(module_name)
-  except ImportError as error:
-    raise ValueError(
-      f"world must name a module that can be imported; {name!r}: {error}"
-    ) from error
-  if not hasattr(module, attribute):
-    raise ValueError(
-      f"world must name an attribute of its module; {module_name} has no {attribute!r}"
-    )
-  world = getattr(module, attribute)
+  world = plugins.load(path, "world")
   if not isinstance(world, base.World):
     raise ValueError(
       f"world must name a `r3jax.worlds.base.World`; {name!r} is a {type(world).__name__}"

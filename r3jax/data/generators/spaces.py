@@ -36,6 +36,7 @@ class Space:
     """Returns the prompt of a number, 0 to size - 1."""
     chosen = []
     for values, count in self.choices:
+      # Digits of `index` whose base shrinks with every value that is taken.
       remaining = list(values)
       taken = []
       for _ in range(count):
@@ -70,6 +71,7 @@ def draw(tags: Tags, number: int, seed: int) -> list[records.Prompt]:
     )
   prompts_by_tag = []
   for tag, spaces in tags.items():
+    # A seed of its own keeps the order within a space when another space changes.
     shuffled_spaces = [
       _shuffled(space, random.Random(f"{seed}/{tag}/{place}"))
       for place, space in enumerate(spaces)

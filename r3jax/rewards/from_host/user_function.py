@@ -112,6 +112,7 @@ class UserFunction:
       ValueError: it returns no outcome, or not one for each image.
       Exception: whatever it raises.
     """
+    # The devices of a process call back from several threads.
     with self._lock:
       if not self._batched:
         return [self._to_outcome(self._function(images[0], prompts[0]))]
@@ -161,6 +162,7 @@ def _to_number(result: object) -> float:
   Raises:
     ValueError: it is something else, for example a boolean or an array of several numbers.
   """
+  # numpy returns scalars as arrays without axes; an array of several numbers is a mistake.
   is_array = isinstance(result, (np.ndarray, np.generic))
   value = result.item() if is_array and np.size(result) == 1 else result
   if isinstance(value, bool) or not isinstance(value, (int, float)):

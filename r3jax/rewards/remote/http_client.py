@@ -222,6 +222,7 @@ class _Stream(httpcore.NetworkStream):
     return self._stream.read(max_bytes, self._deadline.remaining())
 
   def write(self, buffer: bytes, timeout: float | None = None):
+    # In chunks, so that a slow receiver cannot hold one write beyond the deadline.
     for start in range(0, len(buffer), 2**16):
       chunk = buffer[start : start + 2**16]
       self._stream.write(chunk, self._deadline.remaining())
@@ -371,7 +372,9 @@ class Client:
       reason = attempt.reason
       if attempt.refused:
         raise RequestFailed(reason, refused=True)
+      # A busy service has not failed: only the deadline limits how often it is asked.
       failures += attempt.busy is None
+      # Pauses at random keep many clients from coming back at the same moment.
       doublings = max(failures - 1, 0)
       pause = settings.pause * 2**doublings * self._random.uniform(0.5, 1)
       pause = max(pause, attempt.busy or 0.0)

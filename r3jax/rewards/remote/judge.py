@@ -324,6 +324,7 @@ class Judge:
     except ValueError as error:
       shown = text[:_MAX_SHOWN_ANSWER]
       return outcome.Invalid(f"no verdict: {error}; the judge said {shown!r}")
+    # Requests run in several threads.
     with self._lock:
       self._tally.add(questions, answers, self._task.answers)
     right = [
@@ -508,6 +509,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
 def _schema(keys: Sequence[str], allowed: tuple) -> dict:
   """Returns the JSON schema of the answers."""
   properties: dict[str, dict] = {key: {"enum": list(allowed)} for key in keys}
+  # A verdict comes after its reason: the model then decides with the reason in view.
   if list(keys) == ["correct"]:
     properties = {"reason": {"type": "string"}} | properties
   return {

@@ -77,6 +77,7 @@ def decode_image(file: bytes, kind: object, max_pixels: int) -> np.ndarray:
   if kind not in FORMATS:
     raise ProtocolError(f"format must be one of {list(FORMATS)}; got {kind!r}")
   try:
+    # The header says the size; nothing is decoded before it has been checked.
     with Image.open(io.BytesIO(file), formats=[kind]) as image:
       if image.width * image.height > max_pixels:
         raise ProtocolError(

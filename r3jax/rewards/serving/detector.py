@@ -90,6 +90,7 @@ class Detector:
     x0, y0, x1, y1 = box
     if x0 >= x1 or y0 >= y1:
       return None
+    # Whole pixels around the box, so that a thin object keeps some.
     crop = picture.crop(
       (math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
     )

@@ -159,12 +159,14 @@ def judge(
     for item in prompt.exclude
     if len(_objects_of(item, objects)) >= item.count
   ]
+  # The official rules: items one after the other, then excludes.
   reasons = _wrong_items(prompt.include, objects, thresholds)
   for item in broken_excludes:
     count = len(_objects_of(item, objects))
     reasons.append(
       f"expected fewer than {item.count} {item.class_name}, found {count}"
     )
+  # The shaped score: how well each clause of each item is met.
   clauses = [
     _clauses(item, prompt.include, objects, thresholds)
     for item in prompt.include
@@ -207,6 +209,7 @@ def _counted_objects(
   confident = [
     detection for detection in detections if detection.confidence > threshold
   ]
+  # A stable sort: of equally confident objects the first stays the first.
   confident.sort(key=lambda detection: -detection.confidence)
   objects: dict[str, list[Detection]] = {}
   for detection in confident:

@@ -143,6 +143,7 @@ class Server(http.server.ThreadingHTTPServer):
       except protocol.ProtocolError as error:
         results[row] = outcome.Invalid(str(error))
         continue
+      # Many small files may hold as many pixels as one large one.
       remaining_pixels -= image.shape[0] * image.shape[1]
       try:
         prompts[row] = records.Prompt.from_json(
