@@ -41,7 +41,8 @@ from r3jax.report import evaluation_report
 from r3jax.report import judge_report
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import budget
-from r3jax.run import held_out
+from r3jax.run import evaluation_setup
+from r3jax.run import prompt_selection
 from r3jax.run import setup
 from r3jax.run import workdir
 from r3jax.worlds import registry as worlds_registry
@@ -79,7 +80,7 @@ def _prepare(config: ml_collections.ConfigDict, folder: epath.Path):
   """Checks the config, opens the folder, loads the model."""
   experiment = setup.build_to_evaluate(config)
   mesh = meshes.make_mesh(**config.mesh)
-  evaluation = held_out.evaluation(config, experiment, mesh)
+  evaluation = evaluation_setup.build(config, experiment, mesh)
   config_guard.check_writable(folder)
   described = {
     "model": config.model.to_dict(),
@@ -154,7 +155,9 @@ def _rescore(path: str):
     )
   (evaluation,) = finished.read(path)
   heldout = setup.load_heldout(config)
-  records = setup.evenly(heldout, config.eval.prompts, config.eval.seed)
+  records = prompt_selection.evenly(
+    heldout, config.eval.prompts, config.eval.seed
+  )
   mesh, reward = (
     meshes.make_mesh(**config.mesh),
     registry.build(

@@ -33,7 +33,7 @@ from r3jax.data import records
 from r3jax.files import config_guard
 from r3jax.model import preprocess
 from r3jax.report import gallery
-from r3jax.run import setup
+from r3jax.run import model_setup
 from r3jax.worlds import base as worlds_base
 from r3jax.worlds import registry
 
@@ -287,7 +287,7 @@ def draw(config: ml_collections.ConfigDict):
   """Draws what is missing in --out, and writes the page."""
   folder = epath.Path(_OUT.value)
   prompts = _read_prompts()
-  base = setup.build_base(config)
+  base = model_setup.build(config)
   targets = _targets(config, base.world, prompts)
   for prompt in prompts:
     # Raises an error where the prompt does not fit.

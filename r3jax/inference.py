@@ -34,7 +34,8 @@ from r3jax.agent import rollout_settings
 from r3jax.checkpoint import pretrained
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
-from r3jax.run import setup
+from r3jax.run import model_setup
+from r3jax.run import stage_settings
 from r3jax.sampling import decoding
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
@@ -157,7 +158,7 @@ class Model:
     mesh: Devices that the parameters are on.
   """
 
-  base: setup.Base
+  base: model_setup.ModelSetup
   policy: types.Params
   frozen: types.Params
   mesh: jax.sharding.Mesh
@@ -402,7 +403,7 @@ def load(
     raise ValueError(
       f"inference runs in one process; there are {jax.process_count()}"
     )
-  base = setup.build_base(config)
+  base = model_setup.build(config)
   stages = make_stages(config, base.modules, base.rollout, on_step)
   if mesh is None:
     mesh = _make_mesh(config, base.pretrained.sizes.llm.num_kv_heads)
@@ -428,7 +429,7 @@ def make_stages(
     settings: How the config samples in training.
     on_step: See `load`.
   """
-  settings = setup.evaluation_settings(config, settings)
+  settings = stage_settings.for_evaluation(config, settings)
 
   def unmapped(text: decoding.TextSampling) -> decoding.TextSampling:
     return dataclasses.replace(text, axis=None)

@@ -17,6 +17,7 @@ from r3jax.evaluation import chains
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
 from r3jax.run import setup
+from r3jax.run import stage_settings
 from tests import tiny
 
 PROMPT, NUMBER, IMAGES, ROUNDS, SEED = "a photo of a ring", 5, 6, 4, 3
@@ -57,7 +58,7 @@ def rounds(tiny_model, mesh):
   """The same chains out of evaluation."""
   config = tiny.make_config(tiny_model)
   experiment = setup.build(config)
-  settings = setup.evaluation_settings(config, experiment.rollout)
+  settings = stage_settings.for_evaluation(config, experiment.rollout)
   parse = experiment.parse(mesh)
   sampler = chains.Sampler(
     experiment.modules,

@@ -27,7 +27,8 @@ from r3jax.rewards import combine
 from r3jax.rl import iteration
 from r3jax.rl import replica_stages
 from r3jax.rl import train_state
-from r3jax.run import held_out
+from r3jax.run import evaluation_setup
+from r3jax.run import prompt_selection
 from r3jax.run import sessions
 from r3jax.run import setup
 from r3jax.sft import small_bagel
@@ -142,7 +143,8 @@ def write_model(folder: pathlib.Path):
     ("heldout", prompts_lib.heldout_records()),
   ):
     lines = [
-      json.dumps(record.to_json()) for record in setup.evenly(records, 12, 0)
+      json.dumps(record.to_json())
+      for record in prompt_selection.evenly(records, 12, 0)
     ]
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -255,7 +257,7 @@ def make_bench(
   evaluation = (
     None
     if config.eval.batch_size % shape[0]
-    else held_out.evaluation(config, experiment, mesh)
+    else evaluation_setup.build(config, experiment, mesh)
   )
   session = sessions.Session(
     config,

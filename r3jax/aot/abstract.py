@@ -26,7 +26,8 @@ from r3jax.rewards import outcome
 from r3jax.rl import iteration_settings
 from r3jax.rl import train_state
 from r3jax.rl import train_state as train_state_lib
-from r3jax.run import setup
+from r3jax.run import model_setup
+from r3jax.run import stage_settings
 from r3jax.sequence import protocol
 
 CHARACTERS_PER_TOKEN = (
@@ -105,12 +106,12 @@ def base(config: ml_collections.ConfigDict, layers: int | None) -> Base:
   """
   sizes = model_sizes(config, layers)
   image_size = (config.image.height, config.image.width)
-  dtype = setup.DTYPES[config.model.dtype]
+  dtype = model_setup.DTYPES[config.model.dtype]
   towers = image_encoders.Towers(sizes, image_size, dtype)
   tokenizer = TokenCounter(sizes.special_ids)
-  modules = setup.make_modules(config, sizes, towers)
-  rollout = setup.make_rollout_settings(config, tokenizer, towers)
-  settings = setup.make_iteration_settings(config)
+  modules = model_setup.make_modules(config, sizes, towers)
+  rollout = stage_settings.for_rollouts(config, tokenizer, towers)
+  settings = stage_settings.for_iteration(config)
   return Base(tokenizer, modules, rollout, settings)
 
 

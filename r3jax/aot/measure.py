@@ -18,7 +18,7 @@ from r3jax.aot import search
 from r3jax.costs import chips
 from r3jax.costs import count
 from r3jax.parallel import meshes
-from r3jax.run import setup
+from r3jax.run import model_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Target:
     config = self.config.copy_and_resolve_references()
     if config.model.attention == "auto":  # chosen as on the TPU itself
       head_dim = abstract.model_sizes(config, None).llm.head_dim
-      config.model.attention = setup.attention_on("tpu", head_dim)
+      config.model.attention = model_setup.attention_on("tpu", head_dim)
     mesh = meshes.make_mesh_on(devices, **config.mesh)
     build_programs = programs.COMMANDS[self.command]
     return build_programs(config, mesh, self.layers), mesh

@@ -19,7 +19,7 @@ from r3jax.rl import mapped
 from r3jax.rl import placement
 from r3jax.rl import replica_stages
 from r3jax.rl import train_state
-from r3jax.run import setup
+from r3jax.run import stage_settings
 from r3jax.sequence import host_parser
 
 
@@ -142,7 +142,7 @@ def evaluation(
   Args and errors are those of `step`.
   """
   base = abstract.base(config, layers)
-  settings = setup.evaluation_settings(config, base.rollout)
+  settings = stage_settings.for_evaluation(config, base.rollout)
   batch_size = config.eval.batch_size
   reward, parse = _on_host(base, mesh)
   sampler = chains.Sampler(

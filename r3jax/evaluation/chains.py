@@ -110,7 +110,7 @@ class Sampler:
 
   Attributes:
     modules: Model.
-    settings: How to sample, see `setup.evaluation_settings`.
+    settings: How to sample, see `stage_settings.for_evaluation`.
     reward: Scores images in the graph, see `rl.replica_stages.ReplicaStages`.
     parse: Reads format, stops and instructions of texts, see `rl.replica_stages.ReplicaStages`.
     mesh: Rows of a batch are split over its `data` axis.

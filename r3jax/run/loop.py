@@ -4,6 +4,7 @@
 """
 
 import contextlib
+from typing import Any
 
 from absl import logging
 from etils import epath
@@ -18,6 +19,7 @@ from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
+from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run import machine
 from r3jax.run import profiling
@@ -112,22 +114,20 @@ def iterate(
     budget.BudgetExceeded: Too many images got no score; the last iteration is saved.
   """
   config = session.config
-  reward = session.experiment.reward
-  prompt_indices = pipeline.prompt_iterator(
+  # Indices of the training prompts of every iteration.
+  batches = pipeline.prompt_iterator(
     len(session.experiment.train), config.groups_per_step, config.seed
   )
   checkpoints = training.Checkpoints(
     session.files.checkpoints, config.checkpoint.every, config.checkpoint.keep
   )
-  state, done = _restore(session, checkpoints, state, prompt_indices)
+  state, done = _restore(session, checkpoints, state, batches)
   progress = timing.Progress(config.total_steps, done)
   stopwatch = timing.Stopwatch()
   failures = budget.Budget(
     config.reward.max_failed_fraction, config.reward.failure_window
   )
-  profiler = profiling.Profiler(
-    session.files.profile, config.profile.start, config.profile.steps
-  )
+  profiler = profiling.Profiler(session.files.profile, **config.profile)
   if _evaluation_is_due(config, done):
     # The last start may have ended between this iteration's checkpoint and its evaluation.
     session.evaluate(state.policy, done, writer)
@@ -135,39 +135,25 @@ def iterate(
 
   with contextlib.closing(checkpoints), contextlib.closing(profiler):
     for number in range(done + 1, config.total_steps + 1):
-      indices = next(prompt_indices)
-      reward.begin(number)
+      indices = next(batches)
+      session.experiment.reward.begin(number)
       with profiler.iteration(number), stopwatch.part("step"):
-        state, metrics, samples = step(state, indices)
-        metrics = multihost.fetch(metrics)
-        # Where the reward runs on hosts: a bug in one process must stop them all.
-        reward.raise_together()
-        metrics |= reward.metrics()
-        metrics |= host_metrics.compute(
-          session.experiment, state, indices, samples
-        )
+        state, metrics, samples = _advance(session, step, state, indices)
       metrics |= stopwatch.read()
       metrics["seconds/iteration"] = clock.lap("train")
 
       with stopwatch.part("log"):
         writer.write(number, metrics)
-        scores = {
-          "draft": metrics["reason/score"],
-          "edited": metrics.get("edit/score", np.nan),
-        }
-        progress.report(number, scores)
+        progress.report(number, _headline_scores(metrics))
         if _samples_are_due(config, number):
-          report_samples.write(
-            session, number, indices, multihost.fetch(samples), writer
-          )
+          samples = multihost.fetch(samples)
+          report_samples.write(session, number, indices, samples, writer)
 
       over_budget = failures.add(budget.failed_share(metrics))
       evaluation_due = _evaluation_is_due(config, number)
-      is_last = over_budget or number == config.total_steps
+      save_now = evaluation_due or over_budget or number == config.total_steps
       with stopwatch.part("checkpoint"):
-        checkpoints.save(
-          number, state, prompt_indices, force=evaluation_due or is_last
-        )
+        checkpoints.save(number, state, batches, force=save_now)
       if over_budget:
         raise failures.error()
 
@@ -185,17 +171,17 @@ def _restore(
   session: sessions.Session,
   checkpoints: training.Checkpoints,
   state: train_state.TrainState,
-  prompt_indices,
+  batches,
 ) -> tuple[train_state.TrainState, int]:
   """Returns the state to continue from and the number of iterations done.
 
-  Moves `prompt_indices` to where the last checkpoint left it, and drops the report samples and
+  Moves `batches` to where the last checkpoint left it, and drops the report samples and
   evaluations of iterations that will be repeated.
   """
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
-  restored = checkpoints.restore(abstract, prompt_indices)
+  restored = checkpoints.restore(abstract, batches)
   done = 0
   if restored is not None:
     done, state = restored
@@ -205,6 +191,31 @@ def _restore(
     )
     session.files.drop_evaluations_after(done)
   return state, done
+
+
+def _advance(
+  session: sessions.Session,
+  step: sessions.Step,
+  state: train_state.TrainState,
+  indices: np.ndarray,
+) -> tuple[train_state.TrainState, dict[str, Any], stage_outputs.Samples]:
+  """Runs one iteration; returns its state, its metrics on the host, and its samples."""
+  reward = session.experiment.reward
+  state, metrics, samples = step(state, indices)
+  metrics = multihost.fetch(metrics)
+  # Where the reward runs on hosts, a bug in one process must stop them all.
+  reward.raise_together()
+  metrics |= reward.metrics()
+  metrics |= host_metrics.compute(session.experiment, state, indices, samples)
+  return state, metrics, samples
+
+
+def _headline_scores(metrics: dict[str, Any]) -> dict[str, float]:
+  """Returns the scores of an iteration's line in the log."""
+  return {
+    "draft": metrics["reason/score"],
+    "edited": metrics.get("edit/score", np.nan),
+  }
 
 
 def _evaluation_is_due(config: ml_collections.ConfigDict, number: int) -> bool:

@@ -33,7 +33,7 @@ from r3jax.rl import placement
 from r3jax.rl import replica_stages
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
-from r3jax.run import held_out
+from r3jax.run import evaluation_setup
 from r3jax.run import profiling
 from r3jax.run import program_cache
 from r3jax.run import setup
@@ -301,7 +301,7 @@ def prepare(
   experiment = setup.build(config)
   mesh = meshes.make_mesh(**config.mesh)
   stages = _stages(config, experiment, mesh)
-  evaluation = held_out.evaluation(config, experiment, mesh)
+  evaluation = evaluation_setup.build(config, experiment, mesh)
   prompts = experiment.encode(experiment.train)
   policy, frozen = experiment.start(mesh, config.seed)
 

@@ -1,4 +1,4 @@
-"""The files of a run."""
+"""The files of a run, and the prompts that it was trained on."""
 
 import dataclasses
 import json
@@ -15,7 +15,11 @@ TRAINED_ON = "training_prompts.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-  """Where the parts of a run are."""
+  """Paths of a run's files.
+
+  Attributes:
+    path: Folder of the run, on a disk or in a bucket.
+  """
 
   path: epath.Path
 
@@ -36,61 +40,70 @@ class Workdir:
 
   @property
   def report(self) -> epath.Path:
-    """Folder of the page."""
+    """Folder of the report page."""
     return self.path / "report"
 
   @property
   def profile(self) -> epath.Path:
-    """Folder of the trace."""
+    """Folder of the profiler's traces."""
     return self.path / "profile"
 
   @property
   def rewards(self) -> epath.Path:
-    """Folder of what host rewards answered."""
+    """Folder of the logs of rewards that are computed on hosts."""
     return self.path / "rewards"
 
   def evaluation(self, step: int) -> epath.Path:
-    """Folder of an evaluation."""
+    """Folder of the evaluation after `step` iterations."""
     return self.path / "evaluation" / f"step_{step:06d}"
 
   def drop_evaluations_after(self, step: int) -> None:
     """Removes the evaluations of iterations that a resumed run repeats."""
-    folders = self.path / "evaluation"
-    for folder in folders.iterdir() if folders.exists() else ():
-      if int(folder.name.removeprefix("step_")) > step:
-        folder.rmtree()
+    folder = self.path / "evaluation"
+    if not folder.exists():
+      return
+    for evaluation in folder.iterdir():
+      if int(evaluation.name.removeprefix("step_")) > step:
+        evaluation.rmtree()
 
 
 def write_training_prompts(
   path: epath.Path, prompts: tuple[records.Prompt, ...]
 ) -> None:
-  """Keeps what a run trains on, so that a later evaluation can tell which of its prompts are among it."""
-  # Of a prompt that is repeated to balance the tags one line is enough.
+  """Writes the training prompts of a run, unless it has been resumed.
+
+  A later evaluation reads them to list the held-out prompts that were trained on.
+  """
+  if (path / TRAINED_ON).exists():
+    return
+  # Prompts that are repeated to balance the tags are written once.
   lines = dict.fromkeys(json.dumps(prompt.to_json()) for prompt in prompts)
   text = "".join(f"{line}\n" for line in lines)
-  if not (path / TRAINED_ON).exists():
-    atomic.write_text(path / TRAINED_ON, text)
+  atomic.write_text(path / TRAINED_ON, text)
 
 
 def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
-  """Returns the prompts that the model of a folder was trained on by R3, run after run.
+  """Returns the prompts that a model was trained on by R3, run after run.
 
   A world's own model was trained on no held-out prompt.
 
   Args:
-    folder: see `pretrained.find`.
+    folder: Folder of the model, see `pretrained.find`.
 
   Returns:
-    Prompts, and whether they are all: what a model was trained on that comes from no run is not known.
+    The prompts, and whether they are complete: the training prompts of a model that does not come
+    from a run are unknown.
   """
   if folder == registry.OF_WORLD:
     return [], True
   path = epath.Path(folder)
-  prompts, config = path / TRAINED_ON, path / "config.json"
-  if not prompts.exists() or not config.exists():
+  prompts_file = path / TRAINED_ON
+  config_file = path / "config.json"
+  if not prompts_file.exists() or not config_file.exists():
     return [], False
-  started_from, _ = pretrained.model_of_run(json.loads(config.read_text()))
-  before, complete = trained_on(started_from)
-  lines = prompts.read_text().splitlines()
-  trained = [records.Prompt.from_json(json.loads(line)) for line in lines]
-  return before + trained, complete
+  config = json.loads(config_file.read_text())
+  started_from, _ = pretrained.model_of_run(config)
+  earlier, complete = trained_on(started_from)
+  lines = prompts_file.read_text().splitlines()
+  prompts = [records.Prompt.from_json(json.loads(line)) for line in lines]
+  return earlier + prompts, complete

@@ -8,7 +8,7 @@ import pytest
 
 from r3jax.evaluation import chains
 from r3jax.parallel import meshes
-from r3jax.run import setup
+from r3jax.run import stage_settings
 from tests import tiny
 
 ONE = (1, 1, 1)
@@ -23,7 +23,7 @@ def bench(tiny_model):
 def rounds_of(bench):
   """Rounds of the held-out prompts by (mesh, batch size)."""
   session = bench.session
-  settings = setup.evaluation_settings(session.config, bench.stages.rollout)
+  settings = stage_settings.for_evaluation(session.config, bench.stages.rollout)
 
   @functools.cache
   def rounds(

@@ -9,7 +9,9 @@ import numpy as np
 from configs import r3_geneval
 from r3jax.evaluation import chains
 from r3jax.parallel import meshes
+from r3jax.run import prompt_selection
 from r3jax.run import setup
+from r3jax.run import stage_settings
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import prompts as prompts_lib
 from r3jax.worlds.shapes import scenes as scenes_lib
@@ -38,7 +40,7 @@ def _generate(number: int) -> chains.Round:
   experiment, config = _experiment(), r3_geneval.get_config("shapes")
   with config.unlocked():
     config.eval.points = 12
-  settings = setup.evaluation_settings(config, experiment.rollout)
+  settings = stage_settings.for_evaluation(config, experiment.rollout)
   mesh = _mesh()
   reward, parse = experiment.reward.on(mesh), experiment.parse(mesh)
   sampler = chains.Sampler(
@@ -52,7 +54,7 @@ def _generate(number: int) -> chains.Round:
     seed=3,
   )
   prompts = experiment.encode(
-    setup.evenly(prompts_lib.heldout_records(), number, 3)[:number]
+    prompt_selection.evenly(prompts_lib.heldout_records(), number, 3)[:number]
   )
   with jax.set_mesh(mesh):
     (drafts,) = tiny.draw(sampler, *_weights(), prompts, 1)

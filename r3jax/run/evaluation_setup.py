@@ -1,0 +1,117 @@
+"""Builds the evaluation that a config describes."""
+
+import json
+
+import jax
+import ml_collections
+
+from r3jax.agent import actors
+from r3jax.agent import rollout_settings
+from r3jax.costs import count
+from r3jax.data import records
+from r3jax.evaluation import chains
+from r3jax.evaluation import evaluate
+from r3jax.evaluation import questions
+from r3jax.run import setup
+from r3jax.run import stage_settings
+from r3jax.worlds import registry
+
+# Keys of config.eval that do not change what an evaluation returns.
+_SCHEDULING_KEYS = ("batch_size", "every")
+# Keys of config.reward that change scores; a service describes itself.
+_SCORING_KEYS = ("name", "value", "image_format", "judge")
+
+
+def build(
+  config: ml_collections.ConfigDict,
+  experiment: setup.Experiment,
+  mesh: jax.sharding.Mesh,
+) -> evaluate.Evaluation:
+  """Returns the evaluation that a config describes.
+
+  Args:
+    config: Config of the run.
+    experiment: What the config describes.
+    mesh: Mesh of the parameters.
+
+  Raises:
+    ValueError: The config cannot be used; the message has what must hold.
+  """
+  section = config.eval
+  if section.images_per_prompt < 1:
+    raise ValueError(
+      f"eval.images_per_prompt must be at least 1; got {section.images_per_prompt}"
+    )
+  # What the world sees counts only where its verifier is the reward.
+  verifies = config.reward.name == registry.OF_WORLD
+  world = experiment.world if verifies else None
+  settings = stage_settings.for_evaluation(config, experiment.rollout)
+  sampler = chains.Sampler(
+    experiment.modules,
+    settings,
+    experiment.reward.on(mesh),
+    experiment.parse(mesh),
+    mesh,
+    section.rounds,
+    section.batch_size,
+    section.seed,
+    section.question_tokens,
+  )
+  questionnaire = questions.Questionnaire(
+    tuple(section.ask), world.quiz if world else None, section.seed
+  )
+  return evaluate.Evaluation(
+    sampler=sampler,
+    records=experiment.heldout,
+    prompts=experiment.encode(experiment.heldout),
+    images_per_prompt=section.images_per_prompt,
+    questionnaire=questionnaire,
+    segments=experiment.segments,
+    decode=experiment.decode,
+    boxes=world.boxes if world else None,
+    flush=experiment.reward.raise_together,
+    flops=_flops(experiment.modules, settings),
+    settings=_identity(config, experiment.heldout),
+  )
+
+
+def _identity(
+  config: ml_collections.ConfigDict, heldout: tuple[records.Prompt, ...]
+) -> dict:
+  """Returns what the results of an evaluation depend on beside the model.
+
+  Returns:
+    JSON values as they are read back: lists for tuples.
+  """
+  identity = {}
+  for section in ("image", "sequence", "text", "reason", "refine"):
+    identity[section] = config[section].to_dict()
+  evaluation = config.eval.to_dict()
+  for key in _SCHEDULING_KEYS:
+    del evaluation[key]
+  identity["eval"] = evaluation
+  reward = {
+    key: value
+    for key, value in config.reward.to_dict().items()
+    if key in _SCORING_KEYS
+  }
+  source = config.data.heldout
+  # Evaluations on two worlds differ, although both configs say "world".
+  if reward["name"] == registry.OF_WORLD:
+    reward["name"] = config.world
+  if source == registry.OF_WORLD:
+    source = config.world
+  identity["reward"] = reward
+  identity["heldout"] = {"source": source, "sha256": records.sha256(heldout)}
+  return json.loads(json.dumps(identity))
+
+
+def _flops(
+  modules: actors.Modules, settings: rollout_settings.RolloutSettings
+) -> tuple[float, float]:
+  """Returns the operations of drafting and of revising one image, with texts at their longest."""
+  one_chip = {"data": 1, "fsdp": 1, "tensor": 1}
+  costs = count.rollouts(modules, settings, one_chip, 1, 1)
+  draft = costs["reason: think"].flops + costs["reason: draft"].flops
+  revision = costs["reflect"].flops + costs["refine"].flops
+  return draft, revision
