@@ -76,7 +76,7 @@ def main(argv):
       if of_world
       else pretrained.find(_SOURCE.value)
     )
-    mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
     placed = pretrained.shardings(network.Bagel(source.sizes), mesh)
     weights = source.weights(placed, dtype, Bar("reading"))
     pretrained.save(weights, source, out, _FORMAT.value, Bar("writing"))

@@ -26,7 +26,7 @@ SIZE = (48, 48, 3)
 
 @pytest.fixture(scope="module")
 def mesh():
-  return meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+  return meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ class TestReadme:
     monkeypatch.setattr(
       meshes,
       "make_mesh",
-      lambda **unused: meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1),
+      lambda **unused: meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1),
     )
     config = tiny.make_config(tiny_model, {"sequence.instruction_tokens": 14})
     monkeypatch.setattr(r3_geneval, "get_config", lambda variant: config)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import typing
 
 import beartype
 import jax
@@ -20,6 +21,10 @@ CHECKED = tuple(
 )
 
 
+def _is_protocol(member) -> bool:
+  return inspect.isclass(member) and getattr(member, "_is_protocol", False)
+
+
 @pytest.fixture
 def checked(monkeypatch) -> list[str]:
   """Checks module-level functions as they are called; returns the names of those that were."""
@@ -34,15 +39,21 @@ def checked(monkeypatch) -> list[str]:
 
     return recording
 
-  for info in pkgutil.walk_packages(r3jax.__path__, "r3jax."):
-    if not info.name.startswith(CHECKED):
-      continue
-    module = importlib.import_module(info.name)
+  names = [
+    info.name
+    for info in pkgutil.walk_packages(r3jax.__path__, "r3jax.")
+    if info.name.startswith(CHECKED)
+  ]
+  modules = [importlib.import_module(name) for name in names]
+  for module in modules:
+    for _, kind in inspect.getmembers(module, _is_protocol):
+      typing.runtime_checkable(kind)  # the checker asks isinstance
+  for module in modules:
     for name, function in inspect.getmembers(module, inspect.isfunction):
-      is_imported = function.__module__ != info.name
+      is_imported = function.__module__ != module.__name__
       if is_imported or inspect.isgeneratorfunction(function):
         continue
-      checking = watch(function, f"{info.name}.{name}")
+      checking = watch(function, f"{module.__name__}.{name}")
       monkeypatch.setattr(module, name, checking)
   return called
 

@@ -251,7 +251,7 @@ def make_bench(
     verifier.encode_records, lambda mesh: brightness, ("strict",)
   )
   experiment = dataclasses.replace(experiment, reward=reward)
-  mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+  mesh = meshes.make_mesh_on(jax.devices()[: np.prod(shape)], *shape)
   policy, frozen = experiment.start(mesh, config.seed)
   prompts = experiment.encode(experiment.train)
   evaluation = (

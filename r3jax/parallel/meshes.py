@@ -1,5 +1,6 @@
 """The device mesh: data replicas, parameter shards, tensor shards."""
 
+from collections.abc import Sequence
 import os
 
 import jax
@@ -13,14 +14,18 @@ def use_all_cores(rows: int):
 
   Small operations leave the threads of one device idle. Nothing changes where there is an
   accelerator, or where the user has set the number of CPU devices.
+
+  Args:
+    rows: of a batch.
   """
-  if (
-    "JAX_NUM_CPU_DEVICES" in os.environ
-    or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-  ):
+  xla_flags = os.environ.get("XLA_FLAGS", "")
+  if "JAX_NUM_CPU_DEVICES" in os.environ:
     return
-  count = max(n for n in range(1, (os.cpu_count() or 1) + 1) if rows % n == 0)
-  jax.config.update("jax_num_cpu_devices", count)
+  if "host_platform_device_count" in xla_flags:
+    return
+  num_cores = os.cpu_count() or 1
+  divisors = [n for n in range(1, num_cores + 1) if rows % n == 0]
+  jax.config.update("jax_num_cpu_devices", max(divisors))
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
@@ -29,12 +34,12 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
 
 
 def make_mesh_on(
-  devices, data: int, fsdp: int, tensor: int
+  devices: Sequence[jax.Device], data: int, fsdp: int, tensor: int
 ) -> jax.sharding.Mesh:
-  """Returns a mesh over devices.
+  """Returns a mesh over the given devices.
 
   Args:
-    devices: to use, all of them.
+    devices: the mesh uses all of them.
     data: replicas that the step is mapped over; -1 takes the devices that the others leave.
     fsdp: shards of every parameter.
     tensor: shards of heads and MLP.
@@ -42,25 +47,18 @@ def make_mesh_on(
   Raises:
     ValueError: a size is below 1, or the product is not the number of devices.
   """
-  count = len(devices)
+  num_devices = len(devices)
   if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
     raise ValueError(
       f"mesh sizes must be at least 1 (data may be -1); got {data} * {fsdp} * {tensor}"
     )
   if data == -1:
-    data = count // (fsdp * tensor)
-  if data * fsdp * tensor != count:
+    data = num_devices // (fsdp * tensor)
+  if data * fsdp * tensor != num_devices:
     raise ValueError(
-      f"mesh data * fsdp * tensor must be the number of devices ({count}); got {data} * {fsdp} * {tensor}"
+      f"mesh data * fsdp * tensor must be the number of devices ({num_devices});"
+      f" got {data} * {fsdp} * {tensor}"
     )
-  return make_mesh_of(devices, data, fsdp, tensor)
-
-
-def make_mesh_of(
-  devices, data: int, fsdp: int, tensor: int
-) -> jax.sharding.Mesh:
-  """Returns a mesh of the given devices; their number is the product of the sizes."""
   grid = np.asarray(devices).reshape(data, fsdp, tensor)
-  return jax.sharding.Mesh(
-    grid, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES)
-  )
+  axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
+  return jax.sharding.Mesh(grid, AXES, axis_types=axis_types)

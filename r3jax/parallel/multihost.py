@@ -1,4 +1,4 @@
-"""The processes of a run: how they find and how they understand each other."""
+"""The processes of a run: how they connect, exchange arrays and fail together."""
 
 from collections.abc import Iterator
 import contextlib
@@ -6,46 +6,41 @@ import itertools
 import os
 import threading
 import time
+from typing import Any
 
 from absl import logging
 import jax
 
-# the coordination service's client has no public name
+# The coordination service's client has no public name.
 from jax._src import distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
-# that processes wait for each other where they agree; one may be slow to load weights
+# How long processes wait for each other at a common point; one may be slow to load weights.
 WAIT_SECONDS = 1800
-# without a sign of life of a process until JAX ends the others
+# How long a process may be silent until JAX ends the others.
 HEARTBEAT_SECONDS = 100
 _POLL_SECONDS = 1.0  # between two looks at whether another process has failed
 _THIS_HOST = ("local", "localhost", "127.0.0.1")
-_FAILED, _ANSWERED, _ROUND = "r3jax/failed/", "r3jax/answered/", "r3jax/round/"
+# Folders of the coordination service, with an entry per process.
+_FAILED = "r3jax/failed/"
+_ANSWERED = "r3jax/answered/"
+_ROUND = "r3jax/round/"
 _rounds = itertools.count()
-
-
-def _is_only_host() -> bool:
-  """Whether the TPU's environment names this host alone, by a name that no other could reach."""
-  hosts = os.environ.get(
-    "TPU_PROCESS_ADDRESSES", os.environ.get("TPU_WORKER_HOSTNAMES")
-  )
-  return (
-    hosts in _THIS_HOST and "MEGASCALE_COORDINATOR_ADDRESS" not in os.environ
-  )
 
 
 def initialize(coordinator: str, num_processes: int, process_id: int):
   """Connects the processes of a run; to be called before JAX touches a device.
 
-  On Cloud TPU, GKE, SLURM and other clusters that JAX knows it finds the others by itself. Where it
-  finds no cluster the process is alone, which is no error.
+  On Cloud TPU, GKE, SLURM and other clusters that JAX detects it finds the others by itself. Where
+  it detects no cluster the process is alone, which is no error.
 
   Args:
-    coordinator: "host:port" of process 0, for other machines; empty if JAX is to find out.
-    num_processes, process_id: with a coordinator, how many processes there are and which this is.
+    coordinator: "host:port" of process 0, for other machines; empty to let JAX detect it.
+    num_processes: how many processes there are; read only with a coordinator.
+    process_id: number of this process; read only with a coordinator.
   """
-  # for processes on CPUs
+  # For processes on CPUs.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   if coordinator:
     jax.distributed.initialize(
@@ -55,7 +50,8 @@ def initialize(coordinator: str, num_processes: int, process_id: int):
       heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
     )
     return
-  if _is_only_host():  # JAX would wait for a coordinator of that name
+  if _is_only_host():
+    # JAX would wait for a coordinator at a name that only this host can reach.
     logging.debug("the TPU has one host: one process")
     return
   try:
@@ -66,11 +62,19 @@ def initialize(coordinator: str, num_processes: int, process_id: int):
     logging.debug("no cluster was found: one process")
 
 
-def fetch(tree):
-  """Returns arrays of a computation whole, as numpy, on every process.
+def _is_only_host() -> bool:
+  """Returns whether the TPU's environment has this host alone, by a name that only it can reach."""
+  worker_hosts = os.environ.get("TPU_WORKER_HOSTNAMES")
+  hosts = os.environ.get("TPU_PROCESS_ADDRESSES", worker_hosts)
+  is_in_slice_group = "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+  return hosts in _THIS_HOST and not is_in_slice_group
 
-  Every process must call it at the same point: what another one holds is sent. Numbers that never
-  were on a device stay this process's own.
+
+def fetch(tree: Any) -> Any:
+  """Returns the whole arrays of a computation, as numpy, on every process.
+
+  Every process must call it at the same point, because it gathers the parts that other processes
+  hold. Arrays that were never on a device stay this process's own.
   """
   if jax.process_count() == 1:
     return jax.device_get(tree)
@@ -78,6 +82,7 @@ def fetch(tree):
 
 
 def _whole(x: jax.Array | np.ndarray | np.generic) -> np.ndarray:
+  """Returns a whole array, gathered from all processes where it is split."""
   if not isinstance(x, jax.Array):
     return np.asarray(x)
   if x.is_fully_replicated:
@@ -85,112 +90,132 @@ def _whole(x: jax.Array | np.ndarray | np.generic) -> np.ndarray:
   return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
-def _texts(folder: str) -> dict[int, str]:
-  """Returns what processes have written into a folder of the coordination service, by process."""
-  entries = distributed.global_state.client.key_value_dir_get(folder)
+def _client() -> Any:
+  """Returns the client of the coordination service, which connected processes share."""
+  client = distributed.global_state.client
+  if client is None:
+    raise RuntimeError("processes must be connected first, see initialize")
+  return client
+
+
+def _read_texts(folder: str) -> dict[int, str]:
+  """Returns the texts in a folder of the coordination service, by process."""
+  entries = _client().key_value_dir_get(folder)
   return {int(key.rpartition("/")[2]): text for key, text in sorted(entries)}
 
 
 def raise_together(error: Exception | None):
   """Raises on every process if one of them has an error, so that none waits for the others.
 
-  Every process must call it at the same point. With one process it raises the error or does nothing.
+  Every process must call it at the same point. A process that is alone raises its error, if any.
+
+  Args:
+    error: this process's own, if it has one.
 
   Raises:
     Exception: this process's own error.
-    RuntimeError: another process has one; its log says more. Or one did not come within WAIT_SECONDS.
+    RuntimeError: another process has an error, which its log shows; or a process did not reach this
+      point within WAIT_SECONDS.
   """
   if jax.process_count() == 1:
     if error is not None:
       raise error
     return
-  client, folder = distributed.global_state.client, f"{_ROUND}{next(_rounds)}/"
+  client = _client()
+  folder = f"{_ROUND}{next(_rounds)}/"
   if error is not None:
-    client.key_value_set(
-      f"{folder}{jax.process_index()}", f"{type(error).__name__}: {error}"
-    )
+    text = f"{type(error).__name__}: {error}"
+    client.key_value_set(f"{folder}{jax.process_index()}", text)
   try:
     client.wait_at_barrier(folder, WAIT_SECONDS * 1000)
   except jax.errors.JaxRuntimeError as late:
     if error is None:
       raise RuntimeError(
-        f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those that did not:\n{late}"
+        f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those"
+        f" that did not:\n{late}"
       ) from late
   if error is not None:
     raise error
-  if failed := _texts(folder):
-    texts = "".join(
-      f"\n  process {process}: {text}" for process, text in failed.items()
-    )
+  failures = _read_texts(folder)
+  if failures:
+    lines = [
+      f"\n  process {process}: {text}" for process, text in failures.items()
+    ]
     raise RuntimeError(
-      f"every process must be able to go on; processes {list(failed)} failed, see their logs{texts}"
+      f"every process must be able to go on; processes {list(failures)} failed, see their logs"
+      + "".join(lines)
     )
 
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-  """Ends every process when an exception leaves the block on one of them, and says whose it was.
+  """Ends every process when an exception leaves the block on one of them, and logs whose it was.
 
   The others are mostly inside of a computation that waits for the one that failed, where no
-  exception reaches them: a thread looks out for it, and ends the process at once, without the
-  clean-up for which JAX would wait for the others. `SystemExit` leaves the block as usual; all
-  processes must raise it then, see `raise_together`. With one process the block is just run.
+  exception reaches them. A thread therefore polls for failures and ends the process at once,
+  without the clean-up for which JAX would wait for the others. `SystemExit` leaves the block as
+  usual; all processes must raise it then, see `raise_together`. With one process the block just
+  runs.
   """
   if jax.process_count() == 1:
     yield
     return
-  over = threading.Event()
-  watcher = threading.Thread(target=_watch, args=(over,), daemon=True)
+  block_has_ended = threading.Event()
+  watcher = threading.Thread(
+    target=_watch, args=(block_has_ended,), daemon=True
+  )
   watcher.start()
   try:
     yield
   except Exception as error:
-    # whatever it is, the others must not wait for this process
-    over.set()
+    # Any exception: whatever it is, the others must not wait for this process.
+    block_has_ended.set()
     logging.exception("this process failed, the others are ended")
-    _end(f"{type(error).__name__}: {error}")
+    _end_process(f"{type(error).__name__}: {error}")
   finally:
-    over.set()
+    block_has_ended.set()
     watcher.join()
 
 
-def _watch(over: threading.Event):
-  while not over.wait(_POLL_SECONDS):
+def _watch(block_has_ended: threading.Event):
+  """Ends this process when another one has failed, until the block has ended."""
+  while not block_has_ended.wait(_POLL_SECONDS):
     try:
-      failed = _texts(_FAILED)
+      failures = _read_texts(_FAILED)
     except jax.errors.JaxRuntimeError as error:
-      # JAX ends a process whose coordinator is gone
+      # JAX ends a process whose coordinator is gone.
       logging.error("process 0 does not answer: %s", error)
       return
-    for process, text in failed.items():
+    for process, text in failures.items():
+      first_line = text.partition("\n")[0]
       logging.error(
-        "process %d failed, and ends this one: %s",
-        process,
-        text.partition("\n")[0],
+        "process %d failed, and ends this one: %s", process, first_line
       )
-    if failed:
-      _end(None)
+    if failures:
+      _end_process(None)
 
 
-def _end(problem: str | None):
-  """Ends this process, in a moment: until then every other one that lives learns why, and answers.
+def _end_process(problem: str | None):
+  """Ends this process after some seconds, in which every other one learns the problem and answers.
 
   Args:
     problem: this process's own, if it has one.
   """
-  client, process = distributed.global_state.client, jax.process_index()
+  process = jax.process_index()
+  client = _client()
   try:
     client.key_value_set(f"{_ANSWERED}{process}", "", allow_overwrite=True)
     if problem:
       client.key_value_set(f"{_FAILED}{process}", problem, allow_overwrite=True)
     time.sleep(3 * _POLL_SECONDS)
-    if silent := sorted(
-      set(range(jax.process_count())) - set(_texts(_ANSWERED))
-    ):
+    answered = set(_read_texts(_ANSWERED))
+    silent = sorted(set(range(jax.process_count())) - answered)
+    if silent:
       logging.error(
         "processes %s do not answer: they were killed or hang", silent
       )
-    if process == 0:  # the others speak through it
+    if process == 0:
+      # It runs the coordination service, through which the others speak.
       time.sleep(3 * _POLL_SECONDS)
   except jax.errors.JaxRuntimeError as error:
     logging.error(

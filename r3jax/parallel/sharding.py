@@ -1,14 +1,15 @@
 """Which mesh axes shard which logical axis, and the shardings that follow.
 
-Parameters and activations name their dimensions; `Rules` say where each goes. Training and rollouts
-have rules of their own over the same mesh: training gathers a layer's weights when it needs them,
-a rollout must not, for it needs them once per token.
+Parameters and activations name their dimensions; `Rules` give the mesh axes of every name. Training
+and rollouts have rules of their own over the same mesh: training gathers a layer's weights when it
+needs them, a rollout must not, because it needs them once per token.
 """
 
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from r3jax import types
 
 DATA = "data"  # the step is mapped over this mesh axis by hand
-INNER = ("fsdp", "tensor")  # these are left to the compiler
+INNER = ("fsdp", "tensor")  # the compiler partitions over these
 LOGICAL = ("embed", "table", "vocab", "heads", "kv_heads", "mlp", "rows")
 
 
@@ -27,7 +28,8 @@ class Rules:
 
   Attributes:
     pairs: (logical axis, mesh axes). "rows" are the rows of a batch inside a data replica, "table"
-      the width of the token embeddings; the others are dimensions of parameters, and of what they make.
+      is the width of the token embeddings; the others are dimensions of parameters, and of the
+      activations that they produce.
   """
 
   pairs: tuple[tuple[str, tuple[str, ...]], ...]
@@ -39,18 +41,22 @@ class Rules:
     Raises:
       ValueError: a logical or mesh axis is unknown.
     """
-    unknown = sorted(set(axes) - set(LOGICAL)) + sorted(
-      {a for value in axes.values() for a in value} - set(INNER)
-    )
+    unknown_names = set(axes) - set(LOGICAL)
+    unknown_axes = set().union(*axes.values()) - set(INNER)
+    unknown = sorted(unknown_names) + sorted(unknown_axes)
     if unknown:
       raise ValueError(
         f"sharding rules must map {LOGICAL} to axes among {INNER}; unknown: {unknown}"
       )
-    return cls(tuple((name, tuple(value)) for name, value in axes.items()))
+    pairs = [(name, tuple(mesh_axes)) for name, mesh_axes in axes.items()]
+    return cls(tuple(pairs))
 
   def axes(self, name: str | None) -> tuple[str, ...]:
     """Returns the mesh axes of a logical axis; none for None."""
-    return dict(self.pairs).get(name, ())
+    for logical, mesh_axes in self.pairs:
+      if logical == name:
+        return mesh_axes
+    return ()
 
   def spec(
     self,
@@ -58,10 +64,10 @@ class Rules:
     names: tuple[str | None, ...],
     without: str | None = None,
   ) -> jax.sharding.PartitionSpec:
-    """Returns where an activation goes on the mesh of the context.
+    """Returns the partition of an activation on the mesh of the context.
 
-    Rows give way: they are not split over an axis that another dimension has, and a dimension whose
-    size the axes do not divide stays whole.
+    Rows have the lowest priority: they are not split over an axis that another dimension has. A
+    dimension whose size the axes do not divide stays whole.
 
     Args:
       shape: of the activation.
@@ -69,35 +75,38 @@ class Rules:
       without: a further logical axis whose mesh axes are not for the rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    taken = {
-      axis
-      for name in (*names, without)
-      if name != "rows"
-      for axis in self.axes(name)
-    }
+    taken = set()
+    for name in (*names, without):
+      if name != "rows":
+        taken |= set(self.axes(name))
     entries = []
     for size, name in zip(shape, names, strict=True):
-      wanted = self.axes(name)
+      axes = self.axes(name)
       if name == "rows":
-        wanted = (DATA, *(axis for axis in wanted if axis not in taken))
-      wanted = tuple(axis for axis in wanted if _is_auto(mesh, axis))
-      parts = math.prod(mesh.shape[axis] for axis in wanted)
-      entries.append(wanted if parts > 1 and size % parts == 0 else None)
+        axes = (DATA, *(axis for axis in axes if axis not in taken))
+      axes = tuple(axis for axis in axes if _is_auto(mesh, axis))
+      num_parts = math.prod(mesh.shape[axis] for axis in axes)
+      is_split = num_parts > 1 and size % num_parts == 0
+      entries.append(axes if is_split else None)
     return jax.sharding.PartitionSpec(*entries)
 
   def constrain(
     self, x: jax.Array, *names: str | None, without: str | None = None
   ) -> jax.Array:
-    """Asks the compiler for the sharding that `spec` tells; does nothing where there is one device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    inner = math.prod(
-      mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis)
-    )
-    if inner == 1 or not x.size:
+    """Constrains an activation to the partition of `spec`; does nothing on one device.
+
+    Args:
+      x: the activation.
+      *names: logical axis of every dimension.
+      without: a further logical axis whose mesh axes are not for the rows.
+
+    Returns:
+      The activation.
+    """
+    if _num_inner_devices() == 1 or not x.size:
       return x
-    return jax.lax.with_sharding_constraint(
-      x, self.spec(x.shape, names, without)
-    )
+    spec = self.spec(x.shape, names, without)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 TRAIN = Rules.of(
@@ -113,18 +122,26 @@ TRAIN = Rules.of(
 )
 
 
-def _is_auto(mesh, axis: str) -> bool:
-  """Tells whether the compiler shards over an axis of the mesh."""
-  types_ = dict(zip(mesh.axis_names, mesh.axis_types))
-  return types_.get(axis) == jax.sharding.AxisType.Auto
+def _is_auto(mesh: jax.sharding.AbstractMesh, axis: str) -> bool:
+  """Returns whether the compiler partitions over an axis of the mesh."""
+  axis_types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+  return axis_types.get(axis) == jax.sharding.AxisType.Auto
+
+
+def _num_inner_devices() -> int:
+  """Returns how many devices of a data replica the compiler partitions over."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = [axis for axis in INNER if _is_auto(mesh, axis)]
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def by_hand(function: Callable, in_specs, out_specs) -> Callable:
-  """Maps a function over the mesh axes that are left to the compiler; as it is where there are none.
+  """Maps a function over the mesh axes that are left to the compiler; unchanged without any.
 
   Args:
     function: of arrays; a device gets its own part of them.
-    in_specs, out_specs: how they are split, see `Rules.spec`.
+    in_specs: partitions of the arguments, see `Rules.spec`.
+    out_specs: partitions of the results.
   """
   mesh = jax.sharding.get_abstract_mesh()
   axes = {axis for axis in mesh.axis_names if _is_auto(mesh, axis)}
@@ -140,50 +157,53 @@ def by_hand(function: Callable, in_specs, out_specs) -> Callable:
 
 
 def over_rows(
-  function: Callable, shared, rows: jax.Array, at_once: int
+  function: Callable, shared: Any, rows: jax.Array, at_once: int
 ) -> jax.Array:
-  """Maps a function over rows: every device of a data replica takes some, a few at a time.
+  """Maps a function over rows: every device of a data replica takes its share, a few at a time.
 
   Args:
     function: (shared, rows [b, ...]) -> [b, ...]; rows do not depend on each other.
     shared: a tree that every device has whole.
     rows: [B, ...].
     at_once: rows that a device handles at a time.
+
+  Returns:
+    [B, ...].
   """
+  num_rows = rows.shape[0]
 
-  def some(shared, rows):
-    if rows.shape[0] <= at_once:
+  def map_in_blocks(shared: Any, rows: jax.Array) -> jax.Array:
+    num_rows = rows.shape[0]
+    if num_rows <= at_once:
       return function(shared, rows)
-    groups = jnp.concatenate(
-      [rows, jnp.repeat(rows[-1:], -rows.shape[0] % at_once, axis=0)]
-    )
-    found = jax.lax.map(
-      functools.partial(function, shared),
-      groups.reshape(-1, at_once, *rows.shape[1:]),
-    )
-    return found.reshape(-1, *found.shape[2:])[: rows.shape[0]]
+    padded = _with_rows_for(at_once, rows)
+    blocks = padded.reshape(-1, at_once, *rows.shape[1:])
+    results = jax.lax.map(functools.partial(function, shared), blocks)
+    return results.reshape(-1, *results.shape[2:])[:num_rows]
 
-  mesh, number = jax.sharding.get_abstract_mesh(), rows.shape[0]
-  devices = math.prod(
-    mesh.shape[axis] for axis in INNER if _is_auto(mesh, axis)
-  )
-  if devices == 1:
-    return some(shared, rows)
-  padded = jnp.concatenate(
-    [rows, jnp.repeat(rows[-1:], -number % devices, axis=0)]
-  )
-  split, whole = jax.sharding.PartitionSpec(INNER), jax.sharding.PartitionSpec()
-  return by_hand(some, (whole, split), split)(shared, padded)[:number]
+  num_devices = _num_inner_devices()
+  if num_devices == 1:
+    return map_in_blocks(shared, rows)
+  split = jax.sharding.PartitionSpec(INNER)
+  whole = jax.sharding.PartitionSpec()
+  on_devices = by_hand(map_in_blocks, (whole, split), split)
+  return on_devices(shared, _with_rows_for(num_devices, rows))[:num_rows]
+
+
+def _with_rows_for(divisor: int, rows: jax.Array) -> jax.Array:
+  """Repeats the last row until `divisor` divides the number of rows."""
+  num_missing = -rows.shape[0] % divisor
+  return jnp.concatenate([rows, jnp.repeat(rows[-1:], num_missing, axis=0)])
 
 
 def parameter_shardings(
-  boxed, rules: Rules, mesh: jax.sharding.Mesh
+  boxed: Any, rules: Rules, mesh: jax.sharding.Mesh
 ) -> types.Params:
   """Returns the sharding of every parameter.
 
   Args:
     boxed: abstract parameters with logical axis names, from `jax.eval_shape(module.init, ...)`.
-    rules: where they go.
+    rules: the mesh axes of the names.
     mesh: the mesh.
 
   Raises:
@@ -193,13 +213,14 @@ def parameter_shardings(
   problems = []
 
   def check(path, leaf, spec):
-    for size, axes in zip(leaf.shape, spec):
-      # a spec writes a tuple of one as its member
-      axes = (axes,) if isinstance(axes, str) else axes or ()
-      parts = math.prod(mesh.shape[axis] for axis in axes)
-      if size % parts:
-        named = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-        problems.append(f"{jax.tree_util.keystr(path)}: {size} by {named}")
+    # A specification may leave out the last dimensions.
+    for size, entry in zip(leaf.shape, spec, strict=False):
+      # It writes a tuple of one as its member.
+      axes = (entry,) if isinstance(entry, str) else entry or ()
+      num_parts = math.prod(mesh.shape[axis] for axis in axes)
+      if size % num_parts:
+        parts = " * ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
+        problems.append(f"{jax.tree_util.keystr(path)}: {size} by {parts}")
 
   jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), specs)
   if problems:
@@ -207,46 +228,58 @@ def parameter_shardings(
       "sharded sizes must be divisible by their mesh axis; not so for\n  "
       + "\n  ".join(problems)
     )
-  return jax.tree.map(
-    lambda spec: jax.sharding.NamedSharding(mesh, spec), specs
-  )
+
+  def place(spec: jax.sharding.PartitionSpec) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(mesh, spec)
+
+  return jax.tree.map(place, specs)
 
 
-def parameter_specs(boxed, rules: Rules):
+def parameter_specs(boxed: Any, rules: Rules) -> Any:
   """Returns the partition of every parameter, see `parameter_shardings`."""
-  named = nn.get_partition_spec(boxed)
-  place = lambda spec: jax.sharding.PartitionSpec(
-    *(rules.axes(name) or None for name in spec)
-  )
-  return jax.tree.map(
-    place, named, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
-  )
+
+  def place(names: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
+    entries = [rules.axes(name) or None for name in names]
+    return jax.sharding.PartitionSpec(*entries)
+
+  def is_leaf(x: Any) -> bool:
+    return isinstance(x, jax.sharding.PartitionSpec)
+
+  return jax.tree.map(place, nn.get_partition_spec(boxed), is_leaf=is_leaf)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """Returns the sharding of what every device holds whole."""
+  """Returns the sharding of arrays that every device holds whole."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def like_parameters(tree, shardings: types.Params, mesh: jax.sharding.Mesh):
+def like_parameters(
+  tree: Any, shardings: types.Params, mesh: jax.sharding.Mesh
+) -> Any:
   """Returns shardings for a tree that holds copies of the parameters (optimizer moments).
 
   A leaf whose path ends with a parameter's path gets that parameter's sharding, any other leaf is
   replicated.
+
+  Args:
+    tree: with dicts in the parameters' shape somewhere inside.
+    shardings: of the parameters.
+    mesh: the mesh.
   """
-  by_path = {
-    tuple(part.key for part in path): sharding
-    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
-  }
+  by_path = {}
+  for path, parameter_sharding in jax.tree_util.tree_leaves_with_path(
+    shardings
+  ):
+    by_path[tuple(part.key for part in path)] = parameter_sharding
   longest = max(len(path) for path in by_path)
 
   def find(path, _):
     keys = tuple(
       part.key for part in path if isinstance(part, jax.tree_util.DictKey)
     )
-    matches = (by_path.get(keys[-n:]) for n in range(longest, 0, -1))
-    return next(
-      (match for match in matches if match is not None), replicated(mesh)
-    )
+    for length in range(longest, 0, -1):
+      if keys[-length:] in by_path:
+        return by_path[keys[-length:]]
+    return replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(find, tree)

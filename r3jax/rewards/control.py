@@ -22,8 +22,8 @@ def shuffled(reward: types.Scoring, seed: int, axis: str) -> types.Scoring:
 
   def score(images: types.Images, target) -> types.Score:
     rows = images.shape[0]
-    scores = collectives.gathered(reward(images, target), axis)
-    digest = collectives.total(jnp.sum(images, dtype=jnp.uint32), axis)
+    scores = collectives.all_gather(reward(images, target), axis)
+    digest = collectives.psum(jnp.sum(images, dtype=jnp.uint32), axis)
     key = jax.random.fold_in(jax.random.key(seed), digest)
     order = jax.random.permutation(key, len(scores.value))
     own_rows = jax.lax.dynamic_slice_in_dim(

@@ -169,7 +169,7 @@ class Placement:
 
   def gather(self, tree):
     """Returns the rows of all replicas, in the order of the samples."""
-    return collectives.gathered(tree, AXIS)
+    return collectives.all_gather(tree, AXIS)
 
   def by_group(self, tree):
     """Returns this replica's rows of samples as tables of the whole iteration, [G, M, ...]."""

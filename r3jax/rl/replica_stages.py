@@ -323,7 +323,7 @@ class ReplicaStages:
     counts = batch.advantages.counts
     num_tokens = objective.text_count(batch.recorded.text, counts)
     num_images = objective.image_count(flow, counts)
-    totals = collectives.total((num_tokens, num_images), placement.AXIS)
+    totals = collectives.psum((num_tokens, num_images), placement.AXIS)
 
     reference = frozen.reference if loss.needs_reference else None
     shared, by_sample = self.place.micro_batches(

@@ -136,8 +136,8 @@ def gradients(
 
 def over_replicas(share: Gradients) -> Gradients:
   """Adds up the shares of all replicas, inside the mapped step."""
-  summed = collectives.total(share, placement.AXIS)
-  text_mismatch, image_mismatch = collectives.largest(
+  summed = collectives.psum(share, placement.AXIS)
+  text_mismatch, image_mismatch = collectives.pmax(
     (share.text.mismatch, share.image.mismatch), placement.AXIS
   )
   return _with_mismatches(summed, text_mismatch, image_mismatch)

@@ -259,7 +259,7 @@ def _with_next_token(
   is_running = jnp.any(~ended)
   if sampling.axis:
     running_rows = is_running.astype(jnp.int32)
-    is_running = collectives.largest(running_rows, sampling.axis) > 0
+    is_running = collectives.pmax(running_rows, sampling.axis) > 0
 
   writes = ~ended & (step <= last_draw)
 

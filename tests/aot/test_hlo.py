@@ -70,7 +70,7 @@ class TestCollectives:
 
   def test_of_a_program_on_eight_devices(self):
     """A gather of 8 rows in each of 5 steps, and one sum over all."""
-    mesh = meshes.make_mesh_of(jax.devices(), 8, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices(), 8, 1, 1)
 
     def step(x):
       def body(total, _):

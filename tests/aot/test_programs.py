@@ -205,7 +205,7 @@ class TestProgram:
   @staticmethod
   def step(config, layers=None):
     built = programs.step(
-      config, meshes.make_mesh_of(jax.devices(), 2, 2, 2), layers
+      config, meshes.make_mesh_on(jax.devices(), 2, 2, 2), layers
     )
     return built, built.programs["step"]
 
@@ -278,7 +278,7 @@ class TestProgram:
   def test_evaluation_runs_beside_the_state_of_training(self, config):
     step_held = self.step(config, layers=2)[1].bytes_by_kind()
     built = programs.evaluation(
-      config, meshes.make_mesh_of(jax.devices(), 2, 2, 2), layers=2
+      config, meshes.make_mesh_on(jax.devices(), 2, 2, 2), layers=2
     )
     draft, revise = built.programs["draft"], built.programs["revise"]
     assert (
@@ -297,7 +297,7 @@ class TestProgram:
 
   def test_generation_holds_weights_split_as_rollouts_want_them(self, config):
     built = programs.generation(
-      config, meshes.make_mesh_of(jax.devices(), 1, 2, 4), layers=2
+      config, meshes.make_mesh_on(jax.devices(), 1, 2, 4), layers=2
     )
     assert list(built.programs) == [
       "think",

@@ -44,7 +44,7 @@ print(json.dumps({"leaves": len(jax.tree.leaves(weights)), "head": head}))
 
 @pytest.fixture(scope="module")
 def mesh():
-  return meshes.make_mesh_of(jax.devices(), 2, 2, 2)
+  return meshes.make_mesh_on(jax.devices(), 2, 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ class TestOrbaxFolder:
 
   def test_goes_back_to_bagel_bit_by_bit(self, converted, source, tmp_path):
     found = pretrained.find(str(converted))
-    one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    one = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
     back = found.weights(
       pretrained.shardings(network.Bagel(found.sizes), one), None
     )
@@ -186,7 +186,7 @@ class TestWorkdir:
 
   def test_is_exported_for_pytorch(self, workdir, weights, tmp_path):
     found = pretrained.find(str(workdir))
-    one = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    one = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
     stored = found.weights(
       pretrained.shardings(network.Bagel(found.sizes), one), None
     )

@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(model):
   found = pretrained.find(str(model[0]))
-  mesh = meshes.make_mesh_of(jax.devices(), 1, 4, 2)
+  mesh = meshes.make_mesh_on(jax.devices(), 1, 4, 2)
   policy, frozen = found.load(network.Bagel(found.sizes), mesh)
   return {"policy": policy, **frozen}
 
@@ -122,7 +122,7 @@ class TestSharded:
     """CPU replicas take over the same memory; an update must not write into it."""
     found, mesh = (
       pretrained.find(str(model[0])),
-      meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1),
+      meshes.make_mesh_on(jax.devices()[:2], 2, 1, 1),
     )
     policy, _ = found.load(network.Bagel(found.sizes), mesh)
     shards = [
@@ -155,7 +155,7 @@ class TestSharded:
     monkeypatch.setattr(safetensors_files, "read", counted)
     found.load(
       network.Bagel(found.sizes),
-      meshes.make_mesh_of(jax.devices(), 1, fsdp, tensor),
+      meshes.make_mesh_on(jax.devices(), 1, fsdp, tensor),
     )
     assert sum(bytes_read) == sum(tensor.nbytes for tensor in tensors.values())
 

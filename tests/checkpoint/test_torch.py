@@ -20,7 +20,7 @@ LAYER = "language_model.model.layers.1."
 @pytest.fixture(scope="module")
 def weights(tiny_model):
   source = pretrained.find(str(tiny_model))
-  mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+  mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
   return source, source.weights(
     pretrained.shardings(network.Bagel(source.sizes), mesh), jnp.bfloat16
   )

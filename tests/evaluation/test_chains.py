@@ -29,7 +29,7 @@ def rounds_of(bench):
   def rounds(
     shape: tuple[int, int, int], batch_size: int
   ) -> list[chains.Round]:
-    mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+    mesh = meshes.make_mesh_on(jax.devices()[: np.prod(shape)], *shape)
     sampler = chains.Sampler(
       bench.stages.modules,
       settings,
@@ -120,7 +120,7 @@ class TestSampler:
     np.testing.assert_array_equal(group[0], group[3])
 
   def test_batch_that_does_not_divide_is_refused(self, bench):
-    mesh = meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices()[:2], 2, 1, 1)
     with pytest.raises(
       ValueError, match=r"eval.batch_size \(3\) must be divisible by .* \(2\)"
     ):

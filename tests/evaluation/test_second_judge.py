@@ -123,7 +123,7 @@ class TestRescore:
   @pytest.mark.parametrize("devices", [1, 2])
   def test_every_image_is_scored_once_by_the_reward(self, evaluation, devices):
     folder, samples = evaluation
-    mesh = meshes.make_mesh_of(jax.devices()[:devices], devices, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices()[:devices], devices, 1, 1)
     scores = second_judge.rescore(
       combine.of_world(world.WORLD), mesh, folder, samples, fakes.RECORDS, 4
     )
@@ -137,7 +137,7 @@ class TestRescore:
 
   def test_other_prompts_are_refused(self, evaluation):
     folder, samples = evaluation
-    mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
     with pytest.raises(ValueError, match="must be those of the evaluation"):
       second_judge.rescore(
         combine.of_world(world.WORLD),

@@ -36,7 +36,7 @@ def base():
 def fresh():
   """Adapters as a run starts with them, on 8 devices."""
   return parameters.init_adapters(
-    _model(), meshes.make_mesh_of(jax.devices(), 2, 2, 2), 0
+    _model(), meshes.make_mesh_on(jax.devices(), 2, 2, 2), 0
   )
 
 

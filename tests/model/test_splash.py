@@ -108,7 +108,7 @@ class TestAttend:
         query, sources, sharding.TRAIN, interpret=True
       )
     )
-    mesh = meshes.make_mesh_of(jax.devices(), 2, 2, 2)
+    mesh = meshes.make_mesh_on(jax.devices(), 2, 2, 2)
     with jax.set_mesh(mesh):
       rows = jax.sharding.PartitionSpec("data")
       mapped = jax.jit(

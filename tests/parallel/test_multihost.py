@@ -163,7 +163,7 @@ METADATA = {
 class TestInitialize:
   @pytest.fixture
   def joined(self, monkeypatch):
-    """What (coordinator, processes, process) JAX finds and would connect, with its own detection."""
+    """The (coordinator, processes, process) that JAX detects and would connect."""
     calls = []
     for name in [
       name
@@ -269,7 +269,7 @@ class TestInitialize:
 
 
 class Service:
-  """The coordination service as process 0 of two sees it; the other one writes and is late as told."""
+  """The coordination service as process 0 of two sees it; the other one may write or be late."""
 
   def __init__(self, other: str | None = None, late: bool = False):
     self.texts, self._other, self._late = {}, other, late
@@ -332,7 +332,7 @@ class TestRaiseTogether:
 
 
 def fragile(how: str) -> tuple[list[int], list[str]]:
-  """Returns exit codes and outputs of two processes that compute together until one comes to grief."""
+  """Returns exit codes and outputs of two processes that compute together until one fails."""
   command = [sys.executable, "tests/parallel/fragile.py"]
   environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
   coordinator = f"127.0.0.1:{free_port()}"
@@ -430,9 +430,10 @@ class TestTwoProcesses:
       np.testing.assert_allclose(two, one, atol=1e-8, rtol=0)
 
   def test_files_are_written_once(self, alone, together):
-    names = lambda workdir: sorted(
-      str(path.relative_to(workdir)) for path in workdir.rglob("*.json*")
-    )
+    def names(workdir):
+      paths = workdir.rglob("*.json*")
+      return sorted(str(path.relative_to(workdir)) for path in paths)
+
     assert [name for name in names(together) if "checkpoints" not in name] == [
       name for name in names(alone) if "checkpoints" not in name
     ]

@@ -20,9 +20,13 @@ WIDE = sharding.Rules.of(
 
 def _spec(of: sharding.Rules, shape, names, manual=True, **kwargs) -> P:
   """Returns the spec on a 2 x 2 x 2 mesh, inside the mapped step or outside."""
-  with jax.set_mesh(meshes.make_mesh_of(jax.devices(), 2, 2, 2)):
+  with jax.set_mesh(meshes.make_mesh_on(jax.devices(), 2, 2, 2)):
     found = []
-    look = lambda x: found.append(of.spec(shape, names, **kwargs)) or x
+
+    def look(x):
+      found.append(of.spec(shape, names, **kwargs))
+      return x
+
     mapped = (
       jax.shard_map(
         look, in_specs=P(), out_specs=P(), axis_names={"data"}, check_vma=False
@@ -82,7 +86,7 @@ class TestOf:
 
 class TestFullSize:
   def test_all_parameters_of_the_7b_model_split_over_32_chips(self):
-    """Every matrix of a layer is split 32 ways in training; nothing is split over fsdp in rollouts but the table."""
+    """Training splits every matrix of a layer 32 ways, rollouts over fsdp only the table."""
     bagel = network.Bagel(architecture.bagel_7b(), jnp.bfloat16)
     boxed = parameters.boxed(bagel)
     train = sharding.parameter_specs(boxed, sharding.TRAIN)
@@ -115,23 +119,30 @@ class TestNarrowed:
       ("embed_time", jnp.ones(1)),
       ("embed_tokens", jnp.array([[1, 2]])),
     ):
-      apply = lambda params: bagel.apply(
-        {"params": params},
-        inputs,
-        method=lambda module, x: getattr(module, method)(x),
-      )
-      np.testing.assert_array_equal(apply(policy), apply(narrow))
+
+      def call(module, x, method=method):
+        return getattr(module, method)(x)
+
+      wide_result = bagel.apply({"params": policy}, inputs, method=call)
+      narrow_result = bagel.apply({"params": narrow}, inputs, method=call)
+      np.testing.assert_array_equal(wide_result, narrow_result)
 
 
 class TestOverRows:
   @pytest.mark.parametrize("rows, at_once", [(5, 1), (5, 2), (8, 8)])
   @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
   def test_is_the_function_of_all_rows(self, rows, at_once, shape):
-    function = lambda shared, x: jnp.cumsum(x, axis=1) * shared["scale"]
+
+    def function(shared, x):
+      return jnp.cumsum(x, axis=1) * shared["scale"]
+
     x = jnp.arange(2.0 * rows * 3).reshape(2 * rows, 3)
     split, whole = P("data"), P()
-    mapped = lambda shared, x: sharding.over_rows(function, shared, x, at_once)
-    mesh = meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape)
+
+    def mapped(shared, x):
+      return sharding.over_rows(function, shared, x, at_once)
+
+    mesh = meshes.make_mesh_on(jax.devices()[: np.prod(shape)], *shape)
     with jax.set_mesh(mesh):
       run = jax.jit(
         jax.shard_map(

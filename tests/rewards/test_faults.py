@@ -186,7 +186,7 @@ def bench(tiny_model, tmp_path_factory):
     patch.setattr(
       meshes,
       "make_mesh",
-      lambda **shape: meshes.make_mesh_of(jax.devices()[:1], **shape),
+      lambda **shape: meshes.make_mesh_on(jax.devices()[:1], **shape),
     )
     session, policy = sessions.prepare(
       tiny.make_config(tiny_model, settings), str(folder / "workdir")

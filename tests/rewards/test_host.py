@@ -35,7 +35,7 @@ TEXTS = (
 
 @pytest.fixture(params=[(1, 1, 1), (2, 2, 2)], ids=["one device", "2x2x2"])
 def mesh(request):
-  return meshes.make_mesh_of(
+  return meshes.make_mesh_on(
     jax.devices()[: np.prod(request.param)], *request.param
   )
 

@@ -187,7 +187,7 @@ class TestHowTo:
     reward = registry.build(_section(f"{module}:colorfulness"), None, (4, 4))
     target = reward.encode(prompts.heldout_records()[:3])
     reward.log_to(tmp_path / "rewards", 0)
-    mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
     images = np.zeros((3, 4, 4, 3), np.uint8)
     images[1, ..., 0] = 255
     images[2] = 255

@@ -349,7 +349,7 @@ class TestShuffled:
         {"strict": target.astype(jnp.float32)},
       )
 
-    mesh = meshes.make_mesh_of(jax.devices()[:replicas], replicas, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices()[:replicas], replicas, 1, 1)
     rows = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(
       control.shuffled(own, seed, placement.AXIS),

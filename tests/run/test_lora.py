@@ -190,7 +190,7 @@ class TestPrecision:
     experiment = setup.build(
       tiny.make_config(tiny_model, LORA | {"model.dtype": "bfloat16"})
     )
-    mesh = meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+    mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
     base, towers = experiment.load(mesh)
     adapters = jax.eval_shape(
       lambda: parameters.init_adapters(experiment.modules.bagel, mesh, 0)
@@ -257,7 +257,7 @@ class TestWorkdir:
   def _load(folder, dtype=jnp.float32, shape=(1, 1, 1)):
     found, mesh = (
       pretrained.find(str(folder)),
-      meshes.make_mesh_of(jax.devices()[: np.prod(shape)], *shape),
+      meshes.make_mesh_on(jax.devices()[: np.prod(shape)], *shape),
     )
     return found.load(network.Bagel(found.sizes), mesh, dtype)
 
@@ -300,7 +300,7 @@ class TestWorkdir:
   def test_is_exported_merged(self, workdir, tiny_model, adapters, tmp_path):
     found, mesh = (
       pretrained.find(str(workdir)),
-      meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1),
+      meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1),
     )
     # as launch/convert.py does
     weights = found.weights(

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("_mesh")
 
 @pytest.fixture
 def _mesh():
-  with jax.set_mesh(meshes.make_mesh_of(jax.devices()[:2], 2, 1, 1)):
+  with jax.set_mesh(meshes.make_mesh_on(jax.devices()[:2], 2, 1, 1)):
     yield
 
 
@@ -88,7 +88,7 @@ class TestLoadOrExport:
   def test_other_devices_make_another_program(self):
     keys = set()
     for count in (1, 2):
-      mesh = meshes.make_mesh_of(jax.devices()[:count], count, 1, 1)
+      mesh = meshes.make_mesh_on(jax.devices()[:count], count, 1, 1)
       x = jax.device_put(
         np.zeros(4), jax.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
       )

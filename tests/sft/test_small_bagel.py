@@ -27,7 +27,7 @@ def _experiment() -> setup.Experiment:
 
 @functools.cache
 def _mesh() -> jax.sharding.Mesh:
-  return meshes.make_mesh_of(jax.devices()[:1], 1, 1, 1)
+  return meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
 
 
 @functools.cache
