@@ -29,10 +29,16 @@ setuptools.setup(
   version=read_version(),
   description="Reason-Reflect-Refine reinforcement learning of the BAGEL multimodal model in JAX",
   license="Apache-2.0",
-  packages=setuptools.find_packages(include=["r3jax", "r3jax.*"]),
+  # The config files lie beside the package in the repository, and in the package when installed.
+  packages=[
+    *setuptools.find_packages(include=["r3jax", "r3jax.*"]),
+    "r3jax.configs",
+  ],
+  package_dir={"r3jax.configs": "configs"},
   package_data={
     "r3jax": ["assets/**", "report/*.css", "report/*.j2", "report/*.js"]
   },
+  entry_points={"console_scripts": ["r3jax = r3jax.cli.main:main"]},
   python_requires=">=3.11",
   install_requires=read_requirements(),
   extras_require={
@@ -57,6 +63,8 @@ setuptools.setup(
       "pytest-xdist>=3.8",
       "pyyaml",
       "ruff>=0.17,<0.18",
+      "setuptools",
+      "wheel",
     ],
   },
 )

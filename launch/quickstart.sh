@@ -17,4 +17,4 @@ source launch/venv.sh
 
 prepare_venv
 "$python" launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir="$workdir" "$@"
-"$python" -m r3jax.report.run_page "$workdir"
+"$python" -m r3jax report "$workdir"

@@ -1,6 +1,8 @@
 """The main job: `r3jax train` by its path in the repository.
 
 python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR [--config.KEY=VALUE ...]
+
+`--help` lists all flags, and the keys of the config.
 """
 
 import sys

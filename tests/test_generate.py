@@ -214,11 +214,11 @@ class TestGenerate:
         ["--prompt=a ring", "--question=why ?"],
         "must be given; got ['--prompt', '--question']",
       ),
-      (["--instruction=add a ring"], "need --image"),
+      (["--instruction=add a ring"], "edits need --image"),
       (["--prompt=a ring"], "--out must name the folder to write"),
       (
         ["--image=setup.py", "--question=why ?", "--points=9"],
-        "--question has no use for --points",
+        "Unknown command line flag 'points'",
       ),
       (
         ["--image=setup.py", "--question=why ?"],

@@ -31,6 +31,7 @@ FLOORS = (
   "run",
   "sft",
   "inference",
+  "generation",
   "parity",
   "aot",
   "cli",

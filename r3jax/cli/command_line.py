@@ -17,8 +17,9 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
     head, equals, tail = argument.partition("=")
     if head not in (f"-{name}", f"--{name}"):
       continue
-    following = list(arguments[i + 1 : i + 2]) or [""]
-    value = tail if equals else following[0]
+    if not equals:  # the value is the next word
+      tail = "".join(arguments[i + 1 : i + 2])
+    value = tail
   return value
 
 
@@ -35,14 +36,17 @@ def resolve_config(arguments: Sequence[str]) -> list[str]:
   if name is None:
     return list(arguments)
   config_files.load(name)
-  path, variant = config_files.find(name)
-  resolved = f"{path}:{variant}" if variant else str(path)
+  path, _ = config_files.find(name)
+  _, colon, variant = name.partition(":")
+  resolved = f"{path}{colon}{variant}"
   # absl lets the last value of a flag win, so the earlier ones are replaced alike.
   lines = []
   for i, argument in enumerate(arguments):
     follows_flag = i > 0 and arguments[i - 1] in ("-config", "--config")
-    if argument.startswith(("-config=", "--config=")):
+    if follows_flag:
+      lines.append(resolved)
+    elif argument.startswith(("-config=", "--config=")):
       lines.append(f"--config={resolved}")
     else:
-      lines.append(resolved if follows_flag else argument)
+      lines.append(argument)
   return lines

@@ -1,7 +1,7 @@
 """Writes the help of a command: its flags, and the keys of its config with their comments."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import io
 import pathlib
 import textwrap
@@ -34,9 +34,10 @@ def of_command(usage: str, doc: str) -> str:
     if not module.startswith("r3jax.cli."):
       continue  # those of the libraries
     for flag in defined:
-      has_default = flag.default not in (None, "")
-      default = f"={flag.default}" if has_default else ""
-      lines += [f"  --{flag.name}{default}", *_wrapped(flag.help)]
+      line = f"  --{flag.name}"
+      if flag.default not in (None, ""):
+        line += f"={flag.default}"
+      lines += [line, *_wrapped(flag.help)]
   return "\n".join(lines)
 
 
@@ -51,13 +52,15 @@ def of_config(name: str) -> str:
   """
   config = config_files.load(name)
   path, _ = config_files.find(name)
-  comments = key_comments(config_files.shipped_folder().glob("*.py"))
-  comments |= key_comments([path])
+  shipped = sorted(config_files.shipped_folder().glob("*.py"))
+  comments = key_comments([path, *shipped])
   lines = [f"keys of {name}, set by --config.KEY=VALUE:"]
-  for key, value in sorted_items(config):
-    lines.append(f"  --config.{key}={value!r}")
-    if key in comments:
-      lines += _wrapped(comments[key])
+  for key, value in items(config):
+    comment = _wrapped(comments.get(key, ""))
+    if not _is_section(value):
+      lines += [f"  --config.{key}={value!r}", *comment]
+    elif comment:
+      lines += [f"  {key}:", *comment]
   return "\n".join(lines)
 
 
@@ -67,25 +70,34 @@ def _wrapped(text: str) -> list[str]:
   )
 
 
-def sorted_items(
+def _is_section(value: object) -> bool:
+  return isinstance(value, ml_collections.ConfigDict) and len(value) > 0
+
+
+def items(
   config: ml_collections.ConfigDict, prefix: str = ""
 ) -> Iterator[tuple[str, object]]:
-  """Yields the dotted keys of a config and their values, single values before sections."""
+  """Yields the dotted keys of a config with their values, and every section before its keys.
+
+  Args:
+    config: a config or a section of one.
+    prefix: of the keys.
+  """
   sections = []
   for key, value in config.items():
-    is_section = isinstance(value, ml_collections.ConfigDict) and len(value)
-    if is_section:
+    if _is_section(value):
       sections.append(key)
     else:
       yield prefix + key, value
   for key in sections:
-    yield from sorted_items(config[key], f"{prefix}{key}.")
+    yield prefix + key, config[key]
+    yield from items(config[key], f"{prefix}{key}.")
 
 
 # --- Comments of a config's source -----------------------------------------------------------
 
 
-def key_comments(paths: Iterator[pathlib.Path]) -> dict[str, str]:
+def key_comments(paths: Sequence[pathlib.Path]) -> dict[str, str]:
   """Returns the comments of dotted config keys.
 
   A comment stands behind the line that sets a key, or on lines of its own above it. Keys may be
@@ -99,7 +111,11 @@ def key_comments(paths: Iterator[pathlib.Path]) -> dict[str, str]:
   for path in paths:
     source = path.read_text()
     comment_lines = _comment_lines(source)
+    previous_line = 0
     for key, first_line, last_line in _settings(ast.parse(source)):
+      if first_line == previous_line:
+        continue  # of a section on one line: the comment is the section's
+      previous_line = first_line
       comment = _comment_of(comment_lines, first_line, last_line)
       if comment:
         comments.setdefault(key, comment)
@@ -156,8 +172,9 @@ def _dotted(node: ast.expr, names: dict[str, str]) -> str | None:
   while isinstance(node, ast.Attribute):
     parts.insert(0, node.attr)
     node = node.value
-  is_config = isinstance(node, ast.Name) and node.id in names and parts
-  return names[node.id] + ".".join(parts) if is_config else None
+  if not parts or not isinstance(node, ast.Name) or node.id not in names:
+    return None
+  return names[node.id] + ".".join(parts)
 
 
 def _keywords(node: ast.expr, prefix: str) -> Iterator[tuple[str, int, int]]:

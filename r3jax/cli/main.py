@@ -38,8 +38,28 @@ class Command:
 
 COMMANDS = {
   "train": Command("train a model by R3, or resume a run", config="r3_geneval"),
+  "evaluate": Command(
+    "evaluate a model on held-out prompts", config="r3_geneval"
+  ),
+  "compare": Command("compare finished evaluations", words="A B ..."),
+  "rescore": Command(
+    "score the images of an evaluation by another reward",
+    words="DIR",
+    config="r3_geneval",
+  ),
+  "generate": Command("draw images of prompts", config="r3_geneval"),
+  "edit": Command("edit an image as told", config="r3_geneval"),
+  "ask": Command("ask the model about an image", config="r3_geneval"),
+  "convert": Command("convert a model between BAGEL's format and Orbax"),
   "compile": Command(
     "compile a run for a TPU slice, without a TPU", config="r3_geneval"
+  ),
+  "serve-reward": Command("serve a reward over HTTP"),
+  "check-parity": Command(
+    "compare r3jax with recorded numbers of the reference"
+  ),
+  "report": Command(
+    "print a run's summary and the path of its report", words="DIR"
   ),
 }
 
@@ -70,12 +90,18 @@ def main() -> None:
     print(importlib.import_module("r3jax").__version__)
     return
   if name not in COMMANDS:
-    nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"; did you mean {nearest[0]}?" if nearest else ""
-    sys.exit(
-      f"r3jax: the command must be one of {', '.join(COMMANDS)}; got {name!r}{hint}"
+    message = (
+      f"r3jax: the command must be one of {', '.join(COMMANDS)}; got {name!r}"
     )
+    for nearest in difflib.get_close_matches(name, COMMANDS, n=1):
+      message += f"; did you mean {nearest}?"
+    sys.exit(message)
   run_command(name, rest)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+  """Returns whether a command line asks for help."""
+  return bool(set(arguments) & set(_HELP))
 
 
 def run_command(name: str, arguments: Sequence[str]) -> None:
@@ -87,7 +113,7 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
   """
   module = importlib.import_module(f"r3jax.cli.{name.replace('-', '_')}")
   module.define_flags()
-  if set(arguments) & set(_HELP):
+  if asks_for_help(arguments):
     print(_help(name, module, arguments))
     return
   # ml_collections looks there for the overrides --config.KEY=VALUE.
@@ -119,7 +145,7 @@ def _parse(name: str, argv: list[str]) -> list[str]:
     argv = flags.FLAGS.read_flags_from_files(argv)
     _, *words = flags.FLAGS(command_line.resolve_config(argv))
   except (flags.Error, ValueError) as error:
-    sys.exit(f"r3jax: {error}\n`r3jax {name} --help` lists the flags.")
+    sys.exit(f"r3jax: {error} (`r3jax {name} --help` lists the flags)")
   except (AttributeError, KeyError) as error:  # an override of an unknown key
     sys.exit(f"r3jax: --config has no such key: {error.args[0]}")
   expected = COMMANDS[name].words

@@ -51,11 +51,12 @@ def find(name: str) -> tuple[pathlib.Path, str]:
   if path.is_file():
     return path, variant
   names = shipped_names()
-  nearest = difflib.get_close_matches(path.stem, names, n=1)
-  hint = f"; did you mean {nearest[0]}?" if nearest else ""
-  raise ValueError(
-    f"--config must be a config file or one of {', '.join(names)}; got {file!r}{hint}"
+  message = (
+    f"--config must be a config file or one of {', '.join(names)}; got {file!r}"
   )
+  for nearest in difflib.get_close_matches(path.stem, names, n=1):
+    message += f"; did you mean {nearest}?"
+  raise ValueError(message)
 
 
 def make_importable(folder: pathlib.Path) -> None:

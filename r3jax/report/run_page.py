@@ -6,7 +6,6 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
-import sys
 
 from etils import epath
 
@@ -204,16 +203,3 @@ def _facts(summary: RunSummary) -> Table:
   for package, version in summary.versions.items():
     rows.append((package, [version]))
   return Table("Run", ["", "value"], rows)
-
-
-def main(workdir: epath.PathLike) -> None:
-  """Prints where the page of a run is, and what its summary.json says."""
-  workdir = epath.Path(workdir)
-  values = json.loads((workdir / "summary.json").read_text())
-  print(f"report: {workdir / 'report' / 'index.html'}")
-  for line in summary_lines(RunSummary.from_json(values)):
-    print(line)
-
-
-if __name__ == "__main__":
-  main(sys.argv[1])

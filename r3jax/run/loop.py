@@ -229,3 +229,21 @@ def _samples_are_due(config: ml_collections.ConfigDict, number: int) -> bool:
   """Returns whether an iteration's samples go to the report."""
   every = config.log.samples_every
   return bool(every) and (number == 1 or number % every == 0)
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
+  """Trains the model of a config in one process; resumes an interrupted run.
+
+  Args:
+    config: Config, see `configs/r3_geneval.py`.
+    workdir: Folder of the run.
+
+  Returns:
+    The summary of the run, as summary.json has it.
+
+  Raises:
+    ValueError: The config, the model or the workdir cannot be used.
+    budget.BudgetExceeded: Too many images got no score; the run is saved and can be resumed.
+  """
+  session, policy = sessions.prepare(config, workdir)
+  return run(session, policy)

@@ -1,0 +1,45 @@
+"""Converts models between BAGEL's format and Orbax."""
+
+from collections.abc import Callable
+
+from etils import epath
+import jax
+
+from r3jax import types
+from r3jax.checkpoint import pretrained
+from r3jax.model import network
+from r3jax.parallel import meshes
+from r3jax.worlds import registry
+
+
+def convert(
+  source: str,
+  out: epath.Path,
+  form: str,
+  dtype: types.DType | None,
+  on_read: Callable[[float], None],
+  on_write: Callable[[float], None],
+) -> None:
+  """Writes a model's weights in another format; low-rank adapters of a run are merged into them.
+
+  Args:
+    source: folder of a model, workdir of a run, or the name of a world that comes with a model.
+    out: folder to write; must not hold a model.
+    form: "orbax", for fast restarts, or "bagel".
+    dtype: of the written weights; None keeps the stored one, except that weights with merged
+      adapters are float32.
+    on_read: called with the share that has been read, up to 1.
+    on_write: called with the share that has been written.
+
+  Raises:
+    ValueError: the source cannot be read, or `out` holds a model.
+  """
+  pretrained.check_free(out)  # before a large model is read
+  if source in registry.REGISTERED:
+    model = pretrained.find(registry.OF_WORLD, source)
+  else:
+    model = pretrained.find(source)
+  mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
+  shardings = pretrained.shardings(network.Bagel(model.sizes), mesh)
+  weights = model.weights(shardings, dtype, on_read)
+  pretrained.save(weights, model, out, form, on_write)

@@ -1,0 +1,37 @@
+"""Asks the model a question about an image, and prints the answer.
+
+  r3jax ask --image=FILE --question="what is there ?"
+
+The answer begins with the model's thought in <think> tags.
+"""
+
+import sys
+
+from absl import flags
+from absl import logging
+
+from r3jax.cli import model_flags
+from r3jax.generation import edit
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  model_flags.define_model()
+  model_flags.define_seed()
+  model_flags.define_temperature()
+  flags.DEFINE_string("image", None, "Image file to ask about.")
+  flags.DEFINE_string("question", None, "What to ask.")
+
+
+def run() -> None:
+  """Asks, and exits with a message where the flags cannot be used."""
+  logging.set_verbosity(logging.WARNING)
+  values = flags.FLAGS
+  try:
+    if not values.image or not values.question:
+      raise ValueError("answers need --image and --question")
+    config = model_flags.config()
+    answer = edit.ask(config, values.image, values.question)
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
+  print(answer)

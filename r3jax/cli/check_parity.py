@@ -1,0 +1,103 @@
+"""Compares r3jax with recorded numbers of the reference, case by case.
+
+  r3jax check-parity --goldens=tests/goldens/tiny-a
+
+The exit code is 0 where every case of the folder's manifest ran and passed. In float32 with full
+products an array passes within the manifest's tolerance. Otherwise (--dtype, --matmul_precision)
+the table shows errors, and an array fails where it is not finite or beyond --tolerance_scale.
+"""
+
+import pathlib
+import sys
+import time
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from r3jax.parity import check
+from r3jax.parity import goldens
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  flags.DEFINE_string(
+    "goldens", None, "Folder of weights, manifest.json and cases."
+  )
+  flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Compute dtype of the model."
+  )
+  flags.DEFINE_enum(
+    "matmul_precision",
+    "highest",
+    ["highest", "high", "default"],
+    "Precision of products in float32.",
+  )
+  flags.DEFINE_float(
+    "tolerance_scale",
+    None,
+    "Errors may be this many times the tolerance. Default: 1 in full float32, else no limit.",
+  )
+  flags.DEFINE_list(
+    "cases",
+    None,
+    "Prefixes of the cases to run; the others count as skipped.",
+  )
+  flags.mark_flag_as_required("goldens")
+
+
+def run() -> None:
+  """Prints a line per case; exits with 1 where one did not pass."""
+  values = flags.FLAGS
+  jax.config.update("jax_default_matmul_precision", values.matmul_precision)
+  folder = pathlib.Path(values.goldens)
+  if not (folder / "manifest.json").is_file():
+    sys.exit(
+      f"r3jax: --goldens must be a folder with manifest.json; there is none in {folder}"
+    )
+  golden = goldens.Golden(folder, jnp.dtype(values.dtype).type)
+  scale = _tolerance_scale()
+  num_passed = 0
+  print(
+    f"{'case':26} {'arrays':>6} {'worst array':34} {'error':>10} {'tolerance':>22} {'of it':>9}"
+  )
+  for case in golden.manifest:
+    if values.cases and not case.startswith(tuple(values.cases)):
+      print(f"{case:26} SKIPPED")
+      continue
+    start = time.monotonic()
+    verdicts = list(check.check(golden, case))
+    seconds = time.monotonic() - start
+    passes = all(verdict.passes(scale) for verdict in verdicts)
+    num_passed += passes
+    print(_row(case, verdicts, passes, seconds), flush=True)
+  num_cases = len(golden.manifest)
+  device = jax.devices()[0].device_kind
+  print(
+    f"{num_passed} of {num_cases} cases pass on {device}, {values.dtype}, "
+    f"products {values.matmul_precision}"
+  )
+  sys.exit(num_passed != num_cases)
+
+
+def _tolerance_scale() -> float:
+  values = flags.FLAGS
+  if values.tolerance_scale is not None:
+    return values.tolerance_scale
+  is_full = values.dtype == "float32" and values.matmul_precision == "highest"
+  return 1.0 if is_full else np.inf
+
+
+def _row(
+  case: str, verdicts: list[check.Verdict], passes: bool, seconds: float
+) -> str:
+  """Returns the line of a case: its worst array, and whether it passes."""
+  worst = max(
+    verdicts, key=lambda verdict: (not verdict.finite, verdict.excess)
+  )
+  verdict = "pass" if passes else "FAIL"
+  return (
+    f"{case:26} {len(verdicts):6} {worst.name:34.34} {worst.error:10.2e} "
+    f"{worst.tolerance!s:>22.22} {worst.excess:9.3f} {verdict} {seconds:6.1f} s"
+  )

@@ -1,0 +1,32 @@
+"""Compares finished evaluations.
+
+  r3jax compare A B ... --workdir=DIR
+
+A, B, ... are folders of evaluations, or workdirs of runs: all evaluations of a single run are
+compared with its first, and of several runs the last evaluation of each.
+"""
+
+from absl import flags
+from etils import epath
+
+from r3jax.cli import startup
+from r3jax.evaluation import finished
+from r3jax.report import comparison_report
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  flags.DEFINE_string("workdir", None, "Folder to write.")
+  flags.mark_flag_as_required("workdir")
+
+
+def run(*paths: str) -> None:
+  """Compares, and exits with a message where an evaluation cannot be read."""
+  startup.log_ours()
+  startup.together(_compare, paths)
+
+
+def _compare(paths: tuple[str, ...]) -> None:
+  groups = [finished.read(path) for path in paths]
+  folder = epath.Path(flags.FLAGS.workdir)
+  print(comparison_report.write(groups, folder, seed=0))

@@ -1,0 +1,51 @@
+"""Edits an image as told.
+
+  r3jax edit --image=FILE --instruction="add a green heart at top" --out=DIR
+
+--out gets edit_00.png, edit_01.png, ... and edit.json.
+"""
+
+import sys
+
+from absl import flags
+from absl import logging
+from etils import epath
+
+from r3jax.cli import model_flags
+from r3jax.cli import progress
+from r3jax.generation import edit
+
+
+def define_flags() -> None:
+  """Defines the flags of the command."""
+  model_flags.define_model()
+  model_flags.define_seed()
+  model_flags.define_points()
+  flags.DEFINE_string("image", None, "Image file to edit.")
+  flags.DEFINE_string("instruction", None, "How to edit it.")
+  flags.DEFINE_integer("num_images", 4, "Number of edits.", lower_bound=1)
+  flags.DEFINE_string("out", None, "Folder to write.")
+
+
+def run() -> None:
+  """Edits, and exits with a message where the flags cannot be used."""
+  logging.set_verbosity(logging.WARNING)
+  values = flags.FLAGS
+  try:
+    if not values.image or not values.instruction:
+      raise ValueError("edits need --image and --instruction")
+    if not values.out:
+      raise ValueError("--out must name the folder to write")
+    config = model_flags.config()
+    paths = edit.edit(
+      config,
+      values.image,
+      values.instruction,
+      values.num_images,
+      epath.Path(values.out),
+      on_step=progress.StepBar(config.eval.points - 1),
+    )
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
+  for path in paths:
+    print(path)

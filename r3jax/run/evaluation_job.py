@@ -1,0 +1,214 @@
+"""Evaluates a model outside of a run, and scores the images of an evaluation again."""
+
+import dataclasses
+import re
+
+from etils import epath
+import jax
+import ml_collections
+
+from r3jax import types
+from r3jax.checkpoint import training
+from r3jax.data import contamination
+from r3jax.evaluation import evaluate
+from r3jax.evaluation import finished
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import sample_table
+from r3jax.evaluation import second_judge
+from r3jax.evaluation import summary
+from r3jax.files import config_guard
+from r3jax.parallel import meshes
+from r3jax.report import evaluation_report
+from r3jax.report import judge_report
+from r3jax.rewards import registry
+from r3jax.rewards.from_host import budget
+from r3jax.run import evaluation_setup
+from r3jax.run import prompt_selection
+from r3jax.run import setup
+from r3jax.run import workdir
+from r3jax.worlds import registry as worlds_registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A checked and loaded evaluation.
+
+  Attributes:
+    config: of the evaluation.
+    folder: gets its files.
+    experiment: what the config describes.
+    mesh: all devices.
+    evaluation: on the held-out prompts.
+    policy: parameters of the policy.
+    towers: parameters of the image towers.
+  """
+
+  config: ml_collections.ConfigDict
+  folder: epath.Path
+  experiment: setup.Experiment
+  mesh: jax.sharding.Mesh
+  evaluation: evaluate.Evaluation
+  policy: types.Params
+  towers: types.Params
+
+
+def with_checkpoint(
+  config: ml_collections.ConfigDict, checkpoint: str
+) -> ml_collections.ConfigDict:
+  """Returns a config that evaluates a checkpoint; adapters of a run are merged, not added.
+
+  Args:
+    config: as for the main job.
+    checkpoint: folder of a model, or workdir of a run; "" keeps model.folder.
+  """
+  config = config.copy_and_resolve_references()
+  config.model.lora.rank = 0
+  if checkpoint:
+    config.model.folder = checkpoint
+  return config
+
+
+def prepare(
+  config: ml_collections.ConfigDict, folder: str, checkpoint: str = ""
+) -> Job:
+  """Checks the config, opens the folder of the evaluation and loads the model.
+
+  Args:
+    config: as for the main job.
+    folder: of a new evaluation, or of one to resume.
+    checkpoint: see `with_checkpoint`.
+
+  Raises:
+    ValueError: the config, the model or the folder cannot be used.
+  """
+  config = with_checkpoint(config, checkpoint)
+  path = epath.Path(folder)
+  experiment = setup.build_to_evaluate(config)
+  mesh = meshes.make_mesh(**config.mesh)
+  evaluation = evaluation_setup.build(config, experiment, mesh)
+  config_guard.check_writable(path)
+  identity = {
+    "model": config.model.to_dict(),
+    "weights": experiment.pretrained.fingerprint(),
+    **evaluation.settings,
+  }
+  services = experiment.reward.describe()
+  if services:
+    identity["reward_services"] = services
+  config_guard.write_or_check(path, identity, may_differ=())
+  bagel = experiment.modules.bagel
+  policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
+  return Job(config, path, experiment, mesh, evaluation, policy, towers)
+
+
+def run(job: Job) -> summary.Summary:
+  """Draws and scores the images that are missing, and writes the results; returns the summary.
+
+  Raises:
+    budget.BudgetExceeded: too few images have a score.
+  """
+  context = _context(job)
+  reward = job.experiment.reward
+  reward.begin(context.step)
+  with jax.set_mesh(job.mesh), reward.logging_to(job.folder / "rewards"):
+    samples = job.evaluation.run(
+      job.policy, job.towers, job.folder, context.step
+    )
+  missing = sample_table.of_samples(samples).missing
+  budget.check_evaluation(missing, job.config.reward.max_failed_fraction)
+  return evaluation_report.conclude(job.folder, samples, context)
+
+
+def _context(job: Job) -> summary.Context:
+  folder = job.config.model.folder
+  trained_on, is_complete = workdir.trained_on(folder)
+  leaked = contamination.leaked(trained_on, job.experiment.heldout, is_complete)
+  files = workdir.Workdir(epath.Path(folder))
+  step = training.latest_step(files.checkpoints) or 0
+  title = f"r3jax: evaluation of {folder}"
+  return summary.Context(
+    title, step, leaked, job.evaluation.flops, job.config.eval.seed
+  )
+
+
+def evaluate_model(
+  config: ml_collections.ConfigDict, folder: str, checkpoint: str = ""
+) -> summary.Summary:
+  """Evaluates a model on the held-out prompts of a config, in one process or many.
+
+  Args:
+    config: as for the main job.
+    folder: gets the results; an interrupted evaluation there is resumed.
+    checkpoint: see `with_checkpoint`.
+
+  Returns:
+    The summary, as in summary.json.
+
+  Raises:
+    ValueError: the config, the model or the folder cannot be used.
+    budget.BudgetExceeded: too few images have a score.
+  """
+  return run(prepare(config, folder, checkpoint))
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """How two rewards agree on the images of an evaluation.
+
+  Attributes:
+    text: tables for people.
+    missing: share of the images that the second reward gave no score.
+  """
+
+  text: str
+  missing: float
+
+
+def rescore(
+  config: ml_collections.ConfigDict, folder: str, judge: str
+) -> Comparison:
+  """Scores the images of an evaluation by the reward of a config, and compares the two rewards.
+
+  Args:
+    config: as for the main job; its held-out prompts are those of the evaluation.
+    folder: of the evaluation.
+    judge: name of the reward in files and tables.
+
+  Raises:
+    ValueError: the name, the folder or the config cannot be used.
+  """
+  if not re.fullmatch(r"[\w.-]+", judge):
+    raise ValueError(
+      "--judge must name the other reward, in letters, digits, '.', '-' and '_'; "
+      f"got {judge!r}"
+    )
+  path = epath.Path(folder)
+  if not sample_log.exists(path):
+    raise ValueError(
+      f"rescore must be given the folder of an evaluation; there are no samples in {folder}"
+    )
+  if jax.process_count() > 1:
+    raise ValueError(
+      f"images are scored again in one process; there are {jax.process_count()}"
+    )
+  config = with_checkpoint(config, "")
+  (evaluation,) = finished.read(folder)
+  heldout = setup.load_heldout(config)
+  records = prompt_selection.evenly(
+    heldout, config.eval.prompts, config.eval.seed
+  )
+  mesh = meshes.make_mesh(**config.mesh)
+  world = worlds_registry.find_if_named(config.world)
+  image_size = (config.image.height, config.image.width)
+  reward = registry.build(config.reward, world, image_size)
+  scores = second_judge.rescore(
+    reward, mesh, path, evaluation.samples, records, config.eval.batch_size
+  )
+  agreements = second_judge.by_tag(
+    second_judge.scores_of(evaluation.samples), scores, config.eval.seed
+  )
+  text = judge_report.write(
+    path, judge, scores, agreements, evaluation.summary.notes()
+  )
+  num_missing = sum(score.score is None for score in scores)
+  return Comparison(text, num_missing / len(scores))

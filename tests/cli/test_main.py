@@ -1,0 +1,188 @@
+"""Tests of the command `r3jax` as a user meets it: help, configs, refusals, imports."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from r3jax.cli import main
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(
+  *arguments: str, cwd: pathlib.Path = ROOT
+) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, *arguments],
+    cwd=cwd,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+def r3jax(*arguments: str, **options) -> subprocess.CompletedProcess:
+  return run("-m", "r3jax", *arguments, **options)
+
+
+def refusal(*arguments: str, **options) -> str:
+  done = r3jax(*arguments, **options)
+  assert done.returncode == 1, done.stderr
+  assert "Traceback" not in done.stderr
+  return done.stderr.splitlines()[-1]
+
+
+class TestHelp:
+  def test_of_all_commands(self):
+    done = r3jax("--help")
+    assert done.returncode == 0
+    for name in main.COMMANDS:
+      assert re.search(rf"^  {name} +\w", done.stdout, re.M)
+    assert r3jax().stdout == done.stdout
+
+  @pytest.mark.parametrize("name", main.COMMANDS)
+  def test_of_one_command(self, name):
+    done = r3jax(name, "--help")
+    assert done.returncode == 0, done.stderr
+    command = main.COMMANDS[name]
+    assert done.stdout.startswith(
+      f"usage: r3jax {name} {command.words}".rstrip()
+    )
+    assert f"  r3jax {name} " in done.stdout.split("flags:")[0]
+    assert ("--config.seed=0" in done.stdout) == bool(command.config)
+
+  def test_shows_the_keys_of_the_config_that_is_named(self):
+    done = r3jax("train", "--help", "--config=r3_geneval:shapes")
+    assert "--config.groups_per_step=8\n" in done.stdout
+    assert "--config.world='shapes'\n" in done.stdout
+    assert "keys of r3_geneval:shapes" in done.stdout
+
+  def test_version(self):
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", r3jax("--version").stdout)
+
+
+class TestImports:
+  """Seconds are bounded generously: other tests run meanwhile."""
+
+  @pytest.mark.parametrize(
+    "arguments", [("-c", "import r3jax"), ("-m", "r3jax", "--help")]
+  )
+  def test_do_not_wait_for_jax(self, arguments):
+    start = time.monotonic()
+    done = run("-X", "importtime", *arguments)
+    assert time.monotonic() - start < 10
+    imported = {
+      line.split("|")[-1].strip() for line in done.stderr.splitlines()
+    }
+    assert "r3jax" in imported
+    assert not imported & {"jax", "flax", "numpy"}
+
+  def test_public_names_are_imported_when_they_are_used(self):
+    code = (
+      "import sys, r3jax; assert 'jax' not in sys.modules; "
+      "names = [getattr(r3jax, name) for name in dir(r3jax)]; "
+      "assert r3jax.Model is sys.modules['r3jax.inference'].Model"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+  def test_no_library_module_defines_a_flag(self):
+    code = (
+      "import pkgutil, importlib, r3jax; from absl import flags\n"
+      "before = set(flags.FLAGS)\n"
+      "for module in pkgutil.walk_packages(r3jax.__path__, 'r3jax.'):\n"
+      "  if module.name != 'r3jax.__main__': importlib.import_module(module.name)\n"
+      "ours = {m for m in flags.FLAGS.flags_by_module_dict() if m.startswith('r3jax')}\n"
+      "assert not ours, ours"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+class TestConfig:
+  KEY = "--config.no_such_key=1"
+
+  @pytest.mark.parametrize(
+    "config",
+    [
+      "--config=r3_geneval:shapes",
+      f"--config={ROOT}/configs/r3_geneval.py:shapes",
+      "--config=r3_tiif",
+    ],
+  )
+  def test_is_found_by_name_and_by_path_from_anywhere(self, tmp_path, config):
+    message = refusal("train", config, "--workdir=w", self.KEY, cwd=tmp_path)
+    assert message.startswith("r3jax: --config has no such key")
+    assert "no_such_key" in message
+
+  def test_value_may_be_the_next_word(self, tmp_path):
+    message = refusal(
+      "train",
+      "--config",
+      "r3_geneval",
+      "--workdir",
+      "w",
+      self.KEY,
+      cwd=tmp_path,
+    )
+    assert "no_such_key" in message
+
+  @pytest.mark.parametrize(
+    "config, message",
+    [
+      ("r3_genevl", "got 'r3_genevl'; did you mean r3_geneval?"),
+      ("configs/r3_tif.py", "got 'configs/r3_tif.py'; did you mean r3_tiif?"),
+      ("r3_geneval:shaps", "variant must be one of"),
+      ("sft_shapes:v5p-128", "has no variants; got 'v5p-128'"),
+    ],
+  )
+  def test_unknown_one_is_one_line(self, config, message):
+    assert message in refusal("train", f"--config={config}", "--workdir=w")
+
+  def test_users_config_may_import_a_shipped_one(self, tmp_path):
+    (tmp_path / "mine.py").write_text(
+      "from configs import r3_geneval\n"
+      "from configs import beside\n"
+      "def get_config():\n"
+      "  config = r3_geneval.get_config('shapes').unlock()\n"
+      "  config.mine = beside.VALUE\n"
+      "  return config.lock()\n"
+    )
+    (tmp_path / "beside.py").write_text("VALUE = 3\n")
+    done = r3jax("train", "--config=mine.py", "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--config.mine=3\n" in done.stdout
+
+
+class TestRefusals:
+  def test_unknown_command_names_the_nearest(self):
+    message = refusal("trian")
+    assert "got 'trian'; did you mean train?" in message
+
+  @pytest.mark.parametrize(
+    "arguments, message",
+    [
+      (
+        ["--config=r3_geneval", "--workdr=w"],
+        "Unknown command line flag 'workdr'",
+      ),
+      (["--config=r3_geneval"], "--workdir must have a value"),
+      (
+        ["--config=r3_geneval", "--workdir=w", "x"],
+        "takes flags only; got ['x']",
+      ),
+    ],
+  )
+  def test_flags_that_cannot_be_are_one_line(self, arguments, message):
+    assert message in refusal("train", *arguments)
+
+  def test_words_are_counted(self):
+    assert "rescore takes DIR; got []" in refusal(
+      "rescore", "--config=r3_geneval"
+    )
