@@ -15,7 +15,7 @@ from etils import epath
 
 from r3jax.cli import model_flags
 from r3jax.cli import progress
-from r3jax.data.records import Prompt
+from r3jax.data import records
 from r3jax.generation import draw
 from r3jax.generation import prompt_file
 
@@ -62,7 +62,7 @@ def _draw() -> epath.Path:
     raise ValueError("--out must name the folder to write")
   config = model_flags.config()
   if values.prompt:
-    prompts = [Prompt(tag="", text=values.prompt)]
+    prompts = [records.Prompt(tag="", text=values.prompt)]
   else:
     prompts = prompt_file.read(epath.Path(values.prompts))
   callbacks = draw.Progress(

@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from r3jax import inference
-from r3jax.data.records import Prompt
+from r3jax.data import records
 from r3jax.files import config_guard
 from r3jax.report import gallery
 from r3jax.run import model_setup
@@ -41,7 +41,7 @@ class Progress:
 
 def draw(
   config: ml_collections.ConfigDict,
-  prompts: Sequence[Prompt],
+  prompts: Sequence[records.Prompt],
   num_images: int,
   folder: epath.Path,
   progress: Progress,
@@ -124,7 +124,7 @@ def _missing(
 def _targets(
   config: ml_collections.ConfigDict,
   world: worlds_base.World | None,
-  prompts: Sequence[Prompt],
+  prompts: Sequence[records.Prompt],
 ) -> list[worlds_base.Target | None]:
   """Returns the verifier's target of every prompt, None where it cannot be verified.
 

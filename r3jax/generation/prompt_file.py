@@ -4,10 +4,10 @@ import json
 
 from etils import epath
 
-from r3jax.data.records import Prompt
+from r3jax.data import records
 
 
-def read(path: epath.Path) -> list[Prompt]:
+def read(path: epath.Path) -> list[records.Prompt]:
   """Returns the prompts of a file, with `include` items where they can be scored.
 
   Args:
@@ -34,14 +34,14 @@ def read(path: epath.Path) -> list[Prompt]:
   return prompts
 
 
-def _parse(line: str, place: str) -> Prompt:
+def _parse(line: str, place: str) -> records.Prompt:
   """Returns the prompt of a line.
 
   Raises:
     ValueError: the line is no prompt; the message begins with its place.
   """
   if not line.startswith("{"):
-    return Prompt(tag="", text=line)
+    return records.Prompt(tag="", text=line)
   try:
     values = json.loads(line)
   except json.JSONDecodeError as error:
@@ -49,5 +49,5 @@ def _parse(line: str, place: str) -> Prompt:
   if not isinstance(values.get("prompt"), str):
     raise ValueError(f"{place}: the object must have a text 'prompt'")
   if "include" not in values:
-    return Prompt(tag="", text=values["prompt"])
-  return Prompt.from_json({"tag": "none"} | values, place)
+    return records.Prompt(tag="", text=values["prompt"])
+  return records.Prompt.from_json({"tag": "none"} | values, place)

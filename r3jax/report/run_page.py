@@ -1,11 +1,7 @@
-"""Writes the page of a training run, and prints what its summary says.
-
-`python -m r3jax.report.run_page WORKDIR` prints the summary of a run.
-"""
+"""Writes the page of a training run, and its summary as lines for `r3jax report WORKDIR`."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 
 from etils import epath
 

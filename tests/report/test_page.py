@@ -451,7 +451,7 @@ class TestMain:
   def test_prints_where_the_report_is_and_what_improved(self, tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
     output = subprocess.run(
-      [sys.executable, "-m", "r3jax.report.run_page", str(tmp_path)],
+      [sys.executable, "-m", "r3jax", "report", str(tmp_path)],
       check=True,
       cwd=pathlib.Path(__file__).parents[2],
       capture_output=True,
