@@ -50,6 +50,9 @@ COMMANDS = {
   "generate": Command("draw images of prompts", config="r3_geneval"),
   "edit": Command("edit an image as told", config="r3_geneval"),
   "ask": Command("ask the model about an image", config="r3_geneval"),
+  "sft": Command(
+    "train the small model of the embedded world", config="sft_shapes"
+  ),
   "convert": Command("convert a model between BAGEL's format and Orbax"),
   "compile": Command(
     "compile a run for a TPU slice, without a TPU", config="r3_geneval"
