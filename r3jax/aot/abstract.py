@@ -25,14 +25,12 @@ from r3jax.parallel import sharding
 from r3jax.rewards import outcome
 from r3jax.rl import iteration_settings
 from r3jax.rl import train_state
-from r3jax.rl import train_state as train_state_lib
 from r3jax.run import model_setup
 from r3jax.run import stage_settings
 from r3jax.sequence import protocol
 
-CHARACTERS_PER_TOKEN = (
-  4  # of English text, where there is no tokenizer to count with
-)
+# Of English text, where there is no tokenizer to count with.
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,19 +192,17 @@ def start(
   return adapters, train_state.Frozen(towers, reference, narrow_policy)
 
 
-def train_state(
+def initial_state(
   policy: types.Params,
   optimizer: optax.GradientTransformation,
   mesh: jax.sharding.Mesh,
-) -> train_state_lib.TrainState:
+) -> train_state.TrainState:
   """Returns the state at the start of a run."""
   moments = jax.eval_shape(optimizer.init, policy)
   policy_shardings = jax.tree.map(lambda leaf: leaf.sharding, policy)
   shardings = sharding.like_parameters(moments, policy_shardings, mesh)
   step = on_mesh(jax.ShapeDtypeStruct((), jnp.int32), mesh)
-  return train_state_lib.TrainState(
-    policy, on_mesh(moments, mesh, shardings), step
-  )
+  return train_state.TrainState(policy, on_mesh(moments, mesh, shardings), step)
 
 
 def prompts(

@@ -102,7 +102,7 @@ def step(
   )
   # Shapes of what the step takes.
   policy, frozen = abstract.start(base.modules, settings.loss, mesh)
-  state = abstract.train_state(policy, optimizer, mesh)
+  state = abstract.initial_state(policy, optimizer, mesh)
   prompts = abstract.on_mesh(
     abstract.prompts(base.rollout, settings.num_groups), mesh
   )
@@ -156,7 +156,7 @@ def evaluation(
     config.eval.seed,
   )
   policy, frozen = abstract.start(base.modules, base.settings.loss, mesh)
-  state = abstract.train_state(policy, _optimizer(config), mesh)
+  state = abstract.initial_state(policy, _optimizer(config), mesh)
   held = _held(state, frozen)
   over_replicas = jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(placement.AXIS)

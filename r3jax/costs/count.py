@@ -164,7 +164,7 @@ def rollouts(
 
   Args:
     modules: of the run.
-    settings: of the run.
+    settings: how it samples.
     mesh: sizes of its axes.
     groups: number of prompts.
     samples: number of images of a prompt; what they share is computed once.
@@ -224,7 +224,8 @@ def iteration(
 
   Args:
     modules: of the run.
-    settings: of the run.
+    rollout: how it samples.
+    settings: how it learns.
     mesh: sizes of its axes.
     remat: whether the backward pass computes layers again.
     trains_all: whether it forms the gradients of the weights; adapters need only those of
