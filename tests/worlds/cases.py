@@ -75,3 +75,21 @@ def draw(rng, count):
         yield record, edits.apply(edits.random_operations(right, rng, 2), right)
       case 3:
         yield record, random_objects(rng, int(rng.integers(7)))
+
+
+def objects_in(text):
+  """Reads the "color shape cell" triples of a plan or description, wherever they stand."""
+  words = text.split()
+  objects = []
+  for color, shape, cell in zip(words, words[1:], words[2:], strict=False):
+    if (
+      color in scenes.COLORS and shape in scenes.SHAPES and cell in scenes.CELLS
+    ):
+      objects.append(
+        (
+          scenes.SHAPES.index(shape),
+          scenes.COLORS.index(color),
+          scenes.CELLS.index(cell),
+        )
+      )
+  return objects

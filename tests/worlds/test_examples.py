@@ -14,6 +14,7 @@ from r3jax.worlds.shapes import grammar
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import vocabulary
+from tests.worlds import cases
 
 RECORDS = prompts.train_records()
 # Slots of the longest text, begin and end included.
@@ -48,7 +49,7 @@ class TestReasonExample:
     for record in _records(rng, 1000):
       example = examples.reason_example(record, rng, flaw_rate=0.6)
       objects = scenes.objects_of(example.scene)
-      assert grammar.objects_in(example.thought) == objects
+      assert cases.objects_in(example.thought) == objects
       assert example.prompt == record.text
       right += edits.satisfied(record, objects)
     assert right / 1000 == pytest.approx(0.4, abs=0.05)
@@ -75,7 +76,7 @@ class TestReflectExample:
         grammar.related(record, objects),
       )
       in_order = list(pair.objects) if pair and not smudges else objects
-      assert grammar.objects_in(example.answer.split(" : ")[0]) == in_order
+      assert cases.objects_in(example.answer.split(" : ")[0]) == in_order
       stop = example.answer.endswith("</think> no further edit needed")
       assert stop == (edits.satisfied(record, objects) and not smudges)
       assert example.answer.count("smudge at") == len(smudges)
@@ -106,7 +107,7 @@ class TestQuestionExample:
     rng = np.random.default_rng(5)
     for record in _records(rng, 300):
       example = examples.question_example(record, rng)
-      assert grammar.objects_in(example.answer) == scenes.objects_of(
+      assert cases.objects_in(example.answer) == scenes.objects_of(
         example.scene
       )
 
@@ -117,7 +118,7 @@ class TestDescriptionExample:
     sizes, smudged = collections.Counter(), 0
     for _ in range(500):
       example = examples.description_example(rng)
-      assert grammar.objects_in(example.answer) == scenes.objects_of(
+      assert cases.objects_in(example.answer) == scenes.objects_of(
         example.scene
       )
       assert example.answer.count("smudge") == len(

@@ -42,8 +42,8 @@ class TestObjectsIn:
       objects = sorted(
         cases.random_objects(rng, size), key=lambda item: item[2]
       )
-      assert grammar.objects_in(grammar.plan_text(objects)) == objects
-      assert grammar.objects_in(grammar.reflect_answer(objects, [])) == objects
+      assert cases.objects_in(grammar.plan_text(objects)) == objects
+      assert cases.objects_in(grammar.reflect_answer(objects, [])) == objects
 
 
 class TestInstructionText:

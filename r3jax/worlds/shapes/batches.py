@@ -1,4 +1,4 @@
-"""Batches of supervised examples as arrays, for SFT (Grain pipeline)."""
+"""Batches of supervised examples as arrays, by a Grain pipeline."""
 
 from collections.abc import Callable, Iterator, Mapping
 import dataclasses
@@ -18,15 +18,15 @@ from r3jax.worlds.shapes import scenes
 
 @flax.struct.dataclass
 class TextRows:
-  """Text segments."""
+  """Text segments of a batch."""
 
-  ids: jax.Array  # [B, T]
-  lengths: jax.Array  # [B]
+  ids: jax.Array  # [B, T] int32, begin and end included
+  lengths: jax.Array  # [B] int32
 
 
 @flax.struct.dataclass
 class ReasonRows:
-  """Prompt, thought, image of the thought."""
+  """Prompts, thoughts about them, and images of the thoughts."""
 
   prompt: TextRows
   thought: TextRows
@@ -35,7 +35,7 @@ class ReasonRows:
 
 @flax.struct.dataclass
 class ReflectRows:
-  """Image, question, answer."""
+  """Images, questions about them, and answers."""
 
   scene: scenes.Scene
   question: TextRows
@@ -44,7 +44,7 @@ class ReflectRows:
 
 @flax.struct.dataclass
 class RefineRows:
-  """Image, instruction, edited image."""
+  """Images, instructions, and the edited images."""
 
   scene: scenes.Scene
   instruction: TextRows
@@ -62,15 +62,15 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Mix:
-  """What examples are drawn from.
+  """Shares of the kinds of examples.
 
   Attributes:
-    plan_flaws: share of flawed plans.
-    instruction_flaws: share of instructions that do not help.
-    questions: share of reflect examples that are other questions about the image.
-    descriptions: share of reflect examples that ask what is there.
-    reflect_tags: how often a tag is drawn for reflect examples, relative to the others; 1 where none
-      is given.
+    plan_flaws: share of the plans that are flawed.
+    instruction_flaws: share of the instructions that do not help.
+    questions: share of the reflect examples that ask something else about the image.
+    descriptions: share of the reflect examples that ask what is there.
+    reflect_tags: how often a tag is drawn for reflect examples, relative to the others; 1 for tags
+      that are not named.
   """
 
   plan_flaws: float
@@ -89,9 +89,16 @@ class Mix:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-  """Makes the arrays of example number i."""
+  """Makes the arrays of one example of each kind from its number.
 
-  # every tag is drawn equally often, but see `Mix`
+  Attributes:
+    records_by_tag: prompts to draw from; every tag is drawn equally often, but see `Mix`.
+    tokenizer: encodes the texts.
+    capacities: slots of the texts.
+    mix: shares of the kinds of examples.
+    seed: seed of all draws.
+  """
+
   records_by_tag: tuple[tuple[records_lib.Prompt, ...], ...]
   tokenizer: tokenization.TextTokenizer
   capacities: layouts.Capacities
@@ -99,19 +106,18 @@ class Encoder:
   seed: int
 
   def __call__(self, index: int) -> Batch:
-    """Returns one example of each kind, without a batch axis; depends on (seed, index) only."""
+    """Returns one example of each kind, without a batch axis; it depends on (seed, index) alone."""
     rng = np.random.default_rng((self.seed, index))
     return Batch(self._reason(rng), self._reflect(rng), self._refine(rng))
 
   def _record(
     self, rng: np.random.Generator, weights: Mapping[str, float]
-  ) -> dict:
-    shares = np.array(
-      [weights.get(records[0].tag, 1.0) for records in self.records_by_tag]
-    )
-    records = self.records_by_tag[
-      rng.choice(len(shares), p=shares / shares.sum())
-    ]
+  ) -> records_lib.Prompt:
+    """Draws a tag by its weight (1 if it has none), and a prompt of it."""
+    tags = [records[0].tag for records in self.records_by_tag]
+    shares = np.array([weights.get(tag, 1.0) for tag in tags])
+    tag_index = rng.choice(len(shares), p=shares / shares.sum())
+    records = self.records_by_tag[tag_index]
     return records[rng.integers(len(records))]
 
   def _text(self, text: str, capacity: int) -> TextRows:
@@ -119,18 +125,17 @@ class Encoder:
     return TextRows(ids, np.int32(length))
 
   def _reason(self, rng: np.random.Generator) -> ReasonRows:
-    example = examples.reason_example(
-      self._record(rng, {}), rng, self.mix.plan_flaws
-    )
-    c = self.capacities
+    record = self._record(rng, {})
+    example = examples.reason_example(record, rng, self.mix.plan_flaws)
     return ReasonRows(
-      self._text(example.prompt, c.prompt),
-      self._text(example.thought, c.thought),
+      self._text(example.prompt, self.capacities.prompt),
+      self._text(example.thought, self.capacities.thought),
       example.scene,
     )
 
   def _reflect(self, rng: np.random.Generator) -> ReflectRows:
-    record, kind = self._record(rng, self.mix.reflect_tags), rng.random()
+    record = self._record(rng, self.mix.reflect_tags)
+    kind = rng.random()
     if kind < self.mix.descriptions:
       example = examples.description_example(rng)
     elif kind < self.mix.descriptions + self.mix.questions:
@@ -139,11 +144,10 @@ class Encoder:
       example = examples.reflect_example(
         record, rng, self.mix.instruction_flaws
       )
-    c = self.capacities
     return ReflectRows(
       example.scene,
-      self._text(example.question, c.question),
-      self._text(example.answer, c.answer),
+      self._text(example.question, self.capacities.question),
+      self._text(example.answer, self.capacities.answer),
     )
 
   def _refine(self, rng: np.random.Generator) -> RefineRows:
@@ -158,21 +162,25 @@ class Encoder:
 def iterate(
   example: Callable[[int], object], batch_size: int, num_steps: int
 ) -> Iterator:
-  """Returns an iterator over `num_steps` stacked batches of the examples 0, 1, 2, ...
+  """Returns an iterator over batches of the examples 0, 1, 2, ...
 
   Args:
     example: maps an index to a pytree of numpy arrays.
     batch_size: examples per batch.
-    num_steps: batches.
+    num_steps: number of batches.
   """
-  data = grain.MapDataset.range(num_steps * batch_size).map(example)
-  stack = lambda rows: jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-  batches = data.batch(batch_size, drop_remainder=True, batch_fn=stack)
-  return iter(
-    batches.to_iter_dataset(
-      grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-    )
+  numbers = grain.MapDataset.range(num_steps * batch_size)
+  batches = numbers.map(example).batch(
+    batch_size, drop_remainder=True, batch_fn=_stack
   )
+  # One thread prepares a few batches while the devices compute.
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+  return iter(batches.to_iter_dataset(options))
+
+
+def _stack(rows):
+  """Stacks pytrees along a new first axis."""
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def dense_scene(index: int, seed: int) -> scenes.Scene:

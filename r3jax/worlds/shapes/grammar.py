@@ -1,6 +1,6 @@
-"""The text of the embedded world: plans, diagnoses, edit instructions, questions and answers.
+"""The texts of the embedded world: plans, diagnoses, edit instructions, questions and answers.
 
-Texts are short, for every token costs time. What they say is worked out in `worlds/edits.py`.
+Texts are short, because every token costs time. `edits.py` works out what they say.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 
 MAX_OPERATIONS = 2  # in one instruction
-MAX_ANSWER_TOKENS = 40  # of a reflect answer, markers not counted
+MAX_ANSWER_TOKENS = 40  # of a reflect answer, without begin and end
 DESCRIBE = "what is there ?"  # the question whose answer is a description
 STOP_INSTRUCTION = "no further edit needed"
+# kind of an operation -> what is wrong with the scene
 DIAGNOSES = {
   "add": "missing",
   "remove": "extra",
@@ -47,21 +48,33 @@ WORDS = frozenset(
 )
 
 
+# --- Descriptions and thoughts -------------------------------------------------------------------
+
+
+def _join(*parts: str) -> str:
+  """Joins the parts that are not empty with spaces."""
+  return " ".join(part for part in parts if part)
+
+
+def _thing(shape: int, color: int) -> str:
+  return f"{scenes.COLORS[color]} {scenes.SHAPES[shape]}"
+
+
 def describe(
   objects: Sequence[edits.Object], smudges: Sequence[int] = ()
 ) -> str:
   """Lists objects and smudged cells in cell order: "red square top-left , smudge center"."""
-  named = {
-    cell: f"{scenes.COLORS[color]} {scenes.SHAPES[shape]} {scenes.CELLS[cell]}"
-    for shape, color, cell in objects
-  }
-  named |= {cell: f"smudge {scenes.CELLS[cell]}" for cell in smudges}
-  return " , ".join(named[cell] for cell in sorted(named))
+  cell_texts = {}
+  for shape, color, cell in objects:
+    cell_texts[cell] = f"{_thing(shape, color)} {scenes.CELLS[cell]}"
+  for cell in smudges:
+    cell_texts[cell] = f"smudge {scenes.CELLS[cell]}"
+  return " , ".join(cell_texts[cell] for cell in sorted(cell_texts))
 
 
 def thought_text(thought: str) -> str:
   """Writes a thought, which may be empty, between its tags."""
-  return " ".join(filter(None, ("<think>", thought, "</think>")))
+  return _join("<think>", thought, "</think>")
 
 
 def plan_text(objects: Sequence[edits.Object]) -> str:
@@ -69,82 +82,76 @@ def plan_text(objects: Sequence[edits.Object]) -> str:
   return thought_text(describe(objects))
 
 
-def objects_in(text: str) -> list[edits.Object]:
-  """Reads the "color shape cell" triples of a plan or description, wherever they stand."""
-  words = text.split()
-  return [
-    (
-      scenes.SHAPES.index(shape),
-      scenes.COLORS.index(color),
-      scenes.CELLS.index(cell),
-    )
-    for color, shape, cell in zip(words, words[1:], words[2:])
-    if color in scenes.COLORS
-    and shape in scenes.SHAPES
-    and cell in scenes.CELLS
-  ]
-
-
-# --- Instructions and answers ------------------------------------------------------------------
+# --- Instructions and answers --------------------------------------------------------------------
 
 
 def _operation_text(operation: edits.Operation) -> str:
   cell = scenes.CELLS[operation.cell]
-  if operation.kind == "wipe":
-    return f"remove the smudge at {cell}"
-  thing = f"{scenes.COLORS[operation.color]} {scenes.SHAPES[operation.shape]} at {cell}"
+  thing = _thing(operation.shape, operation.color)
   match operation.kind:
+    case "wipe":
+      return f"remove the smudge at {cell}"
     case "add":
-      return f"add a {thing}"
+      return f"add a {thing} at {cell}"
     case "remove":
-      return f"remove the {thing}"
+      return f"remove the {thing} at {cell}"
     case "recolor":
-      return f"change the {thing} to {scenes.COLORS[operation.value]}"
+      new_color = scenes.COLORS[operation.value]
+      return f"change the {thing} at {cell} to {new_color}"
     case "replace":
-      return f"replace the {thing} with a {scenes.SHAPES[operation.value]}"
+      new_shape = scenes.SHAPES[operation.value]
+      return f"replace the {thing} at {cell} with a {new_shape}"
     case "move":
-      return f"move the {thing} to {scenes.CELLS[operation.value]}"
+      new_cell = scenes.CELLS[operation.value]
+      return f"move the {thing} at {cell} to {new_cell}"
     case "redraw":
-      kind = (
-        f"{scenes.COLORS[operation.color]} {scenes.SHAPES[operation.shape]}"
-      )
-      return f"replace the smudge at {cell} with a {kind}"
+      return f"replace the smudge at {cell} with a {thing}"
   raise ValueError(
     f"kind must be one of {list(DIAGNOSES)}, was {operation.kind!r}"
   )
 
 
 def instruction_text(operations: Sequence[edits.Operation]) -> str:
-  """Writes operations as one sentence; none as the instruction to stop."""
+  """Writes operations as one sentence; none at all as the instruction to stop."""
   return " and ".join(map(_operation_text, operations)) or STOP_INSTRUCTION
 
 
 @dataclasses.dataclass(frozen=True)
 class Related:
-  """The two objects that a record relates, in the prompt's order, and how they stand to each other."""
+  """The two objects that a record relates.
+
+  Attributes:
+    objects: in the prompt's order.
+    relation: of the first to the second; "" where none holds between their cells.
+  """
 
   objects: tuple[edits.Object, edits.Object]
-  # of the first to the second; empty where none holds between their cells
   relation: str
 
 
 def related(
   record: records.Prompt, objects: Sequence[edits.Object]
 ) -> Related | None:
-  """Finds what a record relates; None where it relates nothing or anything but its two things is there."""
+  """Finds the two objects that a record relates.
+
+  Returns:
+    The objects and their relation; None where the record relates nothing, or where the scene holds
+    anything but one object of each of the two shapes.
+  """
   if edits.relation_of(record) is None or len(objects) != 2:
     return None
-  base, other = [
+  base_shape, other_shape = [
     scenes.SHAPES.index(item.class_name) for item in record.include
   ]
-  pair = sorted(objects, key=lambda item: item[0] != other)
-  if [item[0] for item in pair] != [other, base]:
+  # "a bow right of a cross": the bow is item 1 of the record, and first in the prompt.
+  first, second = sorted(objects, key=lambda item: item[0] != other_shape)
+  if (first[0], second[0]) != (other_shape, base_shape):
     return None
-  cells = pair[1][2], pair[0][2]
-  held = [
+  cells = (second[2], first[2])
+  relations = [
     name for name in prompts.RELATIONS if cells in edits.related_cells(name)
   ]
-  return Related(tuple(pair), "".join(held))
+  return Related((first, second), "".join(relations))
 
 
 def reflect_answer(
@@ -156,25 +163,27 @@ def reflect_answer(
   """Writes the answer of the reflect stage: what is there, what is wrong, what to do.
 
   Args:
-    objects: what is there.
-    operations: what to do. The first `MAX_OPERATIONS` are named, or fewer where they exceed
-      `MAX_ANSWER_TOKENS`.
-    smudges: cells.
-    pair: see `related`. Told in the prompt's order and with its relation, right and wrong differ by
-      one word: that of the answer is the prompt's, or it is not.
+    objects: the objects of the scene.
+    operations: the edits that it needs. The answer names the first `MAX_OPERATIONS`, or fewer where
+      it would exceed `MAX_ANSWER_TOKENS`.
+    smudges: cells with a smudge.
+    pair: see `related`. A pair is described in the prompt's order and with its relation, so that
+      right and wrong answers differ by one word: the relation is the prompt's, or it is not.
+
+  Raises:
+    ValueError: the description alone is too long.
   """
-  seen = describe(objects, smudges)
+  description = describe(objects, smudges)
   if pair is not None and not smudges:
-    seen = " , ".join(describe([item]) for item in pair.objects)
+    description = " , ".join(describe([item]) for item in pair.objects)
+  relation = pair.relation if pair else ""
   for count in range(MAX_OPERATIONS, -1, -1):
     named = operations[:count]
-    diagnosis = (
-      " ".join(dict.fromkeys(DIAGNOSES[edit.kind] for edit in named)) or "ok"
-    )
-    thought = " ".join(
-      filter(None, (seen, ":", pair.relation if pair else "", diagnosis))
-    )
-    answer = f"<think> {thought} </think> {instruction_text(named)}"
+    # Every diagnosis once, in the order of the operations.
+    diagnoses = dict.fromkeys(DIAGNOSES[edit.kind] for edit in named)
+    diagnosis = " ".join(diagnoses) or "ok"
+    thought = _join(description, ":", relation, diagnosis)
+    answer = f"{thought_text(thought)} {instruction_text(named)}"
     if len(answer.split()) <= MAX_ANSWER_TOKENS:
       return answer
   raise ValueError(
@@ -182,7 +191,7 @@ def reflect_answer(
   )
 
 
-# --- Questions ---------------------------------------------------------------------------------
+# --- Questions -----------------------------------------------------------------------------------
 
 
 def match_question(prompt: str) -> str:
@@ -192,16 +201,16 @@ def match_question(prompt: str) -> str:
 
 def existence_question(shape: int, color: int) -> str:
   """Asks whether there is an object of a shape and a colour (indices)."""
-  return f"is there a {scenes.COLORS[color]} {scenes.SHAPES[shape]} ?"
+  return f"is there a {_thing(shape, color)} ?"
 
 
 def count_question(shape: int) -> str:
-  """Asks how many objects there are of a shape."""
+  """Asks how many objects there are of a shape (index)."""
   return f"how many {prompts.PLURALS[scenes.SHAPES[shape]]} are there ?"
 
 
 def color_question(shape: int, cell: int) -> str:
-  """Asks for the colour of the object of a shape in a cell."""
+  """Asks for the colour of the object of a shape in a cell (indices)."""
   return f"what color is the {scenes.SHAPES[shape]} at {scenes.CELLS[cell]} ?"
 
 
@@ -211,7 +220,7 @@ def relation_question(other: str, relation: str, base: str) -> str:
 
 
 def yes_or_no(truth: bool) -> str:
-  """Returns the answer."""
+  """Returns the answer to a question that can be answered by yes or no."""
   return "yes" if truth else "no"
 
 
@@ -225,67 +234,63 @@ def count(
 def clause_questions(
   record: records.Prompt, objects: Sequence[edits.Object]
 ) -> list[tuple[str, str]]:
-  """Asks yes/no about every clause of a record (VQA) and answers for a scene.
+  """Asks about every clause of a record (VQA) and answers for a scene.
 
   Returns:
     (question, "yes" or "no") pairs; counts are exact, "is there" means at least one.
   """
-  asked = []
+  questions = []
   for item in record.include:
-    name, shape = item.class_name, scenes.SHAPES.index(item.class_name)
+    shape = scenes.SHAPES.index(item.class_name)
     color = None if item.color is None else scenes.COLORS.index(item.color)
-    number_there = count(objects, shape, color)
+    present = count(objects, shape, color)
     if item.count > 1:
-      number = NUMBERS[item.count]
-      asked.append(
-        (
-          f"are there {number} {prompts.PLURALS[name]} ?",
-          yes_or_no(number_there == item.count),
-        )
-      )
+      things = f"{NUMBERS[item.count]} {prompts.PLURALS[item.class_name]}"
+      question = f"are there {things} ?"
+      holds = present == item.count
     else:
-      thing = " ".join(filter(None, (item.color, name)))
-      asked.append((f"is there a {thing} ?", yes_or_no(number_there > 0)))
+      question = f"is there a {_join(item.color or '', item.class_name)} ?"
+      holds = present > 0
+    questions.append((question, yes_or_no(holds)))
   if edits.relation_of(record) is not None:
-    asked.append(_relation_question(record, objects))
-  return asked
+    questions.append(_clause_of_relation(record, objects))
+  return questions
 
 
-def _relation_question(
+def _clause_of_relation(
   record: records.Prompt, objects: Sequence[edits.Object]
 ) -> tuple[str, str]:
+  """Asks whether the record's relation holds between any two objects of its shapes."""
   base, other = [item.class_name for item in record.include]
-  cells = {
-    name: [c for s, _, c in objects if scenes.SHAPES[s] == name]
-    for name in (base, other)
-  }
-  pairs = set(itertools.product(cells[base], cells[other]))
   relation = edits.relation_of(record)
-  return relation_question(other, relation, base), yes_or_no(
-    bool(pairs & edits.related_cells(relation))
-  )
+  base_cells = _cells_of(base, objects)
+  other_cells = _cells_of(other, objects)
+  pairs = set(itertools.product(base_cells, other_cells))
+  holds = bool(pairs & edits.related_cells(relation))
+  return relation_question(other, relation, base), yes_or_no(holds)
+
+
+def _cells_of(name: str, objects: Sequence[edits.Object]) -> list[int]:
+  return [cell for shape, _, cell in objects if scenes.SHAPES[shape] == name]
 
 
 def _scene_question(
   objects: Sequence[edits.Object], rng: np.random.Generator
 ) -> tuple[str, str]:
-  """Asks how many, what colour or whether there is one, about a shape that is there more often."""
-  shape, color, cell = (
-    objects[rng.integers(len(objects))] if objects else (0, 0, 0)
-  )
+  """Asks how many, what colour or whether there is one, mostly about a shape of the scene."""
+  shape, color, cell = (0, 0, 0)
+  if objects:
+    shape, color, cell = objects[rng.integers(len(objects))]
   kind = rng.integers(3)
   if kind == 0 and objects and rng.random() < 0.9:
     return color_question(shape, cell), scenes.COLORS[color]
   if not objects or rng.random() < 0.4:
-    shape, color = (
-      int(rng.integers(len(scenes.SHAPES))),
-      int(rng.integers(len(scenes.COLORS))),
-    )
+    shape = int(rng.integers(len(scenes.SHAPES)))
+    color = int(rng.integers(len(scenes.COLORS)))
   if kind == 1:
     return count_question(shape), NUMBERS[count(objects, shape)]
-  return existence_question(shape, color), yes_or_no(
-    count(objects, shape, color) > 0
-  )
+  exists = count(objects, shape, color) > 0
+  return existence_question(shape, color), yes_or_no(exists)
 
 
 def question_answer(
@@ -296,22 +301,20 @@ def question_answer(
   """Draws a question about a scene and writes its answer.
 
   Args:
-    objects: what is there.
+    objects: the objects of the scene.
     record: what was wanted; two thirds of the questions are about it.
     rng: draws the question.
 
   Returns:
-    The question, and the answer as a thought that describes the scene and one word.
+    The question, and its answer: a thought that describes the scene, and one word.
   """
   kind = rng.integers(3)
   if kind == 0:
-    asked = (
-      match_question(record.text),
-      yes_or_no(edits.satisfied(record, objects)),
-    )
+    question = match_question(record.text)
+    word = yes_or_no(edits.satisfied(record, objects))
   elif kind == 1:
     clauses = clause_questions(record, objects)
-    asked = clauses[rng.integers(len(clauses))]
+    question, word = clauses[rng.integers(len(clauses))]
   else:
-    asked = _scene_question(objects, rng)
-  return asked[0], f"{plan_text(objects)} {asked[1]}"
+    question, word = _scene_question(objects, rng)
+  return question, f"{plan_text(objects)} {word}"

@@ -1,4 +1,4 @@
-"""What the embedded world's verifier sees in images, for readers on the host."""
+"""What the verifier of the embedded world sees in images, for readers on the host."""
 
 import functools
 
@@ -9,34 +9,51 @@ from r3jax.worlds.shapes import edits
 from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import verifier
 
-_detect = functools.cache(lambda: jax.jit(verifier.detect))
+
+@functools.cache
+def _compiled_detect():
+  return jax.jit(verifier.detect)
 
 
 def objects(images: np.ndarray) -> list[list[edits.Object]]:
-  """Returns (shape, color, cell) of the objects of every image, uint8 [B, 48, 48, 3], in cell order."""
-  found = jax.device_get(_detect()(images))
+  """Returns the objects of every image of uint8 [B, 48, 48, 3], in cell order."""
+  detected = jax.device_get(_compiled_detect()(images))
   return [
-    [
-      (int(shape), int(color), cell)
-      for cell, (shape, color) in enumerate(zip(*row))
-      if shape >= 0
-    ]
-    for row in zip(found.shape, found.color)
+    _objects_of_image(shapes, colors)
+    for shapes, colors in zip(detected.shape, detected.color, strict=True)
+  ]
+
+
+def _objects_of_image(
+  shapes: np.ndarray, colors: np.ndarray
+) -> list[edits.Object]:
+  return [
+    edits.Object(int(shapes[cell]), int(colors[cell]), int(cell))
+    for cell in np.flatnonzero(shapes >= 0)
   ]
 
 
 def boxes(images: np.ndarray) -> list[list[dict]]:
-  """Returns {"label", "box": [y0, x0, y1, x1] in shares of the image} of the objects of every image."""
-  found = jax.device_get(_detect()(images))
-  named = lambda shape, color: f"{scenes.COLORS[color]} {scenes.SHAPES[shape]}"
+  """Returns the labelled boxes of the objects of every image of uint8 [B, 48, 48, 3].
+
+  Returns:
+    Per image {"label", "box": [y0, x0, y1, x1] in shares of the image} of every object.
+  """
+  detected = jax.device_get(_compiled_detect()(images))
   return [
-    [
-      {
-        "label": named(shape, color),
-        "box": [round(float(x) / scenes.CANVAS, 4) for x in box],
-      }
-      for shape, color, box in zip(*row)
-      if shape >= 0
-    ]
-    for row in zip(found.shape, found.color, found.box)
+    _boxes_of_image(shapes, colors, boxes)
+    for shapes, colors, boxes in zip(
+      detected.shape, detected.color, detected.box, strict=True
+    )
   ]
+
+
+def _boxes_of_image(
+  shapes: np.ndarray, colors: np.ndarray, boxes: np.ndarray
+) -> list[dict]:
+  labelled = []
+  for cell in np.flatnonzero(shapes >= 0):
+    label = f"{scenes.COLORS[colors[cell]]} {scenes.SHAPES[shapes[cell]]}"
+    box = [round(float(x) / scenes.CANVAS, 4) for x in boxes[cell]]
+    labelled.append({"label": label, "box": box})
+  return labelled

@@ -1,11 +1,12 @@
 """Draws scenes of coloured shapes: the canvas of the embedded world.
 
-A canvas is a 3x3 grid of 16-pixel cells, each empty or holding one object. Objects vary in size and
-stand a little off the centre of their cell. `worlds/prompts.py` says which scenes a prompt asks
-for; `rewards/shapes.py` reads a canvas back into objects.
+A canvas is a 3x3 grid of 16-pixel cells, each empty or with one object. Objects vary in size and
+stand a little off the centre of their cell. `prompts.py` has the prompts that ask for such scenes;
+`verifier.py` reads a canvas back into objects.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -25,11 +26,11 @@ CELLS = (
   "bottom",
   "bottom-right",
 )
-GRID = 3
-CELL = 16
+GRID = 3  # cells along a side
+CELL = 16  # pixels along a side
 CANVAS = GRID * CELL
-SIZES = (10, 11, 12, 13)
-JITTER = 2
+SIZES = (10, 11, 12, 13)  # sides of objects in pixels
+JITTER = 2  # largest offset from the centre of the cell in pixels
 BACKGROUND = (240, 240, 240)
 # Far apart from each other and from the background: the least distance is 170 in RGB.
 PALETTE = (
@@ -47,30 +48,36 @@ _FADE = np.clip(
 )
 
 
+class Object(NamedTuple):
+  """A coloured shape in a cell: indices into SHAPES, COLORS and CELLS."""
+
+  shape: int
+  color: int
+  cell: int
+
+
 @flax.struct.dataclass
 class Scene:
-  """Holds what stands in each cell of a batch of canvases (row-major cells, int32).
+  """What stands in each cell of a batch of canvases (row-major cells, int32).
 
-  Pixels are counted from the cell's centre, rounded up-left when the object's size is odd. Only
-  `shape` matters where a cell is empty. A second object in a cell of the same size and offset turns
-  it into a smudge: the first fades into it along the diagonal, as in drafts of a model in doubt.
+  Offsets are counted from the cell's centre, rounded up and left where the object's size is odd.
+  Where a cell is empty only `shape` matters. A second object of the same size and offset turns a
+  cell into a smudge: the first fades into it along the diagonal, as in drafts of a model in doubt.
   """
 
-  shape: jax.Array  # [..., 9] index into SHAPES, -1 where the cell is empty.
-  color: jax.Array  # [..., 9] index into COLORS.
-  # [..., 9] side of the object's square in pixels, one of SIZES.
-  size: jax.Array
-  # [..., 9] downward offset in pixels, inside jitter_range(size).
-  dy: jax.Array
-  # [..., 9] rightward offset in pixels, inside jitter_range(size).
-  dx: jax.Array
-  # [..., 9] of the second object, -1 where there is none.
-  ghost_shape: jax.Array
-  ghost_color: jax.Array  # [..., 9]
+  shape: jax.Array  # [..., 9] index into SHAPES, -1 where the cell is empty
+  color: jax.Array  # [..., 9] index into COLORS
+  size: jax.Array  # [..., 9] side of the object in pixels, one of SIZES
+  dy: jax.Array  # [..., 9] offset downwards in pixels, in jitter_range(size)
+  dx: jax.Array  # [..., 9] offset to the right in pixels, in jitter_range(size)
+  ghost_shape: (
+    jax.Array
+  )  # [..., 9] of the second object, -1 where there is none
+  ghost_color: jax.Array  # [..., 9] of the second object
 
 
 def margin(size: int) -> int:
-  """Returns the pixels above (and left of) an object of `size` that stands at offset 0."""
+  """Returns the number of pixels above (and left of) an object of `size` at offset 0."""
   return (CELL - size) // 2
 
 
@@ -80,7 +87,7 @@ def jitter_range(size: int) -> tuple[int, int]:
 
 
 def render(scene: Scene) -> jax.Array:
-  """Draws scenes, in-graph.
+  """Draws scenes inside a compiled function.
 
   Args:
     scene: arrays [..., 9]; offsets outside the legal range are drawn at its nearest end.
@@ -88,10 +95,8 @@ def render(scene: Scene) -> jax.Array:
   Returns:
     uint8 [..., 48, 48, 3].
   """
-  first, second = (
-    _paint(scene, scene.shape, scene.color),
-    _paint(scene, scene.ghost_shape, scene.ghost_color),
-  )
+  first = _paint(scene, scene.shape, scene.color)
+  second = _paint(scene, scene.ghost_shape, scene.ghost_color)
   smudged = (scene.ghost_shape >= 0)[..., None, None, None]
   cells = jnp.where(smudged, first + _FADE[..., None] * (second - first), first)
   cells = jnp.round(cells).astype(jnp.uint8)
@@ -101,7 +106,11 @@ def render(scene: Scene) -> jax.Array:
 
 
 def _paint(scene: Scene, shape: jax.Array, color: jax.Array) -> jax.Array:
-  """Draws one object per cell at the scene's sizes and offsets, [..., 9, 16, 16, 3] in 0 to 255."""
+  """Draws one object in every cell at the scene's sizes and offsets.
+
+  Returns:
+    float32 [..., 9, 16, 16, 3] in 0 to 255.
+  """
   alpha = jnp.asarray(STAMPS)[
     shape, scene.size - SIZES[0], scene.dy + JITTER, scene.dx + JITTER
   ]
@@ -111,39 +120,38 @@ def _paint(scene: Scene, shape: jax.Array, color: jax.Array) -> jax.Array:
   return background + alpha * (paint - background)
 
 
-def place(
-  objects: Sequence[tuple[int, int, int]], rng: np.random.Generator
-) -> Scene:
+def place(objects: Sequence[Object], rng: np.random.Generator) -> Scene:
   """Puts objects into their cells with random sizes and offsets.
 
   Args:
-    objects: (shape, color, cell) indices.
-    rng: source of sizes and offsets; every cell draws, so a cell's jitter does not depend on what
-      stands in the others.
+    objects: at most one per cell; plain (shape, color, cell) tuples do too.
+    rng: source of sizes and offsets. Every cell draws, so that the jitter of one does not depend on
+      what stands in the others.
 
   Returns:
     A numpy Scene of arrays [9].
 
   Raises:
-    ValueError: if an index is out of range or two objects share a cell.
+    ValueError: an index is out of range, or two objects share a cell.
   """
   shape = np.full(len(CELLS), -1, np.int32)
   color = np.zeros(len(CELLS), np.int32)
-  for kind, paint, cell in objects:
+  for shape_index, color_index, cell in objects:
     if not (
-      0 <= kind < len(SHAPES)
-      and 0 <= paint < len(COLORS)
+      0 <= shape_index < len(SHAPES)
+      and 0 <= color_index < len(COLORS)
       and 0 <= cell < len(CELLS)
     ):
       raise ValueError(
         f"object must be (shape < {len(SHAPES)}, color < {len(COLORS)}, "
-        f"cell < {len(CELLS)}), got {(kind, paint, cell)}"
+        f"cell < {len(CELLS)}), got {(shape_index, color_index, cell)}"
       )
     if shape[cell] >= 0:
       raise ValueError(
         f"a cell holds one object, but {list(objects)} uses {CELLS[cell]} twice"
       )
-    shape[cell], color[cell] = kind, paint
+    shape[cell] = shape_index
+    color[cell] = color_index
   size = rng.choice(SIZES, len(CELLS)).astype(np.int32)
   low, high = np.transpose([jitter_range(s) for s in size])
   dy, dx = rng.integers(low, high + 1, (2, len(CELLS)), dtype=np.int32)
@@ -163,67 +171,71 @@ def smudge(
 ) -> Scene:
   """Returns a numpy scene [9] with the objects of some cells smudged.
 
-  The second object differs in shape, colour or both, equally often; the verifier reads fewer than
-  one in ten of such smudges as an object.
+  The second object differs in shape, in colour or in both, equally often. The verifier reads fewer
+  than one in ten of such smudges as an object.
   """
-  shape, color = scene.ghost_shape.copy(), scene.ghost_color.copy()
+  ghost_shape = scene.ghost_shape.copy()
+  ghost_color = scene.ghost_color.copy()
   for cell in cells:
+    # (whether the shape differs, whether the colour differs)
     differs = ((True, False), (False, True), (True, True))[rng.integers(3)]
-    other = [
-      int(rng.integers(1, len(names))) * d
-      for names, d in zip((SHAPES, COLORS), differs)
-    ]
-    shape[cell] = (scene.shape[cell] + other[0]) % len(SHAPES)
-    color[cell] = (scene.color[cell] + other[1]) % len(COLORS)
-  return scene.replace(ghost_shape=shape, ghost_color=color)
+    shape_offset = int(rng.integers(1, len(SHAPES))) * differs[0]
+    color_offset = int(rng.integers(1, len(COLORS))) * differs[1]
+    ghost_shape[cell] = (scene.shape[cell] + shape_offset) % len(SHAPES)
+    ghost_color[cell] = (scene.color[cell] + color_offset) % len(COLORS)
+  return scene.replace(ghost_shape=ghost_shape, ghost_color=ghost_color)
 
 
-def objects_of(scene: Scene) -> list[tuple[int, int, int]]:
-  """Returns the (shape, color, cell) indices of one scene (arrays [9]), in cell order.
-
-  Smudges are no objects.
-  """
-  shape, color = np.asarray(scene.shape), np.asarray(scene.color)
-  clean = np.asarray(scene.ghost_shape) < 0
+def objects_of(scene: Scene) -> list[Object]:
+  """Returns the objects of one scene (arrays [9]) in cell order; smudges are no objects."""
+  shape = np.asarray(scene.shape)
+  color = np.asarray(scene.color)
+  is_object = (shape >= 0) & (np.asarray(scene.ghost_shape) < 0)
   return [
-    (int(shape[cell]), int(color[cell]), cell)
-    for cell in range(len(CELLS))
-    if shape[cell] >= 0 and clean[cell]
+    Object(int(shape[cell]), int(color[cell]), int(cell))
+    for cell in np.flatnonzero(is_object)
   ]
 
 
 def smudges_of(scene: Scene) -> list[int]:
   """Returns the cells of one scene (arrays [9]) that hold a smudge."""
-  return [
-    int(cell) for cell in np.flatnonzero(np.asarray(scene.ghost_shape) >= 0)
-  ]
+  is_smudge = np.asarray(scene.ghost_shape) >= 0
+  return [int(cell) for cell in np.flatnonzero(is_smudge)]
 
 
 def _masks(v: np.ndarray, u: np.ndarray) -> list[np.ndarray]:
-  """Returns where each of SHAPES covers the unit square (v down, u right, both in [0, 1])."""
-  y, x = v - 0.5, u - 0.5
+  """Returns where each of SHAPES covers the unit square.
+
+  Args:
+    v: coordinate downwards in [0, 1].
+    u: coordinate to the right in [0, 1].
+
+  Returns:
+    Boolean arrays of the same shape, in the order of SHAPES.
+  """
+  y = v - 0.5
+  x = u - 0.5
+  square = np.ones_like(v, bool)
   radius = np.hypot(y, x)
+  ring = (radius >= 0.27) & (radius <= 0.5)
+  cross = (np.abs(x - y) <= 0.2) | (np.abs(x + y) <= 0.2)
+  spool = np.abs(x) <= np.abs(y)
+  bow = np.abs(y) <= np.abs(x)
+  # A heart is two discs above a tip.
   lobes = np.hypot(y + 0.25, np.abs(x) - 0.25) <= 0.26
-  tip = (y > -0.2) & (
-    np.abs(x) <= 0.5 * (1 - np.maximum((y + 0.2) / 0.72, 0) ** 1.3)
-  )
-  return [
-    np.ones_like(v, bool),
-    (radius >= 0.27) & (radius <= 0.5),
-    (np.abs(x - y) <= 0.2) | (np.abs(x + y) <= 0.2),
-    np.abs(x) <= np.abs(y),
-    np.abs(y) <= np.abs(x),
-    lobes | tip,
-  ]
+  tip_width = 0.5 * (1 - np.maximum((y + 0.2) / 0.72, 0) ** 1.3)
+  tip = (y > -0.2) & (np.abs(x) <= tip_width)
+  heart = lobes | tip
+  return [square, ring, cross, spool, bow, heart]
 
 
 def coverage(size: float, top: float, left: float) -> np.ndarray:
-  """Returns how much of each pixel of a cell every shape covers, anti-aliased by supersampling.
+  """Returns which share of each pixel of a cell every shape covers, by supersampling.
 
   Args:
-    size: side of the object's square in pixels; fractions are fine.
-    top: rows between the cell's upper edge and the square's.
-    left: columns between the left edges.
+    size: side of the object in pixels, possibly a fraction.
+    top: pixels between the upper edges of cell and object.
+    left: pixels between their left edges.
 
   Returns:
     float32 [shapes, CELL, CELL] in [0, 1].
@@ -232,9 +244,8 @@ def coverage(size: float, top: float, left: float) -> np.ndarray:
   v, u = np.meshgrid((fine - top) / size, (fine - left) / size, indexing="ij")
   inside = (v >= 0) & (v <= 1) & (u >= 0) & (u <= 1)
   covered = np.stack(_masks(v, u)) & inside
-  pixels = covered.reshape(
-    len(SHAPES), CELL, _SUPERSAMPLE, CELL, _SUPERSAMPLE
-  ).mean((2, 4))
+  blocks = (len(SHAPES), CELL, _SUPERSAMPLE, CELL, _SUPERSAMPLE)
+  pixels = covered.reshape(blocks).mean((2, 4))
   return pixels.astype(np.float32)
 
 
@@ -245,15 +256,16 @@ def _stamps() -> np.ndarray:
     float32 [shapes, sizes, 2 * JITTER + 1 (dy), 2 * JITTER + 1 (dx), CELL, CELL] in [0, 1].
   """
   offsets = range(-JITTER, JITTER + 1)
+  num_offsets = len(offsets)
   stamps = np.zeros(
-    (len(SHAPES), len(SIZES), len(offsets), len(offsets), CELL, CELL),
+    (len(SHAPES), len(SIZES), num_offsets, num_offsets, CELL, CELL),
     np.float32,
   )
-  for i, size in enumerate(SIZES):
+  for size_index, size in enumerate(SIZES):
     starts = margin(size) + np.clip(offsets, *jitter_range(size))
-    for j, top in enumerate(starts):
-      for k, left in enumerate(starts):
-        stamps[:, i, j, k] = coverage(size, top, left)
+    for row, top in enumerate(starts):
+      for column, left in enumerate(starts):
+        stamps[:, size_index, row, column] = coverage(size, top, left)
   return stamps
 
 
