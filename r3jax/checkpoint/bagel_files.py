@@ -166,10 +166,10 @@ def _read_pieces(
     pieces: Spans of the pieces.
     dtype: Dtype of the leaf.
   """
-  arrays = {
-    spans: _aligned_empty([stop - start for start, stop in spans], dtype)
-    for spans in pieces
-  }
+  arrays = {}
+  for spans in pieces:
+    shape = [stop - start for start, stop in spans]
+    arrays[spans] = _aligned_empty(shape, dtype)
   for tensor in tensors:
     rows_of_piece = {}
     for spans in arrays:

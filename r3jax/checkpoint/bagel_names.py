@@ -184,9 +184,10 @@ class Tensor:
   @property
   def released_shape(self) -> Shape:
     """Shape in the file."""
-    return tuple(
-      math.prod(self.shape[axis] for axis in axes) for axes in self.layout
-    )
+    shape = []
+    for axes in self.layout:
+      shape.append(math.prod(self.shape[axis] for axis in axes))
+    return tuple(shape)
 
   @property
   def _released_order(self) -> tuple[int, ...]:

@@ -13,18 +13,21 @@ def replacing(
 ) -> Iterator[epath.Path]:
   """Yields a path to write to; its file replaces `path` when the block ends.
 
-  If the block raises or the process is killed, `path` is as it was before, and an unfinished file
-  may stay beside it.
+  If the block raises or the process is killed, `path` is as it was before,
+  and an unfinished file may stay beside it.
 
   Args:
     path: File to write; its folder exists.
-    shared: Whether several processes may write `path` at the same time. Each then writes to a name
-      of its own, and the last one to finish wins. Otherwise the name is fixed, so that the next
-      attempt overwrites what a killed process has left.
+    shared: Whether several processes may write `path` at the same time. Each
+      then writes to a name of its own, and the last one to finish wins.
+      Otherwise the name is fixed, so that the next attempt overwrites what a
+      killed process has left.
   """
   path = epath.Path(path)
-  suffix = f".{uuid.uuid4().hex}.partial" if shared else ".partial"
-  partial = path.parent / f"{path.name}{suffix}"
+  name = f"{path.name}.partial"
+  if shared:
+    name = f"{path.name}.{uuid.uuid4().hex}.partial"
+  partial = path.parent / name
   yield partial
   partial.replace(path)
 

@@ -24,7 +24,9 @@ def shipped_folder() -> pathlib.Path:
   """
   package_folder = pathlib.Path(__file__).parents[1]
   installed = package_folder / PACKAGE
-  return installed if installed.is_dir() else package_folder.parent / PACKAGE
+  if installed.is_dir():
+    return installed
+  return package_folder.parent / PACKAGE
 
 
 def shipped_names() -> list[str]:
@@ -83,5 +85,5 @@ def load(name: str) -> ml_collections.ConfigDict:
   spec.loader.exec_module(module)
   if variant and not inspect.signature(module.get_config).parameters:
     raise ValueError(f"{path} has no variants; got {variant!r}")
-  config = module.get_config(variant) if variant else module.get_config()
-  return config.lock()
+  arguments = [variant] if variant else []
+  return module.get_config(*arguments).lock()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import json
-from typing import Any
 import uuid
 
 from absl import logging
@@ -15,7 +14,7 @@ _MISSING = "<missing>"
 
 
 def check_writable(workdir: epath.PathLike) -> None:
-  """Makes the folder and writes a probe, so that a run fails before its hours and not after.
+  """Makes the folder and writes a probe: a run must fail before its hours, not after.
 
   Raises:
     ValueError: The folder cannot be made or written.
@@ -34,15 +33,16 @@ def check_writable(workdir: epath.PathLike) -> None:
 def write_or_check(
   workdir: epath.PathLike, config: dict, may_differ: Sequence[str]
 ) -> None:
-  """Writes workdir/config.json on the first start; checks a later start against it.
+  """Writes workdir/config.json on the first start; checks later starts by it.
 
-  Every process checks; process 0 writes, and keeps the file up to date with allowed changes.
+  Every process checks; process 0 writes, and keeps the file up to date with
+  allowed changes.
 
   Args:
     workdir: Folder of the run.
     config: Nested dict of JSON values (ConfigDict.to_dict()).
-    may_differ: Dotted prefixes of the keys that do not change what an iteration computes, for
-      example "mesh", "log", "total_steps".
+    may_differ: Dotted prefixes of the keys that do not change what an iteration
+      computes, for example "mesh", "log", "total_steps".
 
   Raises:
     ValueError: Another key differs; the message has the values of both starts.
@@ -98,13 +98,15 @@ def differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:
   return changes
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
+def _flatten(config: dict) -> dict[str, str]:
   """Returns {dotted key: JSON text} of the leaves; a list or an empty dict is a leaf."""
-  if not isinstance(tree, dict) or not tree:
-    return {prefix: json.dumps(tree)}
   leaves = {}
-  for key, value in tree.items():
-    leaves |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+  for key, value in config.items():
+    if isinstance(value, dict) and value:
+      for inner_key, text in _flatten(value).items():
+        leaves[f"{key}.{inner_key}"] = text
+    else:
+      leaves[key] = json.dumps(value)
   return leaves
 
 

@@ -1,15 +1,16 @@
 """Logs of JSON lines that read, after a restart, as if the run had never stopped.
 
-Every line is an object with a "step", and steps do not decrease. A resumed run drops the lines of
-the steps that it repeats.
+Every line is an object with a "step", and steps do not decrease. A resumed run
+drops the lines of the steps that it repeats.
 
-A log is a file, PATH. Object stores cannot append to a file, and rewriting it with every line would
-take quadratic time. In a store (a path with "://") every append is therefore a small file of its
-own, PATH.parts/STEP.NUMBER.jsonl, written once. Reading accepts both kinds everywhere, so that a
-run can be copied from a disk to a store and back.
+A log is a file, PATH. Object stores cannot append to a file, and rewriting it
+with every line would take quadratic time. In a store (a path with "://") every
+append is therefore a small file of its own, PATH.parts/STEP.NUMBER.jsonl,
+written once. Reading accepts both kinds everywhere, so that a run can be copied
+from a disk to a store and back.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent import futures
 import itertools
 import json
@@ -50,8 +51,9 @@ def read(path: epath.PathLike) -> list[dict]:
     ValueError: Another line is not JSON.
   """
   path = epath.Path(path)
-  files = [path] if path.exists() else []
-  files += _parts(path)
+  files = _parts(path)
+  if path.exists():
+    files.insert(0, path)
   with futures.ThreadPoolExecutor(_NUM_READERS) as pool:
     objects = list(itertools.chain.from_iterable(pool.map(_read_file, files)))
   return sorted(objects, key=operator.itemgetter("step"))
@@ -60,7 +62,8 @@ def read(path: epath.PathLike) -> list[dict]:
 def drop_after(path: epath.PathLike, step: int | None) -> None:
   """Drops the lines of later steps than `step` (all lines if None), and a cut-off last line.
 
-  The file is replaced atomically: a crash leaves either the old or the new one. Parts are removed.
+  The file is replaced atomically: a crash leaves either the old or the new one.
+  Parts are removed.
   """
   path = epath.Path(path)
   for part in _parts(path):
@@ -99,7 +102,7 @@ def _parts_folder(path: epath.Path) -> epath.Path:
   return path.parent / f"{path.name}.parts"
 
 
-def _parts(path: epath.Path) -> Sequence[epath.Path]:
+def _parts(path: epath.Path) -> list[epath.Path]:
   """Returns the parts of a log in the order in which they were written."""
   folder = _parts_folder(path)
   if not folder.exists():
