@@ -20,10 +20,10 @@ from r3jax.rl import replica_stages
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 
-_WHOLE = jax.sharding.PartitionSpec()  # the same on every replica
-_ROWS = jax.sharding.PartitionSpec(
-  placement.AXIS
-)  # rows of samples or of groups
+# The same on every replica.
+_WHOLE = jax.sharding.PartitionSpec()
+# Rows of samples or of groups, each replica has its own.
+_ROWS = jax.sharding.PartitionSpec(placement.AXIS)
 
 
 def _map_over_replicas(

@@ -344,8 +344,8 @@ class ReplicaStages:
     )
     policy = optax.apply_updates(state.policy, updates)
     changed = dataclasses.replace(state, policy=policy, opt_state=opt_state)
-    # Momentum alone would move the policy, and decay or warm-up would count an update that taught
-    # nothing.
+    # Otherwise momentum and decay would move the policy, and warm-up would count the update, with
+    # nothing learned.
     has_samples = sum(totals) > 0
     state = jax.tree.map(
       lambda new, old: jnp.where(has_samples, new, old), changed, state

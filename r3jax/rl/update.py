@@ -82,9 +82,7 @@ def gradients(
   def loss_of(
     policy: types.Params, anchor: scoring.Outputs | None, batch: Batch
   ) -> tuple[jax.Array, tuple[objective.TextTerms, objective.FlowTerms]]:
-    outputs = forward(
-      policy, batch.shared, batch.recorded
-    )  # one pass for texts and images
+    outputs = forward(policy, batch.shared, batch.recorded)
     if anchor is None:
       # The KL of a policy to itself is 0 and has no gradient.
       anchor = jax.lax.stop_gradient(outputs)
