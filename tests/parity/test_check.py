@@ -43,7 +43,7 @@ def _assert_on_policy(case: str):
   assert (
     float(found.texts.mismatch) < 1e-4 and float(found.images.mismatch) < 1e-3
   )
-  assert int(found.texts.clipped) == int(found.images.clipped) == 0
+  assert int(found.texts.num_clipped) == int(found.images.num_clipped) == 0
 
 
 @pytest.fixture
