@@ -64,6 +64,7 @@ def run(
     clock.lap("setup")
 
     step = session.compile(state, program_folder)
+    # Training needs the memory that compilation took.
     machine.return_freed_memory()
     logging.info("compiled the step in %.1f s", clock.lap("compile"))
 
@@ -80,6 +81,7 @@ def run(
       after = session.evaluate(state.policy, config.total_steps, writer)
   clock.lap("evaluate after")
 
+  # The report is written last, from the files that the run has left.
   run_summary = summary.make(
     session,
     clock.seconds,
@@ -181,6 +183,7 @@ def _restore(
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
+  # It takes the shardings of this start, which may run on another mesh than the last one.
   restored = checkpoints.restore(abstract, batches)
   done = 0
   if restored is not None:

@@ -6,6 +6,7 @@ lowering the step take longer than loading its compiled form. A program that was
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -20,6 +21,19 @@ from r3jax.files import atomic
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _TRACED_BY = ("jax", "jaxlib", "flax", "optax")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """An exported function.
+
+  Attributes:
+    exported: The function over flat leaves.
+    out_tree: Structure of its result.
+  """
+
+  exported: jax.export.Exported
+  out_tree: jax.tree_util.PyTreeDef
 
 
 @functools.cache
@@ -58,11 +72,10 @@ def load_or_export(
   if program is None:
     program = _export(function, arguments)
     _write(path, program)
-  exported, out_tree = program
 
   def call(*arguments):
-    leaves = exported.call(*jax.tree.leaves(arguments))
-    return jax.tree.unflatten(out_tree, leaves)
+    leaves = program.exported.call(*jax.tree.leaves(arguments))
+    return jax.tree.unflatten(program.out_tree, leaves)
 
   return call
 
@@ -95,8 +108,8 @@ def _hash(parts: Sequence[str]) -> str:
   return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _export(function: Callable, arguments: tuple):
-  """Returns `function` exported over flat leaves, and the structure of its result."""
+def _export(function: Callable, arguments: tuple) -> _Program:
+  """Traces and exports a function over the leaves of its arguments and result."""
   tree = jax.tree.structure(arguments)
   out_tree = None
 
@@ -110,11 +123,11 @@ def _export(function: Callable, arguments: tuple):
   exported = jax.export.export(jax.jit(over_leaves))(
     *jax.tree.leaves(arguments)
   )
-  return exported, out_tree
+  return _Program(exported, out_tree)
 
 
-def _read(path: epath.Path):
-  """Returns what `_export` returned when the file was written; None if it is missing or damaged."""
+def _read(path: epath.Path) -> _Program | None:
+  """Returns the program of a file; None if the file is missing or damaged."""
   if not path.exists():
     return None
   try:
@@ -125,13 +138,14 @@ def _read(path: epath.Path):
     )
     return None
   logging.info("the step was traced before: %s", path)
-  return jax.export.deserialize(bytearray(serialized)), out_tree
+  exported = jax.export.deserialize(bytearray(serialized))
+  return _Program(exported, out_tree)
 
 
-def _write(path: epath.Path, program) -> None:
-  """Writes what `_export` returned; a folder that cannot be written is no error."""
-  exported, out_tree = program
-  content = pickle.dumps((bytes(exported.serialize()), out_tree))
+def _write(path: epath.Path, program: _Program) -> None:
+  """Writes a program; a folder that cannot be written is no error."""
+  serialized = bytes(program.exported.serialize())
+  content = pickle.dumps((serialized, program.out_tree))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The processes of a run export the same program at the same time.

@@ -147,6 +147,7 @@ class Session:
   ) -> Step:
     """Returns a step that runs the whole iteration as one program, compiled now."""
     seed = np.uint32(self.config.seed)
+    # Compilation reads the shapes of the batch, not its values.
     any_batch = self._batch(np.zeros(self.config.groups_per_step, np.int32))
     arguments = (state, self.frozen, any_batch, seed)
     program = mapped.fused(self.stages, self.mesh)
@@ -300,9 +301,12 @@ def prepare(
   check(config, files)
   experiment = setup.build(config)
   mesh = meshes.make_mesh(**config.mesh)
+  # The stages, the evaluation and the prompts check the config once more, against the mesh and the
+  # capacities of the segments.
   stages = _stages(config, experiment, mesh)
   evaluation = evaluation_setup.build(config, experiment, mesh)
   prompts = experiment.encode(experiment.train)
+  # The checks that need no weights come first: weights take minutes to read.
   policy, frozen = experiment.start(mesh, config.seed)
 
   # Nothing has been written up to here.

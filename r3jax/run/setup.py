@@ -95,6 +95,7 @@ class Experiment(model_setup.ModelSetup):
     """
     bagel = self.modules.bagel
     trained_dtype = jnp.promote_types(bagel.dtype, jnp.float32)
+    # The base of adapters is never updated, so that it needs no float32 copy.
     has_adapters = bagel.lora.rank > 0
     policy, towers = self.pretrained.load(
       bagel, mesh, trained_dtype, bagel.dtype if has_adapters else None
@@ -120,6 +121,7 @@ class Experiment(model_setup.ModelSetup):
       return adapters, train_state.Frozen(towers, reference, base=policy)
     reference = None
     if needs_reference:
+      # It is never updated, so that the dtype it is computed in suffices.
       reference = parameters.narrowed(policy, bagel.dtype)
     return policy, train_state.Frozen(towers, reference)
 

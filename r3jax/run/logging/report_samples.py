@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from r3jax.agent import experience
 from r3jax.evaluation import sample_log
 from r3jax.rewards import outcome
 from r3jax.rl import stage_outputs
@@ -53,6 +54,7 @@ def write(
   """
   if jax.process_index():
     return
+  # A config may ask for more groups than an iteration has.
   num_groups = min(session.config.log.samples, len(indices))
   logged = []
   images = {}
@@ -93,7 +95,15 @@ def first_samples(
       yield _edit(experiment, step, group, row, indices, samples)
 
 
-def _draft(experiment, step, group, row, indices, samples) -> ReportSample:
+def _draft(
+  experiment: setup.Experiment,
+  step: int,
+  group: int,
+  row: int,
+  indices: np.ndarray,
+  samples: stage_outputs.Samples,
+) -> ReportSample:
+  """Returns the draft of a row, which belongs to `group`."""
   rollout = samples.drafts.rollout
   turn = sample_log.Turn(
     image="",
@@ -113,11 +123,19 @@ def _draft(experiment, step, group, row, indices, samples) -> ReportSample:
   return ReportSample(sample, [rollout.images[row]])
 
 
-def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
+def _edit(
+  experiment: setup.Experiment,
+  step: int,
+  group: int,
+  row: int,
+  indices: np.ndarray,
+  samples: stage_outputs.Samples,
+) -> ReportSample:
+  """Returns the edit of a row, which belongs to `group`, and its source."""
   edits = samples.edits
   text = _text(experiment, edits.text, row)
   before = sample_log.Turn(
-    image="",
+    image="",  # named in `write`
     label="from the pool",
     score=float(edits.reward_before[row]) if edits.valid_before[row] else None,
     text="",
@@ -147,8 +165,8 @@ def _edit(experiment, step, group, row, indices, samples) -> ReportSample:
   return ReportSample(sample, [source, edits.refined.images[row]])
 
 
-def _text(experiment: setup.Experiment, text, row: int) -> str:
-  """Returns the text of one row of a `experience.Text`."""
+def _text(experiment: setup.Experiment, text: experience.Text, row: int) -> str:
+  """Decodes one row of sampled texts."""
   rows = slice(row, row + 1)
   return experiment.decode(text.ids[rows], text.lengths[rows])[0]
 
