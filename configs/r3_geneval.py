@@ -72,8 +72,8 @@ def _set_model(config: ConfigDict):
 def _set_prompts(config: ConfigDict):
   """Sets the prompts, the size of images and the slots of texts."""
   data = config.data = ConfigDict()
-  # Decides the tags of the prompts: "geneval", "geneval_plus", "tiif", or a benchmark of your own as
-  # "package.module:ATTRIBUTE", see docs/howto/add_a_benchmark.md.
+  # Decides the tags of the prompts: "geneval", "geneval_plus", "tiif", or a benchmark of your own
+  # as "package.module:ATTRIBUTE", see docs/howto/add_a_benchmark.md.
   data.benchmark = "geneval"
   # Training prompts: "generated", a file or URL of JSON lines, or "world".
   data.train = "generated"

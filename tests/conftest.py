@@ -22,7 +22,8 @@ if (
   os.environ["JAX_PLATFORMS"] == "cpu"
   and "collective_call_terminate" not in _flags
 ):
-  # XLA aborts the process where one device waits 40 s for another: eight of them on two busy cores may.
+  # XLA aborts the process where one device waits 40 s for another: eight of them on two busy
+  # cores may.
   _flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 os.environ["XLA_FLAGS"] = _flags.strip()
 

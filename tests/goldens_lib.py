@@ -1,4 +1,4 @@
-"""The golden model for tests of what must hold beside the recorded numbers (tests/parity has those)."""
+"""The golden model, for tests beside those of its recorded numbers (tests/parity)."""
 
 import functools
 import pathlib

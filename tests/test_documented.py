@@ -1,4 +1,4 @@
-"""Tests of docs/metrics.md. That runs have its metrics is tested where runs are, with `documented.check`."""
+"""Tests of docs/metrics.md; runs are held against it where they are tested (`documented.check`)."""
 
 from tests import documented
 

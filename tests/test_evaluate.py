@@ -80,13 +80,16 @@ def fixture_evaluated(tiny_model, tmp_path_factory):
 class TestEvaluate:
   def test_goes_on_to_the_same_result(self, evaluated):
     folder, written = evaluated
-    plain = lambda name: [
-      dataclasses.replace(
-        sample,
-        turns=[dataclasses.replace(turn, seconds=0) for turn in sample.turns],
-      )
-      for sample in sample_log.read(folder / name)
-    ]
+
+    def plain(name):
+      return [
+        dataclasses.replace(
+          sample,
+          turns=[dataclasses.replace(turn, seconds=0) for turn in sample.turns],
+        )
+        for sample in sample_log.read(folder / name)
+      ]
+
     assert 0 < len(written) < 24
     assert plain("killed") == plain("whole") and len(plain("whole")) == 24
     # not drawn again

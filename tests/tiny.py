@@ -36,19 +36,19 @@ from r3jax.worlds.shapes import prompts as prompts_lib
 from r3jax.worlds.shapes import verifier
 from r3jax.worlds.shapes import vocabulary
 
-SIZES = dict(
-  hidden_size=32,
-  intermediate_size=64,
-  num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  vision_hidden_size=32,
-  vision_intermediate_size=64,
-  vision_num_layers=1,
-  vision_num_heads=4,
-  autoencoder_channels=32,
-  autoencoder_multipliers=(1, 1, 1, 1),
-)
+SIZES = {
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_layers": 2,
+  "num_heads": 4,
+  "num_kv_heads": 2,
+  "vision_hidden_size": 32,
+  "vision_intermediate_size": 64,
+  "vision_num_layers": 1,
+  "vision_num_heads": 4,
+  "autoencoder_channels": 32,
+  "autoencoder_multipliers": (1, 1, 1, 1),
+}
 # mean brightness, of 255, that earns 0; sum beyond it that earns 1
 LEAST, RANGE = 80, 2**14
 SCRIPT = {  # word -> {next word: probability}
@@ -289,11 +289,14 @@ def draw(
     made = sampler.run(
       policy,
       towers,
-      jax.tree.map(lambda x: x[batch[:, 0]], prompts),
+      jax.tree.map(lambda x, rows=batch[:, 0]: x[rows], prompts),
       batch[:, 1],
     )
     parts.append(
-      [jax.tree.map(lambda x: x[:number], one.round) for one in made]
+      [
+        jax.tree.map(lambda x, count=number: x[:count], turn.round)
+        for turn in made
+      ]
     )
   return [
     jax.tree.map(lambda *leaves: np.concatenate(leaves), *turn)

@@ -1,4 +1,4 @@
-"""Tests of rewards/serving/geneval.py: hand-made detections for every tag, and what must always hold."""
+"""Tests of rewards/serving/geneval.py: detections by hand for every tag, and invariants."""
 
 import itertools
 import random

@@ -57,13 +57,16 @@ class TestFit:
   def test_batch_over_all_devices_gives_the_mean_of_all_rows(self):
     rows = np.arange(16, dtype=np.float32)
     seen = []
-    loss = lambda x, batch, key: (
-      jnp.mean((x - batch) ** 2),
-      {"loss": jnp.mean((x - batch) ** 2)},
-    )
-    watch = lambda step, params, metrics: seen.append(
-      (step, float(metrics["loss"]))
-    )
+
+    def loss(x, batch, key):
+      return (
+        jnp.mean((x - batch) ** 2),
+        {"loss": jnp.mean((x - batch) ** 2)},
+      )
+
+    def watch(step, params, metrics):
+      return seen.append((step, float(metrics["loss"])))
+
     found = fitting.fit(
       loss, jnp.float32(3.5), optax.sgd(0.5), iter([rows, rows]), 0, watch
     )
@@ -95,13 +98,15 @@ class TestJointTraining:
       by_tag, tokenizer, settings.capacities, mix, seed=0
     )
     (batch,) = batches.iterate(encoder, batch_size=8, num_steps=1)
-    same_noise = lambda params, rows, key: training.loss(
-      params, rows, jax.random.key(0)
-    )
+
+    def same_noise(params, rows, key):
+      return training.loss(params, rows, jax.random.key(0))
+
     seen = []
-    watch = lambda step, params, metrics: seen.append(
-      {name: float(x) for name, x in metrics.items()}
-    )
+
+    def watch(step, params, metrics):
+      return seen.append({name: float(x) for name, x in metrics.items()})
+
     trained = fitting.fit(
       same_noise, policy, optax.adam(1e-3), iter([batch] * 6), 0, watch
     )
