@@ -114,7 +114,7 @@ def _generate(settings: Settings) -> list[records.Prompt]:
   benchmark = benchmarks.find(settings.benchmark)
   if benchmark.generate is None:
     with_generator = sorted(
-      name for name, known in benchmarks.BENCHMARKS.items() if known.generate
+      other.name for other in benchmarks.BENCHMARKS.values() if other.generate
     )
     raise ValueError(
       f"data.train may be {GENERATED!r} for {with_generator} and for your own benchmark with a "

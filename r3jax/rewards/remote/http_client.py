@@ -125,9 +125,11 @@ class _Endpoint:
     self.probing = False
 
   def available(self, now: float) -> bool:
+    """Returns whether a request may be sent there now."""
     return now >= self.open_until and not self.probing
 
   def start(self, failures_to_open: int) -> "_Slot":
+    """Takes a slot; after so many failures in a row the request is a probe."""
     self.outstanding += 1
     self.probing = self.failures >= failures_to_open
     return _Slot(self, self.probing)
@@ -219,26 +221,31 @@ class _Stream(httpcore.NetworkStream):
     self._deadline = deadline
 
   def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    """Reads until the deadline."""
     return self._stream.read(max_bytes, self._deadline.remaining())
 
-  def write(self, buffer: bytes, timeout: float | None = None):
+  def write(self, buffer: bytes, timeout: float | None = None) -> None:
+    """Writes until the deadline."""
     # In chunks, so that a slow receiver cannot hold one write beyond the deadline.
     for start in range(0, len(buffer), 2**16):
       chunk = buffer[start : start + 2**16]
       self._stream.write(chunk, self._deadline.remaining())
 
-  def close(self):
+  def close(self) -> None:
+    """Closes the connection."""
     self._stream.close()
 
   def start_tls(
     self, ssl_context, server_hostname=None, timeout=None
   ) -> "_Stream":
+    """Returns the encrypted connection, with the same deadline."""
     stream = self._stream.start_tls(
       ssl_context, server_hostname, self._deadline.remaining()
     )
     return _Stream(stream, self._deadline)
 
   def get_extra_info(self, info: str):
+    """Returns what the connection says of itself."""
     return self._stream.get_extra_info(info)
 
 
@@ -252,6 +259,7 @@ class _Network(httpcore.NetworkBackend):
   def connect_tcp(
     self, host, port, timeout=None, local_address=None, socket_options=None
   ) -> _Stream:
+    """Connects until the deadline."""
     stream = self._backend.connect_tcp(
       host, port, self._deadline.remaining(), local_address, socket_options
     )

@@ -322,8 +322,8 @@ class Judge:
     try:
       answers = read_answers(text, questions, self._task.answers)
     except ValueError as error:
-      shown = text[:_MAX_SHOWN_ANSWER]
-      return outcome.Invalid(f"no verdict: {error}; the judge said {shown!r}")
+      excerpt = text[:_MAX_SHOWN_ANSWER]
+      return outcome.Invalid(f"no verdict: {error}; the judge said {excerpt!r}")
     # Requests run in several threads.
     with self._lock:
       self._tally.add(questions, answers, self._task.answers)

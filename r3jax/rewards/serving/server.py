@@ -198,13 +198,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   sys_version = ""
 
   def setup(self) -> None:
+    """Prepares a connection that ends when it is silent for too long."""
     self.timeout = self.server.limits.idle_seconds
     super().setup()
 
   def log_message(self, format: str, *args) -> None:
+    """Writes the standard library's line for a request to the debug log."""
     logging.debug("%s " + format, self.address_string(), *args)
 
   def do_GET(self) -> None:
+    """Answers GET /health."""
     if self.path != protocol.HEALTH_PATH:
       return self._refuse(404, f"GET {protocol.HEALTH_PATH} is all there is")
     if not self._is_allowed():
@@ -213,6 +216,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     return self._send(200, body)
 
   def do_POST(self) -> None:
+    """Answers POST /v1/score."""
     self.server.count_answering(+1)
     try:
       self._answer_post()
