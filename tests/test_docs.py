@@ -27,7 +27,7 @@ _PATH = re.compile(
 _READERS_OWN = re.compile(r"Save this file as `([^`]+)`")
 _DOTTED = re.compile(r"`(r3jax(?:\.\w+)+)`")
 
-_REWRITTEN = ("checkpoints.md", "embedded_world.md", "rewards.md", "tpu.md")
+_REWRITTEN = ("embedded_world.md",)
 
 
 def anchors(markdown: str) -> set[str]:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import r3_geneval
 from r3jax import inference
 from r3jax.evaluation import chains
+from r3jax.files import config_files
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
 from r3jax.run import setup
@@ -243,7 +243,7 @@ class TestReadme:
       lambda **unused: meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1),
     )
     config = tiny.make_config(tiny_model, {"sequence.instruction_tokens": 14})
-    monkeypatch.setattr(r3_geneval, "get_config", lambda variant: config)
+    monkeypatch.setattr(config_files, "load", lambda name: config)
     text = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(example, {})  # pylint: disable=exec-used
