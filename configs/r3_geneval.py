@@ -244,6 +244,8 @@ def _set_devices(config: ConfigDict):
   step = config.step = ConfigDict()
   # "fused" compiles an iteration as one program, "split" every stage on its own.
   step.mode = "fused"
+  # Compiles for CPUs with hardly any optimization: quick to start, and slower to run.
+  step.quick_compile = False
   # Parts of a replica's samples whose gradients are computed one after the other, to save memory.
   step.micro_batches = 1
 
@@ -375,6 +377,8 @@ def _use_smoke(config: ConfigDict):
   config.reason.points = 3
   config.reason.sde_index_max = 2
   config.refine.points = 3
+  config.step.quick_compile = True
+  config.mesh.data = 1  # two devices would take longer to compile for
   config.checkpoint.every = 2
   config.eval.prompts = 6
   config.eval.rounds = 2

@@ -24,6 +24,17 @@ DEVICES = {
 }
 
 
+class TestSmoke:
+  def test_is_the_embedded_world_with_less_work(self):
+    smoke = r3_geneval.get_config("smoke")
+    shapes = r3_geneval.get_config("shapes")
+    assert smoke.world == shapes.world == "shapes"
+    assert smoke.total_steps == 2
+    assert smoke.checkpoint.every == 2
+    assert smoke.sequence == shapes.sequence
+    placement.check(smoke.groups_per_step, smoke.group_size, 1, 1)
+
+
 class TestSlices:
   @pytest.mark.parametrize("name", slices.SLICES)
   @pytest.mark.parametrize("file", [r3_geneval, r3_geneval_plus, r3_tiif])

@@ -40,8 +40,9 @@ def run() -> None:
   """Evaluates, prints the tables, and exits with a message where something cannot be used."""
   values = flags.FLAGS
   startup.log_ours()
-  startup.start(values.config.mesh, values.config.eval.batch_size)
-  startup.keep_programs(values.config.mesh)
+  config = values.config
+  startup.start(config.mesh, config.eval.batch_size, config.step.quick_compile)
+  startup.keep_programs(config.mesh)
   with multihost.ending_together():
     job = startup.together(
       evaluation_job.prepare, values.config, values.workdir, values.checkpoint

@@ -32,8 +32,9 @@ def run(folder: str) -> None:
   """Scores, and exits with a message where something cannot be used."""
   values = flags.FLAGS
   startup.log_ours()
-  startup.start(values.config.mesh, values.config.eval.batch_size)
-  startup.keep_programs(values.config.mesh)
+  config = values.config
+  startup.start(config.mesh, config.eval.batch_size, config.step.quick_compile)
+  startup.keep_programs(config.mesh)
   with multihost.ending_together():
     try:
       comparison = startup.together(

@@ -64,7 +64,15 @@ def log_ours() -> None:
   logging.get_absl_handler().addFilter(is_shown)
 
 
-def start(mesh: ml_collections.ConfigDict, rows: int) -> None:
+# Of XLA for CPUs: hardly any optimization, which takes most of the time of a compilation.
+_QUICK_COMPILE = (
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+
+
+def start(
+  mesh: ml_collections.ConfigDict, rows: int, quick_compile: bool
+) -> None:
   """Connects to the other processes; must be called before JAX touches a device.
 
   On the CPUs of one host every core becomes a device, as far as they split `rows` evenly, unless
@@ -73,7 +81,11 @@ def start(mesh: ml_collections.ConfigDict, rows: int) -> None:
   Args:
     mesh: config.mesh of the run.
     rows: size of the batches that are split over devices.
+    quick_compile: config.step.quick_compile of the run.
   """
+  if quick_compile:
+    flags_before = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags_before} {_QUICK_COMPILE}".strip()
   coordinator = flags.FLAGS.coordinator
   is_default = mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}
   if not coordinator and is_default:

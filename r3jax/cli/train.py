@@ -38,7 +38,7 @@ def run() -> None:
   startup.log_ours()
   # Of one host's CPUs, as many work as split every batch evenly.
   batch = math.gcd(config.groups_per_step, config.eval.batch_size)
-  startup.start(config.mesh, batch)
+  startup.start(config.mesh, batch, config.step.quick_compile)
   programs = startup.keep_programs(config.mesh)
   with multihost.ending_together():
     session, policy = startup.together(sessions.prepare, config, workdir)
