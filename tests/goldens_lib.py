@@ -9,14 +9,16 @@ import numpy as np
 from r3jax.model import architecture
 from r3jax.model import image_encoders
 from r3jax.model import network
+from r3jax.parity import case_arrays
 from r3jax.parity import goldens
-from r3jax.parity import model
+from r3jax.parity import passes
 from r3jax.parity import scenes
 from r3jax.sequence import segments
 
 FOLDER = pathlib.Path(__file__).parent / "goldens" / "tiny-a"
 GOLDEN = goldens.Golden(FOLDER)
-padded, rows_of = model.padded, model.unpacked
+padded = case_arrays.padded
+rows_of = case_arrays.unpacked
 
 
 def config() -> architecture.BagelConfig:
@@ -43,13 +45,13 @@ def towers(size: tuple[int, int] | None = None) -> image_encoders.Towers:
 
 def run(layout: segments.Layout, inputs, lengths, past=()) -> network.Output:
   """Runs segments through the golden policy, compiled."""
-  return model.run(GOLDEN, layout, inputs, lengths, past)
+  return passes.run(GOLDEN, layout, inputs, lengths, past)
 
 
-read = functools.partial(model.read, GOLDEN)
-look = functools.partial(model.look, GOLDEN)
-texts = functools.partial(model.texts, GOLDEN)
-images = functools.partial(model.images, GOLDEN)
+read = functools.partial(passes.read, GOLDEN)
+look = functools.partial(passes.look, GOLDEN)
+texts = functools.partial(case_arrays.texts, GOLDEN)
+images = functools.partial(case_arrays.images, GOLDEN)
 scene = functools.partial(scenes.scene, GOLDEN)
 edit_scene = functools.partial(scenes.edit, GOLDEN)
 

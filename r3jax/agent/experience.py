@@ -60,7 +60,7 @@ class Reason:
 
   text: Text
   trajectory: flow_matching.Trajectory
-  images: types.Images  # [B, H, W, 3]
+  images: types.Images  # [B, h, w, 3]
 
 
 @flax.struct.dataclass
@@ -73,9 +73,9 @@ class Source:
     latent: clean latents.
   """
 
-  images: types.Images  # [G, H, W, 3]
+  images: types.GroupImages  # [G, h, w, 3]
   features: jax.Array  # [G, N, vision hidden]
-  latent: types.Latent  # [G, N, C]
+  latent: types.GroupLatent  # [G, N, C]
 
 
 @flax.struct.dataclass
@@ -104,7 +104,7 @@ class Refine:
   """
 
   trajectory: flow_matching.Trajectory
-  images: types.Images  # [B, H, W, 3]
+  images: types.Images  # [B, h, w, 3]
 
 
 @flax.struct.dataclass

@@ -1,8 +1,9 @@
-"""Runs the cases of a folder and compares what they compute with what is recorded."""
+"""Runs the cases of a folder and compares what they compute with the recorded arrays."""
 
 from collections.abc import Iterator
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +11,12 @@ from r3jax.parity import flow
 from r3jax.parity import goldens
 from r3jax.parity import language
 from r3jax.parity import perception
+from r3jax.parity import results
 from r3jax.parity import rules
-from r3jax.parity import seen as seen_lib
-from r3jax.parity import tolerance as tolerance_lib
+from r3jax.parity import tolerance as tolerances
 from r3jax.parity import training
 
-CASES: dict[str, seen_lib.Case] = {  # by the pattern of a case's name
+CASES: dict[str, results.Case] = {  # by the pattern of a case's name
   "a_vae": perception.autoencoding,
   "b_vit": perception.vision,
   "c_time_pos": language.tables,
@@ -44,10 +45,11 @@ class Verdict:
   """The comparison of one array.
 
   Attributes:
-    case, name: of the array.
-    error: the largest |seen - expected|; infinite for another shape, NaN where nothing was computed.
+    case: of the array.
+    name: of the array.
+    error: largest |computed - expected|; infinite for another shape, NaN without a computed array.
     tolerance: as the manifest writes it.
-    excess: the largest error divided by what is allowed there; at most 1 passes.
+    excess: largest error in units of the allowed error; at most 1 passes.
     finite: whether all computed numbers are.
   """
 
@@ -63,54 +65,58 @@ class Verdict:
     return self.finite and self.excess <= scale
 
 
+def check(golden: goldens.Golden, case: str) -> Iterator[Verdict]:
+  """Runs a case.
+
+  Args:
+    golden: the folder of goldens.
+    case: name of the case.
+
+  Yields:
+    A verdict for every computed array and for every output that the case does not compute.
+  """
+  function = function_of(case)
+  missing = dict(golden.outputs(case))
+  if function is None and not missing:
+    missing = {"(unknown case)": "exact"}
+  for result in function(golden, case) if function else ():
+    missing.pop(result.name, None)
+    expected = result.expected
+    tolerance = result.tolerance
+    if expected is None:
+      expected = golden.arrays(case)[result.name]
+      tolerance = golden.manifest[case]["arrays"][result.name]["tol"]
+    yield _compare(case, result.name, result.value, expected, tolerance)
+  for name, tolerance in missing.items():
+    yield Verdict(case, name, np.nan, tolerance, np.inf, True)
+
+
+def function_of(case: str) -> results.Case | None:
+  """Returns the function that computes a case, None where r3jax does not have it."""
+  for pattern, function in CASES.items():
+    if re.fullmatch(pattern, case):
+      return function
+  return None
+
+
 def _compare(
-  case: str, name: str, value, expected: np.ndarray, tolerance: float | str
+  case: str, name: str, value: Any, expected: np.ndarray, tolerance: float | str
 ) -> Verdict:
-  value, expected = np.asarray(value), np.asarray(expected)
+  value = np.asarray(value)
+  expected = np.asarray(expected)
   if value.shape != expected.shape:
     return Verdict(case, name, np.inf, tolerance, np.inf, True)
-  value, expected = value.astype(np.float64), expected.astype(np.float64)
+  value = value.astype(np.float64)
+  expected = expected.astype(np.float64)
   error = np.abs(value - expected)
+  allowed = tolerances.allowed(tolerance, expected)
   with np.errstate(divide="ignore", invalid="ignore"):
-    excess = np.where(
-      error == 0, 0.0, error / tolerance_lib.allowed(tolerance, expected)
-    )
-  finite = bool(np.isfinite(value).all())
+    excess = np.where(error == 0, 0.0, error / allowed)
   return Verdict(
-    case,
-    name,
-    float(error.max(initial=0.0)),
-    tolerance,
-    float(excess.max(initial=0.0)),
-    finite,
+    case=case,
+    name=name,
+    error=float(error.max(initial=0.0)),
+    tolerance=tolerance,
+    excess=float(excess.max(initial=0.0)),
+    finite=bool(np.isfinite(value).all()),
   )
-
-
-def function_of(case: str) -> seen_lib.Case | None:
-  """Returns what computes a case, None where r3jax does not know it."""
-  return next(
-    (
-      function
-      for pattern, function in CASES.items()
-      if re.fullmatch(pattern, case)
-    ),
-    None,
-  )
-
-
-def check(golden: goldens.Golden, case: str) -> Iterator[Verdict]:
-  """Runs a case and yields a verdict for everything it computes and for every output it does not."""
-  function, left = function_of(case), dict(golden.outputs(case))
-  for seen in function(golden, case) if function else ():
-    left.pop(seen.name, None)
-    if seen.expected is None:
-      tolerance = golden.manifest[case]["arrays"][seen.name]["tol"]
-      yield _compare(
-        case, seen.name, seen.value, golden.arrays(case)[seen.name], tolerance
-      )
-    else:
-      yield _compare(case, seen.name, seen.value, seen.expected, seen.tolerance)
-  if function is None and not left:
-    left = {"(unknown case)": "exact"}
-  for name, tolerance in left.items():
-    yield Verdict(case, name, np.nan, tolerance, np.inf, True)

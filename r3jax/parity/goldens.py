@@ -28,7 +28,7 @@ class Golden:
   """A folder of goldens and the dtype that r3jax computes in.
 
   Attributes:
-    folder: see the module.
+    folder: the files, see the module.
     dtype: compute dtype of language model, ViT and autoencoder.
   """
 
@@ -42,7 +42,7 @@ class Golden:
 
   @functools.cached_property
   def constants(self) -> dict:
-    """What the reference's scripts set."""
+    """The constants that the reference's scripts set."""
     return json.loads((self.folder / "constants.json").read_text())
 
   @functools.cached_property
@@ -78,13 +78,10 @@ class Golden:
       self.config, tuple(size or self.constants["image_hw"]), self.dtype
     )
 
-  @functools.cache
   def arrays(self, case: str) -> dict[str, np.ndarray]:
     """Returns every array of a case."""
-    with np.load(self.folder / self.manifest[case]["file"]) as arrays:
-      return dict(arrays)
+    return _read_arrays(self.folder / self.manifest[case]["file"])
 
-  @functools.cache
   def rules(self, case: str) -> dict:
     """Returns the contents of a case that is written in JSON."""
     return json.loads((self.folder / self.manifest[case]["file"]).read_text())
@@ -94,3 +91,9 @@ class Golden:
     for name, array in self.manifest[case].get("arrays", {}).items():
       if array["role"] == "output" and not name.startswith("STATICBUG_"):
         yield name, array["tol"]
+
+
+@functools.cache
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  with np.load(path) as arrays:
+    return dict(arrays)

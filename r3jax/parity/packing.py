@@ -12,20 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax.model import layers
+from r3jax.parity import case_arrays
 from r3jax.parity import goldens
-from r3jax.parity import model
-from r3jax.sequence import segments as segments_lib
+from r3jax.sequence import protocol
+from r3jax.sequence import segments
 
-_MULTIPLE = 128
-_MODES = {"text": 0, "vit": 1, "clean": 1, "noise": 2}
+_MULTIPLE = 128  # samples are padded to this
+_MODES = {"text": 0, "vit": 1, "clean": 1, "noise": 2}  # attention modes
+_NO_RANGE = (-1, -1)  # of a copy that does not exist
 
 
-def order(layout: segments_lib.Layout, names: tuple[str, ...]) -> np.ndarray:
+def order(layout: segments.Layout, names: tuple[str, ...]) -> np.ndarray:
   """Returns the place of every slot in a sequence that has not been sorted by expert."""
-  starts = np.cumsum([0] + [layout[name].capacity for name in names])[:-1]
-  starts = {layout.index(name): start for name, start in zip(names, starts)}
+  starts = {}
+  start = 0
+  for name in names:
+    starts[layout.index(name)] = start
+    start += layout[name].capacity
   slots = layout.slots(names)
-  return np.array([starts[segment] for segment in slots.segment]) + slots.offset
+  segment_starts = np.array([starts[segment] for segment in slots.segment])
+  return segment_starts + slots.offset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,27 +45,27 @@ class Sample:
     scored: the text segment whose tokens carry loss, None for a copy.
   """
 
-  layout: segments_lib.Layout
+  layout: segments.Layout
   ids: dict[str, np.ndarray]
   times: dict[str, float]
   scored: str | None
 
   @property
   def names(self) -> tuple[str, ...]:
-    """Of the segments."""
+    """Names of the segments."""
     return tuple(segment.name for segment in self.layout.segments)
 
   @property
-  def filled(self) -> int:
+  def num_filled(self) -> int:
     """Tokens before the padding."""
     return sum(segment.capacity for segment in self.layout.segments)
 
   @property
-  def padding(self) -> int:
+  def num_padding(self) -> int:
     """End tokens after them: up to the next multiple, a whole one if nothing is missing."""
-    return _MULTIPLE - self.filled % _MULTIPLE
+    return _MULTIPLE - self.num_filled % _MULTIPLE
 
-  def starts(self) -> Iterator[tuple[segments_lib.Segment, int]]:
+  def starts(self) -> Iterator[tuple[segments.Segment, int]]:
     """Yields every segment with its place in the sample."""
     place = 0
     for segment in self.layout.segments:
@@ -69,84 +75,19 @@ class Sample:
   def positions(self) -> np.ndarray:
     """Returns the rotary positions of all tokens, padding included."""
     lengths = {name: jnp.array([len(ids)]) for name, ids in self.ids.items()}
-    found = np.zeros(self.filled, np.int64)
-    found[order(self.layout, self.names)] = segments_lib.positions(
-      self.layout, self.names, lengths, 1
-    )[0]
+    by_expert = segments.positions(self.layout, self.names, lengths, 1)[0]
+    positions = np.zeros(self.num_filled, np.int64)
+    positions[order(self.layout, self.names)] = by_expert
+    # The padding is a text that sees everything but noise.
     context = [
       segment.name
       for segment in self.layout.segments
       if segment.kind != "noise"
     ]
-    end = segments_lib.Layout(
-      (
-        *self.layout.segments,
-        segments_lib.text("padding", self.padding, context),
-      )
-    )
-    first = int(segments_lib.start(end, "padding", lengths)[0])
-    return np.concatenate([found, first + np.arange(self.padding)])
-
-
-def _texts(sample: Sample, special_ids) -> Iterator[tuple[int, int]]:
-  """Yields (place, id) of all tokens with an id, in order."""
-  for segment, start in sample.starts():
-    if segment.kind == "text":
-      yield from (
-        (start + i, token) for i, token in enumerate(sample.ids[segment.name])
-      )
-    else:
-      yield start, special_ids.image_begin
-      yield start + segment.capacity - 1, special_ids.image_end
-  yield from (
-    (sample.filled + i, special_ids.text_end) for i in range(sample.padding)
-  )
-
-
-def _layout(
-  texts: dict[str, np.ndarray], noise: list[str], grid: tuple[int, int]
-) -> segments_lib.Layout:
-  """Returns causal texts, one after another, with noise segments that see all of them."""
-  names = list(texts)
-  segments = [
-    segments_lib.text(name, len(ids), names[:i])
-    for i, (name, ids) in enumerate(texts.items())
-  ]
-  return segments_lib.Layout(
-    (
-      *segments,
-      *(segments_lib.image(name, "noise", grid, names) for name in noise),
-    )
-  )
-
-
-def _samples(
-  golden: goldens.Golden, case: str, times: np.ndarray, grid
-) -> Iterator[Sample]:
-  """Yields for every draft the conditional sample and its copy without the prompt."""
-  arrays, special = golden.arrays(case), golden.config.special_ids
-  segment = lambda body: np.array([special.text_begin, *body, special.text_end])
-  prompts, thoughts = (
-    model.numbered(golden, case, name)
-    for name in ("prompt_ids", "generated_ids")
-  )
-  for prompt, thought, of_draft in zip(prompts, thoughts, times):
-    system = segment(arrays["system_ids"])
-    ids = {"system": system, "prompt": segment(prompt), "thought": thought}
-    noise = {f"draft{i}": float(t) for i, t in enumerate(of_draft)}
-    # As the reference's trainer: closed at both ends.
-    copies = {
-      name: t
-      for name, t in noise.items()
-      if np.float32(0.4) <= np.float32(t) <= 1
-    }
-    yield Sample(_layout(ids, list(noise), grid), ids, noise, "thought")
-    yield Sample(
-      _layout({"system": system}, list(copies), grid),
-      {"system": system},
-      copies,
-      None,
-    )
+    padding = segments.text("padding", self.num_padding, context)
+    padded = segments.Layout((*self.layout.segments, padding))
+    (start,) = np.asarray(segments.start(padded, "padding", lengths))
+    return np.concatenate([positions, start + np.arange(self.num_padding)])
 
 
 def multi(golden: goldens.Golden, case: str) -> dict[str, np.ndarray]:
@@ -155,101 +96,165 @@ def multi(golden: goldens.Golden, case: str) -> dict[str, np.ndarray]:
   What the recorded arrays repeat per token (times, steps, advantages) is taken once per image or
   sample from them: the inputs are not recorded apart.
   """
-  arrays, grid = (
-    golden.arrays(case),
-    tuple(golden.arrays(case)["patchified_vae_latent_shapes"][0].tolist()),
-  )
-  tokens, drafts = (
-    grid[0] * grid[1],
-    len(model.numbered(golden, case, "generated_ids")),
-  )
-  per_image = lambda name: arrays[name][::tokens]
-  times = per_image("loss_packed_timesteps_for_loss").reshape(drafts, -1)
+  arrays = golden.arrays(case)
+  rows, columns = arrays["patchified_vae_latent_shapes"][0].tolist()
+  grid = (rows, columns)
+  num_tokens = rows * columns
+  num_drafts = len(case_arrays.numbered(golden, case, "generated_ids"))
+  image_times = arrays["loss_packed_timesteps_for_loss"][::num_tokens]
+  image_dts = arrays["loss_dts"][::num_tokens]
+  times = image_times.reshape(num_drafts, -1)
   samples = list(_samples(golden, case, times, grid))
-  starts = np.cumsum(
-    [0] + [sample.filled + sample.padding for sample in samples]
-  )
-  found = _tokens(golden, samples, starts) | _latents(
-    golden, samples, starts, grid
-  )
-  advantage = np.unique(arrays["loss_text_advantages"], return_index=True)[1]
-  by_draft = arrays["loss_text_advantages"][np.sort(advantage)]
-  scored = [len(sample.ids["thought"]) - 2 for sample in samples[::2]]
-  images = times.shape[1]
-  return found | {
-    "loss_text_advantages": np.repeat(by_draft, scored),
-    "loss_dts": np.repeat(per_image("loss_dts"), tokens),
-    "loss_packed_timesteps_for_loss": np.repeat(times.reshape(-1), tokens),
+  sizes = [sample.num_filled + sample.num_padding for sample in samples]
+  starts = np.cumsum([0, *sizes])
+
+  token_advantages = arrays["loss_text_advantages"]
+  _, first_tokens = np.unique(token_advantages, return_index=True)
+  draft_advantages = token_advantages[np.sort(first_tokens)]
+  # Samples alternate between drafts and their copies.
+  num_scored = [len(sample.ids["thought"]) - 2 for sample in samples[::2]]
+  images_per_draft = times.shape[1]
+  draft_image_advantages = arrays["loss_image_advantages"][::images_per_draft]
+  losses = {
+    "loss_text_advantages": np.repeat(draft_advantages, num_scored),
+    "loss_dts": np.repeat(image_dts, num_tokens),
+    "loss_packed_timesteps_for_loss": np.repeat(times.reshape(-1), num_tokens),
     "loss_image_advantages": np.repeat(
-      arrays["loss_image_advantages"][::images], images
+      draft_image_advantages, images_per_draft
     ),
     "loss_patchified_vae_latent_shapes_for_loss": np.tile(
       grid, (times.size, 1)
     ),
   }
+  tokens = _tokens(golden, samples, starts)
+  latents = _latents(golden, samples, starts, grid)
+  return tokens | latents | losses
+
+
+def _samples(
+  golden: goldens.Golden, case: str, times: np.ndarray, grid: tuple[int, int]
+) -> Iterator[Sample]:
+  """Yields for every draft the conditional sample and its copy without the prompt."""
+  special_ids = golden.config.special_ids
+  prompts = case_arrays.numbered(golden, case, "prompt_ids")
+  thoughts = case_arrays.numbered(golden, case, "generated_ids")
+  system = _text_segment(golden.arrays(case)["system_ids"], special_ids)
+  for prompt, thought, draft_times in zip(
+    prompts, thoughts, times, strict=True
+  ):
+    ids = {
+      "system": system,
+      "prompt": _text_segment(prompt, special_ids),
+      "thought": thought,
+    }
+    noise = {f"draft{i}": float(t) for i, t in enumerate(draft_times)}
+    yield Sample(_layout(ids, list(noise), grid), ids, noise, "thought")
+    # As in the reference's trainer the guided interval is closed at both ends.
+    copies = {}
+    for name, t in noise.items():
+      if np.float32(0.4) <= np.float32(t) <= 1:
+        copies[name] = t
+    ids = {"system": system}
+    yield Sample(_layout(ids, list(copies), grid), ids, copies, None)
+
+
+def _text_segment(
+  body: np.ndarray, special_ids: protocol.SpecialIds
+) -> np.ndarray:
+  """Returns ids with begin and end."""
+  return np.array([special_ids.text_begin, *body, special_ids.text_end])
+
+
+def _layout(
+  texts: dict[str, np.ndarray], noise: list[str], grid: tuple[int, int]
+) -> segments.Layout:
+  """Returns causal texts, one after another, with noise segments that see all of them."""
+  names = list(texts)
+  sequence = []
+  for i, name in enumerate(names):
+    sequence.append(segments.text(name, len(texts[name]), names[:i]))
+  for name in noise:
+    sequence.append(segments.image(name, "noise", grid, names))
+  return segments.Layout(tuple(sequence))
 
 
 def _tokens(
   golden: goldens.Golden, samples: list[Sample], starts: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Returns what is known of text, splits and positions."""
-  texts = [
-    (start + place, token)
-    for sample, start in zip(samples, starts)
-    for place, token in _texts(sample, golden.config.special_ids)
-  ]
-  places, ids = (np.array(column) for column in zip(*texts))
-  splits = [
-    split
-    for sample in samples
-    for split in [
-      *((s.capacity, _MODES[s.kind]) for s in sample.layout.segments),
-      (sample.padding, 0),
-    ]
-  ]
-  lengths, modes = (np.array(column) for column in zip(*splits))
-  scored, labels = [], []
-  for sample, start in zip(samples, starts):
+  """Returns the pack's text, splits and positions."""
+  ids = []
+  places = []
+  split_lengths = []
+  modes = []
+  scored_places = []
+  labels = []
+  for sample, sample_start in zip(samples, starts[:-1], strict=True):
+    for place, token in _tokens_with_ids(sample, golden.config.special_ids):
+      ids.append(token)
+      places.append(sample_start + place)
     for segment, place in sample.starts():
+      split_lengths.append(segment.capacity)
+      modes.append(_MODES[segment.kind])
       if segment.name == sample.scored:
-        # each predicts the next
-        scored.extend(start + place + np.arange(segment.capacity - 2))
+        # Each slot but the last two predicts the next token.
+        slots = np.arange(segment.capacity - 2)
+        scored_places.extend(sample_start + place + slots)
         labels.extend(sample.ids[segment.name][1:-1])
+    split_lengths.append(sample.num_padding)
+    modes.append(_MODES["text"])
+  positions = [sample.positions() for sample in samples]
   return {
     "sequence_length": starts[-1],
     "sample_lens": np.diff(starts),
-    "split_lens": lengths,
-    "attn_modes": modes,
-    "packed_text_ids": ids,
-    "packed_text_indexes": places,
-    "packed_position_ids": np.concatenate(
-      [sample.positions() for sample in samples]
-    ),
-    "ce_loss_indexes": np.array(scored),
+    "split_lens": np.array(split_lengths),
+    "attn_modes": np.array(modes),
+    "packed_text_ids": np.array(ids),
+    "packed_text_indexes": np.array(places),
+    "packed_position_ids": np.concatenate(positions),
+    "ce_loss_indexes": np.array(scored_places),
     "loss_packed_label_ids": np.array(labels),
   }
 
 
+def _tokens_with_ids(
+  sample: Sample, special_ids: protocol.SpecialIds
+) -> Iterator[tuple[int, int]]:
+  """Yields (place, id) of all tokens with an id, in order."""
+  for segment, start in sample.starts():
+    if segment.kind == "text":
+      for offset, token in enumerate(sample.ids[segment.name]):
+        yield start + offset, token
+    else:
+      yield start, special_ids.image_begin
+      yield start + segment.capacity - 1, special_ids.image_end
+  for offset in range(sample.num_padding):
+    yield sample.num_filled + offset, special_ids.text_end
+
+
 def _latents(
-  golden: goldens.Golden, samples: list[Sample], starts: np.ndarray, grid
+  golden: goldens.Golden,
+  samples: list[Sample],
+  starts: np.ndarray,
+  grid: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-  """Returns what is known of the latents; copies are found by the name of their draft."""
-  tokens, places, times, ranges = grid[0] * grid[1], [], [], []
-  for i, (sample, start) in enumerate(zip(samples, starts)):
+  """Returns the pack's latents; a copy has the name of its draft, one sample later."""
+  num_tokens = grid[0] * grid[1]
+  places = []
+  times = []
+  ranges = {}  # (sample, segment) -> start and stop among the latent tokens
+  for i, sample in enumerate(samples):
     for segment, place in sample.starts():
-      if segment.kind == "noise":
-        ranges.append((i, segment.name))
-        places.append(start + place + 1 + np.arange(tokens))
-        times.append(np.full(tokens, sample.times[segment.name]))
-  place_of = {
-    key: (number * tokens, (number + 1) * tokens)
-    for number, key in enumerate(ranges)
-  }
-  conditions = [
-    [place_of[i, name], place_of.get((i + 1, name), (-1, -1)), (-1, -1)]
-    for i, name in ranges
-    if i % 2 == 0
-  ]
+      if segment.kind != "noise":
+        continue
+      first = len(ranges) * num_tokens
+      ranges[i, segment.name] = (first, first + num_tokens)
+      places.append(starts[i] + place + 1 + np.arange(num_tokens))
+      times.append(np.full(num_tokens, sample.times[segment.name]))
+  conditions = []
+  for (i, name), draft_range in ranges.items():
+    if i % 2 == 0:
+      copy_range = ranges.get((i + 1, name), _NO_RANGE)
+      conditions.append([draft_range, copy_range, _NO_RANGE])
   ids = layers.grid_positions(*grid, golden.config.max_latent_side)
   return {
     "patchified_vae_latent_shapes": np.tile(grid, (len(ranges), 1)),

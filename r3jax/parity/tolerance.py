@@ -4,16 +4,17 @@ import re
 
 import numpy as np
 
-_SMALL = 1e-6  # a relative tolerance does not hold below this magnitude
+_SMALL = 1e-6  # a relative tolerance does not shrink below this magnitude
+_RELATIVE = r"rtol ([\d.e+-]+)(?:, atol ([\d.e+-]+)|( of max\|grad\|))?"
 
 
 def allowed(tolerance: float | str, expected: np.ndarray) -> np.ndarray | float:
-  """Returns the largest allowed |seen - expected|.
+  """Returns the largest allowed |computed - expected|.
 
   Args:
     tolerance: a number (absolute), "exact", "<=1 level", "rtol R", "rtol R, atol A" or
       "rtol R of max|grad|".
-    expected: what the tolerance is about.
+    expected: the recorded array.
 
   Raises:
     ValueError: the tolerance is written in another way.
@@ -24,14 +25,14 @@ def allowed(tolerance: float | str, expected: np.ndarray) -> np.ndarray | float:
     return 0.0
   if tolerance == "<=1 level":
     return 1.0
-  parts = re.fullmatch(
-    r"rtol ([\d.e+-]+)(?:, atol ([\d.e+-]+)|( of max\|grad\|))?", tolerance
-  )
-  if not parts:
+  match = re.fullmatch(_RELATIVE, tolerance)
+  if not match:
     raise ValueError(
       f"a tolerance must be a number, 'exact', '<=1 level' or 'rtol ...'; got {tolerance!r}"
     )
-  relative, magnitude = float(parts[1]), np.abs(expected)
-  if parts[3]:
+  relative, absolute, of_largest = match.groups()
+  relative = float(relative)
+  magnitude = np.abs(expected)
+  if of_largest:
     return relative * magnitude.max(initial=0.0)
-  return relative * magnitude + float(parts[2] or relative * _SMALL)
+  return relative * magnitude + float(absolute or relative * _SMALL)

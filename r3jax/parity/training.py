@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import safetensors.numpy
 
+from r3jax import types
 from r3jax.agent import actors
 from r3jax.agent import experience
 from r3jax.agent import rollout as rollout_lib
@@ -24,9 +25,9 @@ from r3jax.agent import rollout_settings
 from r3jax.agent import scoring
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_headers
+from r3jax.parity import case_arrays
 from r3jax.parity import goldens
-from r3jax.parity import model
-from r3jax.parity import seen
+from r3jax.parity import results
 from r3jax.rl import iteration_settings
 from r3jax.rl import losses
 from r3jax.rl import objective
@@ -36,26 +37,41 @@ from r3jax.sampling import flow_matching
 from r3jax.sampling import schedules
 from r3jax.sequence import layouts
 
-Golden, Seen = goldens.Golden, seen.Seen
+Golden = goldens.Golden
+Result = results.Result
 _UNUSED = 2  # capacity of a text segment that a pack does not have
 _SPARE = 1  # empty slots: the other stage's system prompt may be longer
-# of every matrix of the layers, in the goldens' reference policy
-_REFERENCE_SCALE = 0.95
+_REFERENCE_SCALE = (
+  0.95  # of every matrix of the layers, in the goldens' reference policy
+)
 
 
 @flax.struct.dataclass
 class Outputs:
-  """What a scoring pass gives."""
+  """Results of a scoring pass.
+
+  Attributes:
+    logprob: log-probs of the text.
+    velocity: combined velocity at the SDE step.
+    logits: of the text.
+    branches: velocities with full context, without text and, of an edit, without image.
+  """
 
   logprob: jax.Array  # [B, T - 1]
-  velocity: jax.Array  # [B, N, C] combined
+  velocity: jax.Array  # [B, N, C]
   logits: jax.Array  # [B, T - 1, V]
   branches: tuple[jax.Array, ...]  # each [B, N, C]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pack:
-  """A golden pack as r3jax's scoring passes want it."""
+  """A golden pack as r3jax's scoring passes read it.
+
+  Attributes:
+    golden: the folder of goldens.
+    case: name of the pack.
+    literal: scores as the reference's trainer does, see `compat.reference_loss`.
+  """
 
   golden: Golden
   case: str
@@ -63,13 +79,13 @@ class Pack:
 
   @property
   def arrays(self) -> dict[str, np.ndarray]:
-    """Of the pack."""
+    """The arrays of the pack."""
     return self.golden.arrays(self.case)
 
   @functools.cached_property
   def rows(self) -> int:
     """Samples."""
-    return len(model.numbered(self.golden, self.case, "generated_ids"))
+    return len(case_arrays.numbered(self.golden, self.case, "generated_ids"))
 
   def segment(self, body: np.ndarray) -> np.ndarray:
     """Returns ids with begin and end."""
@@ -78,20 +94,22 @@ class Pack:
 
   def segments(self, array: str) -> tuple[jax.Array, jax.Array]:
     """Returns ids and lengths of numbered bodies."""
-    bodies = model.numbered(self.golden, self.case, array)
-    return model.padded([self.segment(body) for body in bodies])
+    bodies = case_arrays.numbered(self.golden, self.case, array)
+    return case_arrays.padded([self.segment(body) for body in bodies])
 
   def flow(
     self, image_scale: float, renorm: str
   ) -> rollout_settings.FlowSettings:
-    """Returns how the pack's images were sampled."""
-    c = self.golden.constants
-    guidance = classifier_free.Guidance(
-      float(self.arrays["scales"][0]), image_scale, renorm
+    """Returns the settings with which the pack's images were sampled."""
+    constants = self.golden.constants
+    eta_mode = constants["eta"]["mode"]
+    text_scale = float(self.arrays["scales"][0])
+    return rollout_settings.FlowSettings(
+      schedules.Schedule(constants["ode_points"], constants["timestep_shift"]),
+      classifier_free.Guidance(text_scale, image_scale, renorm),
+      schedules.Eta(eta_mode, float(self.arrays["constant_eta"])),
+      1,
     )
-    schedule = schedules.Schedule(c["ode_points"], c["timestep_shift"])
-    eta = schedules.Eta(c["eta"]["mode"], float(self.arrays["constant_eta"]))
-    return rollout_settings.FlowSettings(schedule, guidance, eta, 1)
 
   def settings(
     self, capacities: layouts.Capacities
@@ -118,13 +136,13 @@ class Pack:
 
 def loss_settings(golden: Golden) -> iteration_settings.LossSettings:
   """Returns the recorded weights of the objective."""
-  c = golden.constants
+  constants = golden.constants
   return iteration_settings.LossSettings(
-    c["text_weight"],
-    c["image_weight"],
-    c["kl_weight_text"],
-    c["kl_weight_image"],
-    c["clip_range"],
+    constants["text_weight"],
+    constants["image_weight"],
+    constants["kl_weight_text"],
+    constants["kl_weight_image"],
+    constants["clip_range"],
     False,
     1.0,
   )
@@ -132,41 +150,54 @@ def loss_settings(golden: Golden) -> iteration_settings.LossSettings:
 
 @functools.cache
 def _recorded(golden: Golden, pack: str, case: str) -> experience.Recorded:
-  """Returns the rollout of a pack with the behaviour of a k case."""
+  """Returns the rollout of a pack with the behavior log-probs of a k case."""
   behavior = golden.arrays(case)
-  ids, lengths = model.texts(golden, pack, "generated_ids")
-  logprob = np.zeros((len(ids), ids.shape[1] - 1), np.float32)
-  logprob[np.asarray(losses.token_mask(lengths, ids.shape[1]))] = np.log(
-    behavior["inference_probs"]
-  )
-  latents = jnp.stack(
-    [jnp.asarray(x) for x in model.numbered(golden, pack, "latents")]
-  )
-  t, dt = jnp.asarray(np.stack(model.numbered(golden, pack, "t_dt"))).T
-  per_image = behavior["behavior_log_probs"].reshape(len(ids), -1).mean(axis=1)
+  ids, lengths = case_arrays.texts(golden, pack, "generated_ids")
+  rows, capacity = ids.shape
+  text_logprob = np.zeros((rows, capacity - 1), np.float32)
+  mask = np.asarray(losses.token_mask(lengths, capacity))
+  text_logprob[mask] = np.log(behavior["inference_probs"])
+  text = experience.Text(ids, lengths, jnp.asarray(text_logprob))
+
+  latents = np.stack(case_arrays.numbered(golden, pack, "latents"))
+  before = jnp.asarray(latents[:, 0])
+  after = jnp.asarray(latents[:, 1])
+  steps = np.stack(case_arrays.numbered(golden, pack, "t_dt"))
+  token_logprobs = behavior["behavior_log_probs"].reshape(rows, -1)
   trajectory = flow_matching.Trajectory(
-    latents[:, 1], latents[:, 0], latents[:, 1], t, dt, jnp.asarray(per_image)
+    latent=after,  # no loss reads the end of the trajectory
+    before=before,
+    after=after,
+    t=jnp.asarray(steps[:, 0]),
+    dt=jnp.asarray(steps[:, 1]),
+    behavior_logprob=jnp.asarray(token_logprobs.mean(axis=1)),
   )
-  return experience.Recorded(
-    experience.Text(ids, lengths, jnp.asarray(logprob)), trajectory
-  )
+  return experience.Recorded(text, trajectory)
 
 
 def _outputs(
   actor: actors.Actor,
   recorded: experience.Recorded,
-  hidden,
+  hidden: jax.Array,
   run: scoring.Pass,
-  names,
+  names: tuple[str, ...],
 ) -> Outputs:
+  """Returns the outputs of a pass.
+
+  Args:
+    actor: the policy.
+    recorded: the scored rollout.
+    hidden: [B, T, D] of the scored text.
+    run: the pass over the images.
+    names: the noise segments.
+  """
   logits = actor.modules.bagel.apply(
     {"params": actor.policy}, hidden[:, :-1], method="logits"
   )
   branches = actor.velocities(run.output, run.flow.branches(names))
   velocity = scoring.scored_velocity(actor, run, names, recorded.trajectory.t)
-  return Outputs(
-    actor.logprob(hidden, recorded.text.ids), velocity, logits, branches
-  )
+  logprob = actor.logprob(hidden, recorded.text.ids)
+  return Outputs(logprob, velocity, logits, branches)
 
 
 def _actor(
@@ -183,41 +214,39 @@ def _score_drafts(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
   ids, lengths = pack.segments("prompt_ids")
   towers = pack.golden.towers()
   capacities = layouts.Capacities(
-    pack.system_capacity,
-    ids.shape[1],
-    recorded.text.ids.shape[1],
-    _UNUSED,
-    _UNUSED,
-    _UNUSED,
-    towers.latent_grid,
-    (1, 1),
+    system=pack.system_capacity,
+    prompt=ids.shape[1],
+    thought=recorded.text.ids.shape[1],
+    question=_UNUSED,
+    answer=_UNUSED,
+    instruction=_UNUSED,
+    latent_grid=towers.latent_grid,
+    vit_grid=(1, 1),
   )
   actor = _actor(pack, policy, towers, capacities)
   prompts = experience.Prompts(ids, lengths, None, None, None, None)
   run = scoring.reason_pass(actor, prompts, recorded)
-  return _outputs(
-    actor, recorded, run.output.text("thought"), run, layouts.DRAFT
-  )
+  hidden = run.output.text("thought")
+  return _outputs(actor, recorded, hidden, run, layouts.DRAFT)
 
 
 def _score_edits(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
   """Scores one group of edits of one image."""
   golden = pack.golden
-  question, question_length = model.padded(
-    [pack.segment(pack.arrays["reflection_ids"])]
-  )
+  question_ids = pack.segment(pack.arrays["reflection_ids"])
+  question, question_length = case_arrays.padded([question_ids])
   ids, lengths = pack.segments("edit_ids")
   image = jnp.asarray(pack.arrays["image"])[None]
   towers = golden.towers(image.shape[1:3])
   capacities = layouts.Capacities(
-    pack.system_capacity,
-    _UNUSED,
-    _UNUSED,
-    question.shape[1],
-    recorded.text.ids.shape[1],
-    ids.shape[1],
-    towers.latent_grid,
-    towers.vit_grid,
+    system=pack.system_capacity,
+    prompt=_UNUSED,
+    thought=_UNUSED,
+    question=question.shape[1],
+    answer=recorded.text.ids.shape[1],
+    instruction=ids.shape[1],
+    latent_grid=towers.latent_grid,
+    vit_grid=towers.vit_grid,
   )
   actor = _actor(pack, policy, towers, capacities)
   source = rollout_lib.look(actor, image)
@@ -227,14 +256,22 @@ def _score_edits(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
   instruction = experience.Instruction(ids, lengths, jnp.zeros(pack.rows, bool))
   reflected = scoring.reflect_pass(actor, prompts, source, recorded.text)
   run = scoring.refine_pass(actor, source, instruction, recorded.trajectory)
-  return _outputs(actor, recorded, reflected.text("answer"), run, layouts.EDIT)
+  hidden = reflected.text("answer")
+  return _outputs(actor, recorded, hidden, run, layouts.EDIT)
 
 
 @flax.struct.dataclass
 class Outcome:
-  """What the objective of a k case gives."""
+  """The objective of a k case.
 
-  value: jax.Array
+  Attributes:
+    value: the total loss.
+    texts: terms of the texts.
+    images: terms of the images.
+    outputs: results of the scoring pass.
+  """
+
+  value: jax.Array  # []
   texts: objective.TextTerms
   images: objective.FlowTerms
   outputs: Outputs
@@ -251,50 +288,48 @@ def _step(
 ):
   """Returns the outcome of a pack and its gradient; `reference` is (logprob, velocity)."""
   score = _score_drafts if pack.case == "j_pack_gen" else _score_edits
-  loss, valid, flow = (
-    loss_settings(pack.golden),
-    jnp.ones(pack.rows, bool),
-    pack.flow(1.0, "global"),
-  )
+  settings = loss_settings(pack.golden)
+  flow = pack.flow(1.0, "global")
+  valid = jnp.ones(pack.rows, bool)
+  reference_logprob, reference_velocity = reference
 
-  def objective_of(policy):
+  def total_loss(policy):
     outputs = score(pack, policy, recorded)
     texts = objective.text_terms(
       outputs.logprob,
-      reference[0],
+      reference_logprob,
       recorded.text,
       text_advantage,
       valid,
-      loss.clip_range,
+      settings.clip_range,
     )
     images = objective.flow_terms(
       outputs.velocity,
-      reference[1],
+      reference_velocity,
       recorded.trajectory,
       flow,
       image_advantage,
       valid,
-      loss.clip_range,
+      settings.clip_range,
     )
     value = objective.total(
-      texts, images, texts.num_tokens, images.num_images, loss
+      texts, images, texts.num_tokens, images.num_images, settings
     )
     return value, Outcome(value, texts, images, outputs)
 
-  (_, outcome), gradient = jax.value_and_grad(objective_of, has_aux=True)(
-    policy
-  )
+  value_and_gradient = jax.value_and_grad(total_loss, has_aux=True)
+  (_, outcome), gradient = value_and_gradient(policy)
   return outcome, gradient
 
 
-def _reference(policy):
+def _reference_policy(policy: types.Params) -> types.Params:
   """Returns the goldens' reference policy."""
-  scaled = lambda path, x: (
-    _REFERENCE_SCALE * x if path[-1].key == "kernel" else x
-  )
-  return policy | {
-    "layers": jax.tree_util.tree_map_with_path(scaled, policy["layers"])
-  }
+
+  def scaled(path, x: jax.Array) -> jax.Array:
+    return _REFERENCE_SCALE * x if path[-1].key == "kernel" else x
+
+  layers = jax.tree_util.tree_map_with_path(scaled, policy["layers"])
+  return policy | {"layers": layers}
 
 
 def _pack_of(golden: Golden, case: str) -> tuple[Pack, experience.Recorded]:
@@ -308,25 +343,26 @@ def _pack_of(golden: Golden, case: str) -> tuple[Pack, experience.Recorded]:
 def outcome(golden: Golden, case: str) -> tuple[Outcome, Outcome, dict]:
   """Returns the outcome of a k case, that of the reference policy, and the gradient."""
   pack, recorded = _pack_of(golden, case)
-  advantages = [
-    jnp.asarray(pack.arrays[f"in_{kind}_advantages"][:, 0])
-    for kind in ("text", "image")
-  ]
-  unused = recorded.text.behavior_logprob, recorded.trajectory.before
-  anchor, _ = _step(
-    pack, _reference(golden.policy), unused, recorded, *advantages
+  advantages = (
+    jnp.asarray(pack.arrays["in_text_advantages"][:, 0]),
+    jnp.asarray(pack.arrays["in_image_advantages"][:, 0]),
   )
-  reference = anchor.outputs.logprob, anchor.outputs.velocity
-  found, gradient = _step(pack, golden.policy, reference, recorded, *advantages)
-  return found, anchor, gradient
+  # The reference policy is scored by the same program; its own KL is not read.
+  unused = (recorded.text.behavior_logprob, recorded.trajectory.before)
+  reference_policy = _reference_policy(golden.policy)
+  anchor, _ = _step(pack, reference_policy, unused, recorded, *advantages)
+  reference = (anchor.outputs.logprob, anchor.outputs.velocity)
+  result, gradient = _step(
+    pack, golden.policy, reference, recorded, *advantages
+  )
+  return result, anchor, gradient
 
 
-def _scored(recorded: experience.Recorded, x) -> np.ndarray:
-  """Returns the entries [B, T - 1, ...] that carry loss, sample after sample."""
+def _scored(recorded: experience.Recorded, x: jax.Array) -> np.ndarray:
+  """Returns the entries of [B, T - 1, ...] that carry loss, sample after sample."""
   text = recorded.text
-  return np.asarray(x)[
-    np.asarray(losses.token_mask(text.lengths, text.ids.shape[1]))
-  ]
+  mask = losses.token_mask(text.lengths, text.ids.shape[1])
+  return np.asarray(x)[np.asarray(mask)]
 
 
 def _image_logprob(
@@ -341,31 +377,31 @@ def _image_logprob(
   return mean, std, flow_matching.token_logprob(step.after, mean, std)
 
 
-def scores(golden: Golden, case: str) -> Iterator[Seen]:
-  """Case j: logits, velocities of every branch, and both versions of what is trained."""
+def scores(golden: Golden, case: str) -> Iterator[Result]:
+  """Yields case j: logits, velocities of every branch, and both versions of what is trained."""
   for variant in ("consistent", "onpolicy"):
     k_case = f"k_loss_{case.removeprefix('j_pack_')}_{variant}"
     pack, recorded = _pack_of(golden, k_case)
-    outputs = outcome(golden, k_case)[0].outputs
+    result, _, _ = outcome(golden, k_case)
+    outputs = result.outputs
     mean, std, logprob = _image_logprob(pack, recorded, outputs.velocity)
     if variant == "consistent":
-      yield Seen("logits", _scored(recorded, outputs.logits))
-      yield Seen("token_logps", _scored(recorded, outputs.logprob))
-      yield Seen("packed_mse_preds", _in_packed_order(outputs.branches))
-      yield Seen("FIXED_velocity", model.packed(outputs.velocity))
-      yield Seen("FIXED_log_prob", logprob.reshape(-1))
+      yield Result("logits", _scored(recorded, outputs.logits))
+      yield Result("token_logps", _scored(recorded, outputs.logprob))
+      yield Result("packed_mse_preds", _in_packed_order(outputs.branches))
+      yield Result("FIXED_velocity", case_arrays.packed(outputs.velocity))
+      yield Result("FIXED_log_prob", logprob.reshape(-1))
     else:
-      yield Seen("apply_cfg", model.packed(outputs.velocity))
-      yield Seen("sde_mean", model.packed(mean))
-      yield Seen(
-        "sde_std", np.repeat(std.reshape(-1, 1), logprob.shape[1], axis=0)
-      )
-      yield Seen("log_prob", logprob.reshape(-1))
+      yield Result("apply_cfg", case_arrays.packed(outputs.velocity))
+      yield Result("sde_mean", case_arrays.packed(mean))
+      token_std = np.repeat(std.reshape(-1, 1), logprob.shape[1], axis=0)
+      yield Result("sde_std", token_std)
+      yield Result("log_prob", logprob.reshape(-1))
 
 
 def _in_packed_order(branches: tuple[jax.Array, ...]) -> np.ndarray:
   """Returns the branches [B, N, C] sample after sample, as [B * branches * N, C]."""
-  return model.packed(jnp.stack(branches, axis=1))
+  return case_arrays.packed(jnp.stack(branches, axis=1))
 
 
 def _released(golden: Golden, gradient) -> dict[str, np.ndarray]:
@@ -378,54 +414,56 @@ def _released(golden: Golden, gradient) -> dict[str, np.ndarray]:
     )
 
 
-def loss(golden: Golden, case: str) -> Iterator[Seen]:
-  """Case k: losses, ratios, reference and gradients."""
+def loss(golden: Golden, case: str) -> Iterator[Result]:
+  """Yields case k: losses, ratios, reference and gradients."""
   pack, recorded = _pack_of(golden, case)
-  found, anchor, gradient = outcome(golden, case)
-  texts, images = found.texts, found.images
-  tokens, count = texts.num_tokens, images.num_images
-  yield Seen("tokens", tokens, pack.arrays["total_text_grad_tokens"], "exact")
-  yield Seen("images", count, pack.arrays["total_image_num"], "exact")
-  yield Seen("text_policy_loss", texts.policy / (tokens + losses.EPSILON))
-  yield Seen("text_kl", texts.kl / (tokens + losses.EPSILON))
-  yield Seen("img_policy_loss", images.policy / (count + losses.EPSILON))
-  yield Seen("img_kl", images.kl / count)
-  yield Seen("total_loss", found.value)
-  ratio = jnp.exp(found.outputs.logprob - recorded.text.behavior_logprob)
-  yield Seen("text_ratio", _scored(recorded, ratio))
-  per_image = _image_logprob(pack, recorded, found.outputs.velocity)[2].mean(
-    axis=-1
-  )
-  yield Seen("log_prob_per_image", per_image)
-  yield Seen(
-    "img_ratio", jnp.exp(per_image - recorded.trajectory.behavior_logprob)
-  )
-  yield Seen("ref_token_logps", _scored(recorded, anchor.outputs.logprob))
-  yield Seen("ref_velocity", model.packed(anchor.outputs.velocity))
+  result, anchor, gradient = outcome(golden, case)
+  texts = result.texts
+  images = result.images
+  num_tokens = texts.num_tokens
+  num_images = images.num_images
+  expected_tokens = pack.arrays["total_text_grad_tokens"]
+  expected_images = pack.arrays["total_image_num"]
+  yield Result("tokens", num_tokens, expected_tokens, "exact")
+  yield Result("images", num_images, expected_images, "exact")
+  yield Result("text_policy_loss", texts.policy / (num_tokens + losses.EPSILON))
+  yield Result("text_kl", texts.kl / (num_tokens + losses.EPSILON))
+  yield Result("img_policy_loss", images.policy / (num_images + losses.EPSILON))
+  yield Result("img_kl", images.kl / num_images)
+  yield Result("total_loss", result.value)
+
+  log_ratio = result.outputs.logprob - recorded.text.behavior_logprob
+  yield Result("text_ratio", _scored(recorded, jnp.exp(log_ratio)))
+  _, _, token_logprob = _image_logprob(pack, recorded, result.outputs.velocity)
+  image_logprob = token_logprob.mean(axis=-1)
+  yield Result("log_prob_per_image", image_logprob)
+  log_ratio = image_logprob - recorded.trajectory.behavior_logprob
+  yield Result("img_ratio", jnp.exp(log_ratio))
+  yield Result("ref_token_logps", _scored(recorded, anchor.outputs.logprob))
+  yield Result("ref_velocity", case_arrays.packed(anchor.outputs.velocity))
   yield from _gradients(golden, case, gradient)
 
 
-def _gradients(golden: Golden, case: str, gradient) -> Iterator[Seen]:
-  arrays, released = golden.arrays(case), _released(golden, gradient)
-  yield Seen("grad_norm", optax.tree.norm(gradient))
+def _gradients(
+  golden: Golden, case: str, gradient: types.Params
+) -> Iterator[Result]:
+  """Yields the norms of all gradients, and (the first rows of) some gradients."""
+  arrays = golden.arrays(case)
+  released = _released(golden, gradient)
+  yield Result("grad_norm", optax.tree.norm(gradient))
   names = arrays["grad_names"].tolist()
-  yield Seen(
-    "grad_names",
-    np.array([name in released for name in names]),
-    np.ones(len(names), bool),
-    "exact",
-  )
-  yield Seen(
-    "grad_norms", np.array([np.linalg.norm(released[name]) for name in names])
-  )
-  for array in (array for array in arrays if array.startswith("grad::")):
+  exists = np.array([name in released for name in names])
+  yield Result("grad_names", exists, np.ones(len(names), bool), "exact")
+  norms = [np.linalg.norm(released[name]) for name in names]
+  yield Result("grad_norms", np.array(norms))
+  for array in arrays:
+    if not array.startswith("grad::"):
+      continue
     value = released[array.removeprefix("grad::")]
     if "embed_tokens" in array:
-      rows = arrays["grad_rows_embed_tokens"]
-      yield Seen(
-        "grad_rows_embed_tokens", np.flatnonzero(np.abs(value).sum(axis=1))
-      )
-      yield Seen(array, value[rows])
+      rows = np.flatnonzero(np.abs(value).sum(axis=1))
+      yield Result("grad_rows_embed_tokens", rows)
+      yield Result(array, value[arrays["grad_rows_embed_tokens"]])
     else:
-      # of large parameters the first rows are recorded
-      yield Seen(array, value[: len(arrays[array])])
+      # Of large parameters the first rows are recorded.
+      yield Result(array, value[: len(arrays[array])])

@@ -23,7 +23,7 @@ CASES = (
 def _order(config) -> tuple[np.ndarray, np.ndarray]:
   """Returns another order of the key/value heads, and of the query heads that follow from it.
 
-  Query head h reads key/value head h // (heads / key/value heads); inside a group any order will do.
+  Query head h reads key/value head h // (H / K); inside a group any order will do.
   """
   llm = config.llm
   kv = np.arange(llm.num_kv_heads)[::-1]
