@@ -34,7 +34,10 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
 
 
 def make_mesh_on(
-  devices: Sequence[jax.Device], data: int, fsdp: int, tensor: int
+  devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
+  data: int,
+  fsdp: int,
+  tensor: int,
 ) -> jax.sharding.Mesh:
   """Returns a mesh over the given devices.
 

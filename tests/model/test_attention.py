@@ -45,10 +45,14 @@ def _dense(query, key, value, mask) -> np.ndarray:
 
 
 def _joined(*sources: attention.Source) -> attention.Source:
-  repeat = lambda x: jnp.repeat(x, ROWS // x.shape[0], axis=0)
-  join = lambda name, axis: jnp.concatenate(
-    [repeat(getattr(s, name)) for s in sources], axis=axis
-  )
+  def repeat(x):
+    return jnp.repeat(x, ROWS // x.shape[0], axis=0)
+
+  def join(name, axis):
+    return jnp.concatenate(
+      [repeat(getattr(s, name)) for s in sources], axis=axis
+    )
+
   return attention.Source(join("key", 1), join("value", 1), join("mask", 2))
 
 
@@ -77,7 +81,10 @@ class TestAttend:
 
   def test_long_query_in_blocks_equals_the_whole(self, monkeypatch):
     sources = [_source(0, 5, 2), _source(10, 2)]
-    energy = lambda q: jnp.sum(attention.attend(q, sources) ** 2)
+
+    def energy(q):
+      return jnp.sum(attention.attend(q, sources) ** 2)
+
     whole, gradient = attention.attend(QUERY, sources), jax.grad(energy)(QUERY)
     monkeypatch.setattr(attention, "_BLOCK", 1)
     np.testing.assert_allclose(
@@ -110,16 +117,19 @@ class TestAttend:
   def test_gradient_is_finite_for_a_slot_that_sees_nothing(self):
     source = _source(0, 5)
     blind = jnp.zeros_like(source.mask)
-    energy = lambda q, k, v: jnp.sum(
-      attention.attend(q, [attention.Source(k, v, blind)]) ** 2
-    )
+
+    def energy(q, k, v):
+      return jnp.sum(attention.attend(q, [attention.Source(k, v, blind)]) ** 2)
+
     for gradient in jax.grad(energy, argnums=(0, 1, 2))(
       QUERY, source.key, source.value
     ):
       assert bool(jnp.isfinite(gradient).all())
 
   def test_softmax_is_float32_for_bfloat16(self):
-    narrow = lambda x: x.astype(jnp.bfloat16)
+    def narrow(x):
+      return x.astype(jnp.bfloat16)
+
     source = _source(0, 64)
     found = attention.attend(
       narrow(QUERY),

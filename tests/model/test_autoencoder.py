@@ -89,5 +89,8 @@ class TestAutoencoder:
       boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
     )
     assert all(len(box.names) == len(box.value.shape) for box in boxes)
-    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+
+    def shapes(tree):
+      return jax.tree.map(lambda x: x.shape, tree)
+
     assert shapes(nn.meta.unbox(boxed)) == shapes(weights)

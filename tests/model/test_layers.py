@@ -96,7 +96,10 @@ class TestRope:
 
   def test_dot_product_depends_on_the_difference_of_positions(self):
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 16))
-    at = lambda x, p: layers.rope(x, jnp.array([[p]]), 1e4)
+
+    def at(x, p):
+      return layers.rope(x, jnp.array([[p]]), 1e4)
+
     near = jnp.sum(at(query, 5) * at(key, 3))
     far = jnp.sum(at(query, 105) * at(key, 103))
     np.testing.assert_allclose(near, far, atol=1e-4)

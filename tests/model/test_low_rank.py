@@ -60,7 +60,10 @@ def _energy(model: network.Bagel, policy):
   hidden = model.apply(
     {"params": policy}, LAYOUT, inputs, {"prompt": jnp.array([5, 3])}
   ).hidden
-  weight = lambda x: jax.random.normal(jax.random.key(1), x.shape)
+
+  def weight(x):
+    return jax.random.normal(jax.random.key(1), x.shape)
+
   return jnp.sum(hidden.und * weight(hidden.und)) + jnp.sum(
     hidden.gen * weight(hidden.gen)
   ), hidden
@@ -85,7 +88,8 @@ class TestLoRA:
       ((2, 1.0, (), ("q,k",)), r"gen must be .*; got \('q,k',\)"),
       (
         (2, 1.0),
-        "model.lora.und or model.lora.gen must name a projection where model.lora.rank is above 0; it is 2",
+        "model.lora.und or model.lora.gen must name a projection "
+        "where model.lora.rank is above 0; it is 2",
       ),
     ],
   )
@@ -206,9 +210,9 @@ class TestPolicy:
     )
 
   def test_new_adapters_are_sharded_as_their_kernels(self, fresh):
-    spec = lambda expert, name, part: tuple(
-      fresh["layers"][expert][name][part].sharding.spec
-    )
+    def spec(expert, name, part):
+      return tuple(fresh["layers"][expert][name][part].sharding.spec)
+
     assert spec("und", "q", "lora_a") == (None, "fsdp", None)
     assert spec("gen", "q", "lora_b") == (None, None, "tensor", None)
     assert spec("gen", "down", "lora_a") == (None, "tensor", None)
@@ -231,7 +235,10 @@ class TestPolicy:
     self, base, adapters
   ):
     """dL/dA = s (dL/dW) B^T and dL/dB = s A^T (dL/dW) at the merged W."""
-    scalar = lambda policy: _energy(_model(), policy)[0]
+
+    def scalar(policy):
+      return _energy(_model(), policy)[0]
+
     found = jax.jit(
       jax.grad(lambda trained: scalar(low_rank.join(base, trained)))
     )(adapters)
@@ -244,17 +251,19 @@ class TestPolicy:
       ("gen", "o", 2),
       ("gen", "down", 1),
     ):
-      get = lambda tree, leaf: np.asarray(
-        tree["layers"][expert][name][leaf], np.float64
-      )
+
+      def get(tree, leaf, expert=expert, name=name):
+        return np.asarray(tree["layers"][expert][name][leaf], np.float64)
+
       kernel, a, b = (
         get(of_kernels, "kernel"),
         get(adapters, "lora_a"),
         get(adapters, "lora_b"),
       )
-      matrix = lambda x, inputs: x.reshape(
-        x.shape[0], int(np.prod(x.shape[1 : 1 + inputs])), -1
-      )
+
+      def matrix(x, inputs):
+        return x.reshape(x.shape[0], int(np.prod(x.shape[1 : 1 + inputs])), -1)
+
       w, a, b = matrix(kernel, count), matrix(a, count), matrix(b, 1)
       expected_a, expected_b = (
         LORA.scale * w @ b.swapaxes(1, 2),
@@ -273,7 +282,10 @@ class TestPolicy:
 
   def test_backward_pass_makes_no_gradient_of_a_kernel(self, base, adapters):
     model = _model(remat="full")
-    scalar = lambda policy: _energy(model, policy)[0]
+
+    def scalar(policy):
+      return _energy(model, policy)[0]
+
     of_all = jax.make_jaxpr(jax.grad(scalar))(low_rank.join(base, adapters))
     of_adapters = jax.make_jaxpr(
       jax.grad(lambda trained: scalar(low_rank.join(base, trained)))
@@ -284,9 +296,10 @@ class TestPolicy:
       (llm.hidden_size, llm.intermediate_size),
       (llm.intermediate_size, llm.hidden_size),
     }
-    count = lambda jaxpr: sum(
-      shape in sides for shape in _products(jaxpr.jaxpr)
-    )
+
+    def count(jaxpr):
+      return sum(shape in sides for shape in _products(jaxpr.jaxpr))
+
     assert count(of_all) >= 6 and count(of_adapters) == 0
 
 

@@ -1,4 +1,4 @@
-"""Tests of the language model with its adapters and caches beside its golden cases (tests/parity)."""
+"""Tests of the language model with adapters and caches; tests/parity has its golden cases."""
 
 import functools
 
@@ -119,7 +119,10 @@ class TestCall:
     prompts = goldens_lib.run(
       layout, {"prompt": inputs["prompt"]}, lengths
     ).cache
-    twice = lambda tree: jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), tree)
+
+    def twice(tree):
+      return jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), tree)
+
     answers = {"answer": twice(inputs["answer"])}
     shared = goldens_lib.run(layout, answers, twice(lengths), (prompts,))
     expected = twice(whole.text("answer"))
@@ -224,7 +227,10 @@ class TestEverything:
     )["params"]
     boxes = jax.tree.leaves(boxed, is_leaf=lambda x: hasattr(x, "names"))
     assert all(len(box.names) == box.value.ndim for box in boxes)
-    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+
+    def shapes(tree):
+      return jax.tree.map(lambda x: x.shape, tree)
+
     unboxed = jax.tree.map(
       lambda x: x.value, boxed, is_leaf=lambda x: hasattr(x, "names")
     )

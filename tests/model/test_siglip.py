@@ -77,5 +77,8 @@ class TestVisionTransformer:
     )
     assert all(len(box.names) == len(box.value.shape) for box in boxes)
     assert boxed["layers"]["q"]["kernel"].names[0] == "layers"
-    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+
+    def shapes(tree):
+      return jax.tree.map(lambda x: x.shape, tree)
+
     assert shapes(nn.meta.unbox(boxed)) == shapes(weights["vision"])

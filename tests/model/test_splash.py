@@ -33,7 +33,10 @@ def _sources(
 ) -> tuple[jax.Array, list[attention.Source]]:
   """Returns a query, and a past that two rows share and the slots themselves."""
   rng = np.random.default_rng(seed)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
   slots, past = (len(LAYOUT.slots(names).segment) for names in (OWN, PAST))
   made = []
   for names, rows, size in ((PAST, ROWS // 2, past), (OWN, ROWS, slots)):
@@ -65,22 +68,26 @@ class TestAttend:
     """(value, slots), gradients: of the kernel and of XLA."""
     query, halves = _sources(0, dense=False)
     _, whole = _sources(0, dense=True)
-    kernel = lambda query, sources: splash.attend(
-      query, sources, sharding.TRAIN, interpret=True
-    )
+
+    def kernel(query, sources):
+      return splash.attend(query, sources, sharding.TRAIN, interpret=True)
+
     with jax.default_matmul_precision("highest"):
-      grad = lambda attend: jax.value_and_grad(
-        lambda q, k, v, sources: _value(
-          attend,
-          q,
-          [
-            attention.Source(*kv, source.mask)
-            for *kv, source in zip(k, v, sources)
-          ],
-        ),
-        argnums=(0, 1, 2),
-        has_aux=True,
-      )
+
+      def grad(attend):
+        return jax.value_and_grad(
+          lambda q, k, v, sources: _value(
+            attend,
+            q,
+            [
+              attention.Source(*kv, source.mask)
+              for *kv, source in zip(k, v, sources)
+            ],
+          ),
+          argnums=(0, 1, 2),
+          has_aux=True,
+        )
+
       parts = (
         [source.key for source in halves],
         [source.value for source in halves],

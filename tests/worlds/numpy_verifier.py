@@ -2,8 +2,8 @@
 
 The dominant colour of a cell comes from a vote of its pixels and the place of the object from where
 that colour begins and ends; then every shape, drawn here as polygons and discs, is tried at and
-around that place. GenEval's rules are loops over Python objects. It shares with r3jax the words, the
-palette and what counts as an object (`_MOST_DIFFERENT`), nothing else.
+around that place. GenEval's rules are loops over Python objects. It shares with r3jax the words,
+the palette and what counts as an object (`_MOST_DIFFERENT`), nothing else.
 """
 
 import functools
@@ -31,8 +31,13 @@ _MOST_DIFFERENT = {
 @functools.cache
 def _drawing(name, side):
   """Draws a shape in a square of `side` fine pixels; returns its coverage, 0 or 1."""
-  point = lambda x, y: (x * side, y * side)
-  disc = lambda x, y, r: [*point(x - r, y - r), *point(x + r, y + r)]
+
+  def point(x, y):
+    return (x * side, y * side)
+
+  def disc(x, y, r):
+    return [*point(x - r, y - r), *point(x + r, y + r)]
+
   image = Image.new("L", (side, side), 0)
   draw = ImageDraw.Draw(image)
   if name == "square":
@@ -90,9 +95,10 @@ def _edges(profile):
 def _boxes(alpha):
   """Yields (size, top, left) at half pixels, around the place of what is seen in `alpha`."""
   (top, bottom), (left, right) = (_edges(alpha.max(axis)) for axis in (1, 0))
-  half = lambda x: sorted(
-    {round(2 * (x + d)) / 2 for d in (-1, -0.5, 0, 0.5, 1)}
-  )
+
+  def half(x):
+    return sorted({round(2 * (x + d)) / 2 for d in (-1, -0.5, 0, 0.5, 1)})
+
   size = max(bottom - top, right - left)
   for box in itertools.product(half(size), half(top), half(left)):
     inside = min(box[1:]) >= 0 and max(box[1:]) + box[0] <= 16

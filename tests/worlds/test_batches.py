@@ -29,9 +29,10 @@ class TestEncoder:
     reasoned, reflected = collections.Counter(), collections.Counter()
     for i in range(1200):
       batch = encoder(i)
-      text = lambda rows: tokenizer.decode(
-        rows.ids[1 : rows.lengths - 1].tolist()
-      )
+
+      def text(rows):
+        return tokenizer.decode(rows.ids[1 : rows.lengths - 1].tolist())
+
       reasoned[tags[text(batch.reason.prompt)]] += 1
       reflected[tags[_asked(text(batch.reflect.question), tags)]] += 1
     assert [reasoned[tag] / 1200 for tag in prompts.TAGS] == pytest.approx(

@@ -26,9 +26,9 @@ def _combination(record):
 
 class TestRecords:
   def test_splits_have_the_expected_sizes(self):
-    count = lambda records: dict(
-      collections.Counter(record.tag for record in records)
-    )
+    def count(records):
+      return dict(collections.Counter(record.tag for record in records))
+
     assert count(prompts.train_records()) == {
       "single_object": 4,
       "two_object": 20,

@@ -9,7 +9,10 @@ from r3jax.worlds.shapes import scenes as scenes_lib
 
 def _scene(cell=4, shape=0, color=0, size=12, dy=0, dx=0):
   """Returns a scene of one object."""
-  full = lambda value: np.full(9, value, np.int32)
+
+  def full(value):
+    return np.full(9, value, np.int32)
+
   kind = full(-1)
   kind[cell] = shape
   return scenes_lib.Scene(

@@ -178,9 +178,9 @@ class TestDetect:
     images, scene = _every_stamp()
     images = images.copy()
     for i, cell in np.ndindex(scene.shape.shape):
-      images[i][_half(jax.tree.map(lambda x: x[i], scene), cell, side)] = (
-        scenes_lib.BACKGROUND
-      )
+      images[i][
+        _half(jax.tree.map(lambda x, row=i: x[row], scene), cell, side)
+      ] = scenes_lib.BACKGROUND
     objects = DETECT(images)
     assert np.all(objects.shape == -1) and np.all(objects.color == -1)
     assert np.all(objects.error > 2 * verifier.THRESHOLDS[scene.color])
@@ -218,9 +218,12 @@ class TestDetect:
 
   def test_reads_few_smudges(self):
     rng = np.random.default_rng(3)
-    place = lambda: scenes_lib.place(
-      [(*rng.integers(6, size=2), cell) for cell in range(9)], rng
-    )
+
+    def place():
+      return scenes_lib.place(
+        [(*rng.integers(6, size=2), cell) for cell in range(9)], rng
+      )
+
     scenes = [scenes_lib.smudge(place(), range(9), rng) for _ in range(300)]
     assert 0.05 < np.mean(DETECT(RENDER(_stack(scenes))).shape >= 0) < 0.1
 
