@@ -1,9 +1,8 @@
 """Runs a model: the R3 loop for any prompt, image editing, visual question answering.
 
-  from configs import r3_geneval
-  from r3jax import inference
+  import r3jax
 
-  model = inference.load(r3_geneval.get_config("shapes"))
+  model = r3jax.load(r3jax.get_config("r3_geneval:shapes"))
   (sample,) = model.generate("a photo of a red ring and a blue bow", seed=0)
   print(sample.turns[0].text, sample.turns[-1].image.shape)
   (image,) = model.edit(sample.turns[-1].image, "add a green heart at bottom-left", seed=0)

@@ -78,7 +78,9 @@ def test_every_cell_runs(tmp_path, monkeypatch):
       picture.std() > 5 for picture in pictures
     )
     assert _text(cell).count("plan:") == _text(cell).count("edits:") == PICTURES
-  (trained,) = [cell for cell in notebook.cells if "train.run" in cell.source]
+  (trained,) = [
+    cell for cell in notebook.cells if "r3jax.train(" in cell.source
+  ]
   assert "draft: " in _text(trained) and "seconds:" in _text(trained)
   assert "<iframe srcdoc=" in notebook.cells[-1].outputs[0]["data"]["text/html"]
   assert (tmp_path / "run" / "summary.json").exists()
