@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs r3jax with its test requirements into .venv and runs the tests that are not slow and need no PyTorch.
+# Installs r3jax with its test requirements into .venv and runs the tests that are neither slow nor
+# need PyTorch.
 #
-#   bash launch/test.sh [ARGUMENTS OF pytest ...]      for example: -m torch, or tests/io -k report
+#   bash launch/test.sh [ARGUMENTS OF pytest ...]      for example: -m torch, or tests/report -k page
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/venv.sh

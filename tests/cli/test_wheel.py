@@ -38,6 +38,29 @@ def fixture_wheel(tmp_path_factory) -> zipfile.ZipFile:
   return zipfile.ZipFile(path)
 
 
+def test_first_layer_of_the_container_builds(tmp_path):
+  """The image installs the requirements before the package is copied into it."""
+  lines = (ROOT / "launch" / "pod" / "Dockerfile").read_text().splitlines()
+  install = next(i for i, line in enumerate(lines) if "pip install" in line)
+  for line in lines[:install]:
+    if not line.startswith("COPY"):
+      continue
+    *sources, target = line.split()[1:]
+    for source in sources:
+      path = tmp_path / (source if target == "./" else target)
+      path.parent.mkdir(exist_ok=True)
+      shutil.copy(ROOT / source, path)
+  if "mkdir configs" in lines[install]:
+    (tmp_path / "configs").mkdir()
+  built = subprocess.run(
+    [sys.executable, "-c", BUILD, tmp_path],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert built.returncode == 0, built.stderr[-2000:]
+
+
 @pytest.fixture(name="site", scope="module")
 def fixture_site(wheel, tmp_path_factory) -> pathlib.Path:
   """A folder of installed packages with the wheel alone, outside of the repository."""
