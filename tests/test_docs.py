@@ -27,8 +27,6 @@ _PATH = re.compile(
 _READERS_OWN = re.compile(r"Save this file as `([^`]+)`")
 _DOTTED = re.compile(r"`(r3jax(?:\.\w+)+)`")
 
-_REWRITTEN = ("embedded_world.md",)
-
 
 def anchors(markdown: str) -> set[str]:
   """Returns the anchors of a page: explicit ids, otherwise slugs of the headings."""
@@ -130,8 +128,6 @@ class TestPage:
     assert broken_links(page, page.read_text()) == []
 
   def test_names_existing_files(self, page):
-    if page.name in _REWRITTEN:
-      pytest.skip("names its files anew once it is rewritten")
     text = page.read_text()
     paths = set(_PATH.findall(text)) - set(_READERS_OWN.findall(text))
     assert [path for path in paths if not (ROOT / path).exists()] == []
