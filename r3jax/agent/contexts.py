@@ -63,7 +63,7 @@ def reflect_context(
   system_ids = actor.settings.system_reflect
   inputs = {
     "system": _system_segments(actor, system_ids, num_groups),
-    "vision": features,
+    "siglip": features,
     "question": prompts.question,
   }
   lengths = {
@@ -83,7 +83,7 @@ def refine_context(
   """Returns the cached A(image) V(image) of every group."""
   # A clean image is a noised one at t = 0.
   clean = network.Noised(source, jnp.zeros(source.shape[0], source.dtype))
-  inputs = {"source": clean, "vision": features}
+  inputs = {"source": clean, "siglip": features}
   layout = layouts.refine(actor.settings.capacities)
   return _run_shared(actor, layout, inputs, {}, samples_per_group)
 

@@ -23,8 +23,8 @@ BYTES = 2  # of a bfloat16 number
 
 # Segments that a stage reads before it writes, and those of an edit's instruction.
 _REASON_CONTEXT = ("system", "prompt")
-_REFLECT_CONTEXT = ("system", "vision", "question")
-_SOURCE = ("source", "vision")
+_REFLECT_CONTEXT = ("system", "siglip", "question")
+_SOURCE = ("source", "siglip")
 _INSTRUCTION = ("instruction", "instruction_alone")
 
 

@@ -39,7 +39,7 @@ def init(bagel: network.Bagel, key: types.Key) -> Any:
   latent = jnp.zeros((1, 1, bagel.config.latent_dim))
   inputs = {
     "source": network.Noised(latent, jnp.zeros(1)),
-    "vision": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
+    "siglip": jnp.zeros((1, 1, bagel.config.vision.hidden_size)),
     "instruction": jnp.zeros((1, 1), jnp.int32),
   }
   lengths = {"instruction": jnp.ones(1, jnp.int32)}

@@ -93,8 +93,8 @@ def _context(
   yield Result("hidden_vae_block", case_arrays.packed(block))
 
   features, _ = passes.look(golden, images)
-  vit = passes.run(golden, scene.layout, {"vision": features}, scene.lengths)
-  yield Result("hidden_vit_block", case_arrays.packed(vit.text("vision")))
+  vit = passes.run(golden, scene.layout, {"siglip": features}, scene.lengths)
+  yield Result("hidden_vit_block", case_arrays.packed(vit.text("siglip")))
 
   ids, lengths = case_arrays.texts(golden, case, "edit_ids")
   num_layers, rows, _, *head_shape = vit.cache.key.shape

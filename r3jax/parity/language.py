@@ -112,8 +112,8 @@ def reflection(golden: Golden, case: str) -> Iterator[Result]:
   grid = golden.towers(images.shape[1:3]).vit_grid
   context = (
     segments.text("system", system.shape[1]),
-    segments.image("vision", "vit", grid, ("system",)),
-    segments.text("question", question.shape[1], ("system", "vision")),
+    segments.image("siglip", "vit", grid, ("system",)),
+    segments.text("question", question.shape[1], ("system", "siglip")),
   )
   layout = _with_answer(context, arrays["decode_logits"].shape[0])
   pixels = perception.transformed(images, golden.config.vision_transform)
@@ -121,7 +121,7 @@ def reflection(golden: Golden, case: str) -> Iterator[Result]:
     yield Result(f"vit_tensor_{i}", image_pixels)
 
   features, _ = passes.look(golden, images)
-  inputs = {"system": system, "vision": features, "question": question}
+  inputs = {"system": system, "siglip": features, "question": question}
   lengths = {"system": system_lengths, "question": question_lengths}
   counters = _counters(layout, tuple(inputs), lengths, rows)
   yield Result("kv_len_rope_after", counters)
@@ -129,7 +129,7 @@ def reflection(golden: Golden, case: str) -> Iterator[Result]:
   output = passes.run(golden, layout, inputs, lengths)
   text_block = case_arrays.filled(output.text("question"), question_lengths)
   logits = passes.read(golden, jnp.asarray(text_block), "logits")
-  image_block = case_arrays.packed(output.text("vision"))
+  image_block = case_arrays.packed(output.text("siglip"))
   yield Result("hidden_image_block", image_block)
   yield Result("hidden_text_block", text_block)
   yield Result("logits_text_block", logits)

@@ -132,7 +132,7 @@ def edit(golden: goldens.Golden, case: str) -> Scene:
   lengths = {"instruction": id_lengths, "instruction_alone": id_lengths}
   inputs = {
     "source": network.Noised(latent, jnp.zeros(len(ids))),
-    "vision": features,
+    "siglip": features,
     "instruction": ids,
     "instruction_alone": ids,
   }

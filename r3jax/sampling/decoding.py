@@ -113,8 +113,9 @@ def logprob(logits: jax.Array, ids: jax.Array) -> jax.Array:
   chosen = jnp.where(is_chosen, logits, 0).sum(axis=-1, keepdims=True)
   largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
   exp_sum = jnp.exp(logits - largest).sum(axis=-1, keepdims=True)
+  log_sum = jnp.log(exp_sum)
   # In this order: small differences of large logits stay exact.
-  logprobs = chosen - largest - jnp.log(exp_sum)
+  logprobs = chosen - largest - log_sum
   return logprobs[..., 0]
 
 

@@ -58,12 +58,12 @@ def reason(capacities: Capacities) -> segments.Layout:
 def reflect(capacities: Capacities) -> segments.Layout:
   """Returns T(system) V T(question) T(answer); V are the ViT patches of the draft."""
   c = capacities
-  context = ("system", "vision", "question")
+  context = ("system", "siglip", "question")
   return segments.Layout(
     (
       segments.text("system", c.system),
-      segments.image("vision", "vit", c.vit_grid, ("system",)),
-      segments.text("question", c.question, ("system", "vision")),
+      segments.image("siglip", "vit", c.vit_grid, ("system",)),
+      segments.text("question", c.question, ("system", "siglip")),
       segments.text("answer", c.answer, context),
     )
   )
@@ -76,14 +76,14 @@ def refine(capacities: Capacities) -> segments.Layout:
   branches without text and without image.
   """
   c = capacities
-  source = ("source", "vision")
-  context = ("source", "vision", "instruction")
+  source = ("source", "siglip")
+  context = ("source", "siglip", "instruction")
   edit, without_text, without_image = EDIT
   alone = "instruction_alone"  # the instruction again, at other positions
   return segments.Layout(
     (
       segments.image("source", "clean", c.latent_grid),
-      segments.image("vision", "vit", c.vit_grid, ("source",)),
+      segments.image("siglip", "vit", c.vit_grid, ("source",)),
       segments.text("instruction", c.instruction, source),
       segments.image(edit, "noise", c.latent_grid, context),
       segments.image(without_text, "noise", c.latent_grid, source),

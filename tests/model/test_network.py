@@ -47,17 +47,17 @@ def _reflection():
   layout = segments.Layout(
     (
       segments.text("system", system.shape[1]),
-      segments.image("vision", "vit", grid, ("system",)),
-      segments.text("question", question.shape[1], ("system", "vision")),
+      segments.image("siglip", "vit", grid, ("system",)),
+      segments.text("question", question.shape[1], ("system", "siglip")),
       segments.text(
-        "answer", answer.shape[1], ("system", "vision", "question")
+        "answer", answer.shape[1], ("system", "siglip", "question")
       ),
     )
   )
   features = goldens_lib.look(pictures)[0]
   inputs = {
     "system": system,
-    "vision": features,
+    "siglip": features,
     "question": question,
     "answer": answer,
   }
@@ -210,13 +210,13 @@ class TestStep:
 class TestEverything:
   def test_initialises_the_tree_of_a_loaded_model(self):
     layout, inputs, lengths, _ = _prompts()
-    image = segments.image("vision", "vit", (1, 1))
+    image = segments.image("siglip", "vit", (1, 1))
     noise = segments.image("draft", "noise", (1, 1))
     layout = segments.Layout((*layout.segments, image, noise))
     c = goldens_lib.config()
     noised = network.Noised(jnp.zeros((2, 1, c.latent_dim)), jnp.zeros(2))
     inputs = inputs | {
-      "vision": jnp.zeros((2, 1, c.vision.hidden_size)),
+      "siglip": jnp.zeros((2, 1, c.vision.hidden_size)),
       "draft": noised,
     }
     init = functools.partial(

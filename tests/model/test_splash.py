@@ -15,13 +15,13 @@ ROWS, HEADS, KV_HEADS, WIDTH = 4, 4, 2, 128
 LAYOUT = segments.Layout(
   (
     segments.text("prompt", 5),
-    segments.image("vision", "vit", (2, 3), ("prompt",)),
-    segments.text("answer", 130, ("prompt", "vision")),
+    segments.image("siglip", "vit", (2, 3), ("prompt",)),
+    segments.text("answer", 130, ("prompt", "siglip")),
     segments.image("draft", "noise", (8, 9), ("prompt", "answer")),
     segments.image("alone", "noise", (2, 2)),
   )
 )
-PAST, OWN = ("prompt", "vision"), ("answer", "draft", "alone")
+PAST, OWN = ("prompt", "siglip"), ("answer", "draft", "alone")
 LENGTHS = {
   "prompt": jnp.array([5, 5, 2, 2]),
   "answer": jnp.array([130, 1, 7, 64]),

@@ -40,14 +40,14 @@ GRID = (1, 2)
 STORY = segments.Layout(
   (
     segments.text("system", 4),
-    segments.image("vision", "vit", GRID, ("system",)),
-    segments.image("source", "clean", GRID, ("system", "vision")),
-    segments.text("answer", 3, ("system", "vision", "source")),
+    segments.image("siglip", "vit", GRID, ("system",)),
+    segments.image("source", "clean", GRID, ("system", "siglip")),
+    segments.text("answer", 3, ("system", "siglip", "source")),
     segments.image(
-      "draft", "noise", GRID, ("system", "vision", "source", "answer")
+      "draft", "noise", GRID, ("system", "siglip", "source", "answer")
     ),
     segments.image(
-      "later", "noise", GRID, ("system", "vision", "source", "answer")
+      "later", "noise", GRID, ("system", "siglip", "source", "answer")
     ),
   )
 )
@@ -110,10 +110,10 @@ class TestPositions:
     packed = arrays["packed_position_ids"]
     self._assert_packed(reflect, _names(reflect), packed[starts[0] :])
     self._assert_packed(
-      refine, ("source", "vision", "instruction", "edit"), packed[starts[1] :]
+      refine, ("source", "siglip", "instruction", "edit"), packed[starts[1] :]
     )
     self._assert_packed(
-      refine, ("source", "vision", "edit_without_text"), packed[starts[2] :]
+      refine, ("source", "siglip", "edit_without_text"), packed[starts[2] :]
     )
     self._assert_packed(
       refine, ("instruction_alone", "edit_without_image"), packed[starts[3] :]
@@ -128,7 +128,7 @@ class TestPositions:
 
 class TestFilled:
   def test_is_the_length_of_text_and_all_of_an_image(self):
-    found = segments.filled(STORY, ("system", "vision"), LENGTHS, 2)
+    found = segments.filled(STORY, ("system", "siglip"), LENGTHS, 2)
     np.testing.assert_array_equal(
       found, [[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1, 1, 1]]
     )
