@@ -112,7 +112,8 @@ def refine(
   context = contexts.refine_context(
     actor, source.latent, source.features, keys.samples_per_group
   )
-  # The instruction runs once, and every step of the flow attends to its cache.
+  # The instruction runs once, and every step of the flow attends to its cache. Both of its
+  # copies, with the image as context and without, hold the same tokens.
   lengths = contexts.instruction_lengths(instruction)
   inputs = dict.fromkeys(lengths, instruction.ids)
   past = (context.cache,)
@@ -220,7 +221,7 @@ def _sample_flow(
   sde_index = jnp.repeat(sde_index, keys.samples_per_group, axis=0)
 
   def sde_noise(step: jax.Array) -> types.Latent:
-    # The key of a step depends on its number: loops over guided and unguided steps share nothing.
+    # The noise depends on the number of the step, not on which loop (guided or not) runs it.
     def draw(sample_key: types.Key) -> jax.Array:
       step_key = jax.random.fold_in(sample_key, step)
       return jax.random.normal(step_key, latent_shape, dtype)

@@ -22,7 +22,7 @@ class FlowSettings:
     sde_index_max: the number of the SDE step is uniform over 0 .. sde_index_max
       - 1; with 0 every step is an ODE step.
     on_step: called on the host with the number of every step that begins, see
-      `flow.sample`.
+      `flow_matching.sample`.
   """
 
   schedule: schedules.Schedule

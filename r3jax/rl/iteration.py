@@ -153,9 +153,9 @@ def _prefixed(
   """Puts metrics under a heading; mismatches have a heading of their own, `mismatch`."""
   prefixed = {}
   for name, value in metrics.items():
-    modality = name.removeprefix("mismatch_")
-    if modality == name:
-      prefixed[f"{heading}/{name}"] = value
-    else:
+    if name.startswith("mismatch_"):
+      modality = name.removeprefix("mismatch_")
       prefixed[f"mismatch/{heading}_{modality}"] = value
+    else:
+      prefixed[f"{heading}/{name}"] = value
   return prefixed

@@ -166,7 +166,7 @@ def flow_terms(
     clip_range: c.
   """
   if not flow.sde_index_max:
-    # The recorded t is 0, where a mean would divide by 0.
+    # The recorded t is 0, and `sde_moments` divides by it.
     return FlowTerms(
       policy=jnp.zeros(()),
       kl=jnp.zeros(()),
@@ -223,7 +223,7 @@ def total(
     num_images: J, over all replicas.
     loss: weights.
   """
-  # T and J are totals of the update: a replica with few tokens weighs as much as it has tokens.
+  # T and J are totals of the update, so that every token weighs the same on any replica.
   text_sum = text.policy + loss.text_kl * text.kl
   text_loss = text_sum / (num_tokens + losses.EPSILON)
   image_loss = image.policy / (num_images + losses.EPSILON)

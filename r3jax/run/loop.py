@@ -141,6 +141,7 @@ def iterate(
       session.experiment.reward.begin(number)
       with profiler.iteration(number), stopwatch.part("step"):
         state, metrics, samples = _advance(session, step, state, indices)
+      # The seconds of logging and checkpoints are those of the iteration before.
       metrics |= stopwatch.read()
       metrics["seconds/iteration"] = clock.lap("train")
 
@@ -183,7 +184,7 @@ def _restore(
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )
-  # It takes the shardings of this start, which may run on another mesh than the last one.
+  # Arrays are restored with the shardings of this start; the last one may have had another mesh.
   restored = checkpoints.restore(abstract, batches)
   done = 0
   if restored is not None:
