@@ -2,8 +2,8 @@
 
 | letter | dimension |
 | --- | --- |
-| B | rows of a batch, one per sample: B = G * M, the samples of a group are consecutive |
-| G | groups; an array with G rows is shared, row g by the samples g * M ... (g + 1) * M - 1 |
+| B | rows of a batch, one per sample: B = G * M, a group's are consecutive |
+| G | rows that are one per group: row g is shared by the M samples of group g |
 | M | samples of a group |
 | T, S | query slots, key slots |
 | P, Q, I | slots of a prompt, of a reflection question, of an edit instruction |

@@ -57,6 +57,7 @@ def attend(query: types.Heads, sources: Sequence[Source]) -> types.Heads:
   num_blocks = -(-slots // _BLOCK)
   in_blocks = functools.partial(_in_blocks, num_blocks=num_blocks)
 
+  # Recomputed in the backward pass, which would otherwise hold the scores of all blocks.
   @jax.checkpoint
   def attend_block(block):
     block_query, block_masks = block
@@ -88,6 +89,7 @@ def _attend(
     _scores(query, source, mask)
     for source, mask in zip(sources, masks, strict=True)
   ]
+  # Only the scores are concatenated; keys and values stay where they are.
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
   weights = weights.astype(query.dtype)
   mixed = 0
@@ -103,16 +105,18 @@ def _scores(query: jax.Array, source: Source, mask: jax.Array) -> jax.Array:
   """Returns masked scaled scores, [B, K, H/K, T, S], in float32 or wider."""
   rows, slots, heads, width = query.shape
   groups, _, kv_heads, _ = source.key.shape
-  # [G, M, T, K, H/K, d]
+  # [G, M, T, K, H/K, d]: shared rows and shared heads become axes of the query alone.
   folded = query.reshape(
     groups, rows // groups, slots, kv_heads, heads // kv_heads, width
   )
+  # Sums in float32 whatever the inputs are: the softmax is sensitive to small differences.
   dtype = jnp.promote_types(query.dtype, jnp.float32)
   scores = jnp.einsum(
     "gmtkrd,gskd->gmkrts", folded, source.key, preferred_element_type=dtype
   )
   scale = width**-0.5
   scores = scores.reshape(-1, *scores.shape[2:]) * scale
+  # Not -inf: a slot that sees nothing would become NaN, and its gradient too.
   hidden = jnp.finfo(dtype).min
   return jnp.where(mask[:, None, None], scores, hidden)
 

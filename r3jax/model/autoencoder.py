@@ -54,6 +54,7 @@ def _pointwise(features: int, dtype: types.DType) -> nn.Conv:
 
 
 def _group_norm(dtype: types.DType, name: str | None = None) -> nn.GroupNorm:
+  # The fast variance, E[x²] - E[x]², loses digits by cancellation.
   return nn.GroupNorm(
     NUM_GROUPS,
     name=name,
@@ -325,6 +326,7 @@ class Autoencoder(nn.Module):
       [B, N, C] tokens, row-major, float32 or wider; C is ordered (row in patch, column in patch,
       channel).
     """
+    # The reference encodes without sampling: the variance is not read.
     moments = self.moments(pixels)
     mean, _ = jnp.split(moments, 2, axis=-1)
     latent = self.config.scale * (mean - self.config.shift)

@@ -42,6 +42,7 @@ class RMSNorm(nn.Module):
     """Returns x, normalized over its last axis."""
     init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
     scale = jnp.asarray(self.param("scale", init, (x.shape[-1],)))
+    # The parameter stays float32 too, see `parameters.narrowed`.
     x = x.astype(at_least_float32(x.dtype))
     mean_square = jnp.square(x).mean(axis=-1, keepdims=True)
     normed = x * jax.lax.rsqrt(mean_square + self.eps)
@@ -85,8 +86,10 @@ class Projection(nn.Module):
       self.axes,
       inputs + self.features,
     )
+    # All input axes are contracted at once: each keeps its logical name, and so its sharding.
     x = x.astype(self.dtype)
     y = jax.lax.dot_general(x, kernel, ((contracted, in_axis), ((), ())))
+    # A reference policy is the same module without the adapters among its parameters.
     holds_update = self.has_variable("params", "lora_a")
     if self.rank and (self.is_initializing() or holds_update):
       y = y + self._update(x, inputs)
@@ -111,6 +114,7 @@ class Projection(nn.Module):
       ("rank", *self.axes[num_inputs:]),
       (self.rank, *self.features),
     )
+    # x A first: it has `rank` columns, A B would have as many as the kernel.
     scaled = self.scale * jnp.tensordot(x, a, axes=num_inputs)
     return jnp.tensordot(scaled, b, axes=1)
 
@@ -154,6 +158,7 @@ def rope(
   """
   half = x.shape[-1] // 2
   dtype = at_least_float32(x.dtype)
+  # Powers in float64 on the host, rounded once.
   exponents = -np.arange(half) / half
   frequencies = jnp.asarray(float(theta) ** exponents, dtype)
   angles = positions.astype(dtype)[..., None, None] * frequencies
@@ -202,6 +207,7 @@ def timestep_features(t: types.Time, width: int = 256) -> Float[Array, "B F"]:
   """
   half = width // 2
   dtype = at_least_float32(t.dtype)
+  # Powers in float64 on the host, rounded once.
   exponents = -np.arange(half) / half
   frequencies = jnp.asarray(MAX_PERIOD**exponents, dtype)
   angles = t.astype(dtype)[..., None] * frequencies
@@ -234,6 +240,7 @@ def sincos_table(width: int, side: int) -> np.ndarray:
   angles = np.arange(side)[:, None] * MAX_PERIOD**exponents
   sinusoids = [np.sin(angles), np.cos(angles)]
   line = np.concatenate(sinusoids, axis=1)  # [side, width/2]
+  # Entry row * side + column: columns vary fastest.
   columns = np.tile(line, (side, 1))
   rows = np.repeat(line, side, axis=0)
   return np.concatenate([columns, rows], axis=1)
@@ -282,6 +289,7 @@ def patchify(x: Float[Array, "B h w c"], patch: int) -> types.Patches:
     raise ValueError(
       f"both sides must be multiples of the patch ({patch}); got {height}x{width}"
     )
+  # [B, row of patches, row in the patch, column of patches, column in the patch, c]
   x = x.reshape(batch, rows, patch, columns, patch, channels)
   patches = x.transpose(0, 1, 3, 2, 4, 5)
   return patches.reshape(batch, -1, patch * patch * channels)

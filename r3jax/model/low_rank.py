@@ -64,6 +64,7 @@ class LoRA:
       )
     if self.alpha <= 0:
       raise ValueError(f"model.lora.alpha must be above 0; got {self.alpha}")
+    # Named as the keys of the config, whose values these are.
     for expert in ("und", "gen"):
       names = tuple(getattr(self, expert))
       if not set(names) <= set(PROJECTIONS):
@@ -142,6 +143,7 @@ def merge(
   updates: dict[tuple, Any] = dict(flax.traverse_util.flatten_dict(trained))
   for path in sorted({path[:-1] for path in updates}):
     kernel = policy[*path, "kernel"]
+    # A program per kernel, so that the sum is sharded as the kernel is.
     a, b = (updates[*path, name] for name in layers.ADAPTERS)
     add = jax.jit(
       _add_update, static_argnames="scale", out_shardings=kernel.sharding
@@ -163,6 +165,7 @@ def _add_update(
   """
   dtype = layers.at_least_float32(jnp.promote_types(kernel.dtype, a.dtype))
 
+  # Over the layers; in full precision, because the sum replaces the kernel for good.
   @jax.vmap
   def product(a, b):
     highest = jax.lax.Precision.HIGHEST

@@ -94,6 +94,7 @@ class Expert(nn.Module):
 
   def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE."""
+    # The residual stream is split by rows only.
     y = self.input_norm(self.rules.constrain(x, "rows", None, None))
     query = self.q_norm(self.q(y))
     key = self.k_norm(self.k(y))
@@ -111,6 +112,7 @@ class Expert(nn.Module):
     """
     constrain = self.rules.constrain
     x = constrain(x + self.o(attended), "rows", None, None)
+    # The MLP's hidden width needs its mesh axes; the rows leave them free.
     y = constrain(self.post_norm(x), "rows", None, None, without="mlp")
     gated = nn.silu(self.gate(y)) * self.up(y)
     gated = constrain(gated, "rows", None, "mlp")
@@ -156,11 +158,13 @@ class Layer(nn.Module):
     """
     constrain = self.rules.constrain
     theta = self.config.rope_theta
+    # One attention over the slots of both experts, und first (the order of `segments.Slots`).
     und = self.und.project(x.und)
     gen = self.gen.project(x.gen)
     query, key, value = (
       jnp.concatenate(parts, axis=1) for parts in zip(und, gen, strict=True)
     )
+    # Keys are cached after RoPE: the position of a slot never changes.
     query = layers.rope(query, positions, theta)
     query = constrain(query, "rows", None, "heads", None)
     key = layers.rope(key, positions, theta)
@@ -238,6 +242,7 @@ def scanned_layers(
       raise ValueError(
         f"remat must be one of {['none', *REMAT_POLICIES]}; got {remat!r}"
       )
+    # Inside a scan the compiler cannot merge the recomputation with the first computation.
     layer = nn.remat(Layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
   # Positions and masks are those of all layers, caches have an axis of layers.
   in_axes: Any = (nn.broadcast, nn.broadcast, 0)

@@ -206,6 +206,7 @@ class Bagel(nn.Module):
     masks = tuple(
       segments.mask(layout, names, source, lengths, rows) for source in sources
     )
+    # The kernel reads the static half of a mask by itself, and skips what it hides.
     if self.attention == "xla":
       masks = tuple(mask.dense() for mask in masks)
     positions = segments.positions(layout, names, lengths, rows)
@@ -276,6 +277,7 @@ class Bagel(nn.Module):
       x, position, tuple(masks), (*past, own)
     )
 
+    # XLA writes in place inside a decoding loop, which owns the cache.
     def write(cached: jax.Array, entry: jax.Array) -> jax.Array:
       return jax.lax.dynamic_update_slice_in_dim(cached, entry, place, axis=2)
 
@@ -304,6 +306,7 @@ class Bagel(nn.Module):
     """Returns the embeddings of the segment's und slots and of its gen slots."""
     if isinstance(value, Noised):
       assert segment.grid is not None  # it is None for text only
+      # The markers of a VAE image belong to the und expert, its latents to gen.
       begin, end = self._markers(value.latent.shape[0])
       markers = jnp.concatenate([begin, end], axis=1)
       return markers, self.embed_latent(value, segment.grid)
@@ -350,6 +353,7 @@ class Bagel(nn.Module):
 
   def logits(self, hidden: types.Hidden) -> types.Logits:
     """Returns next-token logits, [B, T, V] in float32 or wider."""
+    # Logits are split over the vocabulary; the rows leave its mesh axes free.
     constrain = self.rules.constrain
     hidden = constrain(hidden, "rows", None, None, without="vocab")
     logits = constrain(self.lm_head(hidden), "rows", None, "vocab")
@@ -372,6 +376,7 @@ class Bagel(nn.Module):
 
 def _position_rows(width: int, side: int, grid: tuple[int, int]) -> jax.Array:
   """Returns the sin-cos positions of an image of `grid` tokens, [N, width]."""
+  # A constant of the program, made on the host.
   table = layers.sincos_table(width, side)
   entries = layers.grid_positions(*grid, side)
   return jnp.asarray(table[entries])

@@ -90,6 +90,7 @@ def init_adapters(
     return jax.tree.map(lambda x: x.astype(dtype), adapters)
 
   # Compiled, so that the rest of the policy is not drawn.
+  # XLA removes what the adapters do not depend on.
   adapter_shardings = low_rank.adapters(shardings(bagel, mesh))
   draw_sharded = jax.jit(draw, out_shardings=adapter_shardings)
   return draw_sharded(np.uint32(seed))

@@ -104,6 +104,7 @@ def _resize_axis(images: types.Images, axis: int, size: int) -> types.Images:
   """Resizes one axis to 8 bits: a fixed-point product, rounded half up and clipped."""
   if images.shape[axis] == size:
     return images
+  # Two products of small integers instead of one: float32 holds their sums exactly.
   coefficients = _coefficients(images.shape[axis], size)
   high = (coefficients + 2 ** (HIGH_BITS - 1)) >> HIGH_BITS
   low = coefficients - (high << HIGH_BITS)
@@ -113,7 +114,7 @@ def _resize_axis(images: types.Images, axis: int, size: int) -> types.Images:
     "poi,...i->p...o", parts, x, precision=jax.lax.Precision.HIGHEST
   )
   high_sum, low_sum = sums.astype(jnp.int32)
-  half = 2 ** (COEFFICIENT_BITS - 1)
+  half = 2 ** (COEFFICIENT_BITS - 1)  # to round, the shift below truncates
   total = (high_sum << HIGH_BITS) + low_sum + half
   resized = jnp.clip(total >> COEFFICIENT_BITS, 0, 255).astype(jnp.uint8)
   return jnp.moveaxis(resized, -1, axis)
@@ -127,6 +128,7 @@ def _coefficients(before: int, after: int) -> np.ndarray:
   widening = max(scale, 1.0)
   radius = SUPPORT * widening
   center = (np.arange(after)[:, None] + 0.5) * scale
+  # PIL's bounds: input pixels whose centers lie within the radius.
   first = np.maximum(np.trunc(center - radius + 0.5), 0)
   last = np.minimum(np.trunc(center + radius + 0.5), before)
   source = np.arange(before)[None, :]
@@ -134,6 +136,7 @@ def _coefficients(before: int, after: int) -> np.ndarray:
   distance = (source - center + 0.5) / widening
   weights = _bicubic(distance) * is_inside
   weights = weights / weights.sum(axis=1, keepdims=True)
+  # Rounded half away from zero, as PIL does.
   fixed = weights * 2**COEFFICIENT_BITS
   rounded = np.trunc(fixed + np.copysign(0.5, fixed))
   return rounded.astype(np.int32)

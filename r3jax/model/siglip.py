@@ -19,6 +19,7 @@ from r3jax.model import layers
 def _layer_norm(
   config: architecture.VisionConfig, dtype: types.DType
 ) -> nn.LayerNorm:
+  # The fast variance, E[x²] - E[x]², loses digits by cancellation.
   return nn.LayerNorm(
     epsilon=config.layer_norm_eps,
     dtype=dtype,

@@ -51,10 +51,12 @@ def attend(
   table = _table(tuple(mask.view for mask in masks))
   padded_slots, padded_keys = table.shape
 
+  # Slots attend inside their segment id only: empty keys are hidden from filled queries.
   filled = jnp.concatenate([mask.filled for mask in masks], axis=1)
   query_ids = _segment_ids(masks[-1].filled, padded_slots)
   key_ids = _segment_ids(filled, padded_keys)
 
+  # The kernel has no shared rows and does not scale.
   keys = [_every_row(source.key, rows) for source in sources]
   values = [_every_row(source.value, rows) for source in sources]
   key = _by_head(jnp.concatenate(keys, axis=1), padded_keys)
@@ -96,6 +98,7 @@ def _run(
     block_q_dq=block_q,
     block_kv_dq=block_kv,
   )
+  # One kernel per key/value head serves the query heads that share it.
   head_mask = splash_attention_mask.NumpyMask(table)
   mask = splash_attention_mask.MultiHeadMask([head_mask] * folded.shape[2])
   kernel = splash_attention_kernel.make_splash_mqa_single_device(

@@ -147,6 +147,7 @@ def by_hand(function: Callable, in_specs, out_specs) -> Callable:
   axes = {axis for axis in mesh.axis_names if _is_auto(mesh, axis)}
   if not axes:
     return function
+  # Not checked: kernels do not say how their results vary over the mesh.
   return jax.shard_map(
     function,
     in_specs=in_specs,
@@ -184,6 +185,7 @@ def over_rows(
   num_devices = _num_inner_devices()
   if num_devices == 1:
     return map_in_blocks(shared, rows)
+  # Rows are repeated to split evenly; the copies are computed and dropped.
   split = jax.sharding.PartitionSpec(INNER)
   whole = jax.sharding.PartitionSpec()
   on_devices = by_hand(map_in_blocks, (whole, split), split)

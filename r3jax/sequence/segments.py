@@ -115,6 +115,7 @@ class Slots:
 
 @functools.cache
 def _slots(layout: Layout, names: tuple[str, ...]) -> Slots:
+  # Sorted by expert once and for all, so that each expert works on one slice.
   und: list[tuple[int, int]] = []  # (segment, offset) of every slot
   gen: list[tuple[int, int]] = []
   ranges = {}
@@ -173,6 +174,7 @@ def positions(
     [B, T] int32; all slots of an image segment share one position.
   """
   slots = layout.slots(names)
+  # Slots of a text count up from its first position, those of an image share one.
   starts = {name: start(layout, name, lengths) for name in names}
   start_of_slot = _per_segment(layout, starts, rows)[:, slots.segment]
   offset_in_text = slots.offset * _is_text(layout)[slots.segment]
@@ -197,6 +199,7 @@ def visibility(
   sees = np.zeros((len(layout.segments), len(layout.segments)), bool)
   for row, segment in zip(sees, layout.segments, strict=True):
     row[[layout.index(name) for name in segment.sees]] = True
+  # Segments are seen whole or not at all; inside of its own a text is causal, an image is not.
   sees_segment = sees[query.segment[:, None], key.segment[None, :]]
   same_segment = query.segment[:, None] == key.segment[None, :]
   is_text = _is_text(layout)[query.segment]
@@ -290,6 +293,7 @@ class Mask:
 
   def dense(self) -> types.Mask:
     """Returns the whole mask, [B, T, S]."""
+    # Empty queries are not hidden: nothing reads their output.
     return jnp.asarray(self.view.visible()) & self.filled[:, None]
 
 

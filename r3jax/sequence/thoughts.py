@@ -316,6 +316,7 @@ def _token_format_reward(
   has_tags_once = (opens.sum(1) == 1) & (closes.sum(1) == 1)
   tagged_ids = [token.token_id for token in tags.tagged]
   has_tagged_token = (is_body & _is_any_of(ids, tagged_ids)).any(1)
+  # `roll` wraps around, which is harmless: neither the first nor the last slot is in the body.
   is_last = is_body & ~jnp.roll(is_body, -1, 1)
   ends_with_close = (closes & is_last).any(1)
   ends_right = ends_with_close == (stage == "reason")
@@ -364,6 +365,7 @@ def _after_close(
   tail = jnp.asarray(tails)[kind]
   tail_length = jnp.asarray(tail_lengths)[kind]
 
+  # First the tail's tokens, then those after the closing token.
   slot = jnp.arange(max_tokens)
   last_column = tails.shape[1] - 1
   from_tail = jnp.take(tail, jnp.minimum(slot, last_column), axis=1)
