@@ -1,4 +1,4 @@
-"""Compares r3jax with the reference: `r3jax check-parity` by its path in the repository.
+"""Compares r3jax with the reference: `r3jax check-parity` by its path.
 
   python launch/check_parity.py --goldens=tests/goldens/tiny-a
 

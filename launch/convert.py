@@ -1,6 +1,7 @@
-"""Converts a model between BAGEL's format and Orbax: `r3jax convert` by its path.
+r"""Converts models between BAGEL's format and Orbax: `r3jax convert`.
 
-  python launch/convert.py --source=DIR --out=DIR --format=orbax [--dtype=bfloat16]
+  python launch/convert.py --source=DIR --out=DIR --format=orbax \
+    [--dtype=bfloat16]
 
 `--help` lists all flags.
 """

@@ -1,11 +1,14 @@
-"""Draws, edits or answers: `r3jax generate`, `edit` and `ask` by one path in the repository.
+r"""Draws, edits or answers: `r3jax generate`, `edit` and `ask`.
 
-  python launch/generate.py --prompt="a photo of a red ring and a blue bow" --out=DIR
+  python launch/generate.py --prompt="a photo of a red ring and a blue bow" \
+    --out=DIR
   python launch/generate.py --prompts=FILE --out=DIR
-  python launch/generate.py --image=FILE --instruction="add a green heart at top" --out=DIR
+  python launch/generate.py --image=FILE --instruction="add a green heart at top" \
+    --out=DIR
   python launch/generate.py --image=FILE --question="what is there ?"
 
-`r3jax generate --help`, `r3jax edit --help` and `r3jax ask --help` list all flags.
+`r3jax generate --help`, `r3jax edit --help` and `r3jax ask --help` list the
+flags.
 """
 
 import sys
@@ -29,8 +32,10 @@ if __name__ == "__main__":
   if len(given) != 1 and not main.asks_for_help(arguments):
     names = [f"--{name}" for name in given] or "none"
     sys.exit(
-      "r3jax: one of --prompt, --prompts, --instruction, --question must be given; "
-      f"got {names}"
+      "r3jax: one of --prompt, --prompts, --instruction, --question must be "
+      f"given; got {names}"
     )
-  command = COMMANDS[given[0]] if given else "generate"
+  command = "generate"
+  if given:
+    command = COMMANDS[given[0]]
   main.run_command(command, arguments)

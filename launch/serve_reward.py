@@ -1,4 +1,4 @@
-"""Serves a reward over HTTP: `r3jax serve-reward` by its path in the repository.
+"""Serves a reward over HTTP: `r3jax serve-reward` by its path.
 
   python launch/serve_reward.py --reward=shapes --port=8000
 

@@ -1,4 +1,4 @@
-"""Trains a small BAGEL on the embedded world: `r3jax sft` by its path in the repository.
+"""Trains a small BAGEL on the embedded world: `r3jax sft` by its path.
 
   python launch/sft.py --config=configs/sft_shapes.py --out=DIR
 

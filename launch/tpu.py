@@ -1,6 +1,7 @@
-"""The main job: `r3jax train` by its path in the repository.
+r"""The main job: `r3jax train` by its path in the repository.
 
-python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR [--config.KEY=VALUE ...]
+  python launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir=DIR \
+    [--config.KEY=VALUE ...]
 
 `--help` lists all flags, and the keys of the config.
 """
