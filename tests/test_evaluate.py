@@ -186,13 +186,9 @@ class TestTrainedOn:
     (tmp_path / "config.json").write_text(
       json.dumps({"model": {"folder": str(tmp_path / "base")}})
     )
-    workdir_lib.write_training_prompts(
-      tmp_path, ({"prompt": "a ring", "tag": "t"},)
-    )
-    assert workdir_lib.trained_on(str(tmp_path)) == (
-      [{"prompt": "a ring", "tag": "t"}],
-      False,
-    )
+    prompt = records.Prompt(tag="t", text="a ring")
+    workdir_lib.write_training_prompts(tmp_path, (prompt,))
+    assert workdir_lib.trained_on(str(tmp_path)) == ([prompt], False)
 
 
 class TestMessages:
@@ -200,7 +196,7 @@ class TestMessages:
     "arguments, message",
     [
       (["compare", "--workdir=out"], "at least two evaluations must be given"),
-      (["--workdir=out"], "--config must name a config file"),
+      (["--workdir=out"], "Flag --config must have a value"),
       (
         [
           "rescore",
@@ -208,7 +204,7 @@ class TestMessages:
           "--config=configs/r3_geneval.py:shapes",
           "--judge=a/b",
         ],
-        "--judge must say",
+        "--judge must name the other reward",
       ),
       (
         ["rescore", ".", "--config=configs/r3_geneval.py:shapes", "--judge=b"],

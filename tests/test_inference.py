@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from r3jax import inference
+from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.files import config_files
 from r3jax.model import preprocess
@@ -70,16 +71,15 @@ def rounds(tiny_model, mesh):
     IMAGES,
     SEED,
   )
+  prompt = records.Prompt.from_json(
+    {
+      "prompt": PROMPT,
+      "tag": "single_object",
+      "include": [{"class": "ring", "count": 1}],
+    }
+  )
   prompts = dataclasses.replace(
-    experiment.encode(
-      (
-        {
-          "prompt": PROMPT,
-          "tag": "single_object",
-          "include": [{"class": "ring", "count": 1}],
-        },
-      )
-    ),
+    experiment.encode((prompt,)),
     index=np.array([NUMBER], np.int32),
   )
   with jax.set_mesh(mesh):

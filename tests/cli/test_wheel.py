@@ -121,7 +121,7 @@ class TestWithoutTheRepository:
   def test_help_lists_the_keys_of_a_config(self, site):
     done = run(site, "-m", "r3jax", "train", "--help")
     assert done.returncode == 0, done.stderr
-    assert "--config.total_steps=500\n      iterations" in done.stdout
+    assert "--config.total_steps=500\n      Iterations." in done.stdout
 
   def test_a_command_runs(self, site):
     out = site.parent / "converted"

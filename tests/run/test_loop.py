@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from r3jax import types
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
+from r3jax.evaluation import bootstrap
 from r3jax.evaluation import sample_log
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
@@ -320,7 +321,8 @@ class TestRun:
     assert len(traces) == 1 and len(list(programs.iterdir())) == 1
     # between the first and the last iteration nothing is compiled
     assert len(set(by_step)) == 1
-    assert summary["scores"]["draft"]["difference"] == [0.0, 0.0, 0.0]
+    difference = summary["scores"]["draft"]["difference"]
+    assert difference == bootstrap.Estimate(0.0, 0.0, 0.0)
 
     session, policy = sessions.prepare(config, str(tmp_path))
     with jax.set_mesh(session.mesh):

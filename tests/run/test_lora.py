@@ -103,7 +103,7 @@ def updates(bench):
     [],
     _drafts(bench),
   )
-  value = np.linspace(0, 1, len(drafts.format), dtype=np.float32)
+  value = np.linspace(0, 1, len(drafts.format_reward), dtype=np.float32)
   score = types.Score(value, np.ones_like(value, bool), {"strict": value})
   with jax.set_mesh(bench.mesh):
     state = bench.state()
