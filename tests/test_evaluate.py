@@ -186,7 +186,13 @@ class TestTrainedOn:
     (tmp_path / "config.json").write_text(
       json.dumps({"model": {"folder": str(tmp_path / "base")}})
     )
-    prompt = records.Prompt(tag="t", text="a ring")
+    prompt = records.Prompt.from_json(
+      {
+        "prompt": "a ring",
+        "tag": "t",
+        "include": [{"class": "ring", "count": 1}],
+      }
+    )
     workdir_lib.write_training_prompts(tmp_path, (prompt,))
     assert workdir_lib.trained_on(str(tmp_path)) == ([prompt], False)
 
