@@ -202,7 +202,7 @@ class TestMessages:
     "arguments, message",
     [
       (["compare", "--workdir=out"], "at least two evaluations must be given"),
-      (["--workdir=out"], "Flag --config must have a value"),
+      (["--workdir=out"], "--config must name a config file"),
       (
         [
           "rescore",

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from r3jax.cli import command_line
 from r3jax.parity import check
 from r3jax.parity import goldens
 
@@ -44,7 +45,7 @@ def define_flags() -> None:
     None,
     "Prefixes of the cases to run; the others count as skipped.",
   )
-  flags.mark_flag_as_required("goldens")
+  command_line.require(goldens="a folder with manifest.json")
 
 
 def run() -> None:

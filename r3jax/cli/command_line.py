@@ -1,6 +1,8 @@
-"""Reads single flags of a command line before absl parses it as a whole."""
+"""Parses what absl does not: single flags before it runs, required flags, names of configs."""
 
 from collections.abc import Sequence
+
+from absl import flags
 
 from r3jax.files import config_files
 
@@ -21,6 +23,20 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
       tail = "".join(arguments[i + 1 : i + 2])
     value = tail
   return value
+
+
+def require(**meanings: str) -> None:
+  """Makes flags required.
+
+  Args:
+    **meanings: what each flag names, for the message where it is missing.
+  """
+
+  def is_given(value: object) -> bool:
+    return value is not None
+
+  for name, meaning in meanings.items():
+    flags.register_validator(name, is_given, f"--{name} must name {meaning}")
 
 
 def resolve_config(arguments: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ compared with its first, and of several runs the last evaluation of each.
 from absl import flags
 from etils import epath
 
+from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.evaluation import finished
 from r3jax.report import comparison_report
@@ -17,7 +18,7 @@ from r3jax.report import comparison_report
 def define_flags() -> None:
   """Defines the flags of the command."""
   flags.DEFINE_string("workdir", None, "Folder to write.")
-  flags.mark_flag_as_required("workdir")
+  command_line.require(workdir="the folder to write")
 
 
 def run(*paths: str) -> None:

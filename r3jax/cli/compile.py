@@ -21,6 +21,7 @@ from r3jax.aot import fit
 from r3jax.aot import measure
 from r3jax.aot import programs
 from r3jax.aot import report
+from r3jax.cli import command_line
 
 
 def define_flags() -> None:
@@ -55,7 +56,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "hlo", "", "Folder that gets the text of the compiled programs."
   )
-  flags.mark_flags_as_required(["config", "topology"])
+  command_line.require(config="a config file", topology="a TPU slice")
 
 
 def run() -> None:
@@ -66,22 +67,41 @@ def run() -> None:
   )
   request = child.Request(target, effort=values.effort, hlo_folder=values.hlo)
   if values.find:
-    try:
-      compilations = fit.find(
-        request, values.find, lambda line: print(line, flush=True)
-      )
-    except ValueError as error:
-      sys.exit(f"r3jax: {error}")
-    problem = "" if compilations else "nothing fits"
+    _find(request)
   else:
-    outcome = child.run(request)
-    problem = outcome.problem
-    is_compiled = outcome.compilation and outcome.compilation.programs
-    compilations = [outcome.compilation] if is_compiled else []
+    _compile(request)
+
+
+def _find(request: child.Request) -> None:
+  """Searches for meshes that fit."""
+  try:
+    compilations = fit.find(request, flags.FLAGS.find, _print_now)
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
+  if not compilations:
+    sys.exit("r3jax: nothing fits")
   print("\n\n".join(map(report.table, compilations)))
-  if values.out and compilations:
-    numbers = [dataclasses.asdict(compilation) for compilation in compilations]
-    content = numbers if values.find else numbers[0]
-    pathlib.Path(values.out).write_text(json.dumps(content, indent=1) + "\n")
-  if problem:
-    sys.exit(f"r3jax: {problem}")
+  _write([dataclasses.asdict(compilation) for compilation in compilations])
+
+
+def _compile(request: child.Request) -> None:
+  """Compiles for the mesh of the config."""
+  outcome = child.run(request)
+  compilation = outcome.compilation
+  # A compilation that failed may have compiled programs before.
+  if compilation and compilation.programs:
+    print(report.table(compilation))
+    _write(dataclasses.asdict(compilation))
+  if outcome.problem:
+    sys.exit(f"r3jax: {outcome.problem}")
+
+
+def _print_now(line: str) -> None:
+  print(line, flush=True)
+
+
+def _write(numbers: dict | list[dict]) -> None:
+  """Writes the numbers to --out, where it is given."""
+  if flags.FLAGS.out:
+    text = json.dumps(numbers, indent=1)
+    pathlib.Path(flags.FLAGS.out).write_text(f"{text}\n")

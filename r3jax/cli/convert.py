@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from r3jax.checkpoint import convert
+from r3jax.cli import command_line
 from r3jax.cli import progress
 
 
@@ -38,7 +39,11 @@ def define_flags() -> None:
     ["float32", "bfloat16", "float16"],
     "Dtype of the weights in --out. Default: as stored.",
   )
-  flags.mark_flags_as_required(["source", "out", "format"])
+  command_line.require(
+    source="the model to convert",
+    out="the folder to write",
+    format="the format of the weights",
+  )
 
 
 def run() -> None:

@@ -13,6 +13,7 @@ from absl import flags
 import jax
 from ml_collections import config_flags
 
+from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.parallel import multihost
 from r3jax.report import evaluation_report
@@ -33,7 +34,7 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("workdir", None, "Folder to write.")
   startup.define_flags()
-  flags.mark_flags_as_required(["config", "workdir"])
+  command_line.require(config="a config file", workdir="the folder to write")
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
 import types
 
@@ -148,7 +149,9 @@ def _parse(name: str, argv: list[str]) -> list[str]:
     argv = flags.FLAGS.read_flags_from_files(argv)
     _, *words = flags.FLAGS(command_line.resolve_config(argv))
   except (flags.Error, ValueError) as error:
-    sys.exit(f"r3jax: {error} (`r3jax {name} --help` lists the flags)")
+    # absl puts a problem on each line, behind the flag and its value.
+    problems = re.sub(r"flag --\w+=None: ", "", str(error)).replace("\n", "; ")
+    sys.exit(f"r3jax: {problems} (`r3jax {name} --help` lists the flags)")
   except (AttributeError, KeyError) as error:  # an override of an unknown key
     sys.exit(f"r3jax: --config has no such key: {error.args[0]}")
   expected = COMMANDS[name].words

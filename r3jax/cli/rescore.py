@@ -10,6 +10,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
@@ -25,7 +26,7 @@ def define_flags() -> None:
     "judge", "", "Name of the other reward in files and tables."
   )
   startup.define_flags()
-  flags.mark_flag_as_required("config")
+  command_line.require(config="a config file")
 
 
 def run(folder: str) -> None:

@@ -12,6 +12,7 @@ from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from r3jax.cli import command_line
 from r3jax.sft import program
 
 
@@ -21,7 +22,7 @@ def define_flags() -> None:
     "config", None, "Config file by name or path."
   )
   flags.DEFINE_string("out", None, "Folder to write, in BAGEL's format.")
-  flags.mark_flags_as_required(["config", "out"])
+  command_line.require(config="a config file", out="the folder to write")
 
 
 def run() -> None:

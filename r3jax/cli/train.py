@@ -12,6 +12,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
@@ -28,7 +29,7 @@ def define_flags() -> None:
     "workdir", None, "Folder of the run; an interrupted run there is resumed."
   )
   startup.define_flags()
-  flags.mark_flags_as_required(["config", "workdir"])
+  command_line.require(config="a config file", workdir="the folder of the run")
 
 
 def run() -> None:

@@ -86,12 +86,18 @@ def forward(
   num_gen = num_slots - slots.num_und
   visible = segments.visibility(layout, names, [*past, *names])
   num_pairs = int(visible.sum())
-  # A multiplication and an addition per weight; twice as many per pair: scores, then values.
+  # A multiplication and an addition per weight.
   products = 2 * expert_parameters(llm) * num_slots * rows
-  attention = 4 * llm.num_heads * llm.head_dim * num_pairs * rows
+  attention = _attention(llm, num_pairs) * rows
   num_experts = bool(slots.num_und) + bool(num_gen)
   weights = BYTES * expert_parameters(llm) * num_experts * copies
-  return Cost(llm.num_layers * (products + attention), llm.num_layers * weights)
+  layer_flops = products + attention
+  return Cost(llm.num_layers * layer_flops, llm.num_layers * weights)
+
+
+def _attention(llm: architecture.LLMConfig, num_pairs: float) -> float:
+  """Returns the operations of pairs of slots in a layer: scores, then sums of values."""
+  return 4 * llm.num_heads * llm.head_dim * num_pairs
 
 
 def _head(llm: architecture.LLMConfig, num_slots: int, copies: int) -> Cost:
@@ -113,13 +119,14 @@ def _decode(
   num_tokens = layout[name].capacity
   context = sum(layout[segment].capacity for segment in past)
   mean_length = num_tokens / 2  # of the text so far
-  # A group shares the keys and values of its context.
-  slot_bytes = 2 * BYTES * llm.num_kv_heads * llm.head_dim * llm.num_layers
-  cache = slot_bytes * (context * groups + mean_length * rows)
   products = 2 * expert_parameters(llm)
-  attention = 4 * llm.num_heads * llm.head_dim * (context + mean_length)
+  attention = _attention(llm, context + mean_length)
+  flops = llm.num_layers * rows * (products + attention)
   weights = llm.num_layers * BYTES * expert_parameters(llm) * copies
-  token = Cost(llm.num_layers * rows * (products + attention), weights + cache)
+  # A group shares the keys and values of its context.
+  num_cached = context * groups + mean_length * rows
+  slot_bytes = 2 * BYTES * llm.num_kv_heads * llm.head_dim * llm.num_layers
+  token = Cost(flops, weights + slot_bytes * num_cached)
   return (token + _head(llm, rows, copies)).times(num_tokens)
 
 
@@ -138,6 +145,33 @@ def _flow(
   plain = forward(llm, layout, names[:1], past, rows, copies)
   guided = forward(llm, layout, flow.branches(names), past, rows, copies)
   return guided.times(num_guided) + plain.times(num_plain)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Forwards:
+  """Costs of running segments once for all samples.
+
+  Attributes:
+    llm: sizes of the language model.
+    groups: number of groups.
+    rows: number of samples, over all groups.
+    copies: number of chips that read the same weights.
+  """
+
+  llm: architecture.LLMConfig
+  groups: int
+  rows: int
+  copies: int
+
+  def shared(self, layout: segments.Layout, names: Sequence[str]) -> Cost:
+    """Returns the cost of segments that the samples of a group have in common."""
+    return forward(self.llm, layout, names, (), self.groups, self.copies)
+
+  def own(
+    self, layout: segments.Layout, names: Sequence[str], past: Sequence[str]
+  ) -> Cost:
+    """Returns the cost of segments that every sample has for itself."""
+    return forward(self.llm, layout, names, past, self.rows, self.copies)
 
 
 def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
@@ -176,7 +210,9 @@ def rollouts(
   reflect = layouts.reflect(settings.capacities)
   refine = layouts.refine(settings.capacities)
 
-  think = forward(llm, reason, _REASON_CONTEXT, (), groups, num_copies)
+  forwards = _Forwards(llm, groups, rows, num_copies)
+
+  think = forwards.shared(reason, _REASON_CONTEXT)
   think += _decode(
     llm, reason, "thought", _REASON_CONTEXT, rows, groups, num_copies
   )
@@ -189,12 +225,12 @@ def rollouts(
     rows,
     num_copies,
   )
-  answer = forward(llm, reflect, _REFLECT_CONTEXT, (), groups, num_copies)
+  answer = forwards.shared(reflect, _REFLECT_CONTEXT)
   answer += _decode(
     llm, reflect, "answer", _REFLECT_CONTEXT, rows, groups, num_copies
   )
-  edit = forward(llm, refine, _SOURCE, (), groups, num_copies)
-  edit += forward(llm, refine, _INSTRUCTION, _SOURCE, rows, num_copies)
+  edit = forwards.shared(refine, _SOURCE)
+  edit += forwards.own(refine, _INSTRUCTION, _SOURCE)
   edit += _flow(
     llm,
     refine,
@@ -243,20 +279,18 @@ def iteration(
   draft_names = rollout.reason_flow.branches(layouts.DRAFT)
   edit_names = rollout.refine_flow.branches(layouts.EDIT)
 
-  score_reason = forward(llm, reason, _REASON_CONTEXT, (), groups, num_copies)
-  score_reason += forward(
-    llm, reason, ("thought", *draft_names), _REASON_CONTEXT, rows, num_copies
+  forwards = _Forwards(llm, groups, rows, num_copies)
+
+  score_reason = forwards.shared(reason, _REASON_CONTEXT)
+  score_reason += forwards.own(
+    reason, ("thought", *draft_names), _REASON_CONTEXT
   )
   score_reason += _head(llm, rows * capacities.thought, num_copies)
 
-  score_edit = forward(llm, reflect, _REFLECT_CONTEXT, (), groups, num_copies)
-  score_edit += forward(
-    llm, reflect, ("answer",), _REFLECT_CONTEXT, rows, num_copies
-  )
-  score_edit += forward(llm, refine, _SOURCE, (), groups, num_copies)
-  score_edit += forward(
-    llm, refine, (*_INSTRUCTION, *edit_names), _SOURCE, rows, num_copies
-  )
+  score_edit = forwards.shared(reflect, _REFLECT_CONTEXT)
+  score_edit += forwards.own(reflect, ("answer",), _REFLECT_CONTEXT)
+  score_edit += forwards.shared(refine, _SOURCE)
+  score_edit += forwards.own(refine, (*_INSTRUCTION, *edit_names), _SOURCE)
   score_edit += _head(llm, rows * capacities.answer, num_copies)
 
   forward_passes = 1 + settings.loss.needs_reference + remat

@@ -172,7 +172,7 @@ class TestRefusals:
         ["--config=r3_geneval", "--workdr=w"],
         "Unknown command line flag 'workdr'",
       ),
-      (["--config=r3_geneval"], "--workdir must have a value"),
+      (["--config=r3_geneval"], "--workdir must name the folder of the run"),
       (
         ["--config=r3_geneval", "--workdir=w", "x"],
         "takes flags only; got ['x']",
