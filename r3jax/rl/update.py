@@ -116,6 +116,13 @@ def gradients(
     (value, (text, image)), gradient = differentiate(policy, anchor, batch)
     return Gradients(value, text, image, gradient)
 
+  return _sum_over(micro_batches, gradients_of)
+
+
+def _sum_over(
+  micro_batches: Batch, gradients_of: Callable[[Batch], Gradients]
+) -> Gradients:
+  """Adds up the gradients of micro-batches, the leading axis of `micro_batches`."""
   # All micro-batches have the same shapes, so that one compiled body serves them.
   num_micro_batches = micro_batches.advantages.counts.shape[0]
   first = jax.tree.map(lambda x: x[0], micro_batches)

@@ -49,7 +49,7 @@ def run(
     program_folder: Folder that keeps the traced step between starts; None keeps nothing.
 
   Returns:
-    The summary of the run, as summary.json has it.
+    The summary of the run; `summary.write` stores it as summary.json.
 
   Raises:
     budget.BudgetExceeded: Too many images got no score; the run is saved and can be resumed.
@@ -243,7 +243,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     workdir: Folder of the run.
 
   Returns:
-    The summary of the run, as summary.json has it.
+    The summary of the run; `summary.write` stores it as summary.json.
 
   Raises:
     ValueError: The config, the model or the workdir cannot be used.
