@@ -303,6 +303,8 @@ def _set_outputs(config: ConfigDict):
     10  # iterations between samples on the report; 0 shows none
   )
   log.samples = 8  # prompts that are shown
+  # Writes workdir/tensorboard too; TensorFlow, which does it, takes seconds to start.
+  log.tensorboard = True
   wandb = config.log.wandb = (
     ConfigDict()
   )  # Weights & Biases, see docs/metrics.md
@@ -377,15 +379,21 @@ def _use_smoke(config: ConfigDict):
   config.reason.points = 3
   config.reason.sde_index_max = 2
   config.refine.points = 3
+  # Without the pass of the reference policy, and with a program per stage, there
+  # is less to compile.
+  config.loss.text_kl = 0.0
+  config.loss.image_kl = 0.0
+  config.step.mode = "split"
   config.step.quick_compile = True
   config.mesh.data = 1  # two devices would take longer to compile for
   config.checkpoint.every = 2
   config.eval.prompts = 6
-  config.eval.rounds = 2
+  config.eval.rounds = 1
   config.eval.points = 3
   config.eval.batch_size = 6
   config.log.samples_every = 1
   config.log.samples = 2
+  config.log.tensorboard = False
 
 
 _WORLDS = {"shapes": _use_shapes, "smoke": _use_smoke}

@@ -72,7 +72,11 @@ def run(
     session.experiment.reward.log_to(files.rewards, restored_step or 0)
     wandb = sinks.WandbSettings(**config.log.wandb)
     log_sinks = sinks.open_all(
-      files.path, restored_step, wandb, config.to_dict()
+      files.path,
+      restored_step,
+      wandb,
+      config.to_dict(),
+      config.log.tensorboard,
     )
     with contextlib.closing(metric_writer.MetricWriter(log_sinks)) as writer:
       before = session.evaluate(policy, 0, writer)

@@ -246,6 +246,7 @@ def open_all(
   restored_step: int | None,
   wandb: WandbSettings | None = None,
   config: dict | None = None,
+  tensorboard: bool = True,
 ) -> list[Sink]:
   """Opens the sinks of a run on process 0; other processes have none.
 
@@ -254,15 +255,17 @@ def open_all(
     restored_step: Step that the run resumes after; None if it starts from the beginning.
     wandb: Settings of W&B; None, or settings without a project, leave it out.
     config: Config of the run, for sinks that show it.
+    tensorboard: Whether metrics go to TensorBoard too.
   """
   if jax.process_index():
     return []
   workdir = epath.Path(workdir)
   opened: list[Sink] = [JsonLines(workdir, restored_step)]
-  try:
-    opened.append(TensorBoard(workdir))
-  except ImportError as error:
-    logging.info("metrics do not go to TensorBoard: %s", error)
+  if tensorboard:
+    try:
+      opened.append(TensorBoard(workdir))
+    except ImportError as error:
+      logging.info("metrics do not go to TensorBoard: %s", error)
   if wandb and wandb.project:
     opened.append(Wandb(workdir, wandb, config or {}))
   return opened
