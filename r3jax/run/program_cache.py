@@ -2,14 +2,16 @@
 
 JAX's compilation cache saves a second start the compiler's work, but not Python's: tracing and
 lowering the step take longer than loading its compiled form. A program that was exported once
-(`jax.export`) needs neither.
+(`jax.export`) needs neither. Only the fused step is kept; evaluation and generation are traced at
+every start, and JAX keys their compiled programs by what they compute.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 import pickle
 
@@ -21,6 +23,29 @@ from r3jax.files import atomic
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _TRACED_BY = ("jax", "jaxlib", "flax", "optax")
+
+_ONLY_ON_HOST = "a step that calls the host is not kept"
+
+# Keys of the config that cannot reach the traced step, each with the reason. A key that is not
+# below one of them makes another program, so that a new key is safe before anyone thinks of it.
+NOT_TRACED: Mapping[str, str] = {
+  "seed": "an argument of the step; `reward.shuffle`, which traces it, adds it",
+  "total_steps": "the loop counts the iterations",
+  "data": "prompts are arguments of the step",
+  "eval": "evaluation has programs of its own",
+  "checkpoint": "the loop saves",
+  "log": "the loop logs",
+  "profile": "the loop traces",
+  "reward.endpoints": _ONLY_ON_HOST,
+  "reward.token_env": _ONLY_ON_HOST,
+  "reward.batch": _ONLY_ON_HOST,
+  "reward.image_format": _ONLY_ON_HOST,
+  "reward.cache": _ONLY_ON_HOST,
+  "reward.client": _ONLY_ON_HOST,
+  "reward.judge": _ONLY_ON_HOST,
+  "reward.max_failed_fraction": "the loop counts missing scores",
+  "reward.failure_window": "the loop counts missing scores",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +71,44 @@ def code_version() -> str:
   parts = [path.read_text() for path in sorted(_PACKAGE.rglob("*.py"))]
   parts += [importlib.metadata.version(name) for name in _TRACED_BY]
   return _hash(parts)
+
+
+def constants(config: Mapping, model_folder: epath.Path) -> list[str]:
+  """Returns what the step of a config is traced with, beside its arguments and the source.
+
+  Args:
+    config: Nested dict of JSON values, `ConfigDict.to_dict()` of the run.
+    model_folder: Folder of the model, whose sizes and tokenizer the step is traced with.
+
+  Returns:
+    The config without the keys of `NOT_TRACED`, and the files that describe the model.
+  """
+  traced = _without(config, NOT_TRACED)
+  if config["reward"]["shuffle"]:
+    traced["seed"] = config["seed"]
+  model_files = sorted(
+    [*model_folder.glob("*.json"), *model_folder.glob("*.txt")]
+  )
+  return [
+    json.dumps(traced, sort_keys=True),
+    *(path.read_text() for path in model_files),
+  ]
+
+
+def _without(
+  config: Mapping, left_out: Mapping[str, str], prefix: str = ""
+) -> dict:
+  """Returns a nested dict without some dotted keys and what is below them."""
+  kept = {}
+  for key, value in config.items():
+    path = f"{prefix}{key}"
+    if path in left_out:
+      continue
+    if isinstance(value, Mapping):
+      kept[key] = _without(value, left_out, f"{path}.")
+    else:
+      kept[key] = value
+  return kept
 
 
 def load_or_export(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import json
 
 from etils import epath
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from r3jax import plugins
 from r3jax import types
 from r3jax.agent import experience
 from r3jax.checkpoint import training
@@ -151,10 +151,12 @@ class Session:
     any_batch = self._batch(np.zeros(self.config.groups_per_step, np.int32))
     arguments = (state, self.frozen, any_batch, seed)
     program = mapped.fused(self.stages, self.mesh)
-    # A program with callbacks to the host cannot be exported.
-    if program_folder and not self.experiment.on_host:
+    if program_folder and self._can_be_kept():
+      constants = program_cache.constants(
+        self.config.to_dict(), self.experiment.pretrained.folder
+      )
       program = program_cache.load_or_export(
-        program_folder, self._constants(), program, arguments
+        program_folder, constants, program, arguments
       )
     state_shardings = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(
@@ -173,26 +175,15 @@ class Session:
 
     return step
 
+  def _can_be_kept(self) -> bool:
+    """Returns whether the traced step may serve later starts, see `program_cache`."""
+    # A program with callbacks to the host cannot be exported. A world of the user's own verifies
+    # inside the step, and nothing says whether its source has changed since.
+    return not (self.experiment.on_host or plugins.is_path(self.config.world))
+
   def _batch(self, indices: np.ndarray) -> experience.Prompts:
     """Returns the training prompts of an iteration, one row per group."""
     return jax.tree.map(lambda column: column[indices], self.prompts)
-
-  def _constants(self) -> list[str]:
-    """Returns what the traced step depends on beside its arguments and the source code.
-
-    These are the config and the files that describe the model: sizes and tokenizer.
-    """
-    config = {
-      key: value
-      for key, value in self.config.to_dict().items()
-      if key not in MAY_DIFFER and key != "seed"
-    }
-    folder = self.experiment.pretrained.folder
-    model_files = sorted([*folder.glob("*.json"), *folder.glob("*.txt")])
-    return [
-      json.dumps(config, sort_keys=True),
-      *(path.read_text() for path in model_files),
-    ]
 
   def evaluate(
     self,

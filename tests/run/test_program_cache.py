@@ -1,13 +1,21 @@
 """Kept programs: traced once, the same numbers, another program for whatever changes one."""
 
+import json
+
+from etils import epath
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from configs import r3_geneval
+from r3jax.files import config_guard
 from r3jax.parallel import meshes
+from r3jax.run import model_setup
 from r3jax.run import program_cache
+from r3jax.run import stage_settings
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("_mesh")
 
@@ -109,3 +117,126 @@ class TestLoadOrExport:
     (tmp_path / "file").write_text("")
     found, direct = _kept(tmp_path / "file" / "folder", Counted(2.0), [])
     jax.tree.map(np.testing.assert_array_equal, found, direct)
+
+
+def _another(value):
+  """Returns a value of the same type that differs."""
+  if isinstance(value, bool):
+    return not value
+  if isinstance(value, (int, float)):
+    return value + 1
+  if isinstance(value, str):
+    return f"{value}x"
+  if isinstance(value, tuple):
+    return (*value, "x")
+  raise TypeError(f"no other value is known for {value!r}")
+
+
+def _leaves(variant: str) -> dict:
+  """Returns the values of a config by dotted key."""
+  config = r3_geneval.get_config(variant)
+  leaves = {}
+  for key in config_guard._flatten(config.to_dict()):
+    value = config
+    for part in key.split("."):
+      value = value[part]
+    leaves[key] = value
+  return leaves
+
+
+def _is_left_out(key: str) -> bool:
+  return config_guard._is_under(key, tuple(program_cache.NOT_TRACED))
+
+
+class TestConstants:
+  @pytest.fixture
+  def model(self, tmp_path):
+    (tmp_path / "llm_config.json").write_text("{}")
+    return epath.Path(tmp_path)
+
+  @pytest.mark.parametrize("variant", ["bagel", "shapes", "smoke"])
+  def test_every_key_makes_another_program_unless_it_is_on_the_list(
+    self, model, variant
+  ):
+    expected = program_cache.constants(
+      r3_geneval.get_config(variant).to_dict(), model
+    )
+    for key, value in _leaves(variant).items():
+      config = r3_geneval.get_config(variant).unlock()
+      if key == "reward.members":
+        config.reward.members = {"a": {"name": "world", "weight": 1.0}}
+      else:
+        config.update_from_flattened_dict({key: _another(value)})
+      changed = program_cache.constants(config.to_dict(), model)
+      assert (changed == expected) == _is_left_out(key), key
+
+  @pytest.mark.parametrize(
+    "first, second",
+    [
+      ({"step.micro_batches": 1}, {"step.micro_batches": 4}),
+      ({"sharding.train.mlp": ("tensor",)}, {"sharding.train.mlp": ("fsdp",)}),
+      (
+        {"reward.shuffle": True, "seed": 1},
+        {"reward.shuffle": True, "seed": 2},
+      ),
+      ({"step.mode": "fused"}, {"step.mode": "split"}),
+    ],
+  )
+  def test_configs_that_shared_a_program_no_longer_do(
+    self, model, first, second
+  ):
+    programs = []
+    for changes in (first, second):
+      config = r3_geneval.get_config("shapes")
+      config.update_from_flattened_dict(changes)
+      programs.append(program_cache.constants(config.to_dict(), model))
+    assert programs[0] != programs[1]
+
+  def test_seeds_share_a_program(self, model):
+    programs = []
+    for seed in (1, 2):
+      config = r3_geneval.get_config("shapes")
+      config.seed = seed
+      programs.append(program_cache.constants(config.to_dict(), model))
+    assert programs[0] == programs[1]
+
+  def test_other_sizes_or_another_tokenizer_make_another_program(self, model):
+    config = r3_geneval.get_config("shapes").to_dict()
+    first = program_cache.constants(config, model)
+    (model / "llm_config.json").write_text(json.dumps({"num_layers": 3}))
+    second = program_cache.constants(config, model)
+    (model / "merges.txt").write_text("a b")
+    assert first != second != program_cache.constants(config, model)
+
+  def test_listed_keys_reach_neither_model_nor_settings(self, tiny_model):
+    """The list is right: what a step is built of stays the same."""
+
+    def built(config):
+      model = model_setup.build(config)
+      settings = stage_settings.for_iteration(config)
+      return model.modules, model.rollout, settings
+
+    expected = built(tiny.make_config(tiny_model))
+    for key, value in _leaves("shapes").items():
+      if _is_left_out(key):
+        config = tiny.make_config(tiny_model, {key: _another(value)})
+        assert built(config) == expected, key
+
+  def test_every_listed_key_exists(self):
+    config = r3_geneval.get_config("bagel").to_dict()
+    for key in program_cache.NOT_TRACED:
+      value = config
+      for part in key.split("."):
+        value = value[part]
+
+
+class TestWorldOfOnesOwn:
+  """Its verifier is traced, and nothing says whether its source has changed."""
+
+  @pytest.mark.parametrize(
+    "world, is_kept",
+    [("shapes", True), ("r3jax.worlds.shapes.world:WORLD", False)],
+  )
+  def test_its_step_is_not_kept(self, tiny_model, world, is_kept):
+    session = tiny.make_bench(tiny_model, changes={"world": world}).session
+    assert session._can_be_kept() is is_kept
