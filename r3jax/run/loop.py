@@ -63,7 +63,7 @@ def run(
     state = session.init(policy)
     clock.lap("setup")
 
-    step = session.compile(state, program_folder)
+    train_step = session.compile(state, program_folder)
     # Training needs the memory that compilation took.
     machine.return_freed_memory()
     logging.info("compiled the step in %.1f s", clock.lap("compile"))
@@ -81,7 +81,7 @@ def run(
     with contextlib.closing(metric_writer.MetricWriter(log_sinks)) as writer:
       before = session.evaluate(policy, 0, writer)
       clock.lap("evaluate before")
-      state = iterate(session, step, state, clock, writer)
+      state = iterate(session, train_step, state, clock, writer)
       after = session.evaluate(state.policy, config.total_steps, writer)
   clock.lap("evaluate after")
 
@@ -99,7 +99,7 @@ def run(
 
 def iterate(
   session: sessions.Session,
-  step: sessions.Step,
+  train_step: sessions.Step,
   state: train_state.TrainState,
   clock: timing.PhaseClock,
   writer: metric_writer.MetricWriter,
@@ -108,7 +108,7 @@ def iterate(
 
   Args:
     session: Constants of the run.
-    step: Compiled step.
+    train_step: Compiled step.
     state: State before the first iteration; the last checkpoint takes its place, if there is one.
     clock: Adds up the time of the phases.
     writer: Gets the metrics of every iteration.
@@ -144,7 +144,7 @@ def iterate(
       indices = next(batches)
       session.experiment.reward.begin(number)
       with profiler.iteration(number), stopwatch.part("step"):
-        state, metrics, samples = _advance(session, step, state, indices)
+        state, metrics, samples = _advance(session, train_step, state, indices)
       # The seconds of logging and checkpoints are those of the iteration before.
       metrics |= stopwatch.read()
       metrics["seconds/iteration"] = clock.lap("train")
@@ -203,13 +203,13 @@ def _restore(
 
 def _advance(
   session: sessions.Session,
-  step: sessions.Step,
+  train_step: sessions.Step,
   state: train_state.TrainState,
   indices: np.ndarray,
 ) -> tuple[train_state.TrainState, dict[str, Any], stage_outputs.Samples]:
   """Runs one iteration; returns its state, its metrics on the host, and its samples."""
   reward = session.experiment.reward
-  state, metrics, samples = step(state, indices)
+  state, metrics, samples = train_step(state, indices)
   metrics = multihost.fetch(metrics)
   # Where the reward runs on hosts, a bug in one process must stop them all.
   reward.raise_together()

@@ -217,8 +217,10 @@ class TestLengths:
   def test_drawing_is_fast(self):
     rng = np.random.default_rng(10)
     records = _records(rng, 300)
-    start = time.perf_counter()
+    # CPU time: other processes on the machine must not count.
+    start = time.process_time()
     for record in records:
       examples.reflect_example(record, rng, 0.2)
       examples.refine_example(record, rng)
-    assert 600 / (time.perf_counter() - start) > 300  # examples a second
+    seconds = time.process_time() - start
+    assert 600 / seconds > 300  # examples a second
