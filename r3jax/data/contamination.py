@@ -2,7 +2,9 @@
 
 A prompt occurs in the test set by
   text: its text is a test prompt's text;
-  folded: the texts agree without case, the articles a, an and the, spacing and punctuation;
+  folded: the texts agree without case, the articles a, an and the, spacing, punctuation, and
+    differences of Unicode that nobody sees (the forms NFC and NFD, characters of full width,
+    zero-width and other formatting characters);
   include: a test prompt with another text asks for the same, namely the same `include` items in any
     order or, for TIIF, the same questions with the same answers in any order.
 """
@@ -225,7 +227,7 @@ def _text(prompt: records.Prompt) -> str:
 
 def _folded(prompt: records.Prompt) -> str:
   """Returns the prompt's words without case, articles and punctuation."""
-  text = prompt.text.casefold()
+  text = _canonical(prompt.text)
   # Unicode's categories Pc, Pd, ..., so that quotes and dashes of every language count.
   punctuation = {
     character
@@ -239,12 +241,35 @@ def _folded(prompt: records.Prompt) -> str:
   return " ".join(words) or prompt.text
 
 
+def _canonical(text: str) -> str:
+  """Returns a text in the one form of all that look like it, without case.
+
+  That is Unicode's toNFKC_Casefold but for the characters that it removes: here those of the
+  category Cf (zero-width spaces and joiners, soft hyphens, marks of direction) and the variation
+  selectors.
+  """
+  visible = "".join(
+    character
+    for character in text
+    if unicodedata.category(character) != "Cf"
+    and not "\ufe00" <= character <= "\ufe0f"
+  )
+  # Case folding can leave the normal form, as for U+0345.
+  folded = unicodedata.normalize("NFKC", visible).casefold()
+  return unicodedata.normalize("NFKC", folded)
+
+
 def _content(prompt: records.Prompt) -> Hashable:
   """Returns what a prompt asks for, free of any order."""
   if prompt.questions:
-    questions = frozenset(prompt.questions)
+    questions = frozenset(
+      (_canonical(question.text), question.answer)
+      for question in prompt.questions
+    )
     # One question alone ("Is the image in ... style?") does not say what the prompt asks for.
     return questions if len(questions) > 1 else prompt.text
+  if not prompt.include:
+    return prompt.text
   return tuple(sorted(_resolved(prompt.include)))
 
 
@@ -261,7 +286,8 @@ def _resolved(items: Sequence[records.Expectation]) -> list[str]:
     else:
       relation, index = item.position
       resolved = [own, relation, without_position[index]]
-    texts.append(json.dumps(resolved, sort_keys=True))
+    text = json.dumps(resolved, sort_keys=True, ensure_ascii=False)
+    texts.append(_canonical(text))
   return texts
 
 

@@ -1,6 +1,7 @@
 """Tests of data/contamination.py."""
 
 import json
+import unicodedata
 
 import pytest
 
@@ -51,6 +52,7 @@ class TestOccurrences:
         ),
         None,
       ),
+      (record("ａ photo of a d\u200bog and a ca\u00adt", "other"), "folded"),
       (record("a photo of a dog", "dog"), None),
       (
         record(
@@ -97,6 +99,25 @@ class TestOccurrences:
       record("z", blue, red, above("dog", 0)),
     ]
     assert contamination.occurrences(trains, [test]) == ["include", None]
+
+  @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+  def test_forms_of_unicode_are_one_text(self, form):
+    text = "a café at the île de Ré, ﬁve o'clock"
+    other = asking(unicodedata.normalize(form, text), ("Is it evening?", "yes"))
+    test = asking(text, ("Is there an island?", "yes"))
+    kind = "text" if form == "NFC" else "folded"
+    assert contamination.occurrences([other], [test]) == [kind]
+
+  def test_forms_of_unicode_are_one_question_and_one_class(self):
+    train = asking("x", ("Is it a cafe\u0301?", "yes"), ("Is it red?", "yes"))
+    test = asking("y", ("Is it red?", "yes"), ("Is it a caf\u00e9?", "yes"))
+    assert contamination.occurrences([train], [test]) == ["include"]
+    train, test = record("x", "cafe\u0301"), record("y", "caf\u00e9")
+    assert contamination.occurrences([train], [test]) == ["include"]
+
+  def test_prompts_that_say_no_more_than_their_text_are_equal_by_it(self):
+    train = [records.Prompt("a", "a red cat"), records.Prompt("a", "a dog")]
+    assert contamination.occurrences(train, train[1:]) == [None, "text"]
 
   def test_one_question_alone_does_not_say_what_is_asked_for(self):
     question = ("Is the image in the style of a woodcut?", "yes")
