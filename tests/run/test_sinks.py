@@ -165,7 +165,7 @@ class TestJsonLines:
 
 class TestTensorBoard:
   def test_keeps_pictures_with_their_captions(self, tmp_path):
-    sink = sinks.TensorBoard(epath.Path(tmp_path))
+    sink = sinks.TensorBoard(epath.Path(tmp_path), None)
     sink.pictures(2, PICTURES)
     sink.close()
     events = event_accumulator.EventAccumulator(
@@ -181,6 +181,45 @@ class TestTensorBoard:
     )
     width, height, png = read("edit/sample/1")
     assert (width, height, png[:4]) == (b"3", b"2", b"\x89PNG")
+
+  @staticmethod
+  def _start(workdir, restored, steps, offset):
+    sink = sinks.TensorBoard(epath.Path(workdir), restored)
+    sink.evaluation(0, {"evaluation/draft": 0.25, "evaluation/gain": np.nan})
+    for step in steps:
+      sink.scalars(step, {"reason/score": offset + step})
+    sink.close()
+
+  @staticmethod
+  def _points(workdir, name):
+    """Returns step and value of a curve, over all files in their order."""
+    events = event_accumulator.EventAccumulator(
+      str(workdir / "tensorboard"),
+      size_guidance={event_accumulator.TENSORS: 0},
+      purge_orphaned_data=False,
+    )
+    return [
+      (event.step, float(tensor_util.make_ndarray(event.tensor_proto)))
+      for event in events.Reload().Tensors(name)
+    ]
+
+  def test_resumed_run_shows_every_iteration_once(self, tmp_path):
+    self._start(tmp_path, None, range(1, 16), 0.0)
+    (killed,) = (tmp_path / "tensorboard").iterdir()
+    with killed.open("ab") as file:
+      file.write(b"cut off")
+    self._start(tmp_path, 10, range(11, 21), 0.5)
+    assert self._points(tmp_path, "reason/score") == [
+      *((step, float(step)) for step in range(1, 11)),
+      *((step, step + 0.5) for step in range(11, 21)),
+    ]
+    ((step, value),) = self._points(tmp_path, "evaluation/draft")
+    assert (step, value) == (0, 0.25)
+
+  def test_run_that_starts_over_shows_nothing_of_the_former(self, tmp_path):
+    self._start(tmp_path, None, range(1, 4), 0.0)
+    self._start(tmp_path, None, range(1, 3), 0.5)
+    assert self._points(tmp_path, "reason/score") == [(1, 1.5), (2, 2.5)]
 
 
 class TestOpenAll:

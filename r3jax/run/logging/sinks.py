@@ -18,6 +18,9 @@ import jax
 import numpy as np
 
 from r3jax.files import jsonl
+from r3jax.run.logging import event_files
+
+_EVALUATION_PREFIX = "evaluation/"  # of the names of an evaluation's scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +112,17 @@ def _line(step: int, values: Mapping[str, float]) -> dict:
 
 
 class TensorBoard:
-  """Writes workdir/tensorboard; a caption is a text beside its picture."""
+  """Writes workdir/tensorboard; a caption is a text beside its picture.
 
-  def __init__(self, workdir: epath.Path):
+  After a restart the curves are those of an uninterrupted run.
+  """
+
+  def __init__(self, workdir: epath.Path, restored_step: int | None):
     """Opens event files.
+
+    Args:
+      workdir: Folder of the run.
+      restored_step: Events of later steps are dropped, and all events if it is None.
 
     Raises:
       ImportError: TensorFlow is not installed.
@@ -120,15 +130,22 @@ class TensorBoard:
     # Imported here, because it imports TensorFlow, which takes seconds.
     from clu import metric_writers
 
+    folder = workdir / "tensorboard"
+    event_files.drop_after(folder, restored_step)
+    self._evaluations = event_files.scalars(folder, _EVALUATION_PREFIX)
     self._writer = metric_writers.AsyncWriter(
-      metric_writers.SummaryWriter(str(workdir / "tensorboard"))
+      metric_writers.SummaryWriter(str(folder))
     )
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """See `Sink`."""
     self._writer.write_scalars(step, values)
 
-  evaluation = scalars
+  def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+    """See `Sink`; scores that an earlier start has written are not written again."""
+    stored = self._evaluations.get(step, {})
+    if not event_files.same_numbers(stored, dict(values)):
+      self.scalars(step, values)
 
   def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
     """See `Sink`."""
@@ -263,7 +280,7 @@ def open_all(
   opened: list[Sink] = [JsonLines(workdir, restored_step)]
   if tensorboard:
     try:
-      opened.append(TensorBoard(workdir))
+      opened.append(TensorBoard(workdir, restored_step))
     except ImportError as error:
       logging.info("metrics do not go to TensorBoard: %s", error)
   if wandb and wandb.project:
