@@ -14,6 +14,7 @@ from etils import epath
 import pytest
 
 from r3jax.data import records
+from r3jax.evaluation import finished
 from r3jax.evaluation import sample_log
 from r3jax.run import workdir as workdir_lib
 from tests import tiny
@@ -235,3 +236,21 @@ class TestWorkdir:
     assert sorted(
       path.name for path in (tmp_path / "evaluation").iterdir()
     ) == ["step_000000", "step_000020"]
+
+  @pytest.mark.parametrize(
+    "name",
+    [".DS_Store", ".ipynb_checkpoints", "step_000040 (copy)", "notes", "step_"],
+  )
+  def test_what_others_left_among_the_evaluations_stays(self, tmp_path, name):
+    files = workdir_lib.Workdir(epath.Path(tmp_path))
+    for step in (0, 40):
+      files.evaluation(step).mkdir(parents=True)
+    (tmp_path / "evaluation" / name).mkdir()
+    (tmp_path / "evaluation" / "step_000041").write_text("a file")
+    assert list(finished.step_folders(files.path)) == [0, 40]
+    files.drop_evaluations_after(4)
+    assert {path.name for path in (tmp_path / "evaluation").iterdir()} == {
+      "step_000000",
+      "step_000041",
+      name,
+    }

@@ -17,7 +17,11 @@ def latest_step(folder: epath.PathLike) -> int | None:
   folder = paths.absolute(folder)
   if not folder.exists():
     return None
-  return max(ocp.utils.checkpoint_steps(folder), default=None)
+  complete = ocp.utils.checkpoint_steps_paths(folder)
+  # A copy such as "best_3" is none of the run's checkpoints.
+  return max(
+    (int(path.name) for path in complete if path.name.isdecimal()), default=None
+  )
 
 
 class Checkpoints:

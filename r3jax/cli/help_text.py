@@ -52,8 +52,7 @@ def of_config(name: str) -> str:
   """
   config = config_files.load(name)
   path, _ = config_files.find(name)
-  shipped = sorted(config_files.shipped_folder().glob("*.py"))
-  comments = key_comments([path, *shipped])
+  comments = key_comments([path, *config_files.shipped_files()])
   lines = [f"keys of {name}, set by --config.KEY=VALUE:"]
   for key, value in items(config):
     comment = _wrapped(comments.get(key, ""))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
+import re
 
 from etils import epath
 import jax
@@ -20,6 +21,8 @@ from r3jax.sequence import thoughts
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
 _LAST_STEP = 2**31  # after every iteration
+# What judges and rewards write: NAME.json, NAME.md, NAME.PROCESS.jsonl or a folder of its parts.
+_OWN_FILE = re.compile(r"[\w-][\w.-]*\.(json|md|\d+\.jsonl(\.parts)?)")
 
 Boxes = Callable[[np.ndarray], list[list[dict]]]
 
@@ -239,10 +242,12 @@ def _is_scored(sample: sample_log.Sample) -> bool:
 
 
 def _empty(folder: epath.Path) -> None:
-  """Removes everything in a folder, if there is one."""
+  """Removes the logs and verdicts of a folder, if there is one."""
   if not folder.exists():
     return
   for path in folder.iterdir():
+    if not _OWN_FILE.fullmatch(path.name):
+      continue
     if path.is_dir():
       path.rmtree()
     else:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 from etils import epath
 
@@ -11,7 +12,8 @@ from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary as summary_lib
 
-_STEP_PREFIX = "step_"  # of the folders of a run's evaluations
+EVALUATIONS = "evaluation"  # folder of a workdir that holds its evaluations
+_STEP_FOLDER = re.compile(r"step_(\d{6,})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,22 @@ def _is_finished(folder: epath.Path) -> bool:
   return (folder / evaluate.SUMMARY).exists()
 
 
+def step_folders(workdir: epath.Path) -> dict[int, epath.Path]:
+  """Returns the folders of a run's evaluations by iteration, in its order.
+
+  Anything else in WORKDIR/evaluation, such as a copy, is not ours.
+  """
+  folder = workdir / EVALUATIONS
+  if not folder.exists():
+    return {}
+  folders = {}
+  for path in folder.iterdir():
+    match = _STEP_FOLDER.fullmatch(path.name)
+    if match and path.is_dir():
+      folders[int(match[1])] = path
+  return dict(sorted(folders.items()))
+
+
 def read(path: str) -> list[FinishedEvaluation]:
   """Reads the evaluation of a folder, or all evaluations of a run's workdir by iteration.
 
@@ -68,10 +86,9 @@ def read(path: str) -> list[FinishedEvaluation]:
   if sample_log.exists(folder):
     if _is_finished(folder):
       evaluations.append(_read_folder(folder, name, name))
-  elif (folder / "evaluation").exists():
-    for step_folder in sorted((folder / "evaluation").iterdir()):
+  else:
+    for step, step_folder in step_folders(folder).items():
       if _is_finished(step_folder):
-        step = int(step_folder.name.removeprefix(_STEP_PREFIX))
         evaluation = _read_folder(step_folder, f"{name} @ {step}", name)
         evaluations.append(evaluation)
   if not evaluations:

@@ -15,6 +15,8 @@ import ml_collections
 
 # What config files call the folder that they import each other from: `from configs import slices`.
 PACKAGE = "configs"
+# Not the hidden files that file systems and editors put beside them.
+_MODULES = "[!.]*.py"
 
 
 def shipped_folder() -> pathlib.Path:
@@ -29,13 +31,18 @@ def shipped_folder() -> pathlib.Path:
   return package_folder.parent / PACKAGE
 
 
+def shipped_files() -> list[pathlib.Path]:
+  """Returns the Python files of that folder, by name."""
+  return sorted(shipped_folder().glob(_MODULES))
+
+
 def shipped_names() -> list[str]:
   """Returns the names of the config files that ship with the package."""
-  return sorted(
+  return [
     path.stem
-    for path in shipped_folder().glob("*.py")
+    for path in shipped_files()
     if "def get_config(" in path.read_text()
-  )
+  ]
 
 
 def find(name: str) -> tuple[pathlib.Path, str]:

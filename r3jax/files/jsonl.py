@@ -15,11 +15,14 @@ from concurrent import futures
 import itertools
 import json
 import operator
+import re
 
 from etils import epath
 
 from r3jax.files import atomic
 
+# Another name in the folder, such as "00000002.0000 (copy).jsonl", is not ours.
+_PART_NAME = re.compile(r"\d{8,}\.\d{4,}\.jsonl")
 _NUM_READERS = 16  # files of a store that are read at a time: each is a request
 
 
@@ -107,7 +110,9 @@ def _parts(path: epath.Path) -> list[epath.Path]:
   folder = _parts_folder(path)
   if not folder.exists():
     return []
-  return sorted(part for part in folder.iterdir() if part.suffix == ".jsonl")
+  return sorted(
+    part for part in folder.iterdir() if _PART_NAME.fullmatch(part.name)
+  )
 
 
 def _step_of(part: epath.Path) -> int:

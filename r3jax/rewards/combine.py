@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import re
 
 from etils import epath
 import jax
@@ -91,11 +92,12 @@ def _drop_lines_of_former_processes(
   if not folder.exists():
     return
   # In a bucket a log is a folder of parts.
-  logs = {path.name.removesuffix(".parts") for path in folder.iterdir()}
-  for log in logs:
-    process = int(log.split(".")[-2])
-    if process >= jax.process_count():
-      jsonl.drop_after(folder / log, restored_step)
+  names = {path.name.removesuffix(".parts") for path in folder.iterdir()}
+  for name in names:
+    # Another name is not ours: ".DS_Store", "judge.1 (copy).jsonl".
+    log = re.fullmatch(r"[^.].*\.(\d+)\.jsonl", name)
+    if log and int(log[1]) >= jax.process_count():
+      jsonl.drop_after(folder / name, restored_step)
 
 
 def of_world(world: base.World) -> GraphReward:

@@ -7,6 +7,7 @@ from etils import epath
 
 from r3jax.checkpoint import pretrained
 from r3jax.data import records
+from r3jax.evaluation import finished
 from r3jax.files import atomic
 from r3jax.worlds import registry
 
@@ -55,16 +56,13 @@ class Workdir:
 
   def evaluation(self, step: int) -> epath.Path:
     """Folder of the evaluation after `step` iterations."""
-    return self.path / "evaluation" / f"step_{step:06d}"
+    return self.path / finished.EVALUATIONS / f"step_{step:06d}"
 
   def drop_evaluations_after(self, step: int) -> None:
     """Removes the evaluations of iterations that a resumed run repeats."""
-    folder = self.path / "evaluation"
-    if not folder.exists():
-      return
-    for evaluation in folder.iterdir():
-      if int(evaluation.name.removeprefix("step_")) > step:
-        evaluation.rmtree()
+    for number, folder in finished.step_folders(self.path).items():
+      if number > step:
+        folder.rmtree()
 
 
 def write_training_prompts(

@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,8 @@ class TestRestore:
     saver.close()
     assert step == 3
     assert_equal(restored, state)
+    # A user's copy is none of the run's checkpoints.
+    shutil.copytree(tmp_path / "4", tmp_path / "best_9")
     assert training.latest_step(tmp_path) == 4
 
   def test_incomplete_checkpoint_is_passed_over(self, tmp_path):

@@ -72,6 +72,9 @@ class TestRead:
     (parts / "00000002.0001.jsonl").write_text('{"step": 2, "n": 1}\n')
     (parts / "00000002.0000.jsonl").write_text('{"step": 2, "n": 0}\n')
     (parts / "00000004.0000.jsonl").write_text('{"step": 4}\n')
+    # What a file browser or a user leaves there is not read.
+    for name in (".DS_Store.jsonl", "00000002.0000 (copy).jsonl"):
+      (parts / name).write_text("not ours")
     objects = [
       {"step": 1},
       {"step": 2, "n": 0},

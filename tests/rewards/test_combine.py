@@ -116,12 +116,19 @@ class TestLogTo:
       jsonl.append(
         tmp_path / f"{name}.jsonl", [{"step": step} for step in (1, 2, 3)]
       )
+    foreign = (".DS_Store", "a.3.jsonl (copy)", "notes.txt", ".a.3.jsonl")
+    for name in foreign:
+      (tmp_path / name).write_text('{"step": 3}\n')
     scorer = scorer_lib.Scorer(None)
     combine.GraphReward(None, None, (), {"a": scorer}).log_to(tmp_path, 2)
     kept = {
       path.name: [line["step"] for line in jsonl.read(path)]
       for path in tmp_path.iterdir()
+      if path.name not in foreign
     }
+    assert all(
+      (tmp_path / name).read_text() == '{"step": 3}\n' for name in foreign
+    )
     assert kept == {
       "a.0.jsonl": [1, 2],
       "a.3.jsonl": [1, 2],
