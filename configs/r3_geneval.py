@@ -289,6 +289,9 @@ def _set_outputs(config: ConfigDict):
   evaluation.rounds = 4  # images of a chain, the draft included
   evaluation.points = 50  # times of the ODE's schedule
   evaluation.temperature = 0.3  # of texts
+  # Draws and scores chains beyond their stops too, which shows what stopping is worth. A service is
+  # then asked about every image of every chain.
+  evaluation.never_stop = False
   evaluation.batch_size = 64  # images that are drawn at once, over all devices
   evaluation.seed = 1  # of all randomness of an evaluation
   # Iterations between evaluations, besides those before the first and after the last; 0 adds none.
@@ -366,6 +369,7 @@ def _use_shapes(config: ConfigDict):
   config.eval.points = 20
   config.eval.batch_size = 120
   config.eval.question_tokens = 18
+  config.eval.never_stop = True  # the verifier costs nothing
   config.log.samples_every = 5
   config.log.samples = 4
 

@@ -19,7 +19,7 @@
 | h, w, c | rows, columns and channels of an image or of a feature map |
 """
 
-from collections.abc import Callable
+from typing import Protocol
 
 import flax.struct
 import jax
@@ -77,5 +77,18 @@ class Score:
   parts: dict[str, jax.Array]  # [B] float32 each
 
 
-# A reward inside the compiled step: (images [B, h, w, 3], targets [B, ...]) -> Score.
-Scoring = Callable[[Images, object], Score]
+class Scoring(Protocol):
+  """A reward inside the compiled step."""
+
+  def __call__(
+    self, images: Images, target, needed: Flags | None = None, /
+  ) -> Score:
+    """Scores images by what their prompts ask for.
+
+    Args:
+      images: uint8 [B, h, w, 3].
+      target: what the prompt of every row asks for, leaves [B, ...].
+      needed: rows whose score is read, all by default. The others may get no
+        score: a service is not asked about them.
+    """
+    ...

@@ -167,9 +167,9 @@ def make_config(
   return config
 
 
-def brightness(images: jax.Array, target) -> types.Score:
+def brightness(images: jax.Array, target, needed=None) -> types.Score:
   """Scores images by the sum of their first channel, exactly; the brighter ones are perfect."""
-  del target
+  del target, needed
   beyond = jnp.sum(images[..., 0].astype(jnp.int32) - LEAST, axis=(1, 2))
   value = jnp.clip(beyond, 0, RANGE).astype(jnp.float32) / RANGE
   return types.Score(
@@ -291,6 +291,7 @@ def draw(
       towers,
       jax.tree.map(lambda x, rows=batch[:, 0]: x[rows], prompts),
       batch[:, 1],
+      number,
     )
     parts.append(
       [

@@ -154,6 +154,7 @@ def evaluation(
     config.eval.rounds,
     batch_size,
     config.eval.seed,
+    never_stop=config.eval.never_stop,
   )
   policy, frozen = abstract.start(base.modules, base.settings.loss, mesh)
   state = abstract.initial_state(policy, _optimizer(config), mesh)
@@ -169,7 +170,8 @@ def evaluation(
   prompts = by_row(abstract.prompts(settings, batch_size))
   # prompt, image and round of every row, for its random keys
   numbers = by_row(jax.ShapeDtypeStruct((batch_size, 3), jnp.int32))
-  rows = (prompts, numbers)
+  counts = by_row(jax.ShapeDtypeStruct((batch_size,), jnp.bool_))
+  rows = (prompts, numbers, counts)
   draft_arguments = (frozen.whole(policy), frozen.towers, *rows)
   with jax.set_mesh(mesh):
     drawn = jax.eval_shape(sampler.draft, *draft_arguments)

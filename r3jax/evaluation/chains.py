@@ -4,9 +4,10 @@ Noise follows from (seed, prompt, image, round). Results therefore depend on nei
 nor the number of devices, except for the order in which floating-point numbers are added
 (docs/algorithm.md#evaluation).
 
-A sample that says "no further edit" is finished and keeps its image and score. The batch also draws
-its chain as if it had never stopped. This costs nothing while other rows of the batch continue, and
-measures what stopping is worth.
+A sample that says "no further edit" is finished and keeps its image and score. The rows of a batch
+are computed together, so the model goes on to edit it with the others, and the edit is dropped.
+Only where `never_stop` asks for it is the edit kept apart, scored too, and edited again: the chain
+as if it had never stopped measures what stopping is worth, and costs a score per image.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,13 +54,20 @@ class ChainState:
 
   Attributes:
     kept: Latest images; those of a finished sample no longer change.
-    chain: Latest images as if no sample had ever stopped.
+    chain: Latest images as if no sample had ever stopped; None unless
+      `Sampler.never_stop`.
     stop: bool [B], whether the sample has finished in this round or before.
   """
 
   kept: ScoredImages
-  chain: ScoredImages
+  chain: ScoredImages | None
   stop: jax.Array
+
+  @property
+  def latest(self) -> types.Images:
+    """The images that the next round edits, uint8 [B, H, W, 3]."""
+    latest = self.kept if self.chain is None else self.chain
+    return latest.images
 
 
 @flax.struct.dataclass
@@ -86,8 +94,8 @@ class Round:
     return self.state.kept
 
   @property
-  def chain(self) -> ScoredImages:
-    """Latest images as if no sample had ever stopped."""
+  def chain(self) -> ScoredImages | None:
+    """Latest images as if no sample had ever stopped; None unless `Sampler.never_stop`."""
     return self.state.chain
 
   @property
@@ -118,6 +126,7 @@ class Sampler:
     batch_size: Rows of a batch.
     seed: Seed of all noise.
     question_tokens: Capacity of the questions of `ask`.
+    never_stop: Draws and scores every chain to its end, beside what is kept.
 
   Raises:
     ValueError: `rounds` or `batch_size` is below 1, or the data replicas do not divide the batch.
@@ -132,6 +141,7 @@ class Sampler:
   batch_size: int
   seed: int
   question_tokens: int = 0
+  never_stop: bool = False
 
   def __post_init__(self):
     for name in ("rounds", "batch_size"):
@@ -147,13 +157,13 @@ class Sampler:
 
   @functools.cached_property
   def draft(self) -> Callable:
-    """Compiled first round: (policy, towers, prompts, ids) -> Round."""
-    return self._on_mesh(self._draft, num_batched=2)
+    """Compiled first round: (policy, towers, prompts, ids, counts) -> Round."""
+    return self._on_mesh(self._draft, num_batched=3)
 
   @functools.cached_property
   def revise(self) -> Callable:
-    """Compiled later round: (policy, towers, prompts, ids, ChainState) -> Round."""
-    return self._on_mesh(self._revise, num_batched=3)
+    """Compiled later round: (policy, towers, prompts, ids, counts, ChainState) -> Round."""
+    return self._on_mesh(self._revise, num_batched=4)
 
   @functools.cached_property
   def answer(self) -> Callable:
@@ -188,18 +198,21 @@ class Sampler:
   def _actor(self, policy, towers) -> actors.Actor:
     return actors.sampler(self.modules, policy, towers, self.settings)
 
-  def _draft(self, policy, towers, prompts: experience.Prompts, ids) -> Round:
-    """Draws the first images."""
+  def _draft(
+    self, policy, towers, prompts: experience.Prompts, ids, counts: jax.Array
+  ) -> Round:
+    """Draws the first images, and scores those of the rows that count, bool [B]."""
     actor = self._actor(policy, towers)
     reason = rollout.reason(actor, prompts, self._keys(ids))
     text = reason.text
     parsed = self.parse(text.ids, text.lengths, "reason")
-    score = self.reward(reason.images, prompts.target)
+    score = self.reward(reason.images, prompts.target, counts)
     # No draft stops: what is kept and the chain begin as the same images.
     drafts = ScoredImages(reason.images, score)
+    chain = drafts if self.never_stop else None
     stop = jnp.zeros_like(score.valid)
     return Round(
-      state=ChainState(kept=drafts, chain=drafts, stop=stop),
+      state=ChainState(kept=drafts, chain=chain, stop=stop),
       format=parsed.format,
       says_stop=stop,
       text=text,
@@ -207,31 +220,39 @@ class Sampler:
     )
 
   def _revise(
-    self, policy, towers, prompts: experience.Prompts, ids, last: ChainState
+    self,
+    policy,
+    towers,
+    prompts: experience.Prompts,
+    ids,
+    counts: jax.Array,
+    last: ChainState,
   ) -> Round:
-    """Looks at the last images, writes instructions, and edits the images."""
+    """Looks at the last images, writes instructions, edits the images, and scores the edits."""
     actor = self._actor(policy, towers)
     reflect_keys, refine_keys = random_keys.split_keys(self._keys(ids))
-    source = rollout.look(actor, last.chain.images)
+    source = rollout.look(actor, last.latest)
     text = rollout.reflect(actor, prompts, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
 
-    # The chain ignores stops, so nothing is masked here.
+    # The chain ignores stops, and what is kept is chosen below, so nothing is masked here.
     instruction = experience.Instruction(
       parsed.instruction,
       parsed.instruction_length,
       jnp.zeros_like(last.stop),
     )
     images = rollout.refine(actor, source, instruction, refine_keys).images
-    chain = ScoredImages(images, self.reward(images, prompts.target))
     stop = parsed.stop | last.stop
+    needed = counts if self.never_stop else counts & ~stop
+    edited = ScoredImages(images, self.reward(images, prompts.target, needed))
 
     def keep_finished(old: jax.Array, new: jax.Array) -> jax.Array:
       """Returns the old rows of finished samples, the new rows of others."""
       finished = stop.reshape(-1, *[1] * (new.ndim - 1))
       return jnp.where(finished, old, new)
 
-    kept = jax.tree.map(keep_finished, last.kept, chain)
+    kept = jax.tree.map(keep_finished, last.kept, edited)
+    chain = edited if self.never_stop else None
     return Round(
       state=ChainState(kept=kept, chain=chain, stop=stop),
       format=parsed.format,
@@ -263,6 +284,7 @@ class Sampler:
     towers,
     prompts: experience.Prompts,
     image_index: Sequence[int],
+    count: int,
   ) -> list[TimedRound]:
     """Draws all rounds of one batch.
 
@@ -271,13 +293,21 @@ class Sampler:
       towers: Frozen parameters on the mesh.
       prompts: Prompts in numpy, one row per chain.
       image_index: Index of each chain among those of its prompt, [B].
+      count: Rows that count, the first ones; the others fill the batch and get no score of a
+        service.
 
     Returns:
-      Every round.
+      Every round. Once all samples have finished, nothing more is drawn unless `never_stop`: the
+      rounds that are left repeat the last one, in no time.
     """
+    counts = np.arange(self.batch_size) < count
     rounds = []
     for number in range(self.rounds):
-      arguments = [policy, towers, prompts, _ids(prompts, image_index, number)]
+      if rounds and self._is_over(rounds[-1].round, count):
+        rounds.append(dataclasses.replace(rounds[-1], seconds=0.0))
+        continue
+      ids = _ids(prompts, image_index, number)
+      arguments = [policy, towers, prompts, ids, counts]
       if rounds:
         arguments.append(rounds[-1].round.state)
       program = "revise" if rounds else "draft"
@@ -288,6 +318,12 @@ class Sampler:
       dataclasses.replace(timed, round=multihost.fetch(timed.round))
       for timed in rounds
     ]
+
+  def _is_over(self, last: Round, count: int) -> bool:
+    """Returns whether no row that counts needs another round."""
+    return not self.never_stop and bool(
+      multihost.fetch(last.stop)[:count].all()
+    )
 
   def ask(
     self,

@@ -236,9 +236,9 @@ class Stops:
   Attributes:
     rounds: Every round after the draft.
     score: Score of the last image by the way of stopping: "its own stops"; "stopped at the draft";
-      "never stopped"; "stopped at the best image" of the chain that never stops, which is what a
-      perfect judge of its own images would reach. All are over the chains whose images all have
-      scores.
+      where chains continue behind their stops also "never stopped", and "stopped at the best
+      image" of the chain that never stops, which is what a perfect judge of its own images would
+      reach. All are over the chains whose images all have scores.
   """
 
   rounds: list[StopEstimates]
@@ -261,8 +261,7 @@ def stops(table: SampleTable, seed: int) -> Stops:
   """Returns how well the model knows when to stop."""
   rounds = []
   for number in range(1, len(table.score)):
-    # Of open chains, kept images and those of the chain are the same.
-    before = table.chain_score[number - 1]
+    before = table.score[number - 1]
     is_open = ~table.stop[number - 1]
     right = is_open & (before == 1)
     wrong = is_open & (before < 1)
@@ -279,12 +278,15 @@ def stops(table: SampleTable, seed: int) -> Stops:
 
   last_scores = {
     "its own stops": table.score[-1],
-    "stopped at the draft": table.chain_score[0],
-    "never stopped": table.chain_score[-1],
-    "stopped at the best image": table.chain_score.max(0),
+    "stopped at the draft": table.score[0],
   }
+  is_complete = np.isfinite(table.score).all(0)
+  if table.never_stops:
+    last_scores["never stopped"] = table.chain_score[-1]
+    last_scores["stopped at the best image"] = table.chain_score.max(0)
+    is_complete &= np.isfinite(table.chain_score).all(0)
   # All ways of stopping are compared on the same chains.
-  complete = np.flatnonzero(np.isfinite(table.chain_score).all(0))
+  complete = np.flatnonzero(is_complete)
   score = {
     name: score_estimate(values, table, seed, complete)
     for name, values in last_scores.items()

@@ -120,7 +120,7 @@ class Evaluation:
     }
     remaining = [row for key, row in rows.items() if key not in complete]
     for batch_rows, count in chains.batches(remaining, self.sampler.batch_size):
-      batch = self._draw(policy, towers, batch_rows, step)
+      batch = self._draw(policy, towers, batch_rows, count, step)
       # First, so that no sample is stored without its reward's log, or in spite of its error.
       self.flush()
       samples, images = self.samples_of(batch, count)
@@ -167,12 +167,14 @@ class Evaluation:
       _empty(folder / name)
     atomic.write_text(folder / SETTINGS, json.dumps(self.settings, indent=1))
 
-  def _draw(self, policy, towers, rows: np.ndarray, step: int) -> Batch:
-    """Draws the chains of a batch, and asks about their drafts."""
+  def _draw(
+    self, policy, towers, rows: np.ndarray, count: int, step: int
+  ) -> Batch:
+    """Draws the chains of a batch whose first `count` rows count, and asks about their drafts."""
     prompt_index, image_index = rows.T
     prompts = jax.tree.map(lambda leaf: leaf[prompt_index], self.prompts)
     row_records = [self.records[i] for i in prompt_index]
-    rounds = self.sampler.run(policy, towers, prompts, image_index)
+    rounds = self.sampler.run(policy, towers, prompts, image_index, count)
     drafts = rounds[0].round.kept
     questions_by_kind = self.questionnaire.questions(drafts, row_records, rows)
 
@@ -235,10 +237,8 @@ class Evaluation:
 
 
 def _is_scored(sample: sample_log.Sample) -> bool:
-  return all(
-    turn.score is not None and turn.chain_score is not None
-    for turn in sample.turns
-  )
+  """Returns whether all images of a sample have a score; those behind its stop do not matter."""
+  return all(turn.score is not None for turn in sample.turns)
 
 
 def _empty(folder: epath.Path) -> None:
@@ -269,13 +269,20 @@ def _turn(
     previous: The same row's turn before, None for drafts.
   """
   drawn = timed.round
+  score = outcome.as_json(drawn.kept.score, i)
+  stop = bool(drawn.stop[i])
+  if drawn.chain is not None:
+    chain_score = outcome.as_json(drawn.chain.score, i)["score"]
+  else:
+    # Until it stops, the chain is what is kept; then there is none.
+    chain_score = None if stop else score["score"]
   turn = sample_log.EvaluatedTurn(
     image="",
     text="",
     instruction="",
-    **outcome.as_json(drawn.kept.score, i),
-    stop=bool(drawn.stop[i]),
-    chain_score=outcome.as_json(drawn.chain.score, i)["score"],
+    **score,
+    stop=stop,
+    chain_score=chain_score,
     says_stop=bool(drawn.says_stop[i]),
     format=float(drawn.format[i]),
     tokens=0,
@@ -284,6 +291,8 @@ def _turn(
   )
   if previous and previous.stop:
     # The chain has finished: what it writes afterwards is no part of the sample.
+    if drawn.chain is None:
+      return dataclasses.replace(turn, says_stop=False)
     return dataclasses.replace(turn, chain_text=text)
   return dataclasses.replace(
     turn,

@@ -68,11 +68,13 @@ class EvaluatedTurn(Turn):
   """A turn of an evaluation.
 
   Attributes:
-    chain_score: Score of the chain that ignores its stops; None if it is missing.
+    chain_score: Score of the chain that ignores its stops; None if it is missing, and from the
+      stop on where chains end with it.
     says_stop: Whether this turn's text says "no further edit".
     instruction_tokens: Length of the instruction; 0 for drafts and after the chain has finished.
     seconds: Time of the batch divided by its rows, without compilation.
-    chain_text: What the model wrote after the chain had finished; `text` is "" then.
+    chain_text: What the model wrote after the sample had finished, where its chain continues;
+      `text` is "" then.
   """
 
   chain_score: float | None

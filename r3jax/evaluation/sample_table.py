@@ -22,7 +22,8 @@ class SampleTable:
     format: Format rewards of the texts.
     tokens: Lengths of the texts.
     instruction_tokens: Lengths of the instructions.
-    chain_score: Rewards as if no chain had ever stopped; NaN where they are missing.
+    chain_score: Rewards as if no chain had ever stopped; NaN where they are missing, and from its
+      stop on where a chain ends with it.
     says_stop: bool, whether the text of this round says "no further edit".
     seconds: Time of a batch divided by its rows, without compilation.
   """
@@ -43,6 +44,12 @@ class SampleTable:
   def missing(self) -> float:
     """Share of the images of all rounds that have no score."""
     return float(np.isnan(self.score).mean())
+
+  @property
+  def never_stops(self) -> bool:
+    """Whether chains continue behind their stops, which `eval.never_stop` decides."""
+    behind_stops = self.chain_score[self.stop]
+    return not behind_stops.size or bool(np.isfinite(behind_stops).any())
 
   @property
   def distinct_tags(self) -> list[str]:

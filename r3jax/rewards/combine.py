@@ -24,7 +24,7 @@ class GraphReward:
 
   Attributes:
     encode: returns the target rows of prompts, a pytree of numpy arrays [n, ...].
-    on: returns the scoring function on a mesh, (images [B, H, W, 3], target rows) -> Score.
+    on: returns the scoring function on a mesh.
     parts: names of the parts of its scores, "strict" among them.
     scorers: its members that call Python on the host, by name.
   """
@@ -105,7 +105,12 @@ def of_world(world: base.World) -> GraphReward:
 
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     del mesh  # every image is verified on its own device
-    return world.verify
+
+    def score(images: types.Images, target, needed=None) -> types.Score:
+      del needed  # a score in the graph costs nothing
+      return world.verify(images, target)
+
+    return score
 
   return GraphReward(world.encode, on, world.parts)
 
@@ -163,9 +168,9 @@ def weighted_sum(members: Mapping[str, Weighted]) -> GraphReward:
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     scoring = {name: member.reward.on(mesh) for name, member in members.items()}
 
-    def score(images: types.Images, target) -> types.Score:
+    def score(images: types.Images, target, needed=None) -> types.Score:
       scores = {
-        name: score_member(images, target[name])
+        name: score_member(images, target[name], needed)
         for name, score_member in scoring.items()
       }
       return _combined(scores, weights)
@@ -230,8 +235,8 @@ def trained_by(reward: GraphReward, part: str) -> GraphReward:
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     scoring = reward.on(mesh)
 
-    def score(images: types.Images, target) -> types.Score:
-      shaped = scoring(images, target)
+    def score(images: types.Images, target, needed=None) -> types.Score:
+      shaped = scoring(images, target, needed)
       return shaped.replace(
         value=shaped.parts[part],
         parts=shaped.parts | {"shaped": shaped.value},

@@ -56,6 +56,7 @@ def build(
     section.batch_size,
     section.seed,
     section.question_tokens,
+    section.never_stop,
   )
   questionnaire = questions.Questionnaire(
     tuple(section.ask), world.quiz if world else None, section.seed

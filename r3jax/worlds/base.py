@@ -66,7 +66,7 @@ class World:
   canvas: tuple[int, int]
   records: Callable[[str], list[records.Prompt]]
   encode: Callable[[Sequence[records.Prompt]], Target]
-  verify: types.Scoring
+  verify: Callable[[types.Images, Target], types.Score]
   parts: tuple[str, ...]
   boxes: Callable[[np.ndarray], list[list[dict]]] | None = None
   quiz: Quiz | None = None

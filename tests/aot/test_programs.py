@@ -288,7 +288,7 @@ class TestProgram:
       }.items()
     )
     assert draft.beside() == step_held["optimizer"] + step_held["reference"]
-    images = revise.arguments[-1].chain.images
+    images = revise.arguments[-1].kept.images
     assert (
       images.shape == (64, 512, 512, 3)
       and images.sharding.shard_shape(images.shape)[0] == 32

@@ -25,6 +25,8 @@ class Sampler:
     calls: rows of every batch.
     fails_at: the batch before which the power goes off.
     missing: (prompt, image) that has no score the first time.
+    missing_behind_stop: (prompt, image) whose chain has no score after its stop.
+    never_stop: as the real one's.
   """
 
   question_tokens, rounds, seed = 8, 2, 0
@@ -34,6 +36,8 @@ class Sampler:
     batch_size: int = 3,
     fails_at: int | None = None,
     missing: tuple[int, int] | None = None,
+    missing_behind_stop: tuple[int, int] | None = None,
+    never_stop: bool = True,
   ):
     self.batch_size, self.fails_at, self.missing, self.calls = (
       batch_size,
@@ -41,11 +45,18 @@ class Sampler:
       missing,
       [],
     )
+    self.missing_behind_stop = missing_behind_stop
+    self.never_stop = never_stop
 
   def run(
-    self, policy, towers, prompts: experience.Prompts, images: np.ndarray
+    self,
+    policy,
+    towers,
+    prompts: experience.Prompts,
+    images: np.ndarray,
+    count: int,
   ):
-    del policy, towers
+    del policy, towers, count
     if len(self.calls) == self.fails_at:
       raise KeyboardInterrupt
     rows = np.stack([prompts.index, images], 1)
@@ -59,7 +70,7 @@ class Sampler:
       return experience.Text(ids, np.full(len(rows), 5), None)
 
     first = chains.Round(
-      chains.ChainState(draft, draft, open_),
+      chains.ChainState(draft, draft if self.never_stop else None, open_),
       np.ones(len(rows)),
       open_,
       text(np.zeros(len(rows), int)),
@@ -80,8 +91,10 @@ class Sampler:
       },
     )
     kept = chains.ScoredImages(keep(draft.images, chain.images), score)
+    if self.missing_behind_stop:
+      chain.score.valid[:] &= (rows != self.missing_behind_stop).any(1)
     second = chains.Round(
-      chains.ChainState(kept, chain, even),
+      chains.ChainState(kept, chain if self.never_stop else None, even),
       np.ones(len(rows)),
       even,
       text(np.where(even, 1, 2)),

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from r3jax import types
 from r3jax.evaluation import chains
 from r3jax.parallel import meshes
+from r3jax.rewards.from_host import scorer
 from r3jax.run import stage_settings
 from tests import tiny
 
@@ -39,6 +41,7 @@ def rounds_of(bench):
       3,
       batch_size,
       1,
+      never_stop=True,
     )
     policy, towers = session.experiment.load(mesh)
     with jax.set_mesh(mesh):
@@ -102,6 +105,44 @@ class TestSampler:
       .any(axis=(1, 2, 3))
       .all()
     )
+
+  def test_only_images_that_are_kept_are_scored(self, bench, rounds_of):
+    scored = []
+
+    def reward(images, target):
+      del target
+      scored.extend(images)
+      beyond = (images[..., 0].astype(int) - tiny.LEAST).sum((1, 2))
+      value = np.clip(beyond / tiny.RANGE, 0, 1).astype(np.float32)
+      strict = (value == 1).astype(np.float32)
+      return types.Score(value, np.ones(len(value), bool), {"strict": strict})
+
+    session = bench.session
+    sampler = chains.Sampler(
+      bench.stages.modules,
+      session.evaluation.sampler.settings,
+      scorer.reward_from_host(reward, ("strict",), bench.mesh),
+      bench.stages.parse,
+      bench.mesh,
+      rounds=3,
+      batch_size=8,
+      seed=1,
+    )
+    policy, towers = session.experiment.load(bench.mesh)
+    with jax.set_mesh(bench.mesh):
+      rounds = tiny.draw(sampler, policy, towers, session.evaluation.prompts, 1)
+    # What would be scored without the stops: 3 rounds of 8 rows, 2 of which fill the batch.
+    num_kept = sum(int((~drawn.stop).sum()) for drawn in rounds)
+    assert len(scored) == num_kept < 3 * 6 < 3 * 8
+    # Sample by sample the same as where chains never stop.
+    for ours, theirs in zip(rounds, rounds_of(ONE, 6), strict=True):
+      assert ours.chain is None
+      np.testing.assert_array_equal(ours.stop, theirs.stop)
+      images = theirs.kept.images.astype(int)
+      assert np.abs(ours.kept.images - images).max() <= 1
+      np.testing.assert_allclose(
+        ours.kept.score.value, theirs.kept.score.value, rtol=0, atol=2e-3
+      )
 
   def test_keys_differ_by_image_and_round(self, bench):
     sampler = chains.Sampler(

@@ -113,6 +113,38 @@ class TestRun:
     assert without_seconds(run(tmp_path, again)) == without_seconds(whole)
     assert again.calls == [[[3, 1]]]
 
+  def test_failure_behind_a_stop_discards_nothing(self, whole, tmp_path):
+    lacking = run(tmp_path, fakes.Sampler(missing_behind_stop=(2, 0)))
+    scores = [turn.chain_score for turn in lacking[4].turns]
+    assert lacking[4].turns[1].stop and scores == [0.5, None]
+    table = sample_table.of_samples(lacking)
+    assert table.missing == 0
+    assert table.never_stops
+    # That chain alone is left out where ways of stopping are compared.
+    stops = summary_lib.summarize(lacking, CONTEXT).stops.score
+    own, never = stops["its own stops"], stops["never stopped"]
+    assert own is not None and never is not None
+    again = fakes.Sampler()
+    run(tmp_path, again)
+    assert again.calls == []
+
+  def test_chains_end_with_their_stop_unless_asked(self, whole, tmp_path):
+    ending = run(tmp_path, fakes.Sampler(never_stop=False))
+    for sample, endless in zip(ending, whole, strict=True):
+      for turn, other in zip(sample.turns, endless.turns, strict=True):
+        assert turn.score == other.score
+        assert turn.image == other.image
+        assert turn.chain_score == (None if turn.stop else other.score)
+        assert turn.chain_text is None
+    stops = summary_lib.summarize(ending, CONTEXT).stops.score
+    assert set(stops) == {"its own stops", "stopped at the draft"}
+    endless_stops = summary_lib.summarize(whole, CONTEXT).stops.score
+    assert stops.items() < endless_stops.items()
+    # Every sample has all its scores.
+    again = fakes.Sampler(never_stop=False)
+    run(tmp_path, again)
+    assert again.calls == []
+
   def test_other_settings_begin_anew(self, tmp_path):
     run(tmp_path, fakes.Sampler())
     again = fakes.Sampler()

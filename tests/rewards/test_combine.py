@@ -20,7 +20,7 @@ def fixed(
   )
   return combine.GraphReward(
     lambda records: np.arange(len(records)),
-    lambda mesh: lambda images, target: score,
+    lambda mesh: lambda images, target, needed=None: score,
     ("strict",),
   )
 

@@ -96,6 +96,31 @@ class TestRewardFromHost:
     assert len(seen) == rows + padding
     assert set(seen) == {image.tobytes() for image in images}
 
+  def test_rows_that_are_not_needed_are_not_scored(self, mesh):
+    images, target = _images(8)
+    needed = np.array([1, 0, 0, 1, 0, 0, 0, 1], bool)
+    seen = []
+
+    def reward(images, target):
+      seen.extend(target["wanted"].tolist())
+      return _brightness(images, target)
+
+    found = _mapped(
+      mesh,
+      scorer_lib.reward_from_host(reward, ("bright",), mesh),
+      images,
+      target,
+      needed,
+    )
+    assert sorted(seen) == [0, 3, 7]
+    np.testing.assert_array_equal(found.valid, needed)
+    expected = _brightness(images, target)
+    for ours, theirs in (
+      (found.value, expected.value),
+      (found.parts["bright"], expected.parts["bright"]),
+    ):
+      np.testing.assert_array_equal(ours, np.where(needed, theirs, np.nan))
+
   def test_missing_score_stays_missing(self, mesh):
     images, target = _images(8)
     images[:3], images[3:] = 200, 50

@@ -32,10 +32,30 @@ def reward_from_host(
     mesh: the step's mesh.
 
   Returns:
-    A function (images [B, H, W, 3], target rows) -> Score for use inside the step.
+    The reward for use inside the step. It leaves out the rows that are not needed.
   """
 
-  def call(images, target):
+  def score_needed(images, target, needed) -> types.Score:
+    """Scores the needed rows of a device; the others have no score."""
+    rows = np.flatnonzero(needed)
+    missing = np.full(len(needed), np.nan, np.float32)
+    scores = types.Score(
+      value=missing,
+      valid=np.zeros(len(needed), bool),
+      parts={name: missing.copy() for name in parts},
+    )
+    if not rows.size:
+      return scores
+    target_rows = jax.tree.map(lambda leaf: np.asarray(leaf)[rows], target)
+    result = reward(np.asarray(images)[rows], target_rows)
+
+    def write(column: np.ndarray, values: np.ndarray) -> None:
+      column[rows] = values
+
+    jax.tree.map(write, scores, result)
+    return scores
+
+  def call(images, target, needed):
     rows = images.shape[0]
     floats = jax.ShapeDtypeStruct((rows,), jnp.float32)
     like = types.Score(
@@ -43,16 +63,19 @@ def reward_from_host(
       valid=jax.ShapeDtypeStruct((rows,), jnp.bool_),
       parts=dict.fromkeys(parts, floats),
     )
-    return host_calls.call_host(reward, like, mesh, pure=False)(images, target)
+    scoring = host_calls.call_host(score_needed, like, mesh, pure=False)
+    return scoring(images, target, needed)
 
   call_with_rows = host_calls.map_rows(call, mesh)
 
-  def score(images: types.Images, target) -> types.Score:
+  def score(images: types.Images, target, needed=None) -> types.Score:
+    if needed is None:
+      needed = jnp.ones(images.shape[0], bool)
     # Otherwise the sharding of the rows spreads back into the model, where the partitioner aborts.
     images = jax.lax.with_sharding_constraint(
       images, jax.sharding.PartitionSpec()
     )
-    return call_with_rows(images, target)
+    return call_with_rows(images, target, needed)
 
   return score
 
