@@ -292,6 +292,16 @@ def _set_outputs(config: ConfigDict):
   # Draws and scores chains beyond their stops too, which shows what stopping is worth. A service is
   # then asked about every image of every chain.
   evaluation.never_stop = False
+  # Guidance of drafts in evaluation, in the keys of `reason`; -1 and () take what training has.
+  drafts = evaluation.reason = ConfigDict()
+  drafts.text_scale = -1.0
+  drafts.image_scale = -1.0
+  drafts.interval = ()
+  # Guidance of edits in evaluation, likewise of `refine`.
+  edits = evaluation.refine = ConfigDict()
+  edits.text_scale = -1.0
+  edits.image_scale = -1.0
+  edits.interval = ()
   evaluation.batch_size = 64  # images that are drawn at once, over all devices
   evaluation.seed = 1  # of all randomness of an evaluation
   # Iterations between evaluations, besides those before the first and after the last; 0 adds none.

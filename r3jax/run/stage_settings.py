@@ -15,6 +15,9 @@ from r3jax.sequence import layouts
 from r3jax.sequence import protocol
 from r3jax.sequence import tokenization
 
+# Value of a guidance scale of `config.eval` that takes the one of training.
+_AS_IN_TRAINING = -1
+
 
 def for_rollouts(
   config: ml_collections.ConfigDict,
@@ -48,7 +51,9 @@ def for_evaluation(
   config: ml_collections.ConfigDict,
   settings: rollout_settings.RolloutSettings,
 ) -> rollout_settings.RolloutSettings:
-  """Returns how evaluation samples: only ODE steps, with its own points and temperature.
+  """Returns how evaluation samples: ODE steps only, with its own points and temperature.
+
+  Its guidance is that of training where `config.eval` does not set another one.
 
   Args:
     config: Config of the run.
@@ -59,18 +64,40 @@ def for_evaluation(
   )
 
   def ode(
-    flow: rollout_settings.FlowSettings,
+    flow: rollout_settings.FlowSettings, section: ml_collections.ConfigDict
   ) -> rollout_settings.FlowSettings:
-    schedule = dataclasses.replace(flow.schedule, points=config.eval.points)
-    return dataclasses.replace(flow, schedule=schedule, sde_index_max=0)
+    return dataclasses.replace(
+      flow,
+      schedule=dataclasses.replace(flow.schedule, points=config.eval.points),
+      guidance=_guidance_of_evaluation(flow.guidance, section),
+      sde_index_max=0,
+    )
 
   return dataclasses.replace(
     settings,
     reason_text=text,
     reflect_text=text,
-    reason_flow=ode(settings.reason_flow),
-    refine_flow=ode(settings.refine_flow),
+    reason_flow=ode(settings.reason_flow, config.eval.reason),
+    refine_flow=ode(settings.refine_flow, config.eval.refine),
   )
+
+
+def _guidance_of_evaluation(
+  training: classifier_free.Guidance, section: ml_collections.ConfigDict
+) -> classifier_free.Guidance:
+  """Returns the guidance of a stage in evaluation.
+
+  Args:
+    training: Guidance of the stage in training.
+    section: The stage's section of `config.eval`.
+  """
+  changes = {}
+  for key in ("text_scale", "image_scale"):
+    if section[key] != _AS_IN_TRAINING:
+      changes[key] = section[key]
+  if section.interval:
+    changes["interval"] = tuple(section.interval)
+  return dataclasses.replace(training, **changes)
 
 
 def for_iteration(
