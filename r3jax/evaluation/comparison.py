@@ -37,7 +37,10 @@ class PairedEstimates:
 
 
 def _views(table: SampleTable, rounds: Mapping[str, int]) -> dict[str, View]:
-  """Returns the scores of the named rounds: over all chains, by part, and by tag."""
+  """Returns the scores of the named rounds: over all chains, by part, and by tag.
+
+  By tag there is also the share of correct images, if a reward says which are.
+  """
   tags = np.asarray(table.tags)
   every = np.arange(len(tags))
   views = {}
@@ -46,9 +49,16 @@ def _views(table: SampleTable, rounds: Mapping[str, int]) -> dict[str, View]:
   for part, values in table.parts.items():
     for name, number in rounds.items():
       views[f"{name}, {part}"] = View(values[number], every)
+  correct = table.correct
   for tag in table.distinct_tags:
+    columns = every[tags == tag]
     for name, number in rounds.items():
-      views[f"{name}, {tag}"] = View(table.score[number], every[tags == tag])
+      views[f"{name}, {tag}"] = View(table.score[number], columns)
+    if correct is None:
+      continue
+    for name, number in rounds.items():
+      view = f"{name}, {tag}, {sample_table.CORRECT}"
+      views[view] = View(correct[number], columns)
   return views
 
 

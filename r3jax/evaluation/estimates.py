@@ -16,6 +16,9 @@ from r3jax.evaluation import sample_table
 Estimate = bootstrap.Estimate
 SampleTable = sample_table.SampleTable
 
+# Name of the mean of the tags' means among the tags.
+ALL_TAGS = "all tags"
+
 
 def estimate_from_json(values: list[float] | None) -> Estimate | None:
   """Returns the estimate of [mean, low, high]."""
@@ -190,14 +193,35 @@ def _change(table: SampleTable, number: int, seed: int) -> Change:
 
 def by_tag(table: SampleTable, seed: int) -> dict[str, list[Estimate | None]]:
   """Returns the score of every round, by tag."""
+  return _by_tag(table.score, table, seed)
+
+
+def correct_by_tag(
+  table: SampleTable, seed: int
+) -> dict[str, list[Estimate | None]]:
+  """Returns the share of correct images of every round: by tag, after that of ALL_TAGS.
+
+  This is GenEval's score. It is empty if no reward says which images are correct.
+  """
+  correct = table.correct
+  if correct is None:
+    return {}
+  overall = [score_estimate(values, table, seed) for values in correct]
+  return {ALL_TAGS: overall} | _by_tag(correct, table, seed)
+
+
+def _by_tag(
+  rows: np.ndarray, table: SampleTable, seed: int
+) -> dict[str, list[Estimate | None]]:
+  """Returns estimates of a value per chain, [rounds, n], by tag and round."""
   tags = np.asarray(table.tags)
-  scores = {}
+  estimates = {}
   for tag in table.distinct_tags:
     columns = np.flatnonzero(tags == tag)
-    scores[tag] = [
-      score_estimate(values, table, seed, columns) for values in table.score
+    estimates[tag] = [
+      score_estimate(values, table, seed, columns) for values in rows
     ]
-  return scores
+  return estimates
 
 
 def refinement(table: SampleTable, seed: int) -> Estimate | None:
@@ -362,6 +386,11 @@ def curve_values(table: SampleTable) -> dict[str, float]:
   for tag in table.distinct_tags:
     # The mean over one tag leaves out what is NaN.
     scores[f"tag/{tag}"] = np.where(tags == tag, last_round, np.nan)
+
+    if table.correct is not None:
+      scores[f"correct/{tag}"] = np.where(
+        tags == tag, table.correct[-1], np.nan
+      )
 
   values = {name: _valid_mean(score, table) for name, score in scores.items()}
   values["missing"] = table.missing

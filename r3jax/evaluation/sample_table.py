@@ -8,6 +8,9 @@ import numpy as np
 from r3jax.evaluation import bootstrap
 from r3jax.evaluation import sample_log
 
+# Part of a score: 1 where an image is correct by GenEval's rule, which is all or nothing.
+CORRECT = "correct"
+
 
 @dataclasses.dataclass(frozen=True)
 class SampleTable:
@@ -50,6 +53,17 @@ class SampleTable:
     """Whether chains continue behind their stops, which `eval.never_stop` decides."""
     behind_stops = self.chain_score[self.stop]
     return not behind_stops.size or bool(np.isfinite(behind_stops).any())
+
+  @property
+  def correct(self) -> np.ndarray | None:
+    """1 where GenEval calls an image correct, else 0, [rounds, n]; None if no reward says so.
+
+    In a sum of rewards, the part of the only member that says so.
+    """
+    names = [name for name in self.parts if name.rpartition("/")[2] == CORRECT]
+    if CORRECT in names:
+      return self.parts[CORRECT]
+    return self.parts[names[0]] if len(names) == 1 else None
 
   @property
   def distinct_tags(self) -> list[str]:

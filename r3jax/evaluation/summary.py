@@ -46,6 +46,8 @@ class Summary:
     rounds: Numbers of every round.
     tflops: 10¹² operations per image of every round, with texts at their longest.
     tags: Score of every round by tag.
+    correct: GenEval's score of every round, the share of correct images, over all tags and by tag;
+      empty if no reward says which images are correct.
     refinement: Score of the last round minus that of the draft.
     stops: How well the model knows when to stop.
     behaviour: How chains edit and stop.
@@ -63,6 +65,7 @@ class Summary:
   rounds: list[estimates.RoundEstimates]
   tflops: list[float]
   tags: dict[str, list[Estimate | None]]
+  correct: dict[str, list[Estimate | None]]
   refinement: Estimate | None
   stops: estimates.Stops
   behaviour: estimates.Behaviour
@@ -96,9 +99,9 @@ class Summary:
   @classmethod
   def from_json(cls, values: Mapping) -> "Summary":
     """Returns the summary that `to_json` has written."""
-    tags = {}
-    for tag, scores in values["tags"].items():
-      tags[tag] = [estimates.estimate_from_json(score) for score in scores]
+    tags = _estimates_by_tag(values["tags"])
+    # Summaries of versions that did not report it have none.
+    correct = _estimates_by_tag(values.get("correct", {}))
     understanding = {
       kind: estimates.Understanding.from_json(numbers)
       for kind, numbers in values["understanding"].items()
@@ -111,12 +114,23 @@ class Summary:
       ],
       "tflops": [numbers["tflops"] for numbers in values["rounds"]],
       "tags": tags,
+      "correct": correct,
       "refinement": estimates.estimate_from_json(values["refinement"]),
       "stops": estimates.Stops.from_json(values["stops"]),
       "behaviour": estimates.Behaviour(**values["behaviour"]),
       "understanding": understanding,
     }
     return cls(**{**values, **typed})
+
+
+def _estimates_by_tag(
+  values: Mapping[str, list],
+) -> dict[str, list[Estimate | None]]:
+  """Returns estimates by tag and round from JSON values."""
+  by_tag = {}
+  for tag, rounds in values.items():
+    by_tag[tag] = [estimates.estimate_from_json(value) for value in rounds]
+  return by_tag
 
 
 def summarize(
@@ -145,6 +159,7 @@ def summarize(
     rounds=estimates.by_round(table, seed),
     tflops=[operations / 1e12 for operations in flops],
     tags=estimates.by_tag(table, seed),
+    correct=estimates.correct_by_tag(table, seed),
     refinement=estimates.refinement(table, seed),
     stops=estimates.stops(table, seed),
     behaviour=estimates.behaviour(table),

@@ -7,6 +7,7 @@ from etils import epath
 import jax
 
 from r3jax.evaluation import bootstrap
+from r3jax.evaluation import estimates
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import summary as summary_lib
@@ -75,6 +76,10 @@ def tables(summary: Summary) -> dict[str, Table]:
   named = {
     "rounds": _rounds(summary),
     "tags": _tags(summary),
+  }
+  if summary.correct:
+    named["correct"] = _correct(summary)
+  named |= {
     "lengths": _lengths(summary),
     "stops": _stops(summary),
     "stop_policies": _stop_policies(summary),
@@ -120,6 +125,20 @@ def _tags(summary: Summary) -> Table:
     rows.append((tag, [summary.images_by_tag[tag], *scores]))
   return Table(
     "Score by tag, with 95 % interval", ["tag", "images", *rounds], rows
+  )
+
+
+def _correct(summary: Summary) -> Table:
+  rounds = [numbers.round for numbers in summary.rounds]
+  num_images = {estimates.ALL_TAGS: summary.images} | summary.images_by_tag
+  rows = []
+  for tag, shares in summary.correct.items():
+    rows.append((tag, [num_images[tag], *shares]))
+  return Table(
+    "Correct images, GenEval's score: all or nothing, by tag, with 95 % interval; over all tags "
+    "the mean of theirs",
+    ["tag", "images", *rounds],
+    rows,
   )
 
 

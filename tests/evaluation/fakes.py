@@ -87,7 +87,8 @@ class Sampler:
         for name in ("value", "valid")
       ),
       {
-        "strict": keep(draft.score.parts["strict"], chain.score.parts["strict"])
+        name: keep(draft.score.parts[name], chain.score.parts[name])
+        for name in draft.score.parts
       },
     )
     kept = chains.ScoredImages(keep(draft.images, chain.images), score)
@@ -117,7 +118,14 @@ class Sampler:
     )
     return chains.ScoredImages(
       images,
-      types.Score(value, ~missing, {"strict": (value == 1).astype(float)}),
+      types.Score(
+        value,
+        ~missing,
+        {
+          "strict": (value == 1).astype(float),
+          "correct": (value >= 0.75).astype(float),
+        },
+      ),
     )
 
   def ask(

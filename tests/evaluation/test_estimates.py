@@ -24,7 +24,10 @@ def table(**changes) -> sample_table.SampleTable:
     prompts=["p", "q", "r", "r", "s"],
     score=score,
     parts={
-      "strict": np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, NAN, 0]])
+      "strict": np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, NAN, 0]]),
+      "correct": np.array(
+        [[1, 0, 0, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, NAN, 0]]
+      ),
     },
     stop=stop,
     format=np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 1], [1, 1, 1, 0, 1]], float),
@@ -127,6 +130,28 @@ class TestByTag:
     )
 
 
+class TestCorrectByTag:
+  def test_is_the_share_of_correct_images_and_the_mean_of_the_tags(self):
+    found = estimates.correct_by_tag(table(), seed=0)
+    assert list(found) == ["all tags", "a", "b"]
+    means = {tag: [one[0] for one in rounds] for tag, rounds in found.items()}
+    assert means["a"] == pytest.approx([1 / 2, 1, 1])
+    # In the last round an image has no score.
+    assert means["b"] == pytest.approx([1 / 3, 1 / 3, 1 / 2])
+    assert means["all tags"] == pytest.approx([5 / 12, 2 / 3, 3 / 4])
+    rounds = estimates.by_round(table(), seed=0)
+    assert found["all tags"] == [one.parts["correct"] for one in rounds]
+
+  def test_of_a_sum_is_that_of_its_only_member_that_says_so(self):
+    parts = table().parts
+    correct = parts["correct"]
+    in_sum = table(parts={"strict": parts["strict"], "g/correct": correct})
+    assert in_sum.correct is correct
+    twice = table(parts={"a/correct": correct, "b/correct": correct})
+    assert twice.correct is None
+    assert estimates.correct_by_tag(twice, seed=0) == {}
+
+
 class TestStops:
   def test_numbers_by_hand(self):
     second, third = estimates.stops(table(), seed=0).rounds
@@ -155,6 +180,17 @@ class TestStops:
     assert found["stopped at the draft"][0] == mean([1, 0.5], [0, 0.2])
     assert found["never stopped"][0] == mean([0.5, 0.75], [1, 0.8])
     assert found["stopped at the best image"][0] == mean([1, 1], [1, 0.8])
+
+  def test_chains_that_end_with_their_stop_show_two_ways(self):
+    whole = table()
+    ending = table(chain_score=np.where(whole.stop, NAN, whole.score))
+    assert whole.never_stops and not ending.never_stops
+    found = estimates.stops(ending, seed=0)
+    assert found.rounds == estimates.stops(whole, seed=0).rounds
+    expected = estimates.stops(whole, seed=0).score
+    assert found.score == {
+      name: expected[name] for name in ("its own stops", "stopped at the draft")
+    }
 
   def test_nothing_open_has_no_shares(self):
     found = estimates.stops(table(stop=np.ones((3, 5), bool)), seed=0).rounds[0]
@@ -211,6 +247,9 @@ class TestCurveValues:
     found = estimates.curve_values(table())
     assert found["evaluation/draft"] == pytest.approx((0.75 + 0.7 / 3) / 2)
     assert found["evaluation/tag/b"] == pytest.approx(0.6)
+    assert found["evaluation/part/correct"] == pytest.approx(3 / 4)
+    assert found["evaluation/correct/a"] == 1
+    assert found["evaluation/correct/b"] == pytest.approx(1 / 2)
     assert found["evaluation/gain"] == pytest.approx(
       ((0 + 0.5) / 2 + (1 + 0) / 2) / 2
     )
@@ -307,6 +346,8 @@ class TestCompare:
     # of the four images with a score
     assert found["last round, strict"].before[0] == pytest.approx(3 / 4)
     assert found["last round, b"].difference[0] == pytest.approx(0.8 / 2)
+    assert found["draft, b, correct"].before[0] == pytest.approx(1 / 3)
+    assert found["last round, a, correct"].before[0] == 1
     mean, low, high = found["draft"].difference
     assert low <= mean <= high
 

@@ -180,6 +180,7 @@ class TestConclude:
       for name in (
         "rounds",
         "tags",
+        "correct",
         "lengths",
         "stops",
         "stop_policies",
@@ -212,6 +213,24 @@ class TestConclude:
     typed = summary_lib.Summary.from_json(summary)
     assert typed == summary_lib.summarize(samples, CONTEXT)
     assert typed.to_json() == summary_lib.summarize(samples, CONTEXT).to_json()
+
+  def test_correct_images_are_reported_by_tag(self, tmp_path):
+    folder = epath.Path(tmp_path)
+    samples = fakes.evaluation(fakes.Sampler()).run(None, None, folder, 40)
+    summary = evaluation_report.conclude(folder, samples, CONTEXT)
+    # Prompts 2, 5, 8 begin at .5; their image 1 or 0 is edited, and reaches .75.
+    assert summary.correct["all tags"][0].mean == 0
+    assert 0 < summary.correct["all tags"][1].mean < 1
+    assert summary.correct.keys() == {"all tags", *summary.tags}
+    values = json.loads((folder / "summary.json").read_text())
+    mean, _, _ = values["correct"]["all tags"][1]
+    row = f"| all tags | 20 | 0.000 [0.000, 0.000] | {mean:.3f} ["
+    assert "GenEval's score" in evaluation_report.console_text(summary)
+    assert row in evaluation_report.console_text(summary)
+    assert row in (folder / "tables.md").read_text()
+    assert "GenEval&#39;s score" in (folder / "index.html").read_text()
+    lines = (folder / "tables" / "correct.csv").read_text().splitlines()
+    assert lines[1].startswith("all tags,20,0.0,0.0,0.0,")
 
   def test_another_evaluation_in_the_folder_is_not_finished(self, tmp_path):
     folder, evaluation = epath.Path(tmp_path), fakes.evaluation(fakes.Sampler())

@@ -68,9 +68,12 @@ class TestCompare:
   def test_of_one_run_the_evaluations_of_several_iterations(self, runs):
     compared = comparison.compare(finished.read(str(runs / "a")), seed=0)
     assert compared.names == [f"{runs / 'a'} @ 0", f"{runs / 'a'} @ 20"]
-    assert {"draft", "round 2", "draft, strict"} <= set(
-      compared.views
-    ) and "last round" not in compared.views
+    assert {
+      "draft",
+      "round 2",
+      "draft, strict",
+      "draft, counting, correct",
+    } <= set(compared.views) and "last round" not in compared.views
     (difference,) = compared.views["draft"].differences
     assert difference == pytest.approx([0.125] * 3)
 
