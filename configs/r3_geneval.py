@@ -199,6 +199,9 @@ def _set_reward(config: ConfigDict):
   reward.name = "service"
   # What training uses: "score", which is shaped, or a part of it: "correct", "strict".
   reward.value = "score"
+  # Divides the score by 1 + this * `clutter`, the share of an image that shows nothing readable;
+  # with `shapes` 9 makes an unreadable cell cost as much as an object too many.
+  reward.clutter_weight = 0.0
   # Base URLs of the services; requests are spread over them.
   reward.endpoints = ("http://localhost:8000",)
   # Name of the environment variable that holds the services' token; "" sends none.

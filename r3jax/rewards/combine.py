@@ -17,6 +17,9 @@ from r3jax.parallel import multihost
 from r3jax.rewards.from_host import scorer
 from r3jax.worlds import base
 
+# Part of a score: the share of an image that shows something which cannot be read.
+CLUTTER = "clutter"
+
 
 @dataclasses.dataclass(frozen=True)
 class GraphReward:
@@ -211,6 +214,40 @@ def _combined(
     valid=valid,
     parts=parts | {"strict": strict},
   )
+
+
+def lowered_by_clutter(reward: GraphReward, weight: float) -> GraphReward:
+  """Returns the same reward with the value r / (1 + weight * clutter).
+
+  Args:
+    reward: has the part "clutter", the share of an image that shows nothing which can be read.
+    weight: from 0; 0 leaves the reward as it is.
+
+  Raises:
+    ValueError: the weight is below 0, or the reward has no such part.
+  """
+  if weight == 0:
+    return reward
+  if not weight > 0:
+    raise ValueError(f"reward.clutter_weight must be at least 0; got {weight}")
+  if CLUTTER not in reward.parts:
+    raise ValueError(
+      f"reward.clutter_weight must be 0 where the reward has no part {CLUTTER!r}: it is {weight}, "
+      f"and the parts are {sorted(reward.parts)}"
+    )
+
+  def on(mesh: jax.sharding.Mesh) -> types.Scoring:
+    scoring = reward.on(mesh)
+
+    def score(images: types.Images, target, needed=None) -> types.Score:
+      whole = scoring(images, target, needed)
+      return whole.replace(
+        value=whole.value / (1 + weight * whole.parts[CLUTTER])
+      )
+
+    return score
+
+  return dataclasses.replace(reward, on=on)
 
 
 def trained_by(reward: GraphReward, part: str) -> GraphReward:

@@ -64,6 +64,7 @@ def _build(source: _Source) -> combine.GraphReward:
     raise ValueError(
       f"reward.name must be one of {list(BUILDERS)} or 'package.module:function'; got {name!r}"
     )
+  reward = combine.lowered_by_clutter(reward, source.section.clutter_weight)
   return combine.trained_by(reward, source.section.value)
 
 
@@ -99,7 +100,8 @@ def _member(
       f"reward.members.{name} has keys that reward does not have: {sorted(unknown)}"
     )
   # A member takes the section's other keys, for example its endpoints.
-  section = source.section.to_dict() | {"members": {}, "value": "score"}
+  own = {"members": {}, "value": "score", "clutter_weight": 0.0}
+  section = source.section.to_dict() | own
   member_section = ml_collections.ConfigDict(section)
   member_section.update({key: changes[key] for key in keys})
   member_source = dataclasses.replace(source, section=member_section)

@@ -19,7 +19,7 @@ from r3jax.worlds import registry
 # Keys of config.eval that do not change what an evaluation returns.
 _SCHEDULING_KEYS = ("batch_size", "every")
 # Keys of config.reward that change scores; a service describes itself.
-_SCORING_KEYS = ("name", "value", "image_format", "judge")
+_SCORING_KEYS = ("name", "value", "clutter_weight", "image_format", "judge")
 
 
 def build(

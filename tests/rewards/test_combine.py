@@ -88,6 +88,46 @@ class TestWeightedSum:
       combine.weighted_sum(members)
 
 
+class TestLoweredByClutter:
+  def reward(self) -> combine.GraphReward:
+    score = types.Score(
+      value=jnp.float32([1, 1, 0.5]),
+      valid=jnp.array([True, True, True]),
+      parts={
+        "strict": jnp.float32([1, 0, 0]),
+        "clutter": jnp.float32([0, 1 / 9, 2 / 9]),
+      },
+    )
+    return combine.GraphReward(
+      lambda records: np.arange(len(records)),
+      lambda mesh: lambda images, target, needed=None: score,
+      ("strict", "clutter"),
+    )
+
+  def test_weight_nine_counts_an_unreadable_cell_as_an_object_too_many(self):
+    lowered = combine.lowered_by_clutter(self.reward(), 9.0)
+    found = lowered.on(None)(IMAGES, None)
+    np.testing.assert_allclose(found.value, [1, 1 / 2, 0.5 / 3], rtol=1e-6)
+    assert found.parts["strict"].tolist() == [1, 0, 0]
+    assert lowered.parts == ("strict", "clutter")
+
+  def test_weight_zero_changes_nothing(self):
+    reward = self.reward()
+    assert combine.lowered_by_clutter(reward, 0.0) is reward
+
+  @pytest.mark.parametrize(
+    "reward, weight, message",
+    [
+      (fixed([1, 1, 1]), 1.0, r"no part 'clutter': it is 1.0, .*\['strict'\]"),
+      (fixed([1, 1, 1]), -1.0, "must be at least 0; got -1.0"),
+      (fixed([1, 1, 1]), np.nan, "must be at least 0; got nan"),
+    ],
+  )
+  def test_what_cannot_be_is_refused(self, reward, weight, message):
+    with pytest.raises(ValueError, match=f"reward.clutter_weight.*{message}"):
+      combine.lowered_by_clutter(reward, weight)
+
+
 class TestTrainedBy:
   def test_part_becomes_the_value(self):
     found = combine.trained_by(

@@ -26,6 +26,8 @@ _MOST_DIFFERENT = {
   "purple": 0.00825,
   "black": 0.01375,
 }
+# Mean squared difference to the background, of numbers in [0, 1], up to which a cell is blank.
+_BLANK = 0.008
 
 
 @functools.cache
@@ -142,6 +144,17 @@ def read(image):
   return objects
 
 
+def clutter(image, objects):
+  """Returns the share of cells that are not blank and of which `objects` has none."""
+  unread = 0
+  for cell in {*range(9)} - {o["cell"] for o in objects}:
+    y, x = 16 * (cell // 3), 16 * (cell % 3)
+    pixels = image[y : y + 16, x : x + 16].astype(float)
+    difference = (pixels - np.array(scenes.BACKGROUND)) / 255
+    unread += (difference**2).mean() > _BLANK
+  return unread / 9
+
+
 def relation_holds(relation, a, b):
   """Tells if box a is in `relation` to box b."""
   offset = []
@@ -162,7 +175,10 @@ def relation_holds(relation, a, b):
 
 
 def judge(objects, record):
-  """Returns (value, strict, correct) of objects by a record whose items name different classes."""
+  """Returns (value, strict, correct) of objects by a record whose items name different classes.
+
+  They are those of an image without clutter.
+  """
   record = record.to_json()
   include = record["include"]
   groups, clauses, correct = [], [], True

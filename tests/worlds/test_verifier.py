@@ -439,14 +439,38 @@ class TestVerify:
         tuple(o[key] for key in ("class", "color", "cell", "box"))
         for o in expected
       ]
-      value, strict, correct = numpy_verifier.judge(expected, record)
+      value, flawless, correct = numpy_verifier.judge(expected, record)
+      clutter = numpy_verifier.clutter(image, expected)
       assert float(score.value[i]) == pytest.approx(value, abs=1e-6)
-      assert (
-        bool(score.parts["strict"][i]) == strict == (float(score.value[i]) == 1)
-      )
+      assert flawless == (float(score.value[i]) == 1)
+      assert float(score.parts["clutter"][i]) == pytest.approx(clutter)
+      # `strict` wants no clutter either, which the value ignores.
+      assert bool(score.parts["strict"][i]) == (flawless and not clutter)
       assert bool(score.parts["correct"][i]) == correct
-      seen.append((strict, correct))
-    assert {(False, False), (False, True), (True, True)} == set(seen)
+      seen.append((flawless, clutter > 0, correct))
+    assert {*seen} == {
+      (flawless, cluttered, correct)
+      for flawless in (False, True)
+      for cluttered in (False, True)
+      for correct in (False, True)
+      if correct or not flawless
+    }
+
+  def test_strict_refuses_what_cannot_be_read(self):
+    rng = np.random.default_rng(5)
+    single = [record for record in RECORDS if record.tag == "single_object"]
+    scenes = [prompts.scene_for(record, rng) for record in single]
+    images = np.array(RENDER(_stack(scenes)))
+    targets = verifier.encode_records(single)
+    # A grey patch in a cell that is blank.
+    for image, scene in zip(images, scenes, strict=True):
+      cell = int(np.flatnonzero(scene.shape < 0)[0])
+      y, x = 16 * (cell // 3), 16 * (cell % 3)
+      image[y + 4 : y + 12, x + 4 : x + 12] = 128
+    score = VERIFY(images, targets)
+    assert np.all(score.value == 1) and np.all(score.parts["correct"] == 1)
+    np.testing.assert_allclose(score.parts["clutter"], 1 / 9, rtol=1e-6)
+    assert np.all(score.parts["strict"] == 0)
 
   def test_is_the_same_under_jit(self):
     image = RENDER(

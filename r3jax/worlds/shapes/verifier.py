@@ -290,7 +290,8 @@ def verify(images: types.Images, targets: Target) -> types.Score:
   """Scores images by what prompts ask for.
 
   Adds to the parts of `score` the part `clutter`: the share of cells that hold something which is
-  no object. It costs nothing, so a rising share shows a policy that hides its mistakes.
+  no object. Clutter is nothing that was asked for, so `strict` refuses it. The value ignores it
+  (`reward.clutter_weight` may lower it): a rising share shows a policy that hides its mistakes.
 
   Args:
     images: uint8 [B, 48, 48, 3].
@@ -301,7 +302,9 @@ def verify(images: types.Images, targets: Target) -> types.Score:
   is_marked = jnp.mean(cells**2, (2, 3)) > MARKED
   clutter = jnp.mean(is_marked & (objects.shape < 0), -1)
   result = score(objects, targets)
-  return result.replace(parts=result.parts | {"clutter": clutter})
+  strict = jnp.where(clutter > 0, 0.0, result.parts["strict"])
+  parts = result.parts | {"strict": strict, "clutter": clutter}
+  return result.replace(parts=parts)
 
 
 def score(objects: Objects, targets: Target) -> types.Score:

@@ -30,6 +30,7 @@ WORLD = base.World(
   tokenizer=vocabulary.build_tokenizer,
   model_folder=str(importlib.resources.files("r3jax") / "assets" / "shapes"),
   verifier_facts={
-    "thresholds": [round(float(x), 6) for x in verifier.THRESHOLDS]
+    "thresholds": [round(float(x), 6) for x in verifier.THRESHOLDS],
+    "strict without more difference in blank cells than": verifier.MARKED,
   },
 )
