@@ -124,8 +124,10 @@ def rescore(
       [_read_image(paths[image.key, image.round]) for image in batch_images]
     )
     batch_targets = _rows_of(targets, prompt_rows)
+    # Rows that fill the last batch are no images of their own.
+    counts = np.arange(batch_size) < count
     with jax.set_mesh(mesh):
-      batch_score = multihost.fetch(score(pixels, batch_targets))
+      batch_score = multihost.fetch(score(pixels, batch_targets, counts))
     reward.raise_together()
     for row, image in enumerate(batch_images[:count]):
       values = outcome.as_json(batch_score, row)

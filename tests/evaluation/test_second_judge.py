@@ -12,6 +12,8 @@ from r3jax.evaluation import second_judge
 from r3jax.parallel import meshes
 from r3jax.report import judge_report
 from r3jax.rewards import combine
+from r3jax.rewards import outcome
+from r3jax.rewards.from_host import scorer
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import readings
 from r3jax.worlds.shapes import scenes as scenes_lib
@@ -134,6 +136,30 @@ class TestRescore:
     # plain grey: nothing is there
     assert all(one.score == 0.0 for one in scores)
     assert set(scores[0].parts) == {"correct", "strict", "clutter"}
+
+  def test_a_host_reward_is_asked_about_every_image_once(self, evaluation):
+    folder, samples = evaluation
+    asked = []
+
+    class Half:
+      parts = ("strict",)
+
+      def check(self, prompt):
+        pass
+
+      def score(self, images, prompts):
+        asked.extend(prompt.text for prompt in prompts)
+        return [outcome.Ok(0.5, {"strict": 0.0})] * len(images)
+
+    reward = combine.on_host("half", scorer.Scorer(Half()))
+    mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
+    scores = second_judge.rescore(
+      reward, mesh, folder, samples, fakes.RECORDS, 4
+    )
+    # 30 images in batches of 4: the last batch has two more rows.
+    assert sorted(asked) == sorted(score.prompt for score in scores)
+    assert len(asked) == 30
+    assert {score.score for score in scores} == {0.5}
 
   def test_other_prompts_are_refused(self, evaluation):
     folder, samples = evaluation
