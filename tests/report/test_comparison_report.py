@@ -72,7 +72,7 @@ class TestCompare:
       "draft",
       "round 2",
       "draft, strict",
-      "draft, counting, correct",
+      "draft, color_attr, correct",
     } <= set(compared.views) and "last round" not in compared.views
     (difference,) = compared.views["draft"].differences
     assert difference == pytest.approx([0.125] * 3)
