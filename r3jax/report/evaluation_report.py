@@ -252,10 +252,19 @@ def _understanding(summary: Summary) -> Table:
 
 
 def charts(summary: Summary) -> list[charts_lib.Chart]:
-  """Returns the score by round: of all images, and by tag if there are several."""
+  """Returns the score by round: of all images, and by tag if there are several.
+
+  Beside the score of all images stands GenEval's, the share of correct images, if it is known.
+  """
   scores = [numbers.score for numbers in summary.rounds]
-  overall = charts_lib.Series("all tags", _points(scores, with_interval=True))
-  drawn = [charts_lib.Chart("score by round", [overall], "round")]
+  overall = [
+    charts_lib.Series(estimates.ALL_TAGS, _points(scores, with_interval=True))
+  ]
+  if summary.correct:
+    shares = summary.correct[estimates.ALL_TAGS]
+    points = _points(shares, with_interval=True)
+    overall.append(charts_lib.Series("correct", points))
+  drawn = [charts_lib.Chart("score by round", overall, "round")]
   if len(summary.tags) > 1:
     by_tag = [
       charts_lib.Series(tag, _points(tag_scores, with_interval=False))

@@ -229,6 +229,8 @@ class TestConclude:
     assert row in evaluation_report.console_text(summary)
     assert row in (folder / "tables.md").read_text()
     assert "GenEval&#39;s score" in (folder / "index.html").read_text()
+    chart, _ = evaluation_report.charts(summary)
+    assert [series.label for series in chart.series] == ["all tags", "correct"]
     lines = (folder / "tables" / "correct.csv").read_text().splitlines()
     assert lines[1].startswith("all tags,20,0.0,0.0,0.0,")
 
