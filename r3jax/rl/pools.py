@@ -19,12 +19,14 @@ class Pool:
     images: 8-bit RGB.
     reward: r of every image; read it only where `valid`.
     valid: whether the reward is there.
+    parts: parts of the reward by name.
     prompt_index: which of the iteration's prompts the image was made for.
   """
 
   images: types.Images  # [P, H, W, 3]
   reward: jax.Array  # [P] float32
   valid: jax.Array  # [P] bool
+  parts: dict[str, jax.Array]  # [P] float32 each
   prompt_index: jax.Array  # [P] int32
 
 

@@ -126,6 +126,7 @@ class ReplicaStages:
       images=drafts.rollout.images,
       reward=score.value,
       valid=score.valid,
+      parts=score.parts,
       # The groups of the reason stage are the iteration's prompts, in order.
       prompt_index=self.place.row_ids() // self.settings.group_size,
     )
@@ -149,6 +150,7 @@ class ReplicaStages:
 
     # One source image per group, and the prompt that it was made for.
     drawn = self._draw_sources(pool, reflect_keys.group)
+    parts_drawn = {name: part[drawn] for name, part in pool.parts.items()}
     prompt_index = pool.prompt_index[drawn]
     group_prompts = jax.tree.map(lambda x: x[prompt_index], prompts)
     source = rollout.look(actor, pool.images[drawn])
@@ -173,6 +175,7 @@ class ReplicaStages:
       source=source,
       reward_before=self.place.repeat(pool.reward[drawn]),
       valid_before=self.place.repeat(pool.valid[drawn]),
+      parts_before=self.place.repeat(parts_drawn),
       prompt_index=self.place.repeat(prompt_index),
     )
 
@@ -180,13 +183,14 @@ class ReplicaStages:
   def score_edits(self, edits: stage_outputs.Edits) -> types.Score:
     """Scores the edits; an image that was not edited keeps its score."""
     target = self.place.repeat(edits.prompts.target)
-    score = self.reward(edits.refined.images, target)
     stop = edits.instruction.stop
+    score = self.reward(edits.refined.images, target, ~stop)
     # A judge may score the same image differently; stopping must not pay by luck.
-    return dataclasses.replace(
-      score,
-      value=jnp.where(stop, edits.reward_before, score.value),
-      valid=jnp.where(stop, edits.valid_before, score.valid),
+    before = types.Score(
+      edits.reward_before, edits.valid_before, edits.parts_before
+    )
+    return jax.tree.map(
+      lambda old, new: jnp.where(stop, old, new), before, score
     )
 
   @jax.named_scope("update")
@@ -230,6 +234,7 @@ class ReplicaStages:
       images=edits.refined.images,
       reward=score.value,
       valid=score.valid & edits.valid_before,
+      parts=score.parts,
       prompt_index=edits.prompt_index,
     )
     return self.place.gather(local)

@@ -37,6 +37,7 @@ class Edits:
     reward_before: r₀ of every sample's source image; read it only where
       `valid_before`.
     valid_before: whether that reward is there.
+    parts_before: its parts by name.
     prompt_index: which of the iteration's prompts every sample works on.
   """
 
@@ -49,6 +50,7 @@ class Edits:
   source: experience.Source
   reward_before: jax.Array  # [B] float32
   valid_before: jax.Array  # [B] bool
+  parts_before: dict[str, jax.Array]  # [B] float32 each
   prompt_index: jax.Array  # [B] int32
 
 

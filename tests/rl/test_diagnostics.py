@@ -72,6 +72,7 @@ class TestPool:
       images=jnp.zeros((4, 1, 1, 3), jnp.uint8),
       reward=jnp.array([1.0, 0.5, 1.0, np.nan]),
       valid=jnp.array([True, True, False, False]),
+      parts={},
       prompt_index=jnp.zeros(4, jnp.int32),
     )
     metrics = diagnostics.pool(pool)

@@ -377,6 +377,7 @@ class TestHost:
   def test_rewards_and_parser_of_the_host_change_nothing(
     self, tiny_model, wide_run
   ):
+    """Also: an image that was kept is not scored again, and keeps its parts."""
     scored = []
 
     def reward(images, target):
@@ -397,7 +398,14 @@ class TestHost:
     one_state, one_metrics, _ = wide_run("one device")[0]
     _close(metrics, one_metrics, 1e-8)
     _close(state, one_state, 1e-8)
-    made = [*samples.drafts.rollout.images, *samples.edits.refined.images]
+    edits = samples.edits
+    stop = edits.instruction.stop
+    assert 0 < stop.sum() < len(stop)
+    np.testing.assert_array_equal(
+      samples.edit_score.parts["strict"][stop],
+      edits.parts_before["strict"][stop],
+    )
+    new = [*samples.drafts.rollout.images, *edits.refined.images[~stop]]
     assert sorted(image.tobytes() for image in scored) == sorted(
-      image.tobytes() for image in made
+      image.tobytes() for image in new
     )

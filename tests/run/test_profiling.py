@@ -73,6 +73,7 @@ class TestNames:
       np.zeros((drafts, 48, 48, 3), np.uint8),
       zeros,
       zeros > 0,
+      {"strict": zeros},
       zeros.astype(np.int32),
     )
     with jax.set_mesh(bench.mesh):
