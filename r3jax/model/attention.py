@@ -42,14 +42,18 @@ def attend(query: types.Heads, sources: Sequence[Source]) -> types.Heads:
   values; such slots are padding, which no result depends on. The scores of a long query exist for
   a block of its slots at a time, in the backward pass too.
 
+  Scores, softmax and the sum over sources are in float32 or wider; the operands of products are in
+  the dtype of the keys.
+
   Args:
-    query: [B, T, H, d].
+    query: [B, T, H, d] in any dtype.
     sources: each with rows that divide B.
 
   Returns:
-    [B, T, H, d] in the query's dtype.
+    [B, T, H, d] in the dtype of the values.
   """
   rows, slots, heads, width = query.shape
+  query = query.astype(sources[0].key.dtype)
   masks = [_whole(source.mask) for source in sources]
   if slots <= 2 * _BLOCK:
     return _attend(query, sources, masks)
@@ -91,14 +95,15 @@ def _attend(
   ]
   # Only the scores are concatenated; keys and values stay where they are.
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
-  weights = weights.astype(query.dtype)
+  value_dtype = sources[0].value.dtype
+  weights = weights.astype(value_dtype)
   mixed = 0
   start = 0
   for source in sources:
     stop = start + source.key.shape[1]
     mixed = mixed + _weighted_values(weights[..., start:stop], source)
     start = stop
-  return jnp.reshape(mixed, query.shape)
+  return jnp.reshape(mixed, query.shape).astype(value_dtype)
 
 
 def _scores(query: jax.Array, source: Source, mask: jax.Array) -> jax.Array:
@@ -122,8 +127,12 @@ def _scores(query: jax.Array, source: Source, mask: jax.Array) -> jax.Array:
 
 
 def _weighted_values(weights: jax.Array, source: Source) -> jax.Array:
-  """Returns the weighted values of a source, [B, T, K, H/K, d]."""
+  """Returns the weighted values of a source, [B, T, K, H/K, d] in float32 or wider."""
   groups = source.value.shape[0]
   folded = weights.reshape(groups, -1, *weights.shape[1:])
-  mixed = jnp.einsum("gmkrts,gskd->gmtkrd", folded, source.value)
+  # Not rounded source by source: `_attend` adds the sources up.
+  dtype = jnp.promote_types(weights.dtype, jnp.float32)
+  mixed = jnp.einsum(
+    "gmkrts,gskd->gmtkrd", folded, source.value, preferred_element_type=dtype
+  )
   return mixed.reshape(-1, *mixed.shape[2:])

@@ -63,6 +63,8 @@ class Projection(nn.Module):
     dtype: compute dtype.
     rank: of the low-rank update; 0 is none.
     scale: factor of the low-rank update.
+    is_wide: returns the sums in float32 or wider instead of rounding them to `dtype`, for outputs
+      that a log-prob, a norm or a ratio follows.
   """
 
   features: tuple[int, ...]
@@ -72,6 +74,7 @@ class Projection(nn.Module):
   dtype: types.DType = jnp.float32
   rank: int = 0
   scale: float = 1.0
+  is_wide: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -88,7 +91,13 @@ class Projection(nn.Module):
     )
     # All input axes are contracted at once: each keeps its logical name, and so its sharding.
     x = x.astype(self.dtype)
-    y = jax.lax.dot_general(x, kernel, ((contracted, in_axis), ((), ())))
+    result_dtype = at_least_float32(self.dtype) if self.is_wide else self.dtype
+    y = jax.lax.dot_general(
+      x,
+      kernel,
+      ((contracted, in_axis), ((), ())),
+      preferred_element_type=result_dtype,
+    )
     # A reference policy is the same module without the adapters among its parameters.
     holds_update = self.has_variable("params", "lora_a")
     if self.rank and (self.is_initializing() or holds_update):
@@ -154,7 +163,7 @@ def rope(
     theta: base of the wavelengths.
 
   Returns:
-    The rotated `x`, in its dtype; angles are float32 or wider.
+    The rotated `x`, in float32 or wider, as the angles are.
   """
   half = x.shape[-1] // 2
   dtype = at_least_float32(x.dtype)
@@ -170,7 +179,7 @@ def rope(
     first * cos - second * sin,
     second * cos + first * sin,
   ]
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+  return jnp.concatenate(rotated, axis=-1)
 
 
 def full_attention(
@@ -184,12 +193,17 @@ def full_attention(
     value: [B, N, H, d].
 
   Returns:
-    [B, N, H, d] in the value's dtype; the softmax is in float32 or wider.
+    [B, N, H, d] in the value's dtype; scores and softmax are in float32 or wider.
   """
   root = math.sqrt(query.shape[-1])
-  logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / root
-  wide = logits.astype(at_least_float32(logits.dtype))
-  weights = jax.nn.softmax(wide, axis=-1).astype(value.dtype)
+  # Rounded scores would be off by 2^-9 of themselves, and the weights by the exponential of that.
+  scores = jnp.einsum(
+    "bqhd,bkhd->bhqk",
+    query,
+    key,
+    preferred_element_type=at_least_float32(query.dtype),
+  )
+  weights = jax.nn.softmax(scores / root, axis=-1).astype(value.dtype)
   return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
 

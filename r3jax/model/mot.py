@@ -164,10 +164,11 @@ class Layer(nn.Module):
     query, key, value = (
       jnp.concatenate(parts, axis=1) for parts in zip(und, gen, strict=True)
     )
-    # Keys are cached after RoPE: the position of a slot never changes.
+    # The query stays in float32, so that attention scales it before its only rounding.
     query = layers.rope(query, positions, theta)
     query = constrain(query, "rows", None, "heads", None)
-    key = layers.rope(key, positions, theta)
+    # Keys are cached after RoPE: the position of a slot never changes.
+    key = layers.rope(key, positions, theta).astype(self.dtype)
     key = constrain(key, "rows", None, "kv_heads", None)
     value = constrain(value, "rows", None, "kv_heads", None)
     sources = [

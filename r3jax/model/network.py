@@ -171,14 +171,21 @@ class Bagel(nn.Module):
       llm, self.dtype, self.remat, self.rules, self.lora
     )
     self.norm = mot.FinalNorm(llm, self.dtype)
-    self.lm_head = projection((llm.vocab_size,), ("embed", "vocab"))
+    # A log-prob follows the logits, a ratio the velocities: bfloat16 would round logits of size 16
+    # to steps of 1/8.
+    self.lm_head = projection(
+      (llm.vocab_size,), ("embed", "vocab"), is_wide=True
+    )
     self.connector = TwoLayers(llm.hidden_size, "gelu_tanh", self.dtype)
     self.time_embedder = TwoLayers(llm.hidden_size, "silu", self.dtype)
     self.vae2llm = projection(
       (llm.hidden_size,), ("adapter", "embed"), use_bias=True
     )
     self.llm2vae = projection(
-      (self.config.latent_dim,), ("embed", "adapter"), use_bias=True
+      (self.config.latent_dim,),
+      ("embed", "adapter"),
+      use_bias=True,
+      is_wide=True,
     )
 
   def __call__(
@@ -356,12 +363,11 @@ class Bagel(nn.Module):
     # Logits are split over the vocabulary; the rows leave its mesh axes free.
     constrain = self.rules.constrain
     hidden = constrain(hidden, "rows", None, None, without="vocab")
-    logits = constrain(self.lm_head(hidden), "rows", None, "vocab")
-    return logits.astype(layers.at_least_float32(self.dtype))
+    return constrain(self.lm_head(hidden), "rows", None, "vocab")
 
   def velocity(self, hidden: types.Hidden) -> types.Latent:
     """Returns the flow velocity (noise minus data), [B, N, C] in float32 or wider."""
-    return self.llm2vae(hidden).astype(layers.at_least_float32(self.dtype))
+    return self.llm2vae(hidden)
 
   def everything(
     self,

@@ -38,13 +38,13 @@ def attend(
   """Attends to the union of the sources, as `attention.attend`; slots without a token get zeros.
 
   Args:
-    query: [B, T, H, d]; d is a multiple of 128 on a TPU.
+    query: [B, T, H, d] in any dtype; d is a multiple of 128 on a TPU.
     sources: with masks in halves; the last one holds the queries' own slots.
     rules: where rows and heads go; every device runs the kernel on its own.
     interpret: run the kernel in Python, for tests.
 
   Returns:
-    [B, T, H, d] in the query's dtype.
+    [B, T, H, d] in the dtype of the values.
   """
   rows, slots, _, width = query.shape
   masks = [_halved(source.mask) for source in sources]
@@ -61,8 +61,10 @@ def attend(
   values = [_every_row(source.value, rows) for source in sources]
   key = _by_head(jnp.concatenate(keys, axis=1), padded_keys)
   value = _by_head(jnp.concatenate(values, axis=1), padded_keys)
-  scale = jnp.asarray(width**-0.5, query.dtype)
-  query = _by_head(query * scale, padded_slots)
+  # In float32, and rounded once: scaling a rounded query would round it twice.
+  wide = query.astype(jnp.promote_types(query.dtype, jnp.float32))
+  scaled = (wide * width**-0.5).astype(key.dtype)
+  query = _by_head(scaled, padded_slots)
 
   query_spec = rules.spec(query.shape, ("rows", "heads", None, None))
   key_spec = rules.spec(key.shape, ("rows", "kv_heads", None, None))

@@ -141,3 +141,32 @@ class TestAttend:
     )
     expected = _dense(*wide, source.mask)
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02)
+
+  def test_adds_sources_up_in_float32(self):
+    """The relative error of four bfloat16 sources is that of one: 0.0022, formerly 0.0033."""
+    rng = np.random.default_rng(0)
+    num_keys = 64
+    query = 2 * rng.normal(size=(1, num_keys, HEADS, WIDTH))
+    key, value = 2 * rng.normal(size=(2, 1, num_keys, KV_HEADS, WIDTH))
+    narrow = [jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)]
+    query, key, value = narrow
+    sources = []
+    for start in range(0, num_keys, 16):
+      part = slice(start, start + 16)
+      mask = jnp.ones((1, num_keys, 16), bool)
+      sources.append(attention.Source(key[:, part], value[:, part], mask))
+    mixed = attention.attend(query, sources)
+    assert mixed.dtype == jnp.bfloat16
+    expected = _dense(*narrow, np.ones((1, num_keys, num_keys), bool))
+    error = np.linalg.norm(np.asarray(mixed, np.float64) - expected)
+    assert error / np.linalg.norm(expected) < 0.0026
+
+  def test_rounds_a_float32_query_to_the_dtype_of_the_keys(self):
+    source = _source(0, 5)
+    key = source.key.astype(jnp.bfloat16)
+    value = source.value.astype(jnp.bfloat16)
+    narrow = attention.Source(key, value, source.mask)
+    mixed = attention.attend(QUERY, [narrow])
+    assert mixed.dtype == jnp.bfloat16
+    rounded = attention.attend(QUERY.astype(jnp.bfloat16), [narrow])
+    np.testing.assert_array_equal(mixed, rounded)

@@ -129,3 +129,30 @@ class TestAttend:
       )
       spread = mapped(query, sources)
     np.testing.assert_allclose(spread, kernel(query, sources), atol=1e-6)
+
+  def test_scales_the_query_before_it_is_rounded(self):
+    """In bfloat16 the kernel is as close to float32 as XLA's attention: 0.0045 against 0.0048.
+
+    Scaling a rounded query in bfloat16 gives 0.0053.
+    """
+
+    def narrowed(source):
+      key = source.key.astype(jnp.bfloat16)
+      value = source.value.astype(jnp.bfloat16)
+      return attention.Source(key, value, source.mask)
+
+    query, halves = _sources(0, dense=False)
+    _, whole = _sources(0, dense=True)
+    query = 3 * query  # scores of some size, as in a trained model
+    expected = np.where(FILLED, attention.attend(query, whole), 0)
+
+    def relative_error(attended):
+      difference = np.where(FILLED, attended.astype(jnp.float32), 0) - expected
+      return np.linalg.norm(difference) / np.linalg.norm(expected)
+
+    kernel = splash.attend(
+      query, [narrowed(x) for x in halves], sharding.TRAIN, interpret=True
+    )
+    xla = attention.attend(query, [narrowed(x) for x in whole])
+    assert kernel.dtype == xla.dtype == jnp.bfloat16
+    assert relative_error(kernel) <= 1.02 * relative_error(xla)
