@@ -42,7 +42,7 @@ class FlowSettings:
   def guided(self) -> np.ndarray:
     """Whether each step is guided, bool [num_steps]."""
     starts = self.schedule.times()[:-1]
-    return np.array([self.guidance.active(t) for t in starts], bool)
+    return np.asarray(self.guidance.active(starts))
 
   def branches(self, names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the noise segments that the guidance needs.

@@ -298,7 +298,7 @@ def _guided(
   guidance: classifier_free.Guidance, schedule: schedules.Schedule
 ) -> np.ndarray:
   """Returns which steps are guided."""
-  return np.array([guidance.active(t) for t in schedule.times()[:-1]], bool)
+  return np.asarray(guidance.active(schedule.times()[:-1]))
 
 
 def _schedule(golden: Golden, points: int) -> schedules.Schedule:

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from r3jax import types
 
@@ -45,9 +46,14 @@ class Guidance:
     """Whether the branch without the image is needed."""
     return self.uses_text and self.image_scale > 1
 
-  def active(self, t):
-    """Returns whether guidance acts at time t; of the kind and shape of t, a number or an array."""
-    low, high = self.interval
+  def active(self, t: np.ndarray | jax.Array) -> np.ndarray | jax.Array:
+    """Returns whether guidance acts at times t, bool, in numpy or JAX as t is.
+
+    Time and bounds are compared in float32, whatever the dtype of t: sampling asks about the times
+    of its schedule, which are float64, and the loss about recorded ones.
+    """
+    low, high = (np.float32(bound) for bound in self.interval)
+    t = t.astype(np.float32)
     return (t > low) & (t <= high) & self.uses_text
 
 

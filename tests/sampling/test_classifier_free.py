@@ -81,12 +81,26 @@ class TestGuidance:
   def test_does_nothing_at_text_scale_1(self):
     guidance = classifier_free.Guidance(1.0, 1.5, "global")
     assert not guidance.uses_text and not guidance.uses_image
-    assert not guidance.active(0.9)
+    assert not guidance.active(np.array(0.9))
     flow = rollout_settings.FlowSettings(
       schedules.Schedule(4), guidance, schedules.Eta("constant", 1.0), 0
     )
     names = flow.branches(goldens_lib.edit_scene(EDIT).noise)
     assert names == ("edit",)
+
+  @pytest.mark.parametrize("points", [56, 111, 188])
+  def test_sampling_and_loss_agree_at_the_bound(self, points):
+    """One time of these schedules is 0.4, in float64 sometimes a rounding above it."""
+    guidance = classifier_free.Guidance(4.0, 1.0, "global", interval=(0.4, 1.0))
+    schedule = schedules.Schedule(points)
+    flow = rollout_settings.FlowSettings(
+      schedule, guidance, schedules.Eta("constant", 1.0), 0
+    )
+    starts = schedule.times()[:-1]
+    assert np.isclose(starts, 0.4, rtol=0, atol=1e-12).sum() == 1
+    in_loss = guidance.active(jnp.asarray(starts, jnp.float32))
+    np.testing.assert_array_equal(flow.guided, in_loss)
+    np.testing.assert_array_equal(flow.guided, starts > 0.4 + 1e-6)
 
   def test_refuses_an_unknown_renorm(self):
     with pytest.raises(ValueError, match="got 'none'"):
