@@ -91,7 +91,8 @@ class Projection(nn.Module):
     )
     # All input axes are contracted at once: each keeps its logical name, and so its sharding.
     x = x.astype(self.dtype)
-    result_dtype = at_least_float32(self.dtype) if self.is_wide else self.dtype
+    wide = at_least_float32(self.dtype)
+    result_dtype = wide if self.is_wide else self.dtype
     y = jax.lax.dot_general(
       x,
       kernel,
@@ -103,10 +104,12 @@ class Projection(nn.Module):
     if self.rank and (self.is_initializing() or holds_update):
       y = y + self._update(x, inputs)
     if self.use_bias:
-      y = y + self._parameter(
+      bias = self._parameter(
         "bias", nn.initializers.zeros, self.axes[num_inputs:], self.features
       )
-    return y
+      # Added in float32, so that its gradient, a sum over all rows, is a float32 sum.
+      y = y.astype(wide) + bias.astype(wide)
+    return y.astype(result_dtype)
 
   def _update(self, x: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
     """Returns scale (x A) B; A is drawn as a kernel is, B starts at zero."""

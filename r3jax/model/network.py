@@ -105,8 +105,9 @@ class Embedding(nn.Module):
       nn.initializers.normal(0.02), (None, "table")
     )
     parameter = self.param("embedding", init, (self.size, self.width))
-    table = jnp.asarray(parameter).astype(self.dtype)
-    embeddings = self.rules.constrain(table[ids], "rows", None, "table")
+    # Rows are rounded and not the table, whose gradient adds up all occurrences of an id.
+    rows = jnp.asarray(parameter)[ids].astype(self.dtype)
+    embeddings = self.rules.constrain(rows, "rows", None, "table")
     return self.rules.constrain(embeddings, "rows", None, None)
 
 
@@ -328,10 +329,12 @@ class Bagel(nn.Module):
   def _markers(self, rows: int) -> tuple[jax.Array, jax.Array]:
     """Returns the embeddings of the begin and the end marker of an image, [B, 1, D] each."""
     shape = (rows, 1, self.config.llm.hidden_size)
+    wide = layers.at_least_float32(self.dtype)
 
     def marker(token_id: int) -> jax.Array:
-      embedding = self.embed_tokens(jnp.array([[token_id]]))
-      return jnp.broadcast_to(embedding, shape)
+      embedding = self.embed_tokens(jnp.array([[token_id]])).astype(wide)
+      # Repeated in float32: the gradient is a sum over all rows.
+      return jnp.broadcast_to(embedding, shape).astype(self.dtype)
 
     special_ids = self.config.special_ids
     return marker(special_ids.image_begin), marker(special_ids.image_end)
@@ -350,9 +353,11 @@ class Bagel(nn.Module):
     positions = _position_rows(
       self.config.llm.hidden_size, self.config.max_latent_side, grid
     )
-    tokens = self.vae2llm(noised.latent)
-    time = self.embed_time(noised.t)[:, None]
-    return tokens + time + positions.astype(self.dtype)
+    # Added in float32: the gradient of the time is a sum over all tokens of an image.
+    wide = layers.at_least_float32(self.dtype)
+    tokens = self.vae2llm(noised.latent).astype(wide)
+    time = self.embed_time(noised.t)[:, None].astype(wide)
+    return (tokens + time + positions.astype(wide)).astype(self.dtype)
 
   def embed_time(self, t: types.Time) -> jax.Array:
     """Returns the embedding of flow times in [0, 1], [B, D]."""

@@ -127,7 +127,9 @@ def _by_head(x: jax.Array, size: int) -> jax.Array:
 
 def _every_row(x: jax.Array, rows: int) -> jax.Array:
   """Returns a row per sample where there was one per group."""
-  return jnp.repeat(x, rows // x.shape[0], axis=0)
+  # Repeated in float32: the gradient of a group's row is a sum over its samples.
+  wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  return jnp.repeat(wide, rows // x.shape[0], axis=0).astype(x.dtype)
 
 
 def _padded(size: int) -> int:

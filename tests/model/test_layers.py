@@ -84,6 +84,40 @@ class TestProjection:
     assert y.dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
 
+  def test_wide_result_is_not_rounded(self):
+    """The relative error of a bfloat16 product is 1.7e-3 where it is rounded, now 1e-7."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8, 64)), jnp.bfloat16)
+    module = layers.Projection(
+      (32,), ("a", "b"), use_bias=True, dtype=jnp.bfloat16, is_wide=True
+    )
+    y, params = module.init_with_output(jax.random.key(0), x)
+    kernel = nn.meta.unbox(params)["params"]["kernel"].astype(jnp.bfloat16)
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    assert y.dtype == jnp.float32
+    error = np.linalg.norm(y - expected) / np.linalg.norm(expected)
+    assert error < 1e-6
+
+  def test_gradient_of_the_bias_is_a_float32_sum(self):
+    """Over 8,192 rows: relative error 0.0065 as a sum in bfloat16, now that of one rounding."""
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(0.5, size=(8, 1024, 16)), jnp.bfloat16)
+    x = jnp.ones((8, 1024, 4))
+    module = layers.Projection(
+      (16,), ("a", "b"), use_bias=True, dtype=jnp.bfloat16
+    )
+    params = nn.meta.unbox(module.init(jax.random.key(0), x))
+
+    @jax.jit
+    def weighted_sum(params, x, weights):
+      y = module.apply(params, x).astype(jnp.float32)
+      return jnp.sum(y * weights.astype(jnp.float32))
+
+    gradient = jax.grad(weighted_sum)(params, x, weights)["params"]["bias"]
+    expected = np.asarray(weights, np.float64).sum(axis=(0, 1))
+    error = np.linalg.norm(gradient - expected) / np.linalg.norm(expected)
+    assert error < 0.0025
+
 
 class TestRope:
   def test_rotates_halves_by_the_position(self):

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +79,28 @@ def _packed(hidden, lengths) -> np.ndarray:
 
 def _drop(inputs, *names):
   return {name: value for name, value in inputs.items() if name not in names}
+
+
+class TestEmbedding:
+  def test_gradient_is_a_float32_sum_over_all_occurrences(self):
+    """Of 1,024 occurrences of every id: relative error 0.034 as a sum in bfloat16, now 1e-7."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 8, size=(8, 1024))
+    weights = jnp.asarray(rng.normal(0.5, size=(8, 1024, 16)), jnp.bfloat16)
+    module = network.Embedding(8, 16, jnp.bfloat16, sharding.TRAIN)
+    params = nn.meta.unbox(module.init(jax.random.key(0), ids))
+
+    @jax.jit
+    def weighted_sum(params, ids, weights):
+      rows = module.apply(params, ids).astype(jnp.float32)
+      return jnp.sum(rows * weights.astype(jnp.float32))
+
+    gradient = jax.grad(weighted_sum)(params, jnp.asarray(ids), weights)
+    expected = np.zeros((8, 16))
+    np.add.at(expected, ids, np.asarray(weights, np.float64))
+    table = gradient["params"]["embedding"]
+    error = np.linalg.norm(table - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
 
 
 class TestCall:
