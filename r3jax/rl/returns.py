@@ -67,13 +67,22 @@ def comparable(valid: group_table.Flags) -> group_table.Flags:
   return valid & (valid.sum(axis=1, keepdims=True) >= 2)
 
 
+def _has_spread(
+  value: group_table.Values, valid: group_table.Flags
+) -> jax.Array:
+  """Returns whether valid returns of a group differ, bool [G, 1]."""
+  largest = jnp.where(valid, value, -jnp.inf).max(axis=1, keepdims=True)
+  smallest = jnp.where(valid, value, jnp.inf).min(axis=1, keepdims=True)
+  return largest > smallest
+
+
 def group_advantage(
   value: group_table.Values, valid: group_table.Flags, divide_by_std: bool
 ) -> group_table.Values:
   """Returns the advantages Aᵢ = Rᵢ - mean(R) of every group, 0 where invalid.
 
   Mean and standard deviation are over the group's valid samples. A group with fewer than two of
-  them gets zeros. R3 does not divide by the standard deviation, GRPO does.
+  them, or with equal returns, gets zeros. R3 does not divide by the standard deviation, GRPO does.
 
   Args:
     value: R, the returns; read only where valid.
@@ -86,8 +95,10 @@ def group_advantage(
   # astype(float) is as wide as JAX is set to: float32, or float64 in tests.
   value = jnp.where(valid, value, 0.0).astype(float)
   mean = value.sum(axis=1, keepdims=True) / jnp.maximum(num_valid, 1)
-  # Invalid entries would otherwise hold -mean.
-  centered = jnp.where(valid & (num_valid >= 2), value - mean, 0.0)
+  # Equal returns differ from their rounded mean, and a deviation of the same size would blow that
+  # up: they get 0. Invalid entries would otherwise hold -mean.
+  differs = _has_spread(value, valid) & (num_valid >= 2)
+  centered = jnp.where(valid & differs, value - mean, 0.0)
   if not divide_by_std:
     return centered
   square_sum = (centered**2).sum(axis=1, keepdims=True)
