@@ -161,7 +161,10 @@ def _set_learning(config: ConfigDict):
     0.001  # of the texts' KL to the reference policy, inside text_weight
   )
   loss.image_kl = 0.001  # of the images' KL to the reference policy
-  loss.clip_range = 0.2  # ratios are clipped to 1 - c .. 1 + c
+  loss.clip_range = 0.2  # ratios of tokens are clipped to 1 - c .. 1 + c
+  # The same of images. Their log-probs are means over all numbers of a latent, so that their ratios
+  # stay far closer to 1, see `image_ratio_deviation` in docs/metrics.md.
+  loss.image_clip_range = 0.2
   loss.divide_by_std = (
     False  # divides advantages by the standard deviation of their group
   )

@@ -137,14 +137,16 @@ class Pack:
 def loss_settings(golden: Golden) -> iteration_settings.LossSettings:
   """Returns the recorded weights of the objective."""
   constants = golden.constants
+  # The reference clips texts and images alike.
   return iteration_settings.LossSettings(
-    constants["text_weight"],
-    constants["image_weight"],
-    constants["kl_weight_text"],
-    constants["kl_weight_image"],
-    constants["clip_range"],
-    False,
-    1.0,
+    text_weight=constants["text_weight"],
+    image_weight=constants["image_weight"],
+    text_kl=constants["kl_weight_text"],
+    image_kl=constants["kl_weight_image"],
+    clip_range=constants["clip_range"],
+    image_clip_range=constants["clip_range"],
+    divide_by_std=False,
+    format_weight=1.0,
   )
 
 
@@ -310,7 +312,7 @@ def _step(
       flow,
       image_advantage,
       valid,
-      settings.clip_range,
+      settings.image_clip_range,
     )
     value = objective.total(
       texts, images, texts.num_tokens, images.num_images, settings

@@ -167,6 +167,7 @@ def update(
     "image_policy": image.policy / num_images,
     "image_kl": image.kl / num_images,
     "image_ratio": image.ratio / num_images,
+    "image_ratio_deviation": image.deviation / num_images,
     "image_clipped": image.num_clipped / num_images,
     "gradient_norm": optax.tree.norm(gradients),
     "gradient_norm_und": optax.tree.norm(gradient_of("und")),

@@ -12,7 +12,8 @@ class LossSettings:
       loss.
     text_kl, image_kl: weights of the KL to the reference; `text_weight`
       multiplies the text KL too.
-    clip_range: c; ratios are clipped to [1 - c, 1 + c].
+    clip_range: c of texts; ratios of tokens are clipped to [1 - c, 1 + c].
+    image_clip_range: c of images.
     divide_by_std: whether advantages are divided by the group's standard
       deviation.
     format_weight: w_f in the text return f r + w_f f.
@@ -23,6 +24,7 @@ class LossSettings:
   text_kl: float
   image_kl: float
   clip_range: float
+  image_clip_range: float
   divide_by_std: bool
   format_weight: float
 

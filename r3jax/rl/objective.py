@@ -15,7 +15,9 @@ from r3jax.rl import iteration_settings
 from r3jax.rl import losses
 from r3jax.sampling import flow_matching
 
-EXTREME_KL = 10  # the reference drops the text KL of a batch whose mean is larger; we count tokens
+# The reference drops the text KL of a whole batch if its mean is larger. Here the term stays, and
+# the tokens whose own k3 term is larger are counted.
+EXTREME_KL = 10
 
 
 @flax.struct.dataclass
@@ -51,6 +53,7 @@ class FlowTerms:
     policy: clipped policy terms.
     kl: KL terms, each a mean over the image's tokens.
     ratio: ratios ρ.
+    deviation: |ρ - 1|.
     num_clipped: images whose ratio is outside the clip range.
     num_images: images that carry loss.
     mismatch: max |ρ - 1|, the only field that is a maximum and no sum.
@@ -59,6 +62,7 @@ class FlowTerms:
   policy: jax.Array
   kl: jax.Array
   ratio: jax.Array
+  deviation: jax.Array
   num_clipped: jax.Array
   num_images: jax.Array
   mismatch: jax.Array
@@ -163,7 +167,7 @@ def flow_terms(
     flow: how they were sampled.
     advantage: A of every sample.
     counts: samples that take part in the update.
-    clip_range: c.
+    clip_range: c of images.
   """
   if not flow.sde_index_max:
     # The recorded t is 0, and `sde_moments` divides by it.
@@ -171,6 +175,7 @@ def flow_terms(
       policy=jnp.zeros(()),
       kl=jnp.zeros(()),
       ratio=jnp.zeros(()),
+      deviation=jnp.zeros(()),
       num_clipped=jnp.zeros((), jnp.int32),
       num_images=jnp.zeros((), jnp.int32),
       mismatch=jnp.zeros(()),
@@ -193,6 +198,7 @@ def flow_terms(
     policy=_masked_sum(policy, counts),
     kl=_masked_sum(kl, counts),
     ratio=_masked_sum(jnp.exp(log_ratio), counts),
+    deviation=_masked_sum(jnp.abs(jnp.exp(log_ratio) - 1), counts),
     num_clipped=_num_clipped(log_ratio, counts, clip_range),
     num_images=jnp.sum(counts),
     mismatch=_largest_mismatch(log_ratio, counts),

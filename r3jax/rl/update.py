@@ -102,7 +102,7 @@ def gradients(
       flow,
       advantages.image,
       advantages.counts,
-      loss.clip_range,
+      loss.image_clip_range,
     )
     value = objective.total(text, image, num_tokens, num_images, loss)
     return value, (text, image)

@@ -12,6 +12,7 @@ LOSS = iteration_settings.LossSettings(
   text_kl=0.001,
   image_kl=0.001,
   clip_range=0.2,
+  image_clip_range=0.2,
   divide_by_std=False,
   format_weight=1.0,
 )

@@ -81,6 +81,46 @@ class TestTextTerms:
 
 
 class TestFlowTerms:
+  def test_measures_and_clips_image_ratios_by_their_own_range(self):
+    """The recorded log-probs are set so that ratios are 1.01, 0.97 and (left out) 2."""
+    before = jax.random.normal(jax.random.key(0), (3, 3, 4))
+    velocity = jax.random.normal(jax.random.key(1), (3, 3, 4))
+    after = jax.random.normal(jax.random.key(2), (3, 3, 4))
+    t = jnp.full(3, 0.8)
+    dt = jnp.full(3, 0.1)
+    flow = rollout_settings.FlowSettings(
+      schedules.Schedule(4),
+      classifier_free.Guidance(1.0, 1.0, "global"),
+      schedules.Eta("constant", 0.7),
+      1,
+    )
+    mean, std = flow_matching.sde_moments(before, velocity, t, dt, flow.eta(t))
+    logprob = flow_matching.token_logprob(after, mean, std).mean(axis=-1)
+    ratio = jnp.array([1.01, 0.97, 2.0])
+    trajectory = flow_matching.Trajectory(
+      after, before, after, t, dt, logprob - jnp.log(ratio)
+    )
+
+    def terms(clip_range):
+      return objective.flow_terms(
+        velocity,
+        velocity,
+        trajectory,
+        flow,
+        jnp.array([1.0, -1.0, 1.0]),
+        jnp.array([True, True, False]),
+        clip_range,
+      )
+
+    wide = terms(0.2)
+    np.testing.assert_allclose(wide.policy, -1.01 + 0.97, atol=1e-5)
+    np.testing.assert_allclose(wide.deviation, 0.01 + 0.03, atol=1e-5)
+    np.testing.assert_allclose(wide.mismatch, 0.03, atol=1e-5)
+    assert int(wide.num_clipped) == 0
+    narrow = terms(0.02)
+    np.testing.assert_allclose(narrow.policy, -1.01 + 0.98, atol=1e-5)
+    assert int(narrow.num_clipped) == 1
+
   def test_are_zero_with_a_zero_gradient_for_a_stage_without_sde(self):
     """Such a rollout records zeros: a step at time 0 has neither mean nor standard deviation."""
     zeros = jnp.zeros((2, 3, 4))
@@ -94,7 +134,7 @@ class TestFlowTerms:
       0,
     )
     loss = iteration_settings.LossSettings(
-      1.0, 2.0, 0.001, 0.001, 0.2, False, 1.0
+      1.0, 2.0, 0.001, 0.001, 0.2, 0.2, False, 1.0
     )
 
     def value(velocity):
@@ -105,7 +145,7 @@ class TestFlowTerms:
         flow,
         jnp.ones(2),
         jnp.ones(2, bool),
-        loss.clip_range,
+        loss.image_clip_range,
       )
       text = objective.text_terms(
         jnp.zeros((2, 3)),
