@@ -347,7 +347,7 @@ class Model:
     ids[:, 0] = number
     ids[:, 1] = np.arange(num_images)
     ids[:, 2] = turn
-    return random_keys.numbered_keys(seed, jnp.asarray(ids))
+    return random_keys.evaluation_keys(seed, jnp.asarray(ids))
 
   def _prompts(
     self, prompt: str, question: str, num_rows: int

@@ -1,9 +1,17 @@
-"""Random keys of a rollout: one per group and one per sample (docs/algorithm.md#randomness)."""
+"""Random keys of a rollout: one per group and one per sample (docs/algorithm.md#randomness).
+
+Training and evaluation are different domains. Equal seeds therefore share no number, as in a run
+whose `eval.seed` equals its `seed`.
+"""
 
 import flax.struct
 import jax
 
 from r3jax import types
+
+# What a domain folds into the key of its seed. Training folds in the iteration, 0 ... 2**31 - 1;
+# every other domain has a number above those.
+_EVALUATION = 2**31
 
 
 @flax.struct.dataclass
@@ -29,16 +37,29 @@ def _split_each(keys: types.Key) -> types.Key:
   return jax.vmap(jax.random.split)(keys)
 
 
-def numbered_keys(seed: int, ids: jax.Array) -> Keys:
-  """Returns the keys of rows that are groups of one sample each.
+def iteration_key(
+  seed: jax.typing.ArrayLike, step: jax.typing.ArrayLike
+) -> types.Key:
+  """Returns the key of all randomness in an iteration of training.
+
+  Args:
+    seed: uint32 seed of training.
+    step: int32 number of iterations done before, from 0.
+  """
+  return jax.random.fold_in(jax.random.key(seed), step)
+
+
+def evaluation_keys(seed: int, ids: jax.Array) -> Keys:
+  """Returns the keys of rows of evaluation, which are groups of one sample each.
 
   Args:
     seed: seed of all rows.
     ids: [B, n] int32; rows with the same numbers get the same keys.
   """
+  domain_key = jax.random.fold_in(jax.random.key(seed), _EVALUATION)
 
   def row_key(numbers: jax.Array) -> types.Key:
-    key = jax.random.key(seed)
+    key = domain_key
     for number in numbers:
       key = jax.random.fold_in(key, number)
     return key

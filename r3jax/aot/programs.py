@@ -213,7 +213,7 @@ def generation(
     return abstract.on_mesh(tree, mesh)
 
   def make_keys():
-    return random_keys.numbered_keys(0, jnp.zeros((num_images, 3), jnp.int32))
+    return random_keys.evaluation_keys(0, jnp.zeros((num_images, 3), jnp.int32))
 
   def integers(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((num_images, *shape), jnp.int32)

@@ -193,7 +193,7 @@ class Sampler:
 
   def _keys(self, ids: jax.Array) -> random_keys.Keys:
     """Returns the keys of rows; ids are [B, 3] (prompt, image, round)."""
-    return random_keys.numbered_keys(self.seed, ids)
+    return random_keys.evaluation_keys(self.seed, ids)
 
   def _actor(self, policy, towers) -> actors.Actor:
     return actors.sampler(self.modules, policy, towers, self.settings)

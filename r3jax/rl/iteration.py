@@ -12,6 +12,7 @@ import jax
 
 from r3jax import types
 from r3jax.agent import experience
+from r3jax.agent import random_keys
 from r3jax.rl import diagnostics
 from r3jax.rl import iteration_settings
 from r3jax.rl import pools
@@ -115,7 +116,7 @@ def run(
     The new state, metrics, and samples (the edits are those of the last round).
   """
   # The key depends on the iteration alone: a resumed run draws what an uninterrupted one draws.
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
+  key = random_keys.iteration_key(seed, state.step)
 
   # Think about the prompts, draw drafts, learn from their rewards.
   drafts = stages.draft(state, frozen, prompts, key)
