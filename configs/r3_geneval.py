@@ -88,6 +88,9 @@ def _set_prompts(config: ConfigDict):
   # Tags whose training prompts are kept although they are in the test set, for example
   # ("single_object",). The run is then reported as contaminated.
   data.keep_tags = ()
+  # What is drawn equally often: "none" every training prompt, "tag" every tag, so that prompts of
+  # rare tags are drawn several times an epoch.
+  data.balance = "none"
 
   image = config.image = ConfigDict()
   image.height = 512  # pixels
@@ -356,6 +359,7 @@ def _use_shapes(config: ConfigDict):
   config.model.folder = "world"
   config.data.train = "world"
   config.data.heldout = "world"
+  config.data.balance = "tag"
   config.reward.name = "world"
 
   config.total_steps = 40

@@ -13,6 +13,7 @@ from r3jax.data import storage
 from r3jax.data import tfds
 
 GENERATED = "generated"
+BALANCES = ("none", "tag")
 OF_WORLD = "world"  # the prompts of `config.world`
 
 # Returns the prompts of a world's split, "train" or "heldout".
@@ -34,6 +35,7 @@ class Settings:
     more_tests: further files, of any benchmark, whose prompts must not be trained on.
     keep_tags: tags whose training prompts are kept although they are in a test set; the run is then
       called contaminated.
+    balance: one of BALANCES: "none" draws every training prompt equally often, "tag" every tag.
   """
 
   benchmark: str
@@ -43,6 +45,13 @@ class Settings:
   generated_seed: int
   more_tests: tuple[str, ...]
   keep_tags: tuple[str, ...]
+  balance: str
+
+  def __post_init__(self):
+    if self.balance not in BALANCES:
+      raise ValueError(
+        f"data.balance must be one of {BALANCES}; got {self.balance!r}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,31 @@ def balanced(prompts: Sequence[records.Prompt]) -> tuple[records.Prompt, ...]:
   return _cycled(by_tag, largest)
 
 
+def describe(prompts: Sequence[records.Prompt]) -> str:
+  """Returns a table of a training set: what it holds of every tag, and how often it is drawn.
+
+  Args:
+    prompts: Training set; a prompt that it holds n times is drawn n times an epoch.
+
+  Returns:
+    A line per tag: its different prompts, its share of what is drawn, and how often an epoch draws
+    each of them.
+  """
+  by_tag: dict[str, list[records.Prompt]] = {}
+  for prompt in prompts:
+    by_tag.setdefault(prompt.tag, []).append(prompt)
+  width = max(len(tag) for tag in by_tag)
+  lines = [f"  {'tag':{width}}  prompts   share  times an epoch"]
+  for tag, drawn in sorted(by_tag.items()):
+    num_different = len(set(drawn))
+    share = len(drawn) / len(prompts)
+    times = len(drawn) / num_different
+    lines.append(
+      f"  {tag:{width}}  {num_different:7d}  {share:6.3f}  {times:.3g}"
+    )
+  return "\n".join(lines)
+
+
 def evenly(
   prompts: Sequence[records.Prompt], number: int, seed: int
 ) -> tuple[records.Prompt, ...]:

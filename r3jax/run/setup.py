@@ -7,6 +7,7 @@ with `rewards/registry`, it turns the config into values. No package below reads
 from collections.abc import Callable
 import dataclasses
 
+from absl import logging
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -148,8 +149,16 @@ def build(config: ml_collections.ConfigDict) -> Experiment:
   Raises:
     ValueError: The config cannot be used; the message has what must hold, and what was given.
   """
-  prompts = sets.load(sets.Settings(**config.data), _world_records(config))
-  train = prompt_selection.balanced(prompts.train)
+  settings = sets.Settings(**config.data)
+  prompts = sets.load(settings, _world_records(config))
+  train = tuple(prompts.train)
+  if settings.balance == "tag":
+    train = prompt_selection.balanced(train)
+  logging.info(
+    "training prompts (data.balance is %r):\n%s",
+    settings.balance,
+    prompt_selection.describe(train),
+  )
   return _build(config, train, prompts.heldout, prompts.contamination)
 
 

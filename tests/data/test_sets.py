@@ -45,6 +45,7 @@ def settings(tmp_path, monkeypatch):
     generated_seed=0,
     more_tests=(),
     keep_tags=(),
+    balance="none",
   )
 
 
