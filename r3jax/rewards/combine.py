@@ -233,7 +233,7 @@ def lowered_by_clutter(reward: GraphReward, weight: float) -> GraphReward:
   if CLUTTER not in reward.parts:
     raise ValueError(
       f"reward.clutter_weight must be 0 where the reward has no part {CLUTTER!r}: it is {weight}, "
-      f"and the parts are {sorted(reward.parts)}"
+      f"the parts are {sorted(reward.parts)}, and a member of a sum may have its own weight"
     )
 
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:

@@ -144,6 +144,46 @@ class TestSampler:
         ours.kept.score.value, theirs.kept.score.value, rtol=0, atol=2e-3
       )
 
+  @pytest.mark.parametrize("never_stop, num_revisions", [(False, 1), (True, 3)])
+  def test_nothing_is_drawn_after_the_last_stop(
+    self, bench, never_stop, num_revisions
+  ):
+    sampler = chains.Sampler(
+      None,
+      None,
+      None,
+      None,
+      bench.mesh,
+      rounds=4,
+      batch_size=3,
+      seed=1,
+      never_stop=never_stop,
+    )
+    revised = []
+
+    def drawn(stop) -> chains.Round:
+      state = chains.ChainState(kept=None, chain=None, stop=np.array(stop))
+      return chains.Round(state, None, None, None, None)
+
+    def draft(*arguments) -> chains.Round:
+      return drawn([False, False, False])
+
+    def revise(*arguments) -> chains.Round:
+      revised.append(arguments)
+      # The third row fills the batch, and nobody waits for it.
+      return drawn([True, True, False])
+
+    sampler._programs.update(draft=draft, revise=revise)
+    prompts = jax.tree.map(lambda x: x[:3], bench.session.prompts)
+    rounds = sampler.run(None, None, prompts, [0, 0, 0], count=2)
+    assert len(revised) == num_revisions
+    counts = revised[0][-2]
+    assert counts.tolist() == [True, True, False]
+    idle = rounds[1 + num_revisions :]
+    assert len(rounds) == 4
+    assert all(timed.seconds == 0 for timed in idle)
+    assert all(timed.round.stop[:2].all() for timed in rounds[1:])
+
   def test_keys_differ_by_image_and_round(self, bench):
     sampler = chains.Sampler(
       bench.stages.modules,

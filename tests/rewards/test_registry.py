@@ -15,6 +15,7 @@ from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import judge
 from r3jax.rewards.remote import protocol
 from r3jax.worlds.shapes import prompts
+from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import verifier
 from r3jax.worlds.shapes import world
 from tests.rewards import scripted
@@ -79,6 +80,28 @@ class TestBuild:
           section(name="sum", members=members, value=value), world.WORLD
         ).parts
       )
+
+  def test_clutter_costs_what_the_config_says(self):
+    (record, *_) = prompts.heldout_records()
+    scene = prompts.scene_for(record, np.random.default_rng(0))
+    stacked = jax.tree.map(lambda leaf: leaf[None], scene)
+    image = np.array(scenes.render(stacked))
+    # A patch that is no object, in a blank cell.
+    row, column = divmod(int(np.flatnonzero(scene.shape < 0)[0]), 3)
+    image[0, 16 * row :, 16 * column :][4:12, 4:12] = 128
+
+    def value(**changes) -> float:
+      reward = registry.build(section(**changes), world.WORLD)
+      score = reward.on(None)(image, reward.encode([record]))
+      return float(score.value[0])
+
+    assert value(name="world") == 1
+    assert value(name="world", clutter_weight=9.0) == pytest.approx(1 / 2)
+    # A member of a sum has its own weight.
+    member = {"name": "world", "weight": 1.0, "clutter_weight": 9.0}
+    assert value(name="sum", members={"a": member}) == pytest.approx(1 / 2)
+    with pytest.raises(ValueError, match="a member of a sum may have its own"):
+      value(name="sum", members={"a": member}, clutter_weight=9.0)
 
   @pytest.mark.parametrize(
     "changes, message",
