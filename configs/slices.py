@@ -8,6 +8,7 @@ tpu7x is a device of its own.
 """
 
 import dataclasses
+import difflib
 
 import ml_collections
 
@@ -81,9 +82,10 @@ def spread(
     return
   if variant not in SLICES:
     known = ["bagel", *others, *SLICES]
-    raise ValueError(
-      f"the config's variant must be one of {known}; got {variant!r}"
-    )
+    message = f"the config's variant must be one of {known}; got {variant!r}"
+    for nearest in difflib.get_close_matches(variant, known, n=1):
+      message += f"; did you mean {nearest}?"
+    raise ValueError(message)
   layout = SLICES[variant]
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = layout.mesh
   config.step.micro_batches = layout.micro_batches

@@ -7,6 +7,7 @@ import json
 
 from etils import epath
 
+from r3jax.files import paths
 from r3jax.model import architecture
 from r3jax.sequence import protocol
 
@@ -64,7 +65,10 @@ def to_json(config: architecture.BagelConfig) -> dict[str, dict]:
 def _json_object(path: epath.Path) -> Iterator[dict]:
   """Yields the object in a JSON file; errors of the block that reads it name the file."""
   if not path.exists():
-    raise ValueError(f"a BAGEL folder must hold {path.name}; not found: {path}")
+    raise ValueError(
+      f"a BAGEL folder must hold {path.name}; not found: {path}"
+      f"{paths.did_you_mean(path.parent)}"
+    )
   try:
     yield json.loads(path.read_text())
   except json.JSONDecodeError as error:

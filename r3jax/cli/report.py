@@ -10,6 +10,7 @@ import sys
 
 from etils import epath
 
+from r3jax.files import paths
 from r3jax.report import run_page
 
 
@@ -22,7 +23,10 @@ def run(workdir: str) -> None:
   folder = epath.Path(workdir)
   path = folder / "summary.json"
   if not path.is_file():
-    sys.exit(f"r3jax: a finished run must have summary.json; not found: {path}")
+    sys.exit(
+      f"r3jax: a finished run must have summary.json; not found: {path}"
+      f"{paths.did_you_mean(folder)}"
+    )
   print(f"report: {folder / 'report' / 'index.html'}")
   summary = run_page.RunSummary.from_json(json.loads(path.read_text()))
   for line in run_page.summary_lines(summary):

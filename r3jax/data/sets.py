@@ -11,6 +11,7 @@ from r3jax.data import records
 from r3jax.data import sources
 from r3jax.data import storage
 from r3jax.data import tfds
+from r3jax.files import paths
 
 GENERATED = "generated"
 BALANCES = ("none", "tag")
@@ -143,6 +144,7 @@ def _read_any_benchmark(source: str) -> list[records.Prompt]:
   except OSError as error:
     raise ValueError(
       f"data.more_tests must name files of prompts that can be read: {error}"
+      f"{paths.did_you_mean(source)}"
     ) from error
   return records.parse_jsonl(content, source)
 
@@ -174,4 +176,5 @@ def _read(
   except OSError as error:
     raise ValueError(
       f"data.{split} must name a file of prompts that can be read: {error}"
+      f"{paths.did_you_mean(source)}"
     ) from error

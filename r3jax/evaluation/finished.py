@@ -11,6 +11,7 @@ from r3jax.evaluation import evaluate
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary as summary_lib
+from r3jax.files import paths
 
 EVALUATIONS = "evaluation"  # folder of a workdir that holds its evaluations
 _STEP_FOLDER = re.compile(r"step_(\d{6,})")
@@ -94,5 +95,6 @@ def read(path: str) -> list[FinishedEvaluation]:
   if not evaluations:
     raise ValueError(
       f"there must be a finished evaluation in {path}, or in its folder evaluation; there is none"
+      f"{paths.did_you_mean(path)}"
     )
   return evaluations

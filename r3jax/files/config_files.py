@@ -13,6 +13,8 @@ import sys
 
 import ml_collections
 
+from r3jax.files import paths
+
 # What config files call the folder that they import each other from: `from configs import slices`.
 PACKAGE = "configs"
 # Not the hidden files that file systems and editors put beside them.
@@ -63,8 +65,11 @@ def find(name: str) -> tuple[pathlib.Path, str]:
   message = (
     f"--config must be a config file or one of {', '.join(names)}; got {file!r}"
   )
-  for nearest in difflib.get_close_matches(path.stem, names, n=1):
-    message += f"; did you mean {nearest}?"
+  nearest = difflib.get_close_matches(path.stem, names, n=1)
+  if nearest:
+    message += f"; did you mean {nearest[0]}?"
+  elif is_path:
+    message += paths.did_you_mean(path)
   raise ValueError(message)
 
 

@@ -5,6 +5,7 @@ import json
 from etils import epath
 
 from r3jax.data import records
+from r3jax.files import paths
 
 
 def read(path: epath.Path) -> list[records.Prompt]:
@@ -17,7 +18,9 @@ def read(path: epath.Path) -> list[records.Prompt]:
     ValueError: the file is missing or has lines that are no prompts; lists all of them.
   """
   if not path.is_file():
-    raise ValueError(f"--prompts must be a file; not found: {path}")
+    raise ValueError(
+      f"--prompts must be a file; not found: {path}{paths.did_you_mean(path)}"
+    )
   prompts = []
   problems = []
   for number, line in enumerate(path.read_text().splitlines(), start=1):

@@ -23,6 +23,29 @@ class TestAbsolute:
     assert str(paths.absolute("runs/a")) == f"{os.getcwd()}/runs/a"
 
 
+class TestDidYouMean:
+  @pytest.mark.parametrize(
+    "mistyped, nearest",
+    [
+      ("runs/shapes/heldout.json", "runs/shapes/heldout.jsonl"),
+      ("rums/shapes/heldout.jsonl", "runs"),
+      ("runs/shapes/heldout.jsonl", ""),
+      ("elsewhere/else", ""),
+      ("runs/shapes/heldout.jsonl/x", ""),
+    ],
+  )
+  def test_first_part_that_is_missing_is_compared(
+    self, tmp_path, mistyped, nearest
+  ):
+    (tmp_path / "runs" / "shapes").mkdir(parents=True)
+    (tmp_path / "runs" / "shapes" / "heldout.jsonl").write_text("")
+    suggestion = f"; did you mean {tmp_path / nearest}?" if nearest else ""
+    assert paths.did_you_mean(tmp_path / mistyped) == suggestion
+
+  def test_buckets_are_not_listed(self):
+    assert paths.did_you_mean("gs://bucket/rum") == ""
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
   """A working directory, which must stay empty."""

@@ -23,6 +23,7 @@ from etils import epath
 import numpy as np
 
 from r3jax.data import records
+from r3jax.files import paths
 from r3jax.rewards import outcome
 from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
@@ -107,6 +108,7 @@ class JudgeSettings:
     except OSError as error:
       raise ValueError(
         f"reward.judge.prompt_file must be readable: {error}"
+        f"{paths.did_you_mean(self.prompt_file)}"
       ) from error
     names = {"an invalid $"}
     if template.is_valid():
