@@ -33,6 +33,7 @@ from r3jax.agent import rollout_settings
 from r3jax.checkpoint import pretrained
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
+from r3jax.run import config_rules
 from r3jax.run import model_setup
 from r3jax.run import stage_settings
 from r3jax.sampling import decoding
@@ -398,20 +399,43 @@ def load(
   Raises:
     ValueError: The config or the model's folder cannot be used, or there are several processes.
   """
+  base, mesh = prepare(config, mesh, on_step)
+  bagel = base.modules.bagel
+  policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
+  return Model(base, policy, frozen, mesh)
+
+
+def prepare(
+  config: ml_collections.ConfigDict,
+  mesh: jax.sharding.Mesh | None = None,
+  on_step: Callable[[np.ndarray], None] | None = None,
+) -> tuple[model_setup.ModelSetup, jax.sharding.Mesh]:
+  """Checks everything that `load` checks before it reads weights, which takes minutes.
+
+  Args:
+    config: See `load`.
+    mesh: See `load`.
+    on_step: See `load`.
+
+  Returns:
+    The model without its weights, as it samples at inference, and the mesh of the weights.
+
+  Raises:
+    ValueError: The config or the model's folder cannot be used, or there are several processes.
+  """
   if jax.process_count() > 1:
     raise ValueError(
       f"inference runs in one process; there are {jax.process_count()}"
     )
+  config_rules.check(config)
   base = model_setup.build(config)
   stages = make_stages(config, base.modules, base.rollout, on_step)
   if mesh is None:
     mesh = _make_mesh(config, base.pretrained.sizes.llm.num_kv_heads)
-  bagel = stages.modules.bagel
-  policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
   base = dataclasses.replace(
     base, modules=stages.modules, rollout=stages.settings
   )
-  return Model(base, policy, frozen, mesh)
+  return base, mesh
 
 
 def make_stages(

@@ -7,6 +7,11 @@ import re
 
 import pytest
 
+from configs import r3_geneval
+from configs import sft_shapes
+from r3jax.files import rules
+from r3jax.run import config_rules
+from r3jax.sft import config_rules as sft_rules
 from tests import documented
 from tests import test_imports
 
@@ -153,6 +158,20 @@ def test_the_picture_of_the_packages_has_every_floor_in_order():
   boxes = re.findall(r"^ *(\w+)\[", page, re.M)
   floors = [name for name in test_imports.FLOORS if name != "__main__"]
   assert boxes[::-1] == floors
+
+
+@pytest.mark.parametrize(
+  "config, table",
+  [
+    (r3_geneval.get_config(), config_rules.RULES),
+    (sft_shapes.get_config(), sft_rules.RULES),
+  ],
+  ids=["r3", "sft"],
+)
+def test_every_config_key_has_a_rule(config, table):
+  keys = set(rules.leaves(config, table))
+  assert keys - set(table) == set(), "see CONTRIBUTING.md, rule 10"
+  assert set(table) - keys == set()
 
 
 def test_reference_pages_show_existing_modules():

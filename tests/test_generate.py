@@ -214,7 +214,7 @@ class TestGenerate:
         ["--prompt=a ring", "--question=why ?"],
         "must be given; got ['--prompt', '--question']",
       ),
-      (["--instruction=add a ring"], "edits need --image"),
+      (["--instruction=add a ring"], "--image must name the image to edit"),
       (["--prompt=a ring"], "--out must name the folder to write"),
       (
         ["--image=setup.py", "--question=why ?", "--points=9"],

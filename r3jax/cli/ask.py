@@ -10,6 +10,7 @@ import sys
 from absl import flags
 from absl import logging
 
+from r3jax.cli import command_line
 from r3jax.cli import model_flags
 from r3jax.generation import edit
 
@@ -21,6 +22,7 @@ def define_flags() -> None:
   model_flags.define_temperature()
   flags.DEFINE_string("image", None, "Image file to ask about.")
   flags.DEFINE_string("question", None, "What to ask.")
+  command_line.require(image="the image", question="what to ask")
 
 
 def run() -> None:
@@ -28,8 +30,6 @@ def run() -> None:
   logging.set_verbosity(logging.WARNING)
   values = flags.FLAGS
   try:
-    if not values.image or not values.question:
-      raise ValueError("answers need --image and --question")
     config = model_flags.config()
     answer = edit.ask(config, values.image, values.question)
   except ValueError as error:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from r3jax.cli import command_line
+from r3jax.files import paths
+from r3jax.files import rules
 from r3jax.parity import check
 from r3jax.parity import goldens
 
@@ -46,6 +48,7 @@ def define_flags() -> None:
     "Prefixes of the cases to run; the others count as skipped.",
   )
   command_line.require(goldens="a folder with manifest.json")
+  command_line.limit(tolerance_scale=rules.Real(1e-6, 1e12))
 
 
 def run() -> None:
@@ -56,6 +59,7 @@ def run() -> None:
   if not (folder / "manifest.json").is_file():
     sys.exit(
       f"r3jax: --goldens must be a folder with manifest.json; there is none in {folder}"
+      f"{paths.did_you_mean(folder)}"
     )
   golden = goldens.Golden(folder, jnp.dtype(values.dtype).type)
   scale = _tolerance_scale()

@@ -1,10 +1,17 @@
 """Parses what absl does not: single flags before it runs, required flags, names of configs."""
 
 from collections.abc import Sequence
+import functools
+import re
 
 from absl import flags
+import ml_collections
 
 from r3jax.files import config_files
+from r3jax.files import rules
+
+# The rules of the flags that have been defined, beside those of absl.
+FLAG_RULES: dict[str, rules.Rule] = {}
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:
@@ -26,35 +33,61 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
 
 
 def require(**meanings: str) -> None:
-  """Makes flags required.
+  """Makes flags required; an empty or blank text is none.
 
   Args:
     **meanings: what each flag names, for the message where it is missing.
   """
 
   def is_given(value: object) -> bool:
-    return value is not None
+    return value is not None and bool(str(value).strip())
 
   for name, meaning in meanings.items():
     flags.register_validator(name, is_given, f"--{name} must name {meaning}")
 
 
+def limit(**flag_rules: rules.Rule) -> None:
+  """Makes flags keep rules, where they are given.
+
+  Args:
+    **flag_rules: the rule of each flag.
+  """
+  FLAG_RULES.update(flag_rules)
+  for name, rule in flag_rules.items():
+    flags.register_validator(name, functools.partial(_keep, name, rule))
+
+
+def _keep(name: str, rule: rules.Rule, value: object) -> bool:
+  """Returns True where a flag keeps its rule or is not given.
+
+  Raises:
+    flags.ValidationError: it breaks the rule.
+  """
+  if value is None:
+    return True
+  problem = rules.problem(f"--{name}", rule, value)
+  if problem:
+    raise flags.ValidationError(problem)
+  return True
+
+
 def resolve_config(arguments: Sequence[str]) -> list[str]:
   """Returns the command line with the path of its config file in place of a shipped name.
 
-  The config is loaded once here, so that a wrong name or variant is one clear message, and its
+  The config is loaded once here, so that a wrong name, variant or key is one clear message, and its
   folder is made importable for the flag library, which loads it again.
 
   Raises:
-    ValueError: there is no such config file or variant.
+    ValueError: there is no such config file, variant or key.
   """
   name = flag_value(arguments, "config")
   if name is None:
+    _check_no_keys(arguments)
     return list(arguments)
-  config_files.load(name)
-  path, _ = config_files.find(name)
-  _, colon, variant = name.partition(":")
-  resolved = f"{path}{colon}{variant}"
+  config = config_files.load(name)
+  _check_keys(arguments, config)
+  path, variant = config_files.find(name)
+  resolved = f"{path}:{variant}" if variant else str(path)
   # absl lets the last value of a flag win, so the earlier ones are replaced alike.
   lines = []
   for i, argument in enumerate(arguments):
@@ -66,3 +99,51 @@ def resolve_config(arguments: Sequence[str]) -> list[str]:
     else:
       lines.append(argument)
   return lines
+
+
+def _check_no_keys(arguments: Sequence[str]) -> None:
+  """Checks that a command line without --config sets no key of one.
+
+  Raises:
+    ValueError: it does.
+  """
+  for argument in arguments:
+    if re.match(r"--?config\.", argument):
+      raise ValueError(
+        "--config must name the config file whose key is set; "
+        f"it is not given, but {argument} is"
+      )
+
+
+def _check_keys(
+  arguments: Sequence[str], config: ml_collections.ConfigDict
+) -> None:
+  """Checks that the config has the keys that a command line sets.
+
+  Raises:
+    ValueError: it has not; the message names the nearest of each.
+  """
+  known = set(rules.leaves(config, ()))
+  lines = []
+  for argument in arguments:
+    override = re.match(r"--?config\.([^=\[]+)(.?)", argument)
+    if not override:
+      continue
+    key, behind = override.groups()
+    if not _has_key(config, key):
+      lines.append(rules.unknown_key(key, known))
+    elif behind == "[":
+      lines.append(f"{key} must be set as a whole; got {argument}")
+  if lines:
+    raise ValueError("\n".join(lines))
+
+
+def _has_key(config: ml_collections.ConfigDict, key: str) -> bool:
+  """Returns whether a dotted key is one of the config."""
+  value = config
+  for name in key.split("."):
+    is_section = isinstance(value, ml_collections.ConfigDict)
+    if not is_section or name not in value:
+      return False
+    value = value[name]
+  return True

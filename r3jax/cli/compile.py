@@ -22,6 +22,7 @@ from r3jax.aot import measure
 from r3jax.aot import programs
 from r3jax.aot import report
 from r3jax.cli import command_line
+from r3jax.files import rules
 
 
 def define_flags() -> None:
@@ -37,26 +38,27 @@ def define_flags() -> None:
     "find",
     0,
     "Number of fitting meshes to search for; 0 compiles the config's.",
-    0,
   )
   flags.DEFINE_string("out", "", "JSON file that gets the numbers.")
   flags.DEFINE_integer(
     "layers",
     None,
     "Number of layers of the language model, for quick looks. Default: all.",
-    1,
   )
   flags.DEFINE_float(
     "effort",
     -1.0,
     "Effort of XLA to produce fast code: -1 compiles fastest, 0 is its default.",
-    -1.0,
-    1.0,
   )
   flags.DEFINE_string(
     "hlo", "", "Folder that gets the text of the compiled programs."
   )
   command_line.require(config="a config file", topology="a TPU slice")
+  command_line.limit(
+    find=rules.Whole(0, 1_000),
+    layers=rules.Whole(1, 1_000),
+    effort=rules.Real(-1, 1),
+  )
 
 
 def run() -> None:

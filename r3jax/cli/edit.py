@@ -11,6 +11,7 @@ from absl import flags
 from absl import logging
 from etils import epath
 
+from r3jax.cli import command_line
 from r3jax.cli import model_flags
 from r3jax.cli import progress
 from r3jax.generation import edit
@@ -23,8 +24,13 @@ def define_flags() -> None:
   model_flags.define_points()
   flags.DEFINE_string("image", None, "Image file to edit.")
   flags.DEFINE_string("instruction", None, "How to edit it.")
-  flags.DEFINE_integer("num_images", 4, "Number of edits.", lower_bound=1)
+  model_flags.define_num_images("edits")
   flags.DEFINE_string("out", None, "Folder to write.")
+  command_line.require(
+    image="the image to edit",
+    instruction="how to edit the image",
+    out="the folder to write",
+  )
 
 
 def run() -> None:
@@ -32,10 +38,6 @@ def run() -> None:
   logging.set_verbosity(logging.WARNING)
   values = flags.FLAGS
   try:
-    if not values.image or not values.instruction:
-      raise ValueError("edits need --image and --instruction")
-    if not values.out:
-      raise ValueError("--out must name the folder to write")
     config = model_flags.config()
     paths = edit.edit(
       config,

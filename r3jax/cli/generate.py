@@ -13,11 +13,13 @@ from absl import flags
 from absl import logging
 from etils import epath
 
+from r3jax.cli import command_line
 from r3jax.cli import model_flags
 from r3jax.cli import progress
 from r3jax.data import records
 from r3jax.generation import draw
 from r3jax.generation import prompt_file
+from r3jax.run import config_rules
 
 
 def define_flags() -> None:
@@ -26,22 +28,19 @@ def define_flags() -> None:
   model_flags.define_seed()
   model_flags.define_points()
   model_flags.define_temperature()
+  model_flags.define_num_images("images per prompt")
   flags.DEFINE_integer(
-    "rounds",
-    None,
-    "Rounds at most, the draft included. Default: 4.",
-    lower_bound=1,
+    "rounds", None, "Rounds at most, the draft included. Default: 4."
   )
+  command_line.limit(rounds=config_rules.ROUNDS)
   flags.DEFINE_string("prompt", None, "What to draw.")
   flags.DEFINE_string(
     "prompts",
     None,
     "File of prompts: lines of text, or of JSON with a key 'prompt'.",
   )
-  flags.DEFINE_integer(
-    "num_images", 4, "Number of images per prompt.", lower_bound=1
-  )
   flags.DEFINE_string("out", None, "Folder to write.")
+  command_line.require(out="the folder to write")
 
 
 def run() -> None:
@@ -58,8 +57,6 @@ def _draw() -> epath.Path:
   values = flags.FLAGS
   if bool(values.prompt) == bool(values.prompts):
     raise ValueError("either --prompt or --prompts must be given")
-  if not values.out:
-    raise ValueError("--out must name the folder to write")
   config = model_flags.config()
   if values.prompt:
     prompts = [records.Prompt(tag="", text=values.prompt)]

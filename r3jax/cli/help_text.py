@@ -1,7 +1,7 @@
 """Writes the help of a command: its flags, and the keys of its config with their comments."""
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import io
 import pathlib
 import textwrap
@@ -11,6 +11,7 @@ from absl import flags
 import ml_collections
 
 from r3jax.files import config_files
+from r3jax.files import rules
 
 _COLUMNS = 100
 _INDENT = " " * 6
@@ -41,11 +42,12 @@ def of_command(usage: str, doc: str) -> str:
   return "\n".join(lines)
 
 
-def of_config(name: str) -> str:
-  """Returns the keys of a config, with the comments of its source and their defaults.
+def of_config(name: str, key_rules: Mapping[str, rules.Rule]) -> str:
+  """Returns the keys of a config with defaults, the comments of its source, and what they may be.
 
   Args:
     name: see `config_files.load`.
+    key_rules: dotted key -> rule.
 
   Raises:
     ValueError: there is no such config.
@@ -58,6 +60,8 @@ def of_config(name: str) -> str:
     comment = _wrapped(comments.get(key, ""))
     if not _is_section(value):
       lines += [f"  --config.{key}={value!r}", *comment]
+      if key in key_rules:
+        lines += _wrapped(f"Must be {key_rules[key].describe()}.")
     elif comment:
       lines += [f"  {key}:", *comment]
   return "\n".join(lines)

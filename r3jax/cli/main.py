@@ -18,6 +18,7 @@ from absl import flags
 
 from r3jax.cli import command_line
 from r3jax.cli import help_text
+from r3jax.files import rules
 
 _HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
@@ -65,6 +66,12 @@ COMMANDS = {
   "report": Command(
     "print a run's summary and the path of its report", words="DIR"
   ),
+}
+
+# The config file whose keys a command takes -> the module with the rules of their values.
+_RULES = {
+  "r3_geneval": "r3jax.run.config_rules",
+  "sft_shapes": "r3jax.sft.config_rules",
 }
 
 
@@ -133,11 +140,12 @@ def _help(name: str, module: types.ModuleType, arguments: Sequence[str]) -> str:
   """Returns the help of a command, with the keys of the config that was named."""
   command = COMMANDS[name]
   text = help_text.of_command(f"{name} {command.words}".strip(), module.__doc__)
-  if not command.config:
+  config_rules = _config_rules(name)
+  if config_rules is None:
     return text
   config_name = command_line.flag_value(arguments, "config") or command.config
   try:
-    return f"{text}\n\n{help_text.of_config(config_name)}"
+    return f"{text}\n\n{help_text.of_config(config_name, config_rules.RULES)}"
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
 
@@ -148,17 +156,64 @@ def _parse(name: str, argv: list[str]) -> list[str]:
   try:
     argv = flags.FLAGS.read_flags_from_files(argv)
     _, *words = flags.FLAGS(command_line.resolve_config(argv))
+    _check_config(name)
   except (flags.Error, ValueError) as error:
-    # absl puts a problem on each line, behind the flag and its value.
-    problems = re.sub(r"flag --\w+=None: ", "", str(error)).replace("\n", "; ")
-    sys.exit(f"r3jax: {problems} (`r3jax {name} --help` lists the flags)")
-  except (AttributeError, KeyError) as error:  # an override of an unknown key
-    sys.exit(f"r3jax: --config has no such key: {error.args[0]}")
+    sys.exit(
+      f"r3jax: {_in_one_line(name, argv, str(error))} "
+      f"(`r3jax {name} --help` lists the flags)"
+    )
   expected = COMMANDS[name].words
   is_any_number = expected.endswith("...")
   if not is_any_number and len(words) != len(expected.split()):
     sys.exit(f"r3jax: {name} takes {expected or 'flags only'}; got {words}")
   return words
+
+
+def _config_rules(name: str) -> types.ModuleType | None:
+  """Returns the module with the rules of a command's config, None without one."""
+  module_name = _RULES.get(COMMANDS[name].config)
+  return importlib.import_module(module_name) if module_name else None
+
+
+def _check_config(name: str) -> None:
+  """Checks every value of the config of a command, where it has one.
+
+  Raises:
+    ValueError: values break their rules.
+  """
+  config_rules = _config_rules(name)
+  if config_rules and flags.FLAGS.config is not None:
+    config_rules.check(flags.FLAGS.config)
+
+
+def _in_one_line(name: str, argv: Sequence[str], problems: str) -> str:
+  """Returns the problems of a command line as people read them.
+
+  Args:
+    name: of the command.
+    argv: the command line.
+    problems: of flags, one a line, as absl words them.
+  """
+  flag_rules = _flag_rules(name)
+  for argument in argv:
+    flag, _, value = argument.lstrip("-").partition("=")
+    # A text that is no number, and so on, in Python's words.
+    is_unreadable = problems.startswith(f"flag --{flag}={value}: ")
+    if is_unreadable and flag in flag_rules:
+      shown = flag.removeprefix("config.") if "." in flag else f"--{flag}"
+      problems = rules.problem(shown, flag_rules[flag], value) or problems
+  # Our own messages name the flag and its value.
+  return re.sub(r"flags? \S.*?: (?=--)", "", "; ".join(problems.splitlines()))
+
+
+def _flag_rules(name: str) -> dict[str, rules.Rule]:
+  """Returns flag -> rule of a command, with the keys of its config as "config.KEY"."""
+  flag_rules = dict(command_line.FLAG_RULES)
+  config_rules = _config_rules(name)
+  if config_rules:
+    for key, rule in config_rules.RULES.items():
+      flag_rules[f"config.{key}"] = rule
+  return flag_rules
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from absl import flags
 import ml_collections
 from ml_collections import config_flags
 
+from r3jax.cli import command_line
 from r3jax.generation import model_config
+from r3jax.run import config_rules
 
 
 def define_model() -> None:
@@ -26,23 +28,31 @@ def define_model() -> None:
 def define_seed() -> None:
   """Defines --seed, which stands for config.eval.seed."""
   flags.DEFINE_integer("seed", None, "Seed of all randomness. Default: 0.")
+  command_line.limit(seed=config_rules.SEED)
 
 
 def define_points() -> None:
   """Defines --points, which stands for config.eval.points."""
   flags.DEFINE_integer(
-    "points",
-    None,
-    "Points of the ODE that draws an image. Default: 50.",
-    lower_bound=2,
+    "points", None, "Points of the ODE that draws an image. Default: 50."
   )
+  command_line.limit(points=config_rules.POINTS)
 
 
 def define_temperature() -> None:
   """Defines --temperature, which stands for config.eval.temperature."""
-  flags.DEFINE_float(
-    "temperature", None, "Temperature of texts. Default: 0.3.", lower_bound=0
-  )
+  flags.DEFINE_float("temperature", None, "Temperature of texts. Default: 0.3.")
+  command_line.limit(temperature=config_rules.TEMPERATURE)
+
+
+def define_num_images(meaning: str) -> None:
+  """Defines --num_images.
+
+  Args:
+    meaning: what is counted.
+  """
+  flags.DEFINE_integer("num_images", 4, f"Number of {meaning}.")
+  command_line.limit(num_images=config_rules.NUM_IMAGES)
 
 
 def config() -> ml_collections.ConfigDict:

@@ -12,9 +12,15 @@ from ml_collections import config_flags
 
 from r3jax.cli import command_line
 from r3jax.cli import startup
+from r3jax.files import rules
 from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
 from r3jax.run import evaluation_job
+
+# It becomes the name of a file.
+_JUDGE = rules.Text(
+  "letters, digits, '.', '-' and '_'", r"[\w.-]+", may_be_empty=False
+)
 
 
 def define_flags() -> None:
@@ -23,10 +29,13 @@ def define_flags() -> None:
     "config", None, "Config file by name or path, with its variant."
   )
   flags.DEFINE_string(
-    "judge", "", "Name of the other reward in files and tables."
+    "judge", None, "Name of the other reward in files and tables."
   )
   startup.define_flags()
-  command_line.require(config="a config file")
+  command_line.require(
+    config="a config file", judge="the other reward in files and tables"
+  )
+  command_line.limit(judge=_JUDGE)
 
 
 def run(folder: str) -> None:

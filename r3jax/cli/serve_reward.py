@@ -16,6 +16,8 @@ from absl import flags
 from absl import logging
 import jax
 
+from r3jax.cli import command_line
+from r3jax.files import rules
 from r3jax.rewards.serving import geneval
 from r3jax.rewards.serving import local
 from r3jax.rewards.serving import server as server_lib
@@ -29,16 +31,20 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "host", "127.0.0.1", "Address to listen at; 0.0.0.0 for all."
   )
-  flags.DEFINE_integer(
-    "port", 8000, "0 takes a free one; the log says which.", 0, 65535
-  )
+  flags.DEFINE_integer("port", 8000, "0 takes a free one; the log says which.")
   flags.DEFINE_string(
     "token_env",
     "",
     "Environment variable with the token that clients must send.",
   )
   flags.DEFINE_float(
-    "grace", 30.0, "Seconds that unfinished requests get at the end.", 0
+    "grace", 30.0, "Seconds that unfinished requests get at the end."
+  )
+  command_line.require(host="an address to listen at")
+  command_line.limit(
+    port=rules.Whole(0, 65_535),
+    token_env=rules.ENVIRONMENT_VARIABLE,
+    grace=rules.Real(0, 1e6),
   )
   _define_geneval()
   _define_limits()
@@ -62,27 +68,37 @@ def _define_geneval() -> None:
     thresholds.counting_confidence,
     "The same for counting prompts; the default is that of GenEval's own detector (geneval).",
   )
+  command_line.limit(
+    confidence=rules.Real(0, 1), counting_confidence=rules.Real(0, 1)
+  )
 
 
 def _define_limits() -> None:
   limits = server_lib.Limits()
   flags.DEFINE_integer(
-    "max_body_bytes", limits.max_body_bytes, "Bytes of a request at most.", 1
+    "max_body_bytes", limits.max_body_bytes, "Bytes of a request at most."
   )
   flags.DEFINE_integer(
-    "max_items", limits.max_items, "Images of a request at most.", 1
+    "max_items", limits.max_items, "Images of a request at most."
   )
   flags.DEFINE_integer(
-    "max_pixels", limits.max_pixels, "Pixels of an image at most.", 1
+    "max_pixels", limits.max_pixels, "Pixels of an image at most."
   )
   flags.DEFINE_integer(
     "max_request_pixels",
     limits.max_request_pixels,
     "Pixels of all images of a request at most.",
-    1,
   )
   flags.DEFINE_integer(
-    "queue", limits.queue, "Requests that wait; further ones get 429.", 0
+    "queue", limits.queue, "Requests that wait; further ones get 429."
+  )
+  at_least_1 = rules.Whole(1, 2**62)
+  command_line.limit(
+    max_body_bytes=at_least_1,
+    max_items=at_least_1,
+    max_pixels=at_least_1,
+    max_request_pixels=at_least_1,
+    queue=rules.Whole(0, 1_000_000),
   )
 
 

@@ -1,8 +1,9 @@
 """Starts commands that run on many devices: processes, logs and the cache of compiled programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import os
 import sys
+from typing import Any
 
 from absl import flags
 from absl import logging
@@ -11,6 +12,8 @@ import jax
 import ml_collections
 
 import r3jax
+from r3jax.cli import command_line
+from r3jax.files import rules
 from r3jax.parallel import meshes
 from r3jax.parallel import multihost
 
@@ -23,11 +26,28 @@ def define_flags() -> None:
     "host:port of process 0, for several processes outside of Cloud TPU, GKE and SLURM.",
   )
   flags.DEFINE_integer(
-    "num_processes", 1, "Number of processes, with --coordinator.", 1
+    "num_processes", 1, "Number of processes, with --coordinator."
   )
   flags.DEFINE_integer(
-    "process_id", 0, "Number of this process, with --coordinator.", 0
+    "process_id", 0, "Number of this process, with --coordinator."
   )
+  command_line.limit(
+    coordinator=rules.Text("HOST:PORT", r"\S+:[1-9]\d{0,4}"),
+    num_processes=rules.Whole(1, 1_000_000),
+    process_id=rules.Whole(0, 999_999),
+  )
+  flags.register_multi_flags_validator(
+    ["coordinator", "num_processes", "process_id"],
+    _is_process,
+    "--process_id must be below --num_processes, and both need --coordinator",
+  )
+
+
+def _is_process(values: Mapping[str, Any]) -> bool:
+  """Returns whether the flags that tell a process how to reach others agree."""
+  if not values["coordinator"]:
+    return values["num_processes"] == 1 and values["process_id"] == 0
+  return values["process_id"] < values["num_processes"]
 
 
 def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:

@@ -30,6 +30,27 @@ def check_writable(workdir: epath.PathLike) -> None:
     ) from error
 
 
+def check(
+  workdir: epath.PathLike, config: dict, may_differ: Sequence[str]
+) -> dict[str, tuple[str, str]]:
+  """Checks a later start by workdir/config.json, where there is one; writes nothing.
+
+  For the arguments and errors see `write_or_check`.
+
+  Returns:
+    The changes of keys that may differ, as `differences` does.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    return {}
+  # Compared as it will be read: JSON makes lists of tuples.
+  changes = differences(
+    json.loads(path.read_text()), json.loads(json.dumps(config))
+  )
+  _refuse_changes(path, changes, may_differ)
+  return changes
+
+
 def write_or_check(
   workdir: epath.PathLike, config: dict, may_differ: Sequence[str]
 ) -> None:
@@ -47,14 +68,11 @@ def write_or_check(
   Raises:
     ValueError: Another key differs; the message has the values of both starts.
   """
+  changes = check(workdir, config, may_differ)
+  for key, (old, new) in changes.items():
+    logging.info("config %s was %s, is now %s", key, old, new)
   path = epath.Path(workdir) / "config.json"
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-  if path.exists():
-    # Compared as it will be read: JSON makes lists of tuples.
-    changes = differences(json.loads(path.read_text()), json.loads(text))
-    _refuse_changes(path, changes, may_differ)
-    for key, (old, new) in changes.items():
-      logging.info("config %s was %s, is now %s", key, old, new)
   if jax.process_index() == 0:
     atomic.write_text(path, text)
 

@@ -16,7 +16,6 @@ from r3jax import inference
 from r3jax.data import records
 from r3jax.files import config_guard
 from r3jax.report import gallery
-from r3jax.run import model_setup
 from r3jax.worlds import base as worlds_base
 from r3jax.worlds import registry
 
@@ -58,7 +57,7 @@ def draw(
   Raises:
     ValueError: a prompt, the config or the folder cannot be used; nothing has been drawn.
   """
-  base = model_setup.build(config)
+  base, _ = inference.prepare(config)
   targets = _targets(config, base.world, prompts)
   for prompt in prompts:
     # Raises an error where the prompt does not fit its segment.

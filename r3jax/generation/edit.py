@@ -10,6 +10,7 @@ import PIL.Image
 
 from r3jax import inference
 from r3jax.files import config_guard
+from r3jax.files import paths
 from r3jax.model import preprocess
 
 FACTS = "edit.json"
@@ -25,7 +26,9 @@ def read_image(path: epath.PathLike) -> np.ndarray:
     with epath.Path(path).open("rb") as file:
       image = PIL.Image.open(file).convert("RGBA")
   except OSError as error:
-    raise ValueError(f"--image must be an image file: {error}") from error
+    raise ValueError(
+      f"--image must be an image file: {error}{paths.did_you_mean(path)}"
+    ) from error
   white = PIL.Image.new("RGBA", image.size, "white")
   return np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB"))
 
@@ -56,6 +59,9 @@ def edit(
     raise ValueError(
       f"edits are never overwritten: choose another --out than {folder}"
     )
+  base, _ = inference.prepare(config)
+  # Raises an error where the instruction does not fit its segment.
+  base.segments([instruction], base.rollout.capacities.instruction)
   config_guard.check_writable(folder)
   model = inference.load(config, on_step=on_step)
   edits = model.edit(image, instruction, num_images, config.eval.seed)

@@ -17,11 +17,13 @@ from r3jax.evaluation import sample_table
 from r3jax.evaluation import second_judge
 from r3jax.evaluation import summary
 from r3jax.files import config_guard
+from r3jax.files import paths
 from r3jax.parallel import meshes
 from r3jax.report import evaluation_report
 from r3jax.report import judge_report
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import budget
+from r3jax.run import config_rules
 from r3jax.run import evaluation_setup
 from r3jax.run import prompt_selection
 from r3jax.run import setup
@@ -81,12 +83,12 @@ def prepare(
   Raises:
     ValueError: the config, the model or the folder cannot be used.
   """
+  config_rules.check(config)
   config = with_checkpoint(config, checkpoint)
   path = epath.Path(folder)
   experiment = setup.build_to_evaluate(config)
   mesh = meshes.make_mesh(**config.mesh)
   evaluation = evaluation_setup.build(config, experiment, mesh)
-  config_guard.check_writable(path)
   identity = {
     "model": config.model.to_dict(),
     "weights": experiment.pretrained.fingerprint(),
@@ -95,9 +97,12 @@ def prepare(
   services = experiment.reward.describe()
   if services:
     identity["reward_services"] = services
-  config_guard.write_or_check(path, identity, may_differ=())
+  config_guard.check(path, identity, may_differ=())
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
+  # Nothing has been written up to here.
+  config_guard.check_writable(path)
+  config_guard.write_or_check(path, identity, may_differ=())
   return Job(config, path, experiment, mesh, evaluation, policy, towers)
 
 
@@ -186,11 +191,13 @@ def rescore(
   if not sample_log.exists(path):
     raise ValueError(
       f"rescore must be given the folder of an evaluation; there are no samples in {folder}"
+      f"{paths.did_you_mean(folder)}"
     )
   if jax.process_count() > 1:
     raise ValueError(
       f"images are scored again in one process; there are {jax.process_count()}"
     )
+  config_rules.check(config)
   config = with_checkpoint(config, "")
   (evaluation,) = finished.read(folder)
   heldout = setup.load_heldout(config)

@@ -33,6 +33,7 @@ from r3jax.rl import placement
 from r3jax.rl import replica_stages
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
+from r3jax.run import config_rules
 from r3jax.run import evaluation_setup
 from r3jax.run import profiling
 from r3jax.run import program_cache
@@ -243,24 +244,13 @@ class Session:
 
 
 def check(config: ml_collections.ConfigDict, files: workdir.Workdir) -> None:
-  """Checks the sections of a config that only the training loop reads.
+  """Checks the values of a config, and what only the training loop reads.
 
   Raises:
-    ValueError: A value is out of range, or the workdir holds more iterations than the config asks
+    ValueError: A value breaks its rule, or the workdir holds more iterations than the config asks
       for.
   """
-  if config.step.mode not in ("fused", "split"):
-    raise ValueError(
-      f"step.mode must be 'fused' or 'split'; got {config.step.mode!r}"
-    )
-  for section, key, least in (
-    ("checkpoint", "every", 1),
-    ("checkpoint", "keep", 1),
-    ("eval", "every", 0),
-  ):
-    value = config[section][key]
-    if value < least:
-      raise ValueError(f"{section}.{key} must be at least {least}; got {value}")
+  config_rules.check(config)
   profiling.check(
     config.profile.start, config.profile.steps, config.total_steps
   )
@@ -297,15 +287,15 @@ def prepare(
   stages = _stages(config, experiment, mesh)
   evaluation = evaluation_setup.build(config, experiment, mesh)
   prompts = experiment.encode(experiment.train)
+  leaked = _leaked(config, experiment)
+  identity = config.to_dict() | _inputs(experiment)
+  config_guard.check(folder, identity, MAY_DIFFER)
   # The checks that need no weights come first: weights take minutes to read.
   policy, frozen = experiment.start(mesh, config.seed)
 
   # Nothing has been written up to here.
   config_guard.check_writable(folder)
-  config_guard.write_or_check(
-    folder, config.to_dict() | _inputs(experiment), MAY_DIFFER
-  )
-  leaked = _leaked(config, experiment)
+  config_guard.write_or_check(folder, identity, MAY_DIFFER)
   if not jax.process_index():
     workdir.write_training_prompts(files.path, experiment.train)
 

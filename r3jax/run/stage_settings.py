@@ -39,8 +39,8 @@ def for_rollouts(
     capacities=_capacities(config, tokenizer, towers),
     reason_text=text,
     reflect_text=text,
-    reason_flow=_flow(config.reason),
-    refine_flow=_flow(config.refine),
+    reason_flow=_flow("reason", config.reason),
+    refine_flow=_flow("refine", config.refine),
     system_reason=_system_prompt(tokenizer, protocol.GEN_THINK),
     system_reflect=_system_prompt(tokenizer, protocol.VLM_THINK),
     reference_loss=config.compat.reference_loss,
@@ -118,8 +118,18 @@ def for_iteration(
   )
 
 
-def _flow(section: ml_collections.ConfigDict) -> rollout_settings.FlowSettings:
-  """Returns how the images of a stage are sampled, from its section of the config."""
+def _flow(
+  name: str, section: ml_collections.ConfigDict
+) -> rollout_settings.FlowSettings:
+  """Returns how the images of a stage are sampled.
+
+  Args:
+    name: Name of the stage's section of the config, for errors.
+    section: The section.
+
+  Raises:
+    ValueError: Its values do not go together.
+  """
   guidance = classifier_free.Guidance(
     section.text_scale,
     section.image_scale,
@@ -127,12 +137,15 @@ def _flow(section: ml_collections.ConfigDict) -> rollout_settings.FlowSettings:
     section.renorm_min,
     tuple(section.interval),
   )
-  return rollout_settings.FlowSettings(
-    schedule=schedules.Schedule(section.points, section.shift),
-    guidance=guidance,
-    eta=schedules.Eta(section.eta_mode, section.eta),
-    sde_index_max=section.sde_index_max,
-  )
+  try:
+    return rollout_settings.FlowSettings(
+      schedule=schedules.Schedule(section.points, section.shift),
+      guidance=guidance,
+      eta=schedules.Eta(section.eta_mode, section.eta),
+      sde_index_max=section.sde_index_max,
+    )
+  except ValueError as error:
+    raise ValueError(f"{name}.{error}") from error
 
 
 def _capacities(

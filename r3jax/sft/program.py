@@ -25,6 +25,7 @@ from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
 from r3jax.sequence import tokenization
+from r3jax.sft import config_rules
 from r3jax.sft import fitting
 from r3jax.sft import joint
 from r3jax.sft import small_bagel
@@ -34,7 +35,6 @@ from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import vocabulary
 
-_STAGES = ("autoencoder", "vision", "text", "joint")
 # Shift of the times of flow matching: that of the sampling schedule in `configs/r3_geneval.py`.
 _TIME_SHIFT = 3.0
 
@@ -54,7 +54,7 @@ class Model:
 
 def use_all_cores(config: ml_collections.ConfigDict) -> None:
   """Makes as many CPU devices as batches split over; must come before JAX's first computation."""
-  batch_sizes = [config[name].batch_size for name in _STAGES]
+  batch_sizes = [config[name].batch_size for name in config_rules.STAGES]
   meshes.use_all_cores(math.gcd(*batch_sizes))
 
 
@@ -82,7 +82,11 @@ def run(
     config: see `configs/sft_shapes.py`.
     out: folder to write, in BAGEL's format.
     start: model whose policy is trained further; None trains everything from nothing.
+
+  Raises:
+    ValueError: a value of the config breaks its rule; nothing has been written.
   """
+  config_rules.check(config)
   words = vocabulary.build_tokenizer()
   out.mkdir(parents=True, exist_ok=True)
   words.save(str(out / "tokenizer.json"))

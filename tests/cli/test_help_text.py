@@ -55,7 +55,7 @@ class TestKeyComments:
     }
 
   def test_every_comment_of_the_shipped_config_belongs_to_a_key(self):
-    lines = help_text.of_config("r3_geneval:shapes").splitlines()
+    lines = help_text.of_config("r3_geneval:shapes", {}).splitlines()
     keys = [line for line in lines if line.startswith("  --config.")]
     assert len(keys) > 100
     assert len(lines) > 1.3 * len(keys)

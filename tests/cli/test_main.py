@@ -61,6 +61,7 @@ class TestHelp:
     done = r3jax("train", "--help", "--config=r3_geneval:shapes")
     assert "--config.groups_per_step=8\n" in done.stdout
     assert "--config.world='shapes'\n" in done.stdout
+    assert "      Must be a whole number in 1..65536.\n" in done.stdout
     assert "keys of r3_geneval:shapes" in done.stdout
 
   def test_version(self):
@@ -118,7 +119,7 @@ class TestConfig:
   )
   def test_is_found_by_name_and_by_path_from_anywhere(self, tmp_path, config):
     message = refusal("train", config, "--workdir=w", self.KEY, cwd=tmp_path)
-    assert message.startswith("r3jax: --config has no such key")
+    assert message.startswith("r3jax: the config has no key no_such_key")
     assert "no_such_key" in message
 
   def test_value_may_be_the_next_word(self, tmp_path):
@@ -138,7 +139,8 @@ class TestConfig:
     [
       ("r3_genevl", "got 'r3_genevl'; did you mean r3_geneval?"),
       ("configs/r3_tif.py", "got 'configs/r3_tif.py'; did you mean r3_tiif?"),
-      ("r3_geneval:shaps", "variant must be one of"),
+      ("r3_geneval:shaps", "got 'shaps'; did you mean shapes?"),
+      ("r3_tiif:v5p-12", "got 'v5p-12'; did you mean v5p-128?"),
       ("sft_shapes:v5p-128", "has no variants; got 'v5p-128'"),
     ],
   )
