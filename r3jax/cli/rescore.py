@@ -18,9 +18,7 @@ from r3jax.rewards.from_host import budget
 from r3jax.run import evaluation_job
 
 # It becomes the name of a file.
-_JUDGE = rules.Text(
-  "letters, digits, '.', '-' and '_'", r"[\w.-]+", may_be_empty=False
-)
+_JUDGE = rules.Text("letters, digits, '.', '-' and '_'", r"[\w.-]+")
 
 
 def define_flags() -> None:
@@ -29,12 +27,10 @@ def define_flags() -> None:
     "config", None, "Config file by name or path, with its variant."
   )
   flags.DEFINE_string(
-    "judge", None, "Name of the other reward in files and tables."
+    "judge", "", "Name of the other reward in files and tables."
   )
   startup.define_flags()
-  command_line.require(
-    config="a config file", judge="the other reward in files and tables"
-  )
+  command_line.require(config="a config file")
   command_line.limit(judge=_JUDGE)
 
 

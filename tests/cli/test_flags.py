@@ -91,7 +91,7 @@ ALLOWED_NUMBERS = {
 REQUIRED = {
   "train": ["config", "workdir"],
   "evaluate": ["config", "workdir"],
-  "rescore": ["config", "judge"],
+  "rescore": ["config"],
   "compare": ["workdir"],
   "generate": ["out"],
   "edit": ["image", "instruction", "out"],
