@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import pathlib
 import sys
+import traceback
 
 import ml_collections
 
@@ -59,7 +60,7 @@ def find(name: str) -> tuple[pathlib.Path, str]:
   file, _, variant = name.partition(":")
   is_path = file.endswith(".py") or "/" in file
   path = pathlib.Path(file) if is_path else shipped_folder() / f"{file}.py"
-  if path.is_file():
+  if path.is_file() and path.suffix == ".py":
     return path, variant
   names = shipped_names()
   message = (
@@ -88,14 +89,47 @@ def load(name: str) -> ml_collections.ConfigDict:
   """Returns the locked config of a name such as "r3_geneval:shapes" or a path.
 
   Raises:
-    ValueError: there is no such file, or it has no such variant.
+    ValueError: there is no such file, it has no such variant, or it sets what a config does not
+      have; the message has the line.
   """
   path, variant = find(name)
   make_importable(path.parent)
+  try:
+    return _load(path, variant)
+  except _MISTAKES as error:
+    raise ValueError(_place_of(error, path)) from error
+
+
+# What a mistyped name, key or value in a config file raises.
+_MISTAKES = (
+  AttributeError,
+  ImportError,
+  KeyError,
+  NameError,
+  SyntaxError,
+  TypeError,
+)
+
+
+def _load(path: pathlib.Path, variant: str) -> ml_collections.ConfigDict:
+  """Runs a config file, and returns the locked config of a variant."""
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    raise ValueError(f"{path} must define get_config; it does not")
   if variant and not inspect.signature(module.get_config).parameters:
     raise ValueError(f"{path} has no variants; got {variant!r}")
   arguments = [variant] if variant else []
   return module.get_config(*arguments).lock()
+
+
+def _place_of(error: Exception, path: pathlib.Path) -> str:
+  """Returns a line with what an error says, and the last line of a file that led to it."""
+  number = getattr(error, "lineno", None)
+  for frame in traceback.extract_tb(error.__traceback__):
+    if frame.filename == str(path.absolute()):
+      number = frame.lineno
+  # ml_collections suggests the nearest key in a line of its own.
+  text = " ".join(str(error.args[0] if error.args else error).split())
+  return f"{path}, line {number}: {type(error).__name__}: {text}"

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from r3jax.cli import main
+from r3jax.files import config_files
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -146,6 +147,32 @@ class TestConfig:
   )
   def test_unknown_one_is_one_line(self, config, message):
     assert message in refusal("train", f"--config={config}", "--workdir=w")
+
+  @pytest.mark.parametrize(
+    "line, message",
+    [
+      ("config.group_sise = 4", 'Did you mean "group_size"'),
+      ("config.seed = 'x'", "line 4: TypeError: "),
+      ("config.seed = ", "line 4: SyntaxError: invalid syntax"),
+      ("from configs import slicess", "line 4: ImportError: "),
+    ],
+  )
+  def test_mistake_in_a_users_config_is_a_line_with_its_place(
+    self, tmp_path, monkeypatch, line, message
+  ):
+    path = tmp_path / "mine.py"
+    path.write_text(
+      "from configs import r3_geneval\n"
+      "def get_config():\n"
+      "  config = r3_geneval.get_config('shapes')\n"
+      f"  {line}\n"
+      "  return config\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+      config_files.load("mine.py")
+    assert str(error.value).startswith("mine.py, line 4: ")
+    assert len(str(error.value).splitlines()) == 1
 
   def test_users_config_may_import_a_shipped_one(self, tmp_path):
     (tmp_path / "mine.py").write_text(

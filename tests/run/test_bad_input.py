@@ -3,16 +3,24 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
+from etils import epath
 import numpy as np
+import PIL.Image
 import pytest
 import safetensors.numpy
 
+from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
+from r3jax.data import records
+from r3jax.generation import draw
+from r3jax.generation import edit
+from r3jax.run import evaluation_job
 from r3jax.run import sessions
 from tests import tiny
 
@@ -360,6 +368,71 @@ class TestWorkdir:
         f"config {key} was {tiny.SETTINGS[key]}, is now {value}" in caplog.text
       )
     assert json.loads((opened / "config.json").read_text())["total_steps"] == 9
+
+
+class TestOtherCommands:
+  """Their folders are written after every check, too."""
+
+  def test_evaluation_of_damaged_weights_writes_nothing(self, model, tmp_path):
+    _edit(model / "ema.safetensors", lambda tensors: tensors.pop(HEAD))
+    config = tiny.make_config(model, {"mesh.data": 8, "eval.batch_size": 8})
+    with pytest.raises(ValueError, match=re.escape(HEAD)):
+      evaluation_job.prepare(config, str(tmp_path / "evaluation"))
+    assert not (tmp_path / "evaluation").exists()
+
+  def test_evaluation_of_another_config_is_refused_before_weights_are_read(
+    self, tiny_model, tmp_path, monkeypatch
+  ):
+    changes = {"mesh.data": 8, "eval.batch_size": 8}
+    config = tiny.make_config(tiny_model, changes)
+    evaluation_job.prepare(config, str(tmp_path))
+
+    def reads(*_):
+      raise AssertionError("weights were read")
+
+    monkeypatch.setattr(pretrained.Pretrained, "load", reads)
+    other = tiny.make_config(tiny_model, changes | {"eval.points": 4})
+    with pytest.raises(ValueError, match="eval.points: 3 there, 4 now"):
+      evaluation_job.prepare(other, str(tmp_path))
+
+  @pytest.mark.parametrize(
+    "changes, prompt, message",
+    [
+      ({"mesh.data": 3}, "a photo of a red ring", "the number of devices"),
+      ({"eval.points": 1}, "a photo of a red ring", "eval.points must be"),
+      ({"mesh.data": -1}, "a photo of a zebra", "unknown ['zebra']"),
+    ],
+  )
+  def test_drawing_that_cannot_be_writes_nothing(
+    self, tiny_model, tmp_path, changes, prompt, message
+  ):
+    config = tiny.make_config(tiny_model, changes)
+    progress = draw.Progress(print, print, print)
+    with pytest.raises(ValueError, match=re.escape(message)):
+      draw.draw(
+        config,
+        [records.Prompt(tag="", text=prompt)],
+        1,
+        epath.Path(tmp_path / "out"),
+        progress,
+      )
+    assert not (tmp_path / "out").exists()
+
+  def test_edit_by_a_long_instruction_writes_nothing(
+    self, tiny_model, tmp_path
+  ):
+    PIL.Image.new("RGB", (48, 48)).save(tmp_path / "image.png")
+    config = tiny.make_config(tiny_model, {"mesh.data": -1})
+    with pytest.raises(ValueError, match="a text must fit its segment"):
+      edit.edit(
+        config,
+        str(tmp_path / "image.png"),
+        "add a red ring at top " * 9,
+        1,
+        epath.Path(tmp_path / "out"),
+        print,
+      )
+    assert not (tmp_path / "out").exists()
 
 
 class TestCommand:
