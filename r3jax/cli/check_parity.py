@@ -37,6 +37,13 @@ def define_flags() -> None:
     ["highest", "high", "default"],
     "Precision of products in float32.",
   )
+  flags.DEFINE_enum(
+    "resize_order",
+    "width_first",
+    ["width_first", "cheaper_first"],
+    "Which pass of a resize comes first: width_first as in Pillow before 13, with which BAGEL was "
+    "trained; cheaper_first for folders that were recorded with Pillow 13 or later.",
+  )
   flags.DEFINE_float(
     "tolerance_scale",
     None,
@@ -61,7 +68,9 @@ def run() -> None:
       f"r3jax: --goldens must be a folder with manifest.json; there is none in {folder}"
       f"{paths.did_you_mean(folder)}"
     )
-  golden = goldens.Golden(folder, jnp.dtype(values.dtype).type)
+  golden = goldens.Golden(
+    folder, jnp.dtype(values.dtype).type, values.resize_order
+  )
   scale = _tolerance_scale()
   num_passed = 0
   print(

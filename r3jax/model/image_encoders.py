@@ -25,11 +25,13 @@ class Towers:
     config: sizes of the model.
     size: height and width in pixels of the images that stages hand on.
     dtype: compute dtype.
+    resize_order: which pass of a resize comes first, see `preprocess.ResizeOrder`.
   """
 
   config: architecture.BagelConfig
   size: tuple[int, int]
   dtype: types.DType = jnp.float32
+  resize_order: preprocess.ResizeOrder = "width_first"
 
   @property
   def latent_grid(self) -> tuple[int, int]:
@@ -60,7 +62,7 @@ class Towers:
   ) -> types.Pixels:
     """Returns resized images as pixels in [-1, 1], in the compute dtype."""
     size = preprocess.target_size(*self.size, transform)
-    resized = preprocess.resize(images, size)
+    resized = preprocess.resize(images, size, self.resize_order)
     return preprocess.to_pixels(resized).astype(self.dtype)
 
   @jax.named_scope("towers")

@@ -51,7 +51,7 @@ def edit_velocities(golden: Golden, case: str) -> Iterator[Result]:
     ("vae_tensor", config.autoencoder_transform),
     ("vit_tensor", config.vision_transform),
   ):
-    yield Result(name, perception.transformed(images, transform))
+    yield Result(name, perception.transformed(golden, images, transform))
   yield from _context(golden, case, scene, images)
   yield from _positions(scene)
   scales = {
@@ -84,8 +84,8 @@ def _context(
   """Yields the hidden states of the context's blocks.
 
   Those of the ViT and the text block come from the reference's static cache
-  (docs/reference_defects.md, defect 1): there the ViT block sees only itself, and the text zeros in
-  the place of the VAE block. The velocities check the keys and values of the intended context.
+  (docs/reference_defects.md, defect 1): there the ViT block sees only itself, and the text what was
+  left of the VAE block. The velocities check the keys and values of the intended context.
   """
   markers = scene.output.text("source")
   latents = scene.output.latent("source")
@@ -97,16 +97,28 @@ def _context(
   yield Result("hidden_vit_block", case_arrays.packed(vit.text("siglip")))
 
   ids, lengths = case_arrays.texts(golden, case, "edit_ids")
-  num_layers, rows, _, *head_shape = vit.cache.key.shape
-  capacity = scene.layout["source"].capacity
-  zeros = jnp.zeros(
-    (num_layers, rows, capacity, *head_shape), vit.cache.key.dtype
-  )
-  past = (network.Cache(zeros, zeros, ("source",)), vit.cache)
+  past = (_overwritten_source(scene), vit.cache)
   inputs = {"instruction": ids}
   output = passes.run(golden, scene.layout, inputs, scene.lengths, past)
   text_block = case_arrays.filled(output.text("instruction"), lengths)
   yield Result("hidden_text_block", text_block)
+
+
+def _overwritten_source(scene: Scene) -> network.Cache:
+  """Returns the cache of the clean latents as the reference's static cache leaves it.
+
+  The ViT block is written over them from the first slot on. The context keeps the length of both
+  blocks, so that as many zeros follow as slots were overwritten. Keys and values remain only of
+  latents beyond the ViT block's length.
+  """
+  cache = scene.output.cache
+  slots = scene.layout.slots(cache.names)
+  is_source = slots.segment == scene.layout.index("source")
+  remains = slots.offset[is_source] >= scene.layout["siglip"].capacity
+  remains = jnp.asarray(remains)[None, None, :, None, None]
+  key = jnp.where(remains, cache.key[:, :, is_source], 0)
+  value = jnp.where(remains, cache.value[:, :, is_source], 0)
+  return network.Cache(key, value, ("source",))
 
 
 def _velocities(

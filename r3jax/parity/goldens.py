@@ -21,6 +21,7 @@ from r3jax.checkpoint import bagel_files
 from r3jax.model import architecture
 from r3jax.model import image_encoders
 from r3jax.model import network
+from r3jax.model import preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +31,13 @@ class Golden:
   Attributes:
     folder: the files, see the module.
     dtype: compute dtype of language model, ViT and autoencoder.
+    resize_order: of the Pillow with which the folder was recorded, see
+      `preprocess.ResizeOrder`.
   """
 
   folder: pathlib.Path
   dtype: types.DType = jnp.float32
+  resize_order: preprocess.ResizeOrder = "width_first"
 
   @functools.cached_property
   def config(self) -> architecture.BagelConfig:
@@ -75,7 +79,10 @@ class Golden:
   ) -> image_encoders.Towers:
     """Returns the towers for images of a size, that of most cases if None."""
     return image_encoders.Towers(
-      self.config, tuple(size or self.constants["image_hw"]), self.dtype
+      self.config,
+      tuple(size or self.constants["image_hw"]),
+      self.dtype,
+      self.resize_order,
     )
 
   def arrays(self, case: str) -> dict[str, np.ndarray]:

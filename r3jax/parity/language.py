@@ -116,7 +116,8 @@ def reflection(golden: Golden, case: str) -> Iterator[Result]:
     segments.text("question", question.shape[1], ("system", "siglip")),
   )
   layout = _with_answer(context, arrays["decode_logits"].shape[0])
-  pixels = perception.transformed(images, golden.config.vision_transform)
+  transform = golden.config.vision_transform
+  pixels = perception.transformed(golden, images, transform)
   for i, image_pixels in enumerate(pixels):
     yield Result(f"vit_tensor_{i}", image_pixels)
 

@@ -251,16 +251,31 @@ def _latents(
       places.append(starts[i] + place + 1 + np.arange(num_tokens))
       times.append(np.full(num_tokens, sample.times[segment.name]))
   conditions = []
+  grids = []
   for (i, name), draft_range in ranges.items():
-    if i % 2 == 0:
+    is_copy = i % 2 == 1
+    # The reference gives copies (width, height) for (height, width).
+    grids.append(grid[::-1] if is_copy else grid)
+    if not is_copy:
       copy_range = ranges.get((i + 1, name), _NO_RANGE)
       conditions.append([draft_range, copy_range, _NO_RANGE])
-  ids = layers.grid_positions(*grid, golden.config.max_latent_side)
+  right_grids = [grid] * len(grids)
   return {
-    "patchified_vae_latent_shapes": np.tile(grid, (len(ranges), 1)),
-    "packed_latent_position_ids": np.tile(ids, len(ranges)),
+    "patchified_vae_latent_shapes": np.array(grids),
+    "packed_latent_position_ids": latent_position_ids(golden, grids),
+    "FIXED_packed_latent_position_ids": latent_position_ids(
+      golden, right_grids
+    ),
     "packed_vae_token_indexes": np.concatenate(places),
     "packed_timesteps": np.concatenate(times),
     "mse_loss_indexes": np.concatenate(places),
     "mse_condition_token_indexes": np.array(conditions),
   }
+
+
+def latent_position_ids(
+  golden: goldens.Golden, grids: list[tuple[int, int]]
+) -> np.ndarray:
+  """Returns the position ids of latent images of these (rows, columns), one after another."""
+  side = golden.config.max_latent_side
+  return np.concatenate([layers.grid_positions(*grid, side) for grid in grids])

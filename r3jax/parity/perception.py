@@ -134,16 +134,16 @@ def resized_pixels(golden: Golden, case: str) -> Iterator[Result]:
     ("vae", config.autoencoder_transform),
     ("vit", config.vision_transform),
   ):
-    yield Result(name, transformed(images, transform)[0])
+    yield Result(name, transformed(golden, images, transform)[0])
 
 
 def transformed(
-  images: jax.Array, transform: architecture.ImageTransform
+  golden: Golden, images: jax.Array, transform: architecture.ImageTransform
 ) -> np.ndarray:
   """Returns 8-bit images [B, h, w, 3] as pixels of a transform, [B, 3, h', w']."""
   _, height, width, _ = images.shape
   size = preprocess.target_size(height, width, transform)
-  resized = preprocess.resize(images, size)
+  resized = preprocess.resize(images, size, golden.resize_order)
   return _channels_first(preprocess.to_pixels(resized))
 
 

@@ -2,7 +2,9 @@
 
 The goldens hold two versions: what the reference's trainer computes (`apply_cfg`, `log_prob`,
 `k_*_onpolicy`, `k_*_perturbed`; here `compat.reference_loss`) and what was sampled (`FIXED_*`,
-`k_*_consistent`; the default).
+`k_*_consistent`; the default). Folders of images that are not square have both versions of the
+latent positions and of the velocities of all branches, too, because the trainer transposes the
+copies for guidance; in square folders they are the same, and recorded once.
 """
 
 from collections.abc import Iterator
@@ -19,14 +21,18 @@ import safetensors.numpy
 
 from r3jax import types
 from r3jax.agent import actors
+from r3jax.agent import contexts
 from r3jax.agent import experience
+from r3jax.agent import reference_loss
 from r3jax.agent import rollout as rollout_lib
 from r3jax.agent import rollout_settings
 from r3jax.agent import scoring
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_headers
+from r3jax.model import network
 from r3jax.parity import case_arrays
 from r3jax.parity import goldens
+from r3jax.parity import packing
 from r3jax.parity import results
 from r3jax.rl import iteration_settings
 from r3jax.rl import losses
@@ -211,8 +217,10 @@ def _actor(
   )
 
 
-def _score_drafts(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
-  """Scores two groups of one draft each."""
+def _draft_actor(
+  pack: Pack, policy, recorded: experience.Recorded
+) -> tuple[actors.Actor, experience.Prompts]:
+  """Returns the actor of drafts and their prompts."""
   ids, lengths = pack.segments("prompt_ids")
   towers = pack.golden.towers()
   capacities = layouts.Capacities(
@@ -225,8 +233,13 @@ def _score_drafts(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
     latent_grid=towers.latent_grid,
     vit_grid=(1, 1),
   )
-  actor = _actor(pack, policy, towers, capacities)
   prompts = experience.Prompts(ids, lengths, None, None, None, None)
+  return _actor(pack, policy, towers, capacities), prompts
+
+
+def _score_drafts(pack: Pack, policy, recorded: experience.Recorded) -> Outputs:
+  """Scores groups of one draft each."""
+  actor, prompts = _draft_actor(pack, policy, recorded)
   run = scoring.reason_pass(actor, prompts, recorded)
   hidden = run.output.text("thought")
   return _outputs(actor, recorded, hidden, run, layouts.DRAFT)
@@ -381,6 +394,9 @@ def _image_logprob(
 
 def scores(golden: Golden, case: str) -> Iterator[Result]:
   """Yields case j: logits, velocities of every branch, and both versions of what is trained."""
+  arrays = golden.arrays(case)
+  has_both = "FIXED_packed_mse_preds" in arrays
+  yield from _latent_positions(golden, case)
   for variant in ("consistent", "onpolicy"):
     k_case = f"k_loss_{case.removeprefix('j_pack_')}_{variant}"
     pack, recorded = _pack_of(golden, k_case)
@@ -390,7 +406,8 @@ def scores(golden: Golden, case: str) -> Iterator[Result]:
     if variant == "consistent":
       yield Result("logits", _scored(recorded, outputs.logits))
       yield Result("token_logps", _scored(recorded, outputs.logprob))
-      yield Result("packed_mse_preds", _in_packed_order(outputs.branches))
+      name = "FIXED_packed_mse_preds" if has_both else "packed_mse_preds"
+      yield Result(name, _in_packed_order(outputs.branches))
       yield Result("FIXED_velocity", case_arrays.packed(outputs.velocity))
       yield Result("FIXED_log_prob", logprob.reshape(-1))
     else:
@@ -399,6 +416,71 @@ def scores(golden: Golden, case: str) -> Iterator[Result]:
       token_std = np.repeat(std.reshape(-1, 1), logprob.shape[1], axis=0)
       yield Result("sde_std", token_std)
       yield Result("log_prob", logprob.reshape(-1))
+      if has_both:
+        branches = outputs.branches
+        if case == "j_pack_gen":
+          branches = _literal_draft_branches(pack, golden.policy, recorded)
+        yield Result("packed_mse_preds", _in_packed_order(branches))
+
+
+def _latent_positions(golden: Golden, case: str) -> Iterator[Result]:
+  """Yields positions and shapes of all latents in packed order: of every branch of every sample.
+
+  A branch is a sequence of its own, so that the clean latents of an edit are repeated; they are
+  never transposed.
+  """
+  arrays = golden.arrays(case)
+  # the latent images of the branches: full context, without text and, of an edit, without image
+  branches = (("draft",), ("copy",))
+  if case == "j_pack_edit":
+    branches = (("source", "edit"), ("source", "copy"), ("copy",))
+  names = [name for branch in branches for name in branch]
+  grid = golden.towers(_image_size(golden, case)).latent_grid
+  literal_grids = [grid[::-1] if name == "copy" else grid for name in names]
+  num_samples = len(case_arrays.numbered(golden, case, "generated_ids"))
+  for array, grids in (
+    ("packed_latent_position_ids", literal_grids),
+    ("FIXED_packed_latent_position_ids", [grid] * len(names)),
+  ):
+    if array in arrays:
+      ids = packing.latent_position_ids(golden, grids)
+      yield Result(array, np.tile(ids, num_samples))
+  if "patchified_vae_latent_shapes" in arrays:
+    shapes = np.tile(literal_grids, (num_samples, 1))
+    yield Result("patchified_vae_latent_shapes", shapes)
+
+
+def _image_size(golden: Golden, case: str) -> tuple[int, int]:
+  """Returns height and width of the images of a pack: that of its image, if it has one."""
+  image = golden.arrays(case).get("image")
+  if image is None:
+    height, width = golden.constants["image_hw"]
+  else:
+    height, width, _ = image.shape
+  return height, width
+
+
+@functools.partial(jax.jit, static_argnames="pack")
+def _literal_draft_branches(
+  pack: Pack, policy: types.Params, recorded: experience.Recorded
+) -> tuple[jax.Array, ...]:
+  """Returns the velocities of both branches of drafts, the copy transposed, each [B, N, C].
+
+  The reference's trainer computes the copy's velocity and leaves it out of its loss, so that
+  `compat.reference_loss` does not compute it.
+  """
+  actor, prompts = _draft_actor(pack, policy, recorded)
+  context = contexts.reason_context(actor, prompts, 1)
+  _, layout = reference_loss.reason(actor.settings.reason_flow, context.layout)
+  step = recorded.trajectory
+  noised = network.Noised(step.before, step.t)
+  inputs = {
+    "thought": recorded.text.ids,
+    **dict.fromkeys(layouts.DRAFT, noised),
+  }
+  lengths = {**context.lengths, "thought": recorded.text.lengths}
+  output = actor.run(layout, inputs, lengths, (context.cache,))
+  return actor.velocities(output, layouts.DRAFT)
 
 
 def _in_packed_order(branches: tuple[jax.Array, ...]) -> np.ndarray:

@@ -17,6 +17,10 @@ SIZES = [
   ((200, 150), (12, 7)),
   ((5, 7), (64, 3)),
   ((1, 1), (4, 4)),
+  # 30 rows and 15 columns, then 31 and 15 go: in Pillow 13 the latter go down first
+  ((60, 40), (30, 25)),
+  ((60, 40), (29, 25)),
+  ((60, 20), (40, 30)),
 ]
 
 
@@ -72,6 +76,27 @@ class TestResize:
     np.testing.assert_array_equal(
       resized, np.stack([_pil(image, after) for image in batch])
     )
+
+  @pytest.mark.parametrize("before, after", SIZES)
+  def test_equals_pillow_13_where_the_cheaper_pass_comes_first(
+    self, before, after
+  ):
+    image = np.random.default_rng(0).integers(0, 256, (*before, 3), np.uint8)
+    height, width = after
+    expected = Image.fromarray(image).resize((width, height), Image.BICUBIC)
+    resize = jax.jit(preprocess.resize, static_argnums=(1, 2))
+    resized = resize(image[None], after, "cheaper_first")
+    np.testing.assert_array_equal(resized[0], expected)
+
+  def test_the_orders_differ_where_many_more_rows_than_columns_go(self):
+    image = np.random.default_rng(0).integers(0, 256, (1, 60, 40, 3), np.uint8)
+    resize = jax.jit(preprocess.resize, static_argnums=(1, 2))
+    differs = {}
+    for first, size in {"across": (30, 25), "down": (29, 25)}.items():
+      across = resize(image, size)
+      cheaper = resize(image, size, "cheaper_first")
+      differs[first] = bool((across != cheaper).any())
+    assert differs == {"across": False, "down": True}
 
   def test_returns_the_image_where_the_size_is_unchanged(self):
     image = np.random.default_rng(0).integers(0, 256, (1, 9, 5, 3), np.uint8)
