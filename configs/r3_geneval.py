@@ -33,13 +33,14 @@ def _set_run(config: ConfigDict):
   """Sets what is trained, and for how long."""
   # Seed of all randomness of training; evaluation has its own, `eval.seed`.
   config.seed = 0
-  # Iterations. Each makes one update of the reason stage and `reflect_rounds` of the others.
+  # Iterations. Each makes one update of the reason stage and `reflect_rounds` of the others, or
+  # one of all with step.chain="full".
   config.total_steps = 500
   # Prompts of an iteration, over all devices.
   config.groups_per_step = 8
   # Samples of a prompt, which are compared with each other.
   config.group_size = 16
-  # Updates on reflect and refine in an iteration; 0 trains the reason stage alone.
+  # Rounds of reflect and refine in an iteration; 0 trains the reason stage alone.
   config.reflect_rounds = 1
   # A world of prompts with an exact verifier: "shapes", or "package.module:ATTRIBUTE" of your own.
   # `data.train`, `data.heldout`, `reward.name` and `model.folder` take "world": that of this world.
@@ -176,6 +177,8 @@ def _set_learning(config: ConfigDict):
   pool = config.pool = ConfigDict()
   # Probability that a group of the edit stages starts from a perfect image, where there is one.
   pool.perfect = 0.15
+  # Images of the pool from the second round on: "drafts", or "edits" of the round before.
+  pool.source = "drafts"
 
   optimizer = config.optimizer = ConfigDict()
   optimizer.und_learning_rate = (
@@ -251,6 +254,9 @@ def _set_reward(config: ConfigDict):
 def _set_devices(config: ConfigDict):
   """Sets how an iteration is compiled and spread over devices."""
   step = config.step = ConfigDict()
+  # "tree": groups edit images of a pool, and every stage has its update. "full": samples edit their
+  # own images, and one update follows all stages, see docs/algorithm.md#full-chain.
+  step.chain = "tree"
   # "fused" compiles an iteration as one program, "split" every stage on its own.
   step.mode = "fused"
   # Compiles for CPUs with hardly any optimization: quick to start, and slower to run.

@@ -193,6 +193,7 @@ def rollouts(
   mesh: Mapping[str, int],
   groups: int,
   samples: int,
+  own_sources: bool = False,
 ) -> dict[str, Cost]:
   """Returns the cost of a draft and a revision of images by stage, texts at their longest.
 
@@ -202,6 +203,7 @@ def rollouts(
     mesh: sizes of its axes.
     groups: number of prompts.
     samples: number of images of a prompt; what they share is computed once.
+    own_sources: whether each of them starts its edit from an image of its own.
   """
   llm = modules.bagel.config.llm
   rows = groups * samples
@@ -225,12 +227,14 @@ def rollouts(
     rows,
     num_copies,
   )
-  answer = forwards.shared(reflect, _REFLECT_CONTEXT)
+  num_sources = rows if own_sources else groups
+  edit_forwards = _Forwards(llm, num_sources, rows, num_copies)
+  answer = edit_forwards.shared(reflect, _REFLECT_CONTEXT)
   answer += _decode(
-    llm, reflect, "answer", _REFLECT_CONTEXT, rows, groups, num_copies
+    llm, reflect, "answer", _REFLECT_CONTEXT, rows, num_sources, num_copies
   )
-  edit = forwards.shared(refine, _SOURCE)
-  edit += forwards.own(refine, _INSTRUCTION, _SOURCE)
+  edit = edit_forwards.shared(refine, _SOURCE)
+  edit += edit_forwards.own(refine, _INSTRUCTION, _SOURCE)
   edit += _flow(
     llm,
     refine,
@@ -287,16 +291,21 @@ def iteration(
   )
   score_reason += _head(llm, rows * capacities.thought, num_copies)
 
-  score_edit = forwards.shared(reflect, _REFLECT_CONTEXT)
-  score_edit += forwards.own(reflect, ("answer",), _REFLECT_CONTEXT)
-  score_edit += forwards.shared(refine, _SOURCE)
-  score_edit += forwards.own(refine, (*_INSTRUCTION, *edit_names), _SOURCE)
+  own_sources = settings.chain == "full"
+  num_sources = rows if own_sources else groups
+  edit_forwards = _Forwards(llm, num_sources, rows, num_copies)
+  score_edit = edit_forwards.shared(reflect, _REFLECT_CONTEXT)
+  score_edit += edit_forwards.own(reflect, ("answer",), _REFLECT_CONTEXT)
+  score_edit += edit_forwards.shared(refine, _SOURCE)
+  score_edit += edit_forwards.own(refine, (*_INSTRUCTION, *edit_names), _SOURCE)
   score_edit += _head(llm, rows * capacities.answer, num_copies)
 
   forward_passes = 1 + settings.loss.needs_reference + remat
   backward_passes = BACKWARD if trains_all else BACKWARD / 2
   passes = forward_passes + backward_passes
-  stages = rollouts(modules, rollout, mesh, groups, settings.group_size)
+  stages = rollouts(
+    modules, rollout, mesh, groups, settings.group_size, own_sources
+  )
   return stages | {
     "reason: update": score_reason.times(passes),
     "edit: update": score_edit.times(passes),

@@ -131,7 +131,7 @@ def edit(
   }
 
 
-def pool(pool: pools.Pool) -> Metrics:
+def pool(pool: pools.ScoredImages) -> Metrics:
   """Measures what groups may draw: the shares of images that are right, wrong and unscored."""
   is_right = pool.valid & (pool.reward == 1)
   return {
@@ -149,14 +149,6 @@ def update(
   """Measures one update; terms and gradients are sums over all replicas."""
   num_tokens = jnp.maximum(text.num_tokens, 1)
   num_images = jnp.maximum(image.num_images, 1)
-  # Which half of the model learns: the norm of each expert's gradient, the other one's set to 0.
-  labels = train_state.expert_labels(gradients)
-
-  def gradient_of(expert: str) -> types.Params:
-    return jax.tree.map(
-      lambda gradient, label: gradient * (label == expert), gradients, labels
-    )
-
   return {
     "text_policy": text.policy / num_tokens,
     "text_kl": text.kl / num_tokens,
@@ -169,9 +161,24 @@ def update(
     "image_ratio": image.ratio / num_images,
     "image_ratio_deviation": image.deviation / num_images,
     "image_clipped": image.num_clipped / num_images,
+    **gradient_norms(gradients),
+    "mismatch_text": text.mismatch,
+    "mismatch_image": image.mismatch,
+  }
+
+
+def gradient_norms(gradients: types.Params) -> Metrics:
+  """Measures the gradient of a loss, and which half of the model it would change."""
+  labels = train_state.expert_labels(gradients)
+
+  # The norm of each expert's gradient is that of the whole with the other one's set to 0.
+  def gradient_of(expert: str) -> types.Params:
+    return jax.tree.map(
+      lambda gradient, label: gradient * (label == expert), gradients, labels
+    )
+
+  return {
     "gradient_norm": optax.tree.norm(gradients),
     "gradient_norm_und": optax.tree.norm(gradient_of("und")),
     "gradient_norm_gen": optax.tree.norm(gradient_of("gen")),
-    "mismatch_text": text.mismatch,
-    "mismatch_image": image.mismatch,
   }

@@ -1,10 +1,12 @@
 """One R3 iteration: reason -> update -> pool -> reflect and refine -> update.
 
-`run` is the algorithm, one line per stage (docs/algorithm.md#stages; R3, arXiv 2602.15772). It runs
-on anything that has the stages: `replica_stages.ReplicaStages` inside one mapped program, or the
-separate programs of `mapped.split`.
+`tree` is the algorithm, one line per stage (docs/algorithm.md#stages; R3, arXiv 2602.15772), and
+`full_chain` what R3 compares it with (docs/algorithm.md#full-chain). Both run on anything that has
+the stages: `replica_stages.ReplicaStages` inside one mapped program, or the separate programs of
+`mapped.split`.
 """
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Protocol
 
@@ -54,10 +56,14 @@ class Stages(Protocol):
     """Updates the policy on the reason stage."""
     ...
 
-  def pool(
-    self, drafts: stage_outputs.Drafts, score: types.Score, /
-  ) -> pools.Pool:
-    """Gathers the drafts of all replicas with their scores."""
+  def pool(self, images: pools.ScoredImages, /) -> pools.ScoredImages:
+    """Gathers the images of a stage from all replicas."""
+    ...
+
+  def draw(
+    self, pool: pools.ScoredImages, key: types.Key, turn: int, /
+  ) -> pools.ScoredImages:
+    """Draws a source image from the pool for every group."""
     ...
 
   def edit(
@@ -65,12 +71,12 @@ class Stages(Protocol):
     state: train_state.TrainState,
     frozen: train_state.Frozen,
     prompts: experience.Prompts,
-    pool: pools.Pool,
+    sources: pools.ScoredImages,
     key: types.Key,
     turn: int,
     /,
   ) -> stage_outputs.Edits:
-    """Draws a source image for every group, reflects on it and refines it."""
+    """Reflects on source images and refines them, with `group_size` samples per group."""
     ...
 
   def score_edits(self, edits: stage_outputs.Edits, /) -> types.Score:
@@ -88,10 +94,21 @@ class Stages(Protocol):
     """Updates the policy on the reflect and refine stages."""
     ...
 
-  def pool_again(
-    self, edits: stage_outputs.Edits, score: types.Score, /
-  ) -> pools.Pool:
-    """Gathers the edits of all replicas with their scores, for a further round."""
+  def learn_from_chain(
+    self,
+    state: train_state.TrainState,
+    frozen: train_state.Frozen,
+    drafts: stage_outputs.Drafts,
+    draft_score: types.Score,
+    rounds: Sequence[tuple[stage_outputs.Edits, types.Score]],
+    /,
+  ) -> tuple[
+    train_state.TrainState, Sequence[diagnostics.Metrics], diagnostics.Metrics
+  ]:
+    """Updates the policy once, on all stages of the full chain.
+
+    The metrics are those of every stage (reason, then edits round by round), and of the update.
+    """
     ...
 
 
@@ -117,28 +134,81 @@ def run(
   """
   # The key depends on the iteration alone: a resumed run draws what an uninterrupted one draws.
   key = random_keys.iteration_key(seed, state.step)
+  iterate = full_chain if stages.settings.chain == "full" else tree
+  state, metrics, samples = iterate(stages, state, frozen, prompts, key)
+  return dataclasses.replace(state, step=state.step + 1), metrics, samples
 
+
+def tree(
+  stages: Stages,
+  state: train_state.TrainState,
+  frozen: train_state.Frozen,
+  prompts: experience.Prompts,
+  key: types.Key,
+) -> tuple[train_state.TrainState, diagnostics.Metrics, stage_outputs.Samples]:
+  """Runs R3's Tree-RL: groups edit images of a pool, and every stage has its own update."""
   # Think about the prompts, draw drafts, learn from their rewards.
   drafts = stages.draft(state, frozen, prompts, key)
   draft_score = stages.score_drafts(drafts)
   state, metrics = stages.learn_to_reason(state, frozen, drafts, draft_score)
   metrics = _prefixed("reason", metrics)
-  pool = stages.pool(drafts, draft_score)
+  pool = stages.pool(stage_outputs.scored_drafts(drafts, draft_score))
 
   # Look at images of the pool, edit them, learn from how much better they have become.
   edits = None
   edit_score = None
-  for turn in range(stages.settings.num_reflect_rounds):
+  num_rounds = stages.settings.num_reflect_rounds
+  for turn in range(num_rounds):
     metrics |= _prefixed(numbered("pool", turn), diagnostics.pool(pool))
+    sources = stages.draw(pool, key, turn)
     # The policy that edits has already learned from the drafts.
-    edits = stages.edit(state, frozen, prompts, pool, key, turn)
+    edits = stages.edit(state, frozen, prompts, sources, key, turn)
     edit_score = stages.score_edits(edits)
     state, edit_metrics = stages.learn_to_edit(state, frozen, edits, edit_score)
     metrics |= _prefixed(numbered("edit", turn), edit_metrics)
-    # The reference draws every round's source from the drafts; we draw from the round before.
-    pool = stages.pool_again(edits, edit_score)
+    # The reference draws the sources of every round from the drafts.
+    if stages.settings.pool_source == "edits" and turn + 1 < num_rounds:
+      pool = stages.pool(stage_outputs.scored_edits(edits, edit_score))
 
-  state = dataclasses.replace(state, step=state.step + 1)
+  samples = stage_outputs.Samples(drafts, draft_score, edits, edit_score)
+  return state, metrics, samples
+
+
+def full_chain(
+  stages: Stages,
+  state: train_state.TrainState,
+  frozen: train_state.Frozen,
+  prompts: experience.Prompts,
+  key: types.Key,
+) -> tuple[train_state.TrainState, diagnostics.Metrics, stage_outputs.Samples]:
+  """Runs whole chains: every sample edits its own image, and one update follows all stages."""
+  # Think about the prompts and draw drafts.
+  drafts = stages.draft(state, frozen, prompts, key)
+  draft_score = stages.score_drafts(drafts)
+  images = stage_outputs.scored_drafts(drafts, draft_score)
+
+  # Look at each image and edit it, by the policy that drew the drafts.
+  edits = None
+  edit_score = None
+  rounds = []
+  for turn in range(stages.settings.num_reflect_rounds):
+    edits = stages.edit(state, frozen, prompts, images, key, turn)
+    edit_score = stages.score_edits(edits)
+    rounds.append((edits, edit_score))
+    images = stage_outputs.scored_edits(edits, edit_score)
+
+  # Learn from all stages together.
+  state, by_stage, update_metrics = stages.learn_from_chain(
+    state, frozen, drafts, draft_score, rounds
+  )
+  metrics = _prefixed("chain", update_metrics)
+  headings = [
+    "reason",
+    *(numbered("edit", turn) for turn in range(len(rounds))),
+  ]
+  for heading, stage_metrics in zip(headings, by_stage, strict=True):
+    metrics |= _prefixed(heading, stage_metrics)
+
   samples = stage_outputs.Samples(drafts, draft_score, edits, edit_score)
   return state, metrics, samples
 

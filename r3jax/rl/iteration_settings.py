@@ -2,6 +2,9 @@
 
 import dataclasses
 
+CHAINS = ("tree", "full")
+POOL_SOURCES = ("drafts", "edits")
+
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
@@ -43,7 +46,12 @@ class IterationSettings:
     group_size: samples per prompt (M), at least 2.
     loss: weights of the objective.
     pool_perfect: probability that a group reflects on an image of score 1.
-    num_reflect_rounds: updates on reflect and refine per iteration; 0 trains
+    chain: one of CHAINS. "tree": groups reflect on images of a pool, with an
+      update after every stage; "full": samples reflect on their own images,
+      with one update on all stages.
+    pool_source: one of POOL_SOURCES, the images that the pool of a further
+      round holds.
+    num_reflect_rounds: rounds of reflect and refine per iteration; 0 trains
       the reason stage only.
     num_micro_batches: parts that a replica's samples are cut into; their
       gradients are computed one after the other.
@@ -53,6 +61,8 @@ class IterationSettings:
   group_size: int
   loss: LossSettings
   pool_perfect: float
+  chain: str
+  pool_source: str
   num_reflect_rounds: int = 1
   num_micro_batches: int = 1
 
@@ -60,6 +70,14 @@ class IterationSettings:
     if self.num_micro_batches < 1:
       raise ValueError(
         f"step.micro_batches must be at least 1; got {self.num_micro_batches}"
+      )
+    if self.chain not in CHAINS:
+      raise ValueError(
+        f"step.chain must be one of {CHAINS}; got {self.chain!r}"
+      )
+    if self.pool_source not in POOL_SOURCES:
+      raise ValueError(
+        f"pool.source must be one of {POOL_SOURCES}; got {self.pool_source!r}"
       )
     if self.num_groups < 1:
       raise ValueError(

@@ -1,6 +1,6 @@
 """The iteration mapped over replicas: as one fused program, or as one program per stage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import time
@@ -58,6 +58,9 @@ def fused(
 
 
 _Learned = tuple[train_state.TrainState, diagnostics.Metrics]
+_LearnedFromChain = tuple[
+  train_state.TrainState, Sequence[diagnostics.Metrics], diagnostics.Metrics
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +71,15 @@ class StagePrograms:
   draft: Callable[..., stage_outputs.Drafts]
   score_drafts: Callable[..., types.Score]
   learn_to_reason: Callable[..., _Learned]
-  pool: Callable[..., pools.Pool]
+  pool: Callable[..., pools.ScoredImages]
+  draw: Callable[..., pools.ScoredImages]
   edit: Callable[..., stage_outputs.Edits]
   score_edits: Callable[..., types.Score]
   learn_to_edit: Callable[..., _Learned]
-  pool_again: Callable[..., pools.Pool]
+  learn_from_chain: Callable[..., _LearnedFromChain]
 
   def names(self) -> tuple[str, ...]:
-    """Returns the names of the stages, in the order in which they first run."""
+    """Returns the names of all stages; an iteration runs those of its chain."""
     fields = dataclasses.fields(self)
     return tuple(field.name for field in fields if field.name != "settings")
 
@@ -100,6 +104,8 @@ def split(
     function = _map_over_replicas(stage, mesh, in_specs, out_specs)
     return jax.jit(function, out_shardings=out_shardings)
 
+  # (state, frozen, prompts, sources, key, turn) -> edits
+  edit_in = (_WHOLE, _WHOLE, _WHOLE, _ROWS, _WHOLE, _WHOLE)
   # (state, frozen, samples, scores) -> (state, metrics)
   learn_in = (_WHOLE, _WHOLE, _ROWS, _ROWS)
   learn_out = (_WHOLE, _WHOLE)
@@ -112,13 +118,19 @@ def split(
     learn_to_reason=compiled(
       stages.learn_to_reason, learn_in, learn_out, learn_shardings
     ),
-    pool=compiled(stages.pool, (_ROWS, _ROWS), _WHOLE),
-    edit=compiled(stages.edit, (_WHOLE,) * 6, _ROWS),
+    pool=compiled(stages.pool, (_ROWS,), _WHOLE),
+    draw=compiled(stages.draw, (_WHOLE,) * 3, _ROWS),
+    edit=compiled(stages.edit, edit_in, _ROWS),
     score_edits=compiled(stages.score_edits, (_ROWS,), _ROWS),
     learn_to_edit=compiled(
       stages.learn_to_edit, learn_in, learn_out, learn_shardings
     ),
-    pool_again=compiled(stages.pool_again, (_ROWS, _ROWS), _WHOLE),
+    learn_from_chain=compiled(
+      stages.learn_from_chain,
+      (_WHOLE, _WHOLE, _ROWS, _ROWS, _ROWS),
+      (_WHOLE, _WHOLE, _WHOLE),
+      (shardings, None, None),
+    ),
   )
 
 

@@ -126,16 +126,22 @@ class Placement:
     return jax.tree.map(take, prompts)
 
   def repeat(self, tree):
-    """Repeats rows of groups so that there is one for every sample of this replica."""
-    return jax.tree.map(
-      lambda x: jnp.repeat(x, self.samples_per_group, axis=0), tree
-    )
+    """Repeats rows of groups so that there is one for every sample of this replica.
+
+    Rows of samples stay as they are.
+    """
+
+    def repeat_rows(x: jax.Array) -> jax.Array:
+      return jnp.repeat(x, self.num_rows // x.shape[0], axis=0)
+
+    return jax.tree.map(repeat_rows, tree)
 
   def micro_batches(self, by_group, by_sample, num_parts: int):
     """Cuts this replica's rows into equal parts: whole groups, or the same part of each group.
 
     Args:
-      by_group: tree of rows of groups, [num_local_groups, ...].
+      by_group: tree of rows of groups, [num_local_groups, ...]; or of samples,
+        where each has a row of its own.
       by_sample: tree of rows of samples, [num_rows, ...].
       num_parts: number of parts, see `check`.
 
@@ -150,6 +156,8 @@ class Placement:
     samples_of_part = self.samples_per_group // sample_parts
 
     def cut_groups(x: jax.Array) -> jax.Array:
+      if x.shape[0] == self.num_rows:
+        return cut_samples(x)
       # All parts of a group read the same row of it.
       parts = x.reshape(group_parts, groups_of_part, *x.shape[1:])
       return jnp.repeat(parts, sample_parts, axis=0)

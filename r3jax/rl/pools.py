@@ -1,7 +1,7 @@
 """The pool: which image a group of the reflect stage starts from (docs/algorithm.md#pool).
 
 R3's Tree-RL: instead of continuing every chain, groups draw their source image from all images of
-the stage before.
+an earlier stage.
 """
 
 import flax.struct
@@ -12,8 +12,12 @@ from r3jax import types
 
 
 @flax.struct.dataclass
-class Pool:
-  """Every image of a stage, over all groups and replicas (P = G M).
+class ScoredImages:
+  """Images that can be reflected on.
+
+  The images of one stage are rows of samples, a *pool* is all of them over all groups and replicas
+  (P = G M), and *sources* are what reflections start from: rows of groups where the samples of a
+  group share a source, rows of samples where each has its own.
 
   Attributes:
     images: 8-bit RGB.

@@ -4,6 +4,7 @@ The methods run inside a program that is mapped over the `data` axis, see `mappe
 samples are this replica's, statistics and updates are over all replicas.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -13,6 +14,7 @@ import optax
 from r3jax import types
 from r3jax.agent import actors
 from r3jax.agent import experience
+from r3jax.agent import random_keys
 from r3jax.agent import rollout
 from r3jax.agent import rollout_settings
 from r3jax.agent import scoring
@@ -77,7 +79,11 @@ class ReplicaStages:
     reason = rollout.reason(actor, local_prompts, keys)
     parsed = self.parse(reason.text.ids, reason.text.lengths, "reason")
     format_reward = jnp.asarray(parsed.format)
-    return stage_outputs.Drafts(reason, local_prompts, format_reward)
+    # The groups of the reason stage are the iteration's prompts, in order.
+    prompt_index = self.place.row_ids() // self.settings.group_size
+    return stage_outputs.Drafts(
+      reason, local_prompts, format_reward, prompt_index
+    )
 
   @jax.named_scope("score")
   def score_drafts(self, drafts: stage_outputs.Drafts) -> types.Score:
@@ -95,42 +101,31 @@ class ReplicaStages:
     score: types.Score,
   ) -> tuple[train_state.TrainState, diagnostics.Metrics]:
     """Updates the policy on the reason stage."""
-    # Statistics are over whole groups, whose samples may be on several replicas.
-    table = self._reason_table(drafts, score)
-    advantages = returns.reason_advantages(table, self.settings.loss)
+    gradient, metrics = self._reason_gradient(state, frozen, drafts, score)
+    return self._step(state, gradient), metrics
 
-    def forward(
-      policy: types.Params,
-      prompts: experience.Prompts,
-      recorded: experience.Recorded,
-    ) -> scoring.Outputs:
-      actor = self._actor(policy, frozen)
-      return scoring.score_reason(actor, prompts, recorded)
-
-    reason = drafts.rollout
-    batch = update.Batch(
-      shared=drafts.prompts,
-      recorded=experience.Recorded(reason.text, reason.trajectory),
-      advantages=self.place.local_rows(advantages),
-    )
-    flow = self.rollout.reason_flow
-    state, metrics = self._update(state, frozen, forward, batch, flow)
-    return state, diagnostics.reason(table, advantages) | metrics
+  # --- Pool --------------------------------------------------------------------------------------
 
   @jax.named_scope("pool")
-  def pool(
-    self, drafts: stage_outputs.Drafts, score: types.Score
-  ) -> pools.Pool:
-    """Gathers the drafts of all replicas with their scores."""
-    local = pools.Pool(
-      images=drafts.rollout.images,
-      reward=score.value,
-      valid=score.valid,
-      parts=score.parts,
-      # The groups of the reason stage are the iteration's prompts, in order.
-      prompt_index=self.place.row_ids() // self.settings.group_size,
-    )
-    return self.place.gather(local)
+  def pool(self, images: pools.ScoredImages) -> pools.ScoredImages:
+    """Gathers the images of all replicas."""
+    return self.place.gather(images)
+
+  def draw(
+    self, pool: pools.ScoredImages, key: types.Key, turn: int
+  ) -> pools.ScoredImages:
+    """Draws a source image from the pool for each of this replica's groups."""
+    group_keys = self.place.keys(key, "reflect", turn).group
+
+    def draw_index(group_key: types.Key) -> jax.Array:
+      # The group's key itself belongs to its flow noise.
+      draw_key = jax.random.fold_in(group_key, 0)
+      return pools.draw(
+        draw_key, pool.reward, pool.valid, self.settings.pool_perfect
+      )
+
+    drawn = jax.vmap(draw_index)(group_keys)
+    return jax.tree.map(lambda x: x[drawn], pool)
 
   # --- Reflect and refine ------------------------------------------------------------------------
 
@@ -139,24 +134,22 @@ class ReplicaStages:
     state: train_state.TrainState,
     frozen: train_state.Frozen,
     prompts: experience.Prompts,
-    pool: pools.Pool,
+    sources: pools.ScoredImages,
     key: types.Key,
     turn: int,
   ) -> stage_outputs.Edits:
-    """Draws a source image for every group, reflects on it and refines it."""
+    """Reflects on source images, one per group or per sample, and refines them."""
     actor = self._sampling_actor(state, frozen)
-    reflect_keys = self.place.keys(key, "reflect", turn)
-    refine_keys = self.place.keys(key, "refine", turn)
+    num_sources = sources.reward.shape[0]
+    reflect_keys = self._edit_keys(key, "reflect", turn, num_sources)
+    refine_keys = self._edit_keys(key, "refine", turn, num_sources)
 
-    # One source image per group, and the prompt that it was made for.
-    drawn = self._draw_sources(pool, reflect_keys.group)
-    parts_drawn = {name: part[drawn] for name, part in pool.parts.items()}
-    prompt_index = pool.prompt_index[drawn]
-    group_prompts = jax.tree.map(lambda x: x[prompt_index], prompts)
-    source = rollout.look(actor, pool.images[drawn])
+    # Every source with the prompt that it was made for.
+    source_prompts = jax.tree.map(lambda x: x[sources.prompt_index], prompts)
+    source = rollout.look(actor, sources.images)
 
-    # The samples of a group look at the same image and differ in what they ask for.
-    text = rollout.reflect(actor, group_prompts, source, reflect_keys)
+    # Samples that look at the same image differ in what they ask for.
+    text = rollout.reflect(actor, source_prompts, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
     # In a compiled program the parser returns JAX arrays, and these conversions do nothing.
     instruction = experience.Instruction(
@@ -171,12 +164,12 @@ class ReplicaStages:
       instruction=instruction,
       truncated=jnp.asarray(parsed.truncated),
       refined=refined,
-      prompts=group_prompts,
+      prompts=source_prompts,
       source=source,
-      reward_before=self.place.repeat(pool.reward[drawn]),
-      valid_before=self.place.repeat(pool.valid[drawn]),
-      parts_before=self.place.repeat(parts_drawn),
-      prompt_index=self.place.repeat(prompt_index),
+      reward_before=self.place.repeat(sources.reward),
+      valid_before=self.place.repeat(sources.valid),
+      parts_before=self.place.repeat(sources.parts),
+      prompt_index=self.place.repeat(sources.prompt_index),
     )
 
   @jax.named_scope("score")
@@ -202,42 +195,35 @@ class ReplicaStages:
     score: types.Score,
   ) -> tuple[train_state.TrainState, diagnostics.Metrics]:
     """Updates the policy on the reflect and refine stages."""
-    table = self._edit_table(edits, score)
-    advantages = returns.edit_advantages(table, self.settings.loss)
+    gradient, metrics = self._edit_gradient(state, frozen, edits, score)
+    return self._step(state, gradient), metrics
 
-    def forward(
-      policy: types.Params,
-      shared: tuple[experience.Prompts, experience.Source],
-      recorded: experience.RecordedEdit,
-    ) -> scoring.Outputs:
-      actor = self._actor(policy, frozen)
-      prompts, source = shared
-      return scoring.score_edit(actor, prompts, source, recorded)
+  # --- Full chain --------------------------------------------------------------------------------
 
-    batch = update.Batch(
-      shared=(edits.prompts, edits.source),
-      recorded=experience.RecordedEdit(
-        edits.text, edits.refined.trajectory, edits.instruction
-      ),
-      advantages=self.place.local_rows(advantages),
+  @jax.named_scope("update")
+  def learn_from_chain(
+    self,
+    state: train_state.TrainState,
+    frozen: train_state.Frozen,
+    drafts: stage_outputs.Drafts,
+    draft_score: types.Score,
+    rounds: Sequence[tuple[stage_outputs.Edits, types.Score]],
+  ) -> tuple[
+    train_state.TrainState, Sequence[diagnostics.Metrics], diagnostics.Metrics
+  ]:
+    """Updates the policy once, on the sum of the losses of all stages."""
+    gradient, metrics = self._reason_gradient(
+      state, frozen, drafts, draft_score
     )
-    flow = self.rollout.refine_flow
-    state, metrics = self._update(state, frozen, forward, batch, flow)
-    return state, diagnostics.edit(table, advantages) | metrics
-
-  @jax.named_scope("pool")
-  def pool_again(
-    self, edits: stage_outputs.Edits, score: types.Score
-  ) -> pools.Pool:
-    """Gathers the edits of all replicas with their scores, for a further round."""
-    local = pools.Pool(
-      images=edits.refined.images,
-      reward=score.value,
-      valid=score.valid & edits.valid_before,
-      parts=score.parts,
-      prompt_index=edits.prompt_index,
+    by_stage = [metrics]
+    for edits, score in rounds:
+      edit_gradient, metrics = self._edit_gradient(state, frozen, edits, score)
+      gradient = jax.tree.map(jnp.add, gradient, edit_gradient)
+      by_stage.append(metrics)
+    total = {"loss": gradient.loss} | diagnostics.gradient_norms(
+      gradient.gradients
     )
-    return self.place.gather(local)
+    return self._step(state, gradient), by_stage, total
 
   # --- Parts of the stages -----------------------------------------------------------------------
 
@@ -256,17 +242,15 @@ class ReplicaStages:
     policy = frozen.whole(state.policy)
     return actors.sampler(self.modules, policy, frozen.towers, self.rollout)
 
-  def _draw_sources(self, pool: pools.Pool, group_keys: types.Key) -> jax.Array:
-    """Returns the index of an image of the pool for every group, [num_local_groups]."""
-
-    def draw(group_key: types.Key) -> jax.Array:
-      # The group's key itself belongs to its flow noise.
-      key = jax.random.fold_in(group_key, 0)
-      return pools.draw(
-        key, pool.reward, pool.valid, self.settings.pool_perfect
-      )
-
-    return jax.vmap(draw)(group_keys)
+  def _edit_keys(
+    self, key: types.Key, stage: str, turn: int, num_sources: int
+  ) -> random_keys.Keys:
+    """Returns the keys of an edit stage, with a row per source in place of one per group."""
+    keys = self.place.keys(key, stage, turn)
+    # Sources of one group share its key, and with it the initial noise and the SDE step.
+    repeats = num_sources // self.place.num_local_groups
+    group_keys = jnp.repeat(keys.group, repeats, axis=0)
+    return random_keys.Keys(group_keys, keys.sample)
 
   def _reason_table(
     self, drafts: stage_outputs.Drafts, score: types.Score
@@ -304,20 +288,80 @@ class ReplicaStages:
     )
     return self.place.by_group(local)
 
-  def _update(
+  def _reason_gradient(
+    self,
+    state: train_state.TrainState,
+    frozen: train_state.Frozen,
+    drafts: stage_outputs.Drafts,
+    score: types.Score,
+  ) -> tuple[update.LossGradient, diagnostics.Metrics]:
+    """Returns the gradient of the reason stage, and its metrics."""
+    # Statistics are over whole groups, whose samples may be on several replicas.
+    table = self._reason_table(drafts, score)
+    advantages = returns.reason_advantages(table, self.settings.loss)
+
+    def forward(
+      policy: types.Params,
+      prompts: experience.Prompts,
+      recorded: experience.Recorded,
+    ) -> scoring.Outputs:
+      actor = self._actor(policy, frozen)
+      return scoring.score_reason(actor, prompts, recorded)
+
+    reason = drafts.rollout
+    batch = update.Batch(
+      shared=drafts.prompts,
+      recorded=experience.Recorded(reason.text, reason.trajectory),
+      advantages=self.place.local_rows(advantages),
+    )
+    flow = self.rollout.reason_flow
+    gradient, metrics = self._gradient(state, frozen, forward, batch, flow)
+    return gradient, diagnostics.reason(table, advantages) | metrics
+
+  def _edit_gradient(
+    self,
+    state: train_state.TrainState,
+    frozen: train_state.Frozen,
+    edits: stage_outputs.Edits,
+    score: types.Score,
+  ) -> tuple[update.LossGradient, diagnostics.Metrics]:
+    """Returns the gradient of the reflect and refine stages, and their metrics."""
+    table = self._edit_table(edits, score)
+    own_sources = self.settings.chain == "full"
+    advantages = returns.edit_advantages(table, self.settings.loss, own_sources)
+
+    def forward(
+      policy: types.Params,
+      shared: tuple[experience.Prompts, experience.Source],
+      recorded: experience.RecordedEdit,
+    ) -> scoring.Outputs:
+      actor = self._actor(policy, frozen)
+      prompts, source = shared
+      return scoring.score_edit(actor, prompts, source, recorded)
+
+    batch = update.Batch(
+      shared=(edits.prompts, edits.source),
+      recorded=experience.RecordedEdit(
+        edits.text, edits.refined.trajectory, edits.instruction
+      ),
+      advantages=self.place.local_rows(advantages),
+    )
+    flow = self.rollout.refine_flow
+    gradient, metrics = self._gradient(state, frozen, forward, batch, flow)
+    return gradient, diagnostics.edit(table, advantages) | metrics
+
+  def _gradient(
     self,
     state: train_state.TrainState,
     frozen: train_state.Frozen,
     forward: update.Forward,
     batch: update.Batch,
     flow: rollout_settings.FlowSettings,
-  ) -> tuple[train_state.TrainState, diagnostics.Metrics]:
-    """Takes one optimizer step on the objective, which is a sum over all replicas.
-
-    Without a sample that counts, neither the policy nor the optimizer changes.
+  ) -> tuple[update.LossGradient, diagnostics.Metrics]:
+    """Returns the gradient of the objective, which is a sum over all replicas.
 
     Args:
-      state: before the step.
+      state: holds the policy to differentiate by.
       frozen: holds the reference.
       forward: scores the samples.
       batch: the samples of this replica.
@@ -342,19 +386,30 @@ class ReplicaStages:
       state.policy, reference, forward, micro_batches, totals, flow, loss
     )
     result = update.over_replicas(share)
+    total_tokens, total_images = totals
+    num_terms = total_tokens + total_images
+    gradient = update.LossGradient(result.loss, result.gradients, num_terms)
+    metrics = diagnostics.update(result.text, result.image, result.gradients)
+    return gradient, {"loss": result.loss} | metrics
 
+  def _step(
+    self, state: train_state.TrainState, gradient: update.LossGradient
+  ) -> train_state.TrainState:
+    """Takes one optimizer step.
+
+    Without a sample that counts, neither the policy nor the optimizer changes.
+    """
     # Every replica takes the same step, with the same gradients.
     updates, opt_state = self.optimizer.update(
-      result.gradients, state.opt_state, state.policy
+      gradient.gradients, state.opt_state, state.policy
     )
     policy = optax.apply_updates(state.policy, updates)
     changed = dataclasses.replace(state, policy=policy, opt_state=opt_state)
     # Otherwise momentum and decay would move the policy, and warm-up would count the update, with
     # nothing learned.
-    has_samples = sum(totals) > 0
+    has_samples = gradient.num_terms > 0
     state = jax.tree.map(
       lambda new, old: jnp.where(has_samples, new, old), changed, state
     )
-    metrics = diagnostics.update(result.text, result.image, result.gradients)
     # Without the barrier XLA holds about one more copy of the parameters, see docs/tpu.md.
-    return jax.lax.optimization_barrier(state), {"loss": result.loss} | metrics
+    return jax.lax.optimization_barrier(state)

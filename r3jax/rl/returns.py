@@ -122,9 +122,20 @@ def reason_advantages(
 
 
 def edit_advantages(
-  table: group_table.EditTable, loss: iteration_settings.LossSettings
+  table: group_table.EditTable,
+  loss: iteration_settings.LossSettings,
+  own_sources: bool,
 ) -> Advantages:
-  """Returns the advantages [G, M] of the reflect and refine stages; the image return is r."""
+  """Returns the advantages [G, M] of the reflect and refine stages.
+
+  The image return is r where a group shares its source, and r - r₀ where every sample has its own.
+  Advantages are differences inside a group, so that with a shared source both are the same.
+
+  Args:
+    table: the stages' samples.
+    loss: weights of the objective.
+    own_sources: whether every sample starts from an image of its own.
+  """
   counts = comparable(table.valid)
   text_return = reflect_return(
     table.reward,
@@ -133,7 +144,11 @@ def edit_advantages(
     table.format_reward,
     loss.format_weight,
   )
-  image = group_advantage(table.reward, counts, loss.divide_by_std)
+  image_return = table.reward
+  if own_sources:
+    # With r alone, a sample that starts from a better image would be rewarded for that.
+    image_return = table.reward - table.reward_before
+  image = group_advantage(image_return, counts, loss.divide_by_std)
   return Advantages(
     text=group_advantage(text_return, counts, loss.divide_by_std),
     # The image of a sample that stops was not sampled, so it teaches the image expert nothing.

@@ -5,6 +5,7 @@ import jax
 
 from r3jax import types
 from r3jax.agent import experience
+from r3jax.rl import pools
 
 
 @flax.struct.dataclass
@@ -15,11 +16,13 @@ class Drafts:
     rollout: thoughts and drafts, rows of samples.
     prompts: of this replica's groups, rows of groups.
     format_reward: f of every thought.
+    prompt_index: which of the iteration's prompts every sample works on.
   """
 
   rollout: experience.Reason
   prompts: experience.Prompts
   format_reward: jax.Array  # [B] float32
+  prompt_index: jax.Array  # [B] int32
 
 
 @flax.struct.dataclass
@@ -32,8 +35,9 @@ class Edits:
     instruction: what the reflections ask for.
     truncated: whether the instruction did not fit into its segment.
     refined: edited images, rows of samples.
-    prompts: what the source images were made for, rows of groups.
-    source: images that the groups reflect on, rows of groups.
+    prompts: what the source images were made for, a row per source image.
+    source: images that are reflected on: rows of groups in the tree, rows of
+      samples in the full chain.
     reward_before: r₀ of every sample's source image; read it only where
       `valid_before`.
     valid_before: whether that reward is there.
@@ -65,3 +69,25 @@ class Samples:
   draft_score: types.Score
   edits: Edits | None
   edit_score: types.Score | None
+
+
+def scored_drafts(drafts: Drafts, score: types.Score) -> pools.ScoredImages:
+  """Returns the drafts with their scores, rows of samples."""
+  return pools.ScoredImages(
+    images=drafts.rollout.images,
+    reward=score.value,
+    valid=score.valid,
+    parts=score.parts,
+    prompt_index=drafts.prompt_index,
+  )
+
+
+def scored_edits(edits: Edits, score: types.Score) -> pools.ScoredImages:
+  """Returns the edits with their scores, rows of samples; one needs the score of its source too."""
+  return pools.ScoredImages(
+    images=edits.refined.images,
+    reward=score.value,
+    valid=score.valid & edits.valid_before,
+    parts=score.parts,
+    prompt_index=edits.prompt_index,
+  )

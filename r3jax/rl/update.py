@@ -56,6 +56,22 @@ class Gradients:
   gradients: types.Params
 
 
+@flax.struct.dataclass
+class LossGradient:
+  """A loss and its gradient over all replicas; those of several stages add up, field by field.
+
+  Attributes:
+    loss: the loss of one update, or the share of one stage in it.
+    gradients: gradient of `loss` by the trained parameters.
+    num_terms: T + J, the tokens and images that carry loss; 0 where there is
+      nothing to learn from.
+  """
+
+  loss: jax.Array  # []
+  gradients: types.Params
+  num_terms: jax.Array  # [] int32
+
+
 def gradients(
   policy: types.Params,
   reference: types.Params | None,

@@ -17,6 +17,7 @@ from r3jax.model import mot
 from r3jax.parallel import sharding
 from r3jax.rewards import registry as rewards_registry
 from r3jax.rewards.remote import protocol
+from r3jax.rl import iteration_settings
 from r3jax.run import model_setup
 from r3jax.worlds import registry as worlds_registry
 
@@ -113,6 +114,7 @@ RULES: dict[str, rules.Rule] = {
   "loss.divide_by_std": rules.Flag(),
   "loss.format_weight": _WEIGHT,
   "pool.perfect": _SHARE,
+  "pool.source": rules.OneOf(iteration_settings.POOL_SOURCES),
   "optimizer.und_learning_rate": rules.Real(0, 1),
   "optimizer.gen_learning_rate": rules.Real(0, 1),
   "optimizer.warmup_updates": _COUNT_OR_0,
@@ -148,6 +150,7 @@ RULES: dict[str, rules.Rule] = {
   "reward.judge.max_tokens": rules.Whole(1, 1_000_000),
   "reward.judge.image_format": _FORMAT,
   # Devices.
+  "step.chain": rules.OneOf(iteration_settings.CHAINS),
   "step.mode": rules.OneOf(("fused", "split")),
   "step.quick_compile": rules.Flag(),
   "step.micro_batches": rules.Whole(1, _SAMPLES),

@@ -113,6 +113,8 @@ def for_iteration(
     group_size=config.group_size,
     loss=iteration_settings.LossSettings(**config.loss),
     pool_perfect=config.pool.perfect,
+    chain=config.step.chain,
+    pool_source=config.pool.source,
     num_reflect_rounds=config.reflect_rounds,
     num_micro_batches=config.step.micro_batches,
   )

@@ -46,7 +46,7 @@ class TestReason:
 class TestEdit:
   def test_compares_with_the_image_before(self):
     table = tables.edit_table()
-    advantages = returns.edit_advantages(table, tables.LOSS)
+    advantages = returns.edit_advantages(table, tables.LOSS, own_sources=False)
     metrics = diagnostics.edit(table, advantages)
     expected = {
       "before": 0.75,
@@ -68,7 +68,7 @@ class TestEdit:
 
 class TestPool:
   def test_counts_right_wrong_and_unscored(self):
-    pool = pools.Pool(
+    pool = pools.ScoredImages(
       images=jnp.zeros((4, 1, 1, 3), jnp.uint8),
       reward=jnp.array([1.0, 0.5, 1.0, np.nan]),
       valid=jnp.array([True, True, False, False]),

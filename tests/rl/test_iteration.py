@@ -188,7 +188,8 @@ class TestSplit:
       name: metrics[name] for name in metrics if name not in fused[0][1]
     }
     documented.check(seconds, "split")
-    assert {name.split("/")[-1] for name in seconds} == set(split.names())
+    stages = set(split.names()) - {"learn_from_chain"}
+    assert {name.split("/")[-1] for name in seconds} == stages
     assert all(value > 0 for value in seconds.values())
 
   @pytest.mark.parametrize("rounds", [0, 2])
@@ -206,6 +207,43 @@ class TestSplit:
       for name, value in metrics.items()
       if name.endswith(("loss", "norm"))
     )
+
+  @pytest.mark.parametrize("source", ["drafts", "edits"])
+  def test_pool_of_a_further_round_holds_its_source(self, bench, split, source):
+    pooled = []
+    drawn_from = []
+
+    def pool(images):
+      pooled.append(images)
+      return split.pool(images)
+
+    def draw(images, *arguments):
+      drawn_from.append(images)
+      return split.draw(images, *arguments)
+
+    def learn(state, frozen, samples, score):
+      return state, {}
+
+    settings = dataclasses.replace(
+      split.settings, num_reflect_rounds=2, pool_source=source
+    )
+    stages = dataclasses.replace(
+      split,
+      settings=settings,
+      pool=pool,
+      draw=draw,
+      learn_to_reason=learn,
+      learn_to_edit=learn,
+    )
+    bench.run_staged(stages, 1)
+    first, second = (np.asarray(images.images) for images in drawn_from)
+    np.testing.assert_array_equal(first, np.asarray(pooled[0].images))
+    if source == "drafts":
+      np.testing.assert_array_equal(first, second)
+      assert len(pooled) == 1
+    else:
+      np.testing.assert_array_equal(second, np.asarray(pooled[1].images))
+      assert (first != second).any()
 
 
 class TestInvalidRewards:

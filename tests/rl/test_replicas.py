@@ -151,6 +151,11 @@ class TestPlacement:
     assert groups.tolist() == [[0, 1, 2]] * 2
     assert samples.tolist() == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
 
+  def test_sources_of_samples_are_cut_like_the_samples(self):
+    place = placement.Placement(3, 4, 1)
+    sources, samples = place.micro_batches(jnp.arange(12), jnp.arange(12), 2)
+    assert sources.tolist() == samples.tolist()
+
 
 class TestKeys:
   @pytest.mark.parametrize("groups", [1, 2])

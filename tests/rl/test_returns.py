@@ -1,5 +1,7 @@
 """Tests of returns and advantages."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,7 +98,9 @@ class TestReasonAdvantages:
 class TestEditAdvantages:
   def test_text_earns_for_the_improvement(self):
     # d + f = 2, 2, 0.4 (stopping at a perfect image earns 1) and 1.2, 1, 0.7
-    advantages = returns.edit_advantages(tables.edit_table(), tables.LOSS)
+    advantages = returns.edit_advantages(
+      tables.edit_table(), tables.LOSS, own_sources=False
+    )
     mean, other_mean = 4.4 / 3, 2.9 / 3
     expected = [
       [2 - mean, 2 - mean, 0.4 - mean],
@@ -105,7 +109,9 @@ class TestEditAdvantages:
     np.testing.assert_allclose(advantages.text, expected, rtol=1e-4)
 
   def test_image_that_was_not_edited_has_no_advantage(self):
-    advantages = returns.edit_advantages(tables.edit_table(), tables.LOSS)
+    advantages = returns.edit_advantages(
+      tables.edit_table(), tables.LOSS, own_sources=False
+    )
     mean = 1.4 / 3
     np.testing.assert_allclose(
       advantages.image,
@@ -113,3 +119,27 @@ class TestEditAdvantages:
       rtol=1e-4,
       atol=1e-7,
     )
+
+  def test_own_sources_are_rewarded_for_the_improvement_alone(self):
+    # The second group starts from 0.2, 0.9 and 0.5.
+    table = dataclasses.replace(
+      tables.edit_table(),
+      reward_before=jnp.array([[1.0, 1.0, 1.0], [0.2, 0.9, 0.5]]),
+    )
+    advantages = returns.edit_advantages(table, tables.LOSS, own_sources=True)
+    # r - r0 = 0, 0, -0.6 and 0.5, -0.4, -0.3; stopping has no image advantage
+    mean = -0.2
+    other_mean = -0.2 / 3
+    np.testing.assert_allclose(
+      advantages.image,
+      [[0, 0, -0.6 - mean], [0.5 - other_mean, 0, -0.3 - other_mean]],
+      rtol=1e-4,
+      atol=1e-7,
+    )
+
+  def test_own_sources_that_are_equal_are_shared_sources(self):
+    table = tables.edit_table()
+    own = returns.edit_advantages(table, tables.LOSS, own_sources=True)
+    shared = returns.edit_advantages(table, tables.LOSS, own_sources=False)
+    np.testing.assert_allclose(own.image, shared.image, atol=1e-7)
+    np.testing.assert_array_equal(own.text, shared.text)

@@ -92,7 +92,9 @@ def _drafts(bench: tiny.Bench) -> stage_outputs.Drafts:
     latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
   )
   rollout = experience.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
-  return stage_outputs.Drafts(rollout, bench.batch(0), number(1.0))
+  return stage_outputs.Drafts(
+    rollout, bench.batch(0), number(1.0), np.zeros(rows, np.int32)
+  )
 
 
 @pytest.fixture(scope="module")

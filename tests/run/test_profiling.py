@@ -67,10 +67,10 @@ class TestNames:
   def test_stages_name_their_operations(self, tiny_model):
     """Looks at the reason half of the step, and at the rollouts of the other half."""
     bench = tiny.make_bench(tiny_model, changes={"reflect_rounds": 0})
-    drafts = bench.stages.settings.num_groups * bench.stages.settings.group_size
-    zeros = np.zeros(drafts, np.float32)
-    pool = pools.Pool(
-      np.zeros((drafts, 48, 48, 3), np.uint8),
+    num_groups = bench.stages.settings.num_groups
+    zeros = np.zeros(num_groups, np.float32)
+    sources = pools.ScoredImages(
+      np.zeros((num_groups, 48, 48, 3), np.uint8),
       zeros,
       zeros > 0,
       {"strict": zeros},
@@ -82,7 +82,7 @@ class TestNames:
         state, frozen, batch, np.uint32(0)
       )
       edit = mapped.split(bench.stages, bench.mesh).edit.lower(
-        state, frozen, batch, pool, jax.random.key(0), np.int32(0)
+        state, frozen, batch, sources, jax.random.key(0), np.int32(0)
       )
     scopes = _scopes(reason) | _scopes(edit)
     for path in (

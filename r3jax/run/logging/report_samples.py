@@ -134,9 +134,10 @@ def _edit(
   """Returns the edit of a row, which belongs to `group`, and its source."""
   edits = samples.edits
   text = _text(experiment, edits.text, row)
+  has_pool = experiment.settings.chain == "tree"
   before = sample_log.Turn(
     image="",  # named in `write`
-    label="from the pool",
+    label="from the pool" if has_pool else "its own image",
     score=float(edits.reward_before[row]) if edits.valid_before[row] else None,
     text="",
     instruction="",
