@@ -22,6 +22,7 @@ from r3jax.checkpoint import fingerprint
 from r3jax.checkpoint import orbax_weights
 from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import training
+from r3jax.files import paths
 from r3jax.model import architecture
 from r3jax.model import low_rank
 from r3jax.model import network
@@ -218,7 +219,7 @@ def find(folder: str, world: str = "") -> Pretrained:
     )
   if folder == registry.OF_WORLD:
     folder = _folder_of_world(world)
-  path = epath.Path(folder)
+  path = paths.of_user(folder)
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
     return _trained(path)
   sizes = bagel_config.load(path)

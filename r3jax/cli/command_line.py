@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import functools
+import os
 import re
 
 from absl import flags
@@ -12,6 +13,9 @@ from r3jax.files import rules
 
 # The rules of the flags that have been defined, beside those of absl.
 FLAG_RULES: dict[str, rules.Rule] = {}
+from r3jax.files import paths
+
+_TEXT_FLAGS = ("prompt", "instruction", "question")  # "~" means itself there
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:
@@ -30,6 +34,36 @@ def flag_value(arguments: Sequence[str], name: str) -> str | None:
       tail = "".join(arguments[i + 1 : i + 2])
     value = tail
   return value
+
+
+def with_homes(arguments: Sequence[str]) -> list[str]:
+  """Returns a command line with the home folder in place of every leading "~" of a value.
+
+  Shells do that for words, and leave `--out=~/folder` as it is. Flags that take a text keep it.
+
+  Raises:
+    ValueError: a value begins with the name of a home that does not exist.
+  """
+  result = []
+  follows_text = False
+  for argument in arguments:
+    head, equals, value = argument.partition("=")
+    name = head.lstrip("-")
+    if not argument.startswith("-"):
+      result.append(argument if follows_text else _with_home(argument))
+    elif name in _TEXT_FLAGS or not value.startswith("~"):
+      result.append(argument)
+    elif name.startswith("config."):
+      # It need not be a path; the keys that are refuse another home themselves.
+      result.append(f"{head}={os.path.expanduser(value)}")
+    else:
+      result.append(f"{head}={_with_home(value)}")
+    follows_text = name in _TEXT_FLAGS and not equals
+  return result
+
+
+def _with_home(word: str) -> str:
+  return str(paths.of_user(word)) if word.startswith("~") else word
 
 
 def require(**meanings: str) -> None:

@@ -127,6 +127,10 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
   if asks_for_help(arguments):
     print(_help(name, module, arguments))
     return
+  try:
+    arguments = command_line.with_homes(arguments)
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
   # ml_collections looks there for the overrides --config.KEY=VALUE.
   sys.argv = [f"r3jax {name}", *arguments]
   app.run(

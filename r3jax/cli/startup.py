@@ -13,6 +13,7 @@ import ml_collections
 
 import r3jax
 from r3jax.cli import command_line
+from r3jax.files import caches
 from r3jax.files import rules
 from r3jax.parallel import meshes
 from r3jax.parallel import multihost
@@ -50,13 +51,17 @@ def _is_process(values: Mapping[str, Any]) -> bool:
   return values["process_id"] < values["num_processes"]
 
 
+# Names the folder of compiled programs; JAX reads it too.
+_CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
 def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
   """Turns on JAX's compilation cache; returns the folder of traced programs, beside the compiled.
 
-  JAX_COMPILATION_CACHE_DIR names another folder than the default; where it is empty nothing is kept
-  and the result is None. Nothing is kept either where CPUs shard parameters: XLA of JAX 0.10 runs
-  the collectives of a cached program in no fixed order there, so that devices wait for each other
-  for ever.
+  JAX_COMPILATION_CACHE_DIR names another folder than the default; where it is empty, or the folder
+  cannot be written, nothing is kept and the result is None. Nothing is kept either where CPUs shard
+  parameters: XLA of JAX 0.10 runs the collectives of a cached program in no fixed order there, so
+  that devices wait for each other for ever.
 
   Args:
     mesh: config.mesh of the run; `start` has been called.
@@ -64,12 +69,14 @@ def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
   if jax.default_backend() == "cpu" and mesh.fsdp * mesh.tensor > 1:
     jax.config.update("jax_compilation_cache_dir", None)
     return None
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    folder = os.path.expanduser("~/.cache/r3jax/compiled")
-    jax.config.update("jax_compilation_cache_dir", folder)
+  if os.environ.get(_CACHE_VARIABLE) == "":
+    return None
+  folder = caches.folder(_CACHE_VARIABLE, "compiled")
+  jax.config.update(
+    "jax_compilation_cache_dir", str(folder) if folder else None
+  )
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-  folder = jax.config.jax_compilation_cache_dir
-  return epath.Path(folder) / "traced" if folder else None
+  return folder / "traced" if folder else None
 
 
 def log_ours() -> None:

@@ -9,17 +9,18 @@ import json
 import pathlib
 import re
 
-from etils import epath
+from absl import logging
 import httpx
 
 from r3jax.data import storage
 from r3jax.files import atomic
+from r3jax.files import paths
 
 TIMEOUT_S = 60.0
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 
-def read(source: str, downloads: pathlib.Path) -> bytes:
+def read(source: str, downloads: pathlib.Path | None) -> bytes:
   """Returns the content of a source.
 
   A URL is downloaded once and stored with a note of its size and SHA-256. If the stored file is
@@ -29,15 +30,20 @@ def read(source: str, downloads: pathlib.Path) -> bytes:
     source: a path that etils.epath opens, or an http(s) URL, to which "#sha256=" and 64 hex digits
       may be added: the content must have this hash, whatever the note says. The URL is written to
       configs and notes, so it must hold no user, password or query.
-    downloads: the folder of downloads.
+    downloads: the folder of downloads; None downloads every time and keeps no note.
 
   Raises:
     ValueError: the hash is malformed or is not that of the content, or the URL may hold a key.
     OSError: the source cannot be read.
   """
   if not source.startswith(("http://", "https://")):
-    return epath.Path(source).read_bytes()
+    return paths.of_user(source).read_bytes()
   url, pinned = _split_pin(source)
+  if downloads is None:
+    content = _download(url)
+    if pinned and _sha256(content) != pinned:
+      raise ValueError(_refusal(url, pinned, content, None))
+    return content
   folder = downloads / storage.folder_name(url)
   stored = folder / "content"
   note = folder / "note.json"
@@ -55,9 +61,12 @@ def read(source: str, downloads: pathlib.Path) -> bytes:
         _refusal(url, expected, content, None if pinned else note)
       )
     facts = {"url": url, "size": len(content), "sha256": _sha256(content)}
-    atomic.write_text(note, json.dumps(facts))
-    # The content is written last: a note without it only means a new download.
-    stored.write_bytes(content)
+    try:
+      atomic.write_text(note, json.dumps(facts))
+      # The content is written last: a note without it only means a new download.
+      stored.write_bytes(content)
+    except OSError as error:  # a full disk
+      logging.warning("the content of %s is not kept: %s", url, error)
     return content
 
 

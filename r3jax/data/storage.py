@@ -1,6 +1,6 @@
 """Prompts as TFDS data: prepared once under a lock, read without TensorFlow."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import fcntl
 import hashlib
@@ -8,12 +8,15 @@ import json
 import os
 import pathlib
 
+from absl import logging
 import tensorflow_datasets as tfds
 
 from r3jax.data import records
+from r3jax.files import caches
 
 # The format that TFDS writes and reads without TensorFlow.
 FILE_FORMAT = "array_record"
+VARIABLE = "R3JAX_DATA"  # of the environment: names the folder of prepared data
 
 
 class PromptBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -35,13 +38,15 @@ class PromptBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       yield key, {"record": json.dumps(prompt.to_json())}
 
 
-def root(data_dir: str | os.PathLike | None) -> pathlib.Path:
-  """Returns the folder of prepared data: `data_dir`, else $R3JAX_DATA, else ~/.cache/r3jax."""
-  return pathlib.Path(
-    data_dir
-    or os.environ.get("R3JAX_DATA")
-    or os.path.expanduser("~/.cache/r3jax")
-  )
+def root(data_dir: str | os.PathLike | None) -> pathlib.Path | None:
+  """Returns the folder of prepared data, made if needed; None where nothing can be kept.
+
+  It is `data_dir`, else $R3JAX_DATA, else ~/.cache/r3jax.
+  """
+  folder = caches.folder(VARIABLE)
+  if data_dir:
+    folder = caches.writable(os.fspath(data_dir), VARIABLE)
+  return pathlib.Path(folder) if folder else None
 
 
 def folder_name(content: object) -> str:
@@ -49,16 +54,17 @@ def folder_name(content: object) -> str:
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def downloads(data_dir: pathlib.Path) -> pathlib.Path:
-  """Returns the folder of downloads for data prepared in `data_dir`."""
-  return data_dir / "downloads"
+def downloads(data_dir: pathlib.Path | None) -> pathlib.Path | None:
+  """Returns the folder of downloads for data prepared in `data_dir`; None for None."""
+  return data_dir / "downloads" if data_dir else None
 
 
 def read(
   builder_class: type[PromptBuilder],
-  data_dir: pathlib.Path,
+  data_dir: pathlib.Path | None,
   name: str,
   split: str,
+  make: Callable[[], list[records.Prompt]],
   **arguments,
 ) -> list[records.Prompt]:
   """Returns the prompts of a split in the order they were written, preparing them on first use.
@@ -71,8 +77,30 @@ def read(
     name: the folder in `data_dir`, see `folder_name`: changed content has another name, so that it
       is prepared anew and never read stale.
     split: the name of the split.
+    make: returns the prompts where no folder can keep them.
     **arguments: further arguments of the builder, beside data_dir and file_format.
   """
+  if data_dir is None:
+    return make()
+  try:
+    return _read_prepared(builder_class, data_dir, name, split, **arguments)
+  except OSError as error:  # a full disk
+    logging.warning(
+      "prompts are not kept for the next start: %s (%s names another folder)",
+      error,
+      VARIABLE,
+    )
+    return make()
+
+
+def _read_prepared(
+  builder_class: type[PromptBuilder],
+  data_dir: pathlib.Path,
+  name: str,
+  split: str,
+  **arguments,
+) -> list[records.Prompt]:
+  """Returns the prompts of prepared data; for the arguments see `read`."""
   folder = data_dir / name
   # The builder looks for prepared data only once, when it is made: it needs the lock, too.
   with locked(folder):

@@ -81,7 +81,7 @@ def read(path: str) -> list[FinishedEvaluation]:
   Raises:
     ValueError: There is no finished evaluation.
   """
-  folder = epath.Path(path)
+  folder = paths.of_user(path)
   name = path.rstrip("/")
   evaluations = []
   if sample_log.exists(folder):

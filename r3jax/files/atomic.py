@@ -32,6 +32,18 @@ def replacing(
   partial.replace(path)
 
 
+def check_writable(folder: epath.PathLike) -> None:
+  """Makes a folder and writes a probe, which is removed.
+
+  Raises:
+    OSError: The folder cannot be made or written.
+  """
+  probe = epath.Path(folder) / f".probe-{uuid.uuid4().hex}"
+  probe.parent.mkdir(parents=True, exist_ok=True)
+  probe.write_text("")
+  probe.unlink()
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
   """Writes a text file whole or not at all."""
   with replacing(path) as partial:

@@ -59,7 +59,9 @@ def find(name: str) -> tuple[pathlib.Path, str]:
   """
   file, _, variant = name.partition(":")
   is_path = file.endswith(".py") or "/" in file
-  path = pathlib.Path(file) if is_path else shipped_folder() / f"{file}.py"
+  path = shipped_folder() / f"{file}.py"
+  if is_path:
+    path = pathlib.Path(paths.of_user(file))
   if path.is_file() and path.suffix == ".py":
     return path, variant
   names = shipped_names()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import json
-import uuid
 
 from absl import logging
 from etils import epath
@@ -19,11 +18,8 @@ def check_writable(workdir: epath.PathLike) -> None:
   Raises:
     ValueError: The folder cannot be made or written.
   """
-  probe = epath.Path(workdir) / f".probe-{uuid.uuid4().hex}"
   try:
-    probe.parent.mkdir(parents=True, exist_ok=True)
-    probe.write_text("")
-    probe.unlink()
+    atomic.check_writable(workdir)
   except OSError as error:
     raise ValueError(
       f"workdir must be a writable folder, got {str(workdir)!r}: {error}"

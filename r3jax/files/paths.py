@@ -1,9 +1,28 @@
-"""Absolute paths on disks and in buckets, as Orbax requires them, and mistyped paths."""
+"""Paths on disks and in buckets: as users write and mistype them, and absolute for Orbax."""
 
 import difflib
+import os
 import pathlib
 
 from etils import epath
+
+
+def of_user(path: epath.PathLike) -> epath.Path:
+  """Returns the path that a user means, with the home folder in place of a leading "~".
+
+  Shells leave the "~" of `--flag=~/folder` as it is.
+
+  Raises:
+    ValueError: There is no such home.
+  """
+  text = os.fspath(path)
+  expanded = os.path.expanduser(text)
+  if expanded.startswith("~"):
+    raise ValueError(
+      f"a path that begins with '~' must begin with a home folder, and none is known; got {text!r} "
+      "(a folder of that name is './~...')"
+    )
+  return epath.Path(expanded)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -85,7 +85,7 @@ def prepare(
   """
   config_rules.check(config)
   config = with_checkpoint(config, checkpoint)
-  path = epath.Path(folder)
+  path = paths.of_user(folder)
   experiment = setup.build_to_evaluate(config)
   mesh = meshes.make_mesh(**config.mesh)
   evaluation = evaluation_setup.build(config, experiment, mesh)
@@ -128,7 +128,7 @@ def _context(job: Job) -> summary.Context:
   folder = job.config.model.folder
   trained_on, is_complete = workdir.trained_on(folder)
   leaked = contamination.leaked(trained_on, job.experiment.heldout, is_complete)
-  files = workdir.Workdir(epath.Path(folder))
+  files = workdir.Workdir(paths.of_user(folder))
   step = training.latest_step(files.checkpoints) or 0
   title = f"r3jax: evaluation of {folder}"
   return summary.Context(
@@ -187,7 +187,7 @@ def rescore(
       "--judge must name the other reward, in letters, digits, '.', '-' and '_'; "
       f"got {judge!r}"
     )
-  path = epath.Path(folder)
+  path = paths.of_user(folder)
   if not sample_log.exists(path):
     raise ValueError(
       f"rescore must be given the folder of an evaluation; there are no samples in {folder}"

@@ -21,6 +21,7 @@ from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary
 from r3jax.files import config_guard
+from r3jax.files import paths
 from r3jax.model import parameters
 from r3jax.parallel import meshes
 from r3jax.parallel import sharding
@@ -280,7 +281,8 @@ def prepare(
     ValueError: The config, the model or the workdir cannot be used; the workdir is unchanged.
   """
   program_cache.code_version()  # before the source may be edited
-  files = workdir.Workdir(epath.Path(folder))
+  folder = paths.of_user(folder)
+  files = workdir.Workdir(folder)
   check(config, files)
   experiment = setup.build(config)
   mesh = meshes.make_mesh(**config.mesh)

@@ -19,6 +19,7 @@ from r3jax.agent import actors
 from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import tokenizer_files
+from r3jax.files import paths
 from r3jax.model import architecture
 from r3jax.model import image_encoders
 from r3jax.model import network
@@ -58,12 +59,16 @@ def use_all_cores(config: ml_collections.ConfigDict) -> None:
   meshes.use_all_cores(math.gcd(*batch_sizes))
 
 
-def load_start(folder: str) -> Model:
+def load_start(start: str) -> Model:
   """Loads a model to go on with.
+
+  Args:
+    start: its folder.
 
   Raises:
     ValueError: the folder holds no such model, or one of another vocabulary.
   """
+  folder = paths.of_user(start)
   sizes = bagel_config.load(folder)
   words = vocabulary.build_tokenizer().get_vocab()
   if tokenizer_files.load(folder).vocabulary != words:

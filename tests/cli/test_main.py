@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from r3jax.cli import command_line
 from r3jax.cli import main
 from r3jax.files import config_files
 
@@ -67,6 +68,38 @@ class TestHelp:
 
   def test_version(self):
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", r3jax("--version").stdout)
+
+
+class TestHomes:
+  def test_tilde_behind_a_flag_is_the_home_folder(self, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    arguments = ["--out=~/model", "~/a", "--config.data.train=~/train.jsonl"]
+    assert command_line.with_homes(arguments) == [
+      "--out=/home/me/model",
+      "/home/me/a",
+      "--config.data.train=/home/me/train.jsonl",
+    ]
+
+  def test_texts_and_names_keep_it(self):
+    arguments = [
+      "--prompt=~ three cats",
+      "--question",
+      "~?",
+      "--config.log.wandb.name=~nobody-here",
+      "--out=a~",
+    ]
+    assert command_line.with_homes(arguments) == arguments
+
+  def test_home_that_does_not_exist_is_refused(self, tmp_path):
+    message = refusal(
+      "convert",
+      "--source=shapes",
+      "--out=~nobody-here/model",
+      "--format=orbax",
+      cwd=tmp_path,
+    )
+    assert "none is known; got '~nobody-here/model'" in message
+    assert not list(tmp_path.iterdir())
 
 
 class TestImports:

@@ -46,6 +46,21 @@ class TestDidYouMean:
     assert paths.did_you_mean("gs://bucket/rum") == ""
 
 
+class TestOfUser:
+  def test_home_stands_for_the_tilde(self, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(paths.of_user("~/model")) == "/home/me/model"
+    assert str(paths.of_user("~")) == "/home/me"
+
+  @pytest.mark.parametrize("path", ["a/~b", "./~", "/disk/run", "gs://b/~"])
+  def test_other_paths_stay(self, path):
+    assert str(paths.of_user(path)) == str(epath.Path(path))
+
+  def test_home_that_does_not_exist_is_refused(self):
+    with pytest.raises(ValueError, match="none is known; got '~nobody-here/x'"):
+      paths.of_user("~nobody-here/x")
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
   """A working directory, which must stay empty."""

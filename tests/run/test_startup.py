@@ -38,6 +38,14 @@ class TestKeepPrograms:
       and not jax.config.jax_compilation_cache_dir
     )
 
+  def test_nothing_is_kept_where_the_folder_cannot_be_written(
+    self, monkeypatch
+  ):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/proc/r3jax")
+    mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    assert startup.keep_programs(mesh) is None
+    assert jax.config.jax_compilation_cache_dir is None
+
 
 class TestTogether:
   def test_message_of_what_cannot_be_is_all_that_is_said(self):

@@ -40,6 +40,11 @@ class TestLoad:
     stored_prompts.load(split="heldout")
     assert list((tmp_path / "cache").glob("*/shapes/1.0.0/dataset_info.json"))
 
+  def test_world_needs_no_folder(self):
+    assert (
+      stored_prompts.load("/proc/r3jax", "heldout") == prompts.heldout_records()
+    )
+
   def test_unknown_split_is_refused(self, tmp_path):
     with pytest.raises(ValueError, match="split must be one of .*, got 'test'"):
       stored_prompts.load(tmp_path, "test")

@@ -44,4 +44,5 @@ def load(
   for name, make_prompts in SPLITS.items():
     content[name] = [prompt.to_json() for prompt in make_prompts()]
   name = storage.folder_name(content)
-  return storage.read(Shapes, storage.root(data_dir), name, split)
+  data_root = storage.root(data_dir)
+  return storage.read(Shapes, data_root, name, split, SPLITS[split])
