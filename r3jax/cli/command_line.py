@@ -9,12 +9,11 @@ from absl import flags
 import ml_collections
 
 from r3jax.files import config_files
+from r3jax.files import paths
 from r3jax.files import rules
 
 # The rules of the flags that have been defined, beside those of absl.
 FLAG_RULES: dict[str, rules.Rule] = {}
-from r3jax.files import paths
-
 _TEXT_FLAGS = ("prompt", "instruction", "question")  # "~" means itself there
 
 

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 import dataclasses
-import io
 
 from etils import epath
 import jax
 import numpy as np
-import PIL.Image
 
 from r3jax.data import records
 from r3jax.evaluation import bootstrap
 from r3jax.evaluation import chains
 from r3jax.evaluation import sample_log
+from r3jax.files import image_files
 from r3jax.parallel import multihost
 from r3jax.rewards import combine
 from r3jax.rewards import outcome
@@ -121,7 +120,10 @@ def rescore(
     image_rows, prompt_rows = batch.T
     batch_images = [images[i] for i in image_rows]
     pixels = np.stack(
-      [_read_image(paths[image.key, image.round]) for image in batch_images]
+      [
+        image_files.read(paths[image.key, image.round])
+        for image in batch_images
+      ]
     )
     batch_targets = _rows_of(targets, prompt_rows)
     # Rows that fill the last batch are no images of their own.
@@ -138,10 +140,6 @@ def rescore(
 def _rows_of(tree, rows: np.ndarray):
   """Returns some rows of every leaf."""
   return jax.tree.map(lambda leaf: leaf[rows], tree)
-
-
-def _read_image(path: epath.Path) -> np.ndarray:
-  return np.asarray(PIL.Image.open(io.BytesIO(path.read_bytes())))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,31 +6,25 @@ import json
 from etils import epath
 import ml_collections
 import numpy as np
-import PIL.Image
 
 from r3jax import inference
 from r3jax.files import config_guard
-from r3jax.files import paths
+from r3jax.files import image_files
 from r3jax.model import preprocess
 
 FACTS = "edit.json"
 
 
-def read_image(path: epath.PathLike) -> np.ndarray:
-  """Returns an image file as uint8 [H, W, 3], on white where it is transparent.
+def read_image(path: str) -> np.ndarray:
+  """Returns an image file as uint8 [H, W, 3], as a viewer shows it.
 
   Raises:
-    ValueError: it is no image.
+    ValueError: it cannot be read.
   """
   try:
-    with epath.Path(path).open("rb") as file:
-      image = PIL.Image.open(file).convert("RGBA")
-  except OSError as error:
-    raise ValueError(
-      f"--image must be an image file: {error}{paths.did_you_mean(path)}"
-    ) from error
-  white = PIL.Image.new("RGBA", image.size, "white")
-  return np.asarray(PIL.Image.alpha_composite(white, image).convert("RGB"))
+    return image_files.read(path)
+  except ValueError as error:
+    raise ValueError(f"--image must be an image file: {error}") from error
 
 
 def edit(

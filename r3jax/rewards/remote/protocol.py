@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from r3jax.data import records
+from r3jax.files import image_files
 from r3jax.rewards import outcome
 from r3jax.rewards.remote import http_client
 
@@ -83,15 +84,10 @@ def decode_image(file: bytes, kind: object, max_pixels: int) -> np.ndarray:
         raise ProtocolError(
           f"an image must have at most {max_pixels} pixels; got {image.width} x {image.height}"
         )
-      return np.array(image.convert("RGB"))
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-  ) as error:
-    if isinstance(error, ProtocolError):
-      raise
+      return image_files.as_shown(image)
+  except ProtocolError:
+    raise
+  except image_files.UNREADABLE as error:
     raise ProtocolError(
       f"the image must be a readable {kind} file: {error}"
     ) from error
