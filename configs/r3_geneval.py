@@ -76,9 +76,10 @@ def _set_prompts(config: ConfigDict):
   # Decides the tags of the prompts: "geneval", "geneval_plus", "tiif", or a benchmark of your own
   # as "package.module:ATTRIBUTE", see docs/howto/add_a_benchmark.md.
   data.benchmark = "geneval"
-  # Training prompts: "generated", a file or URL of JSON lines, or "world".
+  # Training prompts: "generated", "world", or a file or URL: JSON lines, or a text a line, see
+  # docs/reference/prompts.md.
   data.train = "generated"
-  # Held-out prompts: a file or URL of JSON lines (GenEval's 553), or "world".
+  # Held-out prompts: such a file or URL (GenEval's 553), or "world".
   data.heldout = ""
   # Number of training prompts that "generated" makes, before those of the test set are dropped.
   data.generated = 20_000

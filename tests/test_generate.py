@@ -173,7 +173,10 @@ class TestGenerate:
     [
       (
         ['{"prompt": 3}', "{broken", "a photo of a ring"],
-        ["txt:1: the object must have a text", "txt:2: the line must be JSON"],
+        [
+          "txt:1: prompt must be a non-empty string",
+          "txt:2: the line must be JSON",
+        ],
       ),
       (["", " "], ["txt has none"]),
       (

@@ -13,10 +13,11 @@ import json
 from absl import logging
 
 from r3jax.data import validation
+from r3jax.files import texts
 
+UNTAGGED = "untagged"  # tag of a prompt that comes without one
 # A file of another kind has a problem on every line; an error lists the first ones.
 MAX_LISTED = 50
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A prompt with what its image must show: `include` items or `questions`, never both.
+  """A prompt with what its image must show: `include` items, `questions`, or its text alone.
 
   Attributes:
     tag: the task of the benchmark, for example "counting" or "colors".
@@ -153,68 +154,131 @@ def sha256(prompts: Iterable[Prompt]) -> str:
 
 def _from_valid(obj: dict) -> Prompt:
   """Builds the prompt of an object that has no problems."""
+  tag = obj.get("tag", UNTAGGED)
   if "include" in obj:
     return Prompt(
-      tag=obj["tag"],
+      tag=tag,
       text=obj["prompt"],
       include=tuple(map(Expectation.from_json, obj["include"])),
       exclude=tuple(map(Expectation.from_json, obj.get("exclude") or ())),
     )
   if "questions" in obj:
     return Prompt(
-      tag=obj["tag"],
+      tag=tag,
       text=obj["prompt"],
       questions=tuple(map(Question.from_json, obj["questions"])),
     )
+  if "yn_question_list" not in obj:
+    return Prompt(tag=tag, text=obj["prompt"])
   pairs = zip(obj["yn_question_list"], obj["yn_answer_list"], strict=True)
   return Prompt(
-    tag=obj["type"],
+    tag=obj.get("type", UNTAGGED),
     text=obj["short_description"].strip(),
     questions=tuple(map(Question.from_json, pairs)),
   )
 
 
-def parse_jsonl(
-  content: bytes, name: str, tags: Collection[str] | None = None
-) -> list[Prompt]:
-  """Parses prompts, one JSON object a line; empty lines and a byte order mark are skipped.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How a file of prompts is read.
 
-  A prompt may appear once. Records with questions share prompts, so that there the whole record may
-  appear once. A file with k > 1 copies of every record, as the reference's own, is accepted.
+  Attributes:
+    tags: the tags that records with `include` or questions may have; any, or none, if it is None.
+    mixed: whether lines of text may stand beside lines of JSON.
+    repeats: whether a prompt may appear several times.
+  """
+
+  tags: Collection[str] | None = None
+  mixed: bool = False
+  repeats: bool = False
+
+
+_STRICT = Reading()
+
+
+def parse(
+  content: bytes, name: str, reading: Reading = _STRICT
+) -> list[Prompt]:
+  """Parses a file of prompts: a JSON object a line, or a text a line; empty lines are skipped.
+
+  A file with a line that begins with "{" is JSON, and all of its lines must be. A prompt may appear
+  once. Records with questions share prompts, so that there the whole record may appear once. A file
+  with k > 1 copies of every record, as the reference's own, is accepted.
 
   Args:
-    content: UTF-8 text.
+    content: UTF-8 text, with or without a byte order mark.
     name: names the content in the error, for example its path.
-    tags: the tags that may occur; any if None.
+    reading: what else the file may hold.
 
   Raises:
     ValueError: the text or a record is invalid, has another tag or repeats. The message lists the
       problems (the first 50) with their line numbers.
   """
+  return [prompt for _, prompt in parse_numbered(content, name, reading)]
+
+
+def parse_numbered(
+  content: bytes, name: str, reading: Reading = _STRICT
+) -> list[tuple[int, Prompt]]:
+  """Parses a file as `parse` does; returns the number of its line, from 1, beside every prompt."""
+  try:
+    lines = texts.lines(content)
+  except ValueError as error:
+    raise ValueError(problems_text([f"{name}:1: {error}"])) from error
+  is_json = any(map(_is_json, lines))
   problems = []
   entries = []
-  lines = content.removeprefix(_BYTE_ORDER_MARK).splitlines()
   for number, line in enumerate(lines, start=1):
     if not line.strip():
       continue
     try:
-      obj = _parse_line(line)
+      if _is_json(line) or (is_json and not reading.mixed):
+        obj = _parse_line(line)
+      else:
+        obj = {"prompt": _parse_text(line)}
     except ValueError as error:
       problems.append(f"{name}:{number}: {error}")
       continue
-    line_problems = validation.find_problems(obj, tags)
+    line_problems = validation.find_problems(obj, reading.tags)
     problems += [f"{name}:{number}: {problem}" for problem in line_problems]
     if not line_problems:
       entries.append(_Entry.from_json(obj, number))
+  if not reading.repeats:
+    problems += _repeat_problems(entries, name, bool(problems))
+  if problems:
+    raise ValueError(problems_text(problems))
+  return [(entry.line, entry.prompt) for entry in entries]
+
+
+def _is_json(line: bytes) -> bool:
+  """Returns whether a line is meant as JSON: it begins as an object, or is an array."""
+  line = line.strip()
+  if not line.startswith(b"["):
+    return line.startswith(b"{")
+  # "[style] a cat" is a text.
+  try:
+    json.loads(line)
+  except (ValueError, RecursionError):
+    return False
+  return True
+
+
+def _repeat_problems(
+  entries: list["_Entry"], name: str, has_problems: bool
+) -> list[str]:
+  """Returns a problem for every repeated prompt of a file, unless it holds all of them k times.
+
+  Args:
+    entries: valid lines of the file.
+    name: names the file.
+    has_problems: whether the file has other problems.
+  """
   # The reference's file of GenEval's 553 prompts holds each of them four times.
   copies = _copies(entries)
-  if copies > 1 and not problems:
+  if copies > 1 and not has_problems:
     logging.info("%s holds each of its prompts %d times", name, copies)
-  else:
-    problems += [f"{name}:{problem}" for problem in _repeats(entries)]
-  if problems:
-    raise ValueError(_error_text(problems))
-  return [entry.prompt for entry in entries]
+    return []
+  return [f"{name}:{problem}" for problem in _repeats(entries)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,9 +298,22 @@ class _Entry:
   @classmethod
   def from_json(cls, obj: dict, line: int) -> "_Entry":
     prompt = _from_valid(obj)
-    if prompt.include:
-      return cls(line, prompt, unique=(prompt.text,))
-    return cls(line, prompt, unique=(prompt, obj.get("long_description")))
+    if prompt.questions:
+      unique = (prompt, obj.get("long_description"))
+      return cls(line, prompt, unique)
+    return cls(line, prompt, unique=(prompt.text,))
+
+
+def _parse_text(line: bytes) -> str:
+  """Returns the text of a line without the blanks around it.
+
+  Raises:
+    ValueError: the line is not UTF-8.
+  """
+  try:
+    return line.decode().strip()
+  except ValueError as error:
+    raise ValueError(f"the line must be UTF-8: {error}") from error
 
 
 def _parse_line(line: bytes) -> object:
@@ -292,14 +369,14 @@ def _repeats(entries: list[_Entry]) -> list[str]:
   for entry in entries:
     first = first_line.setdefault(entry.unique, entry.line)
     if first != entry.line:
-      subject = "prompt" if entry.prompt.include else "record of prompt"
+      subject = "record of prompt" if entry.prompt.questions else "prompt"
       text = validation.show(entry.prompt.text)
       problems.append(f"{entry.line}: {subject} {text} repeats line {first}")
   return problems
 
 
-def _error_text(problems: list[str]) -> str:
-  """Returns an error's text, with at most MAX_LISTED of the problems."""
+def problems_text(problems: Sequence[str]) -> str:
+  """Returns an error's text, with at most MAX_LISTED of the problems with prompts."""
   lines = [f"{len(problems)} problems with prompts:", *problems[:MAX_LISTED]]
   remaining = len(problems) - MAX_LISTED
   if remaining > 0:

@@ -28,7 +28,7 @@ class Settings:
   Attributes:
     benchmark: decides the tags of the files and the generator: one of `benchmarks.BENCHMARKS`, or
       `package.module:ATTRIBUTE` of your own.
-    train: a file of JSON lines (a path or URL), "generated", or "world", the prompts of the world
+    train: a file of prompts (a path or URL), "generated", or "world", the prompts of the world
       that the config names.
     heldout: a file, or "world".
     generated: number of training prompts where they are generated.
@@ -115,6 +115,23 @@ def load_heldout(
   return _read(settings, "heldout", settings.heldout, world_records)
 
 
+def places(settings: Settings) -> dict[records.Prompt, str]:
+  """Returns where prompts stand in the files of a config, "FILE:LINE" by prompt.
+
+  Raises:
+    ValueError, OSError: a file has changed since it was loaded.
+  """
+  folder = storage.downloads(storage.root(None))
+  result = {}
+  for source in (settings.train, settings.heldout):
+    if source in (GENERATED, OF_WORLD, ""):
+      continue
+    content = sources.read(source, folder)
+    for line, prompt in records.parse_numbered(content, source):
+      result.setdefault(prompt, f"{source}:{line}")
+  return result
+
+
 def _generate(settings: Settings) -> list[records.Prompt]:
   """Generates the training prompts.
 
@@ -146,7 +163,7 @@ def _read_any_benchmark(source: str) -> list[records.Prompt]:
       f"data.more_tests must name files of prompts that can be read: {error}"
       f"{paths.did_you_mean(source)}"
     ) from error
-  return records.parse_jsonl(content, source)
+  return records.parse(content, source)
 
 
 def _read(
@@ -169,7 +186,8 @@ def _read(
     return world_records(split)
   if not source:
     raise ValueError(
-      f"data.{split} must name a file of prompts in JSON lines, or a URL of one; it is empty"
+      f"data.{split} must name a file of prompts, as JSON lines or lines of text, or a URL of one; "
+      "it is empty"
     )
   try:
     return tfds.load(benchmarks.find(settings.benchmark), source)

@@ -15,6 +15,16 @@ from r3jax.data import storage
 SPLIT = "prompts"
 
 
+def _parse(
+  content: bytes, source: str, tags: Collection[str] | None
+) -> list[records.Prompt]:
+  """Returns the prompts of a file's content; raises a ValueError where there is none."""
+  prompts = records.parse(content, source, records.Reading(tags))
+  if not prompts:
+    raise ValueError(f"{source} must hold at least one prompt; there is none")
+  return prompts
+
+
 class PromptFile(storage.PromptBuilder):
   """Holds the prompts of one file, one JSON text an example."""
 
@@ -31,7 +41,7 @@ class PromptFile(storage.PromptBuilder):
     """Creates the builder.
 
     Args:
-      source: a file of JSON lines, a path or a URL, see `sources.read`.
+      source: a file of prompts, a path or a URL, see `sources.read`.
       tags: the tags that may occur; if None, those of the benchmark that has the builder's name.
       file_format: the format of the prepared files, one of TFDS's.
       **arguments: the arguments of every TFDS builder, for example data_dir.
@@ -48,11 +58,7 @@ class PromptFile(storage.PromptBuilder):
     self, dl_manager: tfds.download.DownloadManager
   ) -> dict:
     content = sources.read(self._source, pathlib.Path(dl_manager.download_dir))
-    prompts = records.parse_jsonl(content, self._source, self._tags)
-    if not prompts:
-      raise ValueError(
-        f"{self._source} must hold at least one prompt; there is none"
-      )
+    prompts = _parse(content, self._source, self._tags)
     return {SPLIT: self._generate_examples(prompts)}
 
 
@@ -77,14 +83,16 @@ def load(
 ) -> list[records.Prompt]:
   """Returns the prompts of a file in its order, preparing the data on first use.
 
+  Where no folder can keep prepared data, the file is parsed every time.
+
   Args:
     benchmark: gives the tags that may occur.
-    source: a file of JSON lines, a path or a URL, see `sources.read`.
+    source: a file of prompts, a path or a URL, see `sources.read`.
     data_dir: the folder of downloads and prepared data; $R3JAX_DATA or ~/.cache/r3jax if None.
 
   Raises:
     ValueError: the content is not the expected one, or a record is invalid, see `sources.read` and
-      `records.parse_jsonl`.
+      `records.parse`.
     OSError: the source cannot be read.
   """
   # The content decides the folder, not the source: a changed file is prepared anew, and a file with
@@ -99,11 +107,16 @@ def load(
   ]
   if builder_class is PromptFile:
     identity += benchmark.tags  # they may change without a new version
+
+  def parse() -> list[records.Prompt]:
+    return _parse(content, source, benchmark.tags)
+
   return storage.read(
     builder_class,
     data_root,
     storage.folder_name(identity),
     SPLIT,
+    parse,
     source=source,
     tags=benchmark.tags,
   )

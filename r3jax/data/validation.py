@@ -1,6 +1,7 @@
 """Finds what keeps a JSON object from being a prompt record; never raises, whatever the object.
 
-A record has one of three forms, which differ in the field that says what the image must show:
+A record has one of four forms, which differ in the field that says what the image must show:
+  its text alone: {"prompt", "tag"?}
   GenEval, GenEval++: {"tag", "prompt", "include", "exclude"?}
   TIIF: {"type", "short_description", "long_description"?, "yn_question_list", "yn_answer_list"}
   TIIF as r3jax writes it: {"tag", "prompt", "questions": [[text, "yes" or "no"], ...]}
@@ -16,6 +17,7 @@ ANSWERS = ("yes", "no")
 MAX_COUNT = 1000
 # The field that decides the form -> the names of its tag and prompt.
 _FORMS = {
+  "prompt": ("tag", "prompt"),  # alone: where none of the others is there
   "include": ("tag", "prompt"),
   "questions": ("tag", "prompt"),
   "yn_question_list": ("type", "short_description"),
@@ -25,26 +27,56 @@ _FORMS = {
 def find_problems(
   obj: object, tags: Collection[str] | None = None
 ) -> list[str]:
-  """Lists what keeps an object from being a prompt record with one of `tags` (any if None)."""
+  """Lists what keeps an object from being a prompt record.
+
+  Args:
+    obj: a JSON value.
+    tags: the tags that records with `include` or questions may have; any, and also none, if it is
+      None. A prompt alone may always have any tag or none.
+  """
   if not isinstance(obj, dict):
     return [f"a record must be a JSON object, got {type(obj).__name__}"]
-  forms = [field for field in _FORMS if field in obj]
-  if len(forms) != 1:
-    present = " and ".join(forms) or "none of them"
-    return [f"a record must have one of {', '.join(_FORMS)}, got {present}"]
-  form = forms[0]
+  alone, *richer = _FORMS
+  forms = [field for field in richer if field in obj] or [alone]
+  if len(forms) > 1:
+    present = " and ".join(forms)
+    return [f"a record must have one of {', '.join(richer)}, got {present}"]
+  (form,) = forms
+  if form == alone and alone not in obj:
+    return [f"a record must have one of {', '.join(_FORMS)}, got none of them"]
   tag_field, prompt_field = _FORMS[form]
-  tag_problems = _text_problems(tag_field, obj.get(tag_field))
-  problems = tag_problems + _text_problems(prompt_field, obj.get(prompt_field))
-  if tags is not None and not tag_problems and obj[tag_field] not in tags:
-    problems.append(
-      f"{tag_field} must be one of {sorted(tags)}, got {show(obj[tag_field])}"
-    )
+  if form == alone:
+    tags = None
+  problems = _tag_problems(tag_field, obj, tags)
+  problems += _text_problems(prompt_field, obj.get(prompt_field))
+  if form == alone:
+    return problems + _alone_problems(obj)
   if form == "include":
     return problems + _item_list_problems(obj)
   if form == "questions":
     return problems + _question_problems(obj)
   return problems + _tiif_problems(obj)
+
+
+def _tag_problems(
+  field: str, obj: dict, tags: Collection[str] | None
+) -> list[str]:
+  """Lists what is wrong with the tag."""
+  if tags is None and field not in obj:
+    return []
+  problems = _text_problems(field, obj.get(field))
+  if tags is not None and not problems and obj[field] not in tags:
+    problems.append(
+      f"{field} must be one of {sorted(tags)}, got {show(obj[field])}"
+    )
+  return problems
+
+
+def _alone_problems(obj: dict) -> list[str]:
+  """Lists fields that mean nothing without the one that is missing."""
+  if "exclude" in obj:
+    return ["exclude must stand beside include, which is missing"]
+  return []
 
 
 def show(value: object) -> str:

@@ -4,8 +4,9 @@ Together with its neighbours `model_setup`, `stage_settings`, `evaluation_setup`
 with `rewards/registry`, it turns the config into values. No package below reads one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 
 from absl import logging
 import jax
@@ -48,6 +49,7 @@ class Experiment(model_setup.ModelSetup):
     reward: Scores images.
     parse: Builds the parser of sampled text for a mesh.
     parses_on_host: Whether the parser calls back to the host.
+    places: Returns where prompts stand in files, "FILE:LINE" by prompt, for messages.
   """
 
   settings: iteration_settings.IterationSettings
@@ -58,6 +60,7 @@ class Experiment(model_setup.ModelSetup):
   reward: combine.GraphReward
   parse: Callable[[jax.sharding.Mesh], thoughts.Parse]
   parses_on_host: bool
+  places: Callable[[], Mapping[records.Prompt, str]]
 
   @property
   def on_host(self) -> bool:
@@ -130,8 +133,31 @@ class Experiment(model_setup.ModelSetup):
     """Returns prompts as numpy arrays, one row per prompt.
 
     Raises:
-      ValueError: A prompt does not fit into its segment.
+      ValueError: Prompts do not fit into their segments, or lack what the reward needs; lists them
+        with their lines.
     """
+    try:
+      return self._encode(prompts)
+    except ValueError as error:
+      problems = self._problems(prompts)
+      if not problems:  # not of a prompt alone
+        raise
+      raise ValueError(records.problems_text(problems)) from error
+
+  def _problems(self, prompts: tuple[records.Prompt, ...]) -> list[str]:
+    """Returns a line for every prompt that cannot be encoded: its place, and why."""
+    places = self.places()
+    problems = []
+    for prompt in dict.fromkeys(prompts):
+      try:
+        self._encode((prompt,))
+      except ValueError as error:
+        place = places.get(prompt)
+        problems.append(f"{place}: {error}" if place else str(error))
+    return problems
+
+  def _encode(self, prompts: tuple[records.Prompt, ...]) -> experience.Prompts:
+    """Encodes prompts as `encode` does."""
     capacities = self.rollout.capacities
     texts = [prompt.text for prompt in prompts]
     questions = [protocol.reflection_question(text) for text in texts]
@@ -211,6 +237,7 @@ def _build(
     ),
     parse=_parser(config, model),
     parses_on_host=config.sequence.parser == "strings",
+    places=functools.partial(sets.places, sets.Settings(**config.data)),
   )
 
 

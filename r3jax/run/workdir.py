@@ -9,6 +9,8 @@ from r3jax.checkpoint import pretrained
 from r3jax.data import records
 from r3jax.evaluation import finished
 from r3jax.files import atomic
+from r3jax.files import paths
+from r3jax.files import texts
 from r3jax.worlds import registry
 
 TRAINED_ON = "training_prompts.jsonl"
@@ -94,7 +96,7 @@ def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
   """
   if folder == registry.OF_WORLD:
     return [], True
-  path = epath.Path(folder)
+  path = paths.of_user(folder)
   prompts_file = path / TRAINED_ON
   config_file = path / "config.json"
   if not prompts_file.exists() or not config_file.exists():
@@ -102,6 +104,6 @@ def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
   config = json.loads(config_file.read_text())
   started_from, _ = pretrained.model_of_run(config)
   earlier, complete = trained_on(started_from)
-  lines = prompts_file.read_text().splitlines()
+  lines = texts.lines(prompts_file.read_bytes())
   prompts = [records.Prompt.from_json(json.loads(line)) for line in lines]
   return earlier + prompts, complete

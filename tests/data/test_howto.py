@@ -2,10 +2,13 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from configs import r3_geneval
+from r3jax.data import records
 from r3jax.data import sets
+from r3jax.rewards.from_host import user_function
 from tests import pages
 
 
@@ -23,8 +26,35 @@ def folder(tmp_path, monkeypatch):
   return tmp_path
 
 
-def test_own_prompts_are_read_and_the_one_in_the_test_set_is_dropped(folder):
-  train, heldout = pages.code_blocks("howto/own_prompts.md", "json")
+def test_own_texts_are_read_and_the_one_in_the_test_set_is_dropped(folder):
+  train, _ = pages.code_blocks("howto/own_prompts.md", "text")
+  heldout, *_ = pages.code_blocks("howto/own_prompts.md", "json")
+  (folder / "train.txt").write_text(train)
+  (folder / "heldout.jsonl").write_text(heldout)
+  prompts = sets.load(settings(train="train.txt", heldout="heldout.jsonl"))
+  assert len(prompts.train) == 3
+  tags = [prompt.tag for prompt in prompts.heldout]
+  assert tags == ["places", "styles", "untagged"]
+  assert prompts.contamination.tags["untagged"].folded == 1
+
+
+def test_the_reward_for_own_texts_scores_them(folder):
+  (module,) = pages.code_blocks("howto/own_prompts.md", "python")
+  (folder / "my_reward.py").write_text(module)
+  reward = user_function.UserFunction("my_reward:warmth", (4, 4))
+  prompt = records.Prompt("untagged", "a cat")
+  reward.check(prompt)
+  red = np.zeros((1, 4, 4, 3), np.uint8)
+  red[..., 0] = 255
+  (scored,) = reward.score(red, [prompt])
+  assert scored.score == 1
+  sys.modules.pop("my_reward", None)
+
+
+def test_verified_prompts_are_read_and_the_one_in_the_test_set_is_dropped(
+  folder,
+):
+  _, train, heldout = pages.code_blocks("howto/own_prompts.md", "json")
   (folder / "train.jsonl").write_text(train)
   (folder / "heldout.jsonl").write_text(heldout)
   prompts = sets.load(settings(train="train.jsonl", heldout="heldout.jsonl"))

@@ -51,6 +51,7 @@ QUESTIONS = {
   "prompt": "A table without a cup.",
   "questions": [["Is there a table?", "yes"], ["Is there a cup?", "no"]],
 }
+STRICT_TAGS = records_lib.Reading(tags=("colors",))
 
 
 def lines(*objects):
@@ -59,7 +60,7 @@ def lines(*objects):
 
 def refusal(content, tags=None):
   with pytest.raises(ValueError) as error:
-    records_lib.parse_jsonl(content, "file", tags)
+    records_lib.parse(content, "file", records_lib.Reading(tags))
   return str(error.value).splitlines()
 
 
@@ -124,6 +125,65 @@ class TestFromJson:
     assert read == records
 
 
+class TestPromptAlone:
+  def test_text_file_has_a_prompt_a_line(self):
+    content = 'a red cat\n\n  two dogs\u2028in the rain \r\n[style] x\r"a"'
+    prompts = records_lib.parse(content.encode(), "file", STRICT_TAGS)
+    assert [prompt.text for prompt in prompts] == [
+      "a red cat",
+      "two dogs\u2028in the rain",
+      "[style] x",
+      '"a"',
+    ]
+    assert {prompt.tag for prompt in prompts} == {records_lib.UNTAGGED}
+    assert not any(prompt.include or prompt.questions for prompt in prompts)
+
+  def test_json_needs_no_tag_and_may_have_any(self):
+    content = lines({"prompt": "a cat"}, {"prompt": "a dog", "tag": "my own"})
+    prompts = records_lib.parse(content, "file", STRICT_TAGS)
+    assert [prompt.tag for prompt in prompts] == ["untagged", "my own"]
+    again = [prompt.to_json() for prompt in prompts]
+    assert again == [
+      {"tag": "untagged", "prompt": "a cat"},
+      {"tag": "my own", "prompt": "a dog"},
+    ]
+    assert list(map(records_lib.Prompt.from_json, again)) == prompts
+
+  def test_lines_are_numbered_as_an_editor_numbers_them(self):
+    content = b"\xef\xbb\xbf\n\na cat\n"
+    ((line, prompt),) = records_lib.parse_numbered(content, "file")
+    assert (line, prompt.text) == (3, "a cat")
+
+  def test_text_that_repeats_is_refused(self):
+    assert refusal(b"a cat\na dog\na cat\n")[1:] == [
+      "file:3: prompt 'a cat' repeats line 1"
+    ]
+
+  def test_text_among_json_is_refused_unless_they_may_mix(self):
+    content = lines(COUNTING) + b"a cat\n"
+    assert refusal(content)[1].startswith("file:2: the line must be JSON")
+    mixed = records_lib.Reading(mixed=True, repeats=True)
+    prompts = records_lib.parse(content * 2, "file", mixed)
+    assert [bool(prompt.include) for prompt in prompts] == [True, False] * 2
+
+  def test_exclude_alone_is_refused(self):
+    record = {"prompt": "a cat", "exclude": [{"class": "dog", "count": 1}]}
+    assert refusal(lines(record))[1:] == [
+      "file:1: exclude must stand beside include, which is missing"
+    ]
+
+  @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+  def test_file_of_another_encoding_is_refused_by_name(self, encoding):
+    (message,) = refusal("a red cat\n".encode(encoding))[1:]
+    assert message.startswith("file:1: the text must be UTF-8; it")
+    assert message.endswith("save it as UTF-8")
+
+  def test_line_that_is_no_utf8_is_refused_by_its_number(self):
+    assert refusal(b"a cat\na caf\xe9\n")[1].startswith(
+      "file:2: the line must be UTF-8: 'utf-8' codec can't decode byte 0xe9"
+    )
+
+
 class TestSha256:
   def test_hash_is_that_of_the_json_in_the_order_of_the_prompts(self):
     prompts = [
@@ -136,16 +196,16 @@ class TestSha256:
     assert records_lib.sha256(prompts) != records_lib.sha256(prompts[::-1])
 
 
-class TestParseJsonl:
+class TestParse:
   def test_records_come_in_file_order_and_empty_lines_are_skipped(self):
     content = f"{json.dumps(COUNTING)}\n\n{json.dumps(POSITION)}\n".encode()
-    prompts = records_lib.parse_jsonl(content, "file")
+    prompts = records_lib.parse(content, "file")
     assert [prompt.tag for prompt in prompts] == ["counting", "position"]
 
   def test_problems_name_the_file(self):
     content = lines(POSITION, {"tag": "x"})
     with pytest.raises(ValueError, match="file:2: a record must have one of"):
-      records_lib.parse_jsonl(content, "file")
+      records_lib.parse(content, "file")
 
   def test_all_problems_are_raised_together_with_their_lines(self):
     content = lines(
@@ -204,9 +264,7 @@ class TestParseJsonl:
   )
   def test_odd_value_that_is_not_read_is_ignored(self, value):
     line = json.dumps(COUNTING).replace("{", f'{{"more": {value}, ')
-    assert (
-      records_lib.parse_jsonl(line.encode(), "file")[0].to_json() == COUNTING
-    )
+    assert records_lib.parse(line.encode(), "file")[0].to_json() == COUNTING
 
   @pytest.mark.parametrize(
     "value", ["1e999", "1" * 4000, '"\\udfff"', "[" * 500 + "]" * 500, "{}"]
@@ -227,7 +285,7 @@ class TestParseJsonl:
       + "\r\n\r\n"
       + json.dumps(strange, ensure_ascii=False)
     )
-    records = records_lib.parse_jsonl(b"\xef\xbb\xbf" + text.encode(), "file")
+    records = records_lib.parse(b"\xef\xbb\xbf" + text.encode(), "file")
     assert [record.text for record in records] == [
       POSITION["prompt"],
       strange["prompt"],
@@ -247,7 +305,7 @@ class TestParseJsonl:
   def test_tiif_records_may_share_a_prompt(self):
     other = TIIF | {"yn_answer_list": ["yes", "yes"]}
     longer = TIIF | {"long_description": "Another text."}
-    assert len(records_lib.parse_jsonl(lines(TIIF, other, longer), "file")) == 3
+    assert len(records_lib.parse(lines(TIIF, other, longer), "file")) == 3
 
   def test_tiif_record_that_repeats_entirely_is_refused(self):
     other = TIIF | {"short_description": "A table."}
@@ -260,7 +318,7 @@ class TestParseJsonl:
     monkeypatch.setattr(
       logging, "info", lambda text, *values: logged.append(text % values)
     )
-    records = records_lib.parse_jsonl(
+    records = records_lib.parse(
       lines(*[COUNTING, POSITION] * 2, POSITION, COUNTING), "file"
     )
     assert [record.tag for record in records] == [
@@ -282,7 +340,7 @@ class TestParseJsonl:
     )
 
   def test_empty_file_has_no_records(self):
-    assert records_lib.parse_jsonl(b"\n \n", "file") == []
+    assert records_lib.parse(b"\n \n", "file") == []
 
 
 TOKENS = [
@@ -336,7 +394,7 @@ class TestFuzz:
     for _ in range(200):
       content = mutate(valid, rng)
       try:
-        records = records_lib.parse_jsonl(content, "file")
+        records = records_lib.parse(content, "file")
       except ValueError as error:
         assert type(error) is ValueError
         head, *problems = str(error).splitlines()
@@ -346,6 +404,6 @@ class TestFuzz:
         outcomes.append("refused")
       else:
         again = lines(*(record.to_json() for record in records))
-        assert records_lib.parse_jsonl(again, "again") == records
+        assert records_lib.parse(again, "again") == records
         outcomes.append("read")
     assert min(outcomes.count("refused"), outcomes.count("read")) >= 10

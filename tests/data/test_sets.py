@@ -108,7 +108,7 @@ class TestLoad:
     [
       (
         {"heldout": ""},
-        "data.heldout must name a file of prompts in JSON lines, or a URL of one; it is empty",
+        "data.heldout must name a file of prompts, as JSON lines or lines of text, or a URL",
       ),
       (
         {"train": "/nowhere.jsonl"},
@@ -127,6 +127,20 @@ class TestLoad:
   ):
     with pytest.raises(ValueError, match=message):
       sets.load(dataclasses.replace(settings, **changes), world.WORLD.records)
+
+  def test_own_prompts_need_no_more_than_their_text(self, settings, tmp_path):
+    (tmp_path / "own.txt").write_text("a red cat\na photo of a bench.\n")
+    own = dataclasses.replace(settings, train=str(tmp_path / "own.txt"))
+    loaded = sets.load(own)
+    assert loaded.train == [records.Prompt("untagged", "a red cat")]
+    overlap = loaded.contamination.tags["untagged"]
+    assert (overlap.total, overlap.folded, overlap.include) == (2, 1, 0)
+
+  def test_places_are_lines_of_files(self, settings):
+    loaded = sets.load(settings)
+    places = sets.places(settings)
+    assert places[loaded.train[1]] == f"{settings.train}:2"
+    assert places[loaded.heldout[0]] == f"{settings.heldout}:1"
 
   @pytest.mark.parametrize("name", ["train", "heldout"])
   def test_prompts_of_no_world_are_refused(self, settings, name):

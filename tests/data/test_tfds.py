@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from r3jax.data import benchmarks
 from r3jax.data import tfds as tfds_lib
+from r3jax.files import atomic
 from tests.data import processes
 
 GENEVAL = [
@@ -126,6 +127,26 @@ class TestLoad:
     load("geneval", write(tmp_path / "x", GENEVAL))
     assert list((tmp_path / "cache").glob("*/geneval/1.0.0/dataset_info.json"))
 
+  @pytest.mark.parametrize("place", ["/proc/r3jax", "full"])
+  def test_file_is_read_where_nothing_can_be_kept(
+    self, site, tmp_path, monkeypatch, place
+  ):
+    source = write(tmp_path / "x", GENEVAL)
+    write(site.folder / "x.jsonl", GENEVAL)
+    if place == "full":
+
+      def fails(*unused_arguments, **unused_options):
+        raise OSError(28, "No space left on device")
+
+      monkeypatch.setattr(tfds_lib.PromptFile, "download_and_prepare", fails)
+      monkeypatch.setattr(atomic, "write_text", fails)
+      place = str(tmp_path / "data")
+    monkeypatch.setenv("R3JAX_DATA", place)
+    for name in (source, f"{site.url}/x.jsonl"):
+      assert load("geneval", name) == GENEVAL
+    with pytest.raises(FileNotFoundError, match="nothing"):
+      load("geneval", str(tmp_path / "nothing"))
+
   def test_url_is_downloaded_once(self, site, tmp_path):
     write(site.folder / "x.jsonl", GENEVAL)
     for _ in range(2):
@@ -152,8 +173,8 @@ class TestLoad:
       load("geneval", f"{site.url}/x.jsonl", tmp_path / "data")
     assert str(error.value).splitlines() == [
       "2 problems with prompts:",
-      f"{site.url}/x.jsonl:4: a record must have one of include, questions, yn_question_list, "
-      "got none of them",
+      f"{site.url}/x.jsonl:4: a record must have one of prompt, include, questions, "
+      "yn_question_list, got none of them",
       f"{site.url}/x.jsonl:5: tag must be one of ['color_attr', 'colors', 'counting', 'position',"
       " 'single_object', 'two_object'], got 'size_spatial_attr'",
     ]

@@ -190,9 +190,21 @@ class TestFindProblems:
       "a record must be a JSON object, got list"
     ]
 
-  def test_record_that_asks_for_nothing_is_reported(self):
-    assert validation.find_problems({"tag": "counting", "prompt": "x"}) == [
-      "a record must have one of include, questions, yn_question_list, got none of them"
+  def test_record_without_a_prompt_is_reported(self):
+    assert validation.find_problems({"tag": "counting"}) == [
+      "a record must have one of prompt, include, questions, yn_question_list, got none of them"
+    ]
+
+  @pytest.mark.parametrize("tag", [{}, {"tag": "of no benchmark"}])
+  def test_prompt_alone_may_have_any_tag(self, tag):
+    assert validation.find_problems({"prompt": "x"} | tag, {"position"}) == []
+    assert validation.find_problems(POSITION | tag | {"tag": ""}, None)
+
+  def test_tag_is_needed_where_a_benchmark_decides_it(self):
+    record = {"prompt": "x", "include": [{"class": "dog", "count": 1}]}
+    assert validation.find_problems(record) == []
+    assert validation.find_problems(record, {"position"}) == [
+      "tag must be a non-empty string, got None"
     ]
 
   @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ import string
 import threading
 
 from absl import logging
-from etils import epath
 import numpy as np
 
 from r3jax.data import records
 from r3jax.files import paths
+from r3jax.files import texts
 from r3jax.rewards import outcome
 from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
@@ -104,7 +104,7 @@ class JudgeSettings:
     if not self.prompt_file:
       return string.Template(task.wording)
     try:
-      template = string.Template(epath.Path(self.prompt_file).read_text())
+      template = string.Template(texts.read(self.prompt_file))
     except OSError as error:
       raise ValueError(
         f"reward.judge.prompt_file must be readable: {error}"

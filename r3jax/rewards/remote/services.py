@@ -200,6 +200,13 @@ class FlowGrpoService(_Service):
 
   parts = ("correct", "strict")
 
+  def check(self, prompt: records.Prompt) -> None:
+    """Checks that a prompt has what GenEval's rules read, see `outcome.HostReward`."""
+    if not prompt.include:
+      raise ValueError(
+        f"GenEval's server needs prompts with the field include; {prompt.text!r} has none"
+      )
+
   def _send(
     self, images: np.ndarray, prompts: Sequence[records.Prompt]
   ) -> list[outcome.Outcome]:

@@ -117,6 +117,10 @@ def _encode_record(prompt: records.Prompt) -> Target:
   Raises:
     ValueError: see `encode_records`; the message does not name the prompt.
   """
+  if not prompt.include:
+    raise ValueError(
+      "the field include is missing, by which images are verified"
+    )
   num_items = len(prompt.include)
   num_excludes = len(prompt.exclude)
   if not 1 <= num_items <= MAX_ITEMS or num_excludes > MAX_EXCLUDES:

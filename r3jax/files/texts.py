@@ -1,0 +1,59 @@
+"""Reads texts that people have written with any editor, as UTF-8."""
+
+import codecs
+
+from etils import epath
+
+from r3jax.files import paths
+
+_OTHER_MARKS = {
+  codecs.BOM_UTF32_LE: "UTF-32",  # it begins with the mark of UTF-16
+  codecs.BOM_UTF32_BE: "UTF-32",
+  codecs.BOM_UTF16_LE: "UTF-16",
+  codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def read(path: epath.PathLike) -> str:
+  """Returns the text of a file without its byte order mark.
+
+  Raises:
+    ValueError: It is not UTF-8; the message has the path.
+    OSError: It cannot be read.
+  """
+  content = paths.of_user(path).read_bytes()
+  try:
+    return _without_mark(content).decode()
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from error
+
+
+def lines(content: bytes) -> list[bytes]:
+  r"""Returns the lines of UTF-8 text without its byte order mark.
+
+  Lines end in \n, \r\n or \r, as editors count them; other separators of Unicode, such as
+  U+2028, are part of a line. The lines are not decoded, so that one that is no UTF-8 can be named.
+
+  Raises:
+    ValueError: The text is UTF-16 or UTF-32.
+  """
+  return _without_mark(content).splitlines()
+
+
+def _without_mark(content: bytes) -> bytes:
+  """Removes a byte order mark of UTF-8.
+
+  Raises:
+    ValueError: The text is UTF-16 or UTF-32.
+  """
+  for mark, encoding in _OTHER_MARKS.items():
+    if content.startswith(mark):
+      raise ValueError(
+        f"the text must be UTF-8; it has the byte order mark of {encoding}: save it as UTF-8"
+      )
+  # Without a mark their first characters have zero bytes, if they are of ASCII.
+  if b"\0" in content[:4]:
+    raise ValueError(
+      "the text must be UTF-8; it begins with zero bytes, as UTF-16 and UTF-32 do: save it as UTF-8"
+    )
+  return content.removeprefix(codecs.BOM_UTF8)
