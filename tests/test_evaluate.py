@@ -177,6 +177,18 @@ class TestTrainedOn:
     prompts, complete = workdir_lib.trained_on(str(tmp_path / "b"))
     assert prompts == [prompt_of("a"), prompt_of("b")] and complete
 
+  def test_prompts_that_are_not_those_of_the_run_are_refused(self, tmp_path):
+    prompts = (prompt_of("a"), prompt_of("b"))
+    config = {"model": {"folder": "world"}}
+    config["distinct_training_prompts"] = records.sha256(prompts)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    workdir_lib.write_training_prompts(tmp_path, prompts * 2)
+    assert workdir_lib.trained_on(str(tmp_path)) == (list(prompts), True)
+    path = tmp_path / "training_prompts.jsonl"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match="must hold what the run was trained"):
+      workdir_lib.trained_on(str(tmp_path))
+
   def test_a_folder_of_no_run_is_not_known(self, tmp_path):
     assert workdir_lib.trained_on(str(tmp_path)) == ([], False)
     assert workdir_lib.trained_on("world") == ([], True)

@@ -18,6 +18,22 @@ INDEX_FILE = "model.safetensors.index.json"
 AUTOENCODER_FILE = "ae.safetensors"
 
 
+def weight_files(folder: epath.Path) -> list[epath.Path]:
+  """Returns the files of a folder that a model is read from, as far as they are there, by name.
+
+  Other files with weights, as `model.safetensors` beside `ema.safetensors`, are not read.
+  """
+  model_file = _first_file(folder, MODEL_FILES)
+  if model_file is not None:
+    names = {model_file.name}
+  elif (folder / INDEX_FILE).is_file():
+    names = set(_read_index(folder / INDEX_FILE).values())
+  else:
+    names = set()
+  names.add(AUTOENCODER_FILE)
+  return [folder / name for name in sorted(names) if (folder / name).is_file()]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Headers:
   """The headers of some files.
@@ -141,20 +157,11 @@ def _in_two_files(
 def _read_indexed(index: epath.Path) -> _Headers:
   """Returns the tensors of the files that an index names, and everything that contradicts it."""
   try:
-    file_of_tensor = json.loads(index.read_text())["weight_map"]
-    files = sorted(set(file_of_tensor.values()))
-  except (
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-  ) as error:
-    problem = (
-      f"unreadable file {index}: it must be JSON with a weight_map: {error!r}"
-    )
-    return _Headers({}, [problem])
+    file_of_tensor = _read_index(index)
+  except ValueError as error:
+    return _Headers({}, [str(error)])
 
+  files = sorted(set(file_of_tensor.values()))
   missing = [name for name in files if not (index.parent / name).is_file()]
   headers = _read_files(
     index.parent / name for name in files if name not in missing
@@ -171,3 +178,24 @@ def _read_indexed(index: epath.Path) -> _Headers:
   for name in sorted(headers.entries.keys() - file_of_tensor.keys()):
     problems.append(f"tensor {name} must be in {index.name}")
   return _Headers(headers.entries, problems)
+
+
+def _read_index(index: epath.Path) -> dict[str, str]:
+  """Returns the name of the file of every tensor.
+
+  Raises:
+    ValueError: The file is no index.
+  """
+  try:
+    file_of_tensor = json.loads(index.read_text())["weight_map"]
+    return dict(file_of_tensor.items())
+  except (
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+  ) as error:
+    raise ValueError(
+      f"unreadable file {index}: it must be JSON with a weight_map: {error!r}"
+    ) from error

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import bagel_headers
 from r3jax.checkpoint import fingerprint
 from r3jax.checkpoint import orbax_weights
 from r3jax.checkpoint import tokenizer_files
@@ -157,15 +158,22 @@ class Pretrained:
     return low_rank.merge(policy, trained["policy"], adapters.lora.scale)
 
   def fingerprint(self) -> str:
-    """Returns 16 hex digits that identify the weights, see `fingerprint.of_files`."""
+    """Returns 16 hex digits that identify the weights, see `fingerprint.of_files`.
+
+    Only files that are read count, and neither their folders' names nor their places do.
+    """
     states = [adapters.state for adapters in self.adapted]
     if self.trained:
       states.insert(0, self.trained)
-    files = _safetensors(self.folder)
-    for folder in (self.folder / orbax_weights.FOLDER, *states):
-      if folder.is_dir():
-        # Orbax writes a new index with every save.
-        files += [file for file in folder.iterdir() if file.suffix == ".ocdbt"]
+    converted = self.folder / orbax_weights.FOLDER
+    files = []
+    if converted.is_dir():
+      states.insert(0, converted)
+    else:
+      files += bagel_headers.weight_files(self.folder)
+    for folder in states:
+      # Orbax writes a new index with every save.
+      files += sorted(folder.glob("[!.]*.ocdbt"))
     return fingerprint.of_files(files)
 
   def _from_orbax(
@@ -195,10 +203,6 @@ def _split_policy(
     part = policy if path.startswith(_POLICY) else others
     part[path] = leaf_sharding
   return policy, others
-
-
-def _safetensors(folder: epath.Path) -> list[epath.Path]:
-  return [path for path in folder.iterdir() if path.suffix == ".safetensors"]
 
 
 def find(folder: str, world: str = "") -> Pretrained:
@@ -258,6 +262,40 @@ def model_of_run(config: Mapping) -> tuple[str, str]:
   return folder, config.get("world", "")
 
 
+def base_of_run(workdir: epath.Path, config: Mapping) -> str:
+  """Returns where the model that a run started from is now.
+
+  The folder may have been moved or replaced since, and a relative one is another in another working
+  directory: the first place counts in which the weights have the fingerprint of the run's config.
+
+  Args:
+    workdir: Workdir of the run.
+    config: Its config.json: "weights" is the fingerprint, "model_path" the absolute path of the
+      folder. Configs without a fingerprint are from before there were any.
+
+  Raises:
+    ValueError: The weights are in none of the places.
+  """
+  folder, world = model_of_run(config)
+  if "weights" not in config:
+    return folder
+  problems = []
+  for place in dict.fromkeys([folder, config.get("model_path", folder)]):
+    try:
+      actual = find(place, world).fingerprint()
+    except ValueError as error:
+      problems.append(f"{place}: {error}")
+      continue
+    if actual == config["weights"]:
+      return place
+    problems.append(f"{place} has the fingerprint {actual}")
+  raise ValueError(
+    f"the model of {workdir} needs the model that it was trained from, with the fingerprint "
+    f"{config['weights']}; seen: {'; '.join(problems)}. Move that model back, or write where it is "
+    f"as model.folder into {workdir / 'config.json'}"
+  )
+
+
 def save(
   weights: types.Params,
   like: Pretrained,
@@ -296,7 +334,8 @@ def check_free(folder: epath.Path) -> None:
   """Raises a ValueError if a folder holds weights."""
   if not folder.is_dir():
     return
-  weights = _safetensors(folder)
+  # Hidden files are what some file systems put beside every file.
+  weights = list(folder.glob("[!.]*.safetensors"))
   converted = folder / orbax_weights.FOLDER
   if converted.exists():
     weights.append(converted)
@@ -317,13 +356,13 @@ def _trained(workdir: epath.Path) -> Pretrained:
   path = workdir / "config.json"
   try:
     config = json.loads(path.read_text())
-    folder, world = model_of_run(config)
+    _, world = model_of_run(config)
     lora = low_rank.LoRA(**config["model"].get("lora", {}))
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path} must be the config of a run, with model.folder: {error!r}"
     ) from error
-  start = find(folder, world)
+  start = find(base_of_run(workdir, config), world)
   state = workdir / "checkpoints" / str(step) / "state"
   if lora.rank:
     adapters = TrainedAdapters(lora, state)

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 
 from r3jax.evaluation import estimates
+from r3jax.evaluation import evaluate
 from r3jax.evaluation import finished
 from r3jax.evaluation import sample_table
 from r3jax.files import config_guard
@@ -198,9 +199,11 @@ def _different_settings(
 ) -> list[str]:
   """Returns a note if two evaluations have different settings."""
   changes = config_guard.differences(first.settings, other.settings)
-  if not changes:
-    return []
   texts = []
   for key, (old, new) in changes.items():
+    if key in evaluate.MAY_DIFFER:
+      continue
     texts.append(f"{key} {new}, not {old}")
+  if not texts:
+    return []
   return [f"Made with other settings: {', '.join(texts)}."]

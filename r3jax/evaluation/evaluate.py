@@ -15,11 +15,14 @@ from r3jax.evaluation import chains
 from r3jax.evaluation import questions
 from r3jax.evaluation import sample_log
 from r3jax.files import atomic
+from r3jax.files import config_guard
 from r3jax.rewards import outcome
 from r3jax.sequence import thoughts
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
+# Keys of the settings that do not change a result: the hash of the prompts stands for their source.
+MAY_DIFFER = ("heldout.source",)
 _LAST_STEP = 2**31  # after every iteration
 # What judges and rewards write: NAME.json, NAME.md, NAME.PROCESS.jsonl or a folder of its parts.
 _OWN_FILE = re.compile(r"[\w-][\w.-]*\.(json|md|\d+\.jsonl(\.parts)?)")
@@ -132,7 +135,10 @@ class Evaluation:
   def read(self, folder: epath.Path) -> dict[str, sample_log.Sample]:
     """Returns the latest sample of every key in a folder, none if the settings differ."""
     path = folder / SETTINGS
-    if not path.exists() or json.loads(path.read_text()) != self.settings:
+    if not path.exists():
+      return {}
+    settings = json.loads(path.read_text())
+    if not config_guard.agree(settings, self.settings, MAY_DIFFER):
       return {}
     return {sample.key: sample for sample in sample_log.read(folder)}
 

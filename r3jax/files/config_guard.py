@@ -112,6 +112,11 @@ def differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:
   return changes
 
 
+def agree(old: dict, new: dict, may_differ: Sequence[str]) -> bool:
+  """Returns whether two configs differ only in keys that may; see `write_or_check`."""
+  return all(_is_under(key, may_differ) for key in differences(old, new))
+
+
 def _flatten(config: dict) -> dict[str, str]:
   """Returns {dotted key: JSON text} of the leaves; a list or an empty dict is a leaf."""
   leaves = {}

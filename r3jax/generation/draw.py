@@ -19,8 +19,17 @@ from r3jax.report import gallery
 from r3jax.worlds import base as worlds_base
 from r3jax.worlds import registry
 
-# Keys of the folder's config.json that do not change an image.
-_MAY_DIFFER = ("mesh", "num_images", "log", "checkpoint", "total_steps", "data")
+# Keys of the folder's config.json that do not change an image; the fingerprint `weights` stands for
+# the model's folder.
+_MAY_DIFFER = (
+  "mesh",
+  "num_images",
+  "log",
+  "checkpoint",
+  "total_steps",
+  "data",
+  "model.folder",
+)
 
 
 @dataclasses.dataclass(frozen=True)

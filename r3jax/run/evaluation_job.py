@@ -30,6 +30,9 @@ from r3jax.run import setup
 from r3jax.run import workdir
 from r3jax.worlds import registry as worlds_registry
 
+# Paths are compared by the fingerprints of what they name.
+_MAY_DIFFER = ("model.folder", *evaluate.MAY_DIFFER)
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -97,12 +100,12 @@ def prepare(
   services = experiment.reward.describe()
   if services:
     identity["reward_services"] = services
-  config_guard.check(path, identity, may_differ=())
+  config_guard.check(path, identity, _MAY_DIFFER)
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
   # Nothing has been written up to here.
   config_guard.check_writable(path)
-  config_guard.write_or_check(path, identity, may_differ=())
+  config_guard.write_or_check(path, identity, _MAY_DIFFER)
   return Job(config, path, experiment, mesh, evaluation, policy, towers)
 
 

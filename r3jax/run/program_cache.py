@@ -68,7 +68,7 @@ def code_version() -> str:
   It is computed once per process. Call it at the start of a run: the source may be edited while the
   run loads its model, and what it traces then is the source that was imported.
   """
-  parts = [path.read_text() for path in sorted(_PACKAGE.rglob("*.py"))]
+  parts = [path.read_text() for path in sorted(_PACKAGE.rglob("[!.]*.py"))]
   parts += [importlib.metadata.version(name) for name in _TRACED_BY]
   return _hash(parts)
 
@@ -87,7 +87,7 @@ def constants(config: Mapping, model_folder: epath.Path) -> list[str]:
   if config["reward"]["shuffle"]:
     traced["seed"] = config["seed"]
   model_files = sorted(
-    [*model_folder.glob("*.json"), *model_folder.glob("*.txt")]
+    [*model_folder.glob("[!.]*.json"), *model_folder.glob("[!.]*.txt")]
   )
   return [
     json.dumps(traced, sort_keys=True),

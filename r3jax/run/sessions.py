@@ -42,10 +42,17 @@ from r3jax.run import setup
 from r3jax.run import workdir
 from r3jax.run.logging import metric_writer
 from r3jax.run.logging import sinks
+from r3jax.worlds import registry as worlds_registry
 
 # Keys of the config that may change when a run resumes: they do not change what an iteration
-# computes.
+# computes. Paths are compared by the fingerprints of what they name: `weights` and
+# `training_prompts`.
 MAY_DIFFER = (
+  "model.folder",
+  "model_path",
+  "data.train",
+  "data.more_tests",
+  workdir.DISTINCT_PROMPTS,
   "mesh",
   "sharding",
   "total_steps",
@@ -292,7 +299,7 @@ def prepare(
   evaluation = evaluation_setup.build(config, experiment, mesh)
   prompts = experiment.encode(experiment.train)
   leaked = _leaked(config, experiment)
-  identity = config.to_dict() | _inputs(experiment)
+  identity = config.to_dict() | _inputs(config, experiment)
   config_guard.check(folder, identity, MAY_DIFFER)
   # The checks that need no weights come first: weights take minutes to read.
   policy, frozen = experiment.start(mesh, config.seed)
@@ -330,12 +337,20 @@ def _stages(
   return dataclasses.replace(stages, reward=shuffled)
 
 
-def _inputs(experiment: setup.Experiment) -> dict[str, object]:
+def _inputs(
+  config: ml_collections.ConfigDict, experiment: setup.Experiment
+) -> dict[str, object]:
   """Returns what a resumed run must find unchanged beside its config, as JSON values."""
   inputs = {
     "weights": experiment.pretrained.fingerprint(),  # the KL's reference
     "training_prompts": records.sha256(experiment.train),
+    workdir.DISTINCT_PROMPTS: records.sha256(
+      workdir.distinct(experiment.train)
+    ),
   }
+  if config.model.folder != worlds_registry.OF_WORLD:
+    model_folder = paths.of_user(config.model.folder)
+    inputs["model_path"] = str(paths.absolute(model_folder))
   reward_services = experiment.reward.describe()
   if reward_services:
     inputs["reward_services"] = reward_services

@@ -1,5 +1,6 @@
 """The files of a run, and the prompts that it was trained on."""
 
+from collections.abc import Sequence
 import dataclasses
 import json
 
@@ -14,6 +15,9 @@ from r3jax.files import texts
 from r3jax.worlds import registry
 
 TRAINED_ON = "training_prompts.jsonl"
+DISTINCT_PROMPTS = (
+  "distinct_training_prompts"  # hash of that file's prompts, in config.json
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,11 @@ class Workdir:
         folder.rmtree()
 
 
+def distinct(prompts: Sequence[records.Prompt]) -> list[records.Prompt]:
+  """Returns prompts once that are repeated, for example to balance the tags."""
+  return list(dict.fromkeys(prompts))
+
+
 def write_training_prompts(
   path: epath.Path, prompts: tuple[records.Prompt, ...]
 ) -> None:
@@ -76,8 +85,7 @@ def write_training_prompts(
   """
   if (path / TRAINED_ON).exists():
     return
-  # Prompts that are repeated to balance the tags are written once.
-  lines = dict.fromkeys(json.dumps(prompt.to_json()) for prompt in prompts)
+  lines = (json.dumps(prompt.to_json()) for prompt in distinct(prompts))
   text = "".join(f"{line}\n" for line in lines)
   atomic.write_text(path / TRAINED_ON, text)
 
@@ -93,6 +101,10 @@ def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
   Returns:
     The prompts, and whether they are complete: the training prompts of a model that does not come
     from a run are unknown.
+
+  Raises:
+    ValueError: The file of prompts is not the one that the run wrote, or the model that the run
+      started from is not found.
   """
   if folder == registry.OF_WORLD:
     return [], True
@@ -102,8 +114,14 @@ def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
   if not prompts_file.exists() or not config_file.exists():
     return [], False
   config = json.loads(config_file.read_text())
-  started_from, _ = pretrained.model_of_run(config)
-  earlier, complete = trained_on(started_from)
+  earlier, complete = trained_on(pretrained.base_of_run(path, config))
   lines = texts.lines(prompts_file.read_bytes())
   prompts = [records.Prompt.from_json(json.loads(line)) for line in lines]
+  actual = records.sha256(prompts)
+  expected = config.get(DISTINCT_PROMPTS, actual)
+  if actual != expected:
+    raise ValueError(
+      f"{prompts_file} must hold what the run was trained on, with hash {expected}; its prompts "
+      f"have {actual}. Restore the file, or delete it: the prompts count as unknown then"
+    )
   return earlier + prompts, complete

@@ -237,6 +237,15 @@ class TestFingerprint:
     ]
     assert len(set(prints)) == 3
 
+  def test_files_that_are_not_read_do_not_count(self, source, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(source.folder, folder)
+    for name in ("model.safetensors", "old.safetensors", "._ema.safetensors"):
+      shutil.copy(folder / "ae.safetensors", folder / name)
+    assert pretrained.find(str(folder)).fingerprint() == source.fingerprint()
+    (folder / "ema.safetensors").unlink()
+    assert pretrained.find(str(folder)).fingerprint() != source.fingerprint()
+
 
 class TestShardings:
   def test_name_every_leaf_once(self, source, mesh):

@@ -152,6 +152,20 @@ class TestRun:
     assert len(again.calls) == 7
     assert len(sample_log.read(tmp_path)) == 20
 
+  def test_other_spelling_of_the_source_of_the_same_prompts_goes_on(
+    self, tmp_path
+  ):
+    first, moved, other = (
+      {"source": source, "sha256": digest}
+      for source, digest in (("a", "1"), ("./a", "1"), ("a", "2"))
+    )
+    run(tmp_path, fakes.Sampler(), heldout=first)
+    again = fakes.Sampler()
+    run(tmp_path, again, heldout=moved)
+    assert again.calls == []
+    run(tmp_path, again, heldout=other)
+    assert len(again.calls) == 7
+
   def test_images_are_what_was_drawn(self, tmp_path):
     run(tmp_path, fakes.Sampler())
     names = sorted(path.name for path in (tmp_path / "images").iterdir())

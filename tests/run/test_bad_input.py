@@ -22,6 +22,7 @@ from r3jax.generation import draw
 from r3jax.generation import edit
 from r3jax.run import evaluation_job
 from r3jax.run import sessions
+from r3jax.run import setup
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -351,6 +352,50 @@ class TestWorkdir:
       ValueError, match='  weights: "[0-9a-f]{16}" there, "[0-9a-f]{16}" now$'
     ):
       sessions.prepare(self._config(model), workdir)
+
+  def test_other_spelling_of_the_same_inputs_goes_on(
+    self, model, tmp_path, monkeypatch
+  ):
+    monkeypatch.setattr(setup.Experiment, "start", lambda *_: ({}, None))
+    monkeypatch.chdir(tmp_path)
+    workdir = str(tmp_path / "workdir")
+    sessions.prepare(self._config(pathlib.Path("model")), workdir)
+    shutil.copytree(model, tmp_path / "moved")
+    spellings = {
+      "model.folder": ["model/", str(model), "moved", "~/model"],
+      "data.train": ["./model/train.jsonl", str(model / "train.jsonl")],
+    }
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for key, paths in spellings.items():
+      for path in paths:
+        sessions.prepare(
+          self._config(pathlib.Path("model"), {key: path}), workdir
+        )
+        written = json.loads((tmp_path / "workdir/config.json").read_text())
+        section, _, name = key.partition(".")
+        assert written[section][name] == path
+
+  def test_other_prompts_at_the_same_path_are_refused(
+    self, model, tmp_path, monkeypatch
+  ):
+    monkeypatch.setattr(setup.Experiment, "start", lambda *_: ({}, None))
+    workdir = str(tmp_path / "workdir")
+    sessions.prepare(self._config(model), workdir)
+    lines = (model / "train.jsonl").read_text().splitlines(keepends=True)
+    (model / "train.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(ValueError, match="\n  training_prompts: .* there"):
+      sessions.prepare(self._config(model), workdir)
+
+  def test_prompts_that_lack_what_the_reward_needs_are_named_by_line(
+    self, refused, tmp_path
+  ):
+    (tmp_path / "own.txt").write_text("\na red ring\na bow\n")
+    message = refused({"data.train": str(tmp_path / "own.txt")})
+    head, *lines = message.splitlines()
+    assert head == "2 problems with prompts:"
+    for number, line in zip((2, 3), lines, strict=True):
+      assert line.startswith(f"{tmp_path / 'own.txt'}:{number}: ")
+      assert "the field include is missing" in line
 
   def test_listed_keys_may_differ_and_are_logged(
     self, tiny_model, opened, caplog

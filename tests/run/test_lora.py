@@ -1,6 +1,7 @@
 """Tests of runs that train only adapters: step, workdir as a model, refusals, whole runs."""
 
 import json
+import pathlib
 import shutil
 
 from etils import epath
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
+import safetensors.numpy
 
 from r3jax import inference
 from r3jax import types
@@ -27,6 +29,7 @@ from r3jax.run import loop
 from r3jax.run import sessions
 from r3jax.run import setup
 from r3jax.run import summary
+from r3jax.run import workdir as workdir_lib
 from r3jax.sampling import flow_matching
 from tests import tiny
 
@@ -345,6 +348,66 @@ class TestWorkdir:
     assert prints[0] != prints[1]
     shutil.copytree(workdir, tmp_path / "copy")
     assert pretrained.find(str(tmp_path / "copy")).fingerprint() == prints[0]
+
+
+class TestBase:
+  """A workdir of adapters is read with the base that they were trained on, or not at all."""
+
+  @pytest.fixture
+  def run(self, tiny_model, adapters, tmp_path, monkeypatch):
+    """A workdir, and `here/model`, its base by a relative path and by an absolute one."""
+    shutil.copytree(tiny_model, tmp_path / "here" / "model")
+    monkeypatch.chdir(tmp_path / "here")
+    folder = _write_workdir(
+      tmp_path / "run", tiny.make_config(pathlib.Path("model"), LORA), adapters
+    )
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["weights"] = pretrained.find("model").fingerprint()
+    config["model_path"] = str(tmp_path / "here" / "model")
+    path.write_text(json.dumps(config))
+    return folder
+
+  @staticmethod
+  def _change(folder):
+    path = folder / "ema.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["llm2vae.bias"] += 1
+    safetensors.numpy.save_file(tensors, path)
+
+  def test_is_found_by_its_absolute_path_from_elsewhere(
+    self, run, tiny_model, tmp_path, monkeypatch
+  ):
+    shutil.copytree(tiny_model, tmp_path / "there" / "model")
+    self._change(tmp_path / "there" / "model")
+    monkeypatch.chdir(tmp_path / "there")
+    found = pretrained.find(str(run))
+    assert found.folder == tmp_path / "here" / "model"
+
+  def test_moved_base_is_found_where_the_relative_path_leads(
+    self, run, tmp_path, monkeypatch
+  ):
+    (tmp_path / "here").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert pretrained.find(str(run)).folder == epath.Path("model")
+
+  def test_other_weights_in_its_place_are_refused(self, run, tmp_path):
+    self._change(tmp_path / "here" / "model")
+    with pytest.raises(
+      ValueError,
+      match="needs the model that it was trained from.*model has the fingerprint",
+    ):
+      pretrained.find(str(run))
+    with pytest.raises(ValueError, match="needs the model"):
+      (run / "training_prompts.jsonl").write_text("")
+      workdir_lib.trained_on(str(run))
+
+  def test_base_that_is_gone_is_refused(self, run, tmp_path):
+    (tmp_path / "here" / "model").rename(tmp_path / "gone")
+    with pytest.raises(
+      ValueError, match="seen: model: a BAGEL folder must hold llm_config.json"
+    ):
+      pretrained.find(str(run))
 
 
 class TestRefusals:
