@@ -59,7 +59,7 @@ def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
   """Turns on JAX's compilation cache; returns the folder of traced programs, beside the compiled.
 
   JAX_COMPILATION_CACHE_DIR names another folder than the default; where it is empty, or the folder
-  cannot be written, nothing is kept and the result is None. Nothing is kept either where CPUs shard
+  cannot be made, nothing is kept and the result is None. Nothing is kept either where CPUs shard
   parameters: XLA of JAX 0.10 runs the collectives of a cached program in no fixed order there, so
   that devices wait for each other for ever.
 
@@ -71,7 +71,7 @@ def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
     return None
   if os.environ.get(_CACHE_VARIABLE) == "":
     return None
-  folder = caches.folder(_CACHE_VARIABLE, "compiled")
+  folder = caches.folder(_CACHE_VARIABLE, "compiled", may_be_read_only=True)
   jax.config.update(
     "jax_compilation_cache_dir", str(folder) if folder else None
   )

@@ -45,7 +45,7 @@ def root(data_dir: str | os.PathLike | None) -> pathlib.Path | None:
   """
   folder = caches.folder(VARIABLE)
   if data_dir:
-    folder = caches.writable(os.fspath(data_dir), VARIABLE)
+    folder = caches.usable(os.fspath(data_dir), VARIABLE)
   return pathlib.Path(folder) if folder else None
 
 

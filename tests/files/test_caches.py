@@ -11,10 +11,10 @@ NOWHERE = "/proc/r3jax"  # where not even root may make a folder
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
-  caches.writable.cache_clear()
+  caches.usable.cache_clear()
   monkeypatch.delenv("R3JAX_DATA", raising=False)
   yield
-  caches.writable.cache_clear()
+  caches.usable.cache_clear()
 
 
 class TestFolder:
@@ -38,6 +38,17 @@ class TestFolder:
     message = record.getMessage()
     assert message.startswith("nothing is kept for the next start: /proc/r3jax")
     assert message.endswith("R3JAX_DATA names another folder")
+
+  def test_folder_that_others_have_filled_may_be_read_only(
+    self, tmp_path, monkeypatch
+  ):
+    def fails(folder):
+      raise OSError(30, "Read-only file system", str(folder))
+
+    monkeypatch.setattr(caches.atomic, "check_writable", fails)
+    monkeypatch.setenv("R3JAX_DATA", str(tmp_path))
+    assert caches.folder("R3JAX_DATA", may_be_read_only=True) == tmp_path
+    assert caches.folder("R3JAX_DATA") is None
 
   def test_nothing_is_kept_without_a_home(self, monkeypatch):
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)

@@ -1,5 +1,7 @@
 """Tests of files/image_files.py: pixels are those that a viewer shows."""
 
+import pathlib
+
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
@@ -96,6 +98,16 @@ class TestAsShown:
     black = PIL.Image.new("RGB", (5, 3), "black")
     _save(path, black, transparency=(0, 0, 0))
     assert image_files.read(path).min() == 255
+
+  def test_nobody_else_opens_images(self):
+    readers = {"files/image_files.py", "rewards/remote/protocol.py"}
+    package = pathlib.Path(image_files.__file__).parents[1]
+    openers = {
+      str(path.relative_to(package))
+      for path in package.rglob("*.py")
+      if "Image.open(" in path.read_text()
+    }
+    assert openers == readers
 
 
 class TestRefusals:

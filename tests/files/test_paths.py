@@ -1,6 +1,7 @@
 """Tests of io/paths.py, and that Orbax is given the store and not a folder of its name."""
 
 import os
+import pathlib
 
 from etils import epath
 import jax
@@ -59,6 +60,15 @@ class TestOfUser:
   def test_home_that_does_not_exist_is_refused(self):
     with pytest.raises(ValueError, match="none is known; got '~nobody-here/x'"):
       paths.of_user("~nobody-here/x")
+
+  def test_nobody_else_looks_for_homes(self):
+    package = pathlib.Path(paths.__file__).parents[1]
+    users = {
+      str(path.relative_to(package))
+      for path in package.rglob("*.py")
+      if "expanduser" in path.read_text()
+    }
+    assert users == {"files/paths.py", "cli/command_line.py"}
 
 
 @pytest.fixture
