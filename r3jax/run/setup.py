@@ -222,6 +222,9 @@ def _build(
   contamination: contamination_lib.Contamination,
 ) -> Experiment:
   model = model_setup.build(config)
+  sources = sets.Settings(**config.data)
+  if not train:  # an evaluation, whose training prompts need not exist
+    sources = dataclasses.replace(sources, train="")
   _check_canvas(config, model.world)
   return Experiment(
     **vars(model),
@@ -237,7 +240,7 @@ def _build(
     ),
     parse=_parser(config, model),
     parses_on_host=config.sequence.parser == "strings",
-    places=functools.partial(sets.places, sets.Settings(**config.data)),
+    places=functools.partial(sets.places, sources),
   )
 
 
