@@ -22,6 +22,7 @@ from r3jax.aot import measure
 from r3jax.aot import programs
 from r3jax.aot import report
 from r3jax.cli import command_line
+from r3jax.costs import chips
 from r3jax.files import rules
 
 
@@ -54,7 +55,13 @@ def define_flags() -> None:
     "hlo", "", "Folder that gets the text of the compiled programs."
   )
   command_line.require(config="a config file", topology="a TPU slice")
+  names = "|".join(chips.CHIPS)
   command_line.limit(
+    topology=rules.Text(
+      f"CHIP:SHAPE with a chip among {', '.join(chips.CHIPS)}",
+      rf"({names}):\d+(x\d+)+",
+      may_be_empty=False,
+    ),
     find=rules.Whole(0, 1_000),
     layers=rules.Whole(1, 1_000),
     effort=rules.Real(-1, 1),

@@ -123,6 +123,8 @@ EXAMPLES = [
   ("generate", "point", "1", "Did you mean: points"),
   ("convert", "format", "orbux", "orbax"),
   ("serve-reward", "token_env", "sk-1", "must be the name of an environment"),
+  ("compile", "topology", "v5q:2x2", "CHIP:SHAPE with a chip among v4, v5e"),
+  ("compile", "topology", "v5e", "--topology must be CHIP:SHAPE"),
   ("rescore", "judge", "../x", "--judge must be letters, digits"),
 ]
 
