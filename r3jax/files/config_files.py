@@ -8,6 +8,7 @@ after the colon may be left out.
 import difflib
 import importlib.util
 import inspect
+import os
 import pathlib
 import sys
 import traceback
@@ -62,7 +63,7 @@ def find(name: str) -> tuple[pathlib.Path, str]:
   path = shipped_folder() / f"{file}.py"
   if is_path:
     path = pathlib.Path(paths.of_user(file))
-  if path.is_file() and path.suffix == ".py":
+  if os.path.isfile(path) and path.suffix == ".py":
     return path, variant
   names = shipped_names()
   message = (

@@ -49,12 +49,13 @@ def did_you_mean(path: epath.PathLike) -> str:
   if "://" in str(path):
     return ""
   missing = pathlib.Path(path)
-  if missing.exists():
+  # Unlike pathlib, os.path does not raise where a name is too long.
+  if os.path.exists(missing):
     return ""
-  while not missing.parent.exists():
+  while not os.path.exists(missing.parent):
     missing = missing.parent
-  if not missing.parent.is_dir():
+  if not os.access(missing.parent, os.R_OK) or not missing.parent.is_dir():
     return ""
-  names = [other.name for other in missing.parent.iterdir()]
+  names = os.listdir(missing.parent)
   nearest = difflib.get_close_matches(missing.name, names, n=1)
   return f"; did you mean {missing.parent / nearest[0]}?" if nearest else ""

@@ -33,6 +33,7 @@ class TestDidYouMean:
       ("runs/shapes/heldout.jsonl", ""),
       ("elsewhere/else", ""),
       ("runs/shapes/heldout.jsonl/x", ""),
+      ("x" * 5000, ""),
     ],
   )
   def test_first_part_that_is_missing_is_compared(
