@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import config_flags
 
 from r3jax.cli import command_line
+from r3jax.files import config_guard
 from r3jax.sft import program
 
 
@@ -26,12 +27,13 @@ def define_flags() -> None:
 
 
 def run() -> None:
-  """Trains, and exits with a message where config.start cannot be used."""
+  """Trains, and exits with a message where config.start or --out cannot be used."""
   logging.set_verbosity(logging.INFO)
   config = flags.FLAGS.config
   program.use_all_cores(config)
   try:
     start = program.load_start(config.start) if config.start else None
+    config_guard.check_writable(flags.FLAGS.out)
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
   program.run(config, pathlib.Path(flags.FLAGS.out), start)
