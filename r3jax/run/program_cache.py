@@ -195,9 +195,9 @@ def _read(path: epath.Path) -> _Program | None:
     return None
   try:
     serialized, out_tree = pickle.loads(path.read_bytes())
-  except (pickle.UnpicklingError, EOFError) as error:
+  except (pickle.UnpicklingError, EOFError, OSError) as error:
     logging.warning(
-      "traced program is damaged and will be made anew: %s: %s", path, error
+      "traced program cannot be read and is made anew: %s: %s", path, error
     )
     return None
   logging.info("the step was traced before: %s", path)

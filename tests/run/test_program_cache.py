@@ -113,6 +113,14 @@ class TestLoadOrExport:
     jax.tree.map(np.testing.assert_array_equal, found, direct)
     assert len(path.read_bytes()) == len(whole)
 
+  def test_file_of_another_user_is_passed_over(self, tmp_path):
+    _kept(tmp_path, Counted(2.0), [])
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    path.mkdir()  # root may read every file, but no folder
+    found, direct = _kept(tmp_path, Counted(2.0), [])
+    jax.tree.map(np.testing.assert_array_equal, found, direct)
+
   def test_unwritable_folder_keeps_nothing(self, tmp_path):
     (tmp_path / "file").write_text("")
     found, direct = _kept(tmp_path / "file" / "folder", Counted(2.0), [])
