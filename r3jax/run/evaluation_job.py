@@ -46,6 +46,7 @@ class Job:
     evaluation: on the held-out prompts.
     policy: parameters of the policy.
     towers: parameters of the image towers.
+    leaked: held-out prompts that the model was trained on.
   """
 
   config: ml_collections.ConfigDict
@@ -55,6 +56,7 @@ class Job:
   evaluation: evaluate.Evaluation
   policy: types.Params
   towers: types.Params
+  leaked: contamination.Leaked
 
 
 def with_checkpoint(
@@ -101,12 +103,14 @@ def prepare(
   if services:
     identity["reward_services"] = services
   config_guard.check(path, identity, _MAY_DIFFER)
+  trained_on, is_complete = workdir.trained_on(config.model.folder)
+  leaked = contamination.leaked(trained_on, experiment.heldout, is_complete)
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
   # Nothing has been written up to here.
   config_guard.check_writable(path)
   config_guard.write_or_check(path, identity, _MAY_DIFFER)
-  return Job(config, path, experiment, mesh, evaluation, policy, towers)
+  return Job(config, path, experiment, mesh, evaluation, policy, towers, leaked)
 
 
 def run(job: Job) -> summary.Summary:
@@ -129,13 +133,11 @@ def run(job: Job) -> summary.Summary:
 
 def _context(job: Job) -> summary.Context:
   folder = job.config.model.folder
-  trained_on, is_complete = workdir.trained_on(folder)
-  leaked = contamination.leaked(trained_on, job.experiment.heldout, is_complete)
   files = workdir.Workdir(paths.of_user(folder))
   step = training.latest_step(files.checkpoints) or 0
   title = f"r3jax: evaluation of {folder}"
   return summary.Context(
-    title, step, leaked, job.evaluation.flops, job.config.eval.seed
+    title, step, job.leaked, job.evaluation.flops, job.config.eval.seed
   )
 
 
