@@ -414,14 +414,17 @@ class TestRefusals:
   @pytest.mark.parametrize(
     "changes, message",
     [
-      ({"model.lora.rank": -1}, "lora.rank must be at least 0"),
+      (
+        {"model.lora.rank": -1},
+        "model.lora.rank must be a whole number in 0..65536; got -1",
+      ),
       (
         {"model.lora.rank": 33},
         r"lora.rank \(33\) must be at most the smaller side .* q 32x32, .*v 32x16",
       ),
       (
         {"model.lora.und": ("lm_head",)},
-        r"lora.und must be a tuple of names among \['q', .*got \('lm_head',\)",
+        r"model.lora.und must be a tuple in which every item is one of 'q', .*got \('lm_head',\)",
       ),
       (
         {"model.lora.und": (), "model.lora.gen": ()},
