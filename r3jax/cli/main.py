@@ -182,9 +182,14 @@ def _config_rules(name: str) -> types.ModuleType | None:
 def _check_config(name: str) -> None:
   """Checks every value of the config of a command, where it has one.
 
+  Processes that a coordinator connects check theirs when they have met, so that one that cannot
+  start ends all, see `startup.together`.
+
   Raises:
     ValueError: values break their rules.
   """
+  if "coordinator" in flags.FLAGS and flags.FLAGS.coordinator:
+    return
   config_rules = _config_rules(name)
   if config_rules and flags.FLAGS.config is not None:
     config_rules.check(flags.FLAGS.config)

@@ -130,9 +130,15 @@ EXAMPLES = [
 
 
 def line(command: str, flag: str, value: str) -> list[str]:
-  """Returns a command line in which one flag has the value that is tried."""
+  """Returns a command line in which one flag has the value that is tried.
+
+  Connected processes check their config after they have met: it is tried in one process.
+  """
   others = [
-    f"--{text}" for text in COMPLETE[command] if text.split("=")[0] != flag
+    f"--{text}"
+    for text in COMPLETE[command]
+    if text.split("=")[0] != flag
+    and not (flag.startswith("config") and text in PROCESSES)
   ]
   return [command, *WORDS.get(command, []), *others, f"--{flag}={value}"]
 

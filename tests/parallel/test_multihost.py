@@ -482,7 +482,7 @@ class TestTwoProcesses:
     )
     assert [process.wait(timeout=300) for process in processes] == [1, 1]
     assert (
-      "step.mode must be 'fused' or 'split'"
+      "step.mode must be one of 'fused', 'split'; got 'pmap'"
       in (tmp_path / "workdir.1.log").read_text()
     )
     assert (
