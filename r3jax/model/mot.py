@@ -60,11 +60,17 @@ class Expert(nn.Module):
     into_kv_heads = ("embed", "kv_heads", "head_dim")
     out_of_heads = ("heads", "head_dim", "embed")
     self.input_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
-    self.q = self._projection("q", heads, into_heads, use_bias=True)
-    self.k = self._projection("k", kv_heads, into_kv_heads, use_bias=True)
+    # Queries and keys are rounded once, after norm, RoPE and (queries) scale.
+    self.q = self._projection(
+      "q", heads, into_heads, use_bias=True, is_wide=True
+    )
+    self.k = self._projection(
+      "k", kv_heads, into_kv_heads, use_bias=True, is_wide=True
+    )
     self.v = self._projection("v", kv_heads, into_kv_heads, use_bias=True)
-    self.q_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
-    self.k_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype, axis="head_dim")
+    wide = layers.at_least_float32(self.dtype)
+    self.q_norm = layers.RMSNorm(c.rms_norm_eps, wide, axis="head_dim")
+    self.k_norm = layers.RMSNorm(c.rms_norm_eps, wide, axis="head_dim")
     self.o = self._projection(
       "o", (c.hidden_size,), out_of_heads, num_contracted=2
     )
@@ -81,6 +87,7 @@ class Expert(nn.Module):
     axes: tuple[str, ...],
     num_contracted: int = 1,
     use_bias: bool = False,
+    is_wide: bool = False,
   ) -> layers.Projection:
     return layers.Projection(
       features,
@@ -90,10 +97,14 @@ class Expert(nn.Module):
       dtype=self.dtype,
       rank=self.lora.rank if name in self.adapted else 0,
       scale=self.lora.scale,
+      is_wide=is_wide,
     )
 
   def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE."""
+    """Returns normed queries [B, T, H, d], normed keys and values [B, T, K, d], before RoPE.
+
+    Queries and keys are in float32 or wider, values in the compute dtype.
+    """
     # The residual stream is split by rows only.
     y = self.input_norm(self.rules.constrain(x, "rows", None, None))
     query = self.q_norm(self.q(y))
@@ -164,7 +175,7 @@ class Layer(nn.Module):
     query, key, value = (
       jnp.concatenate(parts, axis=1) for parts in zip(und, gen, strict=True)
     )
-    # The query stays in float32, so that attention scales it before its only rounding.
+    # The query stays in float32: attention may scale it before it is rounded.
     query = layers.rope(query, positions, theta)
     query = constrain(query, "rows", None, "heads", None)
     # Keys are cached after RoPE: the position of a slot never changes.

@@ -85,18 +85,19 @@ class TestInBfloat16:
     return text, score(policy, prompts, text)
 
   def test_ratios_of_tokens_are_near_one(self, recorded):
-    """Bounds are 1.2 times what was measured over five seeds.
+    """Measured over six seeds: the 99th percentile is 0, the largest at most 0.0065.
 
-    What is left is the rounding of hidden states, whose sums have another order token by token.
-    Logits that are rounded before the log-prob give 0.037 and 0.047.
+    Decoding and scoring add up in another order, and where a sum lies between two bfloat16 numbers
+    its rounding differs. Queries and keys that are rounded three times, after product, norm and
+    RoPE, give 0.0089 and 0.012; logits that are rounded before the log-prob, too, 0.037 and 0.047.
     """
     text, logprob = recorded
     mask = losses.token_mask(text.lengths, text.ids.shape[1])
     log_ratio = np.asarray(logprob - text.behavior_logprob)[np.asarray(mask)]
     mismatch = np.abs(np.exp(log_ratio) - 1)
     assert mismatch.size > 500
-    assert np.quantile(mismatch, 0.99) <= 0.008
-    assert mismatch.max() <= 0.012
+    assert np.quantile(mismatch, 0.99) <= 0.001
+    assert mismatch.max() <= 0.008
 
   def test_metric_is_the_largest_deviation(self, recorded):
     text, logprob = recorded
@@ -109,5 +110,5 @@ class TestInBfloat16:
       jnp.ones(num_samples, bool),
       0.2,
     )
-    assert 0 < float(terms.mismatch) <= 0.012
+    assert 0 <= float(terms.mismatch) <= 0.008
     assert int(terms.num_clipped) == 0

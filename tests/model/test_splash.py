@@ -156,3 +156,18 @@ class TestAttend:
     xla = attention.attend(query, [narrowed(x) for x in whole])
     assert kernel.dtype == xla.dtype == jnp.bfloat16
     assert relative_error(kernel) <= 1.02 * relative_error(xla)
+
+  def test_gradient_of_a_shared_row_is_a_float32_sum(self):
+    """Over 512 samples of a group; the relative error is that of one rounding."""
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(0.5, size=(512, 3, 2, 4)), jnp.bfloat16)
+    shared = jnp.ones((1, 3, 2, 4), jnp.bfloat16)
+
+    def weighted_sum(shared):
+      repeated = splash._every_row(shared, 512)
+      return jnp.sum((repeated * weights).astype(jnp.float32))
+
+    gradient = np.asarray(jax.grad(weighted_sum)(shared)[0], np.float64)
+    expected = np.asarray(weights, np.float64).sum(axis=0)
+    error = np.linalg.norm(gradient - expected) / np.linalg.norm(expected)
+    assert error < 0.0025
