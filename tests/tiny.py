@@ -20,17 +20,21 @@ from r3jax.agent import experience
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import tokenizer_files
+from r3jax.checkpoint import training
 from r3jax.data import contamination
+from r3jax.data import pipeline
 from r3jax.evaluation import chains
 from r3jax.parallel import meshes
 from r3jax.rewards import combine
 from r3jax.rl import iteration
 from r3jax.rl import replica_stages
+from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run import evaluation_setup
 from r3jax.run import prompt_selection
 from r3jax.run import sessions
 from r3jax.run import setup
+from r3jax.sampling import flow_matching
 from r3jax.sft import small_bagel
 from r3jax.worlds.shapes import prompts as prompts_lib
 from r3jax.worlds.shapes import verifier
@@ -303,3 +307,48 @@ def draw(
     jax.tree.map(lambda *leaves: np.concatenate(leaves), *turn)
     for turn in zip(*parts)
   ]
+
+
+def drafts(bench: Bench) -> stage_outputs.Drafts:
+  """Makes up a rollout of the reason stage: there is no program for one to compile."""
+  settings, rng = bench.stages.settings, np.random.default_rng(0)
+  rows, tokens = (
+    settings.num_groups * settings.group_size,
+    bench.stages.rollout.capacities.thought,
+  )
+
+  def latent():
+    return rng.normal(
+      size=(rows, 9, bench.stages.modules.bagel.config.latent_dim)
+    ).astype(np.float32)
+
+  def number(value):
+    return np.full(rows, value, np.float32)
+
+  text = experience.Text(
+    rng.integers(4, 90, (rows, tokens)).astype(np.int32),
+    np.full(rows, tokens, np.int32),
+    np.zeros((rows, tokens - 1), np.float32),
+  )
+  flow = flow_matching.Trajectory(
+    latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
+  )
+  rollout = experience.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
+  return stage_outputs.Drafts(
+    rollout, bench.batch(0), number(1.0), np.zeros(rows, np.int32)
+  )
+
+
+def write_workdir(folder, config, policy):
+  """Makes a workdir as the main job leaves it."""
+  (folder / "checkpoints").mkdir(parents=True)
+  (folder / "config.json").write_text(json.dumps(config.to_dict()))
+  saved = training.Checkpoints(folder / "checkpoints", every=1, keep=1)
+  optimizer = train_state.make_optimizer(
+    train_state.OptimizerSettings(**config.optimizer)
+  )
+  policy = jax.tree.map(jnp.asarray, policy)
+  state = train_state.TrainState(policy, optimizer.init(policy), jnp.int32(0))
+  saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
+  saved.close()
+  return folder

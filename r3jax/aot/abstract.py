@@ -173,23 +173,28 @@ def start(
   modules: actors.Modules,
   loss: iteration_settings.LossSettings,
   mesh: jax.sharding.Mesh,
+  freeze_und: bool,
 ) -> tuple[types.Params, train_state.Frozen]:
   """Returns what training changes, and what it only reads, as `Experiment.start` does."""
   bagel = modules.bagel
   trained_dtype = jnp.promote_types(bagel.dtype, jnp.float32)
   policy, towers = weights(modules, mesh, trained_dtype)
   towers = narrowed(towers, bagel.dtype)
-  narrow_policy = narrowed(policy, bagel.dtype)
   needs_reference = loss.needs_reference
   if not bagel.lora.rank:
-    reference = narrow_policy if needs_reference else None
-    return policy, train_state.Frozen(towers, reference)
+    base = None
+    if freeze_und:
+      und, policy = parameters.split_experts(policy)
+      base = narrowed(und, bagel.dtype)
+    reference = narrowed(policy, bagel.dtype) if needs_reference else None
+    return policy, train_state.Frozen(towers, reference, base)
   # The reference has the base alone: all adapters removed.
   reference = {} if needs_reference else None
   shapes = low_rank.adapters(parameters.unboxed(bagel))
   shardings = low_rank.adapters(parameters.shardings(bagel, mesh))
   adapters = on_mesh(shapes, mesh, shardings)
-  return adapters, train_state.Frozen(towers, reference, narrow_policy)
+  base = narrowed(policy, bagel.dtype)
+  return adapters, train_state.Frozen(towers, reference, base)
 
 
 def initial_state(

@@ -101,7 +101,9 @@ def step(
     base.modules, base.rollout, settings, reward, parse, optimizer, replicas
   )
   # Shapes of what the step takes.
-  policy, frozen = abstract.start(base.modules, settings.loss, mesh)
+  policy, frozen = abstract.start(
+    base.modules, settings.loss, mesh, config.optimizer.freeze_und
+  )
   state = abstract.initial_state(policy, optimizer, mesh)
   prompts = abstract.on_mesh(
     abstract.prompts(base.rollout, settings.num_groups), mesh
@@ -156,7 +158,9 @@ def evaluation(
     config.eval.seed,
     never_stop=config.eval.never_stop,
   )
-  policy, frozen = abstract.start(base.modules, base.settings.loss, mesh)
+  policy, frozen = abstract.start(
+    base.modules, base.settings.loss, mesh, config.optimizer.freeze_und
+  )
   state = abstract.initial_state(policy, _optimizer(config), mesh)
   held = _held(state, frozen)
   over_replicas = jax.sharding.NamedSharding(
@@ -272,7 +276,7 @@ def _held(
   return {
     "trained parameters": state.policy,
     "optimizer": state.opt_state,
-    "base of adapters": frozen.base,
+    "frozen parameters": frozen.base,
     "reference": frozen.reference,
     "image towers": frozen.towers,
   }

@@ -59,6 +59,8 @@ class Pretrained:
     tokenizer: Tokenizer that fits the sizes.
     trained: State of a training checkpoint whose policy takes the place of the folder's.
     adapted: Adapters to merge into that policy, in this order.
+    und_from: Model that everything that goes with und is of, where a run trained gen alone; None
+      where it is of this one.
   """
 
   folder: epath.Path
@@ -66,6 +68,7 @@ class Pretrained:
   tokenizer: tokenization.TextTokenizer
   trained: epath.Path | None = None
   adapted: tuple[TrainedAdapters, ...] = ()
+  und_from: "Pretrained | None" = None
 
   def load(
     self,
@@ -116,10 +119,13 @@ class Pretrained:
     """
     # Adapters are merged before anything is rounded.
     read_dtype = None if self.adapted else dtype
+    from_und = {}
     from_checkpoint = {}
     from_folder = placed
+    if self.und_from:
+      from_und, from_folder = _split_und(from_folder)
     if self.trained:
-      from_checkpoint, from_folder = _split_policy(placed)
+      from_checkpoint, from_folder = _split_policy(from_folder)
 
     weights = {}
     converted = self.folder / orbax_weights.FOLDER
@@ -132,6 +138,9 @@ class Pretrained:
       )
     if from_checkpoint:
       weights |= self._from_orbax(self.trained, from_checkpoint, read_dtype)
+    if from_und:
+      und = self.und_from.weights(from_und, read_dtype)["policy"]
+      weights["policy"] = low_rank.join(weights.get("policy"), und)
 
     if "policy" in weights:
       for adapters in self.adapted:
@@ -143,9 +152,12 @@ class Pretrained:
   def _merged(
     self, policy: types.Params, adapters: TrainedAdapters
   ) -> types.Params:
-    """Returns a policy with trained adapters merged into its kernels."""
+    """Returns a policy, or a part of one, with trained adapters merged into its kernels."""
     adapted = network.Bagel(self.sizes, lora=adapters.lora)
     shapes = low_rank.adapters(nn.unbox(parameters.boxed(adapted)))
+    shapes = _beside_kernels(shapes, policy)
+    if not shapes:
+      return policy
     mesh = jax.tree.leaves(policy)[0].sharding.mesh
     replicated = sharding.replicated(mesh)
     wanted = jax.tree.map(
@@ -162,6 +174,10 @@ class Pretrained:
 
     Only files that are read count, and neither their folders' names nor their places do.
     """
+    return fingerprint.of_files(self._weight_files())
+
+  def _weight_files(self) -> list[epath.Path]:
+    """Returns the files that hold the weights and are read, in a fixed order."""
     states = [adapters.state for adapters in self.adapted]
     if self.trained:
       states.insert(0, self.trained)
@@ -174,7 +190,10 @@ class Pretrained:
     for folder in states:
       # Orbax writes a new index with every save.
       files += sorted(folder.glob("[!.]*.ocdbt"))
-    return fingerprint.of_files(files)
+    if self.und_from:
+      earlier = self.und_from._weight_files()
+      files += [file for file in earlier if file not in files]
+    return files
 
   def _from_orbax(
     self,
@@ -203,6 +222,30 @@ def _split_policy(
     part = policy if path.startswith(_POLICY) else others
     part[path] = leaf_sharding
   return policy, others
+
+
+def _split_und(
+  placed: Mapping[str, jax.sharding.Sharding],
+) -> tuple[dict[str, jax.sharding.Sharding], dict[str, jax.sharding.Sharding]]:
+  """Returns the shardings of the policy's leaves that go with und, and those of all others."""
+  policy, others = _split_policy(placed)
+  und = {}
+  for path, leaf_sharding in policy.items():
+    names = path.removeprefix(_POLICY).split("/")
+    part = und if parameters.expert_of(names) == "und" else others
+    part[path] = leaf_sharding
+  return und, others
+
+
+def _beside_kernels(adapters: types.Params, policy: types.Params):
+  """Returns the adapters whose kernels a part of a policy has."""
+  kernels = flax.traverse_util.flatten_dict(policy).keys()
+  beside = {
+    path: leaf
+    for path, leaf in flax.traverse_util.flatten_dict(adapters).items()
+    if (*path[:-1], "kernel") in kernels
+  }
+  return flax.traverse_util.unflatten_dict(beside)
 
 
 def find(folder: str, world: str = "") -> Pretrained:
@@ -358,6 +401,7 @@ def _trained(workdir: epath.Path) -> Pretrained:
     config = json.loads(path.read_text())
     _, world = model_of_run(config)
     lora = low_rank.LoRA(**config["model"].get("lora", {}))
+    freezes_und = config.get("optimizer", {}).get("freeze_und", False)
   except (json.JSONDecodeError, KeyError, TypeError) as error:
     raise ValueError(
       f"{path} must be the config of a run, with model.folder: {error!r}"
@@ -367,7 +411,11 @@ def _trained(workdir: epath.Path) -> Pretrained:
   if lora.rank:
     adapters = TrainedAdapters(lora, state)
     return dataclasses.replace(start, adapted=(*start.adapted, adapters))
-  return dataclasses.replace(start, trained=state, adapted=())
+  # A run that keeps und trains gen alone, on top of whatever und was before.
+  und_from = start if freezes_und else None
+  return dataclasses.replace(
+    start, trained=state, adapted=(), und_from=und_from
+  )
 
 
 def shardings(

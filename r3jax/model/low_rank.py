@@ -104,11 +104,11 @@ class LoRA:
 
 
 def join(base: types.Params | None, trained: types.Params) -> types.Params:
-  """Returns the policy that the modules run: the base with the adapters beside its kernels.
+  """Returns the policy that the modules run: the base and what is trained beside it.
 
   Args:
     base: parameters that are not trained; None where all are.
-    trained: the adapters, or all parameters. Where it is empty the policy is the base.
+    trained: the adapters, one expert, or all parameters. Where it is empty the policy is the base.
   """
   if base is None:
     return trained

@@ -1,8 +1,10 @@
 """The trained parameters as a tree: drawn, placed on a mesh, narrowed to the compute dtype."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,33 @@ from r3jax.model import low_rank
 from r3jax.model import network
 from r3jax.parallel import sharding
 from r3jax.sequence import layouts
+
+# Modules outside of the experts that only latents use.
+_GEN_ONLY = ("vae2llm", "llm2vae", "time_embedder")
+
+
+def expert_of(path: Sequence[str]) -> str:
+  """Returns the expert that a parameter goes with, "und" or "gen", given its path in the policy.
+
+  What only text uses (embeddings, head, connector) goes with und, what only latents use with gen.
+  """
+  # A leaf of an expert's module has "und" or "gen" in its path.
+  is_gen = "gen" in path or path[0] in _GEN_ONLY
+  return "gen" if is_gen else "und"
+
+
+def split_experts(policy: types.Params) -> tuple[types.Params, types.Params]:
+  """Returns what goes with und and what goes with gen; `low_rank.join` makes the policy of both.
+
+  Args:
+    policy: parameters, or a tree like them: shapes, shardings.
+  """
+  parts: dict[str, dict] = {"und": {}, "gen": {}}
+  for path, leaf in flax.traverse_util.flatten_dict(policy).items():
+    parts[expert_of(path)][path] = leaf
+  und = flax.traverse_util.unflatten_dict(parts["und"])
+  gen = flax.traverse_util.unflatten_dict(parts["gen"])
+  return und, gen
 
 
 def init(bagel: network.Bagel, key: types.Key) -> Any:

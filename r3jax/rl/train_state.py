@@ -11,6 +11,7 @@ import optax
 
 from r3jax import types
 from r3jax.model import low_rank
+from r3jax.model import parameters
 
 
 @flax.struct.dataclass
@@ -18,7 +19,8 @@ class TrainState:
   """Everything that training changes.
 
   Attributes:
-    policy: trained parameters: all of the policy's, or the adapters alone.
+    policy: trained parameters: all of the policy's, those of gen alone
+      (`optimizer.freeze_und`), or the adapters alone.
     opt_state: moments, and the number of updates done.
     step: iterations done.
   """
@@ -37,8 +39,8 @@ class Frozen:
     reference: trained parameters of the policy that the KL is taken to: None
       where the objective has no KL, {} where the reference is `base` without
       adapters.
-    base: what the trained adapters belong to; None where all parameters are
-      trained.
+    base: what the policy has beside the trained parameters: what adapters
+      belong to, or a frozen expert; None where all parameters are trained.
   """
 
   towers: types.Params
@@ -62,7 +64,9 @@ class OptimizerSettings:
       of the full one.
     b1, b2, eps, weight_decay: constants of AdamW.
     clip_norm: bound of the gradient's global norm.
-    freeze_und: whether everything that goes with und stays as it is.
+    freeze_und: whether everything that goes with und stays as it is. It is
+      then no trained parameter: neither gradients nor moments of it exist, and
+      the norm that is clipped is that of gen.
   """
 
   und_learning_rate: float
@@ -76,17 +80,11 @@ class OptimizerSettings:
   freeze_und: bool
 
 
-# Modules outside of the experts that only latents use.
-_GEN_ONLY = ("vae2llm", "llm2vae", "time_embedder")
-
-
 def expert_labels(policy: types.Params) -> types.Params:
   """Returns a tree with "und" or "gen" in place of every parameter."""
 
   def label(path, _) -> str:
-    # A leaf of an expert's module has "und" or "gen" in its path.
-    names = [part.key for part in path]
-    return "gen" if "gen" in names or names[0] in _GEN_ONLY else "und"
+    return parameters.expert_of([part.key for part in path])
 
   return jax.tree_util.tree_map_with_path(label, policy)
 
@@ -113,7 +111,10 @@ def updates_done(opt_state: optax.OptState) -> jax.Array:
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-  """Returns the optimizer; its gradients must already be sums over all replicas."""
+  """Returns the optimizer of the trained parameters, which must not hold a frozen expert.
+
+  Its gradients must already be sums over all replicas.
+  """
 
   def adamw(full_rate: float) -> optax.GradientTransformation:
     # A schedule counts updates in the optimizer's state, a number does not.
@@ -130,14 +131,12 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
       weight_decay=settings.weight_decay,
     )
 
-  und = adamw(settings.und_learning_rate)
-  if settings.freeze_und:
-    und = optax.set_to_zero()
   by_expert: dict[Hashable, optax.GradientTransformation] = {
-    "und": und,
     "gen": adamw(settings.gen_learning_rate),
   }
-  # The norm that is clipped is that of the whole gradient, of both experts.
+  if not settings.freeze_und:
+    by_expert["und"] = adamw(settings.und_learning_rate)
+  # The norm that is clipped is that of the gradient of everything that is trained.
   return optax.chain(
     optax.clip_by_global_norm(settings.clip_norm),
     optax.multi_transform(by_expert, expert_labels),

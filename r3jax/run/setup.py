@@ -94,8 +94,8 @@ class Experiment(model_setup.ModelSetup):
   def load(self, mesh: jax.sharding.Mesh) -> tuple[types.Params, types.Params]:
     """Reads the sharded policy and the replicated frozen parameters.
 
-    Trained parameters are in float32, or in the wider dtype that the model computes in. All others,
-    with adapters also the policy, have the dtype that it computes in.
+    The policy is in float32, or in the wider dtype that the model computes in. All others, with
+    adapters also the policy, have the dtype that it computes in.
     """
     bagel = self.modules.bagel
     trained_dtype = jnp.promote_types(bagel.dtype, jnp.float32)
@@ -123,11 +123,16 @@ class Experiment(model_setup.ModelSetup):
       # Without adapters the policy is the reference.
       reference = {} if needs_reference else None
       return adapters, train_state.Frozen(towers, reference, base=policy)
+    base = None
+    if self.optimizer.freeze_und:
+      # Nothing of it is trained, so that the dtype it is computed in suffices.
+      und, policy = parameters.split_experts(policy)
+      base = parameters.narrowed(und, bagel.dtype)
     reference = None
     if needs_reference:
       # It is never updated, so that the dtype it is computed in suffices.
       reference = parameters.narrowed(policy, bagel.dtype)
-    return policy, train_state.Frozen(towers, reference)
+    return policy, train_state.Frozen(towers, reference, base)
 
   def encode(self, prompts: tuple[records.Prompt, ...]) -> experience.Prompts:
     """Returns prompts as numpy arrays, one row per prompt.

@@ -15,7 +15,6 @@ from r3jax.evaluation import sample_table
 from r3jax.files import atomic
 from r3jax.files import jsonl
 from r3jax.report import run_page
-from r3jax.rl import train_state
 from r3jax.run import machine
 from r3jax.run import sessions
 from r3jax.run import workdir
@@ -57,16 +56,9 @@ def count_parameters(
   Returns:
     {"trainable", "all"}, as the summary has them.
   """
-  trainable = _size(policy)
-  if session.config.optimizer.freeze_und:
-    labels = train_state.expert_labels(policy)
-    und = jax.tree.map(
-      lambda leaf, expert: leaf if expert == "und" else (), policy, labels
-    )
-    trainable -= _size(und)
   whole_policy = session.frozen.whole(policy)
   return {
-    "trainable": trainable,
+    "trainable": _size(policy),
     "all": _size(whole_policy) + _size(session.frozen.towers),
   }
 

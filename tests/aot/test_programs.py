@@ -258,6 +258,20 @@ class TestProgram:
     # four shards; norms are whole
     assert held["trained parameters"] == pytest.approx(4 * count / 4, rel=5e-3)
 
+  def test_a_frozen_expert_is_held_once_and_narrow(self, config):
+    config = config.copy_and_resolve_references()
+    config.optimizer.freeze_und = True
+    _, program = self.step(config, layers=2)
+    state, frozen, _, _ = program.arguments
+    assert "und" not in state.policy["layers"]
+    assert "embed_tokens" not in state.policy
+    assert frozen.base["layers"]["und"]["gate"]["kernel"].dtype == "bfloat16"
+    assert "und" not in frozen.reference["layers"]
+    held = program.bytes_by_kind()
+    trained = held["trained parameters"]
+    assert held["optimizer"] == pytest.approx(2 * trained, rel=1e-3)
+    assert held["reference"] == pytest.approx(trained / 2, rel=1e-2)
+
   def test_lora_trains_adapters_beside_a_narrow_base(self, config):
     config = config.copy_and_resolve_references()
     config.model.lora.rank = 16
@@ -271,7 +285,7 @@ class TestProgram:
     assert frozen.base["layers"]["gen"]["gate"]["kernel"].dtype == "bfloat16"
     held = program.bytes_by_kind()
     assert (
-      held["optimizer"] < held["base of adapters"] / 10
+      held["optimizer"] < held["frozen parameters"] / 10
       and held["reference"] == 0
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from r3jax.model import parameters
 from r3jax.rl import train_state
 from tests import goldens_lib
 
@@ -68,14 +69,31 @@ class TestMakeOptimizer:
       first["embed_tokens"]["embedding"], expected, rtol=1e-4
     )
 
-  def test_freezes_what_goes_with_und(self):
-    last = _updates(3, freeze_und=True)[-1]
-    assert not np.any(last["embed_tokens"]["embedding"]) and not np.any(
-      last["layers"]["und"]["q"]
+  def test_clips_by_the_norm_of_what_is_trained(self):
+    """A frozen und halved the step of gen: its gradient had a part in the norm."""
+    settings = dataclasses.replace(
+      SETTINGS, warmup_updates=0, eps=1.0, freeze_und=True
     )
-    assert np.all(last["layers"]["gen"]["q"]) and np.all(
-      last["llm2vae"]["kernel"]
+    # The norm of gen's gradient is 4, that of both experts' is 5.
+    gradient = {
+      "layers": {"und": {"q": jnp.array([3.0])}, "gen": {"q": jnp.array([4.0])}}
+    }
+    _, gen = parameters.split_experts(gradient)
+    optimizer = train_state.make_optimizer(settings)
+    update, _ = optimizer.update(gen, optimizer.init(gen), gen)
+    # Clipped to 1, and Adam's first step is rate * 1 / (1 + eps). By the norm of
+    # both it would be clipped to 0.8: 0.00178.
+    np.testing.assert_allclose(
+      update["layers"]["gen"]["q"], [-0.00200], rtol=1e-6
     )
+    assert jax.tree.structure(update) == jax.tree.structure(gen)
+
+  def test_refuses_a_frozen_expert(self):
+    optimizer = train_state.make_optimizer(
+      dataclasses.replace(SETTINGS, freeze_und=True)
+    )
+    with pytest.raises(ValueError, match="und"):
+      optimizer.init(POLICY)
 
   @pytest.mark.parametrize("clip_norm, factor", [(0.1, 0.1), (100.0, 1.5)])
   def test_clips_the_global_norm(self, clip_norm, factor):
@@ -105,10 +123,15 @@ class TestUpdatesDone:
     optimizer = train_state.make_optimizer(
       dataclasses.replace(SETTINGS, **changes)
     )
-    opt_state = optimizer.init(POLICY)
+    policy = POLICY
+    gradient = GRADIENT
+    if changes.get("freeze_und"):
+      _, policy = parameters.split_experts(POLICY)
+      _, gradient = parameters.split_experts(GRADIENT)
+    opt_state = optimizer.init(policy)
     for number in range(3):
       assert train_state.updates_done(opt_state) == number
-      _, opt_state = optimizer.update(GRADIENT, opt_state, POLICY)
+      _, opt_state = optimizer.update(gradient, opt_state, policy)
 
 
 class TestExpertLabels:

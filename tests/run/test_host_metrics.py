@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from r3jax import types as types_lib
+from r3jax.model import parameters
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run.logging import host_metrics
@@ -36,9 +37,12 @@ def _experiment(**changes) -> types.SimpleNamespace:
 
 
 def _state(experiment, updates: int) -> train_state.TrainState:
-  opt_state = train_state.make_optimizer(experiment.optimizer).init(POLICY)
+  policy = POLICY
+  if experiment.optimizer.freeze_und:
+    _, policy = parameters.split_experts(POLICY)
+  opt_state = train_state.make_optimizer(experiment.optimizer).init(policy)
   return train_state.TrainState(
-    POLICY, optax.tree.set(opt_state, count=jnp.int32(updates)), jnp.int32(0)
+    policy, optax.tree.set(opt_state, count=jnp.int32(updates)), jnp.int32(0)
   )
 
 

@@ -15,7 +15,6 @@ import safetensors.numpy
 
 from r3jax import inference
 from r3jax import types
-from r3jax.agent import experience
 from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
@@ -23,14 +22,11 @@ from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
 from r3jax.rl import mapped
-from r3jax.rl import stage_outputs
-from r3jax.rl import train_state
 from r3jax.run import loop
 from r3jax.run import sessions
 from r3jax.run import setup
 from r3jax.run import summary
 from r3jax.run import workdir as workdir_lib
-from r3jax.sampling import flow_matching
 from tests import tiny
 
 TARGETS = {"und": ("q", "v", "down"), "gen": ("o", "gate")}
@@ -70,43 +66,13 @@ def bench(tiny_model):
   )
 
 
-def _drafts(bench: tiny.Bench) -> stage_outputs.Drafts:
-  """Makes up a rollout of the reason stage: there is no program for one to compile."""
-  settings, rng = bench.stages.settings, np.random.default_rng(0)
-  rows, tokens = (
-    settings.num_groups * settings.group_size,
-    bench.stages.rollout.capacities.thought,
-  )
-
-  def latent():
-    return rng.normal(
-      size=(rows, 9, bench.stages.modules.bagel.config.latent_dim)
-    ).astype(np.float32)
-
-  def number(value):
-    return np.full(rows, value, np.float32)
-
-  text = experience.Text(
-    rng.integers(4, 90, (rows, tokens)).astype(np.int32),
-    np.full(rows, tokens, np.int32),
-    np.zeros((rows, tokens - 1), np.float32),
-  )
-  flow = flow_matching.Trajectory(
-    latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
-  )
-  rollout = experience.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
-  return stage_outputs.Drafts(
-    rollout, bench.batch(0), number(1.0), np.zeros(rows, np.int32)
-  )
-
-
 @pytest.fixture(scope="module")
 def updates(bench):
   """State and metrics after each of two updates on the same drafts."""
   stages, found, drafts = (
     mapped.split(bench.stages, bench.mesh),
     [],
-    _drafts(bench),
+    tiny.drafts(bench),
   )
   value = np.linspace(0, 1, len(drafts.format_reward), dtype=np.float32)
   score = types.Score(value, np.ones_like(value, bool), {"strict": value})
@@ -175,18 +141,6 @@ class TestParameters:
       "all": whole,
     }
 
-  def test_does_not_count_a_frozen_expert(self, tiny_model):
-    bench = tiny.make_bench(tiny_model, changes={"optimizer.freeze_und": True})
-    labels = _flat(train_state.expert_labels(bench.policy))
-    gen = sum(
-      leaf.size
-      for path, leaf in _flat(bench.policy).items()
-      if labels[path] == "gen"
-    )
-    assert (
-      summary.count_parameters(bench.session, bench.policy)["trainable"] == gen
-    )
-
 
 class TestPrecision:
   def test_base_is_in_the_dtype_computed_in_and_adapters_in_float32(
@@ -221,21 +175,6 @@ def adapters(bench):
   )
 
 
-def _write_workdir(folder, config, policy):
-  """Makes a workdir as the main job leaves it."""
-  (folder / "checkpoints").mkdir(parents=True)
-  (folder / "config.json").write_text(json.dumps(config.to_dict()))
-  saved = training.Checkpoints(folder / "checkpoints", every=1, keep=1)
-  optimizer = train_state.make_optimizer(
-    train_state.OptimizerSettings(**config.optimizer)
-  )
-  policy = jax.tree.map(jnp.asarray, policy)
-  state = train_state.TrainState(policy, optimizer.init(policy), jnp.int32(0))
-  saved.save(7, state, pipeline.prompt_iterator(12, 2, 0), {})
-  saved.close()
-  return folder
-
-
 def _merged(policy, adapters, scale: float):
   """Returns W + scale A B in float64, layer by layer."""
   found, updates = _flat(policy), _flat(adapters)
@@ -250,7 +189,7 @@ def _merged(policy, adapters, scale: float):
 
 @pytest.fixture(scope="module")
 def workdir(tiny_model, adapters, tmp_path_factory):
-  return _write_workdir(
+  return tiny.write_workdir(
     tmp_path_factory.mktemp("lora") / "run",
     tiny.make_config(tiny_model, LORA),
     adapters,
@@ -324,7 +263,7 @@ class TestWorkdir:
       _merged(self._load(tiny_model)[0], adapters, 3.0), sep="/"
     )
     config = tiny.make_config(workdir, LORA | {"model.lora.alpha": 2.0})
-    again = _write_workdir(tmp_path / "again", config, adapters)
+    again = tiny.write_workdir(tmp_path / "again", config, adapters)
     self._close(self._load(again)[0], _merged(once, adapters, 1.0))
 
   def test_a_later_run_of_the_whole_policy_replaces_it(
@@ -332,7 +271,9 @@ class TestWorkdir:
   ):
     found = pretrained.find(
       str(
-        _write_workdir(tmp_path / "full", tiny.make_config(workdir), adapters)
+        tiny.write_workdir(
+          tmp_path / "full", tiny.make_config(workdir), adapters
+        )
       )
     )
     assert (
@@ -358,7 +299,7 @@ class TestBase:
     """A workdir, and `here/model`, its base by a relative path and by an absolute one."""
     shutil.copytree(tiny_model, tmp_path / "here" / "model")
     monkeypatch.chdir(tmp_path / "here")
-    folder = _write_workdir(
+    folder = tiny.write_workdir(
       tmp_path / "run", tiny.make_config(pathlib.Path("model"), LORA), adapters
     )
     path = folder / "config.json"

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from configs import r3_geneval
+from r3jax import inference
 from r3jax.files import config_guard
 from r3jax.parallel import meshes
 from r3jax.run import model_setup
@@ -248,3 +249,47 @@ class TestWorldOfOnesOwn:
   def test_its_step_is_not_kept(self, tiny_model, world, is_kept):
     session = tiny.make_bench(tiny_model, changes={"world": world}).session
     assert session._can_be_kept() is is_kept
+
+
+# What evaluation and generation compute with, each with another value than the tiny config's.
+SAMPLING_CHANGES = {
+  "model.dtype": "bfloat16",
+  "sharding.rollout.mlp": ("fsdp",),
+  "sequence.thought_tokens": 5,
+  "text.top_p": 0.5,
+  "reason.shift": 2.0,
+  "reason.text_scale": 2.0,
+  "reason.renorm": "channel",
+  "refine.interval": (0.5, 1.0),
+  "refine.renorm_min": 0.5,
+  "eval.points": 7,
+  "eval.temperature": 0.5,
+  "eval.reason.text_scale": 3.0,
+}
+
+
+@pytest.fixture(scope="module", name="stages")
+def fixture_stages(tiny_model):
+  return _sampling_stages(tiny_model)
+
+
+class TestEvaluationAndGeneration:
+  """Their programs are kept in the process alone, where `inference.Stages` is the key."""
+
+  @pytest.mark.parametrize("key", SAMPLING_CHANGES)
+  def test_what_they_compute_with_makes_another_program(
+    self, tiny_model, stages, key
+  ):
+    changed = _sampling_stages(tiny_model, {key: SAMPLING_CHANGES[key]})
+    assert changed != stages
+
+  def test_the_same_config_shares_its_programs(self, tiny_model, stages):
+    again = _sampling_stages(tiny_model)
+    assert again == stages
+    assert hash(again) == hash(stages)
+
+
+def _sampling_stages(folder, changes: dict | None = None) -> inference.Stages:
+  config = tiny.make_config(folder, changes)
+  model = model_setup.build(config)
+  return inference.make_stages(config, model.modules, model.rollout)
