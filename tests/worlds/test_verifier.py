@@ -149,7 +149,7 @@ class TestEncodeRecords:
         [{"class": "bow", "count": 3}],
         "excludes 3 of bow",
       ),
-      ([], [], "got 0 and 0"),
+      ([], [], "the field include is missing"),
       ([{"class": "bow", "count": 1}] * 4, [], "got 4 and 0"),
     ],
   )
