@@ -4,7 +4,9 @@
 
 The exit code is 0 where every case of the folder's manifest ran and passed. In float32 with full
 products an array passes within the manifest's tolerance. Otherwise (--dtype, --matmul_precision)
-the table shows errors, and an array fails where it is not finite or beyond --tolerance_scale.
+an array fails where it is not finite or beyond --tolerance_scale, and the last columns of the table
+show how far the lower precision is from float32: relative errors |computed - recorded| / |recorded|
+of the case's arrays, their median and the largest.
 """
 
 import pathlib
@@ -75,6 +77,7 @@ def run() -> None:
   num_passed = 0
   print(
     f"{'case':26} {'arrays':>6} {'worst array':34} {'error':>10} {'tolerance':>22} {'of it':>9}"
+    f" {'median':>8} {'largest':>8}"
   )
   for case in golden.manifest:
     if values.cases and not case.startswith(tuple(values.cases)):
@@ -106,12 +109,14 @@ def _tolerance_scale() -> float:
 def _row(
   case: str, verdicts: list[check.Verdict], passes: bool, seconds: float
 ) -> str:
-  """Returns the line of a case: its worst array, and whether it passes."""
+  """Returns the line of a case: its worst array, its relative errors, and whether it passes."""
   worst = max(
     verdicts, key=lambda verdict: (not verdict.finite, verdict.excess)
   )
+  relative = [verdict.relative for verdict in verdicts]
   verdict = "pass" if passes else "FAIL"
   return (
     f"{case:26} {len(verdicts):6} {worst.name:34.34} {worst.error:10.2e} "
-    f"{worst.tolerance!s:>22.22} {worst.excess:9.3f} {verdict} {seconds:6.1f} s"
+    f"{worst.tolerance!s:>22.22} {worst.excess:9.3f} "
+    f"{np.median(relative):8.1e} {np.max(relative):8.1e} {verdict} {seconds:6.1f} s"
   )

@@ -50,6 +50,8 @@ class Verdict:
     error: largest |computed - expected|; infinite for another shape, NaN without a computed array.
     tolerance: as the manifest writes it.
     excess: largest error in units of the allowed error; at most 1 passes.
+    relative: |computed - expected| / |expected| with Euclidean norms over the array: how far a
+      lower precision is from float32, whatever the tolerance; NaN without a computed array.
     finite: whether all computed numbers are.
   """
 
@@ -58,6 +60,7 @@ class Verdict:
   error: float
   tolerance: float | str
   excess: float
+  relative: float
   finite: bool
 
   def passes(self, scale: float = 1.0) -> bool:
@@ -88,7 +91,7 @@ def check(golden: goldens.Golden, case: str) -> Iterator[Verdict]:
       tolerance = golden.manifest[case]["arrays"][result.name]["tol"]
     yield _compare(case, result.name, result.value, expected, tolerance)
   for name, tolerance in missing.items():
-    yield Verdict(case, name, np.nan, tolerance, np.inf, True)
+    yield Verdict(case, name, np.nan, tolerance, np.inf, np.nan, True)
 
 
 def function_of(case: str) -> results.Case | None:
@@ -105,18 +108,21 @@ def _compare(
   value = np.asarray(value)
   expected = np.asarray(expected)
   if value.shape != expected.shape:
-    return Verdict(case, name, np.inf, tolerance, np.inf, True)
+    return Verdict(case, name, np.inf, tolerance, np.inf, np.inf, True)
   value = value.astype(np.float64)
   expected = expected.astype(np.float64)
   error = np.abs(value - expected)
   allowed = tolerances.allowed(tolerance, expected)
   with np.errstate(divide="ignore", invalid="ignore"):
     excess = np.where(error == 0, 0.0, error / allowed)
+    distance = np.linalg.norm(error)
+    relative = distance / np.linalg.norm(expected) if distance else 0.0
   return Verdict(
     case=case,
     name=name,
     error=float(error.max(initial=0.0)),
     tolerance=tolerance,
     excess=float(excess.max(initial=0.0)),
+    relative=float(relative),
     finite=bool(np.isfinite(value).all()),
   )

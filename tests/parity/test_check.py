@@ -113,6 +113,13 @@ class TestVerdict:
     )
     assert not found.passes(np.inf)
 
+  def test_relative_error_is_that_of_the_whole_array(self):
+    expected = np.array([3.0, 4.0])
+    verdict = check._compare("case", "array", expected + [0, 0.5], expected, 1)
+    assert verdict.relative == 0.1
+    zeros = np.zeros(2)
+    assert check._compare("case", "array", zeros, zeros, 1).relative == 0
+
   def test_scale_widens_the_tolerance(self):
     found = check._compare(
       "case", "array", np.array([1.002]), np.array([1.0]), 1e-3
