@@ -248,6 +248,10 @@ def _set_reward(config: ConfigDict):
     ""  # its name on the server; "" takes the only one that the server has
   )
   judge.prompt_file = ""  # file with another wording of the request
+  judge.system_file = ""  # file with a system message; "" sends none
+  # The same two of evaluations; "" takes those of training.
+  judge.eval_prompt_file = ""
+  judge.eval_system_file = ""
   judge.max_tokens = 4096  # of an answer
   judge.image_format = "jpeg"  # or "png"
 

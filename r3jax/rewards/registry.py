@@ -29,29 +29,44 @@ class _Source:
     section: the config's `reward`, or that of a member of a sum.
     world: the config's world, if it names one.
     image_size: height and width of the run's images.
+    evaluates: whether the reward is for evaluations.
   """
 
   section: ml_collections.ConfigDict
   world: base.World | None
   image_size: tuple[int, int]
+  evaluates: bool
 
 
 def build(
   section: ml_collections.ConfigDict,
   world: base.World | None = None,
   image_size: tuple[int, int] = (512, 512),
+  evaluates: bool = False,
 ) -> combine.GraphReward:
   """Returns the reward that a section describes; asks its services whether they answer.
 
   Args:
     section: the config's `reward`; its `name` is one of BUILDERS, or `package.module:function`.
     world: the config's world, if it names one.
-    image_size: height and width of the run's images, with which a user's function is tried.
+    image_size: height and width of the run's images, with which a judge or a user's function is
+      tried.
+    evaluates: whether the reward is for evaluations: judges may have wordings of their own there.
 
   Raises:
     ValueError: the section cannot be used, or no service answers.
   """
-  return _build(_Source(section, world, image_size))
+  return _build(_Source(section, world, image_size, evaluates))
+
+
+def differs_in_evaluation(section: ml_collections.ConfigDict) -> bool:
+  """Returns whether a judge of a section has wordings of its own for evaluations."""
+  judges = [section.judge]
+  judges += [changes.get("judge", {}) for changes in section.members.values()]
+  return any(
+    settings.get("eval_prompt_file") or settings.get("eval_system_file")
+    for settings in judges
+  )
 
 
 def _build(source: _Source) -> combine.GraphReward:
@@ -122,7 +137,10 @@ def _service(source: _Source) -> combine.GraphReward:
 def _judge(source: _Source) -> combine.GraphReward:
   """Builds the reward of a vision-language model as judge."""
   settings = judge.JudgeSettings(**source.section.judge)
-  reward = judge.Judge(_client(source.section), settings)
+  if source.evaluates:
+    settings = settings.for_evaluation()
+  client = _client(source.section)
+  reward = judge.Judge(client, settings, source.image_size)
   return _on_host(source, reward, source.section.name)
 
 

@@ -99,7 +99,7 @@ def prepare(
     "weights": experiment.pretrained.fingerprint(),
     **evaluation.settings,
   }
-  services = experiment.reward.describe()
+  services = experiment.evaluation_reward.describe()
   if services:
     identity["reward_services"] = services
   config_guard.check(path, identity, _MAY_DIFFER)
@@ -120,7 +120,7 @@ def run(job: Job) -> summary.Summary:
     budget.BudgetExceeded: too few images have a score.
   """
   context = _context(job)
-  reward = job.experiment.reward
+  reward = job.experiment.evaluation_reward
   reward.begin(context.step)
   with jax.set_mesh(job.mesh), reward.logging_to(job.folder / "rewards"):
     samples = job.evaluation.run(
@@ -212,7 +212,7 @@ def rescore(
   mesh = meshes.make_mesh(**config.mesh)
   world = worlds_registry.find_if_named(config.world)
   image_size = (config.image.height, config.image.width)
-  reward = registry.build(config.reward, world, image_size)
+  reward = registry.build(config.reward, world, image_size, evaluates=True)
   scores = second_judge.rescore(
     reward, mesh, path, evaluation.samples, records, config.eval.batch_size
   )

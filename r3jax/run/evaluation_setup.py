@@ -19,7 +19,14 @@ from r3jax.worlds import registry
 # Keys of config.eval that do not change what an evaluation returns.
 _SCHEDULING_KEYS = ("batch_size", "every")
 # Keys of config.reward that change scores; a service describes itself.
-_SCORING_KEYS = ("name", "value", "clutter_weight", "image_format", "judge")
+_SCORING_KEYS = (
+  "name",
+  "value",
+  "members",
+  "clutter_weight",
+  "image_format",
+  "judge",
+)
 
 
 def build(
@@ -42,6 +49,7 @@ def build(
     raise ValueError(
       f"eval.images_per_prompt must be at least 1; got {section.images_per_prompt}"
     )
+  reward = experiment.evaluation_reward
   # What the world sees counts only where its verifier is the reward.
   verifies = config.reward.name == registry.OF_WORLD
   world = experiment.world if verifies else None
@@ -49,7 +57,7 @@ def build(
   sampler = chains.Sampler(
     experiment.modules,
     settings,
-    experiment.reward.on(mesh),
+    reward.on(mesh),
     experiment.parse(mesh),
     mesh,
     section.rounds,
@@ -64,13 +72,13 @@ def build(
   return evaluate.Evaluation(
     sampler=sampler,
     records=experiment.heldout,
-    prompts=experiment.encode(experiment.heldout),
+    prompts=experiment.encode(experiment.heldout, reward),
     images_per_prompt=section.images_per_prompt,
     questionnaire=questionnaire,
     segments=experiment.segments,
     decode=experiment.decode,
     boxes=world.boxes if world else None,
-    flush=experiment.reward.raise_together,
+    flush=reward.raise_together,
     flops=_flops(experiment.modules, settings),
     settings=_identity(config, experiment.heldout),
   )

@@ -230,7 +230,7 @@ class Session:
   ) -> list[sample_log.Sample]:
     """Draws and scores the samples of an evaluation, and writes its summary."""
     folder = self.files.evaluation(step)
-    reward = self.experiment.reward
+    reward = self.experiment.evaluation_reward
     reward.begin(step)
     with reward.logging_to(folder / "rewards"):
       evaluated = self.evaluation.run(
@@ -354,6 +354,8 @@ def _inputs(
   reward_services = experiment.reward.describe()
   if reward_services:
     inputs["reward_services"] = reward_services
+  if experiment.own_evaluation_reward:
+    inputs["evaluation_services"] = experiment.own_evaluation_reward.describe()
   return inputs
 
 

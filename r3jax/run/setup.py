@@ -47,6 +47,7 @@ class Experiment(model_setup.ModelSetup):
     heldout: Prompts of the held-out set.
     contamination: Training prompts that are in the test set too, before any was dropped.
     reward: Scores images.
+    own_evaluation_reward: Scores the images of evaluations; None where `reward` does.
     parse: Builds the parser of sampled text for a mesh.
     parses_on_host: Whether the parser calls back to the host.
     places: Returns where prompts stand in files, "FILE:LINE" by prompt, for messages.
@@ -61,6 +62,12 @@ class Experiment(model_setup.ModelSetup):
   parse: Callable[[jax.sharding.Mesh], thoughts.Parse]
   parses_on_host: bool
   places: Callable[[], Mapping[records.Prompt, str]]
+  own_evaluation_reward: combine.GraphReward | None = None
+
+  @property
+  def evaluation_reward(self) -> combine.GraphReward:
+    """Scores the images of evaluations."""
+    return self.own_evaluation_reward or self.reward
 
   @property
   def on_host(self) -> bool:
@@ -134,34 +141,47 @@ class Experiment(model_setup.ModelSetup):
       reference = parameters.narrowed(policy, bagel.dtype)
     return policy, train_state.Frozen(towers, reference, base)
 
-  def encode(self, prompts: tuple[records.Prompt, ...]) -> experience.Prompts:
+  def encode(
+    self,
+    prompts: tuple[records.Prompt, ...],
+    reward: combine.GraphReward | None = None,
+  ) -> experience.Prompts:
     """Returns prompts as numpy arrays, one row per prompt.
+
+    Args:
+      prompts: What images must show.
+      reward: What reads the targets; None takes that of training.
 
     Raises:
       ValueError: Prompts do not fit into their segments, or lack what the reward needs; lists them
         with their lines.
     """
+    reward = reward or self.reward
     try:
-      return self._encode(prompts)
+      return self._encode(prompts, reward)
     except ValueError as error:
-      problems = self._problems(prompts)
+      problems = self._problems(prompts, reward)
       if not problems:  # not of a prompt alone
         raise
       raise ValueError(records.problems_text(problems)) from error
 
-  def _problems(self, prompts: tuple[records.Prompt, ...]) -> list[str]:
+  def _problems(
+    self, prompts: tuple[records.Prompt, ...], reward: combine.GraphReward
+  ) -> list[str]:
     """Returns a line for every prompt that cannot be encoded: its place, and why."""
     places = self.places()
     problems = []
     for prompt in dict.fromkeys(prompts):
       try:
-        self._encode((prompt,))
+        self._encode((prompt,), reward)
       except ValueError as error:
         place = places.get(prompt)
         problems.append(f"{place}: {error}" if place else str(error))
     return problems
 
-  def _encode(self, prompts: tuple[records.Prompt, ...]) -> experience.Prompts:
+  def _encode(
+    self, prompts: tuple[records.Prompt, ...], reward: combine.GraphReward
+  ) -> experience.Prompts:
     """Encodes prompts as `encode` does."""
     capacities = self.rollout.capacities
     texts = [prompt.text for prompt in prompts]
@@ -169,7 +189,7 @@ class Experiment(model_setup.ModelSetup):
     return experience.Prompts(
       *self.segments(texts, capacities.prompt),
       *self.segments(questions, capacities.question),
-      self.reward.encode(prompts),
+      reward.encode(prompts),
       np.arange(len(prompts), dtype=np.int32),
     )
 
@@ -231,6 +251,13 @@ def _build(
   if not train:  # an evaluation, whose training prompts need not exist
     sources = dataclasses.replace(sources, train="")
   _check_canvas(config, model.world)
+  image_size = (config.image.height, config.image.width)
+  reward = registry.build(config.reward, model.world, image_size)
+  evaluation_reward = None
+  if registry.differs_in_evaluation(config.reward):
+    evaluation_reward = registry.build(
+      config.reward, model.world, image_size, evaluates=True
+    )
   return Experiment(
     **vars(model),
     settings=stage_settings.for_iteration(config),
@@ -240,12 +267,11 @@ def _build(
       heldout, config.eval.prompts, config.eval.seed
     ),
     contamination=contamination,
-    reward=registry.build(
-      config.reward, model.world, (config.image.height, config.image.width)
-    ),
+    reward=reward,
     parse=_parser(config, model),
     parses_on_host=config.sequence.parser == "strings",
     places=functools.partial(sets.places, sources),
+    own_evaluation_reward=evaluation_reward,
   )
 
 

@@ -123,11 +123,11 @@ class TestPost:
       assert client.metrics()["retries"] == 2
 
   def test_gives_up_after_the_attempts(self):
-    with scripted.serve(lambda request: (500, b"secret traceback")) as server:
+    with scripted.serve(lambda request: (500, b"out of memory")) as server:
       client = make(server.url)
       with pytest.raises(
         http_client.RequestFailed,
-        match="^the service answered with status 500$",
+        match="^the service answered with status 500: out of memory$",
       ) as error:
         post(client)
       assert not error.value.refused
@@ -207,6 +207,65 @@ class TestPost:
       assert "hunter2" not in str(error.value) + repr(client.settings) + str(
         dataclasses.asdict(client.settings)
       )
+
+  @pytest.mark.parametrize(
+    "body, message",
+    [
+      (b'{"error": {"message": "too\\nlong", "code": 400}}', ": too long"),
+      (b'{"error": "no such model"}', ": no such model"),
+      (b'{"detail": [{"loc": ["requests"]}]}', r': [{"loc": ["requests"]}]'),
+      (b"<h1>Bad\n Gateway</h1>\x1b[2J", ": <h1>Bad Gateway</h1> [2J"),
+      (b"y" * 10**6, ": " + "y" * 500),
+      (b"[" * 100_000, ": " + "[" * 500),
+      (b"", ""),
+    ],
+  )
+  def test_what_the_service_says_is_part_of_the_failure(self, body, message):
+    expected = "the service answered with status 500" + message
+    with scripted.serve(lambda request: (500, body)) as server:
+      client = make(server.url, attempts=1)
+      with pytest.raises(http_client.RequestFailed) as posted:
+        post(client)
+      (asked,) = client.ask_each("/health", parse).values()
+    assert str(posted.value) == str(asked) == expected
+
+  def test_token_that_the_service_repeats_is_not_shown(self, monkeypatch):
+    monkeypatch.setenv("TOKEN_OF_TEST", "sk-secret")
+    body = b'{"error": {"message": "bad key sk-secret", "code": "invalid"}}'
+    with scripted.serve(lambda request: (401, body)) as server:
+      client = make(server.url, token_env="TOKEN_OF_TEST")
+      with pytest.raises(http_client.RequestFailed) as failure:
+        post(client)
+    assert str(failure.value).endswith("status 401: bad key ***")
+    assert failure.value.refused and failure.value.code == "invalid"
+
+  def test_request_that_is_not_sent_says_the_last_failure(self):
+    with scripted.serve(lambda request: (500, b"out of memory")) as server:
+      client = make(
+        server.url, attempts=2, failures_to_open=2, open_seconds=9.0
+      )
+      for _ in range(2):
+        with pytest.raises(http_client.RequestFailed) as failure:
+          post(client)
+        client.settings = dataclasses.replace(client.settings, deadline=0.05)
+    assert str(failure.value) == (
+      "every endpoint has failed repeatedly and is left alone for a while; the last failure: the "
+      "service answered with status 500: out of memory"
+    )
+
+  @pytest.mark.parametrize(
+    "base, path, asked",
+    [
+      ("/v1", "/v1/models", "/v1/models"),
+      ("", "/v1/models", "/v1/models"),
+      ("/api/v1/", "/v1/models", "/api/v1/models"),
+      ("/v1", "/score", "/v1/score"),
+    ],
+  )
+  def test_v1_is_not_doubled(self, base, path, asked):
+    with scripted.serve(lambda request: (200, b"{}")) as server:
+      make(server.url + base).ask_each(path, parse)
+      assert server.requests[0].path == asked
 
   def test_proxy_of_the_environment_is_not_used(self, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import numpy as np
 import pytest
@@ -68,17 +69,27 @@ class Chat:
       return 400, b'{"error": "response_format is not supported"}'
     self.bodies.append(body)
     say = self.say(body) if callable(self.say) else self.say
-    return 200, json.dumps(
-      {"choices": [{"message": {"role": "assistant", "content": say}}]}
-    ).encode()
+    return 200, completion(say)
 
 
-def make(server, task, **changes):
+def completion(content, finish_reason="stop", **message) -> bytes:
+  """Returns a chat completion."""
+  message = {"role": "assistant", "content": content} | message
+  choice = {"finish_reason": finish_reason, "message": message}
+  return json.dumps({"choices": [choice]}).encode()
+
+
+def error(message, code=None) -> bytes:
+  """Returns the body with which OpenAI's protocol refuses a request."""
+  return json.dumps({"error": {"message": message, "code": code}}).encode()
+
+
+def make(server, task, path="", **changes):
   settings = defaults.client(
-    endpoints=(server.url,), deadline=5.0, attempts=2, pause=0.01
+    endpoints=(server.url + path,), deadline=5.0, attempts=2, pause=0.01
   )
   return judge_lib.Judge(
-    http_client.Client(settings), defaults.judge(task=task, **changes)
+    http_client.Client(settings), defaults.judge(task=task, **changes), (8, 8)
   )
 
 
@@ -114,16 +125,19 @@ class TestScore:
     "say",
     [
       '{"1": "yes"}',  # the reference would call it 1 of 1
-      '{"1": "yes", "2": "no", "3": "yes", "4": "yes"}',
+      '{"1": "yes", "2": "no", "3": "yes"} or {"1": "no", "2": "no", "3": "no"}',
+      '<think> so {"1": "yes", "2": "no", "3": "yes"} is',
+      '{"answers": {"1": "yes", "2": "no", "3": "yes"}}',
       '["yes", "no", "yes"]',
       '{"1": "yes", "2": "maybe", "3": "yes"}',
       '{"1": true, "2": "no", "3": "yes"}',
       '{"1": "yes", "1": "no", "2": "no", "3": "yes"}',
       "yes, no, yes",
       "",
+      " ",
       '{"1": "yes", "2": "no", "3": "ye',
       "{" * 100_000,
-      'The answer is {"1": "yes", "2": "no", "3": "yes"}',
+      '{"1":' * 100_000,
     ],
   )
   def test_other_answer_is_no_verdict(self, say):
@@ -139,10 +153,65 @@ class TestScore:
     [
       '```json\n{"1": "yes", "2": "no", "3": "yes"}\n```',
       '<think>{"1": "no"}</think> {"1": "YES", "2": " no", "3": "yes"}',
+      'The answer is {"1": "yes", "2": "no", "3": "yes"}',
+      'So {1: yes}:\n```\n{"1": "yes", "2": "no", "3": "yes"}\n```\nAll hold.',
+      '{"1": "yes", "2": "no", "3": "yes", "4": "yes"}',
+      '{"explanation": {"1": "no"}, "1": "yes", "2": "no", "3": "yes"}',
+      '{"1": "yes", "2": "no", "3": "yes"} {"3": "yes", "2": "no", "1": "yes"}',
     ],
   )
-  def test_fence_and_thought_are_taken_off(self, say):
+  def test_answers_are_read_by_key(self, say):
     assert outcome("tiif", TIIF, say).score == 1
+
+  @pytest.mark.parametrize(
+    "reply, reason",
+    [
+      (
+        completion(None, "length", reasoning_content="I look again"),
+        r"ran out of tokens \(finish_reason 'length'; reward.judge.max_tokens is 4096\)",
+      ),
+      (completion('{"correct": 1}', "length"), "ran out of tokens"),
+      (completion(None, refusal="I cannot see faces"), "I cannot see faces"),
+      (completion(None, "content_filter"), "withholds the answer"),
+      (completion(None), "the answer is empty"),
+      (completion(""), "the answer is empty"),
+      (b'{"choices": [{"message": {}}]}', "the answer is empty"),
+    ],
+  )
+  def test_answer_without_a_verdict_is_invalid_at_once(self, reply, reason):
+    chat, broken = Chat('{"correct": 1}'), []
+    with scripted.serve(
+      lambda request: (200, reply) if broken else chat(request)
+    ) as server:
+      judge = make(server, "geneval_plus")
+      broken.append(True)
+      num_before = len(server.requests)
+      # Ten of them would open the breaker of an endpoint that failed.
+      found = judge.score(np.repeat(IMAGES[:1], 10, axis=0), [PLUS] * 10)
+      assert len(server.requests) - num_before == 10
+      metrics = judge.metrics()
+      assert (metrics["failed"], metrics["retries"]) == (0, 0)
+      assert metrics["endpoints_open"] == 0
+    for result in found:
+      assert isinstance(result, outcome_lib.Invalid)
+      assert re.search(reason, result.reason)
+
+  def test_refused_content_is_invalid_and_another_refusal_a_failure(self):
+    chat, bodies = Chat('{"correct": 1}'), []
+    with scripted.serve(
+      lambda request: (400, bodies[-1]) if bodies else chat(request)
+    ) as server:
+      judge = make(server, "geneval_plus")
+      bodies.append(error("this is violent", "content_filter"))
+      (refused,) = judge.score(IMAGES[:1], [PLUS])
+      bodies.append(error("the context holds 2048"))
+      (failed,) = judge.score(IMAGES[:1], [PLUS])
+    assert refused == outcome_lib.Invalid(
+      "no verdict: the judge refuses: the service answered with status 400: this is violent"
+    )
+    assert failed == outcome_lib.Failed(
+      "the service answered with status 400: the context holds 2048"
+    )
 
   @pytest.mark.parametrize(
     "reply",
@@ -150,7 +219,8 @@ class TestScore:
       b"<html>",
       b"{}",
       b'{"choices": []}',
-      b'{"choices": [{"message": {"content": null}}]}',
+      b'{"choices": [{"message": null}]}',
+      b'{"choices": [{"message": {"content": [1]}}]}',
     ],
   )
   def test_other_reply_is_a_failure(self, reply):
@@ -172,6 +242,17 @@ class TestScore:
     assert [type(one) for one in found] == [outcome_lib.Ok, outcome_lib.Invalid]
 
 
+def images_of(body: dict) -> list[np.ndarray]:
+  """Returns the PNG images of a request."""
+  images = []
+  for part in body["messages"][-1]["content"]:
+    if part["type"] == "image_url":
+      url = part["image_url"]["url"]
+      file = base64.b64decode(url.removeprefix("data:image/png;base64,"))
+      images.append(protocol.decode_image(file, "png", 64))
+  return images
+
+
 class TestRequest:
   def test_says_image_prompt_and_expectations(self):
     chat = Chat('{"correct": 1}')
@@ -179,18 +260,18 @@ class TestRequest:
       make(server, "geneval_plus", image_format="png", max_tokens=77).score(
         IMAGES[:1], [PLUS]
       )
-    probe, body = chat.bodies
-    assert "image_url" not in str(probe)
+    first, body = chat.bodies
+    (image,) = images_of(first)
+    assert (image == 128).all() and image.shape == (8, 8, 3)
     assert (body["model"], body["temperature"], body["max_tokens"]) == (
       "m",
       0,
       77,
     )
-    image, text = body["messages"][0]["content"]
-    file = base64.b64decode(
-      image["image_url"]["url"].removeprefix("data:image/png;base64,")
-    )
-    assert (protocol.decode_image(file, "png", 64) == IMAGES[0]).all()
+    (image,) = images_of(body)
+    assert (image == IMAGES[0]).all()
+    (message,) = body["messages"]
+    _, text = message["content"]
     for part in (
       PLUS.text,
       "- exactly 1 x larger bench on the left side of the frame\n",
@@ -248,6 +329,39 @@ class TestRequest:
       f"Judge: {PLUS.text}\n- exactly 1 x"
     ) and text.endswith('Say {"correct": 0 or 1}.')
 
+  def test_evaluation_has_wordings_of_its_own(self, tmp_path):
+    files = {}
+    for name in ("system", "eval_system", "eval_prompt"):
+      path = tmp_path / name
+      path.write_text(f"\ufeff{name} says: $prompt")
+      files[f"{name}_file"] = str(path)
+    chat = Chat('{"correct": 1}')
+    with scripted.serve(chat) as server:
+      trains = make(server, "geneval_plus", **files)
+      evaluates = judge_lib.Judge(
+        trains._client,
+        defaults.judge(task="geneval_plus", **files).for_evaluation(),
+        (8, 8),
+      )
+      for judge in (trains, evaluates):
+        judge.score(IMAGES[:1], [PLUS])
+    # The first questions have the system message too: some servers refuse it.
+    systems = [body["messages"][0] for body in chat.bodies]
+    assert [message["content"].split()[0] for message in systems] == [
+      "system",
+      "eval_system",
+      "system",
+      "eval_system",
+    ]
+    assert {message["role"] for message in systems} == {"system"}
+    texts = [
+      body["messages"][1]["content"][1]["text"] for body in chat.bodies[2:]
+    ]
+    assert texts[0].startswith("You check a generated image")
+    assert texts[1] == f"eval_prompt says: {PLUS.text}"
+    for key in ("wording_sha256", "system_message_sha256"):
+      assert trains.describe()[key] != evaluates.describe()[key]
+
   @pytest.mark.parametrize(
     "text, message",
     [
@@ -273,6 +387,34 @@ class TestRequest:
 
 
 class TestStart:
+  @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/"])
+  def test_v1_in_the_endpoint_is_understood(self, path):
+    with scripted.serve(Chat('{"correct": 1}')) as server:
+      (found,) = make(server, "geneval_plus", path).score(IMAGES[:1], [PLUS])
+      assert found.score == 1
+      assert {request.path for request in server.requests} == {
+        "/v1/models",
+        "/v1/chat/completions",
+      }
+
+  def test_judge_that_takes_no_images_is_refused(self):
+    chat = Chat('{"correct": 1}')
+
+    def answer(request):
+      if b"image_url" in request.body:
+        return 400, error("m takes no images")
+      return chat(request)
+
+    message = (
+      "must answer a first question, which shows an image, before a run starts: "
+      "the service answered with status 400: m takes no images"
+    )
+    with (
+      scripted.serve(answer) as server,
+      pytest.raises(ValueError, match=message),
+    ):
+      make(server, "tiif")
+
   def test_unknown_task_is_refused(self):
     with pytest.raises(ValueError, match="reward.judge.task must be one of"):
       defaults.judge(task="beauty")
@@ -296,7 +438,7 @@ class TestStart:
     with (
       scripted.serve(answer) as server,
       pytest.raises(
-        ValueError, match="must answer a first question before a run starts"
+        ValueError, match="must answer a first question, which shows an image"
       ),
     ):
       make(server, "tiif")
@@ -309,7 +451,7 @@ class TestStart:
       scripted.serve(answer) as server,
       pytest.raises(
         ValueError,
-        match="first question before a run starts: the service answered with status 401",
+        match="before a run starts: the service answered with status 401$",
       ),
     ):
       make(server, "tiif")

@@ -40,6 +40,14 @@ def answer(request):
   return (200, HEALTH) if request.path == protocol.HEALTH_PATH else (500, b"")
 
 
+def chat(request):
+  """Answers as a judge that calls everything right."""
+  if request.method == "GET":
+    return 200, b'{"data": [{"id": "m"}]}'
+  message = {"content": '{"correct": 1}'}
+  return 200, json.dumps({"choices": [{"message": message}]}).encode()
+
+
 class TestBuild:
   def test_service_is_cached_and_described(self):
     with scripted.serve(answer) as server:
@@ -70,6 +78,30 @@ class TestBuild:
       target["eye"],
       verifier.encode_records(records),
     )
+
+  def test_evaluation_differs_where_a_judge_has_wordings_for_it(self):
+    assert not registry.differs_in_evaluation(section(name="judge"))
+    own = section(name="judge")
+    own.judge.eval_system_file = "a"
+    member = {"weight": 1.0, "judge": {"eval_prompt_file": "a"}}
+    of_a_sum = section(name="sum", members={"net": member})
+    assert registry.differs_in_evaluation(own)
+    assert registry.differs_in_evaluation(of_a_sum)
+
+  def test_judge_of_evaluations_has_their_wording(self, tmp_path):
+    path = tmp_path / "wording"
+    path.write_text("Is this $prompt?")
+    with scripted.serve(chat) as server:
+      config = section(name="judge", endpoints=(server.url,))
+      config.judge.eval_prompt_file = str(path)
+      descriptions = [
+        registry.build(config, evaluates=evaluates).describe()["judge"]
+        for evaluates in (False, True)
+      ]
+    assert descriptions[0]["prompt_file"] == ""
+    assert descriptions[1]["prompt_file"] == str(path)
+    hashes = {description["wording_sha256"] for description in descriptions}
+    assert len(hashes) == 2
 
   def test_part_of_a_sum_can_be_trained(self):
     members = {"eye": {"name": "world", "weight": 1.0, "value": "correct"}}

@@ -5,6 +5,7 @@ import contextlib
 import threading
 import time
 
+from absl import logging
 from etils import epath
 import jax
 import jax.numpy as jnp
@@ -100,8 +101,9 @@ class Scorer:
     self._prompts: list[records.Prompt] = []
     self._lock = threading.Lock()
     self._log: epath.Path | None = None
-    # Lines that are not in the log yet.
+    # Lines that are not in the log yet, and the first reason why an image has no score.
     self._pending: list[dict] = []
+    self._first_reason = ""
     self._counts = _no_counts()
 
   @property
@@ -184,14 +186,20 @@ class Scorer:
     with self._lock:
       for result in results:
         self._counts[type(result)] += 1
+        if not isinstance(result, outcome.Ok):
+          self._first_reason = self._first_reason or result.reason
       if self._log:
         self._pending += lines
 
   def flush(self) -> None:
-    """Appends the lines since the last call to the log, in one write."""
+    """Appends the lines since the last call to the log, in one write; warns of missing scores."""
     with self._lock:
       lines = self._pending
+      reason = self._first_reason
       self._pending = []
+      self._first_reason = ""
+    if reason:
+      logging.warning("images without a score; the first: %s", reason)
     if lines:
       jsonl.append(self._log, lines)
 

@@ -6,7 +6,8 @@ wait. A failure that may not repeat (no connection, a timeout, status 5xx, a rep
 sense) is tried again, after a pause that doubles and is drawn at random. A busy service (status
 429, or 503 with Retry-After) is asked again when it says so. All tries of a request share one
 deadline, which holds for every read and write of the connection. When no endpoint has worked for a
-whole deadline, requests fail at once, except for those that try an endpoint again.
+whole deadline, requests fail at once, except for those that try an endpoint again. What a service
+says of an error is part of the failure's text.
 
 Keys come from the environment and are never written to a message, log or config.
 """
@@ -14,6 +15,7 @@ Keys come from the environment and are never written to a message, log or config
 from collections.abc import Callable, Sequence
 from concurrent import futures
 import dataclasses
+import json
 import os
 import random
 import threading
@@ -28,16 +30,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+# Characters of a service's own words in the text of a failure.
+_MAX_MESSAGE = 500
+# Where servers put these words: OpenAI's protocol, FastAPI, others.
+_MESSAGE_KEYS = ("error", "detail", "message")
+
+
 class RequestFailed(Exception):
   """A request got no usable reply; the text says why, for the log.
 
   Attributes:
     refused: whether the service works and refused the request (status 4xx).
+    code: the name of the error in OpenAI's protocol, for example "content_filter"; "" without one.
   """
 
-  def __init__(self, reason: str, refused: bool = False):
+  def __init__(self, reason: str, refused: bool = False, code: str = ""):
     super().__init__(reason)
     self.refused = refused
+    self.code = code
 
 
 class BadReply(Exception):
@@ -49,7 +59,7 @@ class ClientSettings:
   """How services are called: the config's `reward.client`, `endpoints` and `token_env`.
 
   Attributes:
-    endpoints: base URLs, "http://host:port"; all of them serve the same.
+    endpoints: base URLs, "http://host:port" or "http://host:port/v1"; all of them serve the same.
     token_env: name of the environment variable that holds the bearer token; "" sends none.
     deadline: seconds for a request, all its tries and pauses together.
     attempts: the highest number of tries of a request.
@@ -94,11 +104,16 @@ class ClientSettings:
       )
 
   @property
+  def token(self) -> str:
+    """The bearer token; "" without one."""
+    return os.environ[self.token_env] if self.token_env else ""
+
+  @property
   def headers(self) -> dict[str, str]:
     """The headers that carry the token."""
-    if not self.token_env:
+    if not self.token:
       return {}
-    return {"Authorization": f"Bearer {os.environ[self.token_env]}"}
+    return {"Authorization": f"Bearer {self.token}"}
 
 
 def _check_url(key: str, url: str) -> None:
@@ -188,13 +203,19 @@ class _Attempt:
     parsed: the parser's value of the body, where `reason` is empty.
     reason: why there is no value.
     refused: whether the service works and refuses the request.
+    code: see `RequestFailed`.
     busy: seconds after which the service wants to be asked again; None if it was not busy.
   """
 
   parsed: object = None
   reason: str = ""
   refused: bool = False
+  code: str = ""
   busy: float | None = None
+
+  def failure(self) -> RequestFailed:
+    """Returns the error of a request that ends with this try."""
+    return RequestFailed(self.reason, self.refused, self.code)
 
 
 class _Deadline(threading.local):
@@ -288,6 +309,7 @@ class Client:
     self._waiting = 0
     # When the first request failed since the last one that worked.
     self._failing_since: float | None = None
+    self._last_failure = ""
     # For pauses only: no result depends on it.
     self._random = random.Random()
     self._pool = futures.ThreadPoolExecutor(settings.concurrency, "reward")
@@ -328,8 +350,7 @@ class Client:
       attempt = self._try(request, slot, end)
       answers[endpoint.url] = attempt.parsed
       if attempt.reason:
-        failure = RequestFailed(attempt.reason, attempt.refused)
-        answers[endpoint.url] = failure
+        answers[endpoint.url] = attempt.failure()
     return answers
 
   def post(
@@ -369,17 +390,15 @@ class Client:
     while failures < settings.attempts:
       slot = self._take_slot(end)
       if slot is None:
-        reason = (
-          reason
-          or "every endpoint has failed repeatedly and is left alone for a while"
-        )
+        reason = reason or self._left_alone_text()
         break
       attempt = self._try(request, slot, end)
       if not attempt.reason:
         return attempt.parsed
       reason = attempt.reason
+      self._last_failure = reason
       if attempt.refused:
-        raise RequestFailed(reason, refused=True)
+        raise attempt.failure()
       # A busy service has not failed: only the deadline limits how often it is asked.
       failures += attempt.busy is None
       # Pauses at random keep many clients from coming back at the same moment.
@@ -392,6 +411,13 @@ class Client:
       self._count(retries=1)
     raise RequestFailed(reason)
 
+  def _left_alone_text(self) -> str:
+    """Returns why a request was not sent."""
+    text = "every endpoint has failed repeatedly and is left alone for a while"
+    if self._last_failure:
+      text += f"; the last failure: {self._last_failure}"
+    return text
+
   def _try(self, request: _Request, slot: _Slot, end: float) -> _Attempt:
     """Sends the request once."""
     # Whether the endpoint works; None says neither, because it was only busy.
@@ -401,16 +427,13 @@ class Client:
       # A 503 without Retry-After comes from a proxy whose service is down.
       if status == 429 or status == 503 and "retry-after" in headers:
         worked = None
-        return _Attempt(
-          reason=f"the service answered with status {status}",
-          busy=_retry_after(headers),
-        )
+        reason = self._error_text(status, body)
+        return _Attempt(reason=reason, busy=_retry_after(headers))
       if status != 200:
         # A service that refuses is not broken.
         worked = 400 <= status < 500 and status != 408
-        return _Attempt(
-          reason=f"the service answered with status {status}", refused=worked
-        )
+        reason = self._error_text(status, body)
+        return _Attempt(reason=reason, refused=worked, code=_error_code(body))
       parsed = request.parse(body)
       worked = True
       return _Attempt(parsed)
@@ -428,6 +451,15 @@ class Client:
       return _Attempt(reason=f"a reply that is not of the protocol: {error}")
     finally:
       self._finish(slot, worked)
+
+  def _error_text(self, status: int, body: bytes) -> str:
+    """Returns the status of a reply and what the service says, without the token."""
+    text = f"the service answered with status {status}"
+    message = error_message(body)
+    # Some services repeat the key that they refuse.
+    if self.settings.token:
+      message = message.replace(self.settings.token, "***")
+    return f"{text}: {message[:_MAX_MESSAGE]}" if message else text
 
   def _finish(self, slot: _Slot, worked: bool | None) -> None:
     """Gives the slot back, and wakes the requests that wait for one."""
@@ -447,7 +479,7 @@ class Client:
     self._deadline.end = end
     exchange = self._http.stream(
       request.method,
-      url + request.path,
+      _address(url, request.path),
       headers={"Accept-Encoding": "identity"} | request.headers,
       content=request.content,
     )
@@ -528,6 +560,47 @@ class Client:
       metrics["p99_seconds"] = float(p99)
       metrics["failure_rate"] = metrics["failed"] / metrics["requests"]
     return metrics
+
+
+def _address(url: str, path: str) -> str:
+  """Returns the URL of a path; people write a base URL both with and without "/v1"."""
+  if path.startswith("/v1/"):
+    url = url.removesuffix("/v1")
+  return url + path
+
+
+def _json_or_text(body: bytes) -> object:
+  """Returns the JSON value of a body, or its text where it is none."""
+  text = body.decode(errors="replace")
+  try:
+    return json.loads(text)
+  except (ValueError, RecursionError):
+    return text
+
+
+def error_message(body: bytes) -> str:
+  """Returns what a service says of an error, in one line; "" where it says nothing.
+
+  Args:
+    body: {"error": {"message": TEXT}}, {"error": TEXT}, {"detail": ...}, {"message": TEXT}, or any
+      text.
+  """
+  message = _json_or_text(body)
+  for key in _MESSAGE_KEYS:
+    if isinstance(message, dict) and key in message:
+      message = message[key]
+  text = message if isinstance(message, str) else json.dumps(message)
+  # Control characters could change what a terminal shows.
+  printable = "".join(c if c.isprintable() else " " for c in text)
+  return " ".join(printable.split())
+
+
+def _error_code(body: bytes) -> str:
+  """Returns the code of {"error": {"code": TEXT}}, "" without one."""
+  message = _json_or_text(body)
+  error = message.get("error") if isinstance(message, dict) else None
+  code = error.get("code") if isinstance(error, dict) else None
+  return code if isinstance(code, str) else ""
 
 
 def _retry_after(headers: dict[str, str]) -> float:

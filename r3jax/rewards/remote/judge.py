@@ -7,14 +7,17 @@ One request an image, at temperature 0. Three tasks (docs/algorithm.md#rewards):
   answered as expected.
 - "checklist": a question for every expectation of the prompt, all of them expected to be "yes".
 
-The wording is our own; `prompt_file` replaces it by a benchmark's official one. An answer in any
-other form than the requested one is no verdict: the image is invalid, never wrong.
+The wording is our own; `prompt_file` replaces it by a benchmark's official one, `system_file` adds
+a system message, and both may differ in evaluation. Answers are read by key. Where they cannot be
+read, where the judge refuses, says nothing or runs out of tokens, there is no verdict: the image
+is invalid, never wrong, and the judge is not asked again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
+import re
 import string
 import threading
 
@@ -35,6 +38,9 @@ MODELS_PATH = "/v1/models"
 _FIELDS = {"prompt", "expectations", "questions"}
 # Characters of a judge's answer that a reason for the log holds.
 _MAX_SHOWN_ANSWER = 2000
+# Codes of errors by which a server refuses what an image or a prompt shows.
+_REFUSED_CONTENT = ("content_filter", "content_policy_violation")
+_OBJECT_START = re.compile(r'\{\s*["}]')
 
 _VERDICT = """\
 You check a generated image against its instruction and a list of expectations.
@@ -69,6 +75,9 @@ class JudgeSettings:
     task: "geneval_plus", "tiif" or "checklist".
     model: name of the model on the server; "" takes the only one that it serves.
     prompt_file: file with another wording; $prompt, $expectations and $questions are filled in.
+    system_file: file with a system message, sent as it is; "" sends none.
+    eval_prompt_file: file with the wording of evaluations; "" takes that of training.
+    eval_system_file: file with the system message of evaluations; "" takes that of training.
     max_tokens: the longest answer.
     image_format: "jpeg" or "png".
   """
@@ -76,6 +85,9 @@ class JudgeSettings:
   task: str
   model: str
   prompt_file: str
+  system_file: str
+  eval_prompt_file: str
+  eval_system_file: str
   max_tokens: int
   image_format: str
 
@@ -94,6 +106,26 @@ class JudgeSettings:
         f"got {self.image_format!r}"
       )
 
+  def for_evaluation(self) -> "JudgeSettings":
+    """Returns the settings with the wordings of evaluations in place of those of training."""
+    return dataclasses.replace(
+      self,
+      prompt_file=self.eval_prompt_file or self.prompt_file,
+      system_file=self.eval_system_file or self.system_file,
+      eval_prompt_file="",
+      eval_system_file="",
+    )
+
+  def read_system_message(self) -> str:
+    """Returns the system message; "" without one.
+
+    Raises:
+      ValueError: the file cannot be read.
+    """
+    if not self.system_file:
+      return ""
+    return _read_text("reward.judge.system_file", self.system_file)
+
   def read_wording(self) -> string.Template:
     """Returns the template of the instruction.
 
@@ -103,13 +135,8 @@ class JudgeSettings:
     task = _TASKS[self.task]
     if not self.prompt_file:
       return string.Template(task.wording)
-    try:
-      template = string.Template(texts.read(self.prompt_file))
-    except OSError as error:
-      raise ValueError(
-        f"reward.judge.prompt_file must be readable: {error}"
-        f"{paths.did_you_mean(self.prompt_file)}"
-      ) from error
+    text = _read_text("reward.judge.prompt_file", self.prompt_file)
+    template = string.Template(text)
     names = {"an invalid $"}
     if template.is_valid():
       names = set(template.get_identifiers())
@@ -119,6 +146,16 @@ class JudgeSettings:
         f"insert {sorted(_FIELDS)}; it has {sorted(names)}"
       )
     return template
+
+
+def _read_text(key: str, path: str) -> str:
+  """Returns the text of a file that a config key names; raises ValueError where it has none."""
+  try:
+    return texts.read(path)
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f"{key} must be readable text: {error}{paths.did_you_mean(path)}"
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,18 +275,30 @@ class Judge:
 
   parts = ("strict",)
 
-  def __init__(self, client: http_client.Client, settings: JudgeSettings):
-    """Asks the server for its models, and whether it accepts a JSON schema for the answer.
+  def __init__(
+    self,
+    client: http_client.Client,
+    settings: JudgeSettings,
+    image_size: tuple[int, int],
+  ):
+    """Asks the server for its models, and a first question about an image.
+
+    Args:
+      client: knows the endpoints.
+      settings: the judge and its task.
+      image_size: height and width of the run's images, which the first image has too.
 
     Raises:
-      ValueError: no server answers, it does not serve the model, or the wording cannot be used.
+      ValueError: no server answers, it does not serve the model, it refuses images, or a wording
+        cannot be used.
     """
     self._client = client
     self._settings = settings
     self._task = _TASKS[settings.task]
     self._wording = settings.read_wording()
+    self._system_message = settings.read_system_message()
     self._model = self._find_model()
-    self._structured = self._accepts_schema()
+    self._structured = self._accepts_schema(image_size)
     self._lock = threading.Lock()
     self._tally = _Tally()
 
@@ -266,29 +315,47 @@ class Judge:
       )
     return model
 
-  def _accepts_schema(self) -> bool:
-    """Returns whether the server accepts response_format; otherwise requests leave it out."""
+  def _accepts_schema(self, image_size: tuple[int, int]) -> bool:
+    """Returns whether the server accepts response_format; otherwise requests leave it out.
+
+    Raises:
+      ValueError: the server does not answer a question about an image in either form.
+    """
     try:
-      self._probe(structured=True)
+      self._probe(image_size, structured=True)
       return True
     except http_client.RequestFailed as error:
+      refusal = error
       if not error.refused:
         raise _no_first_answer(error) from error
     try:
-      self._probe(structured=False)
+      self._probe(image_size, structured=False)
     except http_client.RequestFailed as error:
       raise _no_first_answer(error) from error
     logging.warning(
-      "the judge's server refuses response_format; asking without it"
+      "the judge's server refuses response_format; asking without it: %s",
+      refusal,
     )
     return False
 
-  def _probe(self, structured: bool) -> None:
-    """Asks a question without an image; raises http_client.RequestFailed."""
-    content = [{"type": "text", "text": 'Answer {"correct": 1}.'}]
+  def _probe(self, image_size: tuple[int, int], structured: bool) -> None:
+    """Asks about a grey image; raises http_client.RequestFailed."""
+    image = np.full((*image_size, 3), 128, np.uint8)
+    text = 'This is a first question. Answer {"correct": 1}.'
     question = Question("correct", "", 1)
-    body = self._body(content, [question], (1, 0), structured)
-    self._client.post(CHAT_PATH, body, "application/json", _read_content)
+    body = self._body(
+      self._content(image, text), [question], (1, 0), structured
+    )
+    completion = self._ask(body)
+    problem = self._no_answer(completion)
+    if problem:
+      logging.warning("the judge's first answer gives no verdict: %s", problem)
+
+  def _ask(self, body: bytes) -> "_Completion":
+    """Sends a request; raises http_client.RequestFailed."""
+    return self._client.post(
+      CHAT_PATH, body, "application/json", _read_completion
+    )
 
   def check(self, prompt: records.Prompt) -> None:
     """Checks that there is something to ask about a prompt, see `outcome.HostReward`."""
@@ -310,22 +377,29 @@ class Judge:
   ) -> outcome.Outcome:
     questions = self._task.questions(prompt)
     body = self._body(
-      self._content(image, prompt, questions),
+      self._content(image, self._instruction(prompt, questions)),
       questions,
       self._task.answers,
       self._structured,
     )
     try:
-      text = self._client.post(
-        CHAT_PATH, body, "application/json", _read_content
-      )
+      completion = self._ask(body)
     except http_client.RequestFailed as error:
+      if error.code in _REFUSED_CONTENT:
+        return outcome.Invalid(f"no verdict: the judge refuses: {error}")
       return outcome.Failed(str(error))
-    try:
-      answers = read_answers(text, questions, self._task.answers)
-    except ValueError as error:
+    text = completion.text
+    problem = self._no_answer(completion)
+    if not problem:
+      try:
+        answers = read_answers(text, questions, self._task.answers)
+      except ValueError as error:
+        problem = str(error)
+    if problem:
       excerpt = text[:_MAX_SHOWN_ANSWER]
-      return outcome.Invalid(f"no verdict: {error}; the judge said {excerpt!r}")
+      return outcome.Invalid(
+        f"no verdict: {problem}; the judge said {excerpt!r}"
+      )
     # Requests run in several threads.
     with self._lock:
       self._tally.add(questions, answers, self._task.answers)
@@ -338,21 +412,37 @@ class Judge:
       detail={"answer": text},
     )
 
-  def _content(
-    self,
-    image: np.ndarray,
-    prompt: records.Prompt,
-    questions: Sequence[Question],
-  ) -> list[dict]:
-    """Returns the image and the instruction as the content of a chat message."""
+  def _no_answer(self, completion: "_Completion") -> str:
+    """Returns why a completion holds no answer to read; "" where it holds one."""
+    # Half an answer may look like a whole one, so this comes first.
+    if completion.finish_reason == "length":
+      return (
+        "the answer ran out of tokens (finish_reason 'length'; reward.judge.max_tokens is "
+        f"{self._settings.max_tokens})"
+      )
+    if completion.refusal:
+      return f"the judge refuses: {completion.refusal[:_MAX_SHOWN_ANSWER]}"
+    if completion.finish_reason == "content_filter":
+      return "the server withholds the answer (finish_reason 'content_filter')"
+    if not completion.text.strip():
+      return "the answer is empty"
+    return ""
+
+  def _instruction(
+    self, prompt: records.Prompt, questions: Sequence[Question]
+  ) -> str:
+    """Returns the text that goes with an image."""
     expectations = _expectations(prompt) if prompt.include else []
-    text = self._wording.substitute(
+    return self._wording.substitute(
       prompt=prompt.text,
       expectations="\n".join(f"- {phrase}" for phrase in expectations),
       questions="\n".join(
         f"{question.key}. {question.text}" for question in questions
       ),
     )
+
+  def _content(self, image: np.ndarray, text: str) -> list[dict]:
+    """Returns an image and a text as the content of a chat message."""
     kind = self._settings.image_format
     url = f"data:image/{kind};base64,{protocol.encode_base64(image, kind)}"
     return [
@@ -368,11 +458,14 @@ class Judge:
     structured: bool,
   ) -> bytes:
     """Returns the body of a request."""
+    chat: list[dict] = [{"role": "user", "content": content}]
+    if self._system_message:
+      chat.insert(0, {"role": "system", "content": self._system_message})
     message = {
       "model": self._model,
       "temperature": 0,
       "max_tokens": self._settings.max_tokens,
-      "messages": [{"role": "user", "content": content}],
+      "messages": chat,
     }
     if structured:
       keys = [question.key for question in questions]
@@ -383,11 +476,11 @@ class Judge:
     return json.dumps(message).encode()
 
   def describe(self) -> dict:
-    """Returns the model, the hash of the wording and the settings, see `outcome.HostReward`."""
-    wording = hashlib.sha256(self._wording.template.encode()).hexdigest()
+    """Returns the model, hashes of the wordings and the settings, see `outcome.HostReward`."""
     identity = {
       "judge": self._model,
-      "wording_sha256": wording,
+      "wording_sha256": _sha256(self._wording.template),
+      "system_message_sha256": _sha256(self._system_message),
       "structured": self._structured,
     }
     return identity | dataclasses.asdict(self._settings)
@@ -400,9 +493,14 @@ class Judge:
     return self._client.metrics() | tally.metrics()
 
 
+def _sha256(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _no_first_answer(error: http_client.RequestFailed) -> ValueError:
   return ValueError(
-    f"the judge must answer a first question before a run starts: {error}"
+    "the judge must answer a first question, which shows an image, before a run starts: "
+    f"{error}"
   )
 
 
@@ -454,9 +552,9 @@ def read_answers(
 ) -> dict[str, object]:
   """Returns the answers by key.
 
-  The judge must answer with a JSON object and nothing else. A thought before it that ends in
-  </think> and a code fence around it are accepted. Answers are compared without case; 0 and 1 may
-  be given as text.
+  They are read from a JSON object that holds all keys; what else it holds, and the text around it,
+  do not count: a sentence, a code fence, a thought that ends in </think>. Answers are compared
+  without case; 0 and 1 may be given as text.
 
   Args:
     text: the judge's answer.
@@ -464,27 +562,54 @@ def read_answers(
     allowed: the allowed values of an answer.
 
   Raises:
-    ValueError: the text is something else, a key is missing or repeated, or a value is not allowed.
+    ValueError: there is no such object, there are two with other answers, a key is repeated, or a
+      value is not allowed.
   """
-  content = text.rpartition("</think>")[2].strip()
-  if content.startswith("```") and content.endswith("```"):
-    content = content[3:-3].removeprefix("json")
-  try:
-    answers = json.loads(content, object_pairs_hook=_unique_keys)
-  except RecursionError as error:
-    raise ValueError("the answer is nested too deep") from error
-  if not isinstance(answers, dict):
+  thought, end, content = text.rpartition("</think>")
+  del thought
+  if not end and content.lstrip().startswith("<think>"):
+    raise ValueError("the thought has no end")
+  keys = [question.key for question in questions]
+  objects = _objects(content)
+  complete = [obj for obj in objects if obj.keys() >= set(keys)]
+  if not complete:
+    keys_of_last = sorted(objects[-1])[:20] if objects else "no object"
     raise ValueError(
-      f"the answer must be a JSON object, not a {type(answers).__name__}"
+      f"the answer must hold a JSON object with the keys {keys}; it holds {keys_of_last}"
     )
-  keys = {question.key for question in questions}
-  missing = keys - set(answers)
-  extra = set(answers) - keys - {"reason"}
-  if missing or extra:
-    raise ValueError(
-      f"answers must be for {sorted(keys)}; missing {sorted(missing)}, extra {sorted(extra)}"
-    )
-  return {key: _allowed_value(answers[key], allowed) for key in keys}
+  answers = _answers_of(complete[0], keys, allowed)
+  for other in complete[1:]:
+    if _answers_of(other, keys, allowed) != answers:
+      raise ValueError("the answer holds verdicts that contradict each other")
+  return answers
+
+
+def _answers_of(
+  obj: dict, keys: Sequence[str], allowed: tuple
+) -> dict[str, object]:
+  """Returns the allowed values of an object's keys; raises ValueError for another value."""
+  return {key: _allowed_value(obj[key], allowed) for key in keys}
+
+
+def _objects(text: str) -> list[dict]:
+  """Returns the JSON objects of a text, without those inside of others.
+
+  Raises:
+    ValueError: one is nested too deep, or repeats a key.
+  """
+  decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+  objects = []
+  position = 0
+  while start := _OBJECT_START.search(text, position):
+    try:
+      obj, position = decoder.raw_decode(text, start.start())
+    except json.JSONDecodeError:
+      position = start.end()  # a brace in a sentence
+      continue
+    except RecursionError as error:
+      raise ValueError("the answer is nested too deep") from error
+    objects.append(obj)
+  return objects
 
 
 def _allowed_value(value: object, allowed: tuple) -> object:
@@ -534,14 +659,38 @@ def _has_id(model: object) -> bool:
   return isinstance(model, dict) and isinstance(model.get("id"), str)
 
 
-def _read_content(body: bytes) -> str:
-  """Returns the text of a chat completion; raises http_client.BadReply where it is none."""
+@dataclasses.dataclass(frozen=True)
+class _Completion:
+  """What a server answers to a chat request.
+
+  Attributes:
+    text: the answer; "" where the server gives none.
+    finish_reason: why the answer ends: "stop", "length", "content_filter", ...
+    refusal: why the model refuses to answer; "" where it does not.
+  """
+
+  text: str
+  finish_reason: str
+  refusal: str
+
+
+def _read_completion(body: bytes) -> _Completion:
+  """Returns a chat completion; raises http_client.BadReply where it is none."""
   choices = protocol.read_object(body).get("choices")
   choice = choices[0] if isinstance(choices, list) and choices else None
   message = choice.get("message") if isinstance(choice, dict) else None
-  content = message.get("content") if isinstance(message, dict) else None
-  if not isinstance(content, str):
-    raise http_client.BadReply(
-      "it must hold choices[0].message.content as text"
-    )
-  return content
+  if not isinstance(choice, dict) or not isinstance(message, dict):
+    raise http_client.BadReply("it must hold choices[0].message")
+  texts = {
+    "content": message.get("content"),
+    "finish_reason": choice.get("finish_reason"),
+    "refusal": message.get("refusal"),
+  }
+  for name, text in texts.items():
+    if text is not None and not isinstance(text, str):
+      raise http_client.BadReply(f"its {name} must be a text")
+  return _Completion(
+    text=texts["content"] or "",
+    finish_reason=texts["finish_reason"] or "",
+    refusal=texts["refusal"] or "",
+  )
