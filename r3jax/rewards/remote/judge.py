@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import hashlib
 import json
-import re
 import string
 import threading
 
@@ -28,6 +27,7 @@ from r3jax.data import records
 from r3jax.files import paths
 from r3jax.files import texts
 from r3jax.rewards import outcome
+from r3jax.rewards.remote import chat
 from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
 from r3jax.rewards.remote import services
@@ -40,7 +40,6 @@ _FIELDS = {"prompt", "expectations", "questions"}
 _MAX_SHOWN_ANSWER = 2000
 # Codes of errors by which a server refuses what an image or a prompt shows.
 _REFUSED_CONTENT = ("content_filter", "content_policy_violation")
-_OBJECT_START = re.compile(r'\{\s*["}]')
 
 _VERDICT = """\
 You check a generated image against its instruction and a list of expectations.
@@ -100,11 +99,7 @@ class JudgeSettings:
       raise ValueError(
         f"reward.judge.max_tokens must be at least 1; got {self.max_tokens}"
       )
-    if self.image_format not in protocol.FORMATS:
-      raise ValueError(
-        f"reward.judge.image_format must be one of {list(protocol.FORMATS)}; "
-        f"got {self.image_format!r}"
-      )
+    protocol.check_format("reward.judge.image_format", self.image_format)
 
   def for_evaluation(self) -> "JudgeSettings":
     """Returns the settings with the wordings of evaluations in place of those of training."""
@@ -304,7 +299,7 @@ class Judge:
 
   def _find_model(self) -> str:
     """Returns the name of the model to ask."""
-    served = services.survey(self._client, MODELS_PATH, _read_models)
+    served = services.survey(self._client, MODELS_PATH, chat.read_models)
     model = self._settings.model
     if not model and len(served) == 1:
       model = served[0]
@@ -347,14 +342,14 @@ class Judge:
       self._content(image, text), [question], (1, 0), structured
     )
     completion = self._ask(body)
-    problem = self._no_answer(completion)
+    problem = completion.missing_answer(self._settings.max_tokens)
     if problem:
       logging.warning("the judge's first answer gives no verdict: %s", problem)
 
-  def _ask(self, body: bytes) -> "_Completion":
+  def _ask(self, body: bytes) -> chat.Completion:
     """Sends a request; raises http_client.RequestFailed."""
     return self._client.post(
-      CHAT_PATH, body, "application/json", _read_completion
+      CHAT_PATH, body, "application/json", chat.read_completion
     )
 
   def check(self, prompt: records.Prompt) -> None:
@@ -389,10 +384,11 @@ class Judge:
         return outcome.Invalid(f"no verdict: the judge refuses: {error}")
       return outcome.Failed(str(error))
     text = completion.text
-    problem = self._no_answer(completion)
+    keys = [question.key for question in questions]
+    problem = completion.missing_answer(self._settings.max_tokens)
     if not problem:
       try:
-        answers = read_answers(text, questions, self._task.answers)
+        answers = chat.read_answers(text, keys, self._task.answers)
       except ValueError as error:
         problem = str(error)
     if problem:
@@ -411,22 +407,6 @@ class Judge:
       parts={"strict": float(all(right))},
       detail={"answer": text},
     )
-
-  def _no_answer(self, completion: "_Completion") -> str:
-    """Returns why a completion holds no answer to read; "" where it holds one."""
-    # Half an answer may look like a whole one, so this comes first.
-    if completion.finish_reason == "length":
-      return (
-        "the answer ran out of tokens (finish_reason 'length'; reward.judge.max_tokens is "
-        f"{self._settings.max_tokens})"
-      )
-    if completion.refusal:
-      return f"the judge refuses: {completion.refusal[:_MAX_SHOWN_ANSWER]}"
-    if completion.finish_reason == "content_filter":
-      return "the server withholds the answer (finish_reason 'content_filter')"
-    if not completion.text.strip():
-      return "the answer is empty"
-    return ""
 
   def _instruction(
     self, prompt: records.Prompt, questions: Sequence[Question]
@@ -458,20 +438,23 @@ class Judge:
     structured: bool,
   ) -> bytes:
     """Returns the body of a request."""
-    chat: list[dict] = [{"role": "user", "content": content}]
+    messages: list[dict] = [{"role": "user", "content": content}]
     if self._system_message:
-      chat.insert(0, {"role": "system", "content": self._system_message})
+      messages.insert(0, {"role": "system", "content": self._system_message})
     message = {
       "model": self._model,
       "temperature": 0,
       "max_tokens": self._settings.max_tokens,
-      "messages": chat,
+      "messages": messages,
     }
     if structured:
       keys = [question.key for question in questions]
       message["response_format"] = {
         "type": "json_schema",
-        "json_schema": {"name": "answers", "schema": _schema(keys, answers)},
+        "json_schema": {
+          "name": "answers",
+          "schema": chat.schema(keys, answers),
+        },
       }
     return json.dumps(message).encode()
 
@@ -545,152 +528,3 @@ class _Tally:
       for name, values in self._values.items()
       if values
     }
-
-
-def read_answers(
-  text: str, questions: Sequence[Question], allowed: tuple
-) -> dict[str, object]:
-  """Returns the answers by key.
-
-  They are read from a JSON object that holds all keys; what else it holds, and the text around it,
-  do not count: a sentence, a code fence, a thought that ends in </think>. Answers are compared
-  without case; 0 and 1 may be given as text.
-
-  Args:
-    text: the judge's answer.
-    questions: what was asked.
-    allowed: the allowed values of an answer.
-
-  Raises:
-    ValueError: there is no such object, there are two with other answers, a key is repeated, or a
-      value is not allowed.
-  """
-  thought, end, content = text.rpartition("</think>")
-  del thought
-  if not end and content.lstrip().startswith("<think>"):
-    raise ValueError("the thought has no end")
-  keys = [question.key for question in questions]
-  objects = _objects(content)
-  complete = [obj for obj in objects if obj.keys() >= set(keys)]
-  if not complete:
-    keys_of_last = sorted(objects[-1])[:20] if objects else "no object"
-    raise ValueError(
-      f"the answer must hold a JSON object with the keys {keys}; it holds {keys_of_last}"
-    )
-  answers = _answers_of(complete[0], keys, allowed)
-  for other in complete[1:]:
-    if _answers_of(other, keys, allowed) != answers:
-      raise ValueError("the answer holds verdicts that contradict each other")
-  return answers
-
-
-def _answers_of(
-  obj: dict, keys: Sequence[str], allowed: tuple
-) -> dict[str, object]:
-  """Returns the allowed values of an object's keys; raises ValueError for another value."""
-  return {key: _allowed_value(obj[key], allowed) for key in keys}
-
-
-def _objects(text: str) -> list[dict]:
-  """Returns the JSON objects of a text, without those inside of others.
-
-  Raises:
-    ValueError: one is nested too deep, or repeats a key.
-  """
-  decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
-  objects = []
-  position = 0
-  while start := _OBJECT_START.search(text, position):
-    try:
-      obj, position = decoder.raw_decode(text, start.start())
-    except json.JSONDecodeError:
-      position = start.end()  # a brace in a sentence
-      continue
-    except RecursionError as error:
-      raise ValueError("the answer is nested too deep") from error
-    objects.append(obj)
-  return objects
-
-
-def _allowed_value(value: object, allowed: tuple) -> object:
-  """Returns the allowed value that an answer equals; raises ValueError where there is none."""
-  if isinstance(value, (str, int)) and not isinstance(value, bool):
-    text = str(value).strip().lower()
-    for answer in allowed:
-      if text == str(answer):
-        return answer
-  raise ValueError(
-    f"an answer must be one of {list(allowed)}; got {value!r:.40}"
-  )
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
-  """Builds an object whose keys appear once; raises ValueError otherwise."""
-  obj = dict(pairs)
-  if len(obj) < len(pairs):
-    keys = [key for key, _ in pairs]
-    raise ValueError(f"a key is there twice among {keys[:20]}")
-  return obj
-
-
-def _schema(keys: Sequence[str], allowed: tuple) -> dict:
-  """Returns the JSON schema of the answers."""
-  properties: dict[str, dict] = {key: {"enum": list(allowed)} for key in keys}
-  # A verdict comes after its reason: the model then decides with the reason in view.
-  if list(keys) == ["correct"]:
-    properties = {"reason": {"type": "string"}} | properties
-  return {
-    "type": "object",
-    "properties": properties,
-    "required": list(properties),
-    "additionalProperties": False,
-  }
-
-
-def _read_models(body: bytes) -> list[str]:
-  """Returns the names of the models that a server lists; raises http_client.BadReply."""
-  models = protocol.read_object(body).get("data")
-  if not isinstance(models, list) or not all(map(_has_id, models)):
-    raise http_client.BadReply("it must list models as data: [{id}, ...]")
-  return sorted(model["id"] for model in models)
-
-
-def _has_id(model: object) -> bool:
-  return isinstance(model, dict) and isinstance(model.get("id"), str)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Completion:
-  """What a server answers to a chat request.
-
-  Attributes:
-    text: the answer; "" where the server gives none.
-    finish_reason: why the answer ends: "stop", "length", "content_filter", ...
-    refusal: why the model refuses to answer; "" where it does not.
-  """
-
-  text: str
-  finish_reason: str
-  refusal: str
-
-
-def _read_completion(body: bytes) -> _Completion:
-  """Returns a chat completion; raises http_client.BadReply where it is none."""
-  choices = protocol.read_object(body).get("choices")
-  choice = choices[0] if isinstance(choices, list) and choices else None
-  message = choice.get("message") if isinstance(choice, dict) else None
-  if not isinstance(choice, dict) or not isinstance(message, dict):
-    raise http_client.BadReply("it must hold choices[0].message")
-  texts = {
-    "content": message.get("content"),
-    "finish_reason": choice.get("finish_reason"),
-    "refusal": message.get("refusal"),
-  }
-  for name, text in texts.items():
-    if text is not None and not isinstance(text, str):
-      raise http_client.BadReply(f"its {name} must be a text")
-  return _Completion(
-    text=texts["content"] or "",
-    finish_reason=texts["finish_reason"] or "",
-    refusal=texts["refusal"] or "",
-  )
