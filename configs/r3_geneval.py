@@ -241,6 +241,14 @@ def _set_reward(config: ConfigDict):
   )
   client.open_seconds = 10.0  # how long it is left alone
 
+  # Reward of a UniRL service behind the reward "unirl".
+  unirl = config.reward.unirl = ConfigDict()
+  unirl.reward = ""  # its name there, as "clip"; "" takes the only one
+  # Name of the number that is the score; "" takes the only one.
+  unirl.number = ""
+  # Values of that number that become the scores 0 and 1; one outside fails.
+  unirl.range = (0.0, 1.0)
+
   # Vision-language model behind the reward "judge".
   judge = config.reward.judge = ConfigDict()
   judge.task = "geneval_plus"  # or "tiif", "checklist"

@@ -14,6 +14,7 @@ from r3jax.rewards.from_host import user_function
 from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import judge
 from r3jax.rewards.remote import services
+from r3jax.rewards.remote import unirl
 from r3jax.worlds import base
 from r3jax.worlds import registry as worlds
 
@@ -152,9 +153,18 @@ def _flow_grpo(source: _Source) -> combine.GraphReward:
 
 
 def _unirl(source: _Source) -> combine.GraphReward:
-  """Builds the reward of a UniRL-style server."""
+  """Builds a reward of a UniRL service."""
   section = source.section
-  reward = services.UniRlService(_client(section), section.batch)
+  settings = unirl.UniRlSettings(
+    section.unirl.reward, section.unirl.number, tuple(section.unirl.range)
+  )
+  reward = unirl.UniRlService(
+    _client(section),
+    section.batch,
+    section.image_format,
+    settings,
+    source.image_size,
+  )
   return _on_host(source, reward, section.name)
 
 

@@ -26,6 +26,7 @@ _SCORING_KEYS = (
   "clutter_weight",
   "image_format",
   "judge",
+  "unirl",
 )
 
 

@@ -135,42 +135,6 @@ class TestJsonService:
       services.JsonService(make("http://127.0.0.1:9"), batch=0, kind="png")
 
 
-class TestUniRlService:
-  def test_scores_are_read_and_clipped(self):
-    def answer(request):
-      if request.method == "GET":
-        return 200, b'{"status": "ok"}'
-      body = json.loads(request.body)
-      assert (
-        len(body["images"])
-        == len(body["prompts"])
-        == len(body["metadata"])
-        == 5
-      )
-      return 200, json.dumps({"scores": [0, 0.5, 1, -2, 1.5]}).encode()
-
-    with scripted.serve(answer) as server:
-      found = services.UniRlService(make(server.url), batch=8).score(
-        IMAGES, PROMPTS
-      )
-    assert [one.score for one in found] == [0, 0.5, 1, 0, 1]
-    assert [one.parts["strict"] for one in found] == [0, 0, 1, 0, 1]
-    assert found[3].detail == {"unclipped": -2.0}
-
-  @pytest.mark.parametrize(
-    "scores", [[1, 2], [1] * 6, ["1"] * 5, None, [None] * 5]
-  )
-  def test_other_number_of_scores_is_a_failure(self, scores):
-    def answer(request):
-      return (200, json.dumps({"scores": scores}).encode())
-
-    with scripted.serve(answer) as server:
-      found = services.UniRlService(make(server.url), batch=8).score(
-        IMAGES, PROMPTS
-      )
-    assert {type(one) for one in found} == {outcome.Failed}
-
-
 def flow_grpo_reply(**changes) -> bytes:
   numbers = {
     "scores": [0.25, -14.0, 1.0, 0.75, 1.0],

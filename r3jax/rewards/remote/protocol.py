@@ -61,6 +61,16 @@ class Item:
   record: dict
 
 
+def check_format(key: str, kind: str) -> None:
+  """Checks the value of a config key that names the format of images.
+
+  Raises:
+    ValueError: there is no such format.
+  """
+  if kind not in FORMATS:
+    raise ValueError(f"{key} must be one of {list(FORMATS)}; got {kind!r}")
+
+
 def encode_image(image: np.ndarray, kind: str = "png") -> bytes:
   """Returns a file of an image, uint8 [H, W, 3]; "png" is exact, "jpeg" (quality 95) is small."""
   file = io.BytesIO()
@@ -93,14 +103,19 @@ def decode_image(file: bytes, kind: object, max_pixels: int) -> np.ndarray:
     ) from error
 
 
-def parse_object(body: bytes) -> dict:
+def parse_object(body: bytes, allow_nan: bool = False) -> dict:
   """Returns the JSON object of a message's body.
+
+  Args:
+    body: UTF-8 text.
+    allow_nan: whether NaN and Infinity, which are no JSON, are read as numbers.
 
   Raises:
     ProtocolError: it is something else.
   """
   try:
-    message = json.loads(body, parse_constant=_refuse_constant)
+    parse_constant = float if allow_nan else _refuse_constant
+    message = json.loads(body, parse_constant=parse_constant)
   except (
     ValueError,
     RecursionError,
@@ -115,14 +130,14 @@ def parse_object(body: bytes) -> dict:
   return message
 
 
-def read_object(body: bytes) -> dict:
-  """Returns the JSON object of a reply.
+def read_object(body: bytes, allow_nan: bool = False) -> dict:
+  """Returns the JSON object of a reply, see `parse_object`.
 
   Raises:
     http_client.BadReply: it is something else.
   """
   try:
-    return parse_object(body)
+    return parse_object(body, allow_nan)
   except ProtocolError as error:
     raise http_client.BadReply(str(error)) from error
 

@@ -1,7 +1,6 @@
-"""Rewards that a service computes: r3jax's JSON protocol, and adapters for two other servers."""
+"""Rewards that a service computes: r3jax's JSON protocol, and Flow-GRPO's server."""
 
 from collections.abc import Callable, Sequence
-import json
 import pickle
 import pickletools
 from typing import TypeVar
@@ -17,7 +16,7 @@ from r3jax.rewards.remote import protocol
 T = TypeVar("T")
 
 
-class _Service:
+class BatchService:
   """What the adapters share: batches of images over a client."""
 
   def __init__(self, client: http_client.Client, batch: int):
@@ -101,7 +100,7 @@ def survey(
   return good[0]
 
 
-class JsonService(_Service):
+class JsonService(BatchService):
   """A service of the protocol in `protocol.py`, for example `r3jax serve-reward`."""
 
   def __init__(self, client: http_client.Client, batch: int, kind: str):
@@ -116,10 +115,7 @@ class JsonService(_Service):
       ValueError: no endpoint answers as it should.
     """
     super().__init__(client, batch)
-    if kind not in protocol.FORMATS:
-      raise ValueError(
-        f"reward.image_format must be one of {list(protocol.FORMATS)}; got {kind!r}"
-      )
+    protocol.check_format("reward.image_format", kind)
     health = survey(client, protocol.HEALTH_PATH, protocol.read_health)
     self.parts = health.parts
     self._kind = kind
@@ -146,49 +142,7 @@ class JsonService(_Service):
     return {"service": "json"} | self._reward
 
 
-class UniRlService(_Service):
-  """A service with requests and replies in plain JSON.
-
-    POST /score {"images": [base64 PNG], "prompts": [str], "metadata": [record]}
-             -> {"scores": [number]}
-    GET /health -> any JSON object
-
-  The field names are those of UniRL-style servers as far as known; not tried against one of them.
-  """
-
-  parts = ("strict",)
-
-  def __init__(self, client: http_client.Client, batch: int):
-    """Checks that the service answers; see `JsonService`."""
-
-    def read_health(body: bytes) -> bool:
-      return bool(protocol.read_object(body))
-
-    super().__init__(client, batch)
-    survey(client, "/health", read_health)
-
-  def _send(
-    self, images: np.ndarray, prompts: Sequence[records.Prompt]
-  ) -> list[outcome.Outcome]:
-    message = {
-      "images": [protocol.encode_base64(image) for image in images],
-      "prompts": [prompt.text for prompt in prompts],
-      "metadata": [prompt.to_json() for prompt in prompts],
-    }
-
-    def read(reply: bytes) -> list[outcome.Outcome]:
-      scores = _column(protocol.read_object(reply), "scores", len(images))
-      return [_clipped(score, {}) for score in scores]
-
-    body = json.dumps(message).encode()
-    return self._client.post("/score", body, "application/json", read)
-
-  def describe(self) -> dict:
-    """Returns the kind of service; it does not say which reward it serves."""
-    return {"service": "unirl"}
-
-
-class FlowGrpoService(_Service):
+class FlowGrpoService(BatchService):
   """Flow-GRPO's reward server for GenEval: pickles over `POST /`.
 
   The score is the shaped one, clipped to [0, 1].
