@@ -62,12 +62,12 @@ def build(
 
 def differs_in_evaluation(section: ml_collections.ConfigDict) -> bool:
   """Returns whether a judge of a section has wordings of its own for evaluations."""
-  judges = [section.judge]
-  judges += [changes.get("judge", {}) for changes in section.members.values()]
-  return any(
-    settings.get("eval_prompt_file") or settings.get("eval_system_file")
-    for settings in judges
-  )
+  settings = section.get("judge", {})
+  if settings.get("eval_prompt_file") or settings.get("eval_system_file"):
+    return True
+  # Members are sections too, with only the keys that they change.
+  members = section.get("members", {})
+  return any(map(differs_in_evaluation, members.values()))
 
 
 def _build(source: _Source) -> combine.GraphReward:

@@ -43,6 +43,7 @@ NOT_TRACED: Mapping[str, str] = {
   "reward.cache": _ONLY_ON_HOST,
   "reward.client": _ONLY_ON_HOST,
   "reward.judge": _ONLY_ON_HOST,
+  "reward.unirl": _ONLY_ON_HOST,
   "reward.max_failed_fraction": "the loop counts missing scores",
   "reward.failure_window": "the loop counts missing scores",
 }

@@ -84,7 +84,8 @@ class TestBuild:
     own = section(name="judge")
     own.judge.eval_system_file = "a"
     member = {"weight": 1.0, "judge": {"eval_prompt_file": "a"}}
-    of_a_sum = section(name="sum", members={"net": member})
+    inner = {"weight": 1.0, "members": {"net": member}}
+    of_a_sum = section(name="sum", members={"inner": inner})
     assert registry.differs_in_evaluation(own)
     assert registry.differs_in_evaluation(of_a_sum)
 
