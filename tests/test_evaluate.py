@@ -223,7 +223,7 @@ class TestMessages:
           "--config=configs/r3_geneval.py:shapes",
           "--judge=a/b",
         ],
-        "--judge must name the other reward",
+        "--judge must be letters, digits",
       ),
       (
         ["rescore", ".", "--config=configs/r3_geneval.py:shapes", "--judge=b"],
