@@ -34,8 +34,8 @@ POINTS = rules.Whole(2, 10_000)
 ROUNDS = rules.Whole(1, 1_000)
 NUM_IMAGES = rules.Whole(1, 10_000)  # of a prompt
 # Text between the begin and the end of a segment.
-_SLOTS = rules.Whole(3, 65_536)
-_SAMPLED_TOKENS = rules.Whole(1, 65_535)
+_SLOTS = rules.Whole(3, 8_192)
+_SAMPLED_TOKENS = rules.Whole(1, 8_191)
 _NAMES = rules.Several(rules.Text("a text", may_be_empty=False))
 _PROJECTIONS = rules.Several(rules.OneOf(low_rank.PROJECTIONS))
 _AXES = rules.Table(
