@@ -7,6 +7,7 @@ import jax
 
 from r3jax import types
 from r3jax.checkpoint import pretrained
+from r3jax.files import config_guard
 from r3jax.model import network
 from r3jax.parallel import meshes
 from r3jax.worlds import registry
@@ -32,13 +33,14 @@ def convert(
     on_write: called with the share that has been written.
 
   Raises:
-    ValueError: the source cannot be read, or `out` holds a model.
+    ValueError: the source cannot be read, or `out` holds a model or cannot be written.
   """
   pretrained.check_free(out)  # before a large model is read
   if source in registry.REGISTERED:
     model = pretrained.find(registry.OF_WORLD, source)
   else:
     model = pretrained.find(source)
+  config_guard.check_writable(out)
   mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
   shardings = pretrained.shardings(network.Bagel(model.sizes), mesh)
   weights = model.weights(shardings, dtype, on_read)

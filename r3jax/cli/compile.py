@@ -23,6 +23,7 @@ from r3jax.aot import programs
 from r3jax.aot import report
 from r3jax.cli import command_line
 from r3jax.costs import chips
+from r3jax.files import config_guard
 from r3jax.files import rules
 
 
@@ -71,6 +72,10 @@ def define_flags() -> None:
 def run() -> None:
   """Compiles, prints a report, and exits with a message where nothing fits."""
   values = flags.FLAGS
+  try:
+    _check_outputs()
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
   target = measure.Target(
     values.program, values.config, values.topology, values.layers
   )
@@ -79,6 +84,19 @@ def run() -> None:
     _find(request)
   else:
     _compile(request)
+
+
+def _check_outputs() -> None:
+  """Checks before minutes of compilation that what it gives can be written.
+
+  Raises:
+    ValueError: a folder cannot be made or written.
+  """
+  values = flags.FLAGS
+  if values.out:
+    config_guard.check_writable(pathlib.Path(values.out).parent)
+  if values.hlo:
+    config_guard.check_writable(values.hlo)
 
 
 def _find(request: child.Request) -> None:

@@ -168,7 +168,7 @@ RULES: dict[str, rules.Rule] = {
   # What a run evaluates, keeps and logs.
   "checkpoint.every": _COUNT,
   "checkpoint.keep": _COUNT,
-  "eval.prompts": rules.Whole(0, 1_000_000),
+  "eval.prompts": rules.Whole(0, 100_000),
   "eval.images_per_prompt": NUM_IMAGES,
   "eval.rounds": ROUNDS,
   "eval.points": POINTS,

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 import safetensors.numpy
 
+from r3jax.checkpoint import convert
 from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
@@ -462,6 +463,21 @@ class TestOtherCommands:
         progress,
       )
     assert not (tmp_path / "out").exists()
+
+  def test_conversion_into_a_file_is_refused_before_weights_are_read(
+    self, tiny_model, tmp_path
+  ):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="must be a writable folder"):
+      convert.convert(
+        str(tiny_model),
+        epath.Path(tmp_path / "out"),
+        "orbax",
+        None,
+        on_read=pytest.fail,
+        on_write=pytest.fail,
+      )
+    assert (tmp_path / "out").read_text() == "mine"
 
   def test_edit_by_a_long_instruction_writes_nothing(
     self, tiny_model, tmp_path
