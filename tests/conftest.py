@@ -56,3 +56,13 @@ def tiny_model(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tiny") / "model"
   tiny.write_model(folder)
   return folder
+
+
+@pytest.fixture(scope="session")
+def not_square_model(tmp_path_factory):
+  """The folder of a tiny model for images of 48 x 80 pixels, see `tiny.NOT_SQUARE`."""
+  from tests import tiny  # imports JAX
+
+  folder = tmp_path_factory.mktemp("not_square") / "model"
+  tiny.write_model(folder, tiny.sizes_for(48, 80))
+  return folder

@@ -23,7 +23,9 @@ from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import training
 from r3jax.data import contamination
 from r3jax.data import pipeline
+from r3jax.data import records
 from r3jax.evaluation import chains
+from r3jax.model import architecture
 from r3jax.parallel import meshes
 from r3jax.rewards import combine
 from r3jax.rl import iteration
@@ -91,6 +93,20 @@ SETTINGS = {
 }
 
 
+def redness(image: np.ndarray, prompt: records.Prompt) -> float:
+  """Scores an image of any size by its first channel, in [0, 1]."""
+  del prompt
+  return float(image[..., 0].mean() / 255)
+
+
+# Changes for images that are not square, which no world verifies; see `sizes_for`.
+NOT_SQUARE = {
+  "image.height": 48,
+  "image.width": 80,
+  "reward.name": f"{__name__}:{redness.__name__}",
+}
+
+
 def _draw(
   path: str, shape: tuple[int, ...], rng: np.random.Generator
 ) -> np.ndarray:
@@ -134,21 +150,38 @@ def _write_script(policy: dict, ids: dict[str, int]):
       head[i, ids[other]] = np.log(probability) / unit
 
 
-def write_model(folder: pathlib.Path):
+def sizes_for(height: int, width: int) -> architecture.BagelConfig:
+  """Returns the sizes of a tiny model that keeps images of a size; the shorter side is first."""
+  sizes = small_bagel.sizes(ml_collections.ConfigDict(SIZES))
+  cell = sizes.vision.patch_size
+  transform = architecture.ImageTransform(width, height, cell)
+  return dataclasses.replace(
+    sizes,
+    vision=dataclasses.replace(sizes.vision, positions_per_side=width // cell),
+    max_latent_side=width // cell,
+    max_patches_per_side=width // cell,
+    autoencoder_transform=transform,
+    vision_transform=transform,
+  )
+
+
+def write_model(
+  folder: pathlib.Path, sizes: architecture.BagelConfig | None = None
+):
   """Writes the model in BAGEL's format, and `train.jsonl` and `heldout.jsonl` beside it."""
   folder.mkdir(parents=True)
   vocabulary.build_tokenizer().save(str(folder / "tokenizer.json"))
-  sizes = small_bagel.sizes(ml_collections.ConfigDict(SIZES))
+  sizes = sizes or small_bagel.sizes(ml_collections.ConfigDict(SIZES))
   weights = random_weights(sizes)
   _write_script(weights["policy"], tokenizer_files.load(folder).vocabulary)
   bagel_files.save(weights, sizes, folder)
-  for split, records in (
+  for split, split_records in (
     ("train", prompts_lib.train_records()),
     ("heldout", prompts_lib.heldout_records()),
   ):
     lines = [
       json.dumps(record.to_json())
-      for record in prompt_selection.evenly(records, 12, 0)
+      for record in prompt_selection.evenly(split_records, 12, 0)
     ]
     (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
 

@@ -136,12 +136,15 @@ def _targets(
 ) -> list[worlds_base.Target | None]:
   """Returns the verifier's target of every prompt, None where it cannot be verified.
 
-  A world verifies where it is the reward and knows the prompt.
+  A world verifies where it is the reward, the images have the size of its canvas, and it knows the
+  prompt.
 
   Raises:
     ValueError: a prompt's `include` is not of this world.
   """
-  if world is None or config.reward.name != registry.OF_WORLD:
+  size = (config.image.height, config.image.width)
+  is_reward = config.reward.name == registry.OF_WORLD
+  if world is None or world.canvas != size or not is_reward:
     return [None] * len(prompts)
   world_prompts = {}
   for prompt in (*world.records("train"), *world.records("heldout")):

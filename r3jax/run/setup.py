@@ -278,14 +278,16 @@ def _build(
 def _check_canvas(
   config: ml_collections.ConfigDict, world: worlds_base.World | None
 ) -> None:
-  """Checks that images have the size that the world verifies, where it is the reward.
+  """Checks that images have the size that the world verifies, where it is the reward or a part.
 
   Raises:
     ValueError: They have another size.
   """
   size = (config.image.height, config.image.width)
-  verifies = config.reward.name == worlds_registry.OF_WORLD
-  if verifies and world and world.canvas != size:
+  names = {config.reward.name}
+  if config.reward.name == "sum":
+    names |= {member.get("name") for member in config.reward.members.values()}
+  if worlds_registry.OF_WORLD in names and world and world.canvas != size:
     raise ValueError(
       f"image.height and image.width must be the canvas of the world {world.name!r}, "
       f"{world.canvas}; got {size}"
