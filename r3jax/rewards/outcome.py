@@ -99,14 +99,20 @@ class HostReward(typing.Protocol):
 
 
 def to_score(outcomes: Sequence[Outcome], parts: Sequence[str]) -> types.Score:
-  """Returns outcomes as numpy arrays, NaN where there is no score.
+  """Returns outcomes as numpy arrays, without a finite number where there is no score.
+
+  Such a row is NaN where the reward failed, and -inf where it is invalid. A sum of members is then
+  NaN if one of them failed, else -inf if one is invalid.
 
   Raises:
     ValueError: an outcome has other parts.
   """
-  # Column 0 holds the score, the others the parts. NaN cannot be taken for a score by mistake.
+  # Column 0 holds the score, the others the parts. Neither NaN nor -inf can be taken for a score by
+  # mistake.
   rows = np.full((len(outcomes), 1 + len(parts)), np.nan, np.float32)
   for row, outcome in zip(rows, outcomes, strict=True):
+    if isinstance(outcome, Invalid):
+      row[:] = -np.inf
     if not isinstance(outcome, Ok):
       continue
     # The shapes of a compiled step are fixed: every score has the same parts.

@@ -17,6 +17,8 @@ from r3jax.rl import train_state
 
 Metrics = dict[str, jax.Array]
 
+# Scores of the other members from which on `_left_out` calls an image good.
+_HIGH = 0.5
 _EARLY = 0.9  # SDE steps that start at a later t count as early: the image is still noise
 
 
@@ -44,6 +46,35 @@ def _reward_parts(table: group_table.GroupTable) -> Metrics:
     name: _mean(part, table.valid & jnp.isfinite(part))
     for name, part in table.parts.items()
   }
+
+
+def _left_out(table: group_table.GroupTable, scored: jax.Array) -> Metrics:
+  """Returns how often a member of a sum has no verdict, by the score of the other members.
+
+  A judge that leaves out the bad images biases what is learned; one that fails by chance does not.
+
+  Args:
+    table: parts of the reward, -inf where a member calls an image invalid.
+    scored: [G, M] whether a sample's image was scored in this stage.
+  """
+  # The members of a sum, see `rewards.combine.weighted_sum`; nested ones count with their sum.
+  members = [
+    name
+    for name in table.parts
+    if "/" not in name and f"{name}/strict" in table.parts
+  ]
+  metrics = {}
+  for name in members:
+    others = [table.parts[other] for other in members if other != name]
+    if not others:
+      continue
+    score = jnp.mean(jnp.stack(others), axis=0)
+    has_score = scored & jnp.isfinite(score)
+    is_high = score >= _HIGH
+    invalid = jnp.isneginf(table.parts[name])
+    metrics[f"{name}/invalid_when_low"] = _mean(invalid, has_score & ~is_high)
+    metrics[f"{name}/invalid_when_high"] = _mean(invalid, has_score & is_high)
+  return metrics
 
 
 def _texts(table: group_table.GroupTable) -> Metrics:
@@ -86,6 +117,7 @@ def reason(
   return {
     # First, so that a part with the name of a metric below does not replace it.
     **_reward_parts(table),
+    **_left_out(table, every_sample),
     "format": _mean(table.format_reward, every_sample),
     **_texts(table),
     **_rewards(table, advantages),
@@ -114,6 +146,7 @@ def edit(
   return {
     # First, so that a part with the name of a metric below does not replace it.
     **_reward_parts(table),
+    **_left_out(table, ~stop),
     "format": _mean(table.format_reward, every_sample),
     **_texts(table),
     "truncated": _mean(table.truncated, every_sample),

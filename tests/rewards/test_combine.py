@@ -87,6 +87,19 @@ class TestWeightedSum:
     with pytest.raises(ValueError, match=message):
       combine.weighted_sum(members)
 
+  def test_invalid_member_is_told_from_one_that_failed(self):
+    eye = fixed([1, 1, 1])
+    judge = fixed([1, -np.inf, np.nan], valid=[True, False, False])
+    members = {
+      "eye": combine.Weighted(1.0, eye),
+      "judge": combine.Weighted(1.0, judge),
+    }
+    reward = combine.weighted_sum(members)
+    found = reward.on(None)(IMAGES, reward.encode([{}] * 3))
+    assert found.valid.tolist() == [True, False, False]
+    np.testing.assert_array_equal(found.value, [1, -np.inf, np.nan])
+    np.testing.assert_array_equal(found.parts["judge"], [1, -np.inf, np.nan])
+
 
 class TestLoweredByClutter:
   def reward(self) -> combine.GraphReward:

@@ -30,10 +30,10 @@ class TestToScore:
     found = outcome.to_score(outcomes, ("strict",))
     assert found.valid.tolist() == [True, False, False, True]
     np.testing.assert_array_equal(
-      found.value, np.float32([0.25, np.nan, np.nan, 1])
+      found.value, np.float32([0.25, np.nan, -np.inf, 1])
     )
     np.testing.assert_array_equal(
-      found.parts["strict"], np.float32([0, np.nan, np.nan, 1])
+      found.parts["strict"], np.float32([0, np.nan, -np.inf, 1])
     )
     assert found.value.dtype == np.float32
 

@@ -43,6 +43,47 @@ class TestReason:
     assert metrics["score_spread"] == 0
 
 
+class TestLeftOut:
+  MEMBERS = {
+    # The judge fails once, and calls two of the four images of low score invalid.
+    "judge": [[1.0, -np.inf, np.nan], [-np.inf, 0.0, 1.0]],
+    "eye": [[1.0, 0.0, 0.0], [0.25, 0.25, 0.5]],
+  }
+
+  def parts(self) -> dict:
+    parts = {"strict": jnp.zeros((2, 3)), "judge/a/strict": jnp.zeros((2, 3))}
+    for name, values in self.MEMBERS.items():
+      parts[name] = parts[f"{name}/strict"] = jnp.array(values)
+    return parts
+
+  def test_is_counted_by_the_score_of_the_others(self):
+    table = tables.reason_table().replace(parts=self.parts())
+    advantages = returns.reason_advantages(table, tables.LOSS)
+    metrics = diagnostics.reason(table, advantages)
+    assert metrics["judge/invalid_when_low"] == 2 / 4
+    assert metrics["judge/invalid_when_high"] == 0
+    # Only images that the judge has scored count for the other member.
+    assert metrics["eye/invalid_when_low"] == 0
+    assert metrics["eye/invalid_when_high"] == 0
+    assert not any(
+      name.startswith("judge/a") for name in metrics if "inv" in name
+    )
+
+  def test_edits_that_stop_do_not_count(self):
+    table = tables.edit_table().replace(parts=self.parts())
+    advantages = returns.edit_advantages(table, tables.LOSS, own_sources=False)
+    metrics = diagnostics.edit(table, advantages)
+    # Left are [0, 2], whose judge failed, [1, 0] and [1, 2].
+    assert metrics["judge/invalid_when_low"] == 1 / 2
+    assert metrics["judge/invalid_when_high"] == 0
+
+  def test_one_reward_alone_has_no_others(self):
+    table = tables.reason_table()
+    advantages = returns.reason_advantages(table, tables.LOSS)
+    metrics = diagnostics.reason(table, advantages)
+    assert not any("invalid" in name for name in metrics)
+
+
 class TestEdit:
   def test_compares_with_the_image_before(self):
     table = tables.edit_table()
