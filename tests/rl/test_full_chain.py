@@ -24,7 +24,9 @@ CHANGES = {
   "model.dtype": "float64",
   # Without clipping, Adam's first moment after one update is the gradient times 1 - b1.
   "optimizer.clip_norm": 1e9,
-  # Without the pass of the reference there is less to compile.
+  # Without guidance and the pass of the reference there is less to compile.
+  "reason.text_scale": 1.0,
+  "refine.text_scale": 1.0,
   "loss.text_kl": 0.0,
   "loss.image_kl": 0.0,
 }
