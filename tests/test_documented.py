@@ -12,6 +12,7 @@ CHECKED = {  # kind -> the test that holds it against a run
   "service": "rewards/test_faults.py",
   "cache": "rewards/test_cache.py",
   "judge": "rewards/test_judge.py",
+  "sum": "rl/test_diagnostics.py",
 }
 
 

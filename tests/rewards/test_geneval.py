@@ -735,7 +735,7 @@ class TestCheckPrompt:
     [
       (3, "a record must be a JSON object, got int"),
       (
-        {"prompt": "p", "include": [item("cow")]},
+        {"tag": "", "prompt": "p", "include": [item("cow")]},
         "tag must be a non-empty string",
       ),
       (json_of("t"), "include must be a non-empty list"),

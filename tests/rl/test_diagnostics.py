@@ -7,6 +7,7 @@ import pytest
 from r3jax.rl import diagnostics
 from r3jax.rl import pools
 from r3jax.rl import returns
+from tests import documented
 from tests.rl import tables
 
 SPREAD = (1 / 6) ** 0.5  # of the rewards 1, 0, 0.5
@@ -76,6 +77,20 @@ class TestLeftOut:
     # Left are [0, 2], whose judge failed, [1, 0] and [1, 2].
     assert metrics["judge/invalid_when_low"] == 1 / 2
     assert metrics["judge/invalid_when_high"] == 0
+
+  def test_names_are_documented(self):
+    reason_table = tables.reason_table().replace(parts=self.parts())
+    reason = diagnostics.reason(
+      reason_table, returns.reason_advantages(reason_table, tables.LOSS)
+    )
+    edit_table = tables.edit_table().replace(parts=self.parts())
+    edit = diagnostics.edit(
+      edit_table,
+      returns.edit_advantages(edit_table, tables.LOSS, own_sources=False),
+    )
+    names = [f"reason/{name}" for name in reason]
+    names += [f"edit/{name}" for name in edit]
+    documented.check([name for name in names if "invalid" in name], "sum")
 
   def test_one_reward_alone_has_no_others(self):
     table = tables.reason_table()

@@ -74,11 +74,13 @@ class Session:
     self.mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     self.frozen = train_state.Frozen({}, None)
     self._scorer = scorer.Scorer(Answers())
+    reward = combine.on_host("judge", self._scorer)
     self.experiment = types.SimpleNamespace(
       train=PROMPTS,
       heldout=PROMPTS,
       contamination=contamination.Contamination({}),
-      reward=combine.on_host("judge", self._scorer),
+      reward=reward,
+      evaluation_reward=reward,
     )
     self._rows = self._scorer.encode(PROMPTS)
     self.leaked = contamination.Leaked({}, True)
