@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import r3_geneval
 from r3jax.checkpoint import training
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
@@ -314,7 +315,7 @@ class TestTwentyIterations:
   ):
     section = bench.session.config.reward.copy_and_resolve_references()
     with section.unlocked():
-      section.client = {}
+      section.client = r3_geneval.get_config("shapes").reward.client
     reward = registry.build(section).scorers["service"]._reward
     monkeypatch.setattr(
       bench.session.experiment.reward.scorers["service"], "_reward", reward
