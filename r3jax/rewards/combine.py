@@ -236,18 +236,12 @@ def lowered_by_clutter(reward: GraphReward, weight: float) -> GraphReward:
       f"the parts are {sorted(reward.parts)}, and a member of a sum may have its own weight"
     )
 
-  def on(mesh: jax.sharding.Mesh) -> types.Scoring:
-    scoring = reward.on(mesh)
+  def lowered(whole: types.Score) -> types.Score:
+    return whole.replace(
+      value=whole.value / (1 + weight * whole.parts[CLUTTER])
+    )
 
-    def score(images: types.Images, target, needed=None) -> types.Score:
-      whole = scoring(images, target, needed)
-      return whole.replace(
-        value=whole.value / (1 + weight * whole.parts[CLUTTER])
-      )
-
-    return score
-
-  return dataclasses.replace(reward, on=on)
+  return _with_scores(reward, lowered)
 
 
 def trained_by(reward: GraphReward, part: str) -> GraphReward:
@@ -269,16 +263,27 @@ def trained_by(reward: GraphReward, part: str) -> GraphReward:
       f"reward.value must be 'score' or one of {sorted(reward.parts)}; got {part!r}"
     )
 
+  def replaced(shaped: types.Score) -> types.Score:
+    return shaped.replace(
+      value=shaped.parts[part],
+      parts=shaped.parts | {"shaped": shaped.value},
+    )
+
+  changed = _with_scores(reward, replaced)
+  return dataclasses.replace(changed, parts=(*reward.parts, "shaped"))
+
+
+def _with_scores(
+  reward: GraphReward, change: Callable[[types.Score], types.Score]
+) -> GraphReward:
+  """Returns the same reward with every score changed in the graph."""
+
   def on(mesh: jax.sharding.Mesh) -> types.Scoring:
     scoring = reward.on(mesh)
 
     def score(images: types.Images, target, needed=None) -> types.Score:
-      shaped = scoring(images, target, needed)
-      return shaped.replace(
-        value=shaped.parts[part],
-        parts=shaped.parts | {"shaped": shaped.value},
-      )
+      return change(scoring(images, target, needed))
 
     return score
 
-  return dataclasses.replace(reward, on=on, parts=(*reward.parts, "shaped"))
+  return dataclasses.replace(reward, on=on)

@@ -426,7 +426,7 @@ class TestStart:
     with (
       scripted.serve(Chat("{}", models=served)) as server,
       pytest.raises(
-        ValueError, match="reward.judge.model must be one that the server has"
+        ValueError, match="reward.judge.model must be one that the service has"
       ),
     ):
       make(server, "tiif", model=model)

@@ -300,15 +300,7 @@ class Judge:
   def _find_model(self) -> str:
     """Returns the name of the model to ask."""
     served = services.survey(self._client, MODELS_PATH, chat.read_models)
-    model = self._settings.model
-    if not model and len(served) == 1:
-      model = served[0]
-    if model not in served:
-      raise ValueError(
-        f"reward.judge.model must be one that the server has, {served}; "
-        f"got {self._settings.model!r}"
-      )
-    return model
+    return services.choose("reward.judge.model", self._settings.model, served)
 
   def _accepts_schema(self, image_size: tuple[int, int]) -> bool:
     """Returns whether the server accepts response_format; otherwise requests leave it out.

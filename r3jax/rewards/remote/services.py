@@ -100,6 +100,27 @@ def survey(
   return good[0]
 
 
+def choose(key: str, wanted: str, served: Sequence[str]) -> str:
+  """Returns the name that the config wants; where it wants none, the only one that is served.
+
+  Args:
+    key: the key of the config, for the message.
+    wanted: its value, "" for none.
+    served: the names that the service has.
+
+  Raises:
+    ValueError: the service has no such name, or several where none is wanted.
+  """
+  name = wanted
+  if not name and len(served) == 1:
+    name = served[0]
+  if name not in served:
+    raise ValueError(
+      f"{key} must be one that the service has, {served}; got {wanted!r}"
+    )
+  return name
+
+
 class JsonService(BatchService):
   """A service of the protocol in `protocol.py`, for example `r3jax serve-reward`."""
 

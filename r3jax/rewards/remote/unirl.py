@@ -91,15 +91,7 @@ class UniRlService(services.BatchService):
   def _find_reward(self) -> str:
     """Returns the name of the reward to ask for."""
     names = services.survey(self._client, REWARDS_PATH, _read_names)
-    name = self._settings.reward
-    if not name and len(names) == 1:
-      name = names[0]
-    if name not in names:
-      raise ValueError(
-        f"reward.unirl.reward must be one that the service has, {names}; "
-        f"got {self._settings.reward!r}"
-      )
-    return name
+    return services.choose("reward.unirl.reward", self._settings.reward, names)
 
   def check(self, prompt: records.Prompt) -> None:
     """Scores a grey image of the first prompt, so that a wrong setting stops before compilation.
