@@ -16,6 +16,8 @@ from jax._src import distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
+from r3jax.parallel import endings
+
 # How long processes wait for each other at a common point; one may be slow to load weights.
 WAIT_SECONDS = 1800
 # How long a process may be silent until JAX ends the others.
@@ -171,7 +173,7 @@ def ending_together() -> Iterator[None]:
     # Any exception: whatever it is, the others must not wait for this process.
     block_has_ended.set()
     logging.exception("this process failed, the others are ended")
-    _end_process(f"{type(error).__name__}: {error}")
+    end_process(f"{type(error).__name__}: {error}")
   finally:
     block_has_ended.set()
     watcher.join()
@@ -192,15 +194,19 @@ def _watch(block_has_ended: threading.Event):
         "process %d failed, and ends this one: %s", process, first_line
       )
     if failures:
-      _end_process(None)
+      end_process(None)
 
 
-def _end_process(problem: str | None):
+def end_process(problem: str | None):
   """Ends this process after some seconds, in which every other one learns the problem and answers.
+
+  A process that is alone ends at once.
 
   Args:
     problem: this process's own, if it has one.
   """
+  if jax.process_count() == 1:
+    endings.end_now(1)
   process = jax.process_index()
   client = _client()
   try:
@@ -221,5 +227,4 @@ def _end_process(problem: str | None):
     logging.error(
       "process 0 does not answer: it was killed or hangs: %s", error
     )
-  logging.flush()
-  os._exit(1)
+  endings.end_now(1)
