@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
-import json
+import re
 
 from etils import epath
 
 from r3jax.checkpoint import bagel_names
 from r3jax.checkpoint import mismatch
 from r3jax.checkpoint import safetensors_files
+from r3jax.files import bounded
 from r3jax.model import architecture
 
 # The language model and the ViT: the first of these files that exists, ...
@@ -16,6 +17,7 @@ MODEL_FILES = ("ema.safetensors", "model.safetensors")
 # ... or, without them, the files that this one names.
 INDEX_FILE = "model.safetensors.index.json"
 AUTOENCODER_FILE = "ae.safetensors"
+_FILE_NAME = re.compile(r"\w[\w.-]{0,200}\.safetensors", re.ASCII)
 
 
 def weight_files(folder: epath.Path) -> list[epath.Path]:
@@ -186,16 +188,22 @@ def _read_index(index: epath.Path) -> dict[str, str]:
   Raises:
     ValueError: The file is no index.
   """
+  bounded.check_link(index)
   try:
-    file_of_tensor = json.loads(index.read_text())["weight_map"]
-    return dict(file_of_tensor.items())
-  except (
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-    KeyError,
-    TypeError,
-    AttributeError,
-  ) as error:
+    file_of_tensor = bounded.read_json_object(index).get("weight_map")
+  except ValueError as error:
     raise ValueError(
-      f"unreadable file {index}: it must be JSON with a weight_map: {error!r}"
+      f"unreadable file {index}: it must be JSON with a weight_map: {error}"
     ) from error
+  if not isinstance(file_of_tensor, dict):
+    raise ValueError(
+      f"unreadable file {index}: it must be JSON with a weight_map, an object"
+    )
+  for tensor, name in file_of_tensor.items():
+    # No path: it could lead out of the folder.
+    if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
+      raise ValueError(
+        f"unreadable file {index}: tensor {tensor:.200} must be in a file NAME.safetensors of the "
+        f"folder; got {name!r:.200}"
+      )
+  return file_of_tensor

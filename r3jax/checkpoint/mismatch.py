@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+from r3jax.files import texts
+
 Shape = tuple[int, ...]
+
+# Of a model of another size every tensor is a problem: an error lists the first ones.
+_MAX_LISTED = 12
+_MAX_LINE = 300  # characters
 
 
 def missing_or_misshaped(
@@ -41,11 +47,15 @@ def refuse(subject: str, problems: Sequence[str]) -> None:
 
   Args:
     subject: What has the problems, for example "the BAGEL folder models/bagel".
-    problems: One line each.
+    problems: One line each; the first ones are listed.
   """
   if not problems:
     return
-  listed = "\n".join(f"  {problem}" for problem in problems)
+  lines = [texts.shorten(line, _MAX_LINE) for line in problems[:_MAX_LISTED]]
+  remaining = len(problems) - _MAX_LISTED
+  if remaining > 0:
+    lines.append(f"... and {remaining} more")
+  listed = "\n".join(f"  {line}" for line in lines)
   raise ValueError(
     f"{subject} must match the config; {len(problems)} problem(s):\n{listed}"
   )

@@ -16,11 +16,17 @@ import ml_dtypes
 import numpy as np
 
 from r3jax.files import atomic
+from r3jax.files import bounded
 
 Shape = tuple[int, ...]
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-_MAX_HEADER = 100_000_000  # bytes, as in the library
+# A tensor takes some 150 bytes and 8 values; the released model has 1,300 of them.
+_HEADER_LIMITS = bounded.Limits(
+  max_bytes=100_000_000, max_levels=3, max_values=5_000_000
+)
+_MAX_AXES = 8
+_MAX_SIZE = 2**48
 _LENGTH_BYTES = 8  # The file starts with the length of the header.
 
 
@@ -55,11 +61,12 @@ def read_header(path: epath.PathLike) -> dict[str, Entry]:
     ValueError: The file is truncated, or is not a safetensors file.
   """
   path = epath.Path(path)
-  with path.open("rb") as file:
+  bounded.check_link(path)
+  with bounded.open_file(path) as file:
     size = file_size(file)
     file.seek(0)
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-    if not 0 < length <= min(size - _LENGTH_BYTES, _MAX_HEADER):
+    if not 0 < length <= min(size - _LENGTH_BYTES, _HEADER_LIMITS.max_bytes):
       raise ValueError(
         f"unreadable file {path}: {size} bytes hold no header of {length}"
       )
@@ -67,24 +74,53 @@ def read_header(path: epath.PathLike) -> dict[str, Entry]:
   first_byte = _LENGTH_BYTES + length
   entries = {}
   try:
-    header = json.loads(text)
+    header = bounded.parse_json(text, _HEADER_LIMITS)
+    if not isinstance(header, dict):
+      raise ValueError(f"it is a {type(header).__name__}")
     header.pop("__metadata__", None)
     for name, fields in header.items():
-      # Offsets count from the end of the header.
-      start, stop = map(int, fields["data_offsets"])
-      entries[name] = Entry(
-        path=path,
-        dtype=str(fields["dtype"]),
-        shape=tuple(map(int, fields["shape"])),
-        start=first_byte + start,
-        stop=first_byte + stop,
-      )
-  except (KeyError, TypeError, ValueError, AttributeError) as error:
+      entries[name] = _read_entry(path, name, fields, first_byte)
+  except ValueError as error:
     raise ValueError(
-      f"unreadable file {path}: its header is none of safetensors: {error!r}"
+      f"unreadable file {path}: its header is none of safetensors: {error}"
     ) from error
   _check_bytes(entries, first_byte, size, path)
   return entries
+
+
+def _read_entry(
+  path: epath.Path, name: str, fields: object, first_byte: int
+) -> Entry:
+  """Returns the tensor of an entry of a header; raises a ValueError where it is none.
+
+  Args:
+    path: File that has the header.
+    name: Name of the tensor.
+    fields: JSON value of the entry.
+    first_byte: Number of the first byte behind the header, from which offsets count.
+  """
+  shape = offsets = dtype = None
+  if isinstance(fields, dict):
+    shape = fields.get("shape")
+    offsets = fields.get("data_offsets")
+    dtype = fields.get("dtype")
+  if not isinstance(dtype, str) or not _are_sizes(shape, _MAX_AXES):
+    raise ValueError(f"tensor {name:.200} must have a dtype and a shape")
+  if not _are_sizes(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    raise ValueError(
+      f"tensor {name:.200} must have data_offsets, two bytes in order"
+    )
+  start, stop = offsets
+  return Entry(
+    path, dtype[:20], tuple(shape), first_byte + start, first_byte + stop
+  )
+
+
+def _are_sizes(values: object, most: int) -> bool:
+  """Returns whether a JSON value is a list of at most `most` sizes."""
+  if not isinstance(values, list) or len(values) > most:
+    return False
+  return all(type(size) is int and 0 <= size <= _MAX_SIZE for size in values)
 
 
 def file_size(file: IO[bytes]) -> int:
@@ -140,7 +176,7 @@ def read(entry: Entry, rows: slice = slice(None)) -> np.ndarray:
   row_shape = entry.shape[1:]
   bytes_per_row = math.prod(row_shape) * dtype.itemsize
   num_bytes = (last - first) * bytes_per_row
-  with entry.path.open("rb") as file:
+  with bounded.open_file(entry.path) as file:
     file.seek(entry.start + first * bytes_per_row)
     content = file.read(num_bytes)
   if len(content) != num_bytes:

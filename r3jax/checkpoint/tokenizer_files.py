@@ -1,6 +1,8 @@
 """The files of a BAGEL folder that make its tokenizer."""
 
+from collections.abc import Callable
 import json
+import re
 
 from etils import epath
 import tokenizers
@@ -9,6 +11,8 @@ from tokenizers import models
 from tokenizers import normalizers
 from tokenizers import pre_tokenizers
 
+from r3jax.files import bounded
+from r3jax.files import texts
 from r3jax.sequence import tokenization
 
 FAST_FILE = "tokenizer.json"  # has the whole tokenizer; the others are read only without it
@@ -16,6 +20,10 @@ VOCABULARY_FILE = "vocab.json"
 MERGES_FILE = "merges.txt"
 ADDED_TOKENS_FILE = "tokenizer_config.json"
 FILES = (FAST_FILE, VOCABULARY_FILE, MERGES_FILE, ADDED_TOKENS_FILE)
+
+# The largest id that a token may have.
+_MAX_ID = 2**24
+_ID = re.compile(r"\d{1,8}", re.ASCII)
 
 # How Qwen2 splits text before byte-level BPE: contractions, words, single digits, punctuation,
 # white space.
@@ -36,7 +44,7 @@ def load(folder: epath.PathLike) -> tokenization.TextTokenizer:
     The tokenizer.
 
   Raises:
-    ValueError: the folder holds neither set of files, or a file is broken.
+    ValueError: the folder holds neither set of files, or a file is broken or too large.
   """
   folder = epath.Path(folder)
   fast = folder / FAST_FILE
@@ -44,17 +52,61 @@ def load(folder: epath.PathLike) -> tokenization.TextTokenizer:
   merges = folder / MERGES_FILE
   if fast.exists():
     content = json.dumps(_json_object(fast))
-    return tokenization.TextTokenizer(tokenizers.Tokenizer.from_str(content))
+    fast_tokenizer = _built(
+      fast, lambda: tokenizers.Tokenizer.from_str(content)
+    )
+    return tokenization.TextTokenizer(_with_checked_ids(fast, fast_tokenizer))
   if vocabulary.exists() and merges.exists():
-    return tokenization.TextTokenizer(_byte_level_bpe(folder))
+    tokenizer = _built(folder, lambda: _byte_level_bpe(folder))
+    return tokenization.TextTokenizer(_with_checked_ids(folder, tokenizer))
   raise ValueError(
     f"a tokenizer folder must hold {FAST_FILE}, or {VOCABULARY_FILE} and {MERGES_FILE}: {folder}"
   )
 
 
+def _built(
+  path: epath.Path, build: Callable[[], tokenizers.Tokenizer]
+) -> tokenizers.Tokenizer:
+  """Returns the tokenizer that a function builds; a ValueError names the files that have none.
+
+  Args:
+    path: of the file or the folder that the function reads.
+    build: calls the library.
+  """
+  try:
+    return build()
+  except ValueError:
+    raise
+  # The library raises no narrower class.
+  except Exception as error:  # noqa: BLE001
+    raise ValueError(
+      f"{path} must hold a tokenizer: {texts.shorten(str(error), 500)}"
+    ) from error
+
+
+def _with_checked_ids(
+  path: epath.Path, tokenizer: tokenizers.Tokenizer
+) -> tokenizers.Tokenizer:
+  """Returns a tokenizer; raises a ValueError where it has no tokens, or an id is too large."""
+  ids = tokenizer.get_vocab(with_added_tokens=True).values()
+  if not ids or max(ids) > _MAX_ID:
+    raise ValueError(
+      f"{path} must hold tokens with ids up to {_MAX_ID}; "
+      f"the largest of its {len(ids)} is {max(ids, default=None)}"
+    )
+  return tokenizer
+
+
 def _byte_level_bpe(folder: epath.Path) -> tokenizers.Tokenizer:
   """Builds Qwen2's tokenizer from its vocabulary, merges and added tokens."""
-  vocabulary = _json_object(folder / VOCABULARY_FILE)
+  vocabulary_path = folder / VOCABULARY_FILE
+  vocabulary = _json_object(vocabulary_path)
+  for token, token_id in vocabulary.items():
+    if type(token_id) is not int or not 0 <= token_id <= _MAX_ID:
+      raise ValueError(
+        f"{vocabulary_path} must have whole numbers in 0..{_MAX_ID} as ids; token {token!r:.80} "
+        f"has {token_id!r:.80}"
+      )
   merges = _read_merges(folder / MERGES_FILE)
   tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
   tokenizer.normalizer = normalizers.NFC()
@@ -72,12 +124,15 @@ def _byte_level_bpe(folder: epath.Path) -> tokenizers.Tokenizer:
 def _read_merges(path: epath.Path) -> list[tuple[str, str]]:
   """Reads the pairs of tokens that BPE merges, the most frequent first."""
   pairs = []
-  for line in path.read_text().splitlines():
+  bounded.check_link(path)
+  for line in bounded.read_text(path).splitlines():
     if not line or line.startswith("#version"):
       continue
     tokens = line.split(" ")
     if len(tokens) != 2:
-      raise ValueError(f"{path} must have two tokens a line; one is {line!r}")
+      raise ValueError(
+        f"{path} must have two tokens a line; one is {line!r:.200}"
+      )
     pairs.append((tokens[0], tokens[1]))
   return pairs
 
@@ -87,24 +142,27 @@ def _read_added_tokens(path: epath.Path) -> list[tokenizers.AddedToken]:
   if not path.exists():
     return []
   entries = _json_object(path).get("added_tokens_decoder", {})
+  if not isinstance(entries, dict) or not all(map(_ID.fullmatch, entries)):
+    raise ValueError(
+      f"{path} must have added_tokens_decoder, an object whose keys are ids"
+    )
   tokens = []
   for token_id in sorted(entries, key=int):
-    entry = entries[token_id]
-    token = tokenizers.AddedToken(
-      entry["content"], normalized=False, special=entry["special"]
-    )
+    content = special = None
+    if isinstance(entries[token_id], dict):
+      content = entries[token_id].get("content")
+      special = entries[token_id].get("special")
+    if not isinstance(content, str) or not isinstance(special, bool):
+      raise ValueError(
+        f"{path} must give the added token {token_id} as content, a text, and special, true or "
+        "false"
+      )
+    token = tokenizers.AddedToken(content, normalized=False, special=special)
     tokens.append(token)
   return tokens
 
 
 def _json_object(path: epath.Path) -> dict:
   """Reads the object in a JSON file; a ValueError names the file that has none."""
-  try:
-    content = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path} must be JSON: {error}") from error
-  if not isinstance(content, dict):
-    raise ValueError(
-      f"{path} must hold a JSON object; it holds a {type(content).__name__}"
-    )
-  return content
+  bounded.check_link(path)
+  return bounded.read_json_object(path)

@@ -19,6 +19,7 @@ from absl import flags
 from r3jax.cli import command_line
 from r3jax.cli import help_text
 from r3jax.files import rules
+from r3jax.files import texts
 
 _HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
@@ -118,10 +119,22 @@ def asks_for_help(arguments: Sequence[str]) -> bool:
 def run_command(name: str, arguments: Sequence[str]) -> None:
   """Runs a sub-command, and exits where it fails.
 
+  A message is not longer than a screen, whatever it repeats of a file or a service.
+
   Args:
     name: a key of COMMANDS.
     arguments: what stands behind the name on the command line.
   """
+  try:
+    _run_command(name, arguments)
+  except SystemExit as end:
+    if isinstance(end.code, str):
+      end.code = texts.shorten(end.code)
+    raise
+
+
+def _run_command(name: str, arguments: Sequence[str]) -> None:
+  """Runs a sub-command, and exits where it fails; for the arguments see `run_command`."""
   module = importlib.import_module(f"r3jax.cli.{name.replace('-', '_')}")
   module.define_flags()
   if asks_for_help(arguments):

@@ -13,6 +13,7 @@ import json
 from absl import logging
 
 from r3jax.data import validation
+from r3jax.files import bounded
 from r3jax.files import texts
 
 UNTAGGED = "untagged"  # tag of a prompt that comes without one
@@ -257,8 +258,8 @@ def _is_json(line: bytes) -> bool:
     return line.startswith(b"{")
   # "[style] a cat" is a text.
   try:
-    json.loads(line)
-  except (ValueError, RecursionError):
+    bounded.parse_json(line, bounded.MESSAGE_LIMITS)
+  except ValueError:
     return False
   return True
 
@@ -320,19 +321,18 @@ def _parse_line(line: bytes) -> object:
   """Returns the value of a line of JSON.
 
   Raises:
-    ValueError: the line is not JSON, not UTF-8, too deep, or repeats a key.
+    ValueError: the line is not JSON, not UTF-8, repeats a key, or exceeds
+      `bounded.MESSAGE_LIMITS`.
   """
   try:
-    return json.loads(
-      line.decode(),
-      object_pairs_hook=_unique_keys,
-      parse_constant=_refuse_constant,
+    return bounded.parse_json(
+      line, bounded.MESSAGE_LIMITS, pairs_hook=_unique_keys
     )
   except json.JSONDecodeError as error:
     raise ValueError(
       f"the line must be JSON: {error.msg} (column {error.colno})"
     ) from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise ValueError(f"the line must be JSON: {error}") from error
 
 
@@ -344,10 +344,6 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
     repeated = counts.most_common(1)[0][0]
     raise ValueError(f"key {validation.show(repeated)} must stand once")
   return obj
-
-
-def _refuse_constant(name: str) -> None:
-  raise ValueError(f"{name} is no JSON number")
 
 
 def _copies(entries: list[_Entry]) -> int:

@@ -8,15 +8,18 @@ import hashlib
 import json
 import pathlib
 import re
+import time
 
 from absl import logging
 import httpx
 
 from r3jax.data import storage
 from r3jax.files import atomic
+from r3jax.files import bounded
 from r3jax.files import paths
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0  # of a connection and of every read
+_MAX_SECONDS = 900.0
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 
@@ -33,11 +36,12 @@ def read(source: str, downloads: pathlib.Path | None) -> bytes:
     downloads: the folder of downloads; None downloads every time and keeps no note.
 
   Raises:
-    ValueError: the hash is malformed or is not that of the content, or the URL may hold a key.
+    ValueError: the hash is malformed or is not that of the content, the URL may hold a key, or the
+      source is no regular file or too long.
     OSError: the source cannot be read.
   """
   if not source.startswith(("http://", "https://")):
-    return paths.of_user(source).read_bytes()
+    return bounded.read_bytes(paths.of_user(source))
   url, pinned = _split_pin(source)
   if downloads is None:
     content = _download(url)
@@ -50,9 +54,9 @@ def read(source: str, downloads: pathlib.Path | None) -> bytes:
   with storage.locked(folder):
     expected = pinned
     if expected is None and note.exists():
-      expected = json.loads(note.read_text())["sha256"]
+      expected = bounded.read_json_object(note).get("sha256")
     if stored.exists():
-      content = stored.read_bytes()
+      content = bounded.read_bytes(stored)
       if _sha256(content) == expected:
         return content
     content = _download(url)
@@ -91,15 +95,29 @@ def _split_pin(source: str) -> tuple[str, str | None]:
 
 
 def _download(url: str) -> bytes:
+  """Returns the content of a URL; raises OSError where there is none, or it is endless."""
+  end = time.monotonic() + _MAX_SECONDS
+  chunks = []
+  size = 0
   try:
-    response = httpx.get(url, follow_redirects=True, timeout=TIMEOUT_S)
+    with httpx.stream(
+      "GET", url, follow_redirects=True, timeout=TIMEOUT_S
+    ) as response:
+      if response.status_code != 200:
+        raise OSError(
+          f"{url} must answer with status 200, got {response.status_code}"
+        )
+      for chunk in response.iter_bytes():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > bounded.DEFAULT_LIMITS.max_bytes or time.monotonic() > end:
+          raise OSError(
+            f"{url} must send at most {bounded.DEFAULT_LIMITS.max_bytes} bytes in "
+            f"{_MAX_SECONDS:.0f} s"
+          )
   except (httpx.HTTPError, httpx.InvalidURL) as error:
     raise OSError(f"{url} must be reachable: {error}") from error
-  if response.status_code != 200:
-    raise OSError(
-      f"{url} must answer with status 200, got {response.status_code}"
-    )
-  return response.content
+  return b"".join(chunks)
 
 
 def _refusal(

@@ -10,6 +10,8 @@ A record has one of four forms, which differ in the field that says what the ima
 from collections.abc import Collection, Sequence
 import reprlib
 
+from r3jax.sequence import tokenization
+
 # The optional words about an item's objects; GenEval++ adds the last two.
 ATTRIBUTES = ("color", "region", "size")
 ANSWERS = ("yes", "no")
@@ -176,6 +178,12 @@ def _text_problems(name: str, value: object) -> list[str]:
   if any("\ud800" <= character <= "\udfff" for character in value):
     return [
       f"{name} must be Unicode text without lone surrogates, got {show(value)}"
+    ]
+  marker = tokenization.marker_in(value)
+  if marker:
+    return [
+      f"{name} must not hold the marker {marker}, which models take for the end or the begin of a "
+      f"text, got {show(value)}"
     ]
   return []
 

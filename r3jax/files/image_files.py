@@ -10,9 +10,11 @@ import PIL
 import PIL.Image
 import PIL.ImageOps
 
+from r3jax.files import bounded
 from r3jax.files import paths
 
 MAX_PIXELS = 100_000_000  # some 400 MB while a file is decoded
+_MAX_BYTES = 2**30
 # What Pillow raises at files that are damaged, of no known kind, or suspiciously large.
 UNREADABLE = (
   OSError,
@@ -32,10 +34,10 @@ def read(path: epath.PathLike) -> np.ndarray:
     path: On a disk or in a bucket; "~" is the home folder.
 
   Raises:
-    ValueError: It cannot be read, or has more than `MAX_PIXELS` pixels.
+    ValueError: It cannot be read, is no regular file, or has more than `MAX_PIXELS` pixels.
   """
   try:
-    content = paths.of_user(path).read_bytes()
+    content = bounded.read_bytes(paths.of_user(path), _MAX_BYTES)
   except OSError as error:
     raise ValueError(f"{error}{paths.did_you_mean(path)}") from error
   try:

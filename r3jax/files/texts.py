@@ -4,8 +4,10 @@ import codecs
 
 from etils import epath
 
+from r3jax.files import bounded
 from r3jax.files import paths
 
+MAX_MESSAGE = 2000  # characters of a message to a person: about a screen
 _OTHER_MARKS = {
   codecs.BOM_UTF32_LE: "UTF-32",  # it begins with the mark of UTF-16
   codecs.BOM_UTF32_BE: "UTF-32",
@@ -18,10 +20,10 @@ def read(path: epath.PathLike) -> str:
   """Returns the text of a file without its byte order mark.
 
   Raises:
-    ValueError: It is not UTF-8; the message has the path.
+    ValueError: It is no regular file, too long, or not UTF-8; the message has the path.
     OSError: It cannot be read.
   """
-  content = paths.of_user(path).read_bytes()
+  content = bounded.read_bytes(paths.of_user(path))
   try:
     return _without_mark(content).decode()
   except ValueError as error:
@@ -38,6 +40,21 @@ def lines(content: bytes) -> list[bytes]:
     ValueError: The text is UTF-16 or UTF-32.
   """
   return _without_mark(content).splitlines()
+
+
+def shorten(text: str, most: int = MAX_MESSAGE) -> str:
+  """Returns a text of at most `most` characters: the middle of a longer one is left out.
+
+  Args:
+    text: Any text, for example what a service sent.
+    most: At least 60 characters.
+  """
+  if len(text) <= most:
+    return text
+  gap = f" [... of {len(text)} characters ...] "
+  remaining = most - len(gap)
+  head = remaining - remaining // 3
+  return text[:head] + gap + text[len(text) - remaining // 3 :]
 
 
 def _without_mark(content: bytes) -> bytes:

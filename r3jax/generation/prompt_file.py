@@ -3,6 +3,7 @@
 from etils import epath
 
 from r3jax.data import records
+from r3jax.files import bounded
 from r3jax.files import paths
 
 # Texts may stand beside JSON, and a prompt may be drawn twice: nothing is learned from them.
@@ -23,7 +24,7 @@ def read(path: epath.Path) -> list[records.Prompt]:
       f"--prompts must be a file; not found: {path}{paths.did_you_mean(path)}"
     )
   try:
-    prompts = records.parse(path.read_bytes(), str(path), _READING)
+    prompts = records.parse(bounded.read_bytes(path), str(path), _READING)
   except ValueError as error:
     raise ValueError(f"--prompts must hold prompts: {error}") from error
   if not prompts:

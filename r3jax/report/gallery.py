@@ -16,6 +16,7 @@ import numpy as np
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import sample_log
 from r3jax.files import atomic
+from r3jax.files import bounded
 from r3jax.model import preprocess
 from r3jax.report import templates
 
@@ -112,7 +113,7 @@ def read(folder: epath.PathLike) -> list[GeneratedSample]:
 
 
 def _read_file(path: epath.Path) -> GeneratedSample:
-  return GeneratedSample.from_json(json.loads(path.read_text()))
+  return GeneratedSample.from_json(bounded.read_json_object(path))
 
 
 def write_page(folder: epath.PathLike, title: str) -> epath.Path:
@@ -122,5 +123,12 @@ def write_page(folder: epath.PathLike, title: str) -> epath.Path:
     samples_by_prompt.setdefault(sample.prompt, []).append(sample)
   template = templates.load("gallery.html.j2")
   path = epath.Path(folder) / "index.html"
-  path.write_text(template.render(title=title, prompts=samples_by_prompt))
+  style = templates.asset("gallery.css")
+  text = template.render(
+    title=title,
+    prompts=samples_by_prompt,
+    style=style,
+    style_hash=templates.csp_hash(style),
+  )
+  path.write_text(text)
   return path

@@ -4,11 +4,8 @@ The page is folder/index.html. Its styles, script and data are inside; its image
 it. It loads nothing else, so that it can be read from a disk, a bucket or a web server.
 """
 
-import base64
 from collections.abc import Sequence
 import dataclasses
-import hashlib
-import importlib.resources
 import json
 
 from etils import epath
@@ -51,8 +48,8 @@ def write_page(folder: epath.PathLike, page: Page) -> epath.Path:
     drawing = charts_lib.layout(chart)
     if drawing:
       drawings.append(drawing)
-  style = _asset("report.css")
-  script = _asset("report.js")
+  style = templates.asset("report.css")
+  script = templates.asset("report.js")
   data = {
     "samples": [sample.to_json() for sample in page.samples],
     "charts": [_chart_values(drawing) for drawing in drawings],
@@ -78,8 +75,8 @@ def write_page(folder: epath.PathLike, page: Page) -> epath.Path:
     has_boxes=has_boxes,
     style=style,
     script=script,
-    style_hash=_csp_hash(style),
-    script_hash=_csp_hash(script),
+    style_hash=templates.csp_hash(style),
+    script_hash=templates.csp_hash(script),
   )
   path = epath.Path(folder) / "index.html"
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,15 +119,3 @@ def _as_script_data(data: dict) -> markupsafe.Markup:
   for character in "<>&":
     text = text.replace(character, f"\\u{ord(character):04x}")
   return markupsafe.Markup(text)
-
-
-def _asset(name: str) -> markupsafe.Markup:
-  """Returns a file of this folder as markup that is not escaped."""
-  path = importlib.resources.files("r3jax.report") / name
-  return markupsafe.Markup(path.read_text(encoding="utf-8"))
-
-
-def _csp_hash(text: str) -> str:
-  """Returns the source expression that allows exactly this inline style or script."""
-  digest = hashlib.sha256(text.encode()).digest()
-  return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -11,6 +11,8 @@ from r3jax.rewards import outcome
 
 Estimate = bootstrap.Estimate
 _NOTHING = "-"  # where there is no number
+# A spreadsheet runs a cell that begins so as a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,8 @@ def csv_text(table: Table) -> str:
   """Returns a table as CSV with a line of names.
 
   Numbers have all their digits. The bounds of estimates have columns of their own, NAME, low and
-  NAME, high. What is missing is empty.
+  NAME, high. What is missing is empty. A text that a spreadsheet would run begins with an
+  apostrophe, which spreadsheets do not show.
   """
   name_column, *columns = table.columns
   has_bounds = []
@@ -145,9 +148,9 @@ def csv_text(table: Table) -> str:
 
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
-  writer.writerow(header)
+  writer.writerow([_as_text(name) for name in header])
   for name, cells in table.rows:
-    fields = [name]
+    fields = [_as_text(name)]
     for cell, bounded in zip(cells, has_bounds, strict=True):
       fields += _csv_fields(cell, bounded)
     writer.writerow(fields)
@@ -169,6 +172,15 @@ def _csv_fields(cell: Cell, bounded: bool) -> list[str]:
   elif isinstance(cell, float):
     # Not repr(cell): a numpy number prints its type.
     text = repr(float(cell))
+  elif isinstance(cell, str):
+    text = _as_text(cell)
   else:
     text = str(cell)
   return [text, "", ""] if bounded else [text]
+
+
+def _as_text(text: str) -> str:
+  """Returns a text that a spreadsheet shows in one cell and does not run."""
+  # csv.writer does not quote it, and it would begin a row.
+  text = text.replace("\r", " ")
+  return f"'{text}" if text.lstrip(" ").startswith(_FORMULA_STARTS) else text

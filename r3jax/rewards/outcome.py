@@ -12,6 +12,7 @@ import numpy as np
 
 from r3jax import types
 from r3jax.data import records
+from r3jax.files import texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +41,30 @@ class Ok:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-  """There is no score because the reward failed: a service is down, too slow, or sends nonsense."""
+  """There is no score because the reward failed: a service is down, too slow, or sends nonsense.
+
+  Attributes:
+    reason: for the log; a long one is shortened, because it may repeat what a service sent.
+  """
 
   reason: str
+
+  def __post_init__(self):
+    object.__setattr__(self, "reason", texts.shorten(self.reason))
 
 
 @dataclasses.dataclass(frozen=True)
 class Invalid:
-  """The reward works and cannot score this image: a judge gave no verdict, the image is refused."""
+  """The reward works and cannot score this image: a judge gave no verdict, the image is refused.
+
+  Attributes:
+    reason: for the log, as that of `Failed`.
+  """
 
   reason: str
+
+  def __post_init__(self):
+    object.__setattr__(self, "reason", texts.shorten(self.reason))
 
 
 Outcome = Ok | Failed | Invalid

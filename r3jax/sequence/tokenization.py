@@ -1,6 +1,8 @@
 """Text to token ids and back, for byte-level BPE and for word-level vocabularies."""
 
+import dataclasses
 import functools
+import re
 
 import numpy as np
 import tokenizers
@@ -13,6 +15,28 @@ SPECIAL_TOKENS = {  # field of SpecialIds -> content of the token
   "image_begin": "<|vision_start|>",
   "image_end": "<|vision_end|>",
 }
+# How the markers of Qwen2 and its relatives are written: those four and, for example,
+# <|endoftext|> and <|image_pad|>.
+_MARKER = re.compile(r"<\|\w{1,40}\|>", re.ASCII)
+
+
+def marker_in(text: str) -> str:
+  """Returns the first marker in a text of people, "" where there is none.
+
+  A tokenizer would turn it into the token itself, and so would the chat template of a judge: the
+  text could end its own segment and begin another one.
+  """
+  match = _MARKER.search(text)
+  return match[0] if match else ""
+
+
+def _refuse_marker(marker: str, text: str) -> None:
+  """Raises a ValueError if there is a marker."""
+  if marker:
+    raise ValueError(
+      f"a text must not hold the marker {marker}, which the model would take for the end or the "
+      f"begin of a segment: leave it out of {text!r:.200}"
+    )
 
 
 class TextTokenizer:
@@ -78,8 +102,9 @@ class TextTokenizer:
       # The text may hold the unknown token itself, which is no error.
       unknown_words -= {unknown_token}
       if unknown_words:
+        shown = [f"{word:.40}" for word in sorted(unknown_words)[:10]]
         raise ValueError(
-          f"words must be in the vocabulary; unknown {sorted(unknown_words)} in {text!r}"
+          f"words must be in the vocabulary; unknown {shown} in {text!r:.200}"
         )
     return encoding.ids
 
@@ -91,22 +116,34 @@ class TextTokenizer:
     """Makes a text segment: begin token, ids, end token, then zeros.
 
     Args:
-      text: the text of the segment.
+      text: the text of the segment, of people or of the protocol.
       capacity: slots of the segment.
 
     Returns:
       ids int32 [capacity] and the number of slots in use, both markers included.
 
     Raises:
-      ValueError: the text does not fit, or holds unknown words.
+      ValueError: the text does not fit, holds unknown words, or holds a marker.
     """
     special = self.special_ids
-    ids = [special.text_begin, *self.encode(text), special.text_end]
+    _refuse_marker(marker_in(text), text)
+    body = self.encode(text)
+    # A vocabulary may fold letters before it looks for markers.
+    _refuse_marker(self._first_marker(body), text)
+    ids = [special.text_begin, *body, special.text_end]
     if len(ids) > capacity:
       raise ValueError(
         f"a text must fit its segment: {len(ids)} tokens (begin and end included) exceed the"
-        f" capacity {capacity}: {text!r}"
+        f" capacity {capacity}: {text!r:.200}"
       )
     slots = np.zeros(capacity, np.int32)
     slots[: len(ids)] = ids
     return slots, len(ids)
+
+  def _first_marker(self, ids: list[int]) -> str:
+    """Returns the first of the four markers among ids, "" where there is none."""
+    marker_ids = dataclasses.astuple(self.special_ids)
+    for token_id in ids:
+      if token_id in marker_ids:
+        return self.decode([token_id])
+    return ""

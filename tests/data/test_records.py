@@ -242,9 +242,18 @@ class TestParse:
       (b'{"tag": [-Infinity]}', "-Infinity is no JSON number"),
       (b'{"tag": "x", "a": {"b": 1, "b": 2}}', "key 'b' must stand once"),
       (b'{"tag": "x", "tag": "x"}', "key 'tag' must stand once"),
-      (b'{"tag": ' + b"9" * 5000 + b"}", "Exceeds the limit (4300 digits)"),
-      (b'{"tag": ' + b"[" * 10**5, "maximum recursion depth exceeded"),
-      (b'{"tag": ' + b'{"a":' * 10**5, "maximum recursion depth exceeded"),
+      (
+        b'{"tag": ' + b"9" * 5000 + b"}",
+        "a number must have at most 4000 digits",
+      ),
+      (b'{"tag": ' + b"[" * 10**5, "it must be nested at most 50 levels deep"),
+      (b'{"tag": ' + b'{"a":' * 10**5, "it must be nested at most 50 levels"),
+      (
+        b'{"tag": ' + b"[" * 60 + b"]" * 60 + b"}",
+        "it must be nested at most 50 levels deep",
+      ),
+      (b'{"tag": 1e999}', "a number must be finite as a float; got 1e999"),
+      (b'{"more": -1e999}', "a number must be finite as a float; got -1e999"),
       (b'{"tag": "x"} {"tag": "x"}', "Extra data (column 14)"),
       (b'\xef\xbb\xbf{"tag": "x"}', "Unexpected UTF-8 BOM"),
       (
@@ -260,14 +269,14 @@ class TestParse:
     assert message[1].startswith(f"file:2: the line must be JSON: {problem}")
 
   @pytest.mark.parametrize(
-    "value", ["1e999", "-1e999", "1" * 4000, '"\\ud800"', "[" * 500 + "]" * 500]
+    "value", ["1e308", "1" * 4000, '"\\ud800"', "[" * 40 + "]" * 40]
   )
   def test_odd_value_that_is_not_read_is_ignored(self, value):
     line = json.dumps(COUNTING).replace("{", f'{{"more": {value}, ')
     assert records_lib.parse(line.encode(), "file")[0].to_json() == COUNTING
 
   @pytest.mark.parametrize(
-    "value", ["1e999", "1" * 4000, '"\\udfff"', "[" * 500 + "]" * 500, "{}"]
+    "value", ["1e308", "1" * 4000, '"\\udfff"', "[" * 40 + "]" * 40, "{}"]
   )
   def test_odd_value_of_a_field_is_refused(self, value):
     line = json.dumps(POSITION).replace(

@@ -36,3 +36,14 @@ class TestLines:
     content = b"\xef\xbb\xbfa\r\nb\rc\n" + TEXT.encode()
     lines = texts.lines(content)
     assert lines == [b"a", b"b", b"c", TEXT.removesuffix("\n").encode()]
+
+
+class TestShorten:
+  def test_middle_of_a_long_text_is_left_out(self):
+    text = "begin" + "x" * 10_000 + "end"
+    short = texts.shorten(text)
+    assert len(short) == texts.MAX_MESSAGE
+    assert short.startswith("beginxxx") and short.endswith("xxxend")
+    assert "[... of 10008 characters ...]" in short
+    assert texts.shorten(text, 10_008) == text
+    assert len(texts.shorten(text, 60)) == 60

@@ -16,6 +16,7 @@ import pytest
 from r3jax.evaluation import bootstrap
 from r3jax.evaluation import sample_log
 from r3jax.report import charts
+from r3jax.report import gallery as gallery_lib
 from r3jax.report import page as page_lib
 from r3jax.report import tables
 
@@ -881,6 +882,50 @@ class TestInjection:
     }""")
     page.wait_for_timeout(100)
     assert page.evaluate("window.hacked") is None
+    page.close()
+
+  def test_page_of_generated_images_runs_and_loads_nothing(
+    self, chromium, tmp_path
+  ):
+    for number, text in enumerate(ATTACKS):
+      turn = gallery_lib.GeneratedTurn(
+        image="",
+        text=text,
+        instruction=text,
+        score=0.5,
+        stop=False,
+        seconds=1.0,
+      )
+      sample = gallery_lib.GeneratedSample(
+        prompt=text,
+        prompt_number=number,
+        image_number=0,
+        seed=0,
+        model=text,
+        size=(48, 48),
+        turns=(turn,),
+      )
+      gallery_lib.write(tmp_path, sample, [image(0)])
+    page = chromium.new_page()
+    refusals = []
+    page.on("console", lambda message: refusals.append(message.text))
+    page.goto(as_url(gallery_lib.write_page(tmp_path, ATTACKS[0])))
+    assert page.locator("h2").all_text_contents() == list(ATTACKS)
+    assert page.evaluate("document.scripts.length") == 0
+    # The style and the images are let in.
+    color = "getComputedStyle(document.querySelector('figcaption p')).color"
+    assert page.evaluate(color) == "rgb(95, 95, 91)"
+    assert page.evaluate("document.images[0].naturalWidth") == 48
+    assert refusals == []
+    page.evaluate("""() => {
+      const script = document.createElement("script");
+      script.textContent = "window.hacked = 1";
+      document.body.append(script);
+      document.body.setAttribute("style", "color: red");
+    }""")
+    page.wait_for_timeout(100)
+    assert page.evaluate("window.hacked") is None
+    assert len(refusals) == 2
     page.close()
 
 

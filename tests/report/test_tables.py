@@ -1,5 +1,8 @@
 """Tests of report/tables.py."""
 
+import csv
+import io
+
 import numpy as np
 import pytest
 
@@ -78,6 +81,18 @@ class TestCsvText:
     )
     _, line = tables.csv_text(table).splitlines()
     assert [float(field) for field in line.split(",")[1:]] == values.tolist()
+
+  @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r=", "  ="])
+  def test_text_that_a_spreadsheet_would_run_is_quoted(self, start):
+    text = f"{start}1+1|cmd"
+    table = tables.Table("What", [text, text], [(text, [text]), ("x", [-1.5])])
+    file = io.StringIO(tables.csv_text(table), newline="")
+    shown = "'" + text.replace("\r", " ")
+    assert list(csv.reader(file)) == [[shown] * 2] * 2 + [["x", "-1.5"]]
+
+  def test_line_end_inside_of_a_text_begins_no_row(self):
+    table = tables.Table("What", ["of", "a"], [("x\r=1", ["y\n=1"])])
+    assert tables.csv_text(table) == 'of,a\nx =1,"y\n=1"\n'
 
 
 class TestDifference:

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from r3jax.files import texts
 from r3jax.rewards.remote import http_client
 from tests.rewards import defaults
 from tests.rewards import scripted
@@ -215,8 +216,8 @@ class TestPost:
       (b'{"error": "no such model"}', ": no such model"),
       (b'{"detail": [{"loc": ["requests"]}]}', r': [{"loc": ["requests"]}]'),
       (b"<h1>Bad\n Gateway</h1>\x1b[2J", ": <h1>Bad Gateway</h1> [2J"),
-      (b"y" * 10**6, ": " + "y" * 500),
-      (b"[" * 100_000, ": " + "[" * 500),
+      (b"y" * 10**6, ": " + texts.shorten("y" * 10**6, 500)),
+      (b"[" * 100_000, ": " + texts.shorten("[" * 100_000, 500)),
       (b"", ""),
     ],
   )
@@ -238,6 +239,21 @@ class TestPost:
         post(client)
     assert str(failure.value).endswith("status 401: bad key ***")
     assert failure.value.refused and failure.value.code == "invalid"
+
+  @pytest.mark.parametrize(
+    "echo",
+    ["sk-s/cret", "sk-s\\/cret", "\\u0073k-s/cre\\u0074", "sk\\u002Ds/cret"],
+    ids=["plain", "slash", "escaped", "upper case"],
+  )
+  def test_token_in_a_reply_is_replaced_before_it_is_read(
+    self, monkeypatch, echo
+  ):
+    monkeypatch.setenv("TOKEN_OF_TEST", "sk-s/cret")
+    body = f'{{"answer": "the key {echo} is yours"}}'.encode()
+    with scripted.serve(lambda request: (200, body)) as server:
+      client = make(server.url, token_env="TOKEN_OF_TEST")
+      reply = client.post("/", b"", "text/plain", json.loads)
+    assert reply == {"answer": "the key *** is yours"}
 
   def test_request_that_is_not_sent_says_the_last_failure(self):
     with scripted.serve(lambda request: (500, b"out of memory")) as server:

@@ -145,7 +145,7 @@ class TestScore:
     assert isinstance(found, outcome_lib.Invalid)
     assert (
       found.reason.startswith("no verdict: ")
-      and repr(say[:2000]) in found.reason
+      and repr(say[:1000]) in found.reason
     )
 
   @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ class TestReply:
       (
         b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": '
         b'[{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": {"x": 1e999}}]}',
-        "detail must be a shallow object",
+        "must be finite as a float; got 1e999",
       ),
       (
         b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": '
@@ -232,6 +232,15 @@ class TestReply:
         + b'{"x": ' * 900
         + b"1"
         + b"}" * 900
+        + b"}]}",
+        "nested at most 50 levels deep",
+      ),
+      (
+        b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": '
+        b'[{"status": "ok", "score": 1, "parts": {"strict": 1}, "detail": '
+        + b'{"x": ' * 25
+        + b"1"
+        + b"}" * 25
         + b"}]}",
         "detail must be a shallow object",
       ),

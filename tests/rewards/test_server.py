@@ -286,6 +286,64 @@ class TestServer:
       connection.settimeout(5)
       assert connection.recv(100) == b""
 
+  @pytest.mark.parametrize(
+    "start",
+    [b"POST /v1/sc", b"GET /health HTTP/1.1\r\nX-A: ", b"\r\n"],
+    ids=["first line", "header", "blank line"],
+  )
+  def test_request_that_drips_is_closed_after_its_time(self, start):
+    with (
+      serving(idle_seconds=0.4) as (server, _, _),
+      socket.create_connection(server.server_address) as connection,
+    ):
+      begin = time.monotonic()
+      connection.sendall(start)
+      connection.settimeout(0.05)
+      ended = False
+      # A byte before every timeout of a single read.
+      while not ended and time.monotonic() < begin + 5:
+        with contextlib.suppress(TimeoutError):
+          ended = connection.recv(100) == b""
+        with contextlib.suppress(OSError):
+          connection.sendall(b"x")
+      assert ended and time.monotonic() - begin < 2
+
+  def test_body_that_drips_is_closed_after_its_time(self):
+    with (
+      serving(idle_seconds=0.4) as (server, _, url),
+      socket.create_connection(server.server_address) as connection,
+    ):
+      begin = time.monotonic()
+      connection.sendall(
+        b"POST /v1/score HTTP/1.1\r\nContent-Length: 999\r\n\r\n"
+      )
+      connection.settimeout(0.05)
+      ended = False
+      while not ended and time.monotonic() < begin + 5:
+        with contextlib.suppress(TimeoutError):
+          ended = connection.recv(100) == b""
+        with contextlib.suppress(OSError):
+          connection.sendall(b"x")
+      assert ended and time.monotonic() - begin < 2
+      assert httpx.get(f"{url}/health").status_code == 200
+
+  @pytest.mark.parametrize(
+    "limits", [{"max_connections": 2}, {"max_connections_per_client": 2}]
+  )
+  def test_connections_are_bounded(self, limits):
+    with (
+      serving(idle_seconds=20, **limits) as (server, _, url),
+      socket.create_connection(server.server_address),
+    ):
+      with socket.create_connection(server.server_address):
+        answer = httpx.get(f"{url}/health")
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "1"
+      end = time.monotonic() + 5
+      while httpx.get(f"{url}/health").status_code != 200:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):

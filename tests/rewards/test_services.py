@@ -1,10 +1,7 @@
 """Tests of rewards/remote/services.py."""
 
-import contextlib
 import json
-import os
 import pickle
-import random
 
 import numpy as np
 import pytest
@@ -191,62 +188,7 @@ class TestFlowGrpoService:
       )
     assert {type(one) for one in found} == {outcome.Failed}
 
-
-class _Runs:
-  """Calls a function with arguments when it is unpickled."""
-
-  def __init__(self, function, *arguments):
-    self.call = function, arguments
-
-  def __reduce__(self):
-    return self.call
-
-
-class TestReadPlainPickle:
-  @pytest.mark.parametrize("level", range(pickle.HIGHEST_PROTOCOL + 1))
-  def test_plain_values_come_back(self, level):
-    value = {
-      "scores": [0.5, -14, 10**30],
-      "reasons": ["é", ""],
-      "group": {"a": (1, None, True)},
-    }
-    assert services.read_plain_pickle(pickle.dumps(value, level)) == value
-
-  @pytest.mark.parametrize("level", range(pickle.HIGHEST_PROTOCOL + 1))
-  def test_nothing_is_run(self, level, tmp_path):
-    made = tmp_path / "made"
-    for bomb in (
-      _Runs(os.mkdir, str(made)),
-      _Runs(eval, f"__import__('os').mkdir({str(made)!r})"),
-      np.float64(1),
-    ):
-      with pytest.raises(
-        http_client.BadReply,
-        match="it has the opcode (GLOBAL|STACK_GLOBAL|REDUCE|PERSID|BINPERSID|NEWOBJ|BINBYTES|"
-        "SHORT_BINBYTES)",
-      ):
-        services.read_plain_pickle(pickle.dumps({"scores": [bomb]}, level))
-    assert not made.exists()
-
-  @pytest.mark.parametrize(
-    "value", [b"bytes", bytearray(b"b"), {1, 2}, frozenset([1])]
-  )
-  def test_other_values_are_refused(self, value):
-    with pytest.raises(
-      http_client.BadReply,
-      match="must be a pickle of plain values; it has the opcode",
-    ):
-      services.read_plain_pickle(pickle.dumps({"scores": [value]}, 5))
-
-  def test_room_for_nothing_is_refused(self):
-    # 1, kept under the number 0x7f000000
-    body = b"\x80\x04K\x01r\x00\x00\x00\x7f."
-    with pytest.raises(
-      http_client.BadReply, match="asks for room that it does not need"
-    ):
-      services.read_plain_pickle(body)
-
-  def test_value_of_endless_text_is_named_by_its_type(self):
+  def test_endless_value_is_a_failure(self):
     nested = []
     for _ in range(60):
       nested = [nested, nested]
@@ -256,14 +198,6 @@ class TestReadPlainPickle:
         IMAGES, PROMPTS
       )
     assert found[0].reason.endswith(
-      "a score or part must be a number; got a list"
+      "must be a pickle of plain values: "
+      "ValueError: it must have at most 200000 values"
     )
-
-  def test_damaged_pickle_is_no_reply(self):
-    rng, whole = random.Random(0), flow_grpo_reply()
-    for _ in range(2000):
-      body = bytearray(whole)
-      for _ in range(rng.randint(1, 4)):
-        body[rng.randrange(len(body))] = rng.randrange(256)
-      with contextlib.suppress(http_client.BadReply):
-        services.read_plain_pickle(bytes(body[: rng.randint(1, len(body))]))

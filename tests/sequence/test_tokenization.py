@@ -64,3 +64,16 @@ class TestSegment:
       ValueError, match=r"5 tokens .* capacity 4: 'a red ring'"
     ):
       world.segment("a red ring", 4)
+
+  @pytest.mark.parametrize(
+    "text",
+    ["a ring <|im_end|> <|im_start|>", "x<|vision_start|>", "<|IM_END|>"],
+  )
+  def test_marker_in_a_text_is_refused(self, world, text):
+    with pytest.raises(ValueError, match=r"must not hold the marker <\|"):
+      world.segment(text, 99)
+
+  def test_text_of_brackets_is_no_marker(self):
+    for text in ("a <| b |>", "<|>", "<||>", "<|a b|>", "<im_end>"):
+      assert tokenization.marker_in(text) == ""
+    assert tokenization.marker_in("a <|image_pad|> b") == "<|image_pad|>"

@@ -9,12 +9,18 @@ import dataclasses
 import json
 import re
 
+from r3jax.files import bounded
 from r3jax.rewards.remote import http_client
 from r3jax.rewards.remote import protocol
 
 # Characters of a refusal that a reason for the log holds.
-_MAX_REFUSAL = 2000
+_MAX_REFUSAL = 1000
 _OBJECT_START = re.compile(r'\{\s*["}]')
+# An answer is a few hundred characters; every brace that begins no object costs a search.
+_MAX_ANSWER = 1_000_000
+_MAX_BRACES = 500
+# Characters of a key or a value in a message.
+_MAX_SHOWN = 40
 
 
 def read_models(body: bytes) -> list[str]:
@@ -101,9 +107,13 @@ def read_answers(
     allowed: the allowed values of an answer.
 
   Raises:
-    ValueError: there is no such object, there are two with other answers, a key is repeated, or a
-      value is not allowed.
+    ValueError: there is no such object, there are two with other answers, a key is repeated, a
+      value is not allowed, or the text is too long.
   """
+  if len(text) > _MAX_ANSWER:
+    raise ValueError(
+      f"the answer must have at most {_MAX_ANSWER} characters; it has {len(text)}"
+    )
   thought, end, content = text.rpartition("</think>")
   del thought
   if not end and content.lstrip().startswith("<think>"):
@@ -111,7 +121,7 @@ def read_answers(
   objects = _objects(content)
   complete = [obj for obj in objects if obj.keys() >= set(keys)]
   if not complete:
-    keys_of_last = sorted(objects[-1])[:20] if objects else "no object"
+    keys_of_last = _shown(sorted(objects[-1])) if objects else "no object"
     raise ValueError(
       f"the answer must hold a JSON object with the keys {list(keys)}; it holds {keys_of_last}"
     )
@@ -133,12 +143,18 @@ def _objects(text: str) -> list[dict]:
   """Returns the JSON objects of a text, without those inside of others.
 
   Raises:
-    ValueError: one is nested too deep, or repeats a key.
+    ValueError: one is nested too deep, or repeats a key, or there are too many.
   """
   decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
   objects = []
   position = 0
+  num_braces = 0
   while start := _OBJECT_START.search(text, position):
+    num_braces += 1
+    if num_braces > _MAX_BRACES:
+      raise ValueError(
+        f"the answer must hold at most {_MAX_BRACES} JSON objects"
+      )
     try:
       obj, position = decoder.raw_decode(text, start.start())
     except json.JSONDecodeError:
@@ -146,6 +162,7 @@ def _objects(text: str) -> list[dict]:
       continue
     except RecursionError as error:
       raise ValueError("the answer is nested too deep") from error
+    bounded.check_levels(obj, bounded.MESSAGE_LIMITS)
     objects.append(obj)
   return objects
 
@@ -167,8 +184,13 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict:
   obj = dict(pairs)
   if len(obj) < len(pairs):
     keys = [key for key, _ in pairs]
-    raise ValueError(f"a key is there twice among {keys[:20]}")
+    raise ValueError(f"a key is there twice among {_shown(keys)}")
   return obj
+
+
+def _shown(keys: Sequence[str]) -> list[str]:
+  """Returns the first keys, cut short, for a message."""
+  return [key[:_MAX_SHOWN] for key in keys[:20]]
 
 
 def schema(keys: Sequence[str], allowed: tuple) -> dict:

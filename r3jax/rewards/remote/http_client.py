@@ -9,7 +9,8 @@ deadline, which holds for every read and write of the connection. When no endpoi
 whole deadline, requests fail at once, except for those that try an endpoint again. What a service
 says of an error is part of the failure's text.
 
-Keys come from the environment and are never written to a message, log or config.
+Keys come from the environment and are never written to a message, log or config; where a reply
+repeats one, it is replaced by ***.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import threading
 import time
 from typing import TypeVar
@@ -25,6 +27,9 @@ import urllib.parse
 
 import httpcore
 import numpy as np
+
+from r3jax.files import bounded
+from r3jax.files import texts
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,7 +50,7 @@ class RequestFailed(Exception):
   """
 
   def __init__(self, reason: str, refused: bool = False, code: str = ""):
-    super().__init__(reason)
+    super().__init__(texts.shorten(reason))
     self.refused = refused
     self.code = code
 
@@ -316,6 +321,7 @@ class Client:
     # httpcore, on which httpx is built: only there can a deadline hold for every read. It follows
     # no redirects, decodes no contents and knows no proxies of the environment.
     self._deadline = _Deadline()
+    self._redact = _redactor(settings.token)
     self._http = httpcore.ConnectionPool(
       max_connections=None,
       max_keepalive_connections=settings.concurrency,
@@ -453,13 +459,10 @@ class Client:
       self._finish(slot, worked)
 
   def _error_text(self, status: int, body: bytes) -> str:
-    """Returns the status of a reply and what the service says, without the token."""
+    """Returns the status of a reply and what the service says."""
     text = f"the service answered with status {status}"
-    message = error_message(body)
-    # Some services repeat the key that they refuse.
-    if self.settings.token:
-      message = message.replace(self.settings.token, "***")
-    return f"{text}: {message[:_MAX_MESSAGE]}" if message else text
+    message = texts.shorten(error_message(body), _MAX_MESSAGE)
+    return f"{text}: {message}" if message else text
 
   def _finish(self, slot: _Slot, worked: bool | None) -> None:
     """Gives the slot back, and wakes the requests that wait for one."""
@@ -497,7 +500,8 @@ class Client:
         size += len(chunk)
         if size > self.settings.max_reply_bytes:
           raise BadReply(f"longer than {self.settings.max_reply_bytes} bytes")
-      return reply.status, headers, b"".join(chunks)
+      # Some services repeat the key that they refuse, or the whole request.
+      return reply.status, headers, self._redact(b"".join(chunks))
 
   def _take_slot(self, end: float) -> _Slot | None:
     """Takes a slot at the available endpoint with the fewest requests, waiting for one until `end`.
@@ -562,6 +566,29 @@ class Client:
     return metrics
 
 
+def _redactor(token: str) -> Callable[[bytes], bytes]:
+  r"""Returns a function that writes *** in place of a token in the body of a reply.
+
+  It is replaced before anything is parsed, so that no message, log or file can hold it. JSON and
+  pickles may write a character as an escape, such as \u0061 for "a".
+
+  Args:
+    token: "" for none.
+  """
+  spellings = []
+  for character in token:
+    escaped = "".join(
+      f"[{digit}{digit.upper()}]" for digit in f"{ord(character):04x}"
+    )
+    spellings.append(rf"(?:\\?{re.escape(character)}|\\u{escaped})".encode())
+  pattern = re.compile(b"".join(spellings))
+
+  def redact(body: bytes) -> bytes:
+    return pattern.sub(b"***", body) if token else body
+
+  return redact
+
+
 def _address(url: str, path: str) -> str:
   """Returns the URL of a path; people write a base URL both with and without "/v1"."""
   if path.startswith("/v1/"):
@@ -573,8 +600,8 @@ def _json_or_text(body: bytes) -> object:
   """Returns the JSON value of a body, or its text where it is none."""
   text = body.decode(errors="replace")
   try:
-    return json.loads(text)
-  except (ValueError, RecursionError):
+    return bounded.parse_json(text, bounded.MESSAGE_LIMITS)
+  except ValueError:
     return text
 
 

@@ -37,7 +37,7 @@ MODELS_PATH = "/v1/models"
 # The fields that a wording may insert.
 _FIELDS = {"prompt", "expectations", "questions"}
 # Characters of a judge's answer that a reason for the log holds.
-_MAX_SHOWN_ANSWER = 2000
+_MAX_SHOWN_ANSWER = 1000
 # Codes of errors by which a server refuses what an image or a prompt shows.
 _REFUSED_CONTENT = ("content_filter", "content_policy_violation")
 

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from r3jax.data import records
+from r3jax.files import bounded
 from r3jax.files import image_files
 from r3jax.rewards import outcome
 from r3jax.rewards.remote import http_client
@@ -111,17 +112,13 @@ def parse_object(body: bytes, allow_nan: bool = False) -> dict:
     allow_nan: whether NaN and Infinity, which are no JSON, are read as numbers.
 
   Raises:
-    ProtocolError: it is something else.
+    ProtocolError: it is something else, or exceeds `bounded.MESSAGE_LIMITS`.
   """
   try:
-    parse_constant = float if allow_nan else _refuse_constant
-    message = json.loads(body, parse_constant=parse_constant)
-  except (
-    ValueError,
-    RecursionError,
-  ) as error:  # bad UTF-8 is a ValueError, too
+    message = bounded.parse_json(body, bounded.MESSAGE_LIMITS, allow_nan)
+  except ValueError as error:
     raise ProtocolError(
-      f"it must be a JSON object, not {body[:40]!r}"
+      f"it must be a JSON object, not {body[:40]!r}: {error}"
     ) from error
   if not isinstance(message, dict):
     raise ProtocolError(
@@ -140,10 +137,6 @@ def read_object(body: bytes, allow_nan: bool = False) -> dict:
     return parse_object(body, allow_nan)
   except ProtocolError as error:
     raise http_client.BadReply(str(error)) from error
-
-
-def _refuse_constant(name: str):
-  raise ValueError(f"{name} is no JSON")
 
 
 def _versioned(body: bytes) -> dict:

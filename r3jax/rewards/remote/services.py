@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 import pickle
-import pickletools
 from typing import TypeVar
 import uuid
 
 import numpy as np
 
 from r3jax.data import records
+from r3jax.files import texts
 from r3jax.rewards import outcome
 from r3jax.rewards.remote import http_client
+from r3jax.rewards.remote import plain_pickle
 from r3jax.rewards.remote import protocol
 
 T = TypeVar("T")
+_MAX_ANSWERS = 1000  # characters of what services answered, in a message
 
 
 class BatchService:
@@ -95,7 +97,8 @@ def survey(
     )
   if any(answer != good[0] for answer in good):
     raise ValueError(
-      f"all endpoints must serve the same reward; they answer: {good}"
+      "all endpoints must serve the same reward; they answer: "
+      + texts.shorten(str(good), _MAX_ANSWERS)
     )
   return good[0]
 
@@ -116,7 +119,8 @@ def choose(key: str, wanted: str, served: Sequence[str]) -> str:
     name = served[0]
   if name not in served:
     raise ValueError(
-      f"{key} must be one that the service has, {served}; got {wanted!r}"
+      f"{key} must be one that the service has, "
+      f"{texts.shorten(str(served), _MAX_ANSWERS)}; got {wanted!r}"
     )
   return name
 
@@ -169,8 +173,9 @@ class FlowGrpoService(BatchService):
   The score is the shaped one, clipped to [0, 1].
 
   Reading a pickle can run code. Replies are read only if they are made of numbers, strings, lists,
-  tuples and dicts, see `read_plain_pickle`. The server reads pickles too and asks for no key: use
-  it on a network that you trust. It has no health route, so that a run starts without a check.
+  tuples and dicts, see `plain_pickle`; numpy's numbers and arrays are refused. The server reads
+  pickles too and asks for no key: use it on a network that you trust. It has no health route, so
+  that a run starts without a check.
   """
 
   parts = ("correct", "strict")
@@ -192,7 +197,7 @@ class FlowGrpoService(BatchService):
     }
 
     def read(reply: bytes) -> list[outcome.Outcome]:
-      values = read_plain_pickle(reply)
+      values = plain_pickle.read(reply)
       if not isinstance(values, dict):
         raise http_client.BadReply(
           f"it must be a dict, not a {type(values).__name__}"
@@ -233,56 +238,3 @@ def _clipped(score: float, parts: dict[str, float]) -> outcome.Ok:
   clipped = min(max(score, 0.0), 1.0)
   detail = {} if clipped == score else {"unclipped": score}
   return outcome.Ok(clipped, {"strict": float(score >= 1)} | parts, detail)
-
-
-# The opcodes of a pickle of numbers, texts, lists, tuples and dicts: none imports or calls.
-# fmt: off
-_PLAIN_OPCODES = frozenset([
-  "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "MEMOIZE", "PUT",
-  "BINPUT", "LONG_BINPUT", "GET", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE",
-  "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4",
-  "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
-  "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING", "EMPTY_LIST",
-  "LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2",
-  "TUPLE3", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS",
-])
-# fmt: on
-_PUT_OPCODES = ("PUT", "BINPUT", "LONG_BINPUT")
-
-
-def read_plain_pickle(body: bytes) -> object:
-  """Returns the plain values of a pickle; nothing that it names is imported or run.
-
-  All opcodes are checked before the first is executed. Memo indices beyond the length of the body
-  are refused too, because the unpickler would allocate memory for them.
-
-  Raises:
-    http_client.BadReply: it is damaged or holds anything but numbers, strings, lists, tuples and
-      dicts.
-  """
-  try:
-    for opcode, argument, _ in pickletools.genops(body):
-      if opcode.name not in _PLAIN_OPCODES:
-        raise http_client.BadReply(
-          f"it must be a pickle of plain values; it has the opcode {opcode.name}"
-        )
-      if opcode.name in _PUT_OPCODES and int(argument) > len(body):
-        raise http_client.BadReply(
-          "it must be a pickle of plain values; it asks for room that it does not need"
-        )
-    return pickle.loads(body)
-  except (
-    pickle.UnpicklingError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    MemoryError,
-    OverflowError,
-    RecursionError,
-  ) as error:
-    raise http_client.BadReply(
-      f"it must be a pickle of plain values: {type(error).__name__}"
-    ) from error

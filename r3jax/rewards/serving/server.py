@@ -8,10 +8,14 @@ those under way, and ends.
 
 import collections
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import hmac
 import http.server
+import io
 import json
+import socket
+import sys
 import threading
 import time
 
@@ -26,6 +30,10 @@ from r3jax.rewards.remote import protocol
 _CHUNK = 2**16
 # A longer Content-Length is no size of a body.
 _MAX_LENGTH_DIGITS = 18
+_TOO_MANY_CONNECTIONS = (
+  b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n"
+  b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+)
 # `Server.statistics` covers so many requests.
 _MAX_LOGGED_REQUESTS = 100_000
 
@@ -40,8 +48,10 @@ class Limits:
     max_pixels: pixels of an image, checked before it is decoded.
     max_request_pixels: pixels of all images of a request.
     queue: requests that wait while another is scored.
-    idle_seconds: a silent connection is closed after so many seconds, and so is one whose request
-      has not arrived by then.
+    idle_seconds: a silent connection is closed after so many seconds, and so is one whose request,
+      headers and body together, has not arrived so many seconds after its first byte.
+    max_connections: connections at a time; further ones get status 429.
+    max_connections_per_client: the same, of one address.
   """
 
   max_body_bytes: int = 2**26
@@ -50,6 +60,8 @@ class Limits:
   max_request_pixels: int = 2**26
   queue: int = 32
   idle_seconds: float = 60.0
+  max_connections: int = 1024
+  max_connections_per_client: int = 256
 
 
 DEFAULT_LIMITS = Limits()
@@ -101,9 +113,60 @@ class Server(http.server.ThreadingHTTPServer):
     self._changed = threading.Condition()
     self._num_answering = 0
     self._identity = protocol.identity(reward.describe())
+    self._connections: collections.Counter[str] = collections.Counter()
+    self._connections_lock = threading.Lock()
     self._scored: collections.deque[_Scored] = collections.deque(
       maxlen=_MAX_LOGGED_REQUESTS
     )
+
+  def verify_request(self, request, client_address) -> bool:
+    """Counts a new connection; returns whether it may stay, see `Limits.max_connections`."""
+    host = client_address[0]
+    limits = self.limits
+    with self._connections_lock:
+      is_too_many = (
+        self._connections.total() >= limits.max_connections
+        or self._connections[host] >= limits.max_connections_per_client
+      )
+      if not is_too_many:
+        self._connections[host] += 1
+        return True
+    logging.log_every_n_seconds(
+      logging.WARNING, "too many connections, the last from %s", 10, host
+    )
+    # So few bytes fit into the connection's buffer: this does not wait for the client.
+    with contextlib.suppress(OSError):
+      request.settimeout(1.0)
+      request.sendall(_TOO_MANY_CONNECTIONS)
+    return False
+
+  def process_request(self, request, client_address) -> None:
+    """Serves a connection in a thread of its own; see `socketserver`."""
+    try:
+      super().process_request(request, client_address)
+    except RuntimeError:  # no thread can be started
+      self._forget_connection(client_address[0])
+      raise
+
+  def process_request_thread(self, request, client_address) -> None:
+    """Serves a connection, then counts it out."""
+    try:
+      super().process_request_thread(request, client_address)
+    finally:
+      self._forget_connection(client_address[0])
+
+  def _forget_connection(self, host: str) -> None:
+    with self._connections_lock:
+      self._connections[host] -= 1
+      if not self._connections[host]:
+        del self._connections[host]
+
+  def handle_error(self, request, client_address) -> None:
+    """Logs an error; a client that is gone is none to speak of."""
+    if isinstance(sys.exception(), OSError):
+      logging.debug("%s is gone", client_address[0], exc_info=True)
+    else:
+      logging.exception("a connection from %s failed", client_address[0])
 
   def admit(self) -> bool:
     """Takes a slot in the queue; returns whether there was one."""
@@ -189,6 +252,43 @@ class Server(http.server.ThreadingHTTPServer):
     self.shutdown()
 
 
+class _TimedReader(io.RawIOBase):
+  """Reads a connection; a request must have arrived whole in time, however slowly it is sent."""
+
+  def __init__(self, connection: socket.socket, seconds: float):
+    super().__init__()
+    self._connection = connection
+    self._seconds = seconds
+    self._end: float | None = None
+
+  def await_request(self) -> None:
+    """Lets the time of the next request begin with its first byte."""
+    self._end = None
+
+  def remaining(self) -> float:
+    """Returns the seconds that are left for the request; raises TimeoutError after them."""
+    if self._end is None:
+      return self._seconds
+    remaining = self._end - time.monotonic()
+    if remaining <= 0:
+      raise TimeoutError("the request is too slow")
+    return remaining
+
+  def readable(self) -> bool:
+    """See `io.RawIOBase`."""
+    return True
+
+  def readinto(self, buffer) -> int:
+    """Reads what has arrived; see `io.RawIOBase`."""
+    self._connection.settimeout(self.remaining())
+    size = self._connection.recv_into(buffer)
+    # Writing an answer has the whole time again.
+    self._connection.settimeout(self._seconds)
+    if self._end is None:
+      self._end = time.monotonic() + self._seconds
+    return size
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
   """Answers one connection's requests."""
 
@@ -201,6 +301,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """Prepares a connection that ends when it is silent for too long."""
     self.timeout = self.server.limits.idle_seconds
     super().setup()
+    self.rfile.close()
+    self._reader = _TimedReader(self.connection, self.timeout)
+    self.rfile = io.BufferedReader(self._reader, _CHUNK)
+
+  def handle_one_request(self) -> None:
+    """Answers the next request of the connection, see `_TimedReader`."""
+    self._reader.await_request()
+    super().handle_one_request()
 
   def log_message(self, format: str, *args) -> None:
     """Writes the standard library's line for a request to the debug log."""
@@ -258,8 +366,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _read_body(self) -> bytes | None:
     """Returns the request's body.
 
-    Returns None where the request was turned away: its length is unknown or too large, or it
-    arrived too late.
+    Returns None where the request was turned away, because its length is unknown or too large, or
+    the connection has ended.
+
+    Raises:
+      TimeoutError: it arrived too late; `handle_one_request` closes the connection.
     """
     limits = self.server.limits
     length = self.headers.get("Content-Length", "")
@@ -269,12 +380,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return self._turn_away(
         413, f"at most {limits.max_body_bytes} bytes; got {length}"
       )
-    end = time.monotonic() + limits.idle_seconds
     chunks = []
     remaining = int(length)
     while remaining:
       chunk = self.rfile.read1(min(remaining, _CHUNK))
-      if not chunk or time.monotonic() > end:
+      if not chunk:
         self.close_connection = True
         return None
       chunks.append(chunk)
