@@ -54,6 +54,7 @@ setuptools.setup(
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],
     "test": [
       "beartype>=0.23",
+      "hypothesis>=6.170",
       "ipykernel>=7.0",
       "nbclient>=0.11",
       "playwright>=1.50",

@@ -6,6 +6,7 @@ import hashlib
 from etils import epath
 
 from r3jax.checkpoint import safetensors_files
+from r3jax.files import bounded
 
 _NUM_BLOCKS = 64
 _BLOCK_BYTES = 4096
@@ -23,7 +24,7 @@ def of_files(paths: Iterable[epath.Path]) -> str:
   """
   digest = hashlib.sha256()
   for path in paths:
-    with path.open("rb") as file:
+    with bounded.open_file(path) as file:
       size = safetensors_files.file_size(file)
       digest.update(f"{path.name} {size}\n".encode())
       last_start = max(0, size - _BLOCK_BYTES)

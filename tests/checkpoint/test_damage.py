@@ -1,6 +1,7 @@
 """Tests that a damaged model's folder gives one clear error before any tensor is read."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -51,6 +52,17 @@ def _json(change):
 
 def _cut(kept: int):
   return lambda path: path.write_bytes(path.read_bytes()[:kept])
+
+
+def _pipe(path: pathlib.Path):
+  """Puts a pipe in the place of a file; opening it would wait for a writer."""
+  path.unlink()
+  os.mkfifo(path)
+
+
+def _link_out(path: pathlib.Path):
+  path.unlink()
+  path.symlink_to("/etc/hostname")
 
 
 def _name(tensors, ending: str) -> str:
@@ -235,6 +247,81 @@ DAMAGES = {
     _json(_rename_special),
     r"must hold .*missing: \['<\|im_end\|>'\]",
   ),
+  "tokenizer that is a pipe": (
+    "tokenizer.json",
+    _pipe,
+    "tokenizer.json must be a regular file; it is a pipe",
+  ),
+  "sizes that are a pipe": (
+    "llm_config.json",
+    _pipe,
+    "llm_config.json must be a regular file; it is a pipe",
+  ),
+  "shard that is a pipe": (
+    FIRST,
+    _pipe,
+    f"{FIRST} must be a regular file; it is a pipe",
+  ),
+  "tokenizer elsewhere": (
+    "tokenizer.json",
+    _link_out,
+    "tokenizer.json must not lead out of its folder, as a link to /etc/host",
+  ),
+  "shard elsewhere": (
+    FIRST,
+    _link_out,
+    f"{FIRST} must not lead out of its folder",
+  ),
+  "index that leads out": (
+    INDEX,
+    _json(lambda c: c["weight_map"].update({HEAD: "../x.safetensors"})),
+    f"tensor {HEAD} must be in a file NAME.safetensors of the folder; got '../",
+  ),
+  "index whose files are numbers": (
+    INDEX,
+    _json(lambda c: c["weight_map"].update({HEAD: 3})),
+    f"tensor {HEAD} must be in a file NAME.safetensors of the folder; got 3",
+  ),
+  "sizes without end": (
+    "llm_config.json",
+    lambda p: p.write_text("[" * 10**5 + "]" * 10**5),
+    "llm_config.json must be JSON: it must be nested at most 50 levels deep",
+  ),
+  "10^9 layers": (
+    "llm_config.json",
+    _json(lambda c: c.update(num_hidden_layers=10**9)),
+    r"num_hidden_layers must be a whole number in 1\.\.1000; got 1000000000",
+  ),
+  "sizes below 0": (
+    "vit_config.json",
+    _json(lambda c: c.update(patch_size=-14, hidden_size=0)),
+    "vit_config.json must .*: hidden_size must .* got 0; patch_size .* got -14",
+  ),
+  "sizes of no kind": (
+    "llm_config.json",
+    _json(lambda c: c.update(vocab_size="96", rms_norm_eps=True)),
+    "vocab_size must be a whole .* got '96'; rms_norm_eps must be a number in",
+  ),
+  "heads that do not divide": (
+    "llm_config.json",
+    _json(lambda c: c.update(num_attention_heads=27)),
+    "num_attention_heads must divide hidden_size; got 27 and",
+  ),
+  "transform that does not fit": (
+    "constants.json",
+    _json(lambda c: c["vae_transform"].update(min=10**4)),
+    "constants.json must .* stride <= min <= max",
+  ),
+  "tokenizer of ids without end": (
+    "tokenizer.json",
+    _json(lambda c: c["model"]["vocab"].update(zebra=2**31)),
+    "tokenizer.json must hold tokens with ids up to 16777216; .* is 2147483648",
+  ),
+  "tokenizer of no kind": (
+    "tokenizer.json",
+    _json(lambda c: c.update(model={"type": "BPE", "vocab": 3})),
+    "tokenizer.json must hold a tokenizer: ",
+  ),
   "other special ids": (
     "constants.json",
     _json(lambda c: c["special_ids"].update(text_end=9)),
@@ -259,5 +346,6 @@ def test_the_whole_folder_is_fine(whole):
 def test_damage_gives_one_clear_error(whole, tmp_path, file, damage, message):
   folder = shutil.copytree(whole, tmp_path / "model")
   damage(folder / file)
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=message) as refusal:
     _open(folder)
+  assert len(str(refusal.value)) < 5000

@@ -40,6 +40,18 @@ def refusal(*arguments: str, **options) -> str:
   return done.stderr.splitlines()[-1]
 
 
+def test_message_is_not_longer_than_a_screen(monkeypatch):
+  def refuse(name, arguments):
+    sys.exit("r3jax: " + "x" * 10_000 + " the end")
+
+  monkeypatch.setattr(main, "_run_command", refuse)
+  with pytest.raises(SystemExit) as end:
+    main.run_command("train", [])
+  assert len(end.value.code) == 2000
+  assert end.value.code.startswith("r3jax: xxx")
+  assert end.value.code.endswith("xxx the end")
+
+
 class TestHelp:
   def test_of_all_commands(self):
     done = r3jax("--help")

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 
 from r3jax.data import sources
+from r3jax.files import bounded
 
 OLD, NEW = b'{"tag": "old"}\n', b'{"tag": "new"}\n'
 OLD_HASH, NEW_HASH = (
@@ -41,6 +43,19 @@ class TestRead:
   def test_path_that_does_not_exist_is_refused(self, tmp_path):
     with pytest.raises(FileNotFoundError, match="x.jsonl"):
       sources.read(str(tmp_path / "x.jsonl"), tmp_path)
+
+  @pytest.mark.timeout(20)
+  def test_pipe_and_device_are_refused(self, tmp_path):
+    os.mkfifo(tmp_path / "x.jsonl")
+    for path in (str(tmp_path / "x.jsonl"), "/dev/zero"):
+      with pytest.raises(ValueError, match="must be a regular file; it is a"):
+        sources.read(path, tmp_path)
+
+  def test_endless_download_is_refused(self, site, url, tmp_path, monkeypatch):
+    limits = bounded.Limits(max_bytes=len(OLD) - 1)
+    monkeypatch.setattr(bounded, "DEFAULT_LIMITS", limits)
+    with pytest.raises(OSError, match="must send at most 14 bytes"):
+      sources.read(url, tmp_path)
 
   def test_url_is_downloaded_once_and_noted(self, site, url, tmp_path):
     downloads = tmp_path / "downloads"

@@ -1,5 +1,6 @@
 """Tests of files/image_files.py: pixels are those that a viewer shows."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -141,3 +142,10 @@ class TestRefusals:
     _save(tmp_path / "bomb.png", PIL.Image.fromarray(PICTURE))
     with pytest.raises(ValueError, match="decompression bomb.*bomb.png"):
       image_files.read(tmp_path / "bomb.png")
+
+
+@pytest.mark.timeout(20)
+def test_pipe_in_the_place_of_an_image_is_refused(tmp_path):
+  os.mkfifo(tmp_path / "a.png")
+  with pytest.raises(ValueError, match="a.png must be a regular file"):
+    image_files.read(tmp_path / "a.png")
