@@ -308,6 +308,11 @@ def _set_outputs(config: ConfigDict):
   checkpoint.every = 50  # iterations
   checkpoint.keep = 2  # the last so many
 
+  preemption = config.preemption = ConfigDict()
+  # Seconds that the iteration and its checkpoint may take after SIGTERM or SIGINT. Longer than what
+  # the platform gives does no harm: it kills the run then, as `grace_s` does.
+  preemption.grace_s = 100.0
+
   # Keys are named `evaluation` here only because `eval` is a function of Python.
   evaluation = config.eval = ConfigDict()
   evaluation.prompts = (

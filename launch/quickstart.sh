@@ -4,7 +4,8 @@
 #
 #   bash launch/quickstart.sh [WORKDIR] [FLAGS OF launch/tpu.py ...]
 #
-# WORKDIR is runs/quickstart in this repository unless given. The run resumes when started again.
+# WORKDIR is runs/quickstart in this repository unless given. The run resumes when started again. On
+# SIGTERM and Ctrl-C it saves and ends with exit code 75.
 set -euo pipefail
 workdir=runs/quickstart
 if [ $# -gt 0 ] && [[ $1 != -* ]]; then
@@ -16,5 +17,11 @@ cd "$(dirname "$0")/.."
 source launch/venv.sh
 
 prepare_venv
-"$python" launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir="$workdir" "$@"
+# In the background: bash would hand on a signal only after the run.
+"$python" launch/tpu.py --config=configs/r3_geneval.py:shapes --workdir="$workdir" "$@" &
+run=$!
+trap 'kill -TERM $run' TERM INT
+wait $run || true # a signal ends this, too
+wait $run         # the run's exit code
+trap - TERM INT
 "$python" -m r3jax report "$workdir"

@@ -3,11 +3,13 @@ r"""Runs the quickstart's training with several seeds and writes its table into 
   python launch/results.py [--seeds=5] [--runs=runs/results]
 
 Needs a checkout without uncommitted changes, since the table names the commit. The runs are kept in
-RUNS/COMMIT/seed_N; those that are finished are not run again. Some 8 minutes a seed on two cores.
+RUNS/COMMIT/seed_N; those that are finished are not run again, one that was asked to end resumes.
+Some 8 minutes a seed on two cores.
 """
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -30,6 +32,20 @@ def _git(*arguments: str) -> str:
   return subprocess.check_output(command, text=True).strip()
 
 
+def _run(command: list[str]) -> None:
+  """Runs a command, which gets this process's signals; exits with its code if that is not 0."""
+  process = subprocess.Popen(command)
+
+  def hand_on(number: int, unused_frame) -> None:
+    process.send_signal(number)
+
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, hand_on)
+  code = process.wait()
+  if code:
+    sys.exit(code)
+
+
 def _summary(workdir: pathlib.Path, seed: int) -> dict:
   """Returns the summary of the run with a seed, which is run where there is none."""
   path = workdir / "summary.json"
@@ -41,7 +57,7 @@ def _summary(workdir: pathlib.Path, seed: int) -> dict:
       f"--workdir={workdir}",
       f"--config.seed={seed}",
     ]
-    subprocess.run(command, check=True)
+    _run(command)
   return json.loads(path.read_text())
 
 

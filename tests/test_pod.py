@@ -5,12 +5,15 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import threading
 
 import pytest
 import yaml
 
 from configs import r3_geneval
+from r3jax.parallel import preemption
 
 ROOT = pathlib.Path(__file__).parents[1]
 POD = ROOT / "launch" / "pod"
@@ -150,8 +153,53 @@ class TestQueuedResources:
     )
     assert found.returncode == 2 and "set the variable WORKDIR" in found.stderr
 
+  def test_stop_waits_until_the_process_is_gone(self, tmp_path):
+    (tmp_path / "gcloud").write_text(
+      "#!/usr/bin/env bash\n"
+      'for word in "$@"; do [[ $word != --command=* ]] || bash -c "${word#--command=}"; done\n'
+    )
+    (tmp_path / "gcloud").chmod(0o755)
+    job = subprocess.Popen(
+      ["bash", "-c", "trap 'sleep 0.5; exit 75' TERM; echo; sleep 60 & wait"],
+      stdout=subprocess.PIPE,
+      start_new_session=True,
+    )
+    job.stdout.readline()  # it traps the signal
+    (tmp_path / "run.pid").write_text(str(job.pid))
+    # A process that nobody waits for would stay in the table of processes.
+    waiter = threading.Thread(target=job.wait)
+    waiter.start()
+    found = _bash(
+      "bash launch/pod/queued_resources.sh stop",
+      PATH=f"{tmp_path}:{os.environ['PATH']}",
+      PROJECT="p",
+      REMOTE=str(tmp_path),
+    )
+    waiter.join(10)
+    os.killpg(job.pid, signal.SIGKILL)  # its sleep
+    assert (found.returncode, job.returncode) == (0, 75), found.stderr
+
 
 class TestJobSet:
+  def test_being_asked_to_end_is_no_failure(self):
+    jobset = yaml.safe_load((POD / "jobset.yaml").read_text())
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    rule = spec["podFailurePolicy"]["rules"][0]
+    assert rule["action"] == "FailJob"
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == [preemption.EXIT_CODE]
+    (restart,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert restart["onJobFailureReasons"] == ["PodFailurePolicy"]
+
+  def test_grace_of_the_pods_is_longer_than_that_of_the_run(self):
+    jobset = yaml.safe_load((POD / "jobset.yaml").read_text())
+    (job,) = jobset["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    grace = r3_geneval.get_config().preemption.grace_s
+    assert pod["terminationGracePeriodSeconds"] >= grace + 5
+
   def test_pods_are_the_hosts_of_the_slice(self):
     jobset = yaml.safe_load((POD / "jobset.yaml").read_text())
     assert (jobset["apiVersion"], jobset["kind"]) == (

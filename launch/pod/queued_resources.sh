@@ -7,7 +7,8 @@
 #   bash launch/pod/queued_resources.sh run [FLAGS OF launch/tpu.py ...]
 #                                                     starts the job on every host, detached
 #   bash launch/pod/queued_resources.sh logs          follows the log of the first host
-#   bash launch/pod/queued_resources.sh stop          ends the job, keeps the slice
+#   bash launch/pod/queued_resources.sh stop          ends the job, which saves first, and waits until it
+#                                                     is gone on every host; keeps the slice
 #   bash launch/pod/queued_resources.sh delete        gives the slice back
 #
 # It reads the variables below. The job resumes when `run` is called again. Not run on Google Cloud yet.
@@ -22,6 +23,7 @@ TIER="${TIER:-}"                                # --spot, or --reserved; empty i
 WORKDIR="${WORKDIR:-}"                          # gs://BUCKET/FOLDER that all hosts see
 CONFIG="${CONFIG:-configs/r3_geneval.py}"
 REMOTE="${REMOTE:-r3jax}"                       # folder on the hosts, under the home
+STOP_SECONDS="${STOP_SECONDS:-120}"             # how long stop waits: longer than preemption.grace_s
 
 usage() {
   sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
@@ -67,6 +69,15 @@ run_everywhere() {
     nohup .venv/bin/python launch/tpu.py$flags >> run.log 2>&1 < /dev/null & echo \$! > run.pid"
 }
 
+# Asking one host would end the job on all, but only a host can say whether its process is gone.
+stop_everywhere() {
+  on all "pid=\$(cat $REMOTE/run.pid)
+    kill \$pid || exit 0
+    for _ in \$(seq $STOP_SECONDS); do kill -0 \$pid 2> /dev/null || exit 0; sleep 1; done
+    echo \"process \$pid on \$(hostname) runs on after $STOP_SECONDS s\" >&2
+    exit 1"
+}
+
 command="${1:-}"
 shift || usage
 case "$command" in
@@ -81,7 +92,7 @@ case "$command" in
   install) need PROJECT; install_everywhere ;;
   run) need PROJECT WORKDIR; run_everywhere "$@" ;;
   logs) need PROJECT; on 0 "tail -n 100 -f $REMOTE/run.log" ;;
-  stop) need PROJECT; on all "kill \$(cat $REMOTE/run.pid)" ;;
+  stop) need PROJECT; stop_everywhere ;;
   delete) need PROJECT; queued delete "$NAME" --force --quiet ;;
   *) usage ;;
 esac

@@ -37,8 +37,7 @@ class Checkpoints:
 
     Args:
       folder: Folder of the checkpoints.
-      every: A save is due at the multiples of this many steps, and when the machine is about to be
-        preempted (where the platform tells JAX so).
+      every: A save is due at the multiples of this many steps.
       keep: Number of latest checkpoints to keep.
 
     Raises:
@@ -49,12 +48,8 @@ class Checkpoints:
         f"checkpoint every and keep must be at least 1, got {every} and {keep}"
       )
     policies = ocp.checkpoint_managers
-    save_policies = [
-      policies.FixedIntervalPolicy(every),
-      policies.PreemptionCheckpointingPolicy(),
-    ]
     options = ocp.CheckpointManagerOptions(
-      save_decision_policy=policies.AnySavePolicy(save_policies),
+      save_decision_policy=policies.FixedIntervalPolicy(every),
       preservation_policy=policies.preservation_policy.LatestN(keep),
       cleanup_tmp_directories=True,
     )

@@ -15,7 +15,6 @@ from ml_collections import config_flags
 
 from r3jax.cli import command_line
 from r3jax.cli import startup
-from r3jax.parallel import multihost
 from r3jax.report import evaluation_report
 from r3jax.rewards.from_host import budget
 from r3jax.run import evaluation_job
@@ -44,7 +43,7 @@ def run() -> None:
   config = values.config
   startup.start(config.mesh, config.eval.batch_size, config.step.quick_compile)
   startup.keep_programs(config.mesh)
-  with multihost.ending_together():
+  with startup.ending_together():
     job = startup.together(
       evaluation_job.prepare, values.config, values.workdir, values.checkpoint
     )

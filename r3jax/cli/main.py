@@ -20,6 +20,7 @@ from r3jax.cli import command_line
 from r3jax.cli import help_text
 from r3jax.files import rules
 from r3jax.files import texts
+from r3jax.parallel import preemption
 
 _HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
@@ -32,17 +33,27 @@ class Command:
     summary: what it does, in one line.
     words: the words that it takes beside flags, as the usage line shows them; "" for none.
     config: the config file whose keys its help lists; "" for a command without --config.
+    after_end: what can be done after the command was asked to end, see `preemption`; "" leaves
+      signals to the command.
   """
 
   summary: str
   words: str = ""
   config: str = ""
+  after_end: str = ""
 
 
+_CONTINUES = "the same command continues"
 COMMANDS = {
-  "train": Command("train a model by R3, or resume a run", config="r3_geneval"),
+  "train": Command(
+    "train a model by R3, or resume a run",
+    config="r3_geneval",
+    after_end=_CONTINUES,
+  ),
   "evaluate": Command(
-    "evaluate a model on held-out prompts", config="r3_geneval"
+    "evaluate a model on held-out prompts",
+    config="r3_geneval",
+    after_end=_CONTINUES,
   ),
   "compare": Command("compare finished evaluations", words="A B ..."),
   "rescore": Command(
@@ -50,11 +61,15 @@ COMMANDS = {
     words="DIR",
     config="r3_geneval",
   ),
-  "generate": Command("draw images of prompts", config="r3_geneval"),
+  "generate": Command(
+    "draw images of prompts", config="r3_geneval", after_end=_CONTINUES
+  ),
   "edit": Command("edit an image as told", config="r3_geneval"),
   "ask": Command("ask the model about an image", config="r3_geneval"),
   "sft": Command(
-    "train the small model of the embedded world", config="sft_shapes"
+    "train the small model of the embedded world",
+    config="sft_shapes",
+    after_end="the same command starts anew",
   ),
   "convert": Command("convert a model between BAGEL's format and Orbax"),
   "compile": Command(
@@ -135,6 +150,9 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
 
 def _run_command(name: str, arguments: Sequence[str]) -> None:
   """Runs a sub-command, and exits where it fails; for the arguments see `run_command`."""
+  if COMMANDS[name].after_end:
+    # Before JAX is imported, which takes seconds.
+    preemption.ENDING.listen(COMMANDS[name].after_end)
   module = importlib.import_module(f"r3jax.cli.{name.replace('-', '_')}")
   module.define_flags()
   if asks_for_help(arguments):

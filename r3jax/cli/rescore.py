@@ -13,7 +13,6 @@ from ml_collections import config_flags
 from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.files import rules
-from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
 from r3jax.run import evaluation_job
 
@@ -41,7 +40,7 @@ def run(folder: str) -> None:
   config = values.config
   startup.start(config.mesh, config.eval.batch_size, config.step.quick_compile)
   startup.keep_programs(config.mesh)
-  with multihost.ending_together():
+  with startup.ending_together():
     try:
       comparison = startup.together(
         evaluation_job.rescore, values.config, folder, values.judge

@@ -1,6 +1,7 @@
 """Starts commands that run on many devices: processes, logs and the cache of compiled programs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import os
 import sys
 from typing import Any
@@ -15,8 +16,10 @@ import r3jax
 from r3jax.cli import command_line
 from r3jax.files import caches
 from r3jax.files import rules
+from r3jax.parallel import agreement
 from r3jax.parallel import meshes
 from r3jax.parallel import multihost
+from r3jax.parallel import preemption
 
 
 def define_flags() -> None:
@@ -120,6 +123,15 @@ def start(
   multihost.initialize(
     coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id
   )
+
+
+@contextlib.contextmanager
+def ending_together() -> Iterator[None]:
+  """Ends all processes of the block together: where one fails, and where one is asked to end."""
+  # The runtimes of the devices have started.
+  preemption.ENDING.claim_signals()
+  with multihost.ending_together(), agreement.ending_when_asked():
+    yield
 
 
 def together(function: Callable, *arguments):

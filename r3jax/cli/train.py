@@ -14,7 +14,6 @@ from ml_collections import config_flags
 
 from r3jax.cli import command_line
 from r3jax.cli import startup
-from r3jax.parallel import multihost
 from r3jax.rewards.from_host import budget
 from r3jax.run import loop
 from r3jax.run import sessions
@@ -41,7 +40,7 @@ def run() -> None:
   batch = math.gcd(config.groups_per_step, config.eval.batch_size)
   startup.start(config.mesh, batch, config.step.quick_compile)
   programs = startup.keep_programs(config.mesh)
-  with multihost.ending_together():
+  with startup.ending_together():
     session, policy = startup.together(sessions.prepare, config, workdir)
     try:
       loop.run(session, policy, programs)

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from r3jax.parallel import endings
+from r3jax.parallel import preemption
 
 # How long processes wait for each other at a common point; one may be slow to load weights.
 WAIT_SECONDS = 1800
@@ -44,6 +45,8 @@ def initialize(coordinator: str, num_processes: int, process_id: int):
   """
   # For processes on CPUs.
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  # Its handler of SIGTERM would take the place of ours, see `preemption`.
+  jax.config.update("jax_enable_preemption_service", False)
   if coordinator:
     jax.distributed.initialize(
       coordinator,
@@ -100,7 +103,13 @@ def _client() -> Any:
   return client
 
 
-def _read_texts(folder: str) -> dict[int, str]:
+def write_text(folder: str, text: str = "") -> None:
+  """Writes this process's text into a folder of the coordination service."""
+  key = f"{folder}{jax.process_index()}"
+  _client().key_value_set(key, text, allow_overwrite=True)
+
+
+def read_texts(folder: str) -> dict[int, str]:
   """Returns the texts in a folder of the coordination service, by process."""
   entries = _client().key_value_dir_get(folder)
   return {int(key.rpartition("/")[2]): text for key, text in sorted(entries)}
@@ -138,7 +147,7 @@ def raise_together(error: Exception | None):
       ) from late
   if error is not None:
     raise error
-  failures = _read_texts(folder)
+  failures = read_texts(folder)
   if failures:
     lines = [
       f"\n  process {process}: {text}" for process, text in failures.items()
@@ -172,6 +181,9 @@ def ending_together() -> Iterator[None]:
   except Exception as error:
     # Any exception: whatever it is, the others must not wait for this process.
     block_has_ended.set()
+    if preemption.ENDING.ends_at_once():
+      # The others have left a computation, and another thread ends this process.
+      time.sleep(preemption.FAREWELL_SECONDS)
     logging.exception("this process failed, the others are ended")
     end_process(f"{type(error).__name__}: {error}")
   finally:
@@ -183,7 +195,7 @@ def _watch(block_has_ended: threading.Event):
   """Ends this process when another one has failed, until the block has ended."""
   while not block_has_ended.wait(_POLL_SECONDS):
     try:
-      failures = _read_texts(_FAILED)
+      failures = read_texts(_FAILED)
     except jax.errors.JaxRuntimeError as error:
       # JAX ends a process whose coordinator is gone.
       logging.error("process 0 does not answer: %s", error)
@@ -208,13 +220,12 @@ def end_process(problem: str | None):
   if jax.process_count() == 1:
     endings.end_now(1)
   process = jax.process_index()
-  client = _client()
   try:
-    client.key_value_set(f"{_ANSWERED}{process}", "", allow_overwrite=True)
+    write_text(_ANSWERED)
     if problem:
-      client.key_value_set(f"{_FAILED}{process}", problem, allow_overwrite=True)
+      write_text(_FAILED, problem)
     time.sleep(3 * _POLL_SECONDS)
-    answered = set(_read_texts(_ANSWERED))
+    answered = set(read_texts(_ANSWERED))
     silent = sorted(set(range(jax.process_count())) - answered)
     if silent:
       logging.error(

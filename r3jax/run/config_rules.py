@@ -168,6 +168,7 @@ RULES: dict[str, rules.Rule] = {
   # What a run evaluates, keeps and logs.
   "checkpoint.every": _COUNT,
   "checkpoint.keep": _COUNT,
+  "preemption.grace_s": _SECONDS,
   "eval.prompts": rules.Whole(0, 100_000),
   "eval.images_per_prompt": NUM_IMAGES,
   "eval.rounds": ROUNDS,

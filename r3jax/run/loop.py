@@ -18,6 +18,7 @@ from r3jax.data import pipeline
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.parallel import multihost
+from r3jax.parallel import preemption
 from r3jax.rewards.from_host import budget
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
@@ -53,8 +54,10 @@ def run(
 
   Raises:
     budget.BudgetExceeded: Too many images got no score; the run is saved and can be resumed.
+    SystemExit: The process was asked to end; the run is saved and can be resumed.
   """
   config = session.config
+  preemption.ENDING.grace_seconds = config.preemption.grace_s
   files = session.files
   clock = timing.PhaseClock()
   num_parameters = summary.count_parameters(session, policy)
@@ -118,8 +121,10 @@ def iterate(
 
   Raises:
     budget.BudgetExceeded: Too many images got no score; the last iteration is saved.
+    SystemExit: The process was asked to end, see `preemption`; the last iteration is saved.
   """
   config = session.config
+  ending = preemption.ENDING
   # Indices of the training prompts of every iteration.
   batches = pipeline.prompt_iterator(
     len(session.experiment.train), config.groups_per_step, config.seed
@@ -141,6 +146,8 @@ def iterate(
 
   with contextlib.closing(checkpoints), contextlib.closing(profiler):
     for number in range(done + 1, config.total_steps + 1):
+      if not _compiles(config, number - done):
+        ending.will_save(number)
       indices = next(batches)
       session.experiment.reward.begin(number)
       with profiler.iteration(number), stopwatch.part("step"):
@@ -158,18 +165,25 @@ def iterate(
 
       over_budget = failures.add(budget.failed_share(metrics))
       evaluation_due = _evaluation_is_due(config, number)
-      save_now = evaluation_due or over_budget or number == config.total_steps
+      must_end = ending.is_due(number)
+      is_last = must_end or over_budget or number == config.total_steps
+      save_now = evaluation_due or is_last
       with stopwatch.part("checkpoint"):
         checkpoints.save(number, state, batches, force=save_now)
       if over_budget:
         raise failures.error()
+      if must_end:
+        checkpoints.wait()
+        raise ending.saved(f"after iteration {number} of {config.total_steps}")
 
       if evaluation_due:
         # A start that resumes here must restore the policy that is evaluated.
         checkpoints.wait()
+        ending.nothing_to_save()
         clock.lap("train")
         session.evaluate(state.policy, number, writer)
         clock.lap("evaluate between")
+  ending.nothing_to_save()
   clock.lap("train")
   return state
 
@@ -224,6 +238,11 @@ def _headline_scores(metrics: dict[str, Any]) -> dict[str, float]:
     "draft": metrics["reason/score"],
     "edited": metrics.get("edit/score", np.nan),
   }
+
+
+def _compiles(config: ml_collections.ConfigDict, count: int) -> bool:
+  """Returns whether the iteration with this number since the start compiles, for minutes."""
+  return config.step.mode == "split" and count == 1
 
 
 def _evaluation_is_due(config: ml_collections.ConfigDict, number: int) -> bool:

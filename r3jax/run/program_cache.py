@@ -34,6 +34,7 @@ NOT_TRACED: Mapping[str, str] = {
   "data": "prompts are arguments of the step",
   "eval": "evaluation has programs of its own",
   "checkpoint": "the loop saves",
+  "preemption": "the loop ends",
   "log": "the loop logs",
   "profile": "the loop traces",
   "reward.endpoints": _ONLY_ON_HOST,

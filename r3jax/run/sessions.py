@@ -59,6 +59,7 @@ MAY_DIFFER = (
   "log",
   "eval",
   "checkpoint",
+  "preemption",
   "step.mode",
   "step.quick_compile",
   "step.micro_batches",
