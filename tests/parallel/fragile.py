@@ -1,6 +1,9 @@
 """One of two processes of which the second comes to grief while the first computes with it.
 
-python tests/parallel/fragile.py PROCESS COORDINATOR HOW     HOW: raises, killed, late, first_raises
+python tests/parallel/fragile.py PROCESS COORDINATOR HOW
+
+HOW: raises, killed, late, first_raises; asked (to end, in the third iteration), asked_early (before
+the first), asked_twice (in the third iteration, which does not end).
 """
 
 import os
@@ -12,7 +15,9 @@ from absl import logging
 from jax.experimental import multihost_utils
 import numpy as np
 
+from r3jax.parallel import agreement
 from r3jax.parallel import multihost
+from r3jax.parallel import preemption
 
 PROCESS, COORDINATOR, HOW = int(sys.argv[1]), *sys.argv[2:]
 
@@ -34,5 +39,31 @@ def main():
     multihost_utils.process_allgather(np.ones(1))
 
 
+def iterate():
+  """Computes with the other process until the second one gets a signal."""
+  ending = preemption.ENDING
+  ending.listen("the same command continues")
+  multihost.initialize(COORDINATOR, 2, PROCESS)
+  ending.claim_signals()
+  with multihost.ending_together(), agreement.ending_when_asked():
+    for number in range(1, 1000):
+      if (HOW, PROCESS) == ("asked_early", 1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1000)
+      ending.will_save(number)
+      if PROCESS == 1 and number == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if HOW == "asked_twice":
+          time.sleep(1.5)
+          os.kill(os.getpid(), signal.SIGTERM)
+          time.sleep(1000)
+      multihost_utils.process_allgather(np.ones(1))
+      if ending.is_due(number):
+        raise ending.saved(f"after iteration {number}")
+
+
 logging.use_absl_handler()
-main()
+if HOW.startswith("asked"):
+  iterate()
+else:
+  main()

@@ -397,6 +397,27 @@ class TestEndingTogether:
     ), first
 
 
+class TestEndingWhenAsked:
+  def test_both_end_after_the_same_iteration(self):
+    codes, outputs = fragile("asked")
+    assert codes == [75, 75], outputs
+    saved = [
+      re.findall(r"saved after iteration (\d+)", output) for output in outputs
+    ]
+    assert saved[0] == saved[1] and int(saved[0][0]) >= 3, outputs
+    assert "asked to end by process 1" in outputs[0]
+    assert "Traceback" not in "".join(outputs)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("how", ["asked_early", "asked_twice"])
+  def test_both_end_at_once(self, how):
+    start_time = time.monotonic()
+    codes, outputs = fragile(how)
+    assert codes == [75, 75], outputs
+    assert "Traceback" not in "".join(outputs)
+    assert time.monotonic() - start_time < 60
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 class TestTwoProcesses:
