@@ -7,10 +7,15 @@ here.
 
 from collections.abc import Callable
 import os
+import sys
+import threading
 from typing import NoReturn
 
 from absl import logging
 
+# How long duties and the log may take. The main thread may hold a lock that they need, for example
+# that of the log while it waits for a full pipe.
+LIMIT_SECONDS = 3.0
 # In the order in which they were registered.
 _duties: list[Callable[[], None]] = []
 
@@ -19,8 +24,8 @@ def before_end(duty: Callable[[], None]) -> None:
   """Calls a function before `end_now` ends the process.
 
   Args:
-    duty: Called on the thread that ends the process, while other threads run on; it takes seconds
-      at most and raises no error. A function that is registered twice is called once.
+    duty: Called on a thread of its own, while other threads run on; it takes a second at most and
+      raises no error. A function that is registered twice is called once.
   """
   if duty not in _duties:
     _duties.append(duty)
@@ -29,10 +34,20 @@ def before_end(duty: Callable[[], None]) -> None:
 def end_now(code: int) -> NoReturn:
   """Ends this process by `os._exit`, from any thread, after all duties and with flushed logs.
 
+  What takes longer than LIMIT_SECONDS is left.
+
   Args:
     code: Exit code of the process.
   """
+  thread = threading.Thread(target=_do_duties, daemon=True)
+  thread.start()
+  thread.join(LIMIT_SECONDS)
+  os._exit(code)
+
+
+def _do_duties() -> None:
   for duty in _duties:
     duty()
   logging.flush()
-  os._exit(code)
+  sys.stdout.flush()
+  sys.stderr.flush()

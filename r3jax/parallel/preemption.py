@@ -13,11 +13,10 @@ from collections.abc import Collection
 import os
 import select
 import signal
-import sys
 import threading
 import time
 
-from absl import logging
+from r3jax.parallel import endings
 
 # EX_TEMPFAIL of sysexits.h: what was asked for is not done; try again.
 EXIT_CODE = 75
@@ -28,7 +27,6 @@ AT_ONCE = 0
 _ANOTHER_SIGNAL_SECONDS = 1.0
 # How long the thread that talks to the other processes may take to end this one.
 FAREWELL_SECONDS = 4.0
-_FLUSH_SECONDS = 1.0
 _WAKE = b"\0"  # no number of a signal
 
 
@@ -43,12 +41,12 @@ class Ending:
     grace_seconds: Time for the iteration and its checkpoint after the first signal.
   """
 
-  def __init__(self, clock=time.monotonic, exit_process=os._exit):
+  def __init__(self, clock=time.monotonic, exit_process=endings.end_now):
     """Starts with nothing to save.
 
     Args:
       clock: Returns seconds.
-      exit_process: Ends the process with a code, from any thread.
+      exit_process: Ends the process with a code, from any thread, within seconds.
     """
     self.grace_seconds = 100.0
     self._clock = clock
@@ -196,7 +194,7 @@ class Ending:
       return self._decision == AT_ONCE
 
   def exit(self) -> None:
-    """Ends the process now; the logs are flushed unless that hangs."""
+    """Ends the process now."""
     with self._condition:
       position = self._position
     reason = f"asked to end by {self._asked_by}"
@@ -207,10 +205,6 @@ class Ending:
         f"{reason}: iteration {position} is not saved; {self._how_to_go_on} from the last "
         "checkpoint"
       )
-    # The main thread may hold a lock of the log while it waits for a full pipe.
-    flusher = threading.Thread(target=_flush, daemon=True)
-    flusher.start()
-    flusher.join(_FLUSH_SECONDS)
     self._exit_process(EXIT_CODE)
 
   # The thread that reads the signals.
@@ -278,10 +272,3 @@ def _print(text: str) -> None:
     os.write(2, f"r3jax: {text}\n".encode())
   except OSError:
     return  # nobody reads it
-
-
-def _flush() -> None:
-  """Flushes logs and outputs."""
-  logging.flush()
-  sys.stdout.flush()
-  sys.stderr.flush()

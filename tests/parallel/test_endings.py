@@ -15,8 +15,23 @@ threading.Event().wait()
 """
 
 
+_HANGING_PROGRAM = """
+import threading
+from r3jax.parallel import endings
+endings.LIMIT_SECONDS = 0.1
+endings.before_end(threading.Event().wait)
+endings.end_now(7)
+"""
+
+
 class TestEndNow:
-  def test_duties_are_done_once_on_the_thread_that_ends_the_process(self):
+  def test_duty_that_hangs_does_not_keep_the_process(self):
+    ended = subprocess.run(
+      [sys.executable, "-c", _HANGING_PROGRAM], timeout=60, check=False
+    )
+    assert ended.returncode == 7
+
+  def test_duties_are_done_once_before_the_process_ends(self):
     ended = subprocess.run(
       [sys.executable, "-c", _PROGRAM],
       capture_output=True,

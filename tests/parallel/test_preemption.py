@@ -125,15 +125,6 @@ class TestAlone:
     ending.act()
     assert codes == [75]
 
-  def test_log_that_hangs_does_not_keep_the_process(
-    self, ending, codes, monkeypatch
-  ):
-    monkeypatch.setattr(preemption, "_FLUSH_SECONDS", 0.1)
-    monkeypatch.setattr(preemption, "_flush", threading.Event().wait)
-    ending.signal(signal.SIGTERM)
-    ending.act()
-    assert codes == [75]
-
 
 class TestTogether:
   def test_all_end_after_the_furthest(self, ending):
