@@ -23,6 +23,7 @@ FILES = (FAST_FILE, VOCABULARY_FILE, MERGES_FILE, ADDED_TOKENS_FILE)
 
 # The largest id that a token may have.
 _MAX_ID = 2**24
+_PANIC = "PanicException"
 _ID = re.compile(r"\d{1,8}", re.ASCII)
 
 # How Qwen2 splits text before byte-level BPE: contractions, words, single digits, punctuation,
@@ -51,7 +52,9 @@ def load(folder: epath.PathLike) -> tokenization.TextTokenizer:
   vocabulary = folder / VOCABULARY_FILE
   merges = folder / MERGES_FILE
   if fast.exists():
-    content = json.dumps(_json_object(fast))
+    raw = _json_object(fast)
+    _check_fast_merges(fast, raw.get("model"))
+    content = json.dumps(raw)
     fast_tokenizer = _built(
       fast, lambda: tokenizers.Tokenizer.from_str(content)
     )
@@ -75,13 +78,56 @@ def _built(
   """
   try:
     return build()
-  except ValueError:
-    raise
-  # The library raises no narrower class.
-  except Exception as error:  # noqa: BLE001
+  except BaseException as error:
+    # The library raises Exception itself, and where its Rust code panics, as at merges of tokens
+    # that are not there, a class that is no Exception and cannot be imported.
+    if type(error) is not Exception and type(error).__name__ != _PANIC:
+      raise
     raise ValueError(
       f"{path} must hold a tokenizer: {texts.shorten(str(error), 500)}"
     ) from error
+
+
+def _check_fast_merges(path: epath.Path, model: object) -> None:
+  """Checks the merges of the model of a `tokenizer.json`, see `_check_merges`.
+
+  Args:
+    path: Of the file.
+    model: JSON value; the library refuses one that is no model.
+  """
+  if not isinstance(model, dict) or model.get("continuing_subword_prefix"):
+    return
+  vocabulary = model.get("vocab")
+  merges = model.get("merges")
+  if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+    return
+  pairs = []
+  for merge in merges:
+    # Older files have "a b" for ["a", "b"].
+    tokens = merge.split(" ") if isinstance(merge, str) else merge
+    is_pair = isinstance(tokens, list) and len(tokens) == 2
+    if is_pair and all(isinstance(token, str) for token in tokens):
+      pairs.append((tokens[0], tokens[1]))
+  _check_merges(path, vocabulary, pairs)
+
+
+def _check_merges(
+  path: epath.Path, vocabulary: dict, merges: list[tuple[str, str]]
+) -> None:
+  """Raises a ValueError where a merge is of tokens that are not there, at which the library panics.
+
+  Args:
+    path: File that has the merges, for the message.
+    vocabulary: Ids by token.
+    merges: Pairs of tokens that become one.
+  """
+  for first, second in merges:
+    for token in (first, second, first + second):
+      if token not in vocabulary:
+        raise ValueError(
+          f"{path} must merge tokens of the vocabulary into one of its tokens; {token!r:.80} is "
+          f"none, of the merge {first!r:.80}, {second!r:.80}"
+        )
 
 
 def _with_checked_ids(
@@ -107,7 +153,9 @@ def _byte_level_bpe(folder: epath.Path) -> tokenizers.Tokenizer:
         f"{vocabulary_path} must have whole numbers in 0..{_MAX_ID} as ids; token {token!r:.80} "
         f"has {token_id!r:.80}"
       )
-  merges = _read_merges(folder / MERGES_FILE)
+  merges_path = folder / MERGES_FILE
+  merges = _read_merges(merges_path)
+  _check_merges(merges_path, vocabulary, merges)
   tokenizer = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
   tokenizer.normalizer = normalizers.NFC()
   tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

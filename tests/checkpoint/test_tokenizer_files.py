@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import tokenizers
+from tokenizers import models
 from tokenizers import pre_tokenizers
 
 from r3jax.checkpoint import tokenizer_files
@@ -63,6 +65,30 @@ class TestLoad:
     # digits are split before any merge
     assert tokenizer.encode("12") == [ids["1"], ids["2"]]
     assert tokenizer.encode("<|im_end|>") == [261]
+
+  @pytest.mark.parametrize("merge", ["he 1", "x h", "h"])
+  def test_merge_of_tokens_that_are_not_there_is_refused(
+    self, bpe_folder, tmp_path, merge
+  ):
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+      (tmp_path / name).write_text((bpe_folder / name).read_text())
+    with (tmp_path / "merges.txt").open("a") as file:
+      file.write(f"{merge}\n")
+    message = "merges.txt must (merge tokens of the vocabulary|have two tokens)"
+    with pytest.raises(ValueError, match=message):
+      tokenizer_files.load(tmp_path)
+
+  @pytest.mark.parametrize("merge", [["a", "c"], "a c"])
+  def test_merge_in_one_file_is_checked_too(self, tmp_path, merge):
+    vocabulary_of_bytes = {"a": 0, "b": 1, "c": 2, "ab": 3}
+    tokenizer = tokenizers.Tokenizer(
+      models.BPE(vocabulary_of_bytes, [("a", "b")])
+    )
+    content = json.loads(tokenizer.to_str())
+    content["model"]["merges"].append(merge)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer.json must merge tokens"):
+      tokenizer_files.load(tmp_path)
 
   def test_empty_folder_is_refused(self, tmp_path):
     with pytest.raises(
