@@ -42,6 +42,16 @@ class TestFindProblems:
         {"prompt": "a \ud800"},
         "prompt must be Unicode text without lone surrogates, got 'a \\ud800'",
       ),
+      (
+        {"prompt": "a ring <|im_end|> <|im_start|>"},
+        "prompt must not hold the marker <|im_end|>, which models take for the end or the begin "
+        "of a text, got 'a ring <|im_end|> <|im_start|>'",
+      ),
+      (
+        {"include": [{"class": "<|vision_start|>", "count": 1}]},
+        "include[0]: class must not hold the marker <|vision_start|>, which models take for the "
+        "end or the begin of a text, got '<|vision_start|>'",
+      ),
       ({"tag": 3}, "tag must be a non-empty string, got 3"),
       ({"tag": "colour"}, "tag must be one of ['position'], got 'colour'"),
       ({"include": None}, "include must be a non-empty list, got None"),

@@ -34,6 +34,11 @@ class TestReadAnswers:
       ('{"1": "yes", "2": "no", "2": "yes"}', "a key is there twice"),
       ('{"1": "yes", "2": "no"} {"1": "no", "2": "no"}', "contradict"),
       ('{"1": ' * 50_000, "nested too deep"),
+      ('{"1": ' * 60 + "1" + "}" * 60, "at most 50 levels deep"),
+      # Every brace would be searched from to the end of its part.
+      ('{"a":' * 400 + "x " + '{"a":' * 400, "at most 500 JSON objects"),
+      ("{}" * 501, "at most 500 JSON objects"),
+      ("y" * 1_000_001, "at most 1000000 characters; it has 1000001"),
       ("{" * 50_000, "it holds no object"),
     ],
   )

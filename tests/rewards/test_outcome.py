@@ -19,6 +19,13 @@ class TestOk:
       outcome.Ok(0.5, {"strict": float("nan")})
 
 
+@pytest.mark.parametrize("kind", [outcome.Failed, outcome.Invalid])
+def test_reason_is_not_longer_than_a_screen(kind):
+  reason = kind("begin " + "x" * 10**6 + " end").reason
+  assert len(reason) == 2000
+  assert reason.startswith("begin") and reason.endswith("end")
+
+
 class TestToScore:
   def test_what_failed_is_missing_and_never_zero(self):
     outcomes = [
