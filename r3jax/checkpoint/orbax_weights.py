@@ -10,6 +10,7 @@ import orbax.checkpoint as ocp
 
 from r3jax import types
 from r3jax.checkpoint import mismatch
+from r3jax.checkpoint import verification
 from r3jax.files import paths
 
 FOLDER = "weights"  # beside the JSON files and the tokenizer of the model
@@ -42,7 +43,10 @@ def load(
   """
   path = paths.absolute(path)
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-    metadata = checkpointer.metadata(path).item_metadata
+    try:
+      metadata = checkpointer.metadata(path).item_metadata
+    except verification.DAMAGE as error:
+      raise ValueError(_unreadable(path, error)) from error
     if metadata is None:
       raise ValueError(
         f"an Orbax checkpoint of a tree must be at {path}; its metadata is missing"
@@ -65,7 +69,16 @@ def load(
       restore_args=ocp.checkpoint_utils.construct_restore_args(item),
       partial_restore=True,
     )
-    return checkpointer.restore(path, args=arguments)
+    try:
+      return checkpointer.restore(path, args=arguments)
+    except verification.DAMAGE as error:
+      raise ValueError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: epath.Path, error: Exception) -> str:
+  return (
+    f"the Orbax checkpoint {path} cannot be read: {verification.short(error)}"
+  )
 
 
 def _check_shapes(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import dataclasses
 import json
 
+from absl import logging
 from etils import epath
 import flax.linen as nn
 import flax.traverse_util
@@ -20,6 +21,7 @@ from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_headers
 from r3jax.checkpoint import fingerprint
+from r3jax.checkpoint import folder_digests
 from r3jax.checkpoint import orbax_weights
 from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import training
@@ -34,6 +36,15 @@ from r3jax.worlds import registry
 
 # Where the leaves of the policy are in the tree of all weights.
 _POLICY = "policy/"
+# What a folder holds beside its weights.
+_SMALL_FILES = (
+  *bagel_config.FILES,
+  *tokenizer_files.FILES,
+  bagel_headers.INDEX_FILE,
+  folder_digests.FILE,
+)
+# How the names of a training state's arrays begin that a model is made of.
+_TRAINED_NAMES = "policy."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +128,7 @@ class Pretrained:
     Raises:
       ValueError: The files are not those of a model of these sizes.
     """
+    self._verify()
     # Adapters are merged before anything is rounded.
     read_dtype = None if self.adapted else dtype
     from_und = {}
@@ -148,6 +160,23 @@ class Pretrained:
     if read_dtype != dtype:
       weights = jax.tree.map(lambda leaf: leaf.astype(dtype), weights)
     return weights
+
+  def _verify(self) -> None:
+    """Compares the folder's files of weights with their digests; a process reads its share.
+
+    The state of a run's checkpoint has been compared by `find`.
+
+    Raises:
+      ValueError: A file is missing, cut or changed.
+    """
+    share = (jax.process_index(), jax.process_count())
+    is_verified = folder_digests.check_weights_once(
+      self.folder, share, paths.file_times(self.folder)
+    )
+    if not is_verified:
+      logging.warning(
+        "not verified: %s has no %s", self.folder, folder_digests.FILE
+      )
 
   def _merged(
     self, policy: types.Params, adapters: TrainedAdapters
@@ -269,6 +298,10 @@ def find(folder: str, world: str = "") -> Pretrained:
   path = paths.of_user(folder)
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
     return _trained(path)
+  for name in _SMALL_FILES:
+    if (path / name).is_dir():
+      raise ValueError(f"{path / name} must be a file; it is a folder")
+  folder_digests.check(path, are_weights=False)
   sizes = bagel_config.load(path)
   tokenizer = tokenizer_files.load(path)
   vocabulary_size = sizes.llm.vocab_size
@@ -371,6 +404,21 @@ def save(
     source = like.folder / name
     if source.is_file():
       (folder / name).write_text(source.read_text())
+  write_digests(folder)
+
+
+def write_digests(folder: epath.PathLike) -> None:
+  """Writes the digests of a model's files, which `find` and `Pretrained.load` compare them with.
+
+  Args:
+    folder: Folder in BAGEL's format, or a converted one; all its files are read once.
+  """
+  folder = epath.Path(folder)
+  names = [name for name in _SMALL_FILES if name != folder_digests.FILE]
+  if (folder / orbax_weights.FOLDER).is_dir():
+    names.append(orbax_weights.FOLDER)
+  names += [file.name for file in bagel_headers.weight_files(folder)]
+  folder_digests.write(folder, names)
 
 
 def check_free(folder: epath.Path) -> None:
@@ -389,9 +437,21 @@ def check_free(folder: epath.Path) -> None:
     )
 
 
+def step_of_run(workdir: epath.Path) -> int | None:
+  """Returns the iterations done at the checkpoint that `find` takes a run's model from.
+
+  None stands for a folder without checkpoints. A newer checkpoint that is damaged is passed over;
+  no file is changed.
+
+  Raises:
+    ValueError: All checkpoints are damaged, or they cannot be read.
+  """
+  return training.newest_sound(workdir / "checkpoints", _TRAINED_NAMES)
+
+
 def _trained(workdir: epath.Path) -> Pretrained:
-  """Returns the model of the main job's last checkpoint."""
-  step = training.latest_step(workdir / "checkpoints")
+  """Returns the model of the main job's last checkpoint that is not damaged."""
+  step = step_of_run(workdir)
   if step is None:
     raise ValueError(
       f"a workdir must hold a complete checkpoint to take a model from; there is none in {workdir}"

@@ -87,8 +87,11 @@ def log_ours() -> None:
   package_folder = os.path.dirname(r3jax.__file__)
 
   def is_shown(record) -> bool:
-    is_warning = record.levelno >= logging.converter.STANDARD_WARNING
-    return is_warning or record.pathname.startswith(package_folder)
+    if record.pathname.startswith(package_folder):
+      return True
+    # Orbax logs the tracebacks of errors that it raises, too.
+    record.exc_info = None
+    return record.levelno >= logging.converter.STANDARD_WARNING
 
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().addFilter(is_shown)

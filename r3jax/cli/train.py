@@ -10,8 +10,10 @@ import math
 import sys
 
 from absl import flags
+import jax
 from ml_collections import config_flags
 
+from r3jax.checkpoint import training
 from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.rewards.from_host import budget
@@ -27,6 +29,12 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "workdir", None, "Folder of the run; an interrupted run there is resumed."
   )
+  flags.DEFINE_enum(
+    "resume",
+    "auto",
+    sessions.RESUME_MODES,
+    "'must' refuses a workdir without a checkpoint, 'never' one with a checkpoint.",
+  )
   startup.define_flags()
   command_line.require(config="a config file", workdir="the folder of the run")
 
@@ -41,8 +49,15 @@ def run() -> None:
   startup.start(config.mesh, batch, config.step.quick_compile)
   programs = startup.keep_programs(config.mesh)
   with startup.ending_together():
-    session, policy = startup.together(sessions.prepare, config, workdir)
+    session, policy = startup.together(
+      sessions.prepare, config, workdir, flags.FLAGS.resume
+    )
     try:
       loop.run(session, policy, programs)
-    except budget.BudgetExceeded as error:
+    except (budget.BudgetExceeded, training.Unusable) as error:
+      # Every process raises these.
+      sys.exit(f"r3jax: {error}")
+    except training.SaveFailed as error:
+      if jax.process_count() > 1:
+        raise  # ends the other processes
       sys.exit(f"r3jax: {error}")

@@ -59,3 +59,16 @@ def did_you_mean(path: epath.PathLike) -> str:
   names = os.listdir(missing.parent)
   nearest = difflib.get_close_matches(missing.name, names, n=1)
   return f"; did you mean {missing.parent / nearest[0]}?" if nearest else ""
+
+
+def file_times(folder: epath.PathLike) -> tuple[tuple[str, int, int], ...]:
+  """Returns name, size and time of every file below a folder; () for one in a bucket."""
+  if "://" in str(folder):
+    return ()
+  times = []
+  for parent, _, names in os.walk(folder):
+    for name in names:
+      file = os.path.join(parent, name)
+      status = os.lstat(file)
+      times.append((file, status.st_size, status.st_mtime_ns))
+  return tuple(times)

@@ -32,6 +32,10 @@ _ROUND = "r3jax/round/"
 _rounds = itertools.count()
 
 
+class PlainError(Exception):
+  """An error whose message is all that a person needs: no traceback is logged."""
+
+
 def initialize(coordinator: str, num_processes: int, process_id: int):
   """Connects the processes of a run; to be called before JAX touches a device.
 
@@ -158,6 +162,35 @@ def raise_together(error: Exception | None):
     )
 
 
+def exchange(text: str, occasion: str = "") -> list[str]:
+  """Returns the text of every process, by its number, on every process.
+
+  Every process must call it at the same point. It compiles nothing, unlike collectives of arrays.
+
+  Args:
+    text: This process's own.
+    occasion: Names the call where it is made beside the main thread, whose other calls come in no
+      fixed order with it; it must never repeat.
+
+  Raises:
+    RuntimeError: A process did not reach this point within WAIT_SECONDS.
+  """
+  if jax.process_count() == 1:
+    return [text]
+  client = _client()
+  folder = f"{_ROUND}{occasion or next(_rounds)}/"
+  client.key_value_set(f"{folder}{jax.process_index()}", text)
+  try:
+    client.wait_at_barrier(folder, WAIT_SECONDS * 1000)
+  except jax.errors.JaxRuntimeError as late:
+    raise RuntimeError(
+      f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those"
+      f" that did not:\n{late}"
+    ) from late
+  texts = read_texts(folder)
+  return [texts[process] for process in range(jax.process_count())]
+
+
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
   """Ends every process when an exception leaves the block on one of them, and logs whose it was.
@@ -184,7 +217,10 @@ def ending_together() -> Iterator[None]:
     if preemption.ENDING.ends_at_once():
       # The others have left a computation, and another thread ends this process.
       time.sleep(preemption.FAREWELL_SECONDS)
-    logging.exception("this process failed, the others are ended")
+    if isinstance(error, PlainError):
+      logging.error("r3jax: %s", error)
+    else:
+      logging.exception("this process failed, the others are ended")
     end_process(f"{type(error).__name__}: {error}")
   finally:
     block_has_ended.set()

@@ -8,7 +8,7 @@ import jax
 import ml_collections
 
 from r3jax import types
-from r3jax.checkpoint import training
+from r3jax.checkpoint import pretrained
 from r3jax.data import contamination
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import finished
@@ -134,7 +134,8 @@ def run(job: Job) -> summary.Summary:
 def _context(job: Job) -> summary.Context:
   folder = job.config.model.folder
   files = workdir.Workdir(paths.of_user(folder))
-  step = training.latest_step(files.checkpoints) or 0
+  # The checkpoint that the model was read from.
+  step = pretrained.step_of_run(files.path) or 0
   title = f"r3jax: evaluation of {folder}"
   return summary.Context(
     title, step, job.leaked, job.evaluation.flops, job.config.eval.seed

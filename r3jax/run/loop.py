@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 from typing import Any
 
 from absl import logging
@@ -55,6 +56,8 @@ def run(
   Raises:
     budget.BudgetExceeded: Too many images got no score; the run is saved and can be resumed.
     SystemExit: The process was asked to end; the run is saved and can be resumed.
+    training.Unusable: No checkpoint can be used, or the state is not finite.
+    training.SaveFailed: A checkpoint could not be written, or is not what was saved.
   """
   config = session.config
   preemption.ENDING.grace_seconds = config.preemption.grace_s
@@ -63,20 +66,20 @@ def run(
   num_parameters = summary.count_parameters(session, policy)
   logging.info("training %(trainable)d of %(all)d parameters", num_parameters)
   with jax.set_mesh(session.mesh):
-    state = session.init(policy)
+    # Before anything is compiled, because it may fail; logs are cut to what is restored.
+    start = resume(session, session.init(policy))
     clock.lap("setup")
 
-    train_step = session.compile(state, program_folder)
+    train_step = session.compile(start.state, program_folder)
     # Training needs the memory that compilation took.
     machine.return_freed_memory()
     logging.info("compiled the step in %.1f s", clock.lap("compile"))
 
-    restored_step = training.latest_step(files.checkpoints)
-    session.experiment.reward.log_to(files.rewards, restored_step or 0)
+    session.experiment.reward.log_to(files.rewards, start.done)
     wandb = sinks.WandbSettings(**config.log.wandb)
     log_sinks = sinks.open_all(
       files.path,
-      restored_step,
+      start.restored_step,
       wandb,
       config.to_dict(),
       config.log.tensorboard,
@@ -84,7 +87,7 @@ def run(
     with contextlib.closing(metric_writer.MetricWriter(log_sinks)) as writer:
       before = session.evaluate(policy, 0, writer)
       clock.lap("evaluate before")
-      state = iterate(session, train_step, state, clock, writer)
+      state = iterate(session, train_step, start, clock, writer)
       after = session.evaluate(state.policy, config.total_steps, writer)
   clock.lap("evaluate after")
 
@@ -100,10 +103,75 @@ def run(
   return run_summary
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Where a run starts from.
+
+  Attributes:
+    state: State to continue from.
+    restored_step: Number of the iterations done; None where there was no checkpoint.
+    checkpoints: Checkpoints of the run.
+    batches: Yields the indices of the training prompts of every iteration that is left.
+  """
+
+  state: train_state.TrainState
+  restored_step: int | None
+  checkpoints: training.Checkpoints
+  batches: Any
+
+  @property
+  def done(self) -> int:
+    """Number of the iterations done."""
+    return self.restored_step or 0
+
+
+def resume(session: sessions.Session, state: train_state.TrainState) -> Start:
+  """Restores the last good checkpoint of the run, if there is one.
+
+  Drops the report samples and the evaluations of iterations that will be repeated. The order of
+  sources is in docs/checkpoints.md#what-a-run-starts-from.
+
+  Args:
+    session: Constants of the run.
+    state: State before the first iteration.
+
+  Raises:
+    training.Unusable: All checkpoints are damaged, or one cannot be read.
+  """
+  config = session.config
+  folder = session.files.checkpoints
+  batches = pipeline.prompt_iterator(
+    len(session.experiment.train), config.groups_per_step, config.seed
+  )
+  checkpoints = training.Checkpoints(
+    folder, config.checkpoint.every, config.checkpoint.keep
+  )
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  # Arrays are restored with the shardings of this start; the last one may have had another mesh.
+  restored = checkpoints.restore(abstract, batches)
+  restored_step = None
+  if restored is None:
+    logging.info(
+      "starts from the model %s: no checkpoint in %s",
+      config.model.folder,
+      folder,
+    )
+  else:
+    restored_step, state = restored
+    logging.info("starts from the checkpoint %s", folder / str(restored_step))
+  start = Start(state, restored_step, checkpoints, batches)
+  if not jax.process_index():
+    sample_log.drop_after(session.files.report, restored_step)
+    session.files.drop_evaluations_after(start.done)
+  return start
+
+
 def iterate(
   session: sessions.Session,
   train_step: sessions.Step,
-  state: train_state.TrainState,
+  start: Start,
   clock: timing.PhaseClock,
   writer: metric_writer.MetricWriter,
 ) -> train_state.TrainState:
@@ -112,7 +180,7 @@ def iterate(
   Args:
     session: Constants of the run.
     train_step: Compiled step.
-    state: State before the first iteration; the last checkpoint takes its place, if there is one.
+    start: Where the run starts from; its state is donated.
     clock: Adds up the time of the phases.
     writer: Gets the metrics of every iteration.
 
@@ -122,17 +190,15 @@ def iterate(
   Raises:
     budget.BudgetExceeded: Too many images got no score; the last iteration is saved.
     SystemExit: The process was asked to end, see `preemption`; the last iteration is saved.
+    training.Unusable: The state is not finite; the checkpoints stay as they are.
+    training.SaveFailed: A checkpoint could not be written, or is not what was saved.
   """
   config = session.config
   ending = preemption.ENDING
-  # Indices of the training prompts of every iteration.
-  batches = pipeline.prompt_iterator(
-    len(session.experiment.train), config.groups_per_step, config.seed
-  )
-  checkpoints = training.Checkpoints(
-    session.files.checkpoints, config.checkpoint.every, config.checkpoint.keep
-  )
-  state, done = _restore(session, checkpoints, state, batches)
+  state = start.state
+  done = start.done
+  checkpoints = start.checkpoints
+  batches = start.batches
   progress = timing.Progress(config.total_steps, done)
   stopwatch = timing.Stopwatch()
   failures = budget.Budget(
@@ -174,6 +240,7 @@ def iterate(
         raise failures.error()
       if must_end:
         checkpoints.wait()
+        checkpoints.stop_reading()
         raise ending.saved(f"after iteration {number} of {config.total_steps}")
 
       if evaluation_due:
@@ -186,33 +253,6 @@ def iterate(
   ending.nothing_to_save()
   clock.lap("train")
   return state
-
-
-def _restore(
-  session: sessions.Session,
-  checkpoints: training.Checkpoints,
-  state: train_state.TrainState,
-  batches,
-) -> tuple[train_state.TrainState, int]:
-  """Returns the state to continue from and the number of iterations done.
-
-  Moves `batches` to where the last checkpoint left it, and drops the report samples and
-  evaluations of iterations that will be repeated.
-  """
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-  )
-  # Arrays are restored with the shardings of this start; the last one may have had another mesh.
-  restored = checkpoints.restore(abstract, batches)
-  done = 0
-  if restored is not None:
-    done, state = restored
-  if not jax.process_index():
-    sample_log.drop_after(
-      session.files.report, None if restored is None else done
-    )
-    session.files.drop_evaluations_after(done)
-  return state, done
 
 
 def _advance(
@@ -271,6 +311,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
   Raises:
     ValueError: The config, the model or the workdir cannot be used.
     budget.BudgetExceeded: Too many images got no score; the run is saved and can be resumed.
+    training.SaveFailed: A checkpoint could not be written, or is not what was saved.
   """
   session, policy = sessions.prepare(config, workdir)
   return run(session, policy)

@@ -74,6 +74,9 @@ MAY_DIFFER = (
   "reward.failure_window",
 )
 
+# What `check_resume` knows.
+RESUME_MODES = ("auto", "must", "never")
+
 # (state, indices of training prompts [G]) -> (state, metrics, samples)
 Step = Callable[
   [train_state.TrainState, np.ndarray],
@@ -273,14 +276,44 @@ def check(config: ml_collections.ConfigDict, files: workdir.Workdir) -> None:
     )
 
 
+def check_resume(mode: str, files: workdir.Workdir) -> None:
+  """Checks that there is a checkpoint, or that there is none, where the user asks for that.
+
+  Args:
+    mode: "auto" resumes a run where there is one, "must" only resumes, "never" only starts anew.
+    files: Workdir of the run.
+
+  Raises:
+    ValueError: The mode is another word, or forbids what would happen.
+  """
+  if mode not in RESUME_MODES:
+    raise ValueError(
+      f"resume must be one of {', '.join(RESUME_MODES)}; got {mode!r}"
+    )
+  step = training.latest_step(files.checkpoints)
+  if mode == "must" and step is None:
+    raise ValueError(
+      f"--resume=must needs a complete checkpoint, and there is none in {files.checkpoints}; "
+      "--resume=auto starts anew there"
+    )
+  if mode == "never" and step is not None:
+    raise ValueError(
+      f"--resume=never needs a workdir without checkpoints, and {files.checkpoints} has that of "
+      f"step {step}; choose another workdir, or resume with --resume=auto"
+    )
+
+
 def prepare(
-  config: ml_collections.ConfigDict, folder: epath.PathLike
+  config: ml_collections.ConfigDict,
+  folder: epath.PathLike,
+  resume: str = "auto",
 ) -> tuple[Session, types.Params]:
   """Checks everything that can be checked before compilation, loads the model, opens the workdir.
 
   Args:
     config: Config of the run, see `configs/r3_geneval.py`.
     folder: Workdir of a new run, or of one to resume, see `loop.run`.
+    resume: Whether the run may or must be a resumed one, see `check_resume`.
 
   Returns:
     The constants of the run, and the policy before training.
@@ -292,6 +325,7 @@ def prepare(
   folder = paths.of_user(folder)
   files = workdir.Workdir(folder)
   check(config, files)
+  check_resume(resume, files)
   experiment = setup.build(config)
   mesh = meshes.make_mesh(**config.mesh)
   # The stages, the evaluation and the prompts check the config once more, against the mesh and the

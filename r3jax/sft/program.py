@@ -18,6 +18,7 @@ from r3jax import types
 from r3jax.agent import actors
 from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
+from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import tokenizer_files
 from r3jax.files import paths
 from r3jax.model import architecture
@@ -100,6 +101,7 @@ def run(
 
   def save(weights: types.Params) -> None:
     bagel_files.save(weights, sizes, out, config.stored_dtype)
+    pretrained.write_digests(out)
     logging.info("wrote %s", out)
 
   save(model.weights)  # the towers are done

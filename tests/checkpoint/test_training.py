@@ -18,7 +18,9 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from r3jax.checkpoint import digests
 from r3jax.checkpoint import training
+from r3jax.checkpoint import verification
 from r3jax.data import pipeline
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -148,6 +150,139 @@ class TestRestore:
     saver.close()
     # Orbax's other reads fail unheard; here, where that is ignored.
     gc.collect()
+
+
+class TestDamage:
+  @pytest.fixture
+  def folder(self, tmp_path):
+    """Checkpoints of the steps 2 and 4."""
+    train(tmp_path, 4)
+    return tmp_path
+
+  def _restore(self, folder):
+    saver = training.Checkpoints(folder, 2, 2)
+    iterator = new_iterator()
+    try:
+      restored = saver.restore(jax.eval_shape(new_state), iterator)
+    finally:
+      saver.close()
+    return restored, iterator
+
+  def _largest_file(self, folder):
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_size)
+
+  def _damage(self, folder, step):
+    (folder / str(step) / "data" / "metadata").write_text('{"next_index": 3}')
+
+  def test_the_one_before_is_restored_and_the_damaged_one_moved(
+    self, folder, caplog
+  ):
+    os.truncate(self._largest_file(folder / "4" / "state" / "d"), 100)
+    with caplog.at_level("WARNING"):
+      (step, state), iterator = self._restore(folder)
+    assert step == 2
+    assert_equal(state, train(folder / "again", 2))
+    assert iterator.get_state() == {"next_index": 2}
+    assert (folder / "4.damaged").is_dir()
+    assert f"{folder}/4 is damaged" in caplog.text
+    assert_equal(train(folder, 6), train(folder / "other", 6))
+    assert training.complete_steps(folder) == [4, 6]
+
+  def test_a_second_damaged_one_gets_another_name(self, folder):
+    (folder / "4.damaged").mkdir()
+    shutil.rmtree(folder / "4")
+    (folder / "4").mkdir()
+    (step, _), _ = self._restore(folder)
+    assert step == 2
+    assert (folder / "4.damaged-2").is_dir()
+
+  def test_nothing_is_moved_where_none_is_good(self, folder):
+    for step in (2, 4):
+      self._damage(folder, step)
+    for _ in range(2):
+      with pytest.raises(training.Unusable, match="4 is damaged.*2 is damaged"):
+        self._restore(folder)
+    assert training.complete_steps(folder) == [2, 4]
+
+  def test_readers_pass_it_over_and_move_nothing(self, folder):
+    assert training.newest_sound(folder) == 4
+    self._damage(folder, 4)
+    assert training.newest_sound(folder) == 2
+    assert training.latest_step(folder) == 4
+    self._damage(folder, 2)
+    with pytest.raises(training.Unusable, match="no checkpoint can be used"):
+      training.newest_sound(folder)
+
+  def test_what_a_reader_lacks_is_no_damage(self, folder, monkeypatch):
+    def check(*_args, **_keywords):
+      raise verification.Unreadable("UNAVAILABLE: try again")
+
+    monkeypatch.setattr(verification, "check", check)
+    with pytest.raises(training.Unusable, match="4: UNAVAILABLE: try again"):
+      self._restore(folder)
+    assert training.complete_steps(folder) == [2, 4]
+
+  def test_other_numbers_than_those_on_disk_are_noticed(
+    self, folder, monkeypatch
+  ):
+    monkeypatch.setattr(verification, "check", lambda *_, **__: True)
+    of_tree = digests.of_tree
+
+    def other_at_4(tree):
+      if int(tree.step) == 4:
+        tree = tree.replace(step=tree.step + 1)
+      return of_tree(tree)
+
+    monkeypatch.setattr(digests, "of_tree", other_at_4)
+    assert self._restore(folder)[0][0] == 2
+
+
+class TestVerifiedSaves:
+  def test_state_that_is_not_finite_is_refused(self, tmp_path):
+    train(tmp_path, 4)
+    saver = training.Checkpoints(tmp_path, 2, 2)
+    state = new_state()
+    state.params["w"] = state.params["w"].at[3].set(jnp.nan)
+    with pytest.raises(training.Unusable, match="not finite .*params.w"):
+      saver.save(6, state, new_iterator(), force=True)
+    saver.close()
+    assert training.complete_steps(tmp_path) == [2, 4]
+
+  def test_nothing_is_removed_before_the_newer_one_is_verified(
+    self, tmp_path, monkeypatch
+  ):
+    train(tmp_path, 4)
+    monkeypatch.setattr(training, "_RETRY_SECONDS", (0.0,))
+
+    def check(*_args, **_keywords):
+      raise verification.Damaged("params.w is missing")
+
+    monkeypatch.setattr(verification, "check", check)
+    saver = training.Checkpoints(tmp_path, 2, 2)
+    saver.save(6, new_state(), new_iterator())
+    with pytest.raises(training.SaveFailed, match="6 is not what was saved"):
+      saver.close()
+    assert training.complete_steps(tmp_path) == [2, 4, 6]
+
+  def test_failed_save_is_noticed_without_another_save(
+    self, tmp_path, monkeypatch
+  ):
+    monkeypatch.setattr(training, "_RETRY_SECONDS", ())
+    train(tmp_path, 2)
+    saver = training.Checkpoints(tmp_path, 2, 2)
+
+    def fail(*_args):
+      raise OSError(28, "No space left on device")
+
+    # In the thread that ends a save.
+    monkeypatch.setattr(ocp.CheckpointManager, "_finalize_checkpoint", fail)
+    saver.save(4, new_state(), new_iterator())
+    with pytest.raises(training.SaveFailed, match="No space left") as error:
+      while True:
+        saver.check()
+        time.sleep(0.01)
+    assert "\n" not in str(error.value)
 
 
 class TestSave:

@@ -137,7 +137,7 @@ class Bench:
       return loop.iterate(
         session,
         step,
-        session.init(self.policy),
+        loop.resume(session, session.init(self.policy)),
         timing.PhaseClock(),
         metric_writer.MetricWriter(sinks.open_all(session.files.path, None)),
       )

@@ -64,7 +64,7 @@ def run(session, policy, step, name: str, **reward) -> dict:
     state = loop.iterate(
       session,
       step,
-      session.init(policy),
+      loop.resume(session, session.init(policy)),
       timing.PhaseClock(),
       metric_writer.MetricWriter(sinks.open_all(session.files.path, None)),
     )
