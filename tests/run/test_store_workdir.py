@@ -20,6 +20,7 @@ from r3jax.data import records
 from r3jax.evaluation import sample_log
 from r3jax.files import config_guard
 from r3jax.files import jsonl
+from r3jax.parallel import preemption
 from r3jax.rewards import combine
 from r3jax.rewards import outcome
 from r3jax.rewards.from_host import scorer
@@ -64,11 +65,13 @@ class Session:
 
   Attributes:
     fails_at: iteration in which the power goes off.
+    asked_at: iteration in which the process is asked to end.
   """
 
   config: object
   files: workdir_lib.Workdir
   fails_at: int | None = None
+  asked_at: int | None = None
 
   def __post_init__(self):
     self.mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
@@ -107,6 +110,8 @@ class Session:
         while not training.latest_step(self.files.checkpoints):
           time.sleep(0.01)
         raise Power
+      if number == self.asked_at:
+        preemption.ENDING.ask("SIGTERM")
       state = state.replace(
         policy=jax.tree.map(lambda x: x + 1, state.policy),
         step=jnp.int32(number),
@@ -122,20 +127,21 @@ class Session:
   evaluate, _evaluate = sessions.Session.evaluate, sessions.Session._evaluate
 
 
-def _start(workdir: str, fails_at: int | None = None) -> dict:
+def _start(workdir: str, total_steps: int = STEPS, **changes) -> dict:
   """Starts the job as `launch/tpu.py` does, without what a model takes."""
   config = r3_geneval.get_config("shapes")
-  config.total_steps = STEPS
+  config.total_steps = total_steps
   config.groups_per_step = 2
   config.checkpoint.every = 3
   config.eval.every = 4
   config.log.samples_every = 2
-  config.profile.update(start=2, steps=1)
+  if total_steps:
+    config.profile.update(start=2, steps=1)
   files = workdir_lib.Workdir(epath.Path(workdir))
   sessions.check(config, files)
   config_guard.check_writable(workdir)
   config_guard.write_or_check(workdir, config.to_dict(), sessions.MAY_DIFFER)
-  return loop.run(Session(config, files, fails_at), {"x": jnp.float32(0)})
+  return loop.run(Session(config, files, **changes), {"x": jnp.float32(0)})
 
 
 def _logs(folder: epath.Path) -> dict[str, list[dict]]:
@@ -259,3 +265,26 @@ class TestRun:
       == STEPS
     )
     assert max(store.writes.values()) <= 4  # two starts
+
+  @pytest.mark.parametrize("asked_at", [5, STEPS])
+  def test_run_that_is_asked_to_end_saves_and_resumes(
+    self, monkeypatch, tmp_path, asked_at
+  ):
+    codes = []
+    monkeypatch.setattr(
+      preemption, "ENDING", preemption.Ending(exit_process=codes.append)
+    )
+    _start("gs://bucket/whole")
+    with pytest.raises(SystemExit) as end:
+      _start("gs://bucket/asked", asked_at=asked_at)
+    assert (end.value.code, codes) == (preemption.EXIT_CODE, [])
+    assert training.latest_step(tmp_path / "checkpoints/asked") == asked_at
+    monkeypatch.setattr(preemption, "ENDING", preemption.Ending())
+    _start("gs://bucket/asked")
+    whole = _logs(epath.Path("gs://bucket/whole"))
+    assert _logs(epath.Path("gs://bucket/asked")) == whole
+
+  def test_run_without_iterations_has_a_report(self):
+    summary = _start("gs://bucket/none", total_steps=0)
+    assert summary["iterations"] == 0
+    assert epath.Path("gs://bucket/none/report/index.html").exists()
