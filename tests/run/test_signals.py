@@ -56,10 +56,17 @@ class End:
 
 
 class Runs:
-  """Starts the main job in a folder, again and again."""
+  """Starts a command in a folder, again and again."""
 
-  def __init__(self, model: pathlib.Path, folder: pathlib.Path, count: int):
+  def __init__(
+    self,
+    model: pathlib.Path,
+    folder: pathlib.Path,
+    count: int,
+    script: str = "launch/tpu.py",
+  ):
     self.workdir = folder / "workdir"
+    self._script = script
     self._model = model
     self._folder = folder
     self._count = count
@@ -76,7 +83,7 @@ class Runs:
     settings["mesh.data"] = self._count
     command = [
       sys.executable,
-      "launch/tpu.py",
+      self._script,
       "--config=configs/r3_geneval.py:shapes",
       f"--workdir={self.workdir}",
     ]
@@ -212,3 +219,25 @@ class TestRandomMoments:
       runs.finish()
       assert _numbers(runs.workdir) == numbers
     assert any(not end.was_at_once for end in ends)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+class TestEvaluate:
+  def test_one_of_two_that_is_asked_ends_both_and_they_resume(
+    self, tiny_model, tmp_path
+  ):
+    runs = Runs(tiny_model, tmp_path, 2, "launch/evaluate.py")
+    processes = runs.start()
+    while not (runs.workdir / "samples.jsonl").exists():
+      assert all(process.poll() is None for process in processes), runs.text()
+      time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    codes = [process.wait(60) for process in processes]
+    end = End(0.0, time.monotonic() - asked, codes, runs.text())
+    _check(end, runs.workdir / "summary.json")
+    written = sample_log.read(runs.workdir)
+    runs.finish()
+    assert sample_log.read(runs.workdir)[: len(written)] == written
+    assert (runs.workdir / "summary.json").exists()
