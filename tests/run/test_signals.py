@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -241,3 +242,46 @@ class TestEvaluate:
     runs.finish()
     assert sample_log.read(runs.workdir)[: len(written)] == written
     assert (runs.workdir / "summary.json").exists()
+
+
+# Runs the command of `gcloud ... ssh --worker=all` in the home of every host.
+GCLOUD = """#!/usr/bin/env bash
+for word in "$@"; do
+  case $word in --command=*) command=${word#--command=} ;; esac
+done
+status=0
+for home in "$HOSTS"/*/; do (cd "$home" && bash -c "$command") || status=1; done
+exit $status
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+class TestStop:
+  def test_script_of_the_pod_ends_a_run_of_two_processes(
+    self, tiny_model, tmp_path
+  ):
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    runs = Runs(tiny_model, tmp_path, 2)
+    processes = runs.start()
+    for number, process in enumerate(processes):
+      home = tmp_path / "hosts" / str(number) / "r3jax"
+      home.mkdir(parents=True)
+      (home / "run.pid").write_text(str(process.pid))
+      # A process that nobody waits for would stay in the table of processes.
+      threading.Thread(target=process.wait, daemon=True).start()
+    while not (runs.workdir / "metrics.jsonl").exists():
+      assert all(process.poll() is None for process in processes), runs.text()
+      time.sleep(0.01)
+    environment = os.environ | {
+      "PATH": f"{tmp_path}:{os.environ['PATH']}",
+      "HOSTS": str(tmp_path / "hosts"),
+      "PROJECT": "p",
+    }
+    script = ["bash", "launch/pod/queued_resources.sh", "stop"]
+    stop = subprocess.run(script, cwd=ROOT, env=environment, check=False)
+    codes = [process.poll() for process in processes]
+    assert (stop.returncode, codes) == (0, [75, 75]), runs.text()
+    assert "saved after iteration" in runs.text()
+    assert "Traceback" not in runs.text()
