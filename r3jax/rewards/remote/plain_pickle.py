@@ -117,78 +117,78 @@ class _Reader:
 
   # --- what opcodes do
 
-  def frame(self) -> None:
+  def _frame(self) -> None:
     self._take(8)  # its length, which a reader of a whole body does not need
 
-  def protocol(self) -> None:
+  def _protocol(self) -> None:
     self._take(1)
 
-  def mark(self) -> None:
+  def _mark(self) -> None:
     self._marks.append(len(self._stack))
 
-  def integer_line(self) -> None:
+  def _integer_line(self) -> None:
     digits = self._digits()
     flags = {"00": False, "01": True}
     self._stack.append(flags[digits] if digits in flags else int(digits))
 
-  def long_line(self) -> None:
+  def _long_line(self) -> None:
     self._stack.append(int(self._digits().removesuffix("L")))
 
-  def float_line(self) -> None:
+  def _float_line(self) -> None:
     self._stack.append(float(self._digits()))
 
-  def long(self) -> None:
+  def _long(self) -> None:
     content = self._take(self._number("<B"))
     self._stack.append(int.from_bytes(content, "little", signed=True))
 
-  def text_line(self) -> None:
+  def _text_line(self) -> None:
     self._stack.append(self._line().decode("raw-unicode-escape"))
 
-  def short_text(self) -> None:
+  def _short_text(self) -> None:
     self._stack.append(self._take(self._number("<B")).decode())
 
-  def text(self) -> None:
+  def _text(self) -> None:
     self._stack.append(self._take(self._number("<I")).decode())
 
-  def new_list(self) -> None:
+  def _new_list(self) -> None:
     self._stack.append([])
 
-  def new_dict(self) -> None:
+  def _new_dict(self) -> None:
     self._stack.append({})
 
-  def new_tuple(self) -> None:
+  def _new_tuple(self) -> None:
     self._stack.append(())
 
-  def list_from_mark(self) -> None:
+  def _list_from_mark(self) -> None:
     self._stack.append(self._from_mark())
 
-  def tuple_from_mark(self) -> None:
+  def _tuple_from_mark(self) -> None:
     self._stack.append(tuple(self._from_mark()))
 
-  def dict_from_mark(self) -> None:
+  def _dict_from_mark(self) -> None:
     items = self._from_mark()
     obj: dict = {}
     _set_items(obj, items)
     self._stack.append(obj)
 
-  def tuple_of_1(self) -> None:
+  def _tuple_of_1(self) -> None:
     self._short_tuple(1)
 
-  def tuple_of_2(self) -> None:
+  def _tuple_of_2(self) -> None:
     self._short_tuple(2)
 
-  def tuple_of_3(self) -> None:
+  def _tuple_of_3(self) -> None:
     self._short_tuple(3)
 
   def _short_tuple(self, size: int) -> None:
     items = [self._stack.pop() for _ in range(size)]
     self._stack.append(tuple(reversed(items)))
 
-  def append(self) -> None:
+  def _append(self) -> None:
     item = self._stack.pop()
     self._extend([item])
 
-  def appends(self) -> None:
+  def _appends(self) -> None:
     self._extend(self._from_mark())
 
   def _extend(self, items: list) -> None:
@@ -197,34 +197,34 @@ class _Reader:
       raise _Refused("it appends to what is no list")
     values += items
 
-  def set_item(self) -> None:
+  def _set_item(self) -> None:
     value = self._stack.pop()
     key = self._stack.pop()
     _set_items(self._stack[-1], [key, value])
 
-  def set_items(self) -> None:
+  def _set_items(self) -> None:
     items = self._from_mark()
     _set_items(self._stack[-1], items)
 
-  def memoize(self) -> None:
+  def _memoize(self) -> None:
     self._memo[len(self._memo)] = self._stack[-1]
 
-  def put_line(self) -> None:
+  def _put_line(self) -> None:
     self._memo[int(self._digits())] = self._stack[-1]
 
-  def put(self) -> None:
+  def _put(self) -> None:
     self._memo[self._number("<B")] = self._stack[-1]
 
-  def long_put(self) -> None:
+  def _long_put(self) -> None:
     self._memo[self._number("<I")] = self._stack[-1]
 
-  def get_line(self) -> None:
+  def _get_line(self) -> None:
     self._stack.append(self._memo[int(self._digits())])
 
-  def get(self) -> None:
+  def _get(self) -> None:
     self._stack.append(self._memo[self._number("<B")])
 
-  def long_get(self) -> None:
+  def _long_get(self) -> None:
     self._stack.append(self._memo[self._number("<I")])
 
 
@@ -246,34 +246,34 @@ def _name(opcode: bytes) -> str:
 
 # Opcode -> what it does. LONG4, BINUNICODE8, bytes, sets and all that imports or calls are missing.
 _ACTIONS: dict[bytes, Callable[[_Reader], None]] = {
-  b"\x80": _Reader.protocol,
-  b"\x95": _Reader.frame,
-  b"(": _Reader.mark,
-  b"I": _Reader.integer_line,
-  b"L": _Reader.long_line,
-  b"F": _Reader.float_line,
-  b"\x8a": _Reader.long,
-  b"V": _Reader.text_line,
-  b"\x8c": _Reader.short_text,
-  b"X": _Reader.text,
-  b"]": _Reader.new_list,
-  b"}": _Reader.new_dict,
-  b")": _Reader.new_tuple,
-  b"l": _Reader.list_from_mark,
-  b"t": _Reader.tuple_from_mark,
-  b"d": _Reader.dict_from_mark,
-  b"\x85": _Reader.tuple_of_1,
-  b"\x86": _Reader.tuple_of_2,
-  b"\x87": _Reader.tuple_of_3,
-  b"a": _Reader.append,
-  b"e": _Reader.appends,
-  b"s": _Reader.set_item,
-  b"u": _Reader.set_items,
-  b"\x94": _Reader.memoize,
-  b"p": _Reader.put_line,
-  b"q": _Reader.put,
-  b"r": _Reader.long_put,
-  b"g": _Reader.get_line,
-  b"h": _Reader.get,
-  b"j": _Reader.long_get,
+  b"\x80": _Reader._protocol,
+  b"\x95": _Reader._frame,
+  b"(": _Reader._mark,
+  b"I": _Reader._integer_line,
+  b"L": _Reader._long_line,
+  b"F": _Reader._float_line,
+  b"\x8a": _Reader._long,
+  b"V": _Reader._text_line,
+  b"\x8c": _Reader._short_text,
+  b"X": _Reader._text,
+  b"]": _Reader._new_list,
+  b"}": _Reader._new_dict,
+  b")": _Reader._new_tuple,
+  b"l": _Reader._list_from_mark,
+  b"t": _Reader._tuple_from_mark,
+  b"d": _Reader._dict_from_mark,
+  b"\x85": _Reader._tuple_of_1,
+  b"\x86": _Reader._tuple_of_2,
+  b"\x87": _Reader._tuple_of_3,
+  b"a": _Reader._append,
+  b"e": _Reader._appends,
+  b"s": _Reader._set_item,
+  b"u": _Reader._set_items,
+  b"\x94": _Reader._memoize,
+  b"p": _Reader._put_line,
+  b"q": _Reader._put,
+  b"r": _Reader._long_put,
+  b"g": _Reader._get_line,
+  b"h": _Reader._get,
+  b"j": _Reader._long_get,
 }
