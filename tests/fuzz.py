@@ -22,6 +22,9 @@ import hypothesis
 _SECONDS = 10  # of an example
 _MEMORY = 2 * 2**30  # bytes beyond what the process has at its start
 _ROUND = 200  # examples between two looks at the clock
+_GRACE = (
+  600.0  # seconds for the start, the last round and making an example small
+)
 
 
 class _Hangs(Exception):
@@ -85,12 +88,21 @@ def _in_child(name: str, minutes: float, seed: int) -> bool:
     command = [sys.executable, "-m", "tests.fuzz", "--child", str(last)]
     command += ["--target", name, "--minutes", str(minutes)]
     command += ["--seed", str(seed)]
-    child = subprocess.run(command, capture_output=True, text=True)
-    if child.returncode == 0:
-      print(f"{name}: {child.stdout.strip()}", flush=True)
+    log = pathlib.Path(folder) / "log"
+    with log.open("w") as output:
+      child = subprocess.Popen(command, stdout=output, stderr=output)
+      try:
+        code = child.wait(60 * minutes + _GRACE)
+      except subprocess.TimeoutExpired:
+        # A signal does not reach Python while a library hangs.
+        child.kill()
+        code = child.wait()
+    text = log.read_text(errors="replace")
+    if code == 0:
+      print(f"{name}: {text.strip().splitlines()[-1]}", flush=True)
       return True
-    print(f"{name}: FAILED with exit code {child.returncode}")
-    print(child.stderr[-6000:])
+    print(f"{name}: FAILED with exit code {code}")
+    print(text[-6000:])
     if last.exists():
       print(f"the last example: {last.read_text()[:4000]}", flush=True)
     return False
