@@ -16,6 +16,7 @@ import pickle
 import tempfile
 
 from absl import flags
+from etils import epath
 from hypothesis import strategies as st
 from ml_collections import config_flags
 import numpy as np
@@ -30,8 +31,10 @@ from tokenizers import pre_tokenizers
 from configs import r3_geneval
 from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_headers
+from r3jax.checkpoint import folder_digests
 from r3jax.checkpoint import safetensors_files
 from r3jax.checkpoint import tokenizer_files
+from r3jax.checkpoint import verification
 from r3jax.data import records
 from r3jax.files import bounded
 from r3jax.files import image_files
@@ -463,6 +466,32 @@ def _check_index(content: bytes) -> None:
 _INDEX = {"metadata": {}, "weight_map": {"a": "x.safetensors", "b": "y"}}
 
 
+@st.composite
+def _digest_files(draw) -> bytes:
+  """Draws files of digests, many with the right check value of another content."""
+  fields = {"size": 3, "blocks": ["0123456789abcdef"]}
+  content = {
+    "version": 1,
+    "block_bytes": 16 << 20,
+    "files": {"a.safetensors": fields, "orbax/d/x": fields},
+  }
+  if draw(st.booleans()):
+    return draw(files_of(content))
+  content = draw(changed(content))
+  if isinstance(content, dict):
+    content["check"] = verification.hash_of_json(content)
+  return json.dumps(content).encode()
+
+
+def _check_digests(content: bytes) -> None:
+  path = _folder() / folder_digests.FILE
+  path.write_bytes(content)
+  files = read_or_refuse(ValueError, folder_digests._read, epath.Path(path))
+  for name in files or {}:
+    assert (_folder() / name).resolve().is_relative_to(_folder().resolve())
+  read_or_refuse(ValueError, folder_digests.check, epath.Path(_folder()), True)
+
+
 @functools.cache
 def _sizes() -> dict[str, dict]:
   return bagel_config.to_json(architecture.BagelConfig())
@@ -622,6 +651,7 @@ TARGETS: dict[str, Target] = {
   "answers": Target(_ANSWERS, _check_answer),
   "completions": Target(files_of(_COMPLETION), _check_completion),
   "configs": Target(_configs(), _check_config),
+  "digests": Target(_digest_files(), _check_digests),
   "headers": Target(st.one_of(damaged(_WEIGHTS), _headers()), _check_header),
   "images": Target(_IMAGES, _check_image),
   "indexes": Target(files_of(_INDEX), _check_index),

@@ -125,15 +125,37 @@ def _read(path: epath.Path) -> dict[str, dict]:
   if not path.is_file():
     raise ValueError(problem)
   try:
-    content = json.loads(bounded.read_bytes(path))
+    content = bounded.read_json_object(path)
     check_value = content.pop("check")
-  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-    raise ValueError(problem) from e
+  except (ValueError, KeyError) as error:
+    raise ValueError(problem) from error
   if check_value != verification.hash_of_json(content):
     raise ValueError(problem)
-  if (content["version"], content["block_bytes"]) != (_VERSION, _BLOCK_BYTES):
+  version = (content.get("version"), content.get("block_bytes"))
+  if version != (_VERSION, _BLOCK_BYTES):
     raise ValueError(f"{path} is of a newer r3jax, which must read it")
-  return content["files"]
+  files = content.get("files")
+  if not _are_files(files):
+    raise ValueError(problem)
+  return files
+
+
+def _are_files(files: object) -> bool:
+  """Returns whether a value is size and blocks by the name of a file in the folder."""
+  if not isinstance(files, dict):
+    return False
+  for name, fields in files.items():
+    parts = name.split("/")
+    # No path that leads out of the folder.
+    if not all(part.strip(".") for part in parts):
+      return False
+    if not isinstance(fields, dict) or fields.keys() != {"size", "blocks"}:
+      return False
+    if type(fields["size"]) is not int or not isinstance(
+      fields["blocks"], list
+    ):
+      return False
+  return True
 
 
 def _num_blocks(size: int) -> int:

@@ -7,7 +7,6 @@ checkpoint holds the trained parameters, and whose config names the folder of th
 
 from collections.abc import Mapping
 import dataclasses
-import json
 
 from absl import logging
 from etils import epath
@@ -25,6 +24,7 @@ from r3jax.checkpoint import folder_digests
 from r3jax.checkpoint import orbax_weights
 from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import training
+from r3jax.files import bounded
 from r3jax.files import paths
 from r3jax.model import architecture
 from r3jax.model import low_rank
@@ -458,11 +458,11 @@ def _trained(workdir: epath.Path) -> Pretrained:
     )
   path = workdir / "config.json"
   try:
-    config = json.loads(path.read_text())
+    config = bounded.read_json_object(path)
     _, world = model_of_run(config)
     lora = low_rank.LoRA(**config["model"].get("lora", {}))
     freezes_und = config.get("optimizer", {}).get("freeze_und", False)
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise ValueError(
       f"{path} must be the config of a run, with model.folder: {error!r}"
     ) from error
