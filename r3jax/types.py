@@ -19,10 +19,12 @@
 | h, w, c | rows, columns and channels of an image or of a feature map |
 """
 
+import dataclasses
 from typing import Protocol
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 from jaxtyping import Bool
 from jaxtyping import Float
@@ -75,6 +77,15 @@ class Score:
   value: jax.Array  # [B] float32
   valid: jax.Array  # [B] bool
   parts: dict[str, jax.Array]  # [B] float32 each
+
+  def only_where(self, flags: jax.Array) -> "Score":
+    """Returns the same scores, missing where a flag is False or the value is not finite.
+
+    Args:
+      flags: bool [B], images that can have a score.
+    """
+    valid = self.valid & flags & jnp.isfinite(self.value)
+    return dataclasses.replace(self, valid=valid)
 
 
 class Scoring(Protocol):

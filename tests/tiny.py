@@ -366,7 +366,9 @@ def drafts(bench: Bench) -> stage_outputs.Drafts:
   flow = flow_matching.Trajectory(
     latent(), latent(), latent(), number(0.8), number(0.1), number(0.0)
   )
-  rollout = experience.Reason(text, flow, np.zeros((rows, 48, 48, 3), np.uint8))
+  rollout = experience.Reason(
+    text, flow, np.zeros((rows, 48, 48, 3), np.uint8), np.ones(rows, bool)
+  )
   return stage_outputs.Drafts(
     rollout, bench.batch(0), number(1.0), np.zeros(rows, np.int32)
   )

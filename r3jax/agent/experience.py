@@ -56,11 +56,13 @@ class Reason:
     text: the thoughts.
     trajectory: the latents of the drafts, with the SDE step.
     images: the drafts, 8-bit RGB.
+    is_finite: whether latents and pixels are; others show nothing.
   """
 
   text: Text
   trajectory: flow_matching.Trajectory
   images: types.Images  # [B, h, w, 3]
+  is_finite: types.Flags  # [B]
 
 
 @flax.struct.dataclass
@@ -101,10 +103,13 @@ class Refine:
     trajectory: the latents of the edits, with the SDE step.
     images: the edits, 8-bit RGB; the source image where the instruction is to
       stop.
+    is_finite: whether latents and pixels are; others show nothing. True where
+      the instruction is to stop.
   """
 
   trajectory: flow_matching.Trajectory
   images: types.Images  # [B, h, w, 3]
+  is_finite: types.Flags  # [B]
 
 
 @flax.struct.dataclass

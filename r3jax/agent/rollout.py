@@ -74,8 +74,10 @@ def draft(
     layouts.DRAFT,
     keys,
   )
-  images = actor.modules.towers.decode(actor.frozen, trajectory.latent)
-  return experience.Reason(thought.text, trajectory, images)
+  images, is_finite = actor.modules.towers.decode(
+    actor.frozen, trajectory.latent
+  )
+  return experience.Reason(thought.text, trajectory, images, is_finite)
 
 
 def look(actor: actors.Actor, images: types.Images) -> experience.Source:
@@ -128,10 +130,13 @@ def refine(
     keys,
   )
   # A sample that stops is edited like the others, for a batch has one shape; its edit is dropped.
-  edited = actor.modules.towers.decode(actor.frozen, trajectory.latent)
+  edited, is_finite = actor.modules.towers.decode(
+    actor.frozen, trajectory.latent
+  )
   unedited = jnp.repeat(source.images, keys.samples_per_group, axis=0)
   stop = instruction.stop[:, None, None, None]
-  return experience.Refine(trajectory, jnp.where(stop, unedited, edited))
+  images = jnp.where(stop, unedited, edited)
+  return experience.Refine(trajectory, images, is_finite | instruction.stop)
 
 
 def _text(decoded: decoding.Decoded) -> experience.Text:

@@ -206,7 +206,9 @@ class Sampler:
     reason = rollout.reason(actor, prompts, self._keys(ids))
     text = reason.text
     parsed = self.parse(text.ids, text.lengths, "reason")
-    score = self.reward(reason.images, prompts.target, counts)
+    is_finite = reason.is_finite
+    score = self.reward(reason.images, prompts.target, counts & is_finite)
+    score = score.only_where(is_finite)
     # No draft stops: what is kept and the chain begin as the same images.
     drafts = ScoredImages(reason.images, score)
     chain = drafts if self.never_stop else None
@@ -241,10 +243,13 @@ class Sampler:
       parsed.instruction_length,
       jnp.zeros_like(last.stop),
     )
-    images = rollout.refine(actor, source, instruction, refine_keys).images
+    refined = rollout.refine(actor, source, instruction, refine_keys)
+    images = refined.images
+    is_finite = refined.is_finite
     stop = parsed.stop | last.stop
     needed = counts if self.never_stop else counts & ~stop
-    edited = ScoredImages(images, self.reward(images, prompts.target, needed))
+    score = self.reward(images, prompts.target, needed & is_finite)
+    edited = ScoredImages(images, score.only_where(is_finite))
 
     def keep_finished(old: jax.Array, new: jax.Array) -> jax.Array:
       """Returns the old rows of finished samples, the new rows of others."""

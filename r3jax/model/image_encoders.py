@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,9 @@ class Towers:
     return self._over_rows(encode_rows, frozen["autoencoder"], images)
 
   @jax.named_scope("towers")
-  def decode(self, frozen: types.Params, latent: types.Latent) -> types.Images:
+  def decode(
+    self, frozen: types.Params, latent: types.Latent
+  ) -> tuple[types.Images, types.Flags]:
     """Returns the 8-bit images of latent tokens.
 
     Args:
@@ -118,20 +121,25 @@ class Towers:
       latent: [B, N, C].
 
     Returns:
-      [B, h, w, 3] uint8, see `preprocess.to_uint8`.
+      [B, h, w, 3] uint8, see `preprocess.to_uint8`; and [B] bool, whether every number that a row
+      was made of is finite. 8 bits have no NaN, so that another image looks like a black one.
     """
 
     def decode_rows(params, latent):
       pixels = self._autoencoder().apply(
         {"params": params}, latent, self.latent_grid, method="decode"
       )
-      return preprocess.to_uint8(jnp.asarray(pixels))
+      pixels = jnp.asarray(pixels)
+      is_finite = jnp.isfinite(pixels).all(axis=(1, 2, 3))
+      # Pixels are clipped: one of an infinite latent may be finite again.
+      is_finite &= jnp.isfinite(latent).all(axis=(1, 2))
+      return preprocess.to_uint8(pixels), is_finite
 
     return self._over_rows(decode_rows, frozen["autoencoder"], latent)
 
   def _over_rows(
     self, function: Callable, params: types.Params, rows: jax.Array
-  ) -> jax.Array:
+  ) -> Any:
     """Maps a function over images, on every device as many at a time as make 512x512 pixels."""
     height, width = self.size
     at_once = max(1, _PIXELS_AT_ONCE // (height * width))

@@ -33,9 +33,13 @@ def to_pixels(images: types.Images) -> types.Pixels:
 
 
 def to_uint8(pixels: types.Pixels) -> types.Images:
-  """Returns floor(clip(y / 2 + 1/2, 0, 1) * 255) as uint8 (docs/algorithm.md#sampling-images)."""
+  """Returns floor(clip(y / 2 + 1/2, 0, 1) * 255) as uint8 (docs/algorithm.md#sampling-images).
+
+  NaN becomes 0: what a conversion of NaN to integers gives depends on the machine.
+  """
   pixels = pixels.astype(jnp.promote_types(pixels.dtype, jnp.float32))
   unit = jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0)
+  unit = jnp.where(jnp.isnan(unit), 0.0, unit)
   return jnp.floor(unit * 255.0).astype(jnp.uint8)
 
 

@@ -159,28 +159,30 @@ def by_hand(function: Callable, in_specs, out_specs) -> Callable:
 
 def over_rows(
   function: Callable, shared: Any, rows: jax.Array, at_once: int
-) -> jax.Array:
+) -> Any:
   """Maps a function over rows: every device of a data replica takes its share, a few at a time.
 
   Args:
-    function: (shared, rows [b, ...]) -> [b, ...]; rows do not depend on each other.
+    function: (shared, rows [b, ...]) -> a tree of [b, ...]; rows do not depend on each other.
     shared: a tree that every device has whole.
     rows: [B, ...].
     at_once: rows that a device handles at a time.
 
   Returns:
-    [B, ...].
+    The tree with leaves [B, ...].
   """
   num_rows = rows.shape[0]
 
-  def map_in_blocks(shared: Any, rows: jax.Array) -> jax.Array:
+  def map_in_blocks(shared: Any, rows: jax.Array) -> Any:
     num_rows = rows.shape[0]
     if num_rows <= at_once:
       return function(shared, rows)
     padded = _with_rows_for(at_once, rows)
     blocks = padded.reshape(-1, at_once, *rows.shape[1:])
     results = jax.lax.map(functools.partial(function, shared), blocks)
-    return results.reshape(-1, *results.shape[2:])[:num_rows]
+    return jax.tree.map(
+      lambda x: x.reshape(-1, *x.shape[2:])[:num_rows], results
+    )
 
   num_devices = _num_inner_devices()
   if num_devices == 1:
@@ -189,7 +191,8 @@ def over_rows(
   split = jax.sharding.PartitionSpec(INNER)
   whole = jax.sharding.PartitionSpec()
   on_devices = by_hand(map_in_blocks, (whole, split), split)
-  return on_devices(shared, _with_rows_for(num_devices, rows))[:num_rows]
+  results = on_devices(shared, _with_rows_for(num_devices, rows))
+  return jax.tree.map(lambda x: x[:num_rows], results)
 
 
 def _with_rows_for(divisor: int, rows: jax.Array) -> jax.Array:

@@ -75,7 +75,8 @@ def decode(
 
 @functools.partial(jax.jit, static_argnames=("golden", "size"))
 def _decode(golden, frozen, latent, size):
-  return golden.towers(size).decode(frozen, latent)
+  images, _ = golden.towers(size).decode(frozen, latent)
+  return images
 
 
 def look(golden: Golden, images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -77,6 +77,11 @@ def _left_out(table: group_table.GroupTable, scored: jax.Array) -> Metrics:
   return metrics
 
 
+def _images(table: group_table.GroupTable) -> Metrics:
+  """Returns the share of images that are made of NaN or infinities; over all samples."""
+  return {"nonfinite_images": jnp.mean(~table.is_finite)}
+
+
 def _texts(table: group_table.GroupTable) -> Metrics:
   """Returns how long texts are, and the share that the limit ended; over all samples."""
   return {
@@ -120,6 +125,7 @@ def reason(
     **_left_out(table, every_sample),
     "format": _mean(table.format_reward, every_sample),
     **_texts(table),
+    **_images(table),
     **_rewards(table, advantages),
     "spread_sde_early": _mean(spread, is_early),
     "spread_sde_late": _mean(spread, is_late),
@@ -149,6 +155,7 @@ def edit(
     **_left_out(table, ~stop),
     "format": _mean(table.format_reward, every_sample),
     **_texts(table),
+    **_images(table),
     "truncated": _mean(table.truncated, every_sample),
     "before": _mean(table.reward_before, valid),
     "edit_rate": _mean(~stop, every_sample),
@@ -172,6 +179,23 @@ def pool(pool: pools.ScoredImages) -> Metrics:
     "wrong": jnp.mean(pool.valid & ~is_right),
     "unscored": jnp.mean(~pool.valid),
   }
+
+
+# What is measured of the update of every stage, beside the mismatches.
+UPDATE_METRICS = (
+  "loss",
+  "text_policy",
+  "text_kl",
+  "text_entropy",
+  "text_ratio",
+  "image_policy",
+  "image_kl",
+  "image_ratio",
+  "image_ratio_deviation",
+  "gradient_norm",
+  "gradient_norm_und",
+  "gradient_norm_gen",
+)
 
 
 def update(
@@ -198,6 +222,25 @@ def update(
     "mismatch_text": text.mismatch,
     "mismatch_image": image.mismatch,
   }
+
+
+def num_nonfinite(metrics: Metrics) -> jax.Array:
+  """Returns how many of an update's measurements are NaN or infinite, [] int32.
+
+  Sums and norms are not finite as soon as one of their terms is not, so that a few numbers speak
+  for every log-prob, ratio and gradient; over all replicas, so that all replicas agree. A maximum
+  over replicas may leave out NaN.
+
+  Args:
+    metrics: loss, terms and norms of an update, scalars.
+  """
+  is_nonfinite = [~jnp.isfinite(value) for value in metrics.values()]
+  return jnp.sum(jnp.stack(is_nonfinite), dtype=jnp.int32)
+
+
+def skipped(num_nonfinite: jax.Array) -> jax.Array:
+  """Returns 1 where an update is not made because it is not finite, else 0, [] float32."""
+  return jnp.minimum(num_nonfinite, 1).astype(jnp.float32)
 
 
 def gradient_norms(gradients: types.Params) -> Metrics:

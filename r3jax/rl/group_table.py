@@ -28,6 +28,8 @@ class GroupTable:
     format_reward: f, 1 where the text has the right format and 0 elsewhere.
     num_tokens: length of the text, begin and end included.
     at_limit: whether the limit ended the text.
+    is_finite: whether the sample's latents and pixels are; the reward of
+      another is missing.
   """
 
   reward: jax.Array  # [G, M] float32
@@ -36,6 +38,7 @@ class GroupTable:
   format_reward: jax.Array  # [G, M] float32
   num_tokens: jax.Array  # [G, M] int32
   at_limit: jax.Array  # [G, M] bool
+  is_finite: jax.Array  # [G, M] bool
 
 
 @flax.struct.dataclass

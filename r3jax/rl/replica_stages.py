@@ -90,7 +90,10 @@ class ReplicaStages:
     """Scores the drafts."""
     # Targets have a row per group, images one per sample.
     target = self.place.repeat(drafts.prompts.target)
-    return self.reward(drafts.rollout.images, target)
+    # The image of a sample that is not finite is black, and must not be scored as if drawn so.
+    is_finite = drafts.rollout.is_finite
+    score = self.reward(drafts.rollout.images, target, is_finite)
+    return score.only_where(is_finite)
 
   @jax.named_scope("update")
   def learn_to_reason(
@@ -177,7 +180,9 @@ class ReplicaStages:
     """Scores the edits; an image that was not edited keeps its score."""
     target = self.place.repeat(edits.prompts.target)
     stop = edits.instruction.stop
-    score = self.reward(edits.refined.images, target, ~stop)
+    is_finite = edits.refined.is_finite
+    score = self.reward(edits.refined.images, target, ~stop & is_finite)
+    score = score.only_where(is_finite)
     # A judge may score the same image differently; stopping must not pay by luck.
     before = types.Score(
       edits.reward_before, edits.valid_before, edits.parts_before
@@ -223,6 +228,10 @@ class ReplicaStages:
     total = {"loss": gradient.loss} | diagnostics.gradient_norms(
       gradient.gradients
     )
+    # Parts that are finite may add up to more than float32 holds.
+    num_nonfinite = gradient.num_nonfinite + diagnostics.num_nonfinite(total)
+    gradient = dataclasses.replace(gradient, num_nonfinite=num_nonfinite)
+    total["skipped"] = diagnostics.skipped(num_nonfinite)
     return self._step(state, gradient), by_stage, total
 
   # --- Parts of the stages -----------------------------------------------------------------------
@@ -264,6 +273,7 @@ class ReplicaStages:
       format_reward=drafts.format_reward,
       num_tokens=text.lengths,
       at_limit=text.lengths == text.ids.shape[1],
+      is_finite=drafts.rollout.is_finite,
       sde_time=drafts.rollout.trajectory.t,
     )
     return self.place.by_group(local)
@@ -281,6 +291,7 @@ class ReplicaStages:
       format_reward=edits.format_reward,
       num_tokens=text.lengths,
       at_limit=text.lengths == text.ids.shape[1],
+      is_finite=edits.refined.is_finite,
       reward_before=edits.reward_before,
       stop=edits.instruction.stop,
       truncated=edits.truncated,
@@ -315,7 +326,9 @@ class ReplicaStages:
       advantages=self.place.local_rows(advantages),
     )
     flow = self.rollout.reason_flow
-    gradient, metrics = self._gradient(state, frozen, forward, batch, flow)
+    gradient, metrics = self._gradient(
+      state, frozen, forward, batch, flow, table
+    )
     return gradient, diagnostics.reason(table, advantages) | metrics
 
   def _edit_gradient(
@@ -347,7 +360,9 @@ class ReplicaStages:
       advantages=self.place.local_rows(advantages),
     )
     flow = self.rollout.refine_flow
-    gradient, metrics = self._gradient(state, frozen, forward, batch, flow)
+    gradient, metrics = self._gradient(
+      state, frozen, forward, batch, flow, table
+    )
     return gradient, diagnostics.edit(table, advantages) | metrics
 
   def _gradient(
@@ -357,6 +372,7 @@ class ReplicaStages:
     forward: update.Forward,
     batch: update.Batch,
     flow: rollout_settings.FlowSettings,
+    table: group_table.GroupTable,
   ) -> tuple[update.LossGradient, diagnostics.Metrics]:
     """Returns the gradient of the objective, which is a sum over all replicas.
 
@@ -366,6 +382,7 @@ class ReplicaStages:
       forward: scores the samples.
       batch: the samples of this replica.
       flow: how their images were sampled.
+      table: the samples of all replicas.
     """
     loss = self.settings.loss
     # The loss divides by totals over all replicas, so they are needed before the gradient.
@@ -388,16 +405,24 @@ class ReplicaStages:
     result = update.over_replicas(share)
     total_tokens, total_images = totals
     num_terms = total_tokens + total_images
-    gradient = update.LossGradient(result.loss, result.gradients, num_terms)
-    metrics = diagnostics.update(result.text, result.image, result.gradients)
-    return gradient, {"loss": result.loss} | metrics
+    metrics = {"loss": result.loss} | diagnostics.update(
+      result.text, result.image, result.gradients
+    )
+    num_nonfinite = diagnostics.num_nonfinite(metrics)
+    # A sample that is not finite has no score, and the loss may not see it.
+    num_nonfinite += jnp.sum(~table.is_finite, dtype=jnp.int32)
+    gradient = update.LossGradient(
+      result.loss, result.gradients, num_terms, num_nonfinite
+    )
+    return gradient, metrics | {"skipped": diagnostics.skipped(num_nonfinite)}
 
   def _step(
     self, state: train_state.TrainState, gradient: update.LossGradient
   ) -> train_state.TrainState:
     """Takes one optimizer step.
 
-    Without a sample that counts, neither the policy nor the optimizer changes.
+    Neither the policy nor the optimizer changes without a sample that counts, nor by a loss, a
+    gradient or ratios that are not finite (docs/algorithm.md#update).
     """
     # Every replica takes the same step, with the same gradients.
     updates, opt_state = self.optimizer.update(
@@ -408,8 +433,11 @@ class ReplicaStages:
     # Otherwise momentum and decay would move the policy, and warm-up would count the update, with
     # nothing learned.
     has_samples = gradient.num_terms > 0
+    # One number that is not finite would spread to the whole policy, because the norm that clips
+    # the gradient is that of all its parts.
+    learns = has_samples & (gradient.num_nonfinite == 0)
     state = jax.tree.map(
-      lambda new, old: jnp.where(has_samples, new, old), changed, state
+      lambda new, old: jnp.where(learns, new, old), changed, state
     )
     # Without the barrier XLA holds about one more copy of the parameters, see docs/tpu.md.
     return jax.lax.optimization_barrier(state)

@@ -65,11 +65,14 @@ class LossGradient:
     gradients: gradient of `loss` by the trained parameters.
     num_terms: T + J, the tokens and images that carry loss; 0 where there is
       nothing to learn from.
+    num_nonfinite: how many measurements of the update are not finite, see
+      `diagnostics.num_nonfinite`; the update is skipped unless it is 0.
   """
 
   loss: jax.Array  # []
   gradients: types.Params
   num_terms: jax.Array  # [] int32
+  num_nonfinite: jax.Array  # [] int32
 
 
 def gradients(

@@ -27,6 +27,7 @@ def reason_table() -> group_table.ReasonTable:
     format_reward=jnp.array([[1.0, 0.0, 1.0], [1.0, 1.0, 0.0]]),
     num_tokens=jnp.array([[3, 4, 5], [6, 6, 6]]),
     at_limit=jnp.array([[False, False, False], [True, True, True]]),
+    is_finite=jnp.array([[True, True, True], [True, False, True]]),
     sde_time=jnp.array([[0.95] * 3, [0.5] * 3]),
   )
 
@@ -40,6 +41,7 @@ def edit_table() -> group_table.EditTable:
     format_reward=jnp.ones((2, 3)),
     num_tokens=jnp.full((2, 3), 4),
     at_limit=jnp.zeros((2, 3), bool),
+    is_finite=jnp.ones((2, 3), bool),
     reward_before=jnp.array([[1.0, 1.0, 1.0], [0.5, 0.5, 0.5]]),
     stop=jnp.array([[True, True, False], [False, True, False]]),
     truncated=jnp.array([[False, False, True], [False, False, False]]),

@@ -24,6 +24,7 @@ class TestReason:
         "format": 4 / 6,
         "tokens": 5.0,
         "tokens_at_limit": 0.5,
+        "nonfinite_images": 1 / 6,
         "score": 1.7 / 4,
         "valid": 4 / 6,
         "score_spread": SPREAD / 2,

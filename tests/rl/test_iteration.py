@@ -14,6 +14,7 @@ from r3jax.model import parameters
 from r3jax.rewards.from_host import scorer
 from r3jax.rl import mapped
 from r3jax.rl import stage_outputs
+from r3jax.rl import train_state
 from tests import documented
 from tests import tiny
 
@@ -343,6 +344,101 @@ class TestInvalidRewards:
         state, bench.frozen, drafts, stages.score_drafts(drafts)
       )
       return jax.device_get(state.policy)
+
+
+class TestNotFinite:
+  """One number that is not finite skips the update, and is in no later one."""
+
+  @staticmethod
+  def _with_first(leaf: jax.Array, value: float) -> jax.Array:
+    """Returns an array whose first number is replaced."""
+    return leaf.at[(0,) * leaf.ndim].set(value)
+
+  def test_log_prob_of_one_token_skips_one_stage(self, bench, split):
+    """The edits are learned from by the policy that the drafts left as it was."""
+
+    def draft(*arguments):
+      drafts = split.draft(*arguments)
+      text = drafts.rollout.text
+      logprob = self._with_first(text.behavior_logprob, np.nan)
+      text = dataclasses.replace(text, behavior_logprob=logprob)
+      rollout = dataclasses.replace(drafts.rollout, text=text)
+      return dataclasses.replace(drafts, rollout=rollout)
+
+    stages = dataclasses.replace(split, draft=draft)
+    ((state, metrics, samples),) = bench.run_staged(stages, 1)
+    assert (metrics["reason/skipped"], metrics["edit/skipped"]) == (1, 0)
+    assert np.isnan(metrics["reason/loss"])
+    # Only one of two updates counts for the warm-up, which begins at rate 0.
+    assert train_state.updates_done(state.opt_state) == 1
+    _close(state.policy, jax.device_get(bench.policy), 0.0)
+    assert samples.draft_score.valid.all()
+
+  def test_infinite_return_skips_the_update(self, bench, split):
+    def score_drafts(drafts):
+      score = split.score_drafts(drafts)
+      return score.replace(value=self._with_first(score.value, np.inf))
+
+    stages = dataclasses.replace(
+      split,
+      score_drafts=score_drafts,
+      settings=dataclasses.replace(split.settings, num_reflect_rounds=0),
+    )
+    ((state, metrics, _),) = bench.run_staged(stages, 1)
+    assert metrics["reason/skipped"] == 1
+    before = jax.device_get(bench.state())
+    _close(
+      (state.policy, state.opt_state), (before.policy, before.opt_state), 0
+    )
+
+  @pytest.mark.parametrize("path", ["layers/gen/down", "lm_head", "llm2vae"])
+  def test_nan_weight_reaches_no_other_weight_and_no_score(
+    self, bench, split, path
+  ):
+    """It made the whole policy NaN; images of NaN had the score 0, and counted."""
+
+    def poison(key_path, leaf):
+      name = "/".join(part.key for part in key_path)
+      return self._with_first(leaf, np.nan) if name.startswith(path) else leaf
+
+    policy = jax.tree_util.tree_map_with_path(poison, bench.policy)
+    poisoned = dataclasses.replace(bench, policy=policy)
+    ((state, metrics, samples),) = poisoned.run_staged(split, 1)
+    before = jax.device_get(poisoned.state())
+    _close(
+      (state.policy, state.opt_state), (before.policy, before.opt_state), 0
+    )
+    assert (metrics["reason/skipped"], metrics["edit/skipped"]) == (1, 1)
+    if path != "lm_head":
+      assert metrics["reason/nonfinite_images"] == 1
+      assert not samples.draft_score.valid.any()
+      assert metrics["pool/unscored"] == 1
+
+  @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+  def test_reward_in_the_graph_is_missing(self, bench, value):
+    """A world's verifier is a user's program: what it returns may be anything."""
+
+    def reward(images, target, needed=None):
+      score = tiny.brightness(images, target)
+      return score.replace(value=self._with_first(score.value, value))
+
+    stages = dataclasses.replace(bench.stages, reward=reward)
+    with jax.set_mesh(bench.mesh):
+      programs = mapped.split(stages, bench.mesh)
+      score = programs.score_drafts(tiny.drafts(bench))
+    np.testing.assert_array_equal(score.valid, [False] + [True] * 7)
+
+  @pytest.mark.parametrize("value", [np.nan, np.inf])
+  def test_image_of_a_latent_that_is_not_finite_is_known(self, bench, value):
+    towers = bench.stages.modules.towers
+    rows, columns = towers.latent_grid
+    channels = bench.stages.modules.bagel.config.latent_dim
+    latent = jnp.zeros((2, rows * columns, channels)).at[0, 0, 0].set(value)
+    with jax.set_mesh(bench.mesh):
+      images, is_finite = jax.jit(towers.decode)(bench.frozen.towers, latent)
+    np.testing.assert_array_equal(is_finite, [False, True])
+    # Where it is NaN it is black, on every machine.
+    assert np.isnan(value) <= (np.asarray(images[0]) == 0).any()
 
 
 class TestMesh:

@@ -98,7 +98,7 @@ class TestAutoencoder:
       images = scenes_lib.render(scene)
       before, after = (
         verifier.detect(x)
-        for x in (images, eyes.decode(towers, eyes.encode(towers, images)))
+        for x in (images, eyes.decode(towers, eyes.encode(towers, images))[0])
       )
       return jnp.all(
         (before.shape == after.shape) & (before.color == after.color), axis=-1
