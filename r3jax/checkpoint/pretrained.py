@@ -20,6 +20,7 @@ from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import bagel_headers
 from r3jax.checkpoint import fingerprint
+from r3jax.checkpoint import finite_weights
 from r3jax.checkpoint import folder_digests
 from r3jax.checkpoint import orbax_weights
 from r3jax.checkpoint import tokenizer_files
@@ -100,7 +101,8 @@ class Pretrained:
       The policy, and the other parameters.
 
     Raises:
-      ValueError: The files are not those of a model of these sizes, or do not split over the mesh.
+      ValueError: The files are not those of a model of these sizes, or do not split over the mesh;
+        or a number is not finite.
     """
     placed = shardings(bagel, mesh)
     if policy_dtype is None:
@@ -109,6 +111,7 @@ class Pretrained:
       policy_leaves, other_leaves = _split_policy(placed)
       weights = self.weights(policy_leaves, policy_dtype)
       weights |= self.weights(other_leaves, dtype)
+    finite_weights.check(weights, self.trained or self.folder)
     return weights.pop("policy"), weights
 
   def weights(
