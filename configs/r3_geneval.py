@@ -313,6 +313,14 @@ def _set_outputs(config: ConfigDict):
   # the platform gives does no harm: it kills the run then, as `grace_s` does.
   preemption.grace_s = 100.0
 
+  # An update whose numbers are not finite is skipped, see docs/howto/debug.md.
+  health = config.health = ConfigDict()
+  # Iterations in a row with a skipped update after which the run stops.
+  health.max_skipped = 10
+  # Warns when a ratio is further from 1 (`mismatch/*`); 0 takes 0.001 in float32, 0.05 in bfloat16.
+  health.mismatch_limit = 0.0
+  health.mismatch_stop = False  # stops the run there
+
   # Keys are named `evaluation` here only because `eval` is a function of Python.
   evaluation = config.eval = ConfigDict()
   evaluation.prompts = (

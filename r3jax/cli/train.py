@@ -17,8 +17,12 @@ from r3jax.checkpoint import training
 from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.rewards.from_host import budget
+from r3jax.run import health
 from r3jax.run import loop
 from r3jax.run import sessions
+
+# What every process raises, with a message that a person reads.
+_REFUSALS = (budget.BudgetExceeded, training.Unusable, health.Unhealthy)
 
 
 def define_flags() -> None:
@@ -54,8 +58,7 @@ def run() -> None:
     )
     try:
       loop.run(session, policy, programs)
-    except (budget.BudgetExceeded, training.Unusable) as error:
-      # Every process raises these.
+    except _REFUSALS as error:
       sys.exit(f"r3jax: {error}")
     except training.SaveFailed as error:
       if jax.process_count() > 1:

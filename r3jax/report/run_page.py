@@ -27,6 +27,7 @@ class RunSummary:
     refinement: Score of the last round minus that of the draft, by model: "before", "after".
     behaviour: How the model edits and stops, by model.
     missing: Share of images without a score, by model.
+    skipped_updates: Number of updates that were not finite and were not made.
     leaked: Which of the held-out prompts the model was trained on.
     seconds: Time of the run's stages.
     iterations: Number of iterations.
@@ -46,6 +47,7 @@ class RunSummary:
     default_factory=dict
   )
   missing: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  skipped_updates: int = 0
   leaked: contamination.Leaked = contamination.Leaked({}, True)
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
   iterations: int | None = None
@@ -72,7 +74,12 @@ class RunSummary:
     if "leaked" in values:
       present["leaked"] = contamination.Leaked(**values["leaked"])
     missing = values.get("images without a score", {})
-    typed = {"scores": scores, "refinement": refinement, "missing": missing}
+    typed = {
+      "scores": scores,
+      "refinement": refinement,
+      "missing": missing,
+      "skipped_updates": values.get("skipped updates", 0),
+    }
     return cls(**{**present, **typed})
 
   def notes(self) -> list[str]:
@@ -82,6 +89,11 @@ class RunSummary:
       shares = [f"{share:.1%} {model}" for model, share in self.missing.items()]
       texts.append(
         f"Some images have no score and count in no mean: {', '.join(shares)}."
+      )
+    if self.skipped_updates:
+      texts.append(
+        f"Updates that were not finite and were skipped: {self.skipped_updates} (see the folder "
+        "skipped/ of the workdir)."
       )
     return texts
 

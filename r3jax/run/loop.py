@@ -23,9 +23,11 @@ from r3jax.parallel import preemption
 from r3jax.rewards.from_host import budget
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
+from r3jax.run import health
 from r3jax.run import machine
 from r3jax.run import profiling
 from r3jax.run import sessions
+from r3jax.run import skipped_batches
 from r3jax.run import summary
 from r3jax.run.logging import host_metrics
 from r3jax.run.logging import metric_writer
@@ -58,6 +60,7 @@ def run(
     SystemExit: The process was asked to end; the run is saved and can be resumed.
     training.Unusable: No checkpoint can be used, or the state is not finite.
     training.SaveFailed: A checkpoint could not be written, or is not what was saved.
+    health.Unhealthy: Updates are not finite, or ratios not 1; the last checkpoint is left as it is.
   """
   config = session.config
   preemption.ENDING.grace_seconds = config.preemption.grace_s
@@ -192,6 +195,7 @@ def iterate(
     SystemExit: The process was asked to end, see `preemption`; the last iteration is saved.
     training.Unusable: The state is not finite; the checkpoints stay as they are.
     training.SaveFailed: A checkpoint could not be written, or is not what was saved.
+    health.Unhealthy: As in `run`.
   """
   config = session.config
   ending = preemption.ENDING
@@ -204,6 +208,7 @@ def iterate(
   failures = budget.Budget(
     config.reward.max_failed_fraction, config.reward.failure_window
   )
+  watch = health.watch(config)
   profiler = profiling.Profiler(session.files.profile, **config.profile)
   if _evaluation_is_due(config, done):
     # The last start may have ended between this iteration's checkpoint and its evaluation.
@@ -225,10 +230,12 @@ def iterate(
       with stopwatch.part("log"):
         writer.write(number, metrics)
         progress.report(number, _headline_scores(metrics))
+        skipped_batches.write(session, number, indices, metrics, samples)
         if _samples_are_due(config, number):
           samples = multihost.fetch(samples)
           report_samples.write(session, number, indices, samples, writer)
 
+      watch.add(number, metrics)
       over_budget = failures.add(budget.failed_share(metrics))
       evaluation_due = _evaluation_is_due(config, number)
       must_end = ending.is_due(number)
@@ -265,6 +272,7 @@ def _advance(
   reward = session.experiment.reward
   state, metrics, samples = train_step(state, indices)
   metrics = multihost.fetch(metrics)
+  metrics[health.SKIPPED] = health.num_skipped(metrics)
   # Where the reward runs on hosts, a bug in one process must stop them all.
   reward.raise_together()
   metrics |= reward.metrics()
@@ -312,6 +320,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
     ValueError: The config, the model or the workdir cannot be used.
     budget.BudgetExceeded: Too many images got no score; the run is saved and can be resumed.
     training.SaveFailed: A checkpoint could not be written, or is not what was saved.
+    health.Unhealthy: Updates are not finite, or ratios not 1; the last checkpoint is left as it is.
   """
   session, policy = sessions.prepare(config, workdir)
   return run(session, policy)

@@ -35,6 +35,7 @@ NOT_TRACED: Mapping[str, str] = {
   "eval": "evaluation has programs of its own",
   "checkpoint": "the loop saves",
   "preemption": "the loop ends",
+  "health": "the loop watches the metrics",
   "log": "the loop logs",
   "profile": "the loop traces",
   "reward.endpoints": _ONLY_ON_HOST,

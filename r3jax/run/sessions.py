@@ -1,6 +1,6 @@
 """Prepares a run: checks its config, loads the model, opens the workdir, compiles the step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 
 from etils import epath
@@ -60,6 +60,7 @@ MAY_DIFFER = (
   "eval",
   "checkpoint",
   "preemption",
+  "health",
   "step.mode",
   "step.quick_compile",
   "step.micro_batches",
@@ -98,6 +99,7 @@ class Session:
     frozen: Parameters that an iteration reads; its reference is the policy before training.
     evaluation: Evaluation on the held-out prompts, on the same mesh.
     leaked: Held-out prompts that this run or the model's earlier runs train on.
+    identity: What a resumed run must find unchanged, as config.json has it.
   """
 
   config: ml_collections.ConfigDict
@@ -109,6 +111,7 @@ class Session:
   frozen: train_state.Frozen
   evaluation: evaluate.Evaluation
   leaked: contamination.Leaked
+  identity: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
   def init(self, policy: types.Params) -> train_state.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
@@ -326,6 +329,31 @@ def prepare(
   files = workdir.Workdir(folder)
   check(config, files)
   check_resume(resume, files)
+  session, policy = load(config, files)
+
+  # Nothing has been written up to here.
+  config_guard.check_writable(folder)
+  config_guard.write_or_check(folder, session.identity, MAY_DIFFER)
+  if not jax.process_index():
+    workdir.write_training_prompts(files.path, session.experiment.train)
+  return session, policy
+
+
+def load(
+  config: ml_collections.ConfigDict, files: workdir.Workdir
+) -> tuple[Session, types.Params]:
+  """Does what `prepare` does without writing anything.
+
+  Args:
+    config: Config of the run, whose values have been checked.
+    files: Workdir of a run, new or not.
+
+  Returns:
+    The constants of the run, and the policy before training.
+
+  Raises:
+    ValueError: As `prepare`.
+  """
   experiment = setup.build(config)
   mesh = meshes.make_mesh(**config.mesh)
   # The stages, the evaluation and the prompts check the config once more, against the mesh and the
@@ -335,16 +363,9 @@ def prepare(
   prompts = experiment.encode(experiment.train)
   leaked = _leaked(config, experiment)
   identity = config.to_dict() | _inputs(config, experiment)
-  config_guard.check(folder, identity, MAY_DIFFER)
+  config_guard.check(files.path, identity, MAY_DIFFER)
   # The checks that need no weights come first: weights take minutes to read.
   policy, frozen = experiment.start(mesh, config.seed)
-
-  # Nothing has been written up to here.
-  config_guard.check_writable(folder)
-  config_guard.write_or_check(folder, identity, MAY_DIFFER)
-  if not jax.process_index():
-    workdir.write_training_prompts(files.path, experiment.train)
-
   session = Session(
     config=config,
     files=files,
@@ -355,6 +376,7 @@ def prepare(
     frozen=frozen,
     evaluation=evaluation,
     leaked=leaked,
+    identity=identity,
   )
   return session, policy
 

@@ -15,6 +15,7 @@ from r3jax.evaluation import sample_table
 from r3jax.files import atomic
 from r3jax.files import jsonl
 from r3jax.report import run_page
+from r3jax.run import health
 from r3jax.run import machine
 from r3jax.run import sessions
 from r3jax.run import workdir
@@ -105,6 +106,7 @@ def make(
     },
     "leaked": dataclasses.asdict(session.leaked),
     "contamination": session.experiment.contamination.to_json(),
+    "skipped updates": _skipped_updates(session.files),
     "iterations": num_iterations,
     "seed": seed,
     "seconds": dict(seconds) | _median_iteration(session.files),
@@ -122,6 +124,13 @@ def _median_iteration(files: workdir.Workdir) -> dict[str, float]:
   steady = metrics[1:] or metrics
   seconds = [row["seconds/iteration"] for row in steady]
   return {"median iteration": float(np.median(seconds))}
+
+
+def _skipped_updates(files: workdir.Workdir) -> int:
+  """Returns how many updates were skipped because they were not finite."""
+  rows = jsonl.read(files.metrics)
+  # Iterations of earlier versions have no such number.
+  return int(sum(row.get(health.SKIPPED, 0) for row in rows))
 
 
 def write(files: workdir.Workdir, summary: dict) -> None:

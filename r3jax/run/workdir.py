@@ -60,6 +60,11 @@ class Workdir:
     """Folder of the logs of rewards that are computed on hosts."""
     return self.path / "rewards"
 
+  @property
+  def skipped(self) -> epath.Path:
+    """Folder of the batches whose update was skipped, one folder per iteration."""
+    return self.path / "skipped"
+
   def evaluation(self, step: int) -> epath.Path:
     """Folder of the evaluation after `step` iterations."""
     return self.path / finished.EVALUATIONS / f"step_{step:06d}"

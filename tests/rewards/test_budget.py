@@ -52,6 +52,10 @@ class TestBudget:
 
 
 class TestFailedShare:
+  def test_is_none_of_the_reward_where_images_are_not_finite(self):
+    metrics = {"reason/valid": 0.0, "edit/valid": 0.0, "optimizer/skipped": 1.0}
+    assert budget_lib.failed_share(metrics) == 0
+
   def test_is_the_mean_over_the_stages(self):
     assert (
       budget_lib.failed_share(

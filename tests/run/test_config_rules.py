@@ -63,8 +63,8 @@ ZERO = words("""
   loss.text_weight loss.image_weight loss.text_kl loss.image_kl loss.format_weight pool.perfect
   optimizer.und_learning_rate optimizer.gen_learning_rate optimizer.warmup_updates optimizer.b1
   optimizer.b2 optimizer.weight_decay reward.cache reward.max_failed_fraction
-  reward.clutter_weight eval.prompts eval.temperature eval.seed eval.every log.samples_every
-  log.samples profile.start profile.steps
+  reward.clutter_weight health.mismatch_limit eval.prompts eval.temperature eval.seed eval.every
+  log.samples_every log.samples profile.start profile.steps
   eval.reason.text_scale eval.reason.image_scale eval.refine.text_scale eval.refine.image_scale
   autoencoder.warmup vision.warmup text.warmup joint.warmup autoencoder.kl_weight
   joint.flow_weight mix.plan_flaws mix.instruction_flaws mix.questions mix.descriptions

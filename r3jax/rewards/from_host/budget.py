@@ -85,7 +85,13 @@ def check_evaluation(missing: float, max_failed_fraction: float) -> None:
 
 
 def failed_share(metrics: Mapping[str, float]) -> float:
-  """Returns the share of an iteration's images without a score, the mean over its stages."""
+  """Returns the share of an iteration's images without a score, the mean over its stages.
+
+  It is 0 where an update was not finite: scores are then missing because images are not finite, and
+  `run.health` counts such iterations.
+  """
+  if metrics.get("optimizer/skipped", 0):
+    return 0.0
   shares = [
     1 - float(value)
     for name, value in metrics.items()
