@@ -79,6 +79,9 @@ COMMANDS = {
   "check-parity": Command(
     "compare r3jax with recorded numbers of the reference"
   ),
+  "replay": Command(
+    "find what was not finite in a skipped iteration", words="DIR"
+  ),
   "report": Command(
     "print a run's summary and the path of its report", words="DIR"
   ),

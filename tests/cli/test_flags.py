@@ -47,6 +47,7 @@ COMPLETE = {
   "evaluate": ["config=r3_geneval:shapes", "workdir=w", *PROCESSES],
   "rescore": ["config=r3_geneval:shapes", "judge=j", *PROCESSES],
   "compare": ["workdir=w"],
+  "replay": PROCESSES,
   "generate": ["prompt=p", "out=o"],
   "edit": ["image=i", "instruction=t", "out=o"],
   "ask": ["image=i", "question=q"],
@@ -56,7 +57,7 @@ COMPLETE = {
   "serve-reward": [],
   "check-parity": ["goldens=g"],
 }
-WORDS = {"compare": ["a"], "rescore": ["a"]}
+WORDS = {"compare": ["a"], "rescore": ["a"], "replay": ["a"]}
 NUMBERS = ["", "abc", "nan", "inf", "-inf", "-1", "0", "0.5", "1e300", "9" * 30]
 TEXTS = ["", " "]
 # Flag -> the absurd numbers that mean something there.
@@ -64,6 +65,7 @@ ALLOWED_NUMBERS = {
   "train": {"num_processes": [], "process_id": ["0"]},
   "evaluate": {"num_processes": [], "process_id": ["0"]},
   "rescore": {"num_processes": [], "process_id": ["0"]},
+  "replay": {"num_processes": [], "process_id": ["0"]},
   "generate": {
     "seed": ["0"],
     "points": [],
