@@ -335,6 +335,8 @@ class Checkpoints:
     )
 
   def _save_failed(self, error: BaseException) -> SaveFailed:
+    """Returns what is raised where a save has failed; nothing is read back from then on."""
+    self._stop.set()
     return SaveFailed(
       f"a checkpoint could not be written to {self._folder}: {verification.short(error)}; the "
       "complete ones there stay, and the same command resumes from the last"
@@ -423,7 +425,8 @@ class Checkpoints:
     self.wait()
     self._manager.close()
     self._pool.shutdown()
-    self.check()
+    if not self._stop.is_set():
+      self.check()
 
 
 def _free_name(path: epath.Path) -> epath.Path:

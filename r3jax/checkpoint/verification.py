@@ -22,6 +22,7 @@ import numpy as np
 import tensorstore
 
 from r3jax.checkpoint import digests
+from r3jax.files import texts
 
 STATE = "state"
 DATA = "data"
@@ -30,6 +31,7 @@ _JSON_FILE = "metadata"  # of an item that Orbax writes as JSON
 _ITEMS_FILE = "_CHECKPOINT_METADATA"
 _VERSION = 1
 _MAX_JSON = 64 << 20  # bytes
+_MAX_LINE = 240  # characters of an error of a library
 
 # What TensorStore says where a later try may succeed, or where the reader lacks a right. The
 # checkpoint itself may be good.
@@ -276,18 +278,18 @@ def _chunks(array: Any) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
 
 def _explained(error: Exception, name: str = "") -> Exception:
   """Returns what is raised in place of an error of a reader."""
+  if isinstance(error, Damaged):
+    return error
   text = short(error)
   if any(word in str(error) for word in _OF_THE_READER):
     return Unreadable(f"{name or 'it'} cannot be read now: {text}")
-  if isinstance(error, Damaged):
-    return error
   return Damaged(f"{name} cannot be read: {text}".strip())
 
 
 def short(error: Exception) -> str:
-  """Returns the first line of an error, at most 150 characters."""
+  """Returns the first line of an error, without the middle of a long one."""
   lines = str(error).splitlines() or [type(error).__name__]
-  return lines[0][:150]
+  return texts.shorten(lines[0], _MAX_LINE)
 
 
 def _check_files(folder: epath.Path) -> None:
