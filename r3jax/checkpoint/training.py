@@ -33,6 +33,8 @@ _RETRY_SECONDS = (1.0, 5.0)
 # Arrays that are read at the same time where nothing else goes on.
 _THREADS = min(8, os.cpu_count() or 1)
 _STOPPED = "stopped"
+# Readers hold some chunks in memory; without a limit a chunk is a whole shard.
+_CHUNK_BYTES = 256 << 20
 _openings = itertools.count()
 
 
@@ -186,8 +188,11 @@ class Checkpoints:
       step, digests.of_tree(state), verification.hash_of_json(data)
     )
     self._refuse_not_finite(record)
+    in_chunks = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
     items = ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
+      state=ocp.args.StandardSave(
+        state, save_args=jax.tree.map(lambda _: in_chunks, state)
+      ),
       data=ocp.args.JsonSave(data),
       digests=ocp.args.JsonSave(record.to_json()),
     )

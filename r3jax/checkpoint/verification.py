@@ -1,8 +1,7 @@
 """Reads a training checkpoint on the host, piece by piece, and compares it with its digests.
 
 Nothing here uses a device or waits for another process, so that it may run in a thread beside the
-training. Memory holds one stored chunk of an array a thread, which is a shard of the run that saved
-it.
+training. Memory holds one stored chunk of an array a thread.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from r3jax.checkpoint import digests
 from r3jax.checkpoint import training
@@ -291,6 +292,20 @@ class TestSave:
     assert sorted(
       path.name for path in tmp_path.iterdir() if path.name.isdigit()
     ) == ["6", "8"]
+
+  def test_large_arrays_are_saved_in_chunks(self, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_CHUNK_BYTES", 1000)
+    state = new_state(size=1024)
+    saver = training.Checkpoints(tmp_path, every=1, keep=1)
+    saver.save(1, state, new_iterator())
+    abstract = jax.eval_shape(functools.partial(new_state, 1024))
+    _, restored = saver.restore(abstract, new_iterator())
+    saver.close()
+    assert_equal(restored, state)
+    base = {"driver": "file", "path": f"{tmp_path / '1' / 'state'}/"}
+    kvstore = {"driver": "ocdbt", "base": base, "path": "params.w/"}
+    stored = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
+    assert stored.chunk_layout.read_chunk.shape == (128,)
 
   def test_force_saves_the_last_step_once(self, tmp_path):
     saver, state = training.Checkpoints(tmp_path, every=10, keep=2), new_state()
