@@ -33,6 +33,7 @@ from r3jax.data import pipeline  # noqa: E402
 from r3jax.model import network  # noqa: E402
 from r3jax.parallel import meshes  # noqa: E402
 from tests.checkpoint import damages  # noqa: E402
+from tests.checkpoint import sharded_model  # noqa: E402
 
 # A read that takes longer counts as one that hangs.
 _LIMIT_S = 60
@@ -297,12 +298,17 @@ def _run(
   weights = bare.weights(placed, None)
   for form in ("bagel", "orbax"):
     pretrained.save(weights, bare, scratch / form, form)
-  expected = read_model(scratch / "bagel")
+  # As a release: several files and an index.
+  (scratch / "indexed").mkdir()
+  sharded_model.write(scratch / "indexed", sharded_model.tiny_bagel())
+  pretrained.write_digests(scratch / "indexed")
+  forms = ("bagel", "orbax", "indexed", "bare")
+  expected = {form: read_model(scratch / form) for form in forms}
   for number in range(arguments.models):
     # Damages come in groups, so that every folder gets every damage.
-    form = ("bagel", "orbax", "bare")[number // len(damages.DAMAGES) % 3]
+    form = forms[number // len(damages.DAMAGES) % len(forms)]
     damage, result = damaged_model(
-      scratch / form, scratch, number, arguments.seed, expected
+      scratch / form, scratch, number, arguments.seed, expected[form]
     )
     results.append((f"models ({form})", damage, result))
 
