@@ -15,6 +15,18 @@ from r3jax.files import paths
 
 MAX_PIXELS = 100_000_000  # some 400 MB while a file is decoded
 _MAX_BYTES = 2**30
+# Pillow knows 43 kinds; it would run Ghostscript for EPS.
+FORMATS = (
+  "PNG",
+  "JPEG",
+  "WEBP",
+  "GIF",
+  "BMP",
+  "TIFF",
+  "PPM",
+  "TGA",
+  "JPEG2000",
+)
 # What Pillow raises at files that are damaged, of no known kind, or suspiciously large.
 UNREADABLE = (
   OSError,
@@ -43,7 +55,9 @@ def read(path: epath.PathLike) -> np.ndarray:
   try:
     return _decode(content)
   except PIL.UnidentifiedImageError as error:
-    raise ValueError(f"cannot identify an image in {path}") from error
+    raise ValueError(
+      f"{path} must be an image file, one of {', '.join(FORMATS)}"
+    ) from error
   except UNREADABLE as error:
     raise ValueError(f"{error} ({path})") from error
 
@@ -54,7 +68,7 @@ def _decode(content: bytes) -> np.ndarray:
     # Our own limit is below the one that Pillow enforces, but above its warning.
     warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
     # The header says the size; nothing is decoded before it has been checked.
-    with PIL.Image.open(io.BytesIO(content)) as image:
+    with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as image:
       if image.width * image.height > MAX_PIXELS:
         raise ValueError(
           f"an image must have at most {MAX_PIXELS} pixels; got {image.width} x {image.height}"

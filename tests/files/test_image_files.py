@@ -149,3 +149,9 @@ def test_pipe_in_the_place_of_an_image_is_refused(tmp_path):
   os.mkfifo(tmp_path / "a.png")
   with pytest.raises(ValueError, match="a.png must be a regular file"):
     image_files.read(tmp_path / "a.png")
+
+
+def test_kind_that_runs_a_program_is_refused(tmp_path):
+  PIL.Image.fromarray(PICTURE).save(tmp_path / "a.eps")
+  with pytest.raises(ValueError, match="a.eps must be an image file, one of"):
+    image_files.read(tmp_path / "a.eps")
