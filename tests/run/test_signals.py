@@ -25,8 +25,8 @@ from tests import tiny
 ROOT = pathlib.Path(__file__).parents[2]
 MOMENTS = 20  # of each signal, and each number of processes
 CHANGES = {
-  "total_steps": 40,
-  "eval.every": 20,
+  "total_steps": 20,
+  "eval.every": 10,
   "checkpoint.every": 5000,
   "preemption.grace_s": 60.0,
 }
@@ -180,7 +180,7 @@ def _numbers(workdir: pathlib.Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2], scope="class")
 class TestRandomMoments:
   @pytest.fixture(scope="class")
   @classmethod
