@@ -77,9 +77,9 @@ def _wait_until_asked(
     if ending.wait_until_asked(_LOOK_SECONDS):
       multihost.write_text(_ASKED)
       return True
-    asked = multihost.read_texts(_ASKED)
-    if asked:
-      ending.ask(f"process {min(asked)}")
+    processes = multihost.read_texts(_ASKED)
+    if processes:
+      ending.ask(f"process {min(processes)}")
       return True
   return False
 

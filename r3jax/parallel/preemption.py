@@ -155,12 +155,12 @@ class Ending:
       return self._asked_by
 
   def join_others(self) -> None:
-    """Leaves the decision to all processes together, and a way to tell them to `agreement`."""
+    """Leaves the decision, and the end of this process, to `agreement` with the others."""
     with self._condition:
       self._is_together = True
 
   def position(self) -> int:
-    """Returns the position; once asked, it stays behind what `is_due` was asked about."""
+    """Returns the position; after `ask`, `is_due` keeps it until `decide`."""
     with self._condition:
       return self._position
 
@@ -179,7 +179,7 @@ class Ending:
       self._condition.notify_all()
 
   def end_at_once(self) -> None:
-    """Makes the thread end this process, where the others know it or cannot be told."""
+    """Makes another thread end this process, as soon as the other processes know of it."""
     with self._condition:
       if self._at_once_since is None:
         self._at_once_since = self._clock()
