@@ -219,8 +219,8 @@ class Checkpoints:
       (number of completed iterations, state), or None if there is no checkpoint.
 
     Raises:
-      ValueError: A saved array has another shape, or the trees differ.
-      Unusable: All checkpoints are damaged, or one cannot be read; nothing is moved.
+      Unusable: All checkpoints are damaged, one cannot be read, an array has another shape, or the
+        trees differ; nothing is moved.
     """
     self.wait()
     problems: dict[int, str] = {}
@@ -248,8 +248,7 @@ class Checkpoints:
 
     Raises:
       Damaged: It is damaged.
-      ValueError: A saved array has another shape, or the trees differ.
-      Unusable: It cannot be read.
+      Unusable: It cannot be read, an array has another shape, or the trees differ.
     """
     path = self._folder / str(step)
     self._verify_together(path)
@@ -258,46 +257,43 @@ class Checkpoints:
       logging.warning("not verified: %s has no digests", path)
     else:
       _refuse_other_shapes(path, record, abstract_state)
-    arguments = ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract_state),
-      data=ocp.args.JsonRestore(),
-    )
+    items = self._read(step, abstract_state)
     try:
-      items = self._manager.restore(step, args=arguments)
       iterator.set_state(items.data)
     except verification.DAMAGE as error:
-      # The numbers are good, so a file of Orbax beside them is not. Its other reads end here, where
-      # nobody waits for them.
-      problem = f"Orbax cannot read it: {verification.short(error)}"
-      del error
-      gc.collect()
-      raise verification.Damaged(problem) from None
+      raise verification.Damaged(f"data: {verification.short(error)}") from None
     if record is not None:
       _compare(record, items.state)
     return items.state
 
   def _verify_together(self, path: epath.Path) -> None:
-    """Reads a checkpoint, each process a share of the arrays.
-
-    Raises:
-      Damaged: It is damaged, as one of the processes has read.
-      Unusable: One of the processes cannot read it.
-    """
+    """Reads a checkpoint, each process a share of the arrays; raises as `_agree` does."""
     share = (jax.process_index(), jax.process_count())
-    verdict = {"damaged": "", "unreadable": ""}
+    problem = None
     try:
       verification.check(path, share=share, threads=_THREADS)
-    except verification.Damaged as error:
-      verdict["damaged"] = str(error)
-    except verification.Unreadable as error:
-      verdict["unreadable"] = str(error)
-    verdicts = [json.loads(x) for x in multihost.exchange(json.dumps(verdict))]
-    for verdict in verdicts:
-      if verdict["unreadable"]:
-        raise Unusable(f"the checkpoint {path}: {verdict['unreadable']}")
-    for verdict in verdicts:
-      if verdict["damaged"]:
-        raise verification.Damaged(verdict["damaged"])
+    except (verification.Damaged, verification.Unreadable) as error:
+      problem = error
+    _agree(path, problem)
+
+  def _read(self, step: int, abstract_state: PyTree) -> ocp.args.Composite:
+    """Returns what Orbax reads of a checkpoint whose arrays are good; raises as `_agree` does."""
+    arguments = ocp.args.Composite(
+      state=ocp.args.StandardRestore(abstract_state),
+      data=ocp.args.JsonRestore(),
+    )
+    items = ocp.args.Composite()
+    problem = None
+    try:
+      items = self._manager.restore(step, args=arguments)
+    except (*verification.DAMAGE, OSError) as error:
+      # A file beside the arrays is damaged. Orbax's other reads end here, where nobody waits for
+      # them.
+      problem = verification.explained(error, "what Orbax needs")
+      del error
+      gc.collect()
+    _agree(self._folder / str(step), problem)
+    return items
 
   def _move_aside(self, problems: dict[int, str]) -> None:
     """Renames damaged checkpoints, so that their steps can be saved again.
@@ -434,6 +430,28 @@ class Checkpoints:
       self.check()
 
 
+def _agree(path: epath.Path, problem: Exception | None) -> None:
+  """Raises on every process where one of them has a problem with a checkpoint.
+
+  Args:
+    path: Folder of the checkpoint.
+    problem: This process's own, Damaged or Unreadable, if it has one.
+
+  Raises:
+    Damaged: It is damaged, as one of the processes has read.
+    Unusable: One of the processes cannot read it now.
+  """
+  is_damaged = isinstance(problem, verification.Damaged)
+  verdict = {"is_damaged": is_damaged, "problem": str(problem or "")}
+  verdicts = [json.loads(x) for x in multihost.exchange(json.dumps(verdict))]
+  verdicts = [verdict for verdict in verdicts if verdict["problem"]]
+  for verdict in verdicts:
+    if not verdict["is_damaged"]:
+      raise Unusable(f"the checkpoint {path}: {verdict['problem']}")
+  for verdict in verdicts:
+    raise verification.Damaged(verdict["problem"])
+
+
 def _free_name(path: epath.Path) -> epath.Path:
   """Returns PATH.damaged, or PATH.damaged-2 and so on, where that exists."""
   aside = path.parent / f"{path.name}.damaged"
@@ -447,13 +465,16 @@ def _free_name(path: epath.Path) -> epath.Path:
 def _refuse_other_shapes(
   path: epath.Path, record: verification.Record, abstract_state: PyTree
 ) -> None:
-  """Raises a ValueError that lists how the arrays of a checkpoint differ from those of a config."""
+  """Raises Unusable, with how the arrays of a checkpoint differ from those of a config."""
   expected = {}
   for keys, leaf in jax.tree_util.tree_flatten_with_path(abstract_state)[0]:
     expected[digests.leaf_name(keys)] = tuple(leaf.shape)
   actual = {name: leaf.shape for name, leaf in record.state.items()}
   problems = mismatch.differences("leaf", expected, actual)
-  mismatch.refuse(f"the checkpoint {path}", problems)
+  try:
+    mismatch.refuse(f"the checkpoint {path}", problems)
+  except ValueError as error:
+    raise Unusable(str(error)) from None
 
 
 def _compare(record: verification.Record, state: PyTree) -> None:

@@ -171,10 +171,8 @@ def check(
     names = arrays.names() if saved is None else sorted(saved.state)
     if not names:
       raise Damaged(f"{STATE} holds no array")
-  except DAMAGE as error:
-    raise _explained(error) from error
-  except OSError as error:
-    raise Unreadable(f"{folder} cannot be read: {error}") from error
+  except (*DAMAGE, OSError) as error:
+    raise explained(error) from error
 
   def size(name: str) -> int:
     return math.prod(saved.state[name].shape) if saved else 0
@@ -250,9 +248,9 @@ class _Arrays:
       ):
         raise Damaged(f"{name} is {dtype.name}{list(array.shape)}")
       actual = digests.of_chunks(dtype, array.shape, _chunks(array))
-    except DAMAGE as error:
-      raise _explained(error, name) from error
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (*DAMAGE, OSError) as error:
+      raise explained(error, name) from error
+    except (RuntimeError, MemoryError) as error:
       raise Unreadable(f"{name} cannot be read: {short(error)}") from error
     if expected is not None and actual != expected:
       raise Damaged(f"{name} has other numbers than those that were saved")
@@ -275,12 +273,13 @@ def _chunks(array: Any) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
     yield np.asarray(array[spans].read().result()), starts
 
 
-def _explained(error: Exception, name: str = "") -> Exception:
-  """Returns what is raised in place of an error of a reader."""
-  if isinstance(error, Damaged):
+def explained(error: Exception, name: str = "") -> Exception:
+  """Returns Damaged or Unreadable, by what an error of a reader means."""
+  if isinstance(error, (Damaged, Unreadable)):
     return error
   text = short(error)
-  if any(word in str(error) for word in _OF_THE_READER):
+  is_of_reader = isinstance(error, OSError) and not isinstance(error, DAMAGE)
+  if is_of_reader or any(word in str(error) for word in _OF_THE_READER):
     return Unreadable(f"{name or 'it'} cannot be read now: {text}")
   return Damaged(f"{name} cannot be read: {text}".strip())
 
