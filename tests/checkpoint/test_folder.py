@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+from etils import epath
 import flax.linen as nn
 import flax.traverse_util
 import jax
@@ -183,6 +184,15 @@ class TestWorkdir:
     policy, frozen = found.load(network.Bagel(found.sizes), mesh)
     _same(policy, jax.tree.map(lambda x: 2 * x, weights["policy"]))
     _same(frozen, {name: weights[name] for name in ("vision", "autoencoder")})
+
+  def test_damaged_newer_checkpoint_is_passed_over(self, workdir, tmp_path):
+    folder = shutil.copytree(workdir, tmp_path / "run")
+    shutil.copytree(folder / "checkpoints" / "7", folder / "checkpoints" / "9")
+    found = pretrained.find(str(folder))
+    assert found.trained == epath.Path(folder) / "checkpoints" / "7" / "state"
+    assert pretrained.step_of_run(epath.Path(folder)) == 7
+    # Nothing is renamed by a reader.
+    assert (folder / "checkpoints" / "9").is_dir()
 
   def test_is_exported_for_pytorch(self, workdir, weights, tmp_path):
     found = pretrained.find(str(workdir))
