@@ -8,11 +8,13 @@ import jax
 from r3jax import types
 from r3jax.checkpoint import pretrained
 from r3jax.files import config_guard
+from r3jax.files import ownership
 from r3jax.model import network
 from r3jax.parallel import meshes
 from r3jax.worlds import registry
 
 
+@ownership.releasing()
 def convert(
   source: str,
   out: epath.Path,
@@ -41,6 +43,7 @@ def convert(
   else:
     model = pretrained.find(source)
   config_guard.check_writable(out)
+  ownership.claim(out)
   mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
   shardings = pretrained.shardings(network.Bagel(model.sizes), mesh)
   weights = model.weights(shardings, dtype, on_read)

@@ -12,6 +12,7 @@ from etils import epath
 from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.evaluation import finished
+from r3jax.files import ownership
 from r3jax.report import comparison_report
 
 
@@ -27,7 +28,9 @@ def run(*paths: str) -> None:
   startup.together(_compare, paths)
 
 
+@ownership.releasing()
 def _compare(paths: tuple[str, ...]) -> None:
   groups = [finished.read(path) for path in paths]
   folder = epath.Path(flags.FLAGS.workdir)
+  ownership.claim(folder)
   print(comparison_report.write(groups, folder, seed=0))

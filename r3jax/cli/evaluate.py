@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from r3jax.cli import command_line
 from r3jax.cli import startup
+from r3jax.files import ownership
 from r3jax.report import evaluation_report
 from r3jax.rewards.from_host import budget
 from r3jax.run import evaluation_job
@@ -36,6 +37,7 @@ def define_flags() -> None:
   command_line.require(config="a config file", workdir="the folder to write")
 
 
+@ownership.releasing()
 def run() -> None:
   """Evaluates, prints the tables, and exits with a message where something cannot be used."""
   values = flags.FLAGS

@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from r3jax.cli import command_line
 from r3jax.files import config_guard
+from r3jax.files import ownership
 from r3jax.sft import program
 
 
@@ -26,6 +27,7 @@ def define_flags() -> None:
   command_line.require(config="a config file", out="the folder to write")
 
 
+@ownership.releasing()
 def run() -> None:
   """Trains, and exits with a message where config.start or --out cannot be used."""
   logging.set_verbosity(logging.INFO)
@@ -34,6 +36,7 @@ def run() -> None:
   try:
     start = program.load_start(config.start) if config.start else None
     config_guard.check_writable(flags.FLAGS.out)
+    ownership.claim(flags.FLAGS.out)
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
   program.run(config, pathlib.Path(flags.FLAGS.out), start)

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from r3jax.checkpoint import training
 from r3jax.cli import command_line
 from r3jax.cli import startup
+from r3jax.files import ownership
 from r3jax.rewards.from_host import budget
 from r3jax.run import health
 from r3jax.run import loop
@@ -43,6 +44,7 @@ def define_flags() -> None:
   command_line.require(config="a config file", workdir="the folder of the run")
 
 
+@ownership.releasing()
 def run() -> None:
   """Trains, and exits with a message where the config or the workdir cannot be used."""
   config = flags.FLAGS.config

@@ -15,6 +15,7 @@ import numpy as np
 from r3jax import inference
 from r3jax.data import records
 from r3jax.files import config_guard
+from r3jax.files import ownership
 from r3jax.report import gallery
 from r3jax.worlds import base as worlds_base
 from r3jax.worlds import registry
@@ -47,6 +48,7 @@ class Progress:
   on_step: Callable[[np.ndarray], None]
 
 
+@ownership.releasing()
 def draw(
   config: ml_collections.ConfigDict,
   prompts: Sequence[records.Prompt],
@@ -74,6 +76,7 @@ def draw(
       prompt.text, base.rollout.capacities.prompt
     )
   config_guard.check_writable(folder)
+  ownership.claim(folder)
   constants = {
     "num_images": num_images,
     "weights": base.pretrained.fingerprint(),

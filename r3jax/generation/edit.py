@@ -10,6 +10,7 @@ import numpy as np
 from r3jax import inference
 from r3jax.files import config_guard
 from r3jax.files import image_files
+from r3jax.files import ownership
 from r3jax.model import preprocess
 
 FACTS = "edit.json"
@@ -27,6 +28,7 @@ def read_image(path: str) -> np.ndarray:
     raise ValueError(f"--image must be an image file: {error}") from error
 
 
+@ownership.releasing()
 def edit(
   config: ml_collections.ConfigDict,
   image_path: str,
@@ -57,6 +59,7 @@ def edit(
   # Raises an error where the instruction does not fit its segment.
   base.segments([instruction], base.rollout.capacities.instruction)
   config_guard.check_writable(folder)
+  ownership.claim(folder)
   model = inference.load(config, on_step=on_step)
   edits = model.edit(image, instruction, num_images, config.eval.seed)
   paths = []

@@ -18,6 +18,7 @@ from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
+from r3jax.files import ownership
 from r3jax.parallel import multihost
 from r3jax.parallel import preemption
 from r3jax.rewards.from_host import budget
@@ -306,6 +307,7 @@ def _samples_are_due(config: ml_collections.ConfigDict, number: int) -> bool:
   return bool(every) and (number == 1 or number % every == 0)
 
 
+@ownership.releasing()
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict:
   """Trains the model of a config in one process; resumes an interrupted run.
 

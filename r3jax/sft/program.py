@@ -20,6 +20,7 @@ from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import tokenizer_files
+from r3jax.files import ownership
 from r3jax.files import paths
 from r3jax.model import architecture
 from r3jax.model import image_encoders
@@ -79,6 +80,7 @@ def load_start(start: str) -> Model:
   return Model(bagel_files.load(folder, sizes), sizes)
 
 
+@ownership.releasing()
 def run(
   config: ml_collections.ConfigDict, out: pathlib.Path, start: Model | None
 ) -> None:
@@ -90,11 +92,12 @@ def run(
     start: model whose policy is trained further; None trains everything from nothing.
 
   Raises:
-    ValueError: a value of the config breaks its rule; nothing has been written.
+    ValueError: a value of the config breaks its rule, or another process writes there; nothing has
+      been written.
   """
   config_rules.check(config)
   words = vocabulary.build_tokenizer()
-  out.mkdir(parents=True, exist_ok=True)
+  ownership.claim(out)
   words.save(str(out / "tokenizer.json"))
   model = start or _train_towers(config)
   sizes = model.sizes
