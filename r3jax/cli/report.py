@@ -5,11 +5,11 @@
 DIR is the workdir of the run.
 """
 
-import json
 import sys
 
 from etils import epath
 
+from r3jax.files import damage
 from r3jax.files import paths
 from r3jax.report import run_page
 
@@ -27,7 +27,13 @@ def run(workdir: str) -> None:
       f"r3jax: a finished run must have summary.json; not found: {path}"
       f"{paths.did_you_mean(folder)}"
     )
+  remedy = "Delete it, and give the command of the run again: it writes it anew"
+  try:
+    with damage.explained(path, "the summary of a run", remedy):
+      summary = run_page.RunSummary.from_json(damage.read_object(path))
+      lines = run_page.summary_lines(summary)
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
   print(f"report: {folder / 'report' / 'index.html'}")
-  summary = run_page.RunSummary.from_json(json.loads(path.read_text()))
-  for line in run_page.summary_lines(summary):
+  for line in lines:
     print(line)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import re
+from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -14,8 +16,10 @@ from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.evaluation import questions
 from r3jax.evaluation import sample_log
+from r3jax.evaluation import summary as summary_lib
 from r3jax.files import atomic
 from r3jax.files import config_guard
+from r3jax.files import damage
 from r3jax.rewards import outcome
 from r3jax.sequence import thoughts
 
@@ -135,12 +139,14 @@ class Evaluation:
   def read(self, folder: epath.Path) -> dict[str, sample_log.Sample]:
     """Returns the latest sample of every key in a folder, none if the settings differ."""
     path = folder / SETTINGS
-    if not path.exists():
+    settings = _read_or_none(
+      path, "the settings of an evaluation", "All samples are drawn again", dict
+    )
+    if settings is None:
       return {}
-    settings = json.loads(path.read_text())
     if not config_guard.agree(settings, self.settings, MAY_DIFFER):
       return {}
-    return {sample.key: sample for sample in sample_log.read(folder)}
+    return sample_log.read_evaluated(folder)
 
   def finished(self, folder: epath.Path) -> list[sample_log.Sample] | None:
     """Returns the samples of a finished evaluation with the same settings.
@@ -151,7 +157,13 @@ class Evaluation:
     Returns:
       All samples, prompt by prompt; None if the evaluation has not finished, or other settings.
     """
-    if not (folder / SUMMARY).exists():
+    summary = _read_or_none(
+      folder / SUMMARY,
+      "the summary of an evaluation",
+      "It is written again",
+      summary_lib.Summary.from_json,
+    )
+    if summary is None:
       return None
     samples = self.read(folder)
     keys = self.rows().keys()
@@ -240,6 +252,34 @@ class Evaluation:
       )
       samples.append(sample)
     return samples, images
+
+
+def outputs(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
+  """Returns the files that an evaluation writes, and the folders; not the images."""
+  files = ("samples.jsonl", SETTINGS, SUMMARY, "tables.md", "index.html")
+  folders = ("images", "tables", "judges", "rewards")
+  return [folder / name for name in files], [folder / name for name in folders]
+
+
+def _read_or_none(
+  path: epath.Path, meaning: str, consequence: str, build: Callable[[dict], Any]
+) -> Any | None:
+  """Returns what a JSON file holds; None where it is missing or, with a warning, damaged.
+
+  Args:
+    path: File of an object.
+    meaning: What it must be.
+    consequence: What follows where it is damaged, as a sentence without its full stop.
+    build: Returns the result from the object.
+  """
+  if not path.exists():
+    return None
+  try:
+    with damage.explained(path, meaning, consequence):
+      return build(damage.read_object(path))
+  except ValueError as error:
+    logging.warning("%s", error)
+    return None
 
 
 def _is_scored(sample: sample_log.Sample) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 
 from etils import epath
@@ -11,10 +10,12 @@ from r3jax.evaluation import evaluate
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary as summary_lib
+from r3jax.files import damage
 from r3jax.files import paths
 
 EVALUATIONS = "evaluation"  # folder of a workdir that holds its evaluations
-_STEP_FOLDER = re.compile(r"step_(\d{6,})")
+_STEP = "step_"
+_STEP_NAME = re.compile(rf"{_STEP}\d{{6,18}}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +43,27 @@ class FinishedEvaluation:
 
 
 def _read_folder(folder: epath.Path, name: str, run: str) -> FinishedEvaluation:
-  # A sample that was drawn again has several lines; the last one counts.
-  latest = {sample.key: sample for sample in sample_log.read(folder)}
-  settings = json.loads((folder / evaluate.SETTINGS).read_text())
-  values = json.loads((folder / evaluate.SUMMARY).read_text())
+  remedy = f"Evaluate again, or delete {folder}"
+  path = folder / evaluate.SETTINGS
+  with damage.explained(path, "the settings of an evaluation", remedy):
+    settings = damage.read_object(path)
+  path = folder / evaluate.SUMMARY
+  with damage.explained(path, "the summary of an evaluation", remedy):
+    summary = summary_lib.Summary.from_json(damage.read_object(path))
+    summary.notes()  # raises an error where it holds no numbers
+  path = sample_log.path(folder)
+  with damage.explained(path, "the samples of an evaluation", remedy):
+    # A sample that was drawn again has several lines; the last one counts.
+    latest = sample_log.read_evaluated(folder)
+    if len(latest) < summary.images:
+      raise ValueError(
+        f"it has {len(latest)} samples, and {evaluate.SUMMARY} is of {summary.images}"
+      )
   return FinishedEvaluation(
     name=name,
     run=run,
     settings=settings,
-    summary=summary_lib.Summary.from_json(values),
+    summary=summary,
     samples=[latest[key] for key in sorted(latest)],
   )
 
@@ -64,15 +77,19 @@ def step_folders(workdir: epath.Path) -> dict[int, epath.Path]:
 
   Anything else in WORKDIR/evaluation, such as a copy, is not ours.
   """
-  folder = workdir / EVALUATIONS
-  if not folder.exists():
-    return {}
   folders = {}
-  for path in folder.iterdir():
-    match = _STEP_FOLDER.fullmatch(path.name)
-    if match and path.is_dir():
-      folders[int(match[1])] = path
+  for path in step_paths(workdir):
+    if path.is_dir():
+      folders[int(path.name.removeprefix(_STEP))] = path
   return dict(sorted(folders.items()))
+
+
+def step_paths(workdir: epath.Path) -> list[epath.Path]:
+  """Returns what has the name of an evaluation in a run's workdir, be it a folder or not."""
+  folder = workdir / EVALUATIONS
+  if not folder.is_dir():
+    return []
+  return [path for path in folder.iterdir() if _STEP_NAME.fullmatch(path.name)]
 
 
 def read(path: str) -> list[FinishedEvaluation]:

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import re
+import types
 
+from absl import logging
 from etils import epath
 import numpy as np
 
+from r3jax.files import damage
 from r3jax.files import jsonl
 from r3jax.model import preprocess
 
@@ -140,15 +143,59 @@ class Sample:
 
   @classmethod
   def from_json(cls, values: Mapping) -> "Sample":
-    """Returns the sample of a line of samples.jsonl."""
+    """Returns the sample of a line of samples.jsonl.
+
+    Raises:
+      KeyError, TypeError, ValueError, AttributeError: The line is of no sample.
+    """
     turns = []
     for turn in values["turns"]:
       turn_class = EvaluatedTurn if "chain_score" in turn else Turn
+      _check_types(turn, _TURN_TYPES)
+      if not _IMAGE_PATH.fullmatch(turn["image"]):
+        raise ValueError(
+          f"image must be a path in the folder, not {turn['image']!r}"
+        )
       turns.append(turn_class(**turn))
+    _check_types(values, _SAMPLE_TYPES)
+    if not turns:
+      raise ValueError("turns must not be empty")
     answers = values.get("answers")
     if answers is not None:
       answers = tuple(Answer(**answer) for answer in answers)
     return cls(**{**values, "turns": tuple(turns), "answers": answers})
+
+
+_Types = type | types.UnionType
+_NUMBER = int | float | None
+_SAMPLE_TYPES: Mapping[str, _Types] = {
+  "step": int,
+  "key": str,
+  "prompt": str,
+  "tag": str,
+}
+_TURN_TYPES: Mapping[str, _Types] = {
+  "image": str,
+  "score": _NUMBER,
+  "text": str,
+  "instruction": str,
+  "stop": bool,
+  "parts": dict | None,
+  "format": _NUMBER,
+  "tokens": int | None,
+  "boxes": list | None,
+  "chain_score": _NUMBER,
+  "says_stop": bool,
+  "instruction_tokens": int,
+  "seconds": int | float,
+}
+
+
+def _check_types(values: Mapping, expected: Mapping[str, _Types]) -> None:
+  """Raises a TypeError where a value that is there has another type."""
+  for name, kind in expected.items():
+    if name in values and not isinstance(values[name], kind):
+      raise TypeError(f"{name} must not be {str(values[name])[:40]!r}")
 
 
 def append(
@@ -199,9 +246,49 @@ def append(
 
 
 def read(folder: epath.PathLike) -> list[Sample]:
-  """Returns the samples of a folder by iteration, in the order of their writing."""
-  lines = jsonl.read(epath.Path(folder) / _FILE)
-  return [Sample.from_json(line) for line in lines]
+  """Returns the samples of a folder by iteration, in the order of their writing.
+
+  Lines that are of no sample are left out with a warning.
+
+  Raises:
+    ValueError: What lies there is no file.
+    OSError: The file cannot be read.
+  """
+  path = epath.Path(folder) / _FILE
+  samples = []
+  num_damaged = 0
+  reason = ""
+  for line in jsonl.read(path):
+    try:
+      samples.append(Sample.from_json(line))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+      num_damaged += 1
+      reason = reason or damage.reason(error)
+  if num_damaged:
+    logging.warning(
+      "%s: %d lines are of no sample and are left out; the first: %s",
+      path,
+      num_damaged,
+      reason,
+    )
+  return samples
+
+
+def read_evaluated(folder: epath.PathLike) -> dict[str, Sample]:
+  """Returns the latest evaluated sample of every key in a folder; raises as `read`.
+
+  Samples without the measurements of an evaluation are left out.
+  """
+  samples = {}
+  for sample in read(folder):
+    if all(isinstance(turn, EvaluatedTurn) for turn in sample.turns):
+      samples[sample.key] = sample
+  return samples
+
+
+def path(folder: epath.PathLike) -> epath.Path:
+  """Returns the file of a folder's samples, whose parts may take its place."""
+  return epath.Path(folder) / _FILE
 
 
 def exists(folder: epath.PathLike) -> bool:

@@ -8,6 +8,7 @@ from etils import epath
 import jax
 
 from r3jax.files import atomic
+from r3jax.files import damage
 
 _MISSING = "<missing>"
 
@@ -39,10 +40,13 @@ def check(
   path = epath.Path(workdir) / "config.json"
   if not path.exists():
     return {}
+  remedy = "Restore it; or delete it where the command is the one that wrote the folder"
+  with damage.explained(path, "the config of what is in its folder", remedy):
+    former = damage.read_object(path)
+    if not former.keys() & config.keys():
+      raise ValueError("it has none of the keys of a config")
   # Compared as it will be read: JSON makes lists of tuples.
-  changes = differences(
-    json.loads(path.read_text()), json.loads(json.dumps(config))
-  )
+  changes = differences(former, json.loads(json.dumps(config)))
   _refuse_changes(path, changes, may_differ)
   return changes
 

@@ -12,14 +12,17 @@ from a disk to a store and back.
 
 from collections.abc import Iterable
 from concurrent import futures
+import dataclasses
 import itertools
 import json
 import operator
 import re
 
+from absl import logging
 from etils import epath
 
 from r3jax.files import atomic
+from r3jax.files import damage
 
 # Another name in the folder, such as "00000002.0000 (copy).jsonl", is not ours.
 _PART_NAME = re.compile(r"\d{8,}\.\d{4,}\.jsonl")
@@ -48,17 +51,22 @@ def append(path: epath.PathLike, objects: Iterable[dict]) -> None:
 def read(path: epath.PathLike) -> list[dict]:
   """Returns the objects of a log in the order of their steps; none if there is no log.
 
-  A last line without its end was cut off by a crash and is left out.
+  A last line without its end was cut off by a crash and is left out. Other lines that are no
+  objects with a step are left out with a warning.
 
   Raises:
-    ValueError: Another line is not JSON.
+    ValueError: What lies there is no file.
+    OSError: The file cannot be read.
   """
   path = epath.Path(path)
   files = _parts(path)
   if path.exists():
     files.insert(0, path)
   with futures.ThreadPoolExecutor(_NUM_READERS) as pool:
-    objects = list(itertools.chain.from_iterable(pool.map(_read_file, files)))
+    contents = list(pool.map(_read_file, files))
+  objects = []
+  for content in contents:
+    objects += content.objects
   return sorted(objects, key=operator.itemgetter("step"))
 
 
@@ -66,7 +74,7 @@ def drop_after(path: epath.PathLike, step: int | None) -> None:
   """Drops the lines of later steps than `step` (all lines if None), and a cut-off last line.
 
   The file is replaced atomically: a crash leaves either the old or the new one.
-  Parts are removed.
+  Parts are removed. A file with damaged lines is copied to PATH.damaged first.
   """
   path = epath.Path(path)
   for part in _parts(path):
@@ -74,9 +82,14 @@ def drop_after(path: epath.PathLike, step: int | None) -> None:
       part.unlink()
   if not path.exists():
     return
+  content = _read_file(path)
+  if content.is_damaged:
+    copy = path.parent / f"{path.name}.damaged"
+    atomic.write_bytes(copy, path.read_bytes())
+    logging.warning("%s is kept as it was in %s", path, copy)
   remaining = []
   if step is not None:
-    remaining = [obj for obj in _read_file(path) if obj["step"] <= step]
+    remaining = [obj for obj in content.objects if obj["step"] <= step]
   atomic.write_text(path, _format(remaining))
 
 
@@ -85,9 +98,9 @@ def drop_cut_off(path: epath.PathLike) -> None:
   path = epath.Path(path)
   if not path.exists():
     return
-  text = path.read_text()
-  if not text.endswith("\n"):
-    path.write_text(text[: text.rfind("\n") + 1])
+  content = path.read_bytes()
+  if not content.endswith(b"\n"):
+    path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def _format(objects: Iterable[dict]) -> str:
@@ -95,10 +108,42 @@ def _format(objects: Iterable[dict]) -> str:
   return "".join(json.dumps(obj, allow_nan=False) + "\n" for obj in objects)
 
 
-def _read_file(path: epath.Path) -> list[dict]:
-  """Returns the objects of one file; what follows the last line end was cut off."""
-  *lines, _ = path.read_text().split("\n")
-  return [json.loads(line) for line in lines]
+@dataclasses.dataclass(frozen=True)
+class _Content:
+  """What a file holds.
+
+  Attributes:
+    objects: Its objects in their order.
+    is_damaged: Whether other lines than a cut-off last one were left out.
+  """
+
+  objects: list[dict]
+  is_damaged: bool
+
+
+def _read_file(path: epath.Path) -> _Content:
+  """Reads a file; what follows the last line end was cut off."""
+  *lines, _ = damage.read_bytes(path).split(b"\n")
+  objects = []
+  damaged = []
+  for number, line in enumerate(lines, start=1):
+    try:
+      values = damage.parse_object(line)
+    except (ValueError, RecursionError):
+      values = {}
+    if type(values.get("step")) is int:
+      objects.append(values)
+    else:
+      damaged.append(number)
+  if damaged:
+    logging.warning(
+      "%s: %d of %d lines are no JSON objects with a step and are left out, the first is line %d",
+      path,
+      len(damaged),
+      len(lines),
+      damaged[0],
+    )
+  return _Content(objects, bool(damaged))
 
 
 def _parts_folder(path: epath.Path) -> epath.Path:

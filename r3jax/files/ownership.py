@@ -47,8 +47,8 @@ STALE_SECONDS = 180.0
 _WATCH_SECONDS = 45.0
 _POLL_SECONDS = 1.0
 _SETTLE_SECONDS = 2.0
-# What holds the lock while it is written may hang on a dead disk.
-_RELEASE_SECONDS = 5.0
+# Writing a heartbeat may hang on a dead disk; `endings` waits for a second.
+_RELEASE_SECONDS = 1.0
 _MAX_BYTES = 65_536
 _MAX_PID = 2**31 - 1
 

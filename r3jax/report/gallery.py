@@ -10,13 +10,14 @@ import dataclasses
 import json
 import re
 
+from absl import logging
 from etils import epath
 import numpy as np
 
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import sample_log
 from r3jax.files import atomic
-from r3jax.files import bounded
+from r3jax.files import damage
 from r3jax.model import preprocess
 from r3jax.report import templates
 
@@ -96,24 +97,35 @@ def write(
 def read_one(
   folder: epath.PathLike, prompt_number: int, image_number: int
 ) -> GeneratedSample | None:
-  """Returns a sample of a folder, None if it has not been written."""
+  """Returns a sample of a folder, None if it has not been written, or is damaged.
+
+  Raises:
+    ValueError: What lies in its place is no file.
+  """
   name = evaluate.key_of(prompt_number, image_number)
   path = epath.Path(folder) / f"{name}.json"
-  return _read_file(path) if path.is_file() else None
+  damage.check_kinds([path], [])
+  return _read_file(path) if path.exists() else None
 
 
 def read(folder: epath.PathLike) -> list[GeneratedSample]:
-  """Returns all samples of a folder, by the indices of prompt and image."""
-  samples = [
-    _read_file(path)
-    for path in epath.Path(folder).iterdir()
-    if _NAME.fullmatch(path.name)
-  ]
+  """Returns all samples of a folder, by the indices of prompt and image; none that are damaged."""
+  samples = []
+  for path in epath.Path(folder).iterdir():
+    sample = _read_file(path) if _NAME.fullmatch(path.name) else None
+    if sample is not None:
+      samples.append(sample)
   return sorted(samples, key=lambda x: (x.prompt_number, x.image_number))
 
 
-def _read_file(path: epath.Path) -> GeneratedSample:
-  return GeneratedSample.from_json(bounded.read_json_object(path))
+def _read_file(path: epath.Path) -> GeneratedSample | None:
+  """Returns the sample of a file; None, with a warning, where it is damaged."""
+  try:
+    with damage.explained(path, "a generated sample", "It is left out"):
+      return GeneratedSample.from_json(damage.read_object(path))
+  except ValueError as error:
+    logging.warning("%s", error)
+    return None
 
 
 def write_page(folder: epath.PathLike, title: str) -> epath.Path:

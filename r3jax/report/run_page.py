@@ -132,9 +132,12 @@ def write_report(
 
 def _chart(name: str, metrics: Sequence[dict]) -> charts_lib.Chart:
   """Returns the curve of a metric over iterations."""
-  points = [
-    (row["step"], row[name], None, None) for row in metrics if name in row
-  ]
+  points = []
+  for row in metrics:
+    value = row.get(name)
+    # A line that was edited by hand may hold anything.
+    if name in row and isinstance(value, int | float | None):
+      points.append((row["step"], value, None, None))
   return charts_lib.Chart(name, [charts_lib.Series(name, points)])
 
 

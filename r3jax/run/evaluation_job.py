@@ -17,6 +17,8 @@ from r3jax.evaluation import sample_table
 from r3jax.evaluation import second_judge
 from r3jax.evaluation import summary
 from r3jax.files import config_guard
+from r3jax.files import damage
+from r3jax.files import ownership
 from r3jax.files import paths
 from r3jax.parallel import meshes
 from r3jax.report import evaluation_report
@@ -91,6 +93,7 @@ def prepare(
   config_rules.check(config)
   config = with_checkpoint(config, checkpoint)
   path = paths.of_user(folder)
+  damage.check_kinds(*evaluate.outputs(path))
   experiment = setup.build_to_evaluate(config)
   mesh = meshes.make_mesh(**config.mesh)
   evaluation = evaluation_setup.build(config, experiment, mesh)
@@ -103,12 +106,14 @@ def prepare(
   if services:
     identity["reward_services"] = services
   config_guard.check(path, identity, _MAY_DIFFER)
+  ownership.check(path)
   trained_on, is_complete = workdir.trained_on(config.model.folder)
   leaked = contamination.leaked(trained_on, experiment.heldout, is_complete)
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
   # Nothing has been written up to here.
   config_guard.check_writable(path)
+  ownership.claim(path)
   config_guard.write_or_check(path, identity, _MAY_DIFFER)
   return Job(config, path, experiment, mesh, evaluation, policy, towers, leaked)
 
@@ -142,6 +147,7 @@ def _context(job: Job) -> summary.Context:
   )
 
 
+@ownership.releasing()
 def evaluate_model(
   config: ml_collections.ConfigDict, folder: str, checkpoint: str = ""
 ) -> summary.Summary:
@@ -175,6 +181,7 @@ class Comparison:
   missing: float
 
 
+@ownership.releasing()
 def rescore(
   config: ml_collections.ConfigDict, folder: str, judge: str
 ) -> Comparison:
@@ -206,6 +213,7 @@ def rescore(
   config_rules.check(config)
   config = with_checkpoint(config, "")
   (evaluation,) = finished.read(folder)
+  ownership.claim(path)
   heldout = setup.load_heldout(config)
   records = prompt_selection.evenly(
     heldout, config.eval.prompts, config.eval.seed

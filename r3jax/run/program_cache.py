@@ -24,6 +24,9 @@ from r3jax.files import atomic
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _TRACED_BY = ("jax", "jaxlib", "flax", "optax")
 
+# A file is the SHA-256 of what follows, and a pickle.
+_DIGEST_BYTES = 32
+
 _ONLY_ON_HOST = "a step that calls the host is not kept"
 
 # Keys of the config that cannot reach the traced step, each with the reason. A key that is not
@@ -197,12 +200,19 @@ def _read(path: epath.Path) -> _Program | None:
   if not path.exists():
     return None
   try:
-    serialized, out_tree = pickle.loads(path.read_bytes())
-  except (pickle.UnpicklingError, EOFError, OSError) as error:
+    content = path.read_bytes()
+  except OSError as error:
     logging.warning(
       "traced program cannot be read and is made anew: %s: %s", path, error
     )
     return None
+  digest = content[:_DIGEST_BYTES]
+  pickled = content[_DIGEST_BYTES:]
+  # What a damaged pickle raises, or builds, is not foreseeable.
+  if hashlib.sha256(pickled).digest() != digest:
+    logging.warning("traced program is damaged and is made anew: %s", path)
+    return None
+  serialized, out_tree = pickle.loads(pickled)
   logging.info("the step was traced before: %s", path)
   exported = jax.export.deserialize(bytearray(serialized))
   return _Program(exported, out_tree)
@@ -211,7 +221,8 @@ def _read(path: epath.Path) -> _Program | None:
 def _write(path: epath.Path, program: _Program) -> None:
   """Writes a program; a folder that cannot be written is no error."""
   serialized = bytes(program.exported.serialize())
-  content = pickle.dumps((serialized, program.out_tree))
+  pickled = pickle.dumps((serialized, program.out_tree))
+  content = hashlib.sha256(pickled).digest() + pickled
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The processes of a run export the same program at the same time.

@@ -21,6 +21,7 @@ from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary
 from r3jax.files import config_guard
+from r3jax.files import ownership
 from r3jax.files import paths
 from r3jax.model import parameters
 from r3jax.parallel import meshes
@@ -272,6 +273,7 @@ def check(config: ml_collections.ConfigDict, files: workdir.Workdir) -> None:
     config.profile.start, config.profile.steps, config.total_steps
   )
   sinks.check(sinks.WandbSettings(**config.log.wandb))
+  files.check_kinds()
   done = training.latest_step(files.checkpoints) or 0
   if config.total_steps < done:
     raise ValueError(
@@ -313,6 +315,8 @@ def prepare(
 ) -> tuple[Session, types.Params]:
   """Checks everything that can be checked before compilation, loads the model, opens the workdir.
 
+  The workdir is this run's own from then on, see `ownership.releasing`.
+
   Args:
     config: Config of the run, see `configs/r3_geneval.py`.
     folder: Workdir of a new run, or of one to resume, see `loop.run`.
@@ -322,17 +326,20 @@ def prepare(
     The constants of the run, and the policy before training.
 
   Raises:
-    ValueError: The config, the model or the workdir cannot be used; the workdir is unchanged.
+    ValueError: The config, the model or the workdir cannot be used, or another run writes there;
+      the workdir is unchanged.
   """
   program_cache.code_version()  # before the source may be edited
   folder = paths.of_user(folder)
   files = workdir.Workdir(folder)
   check(config, files)
   check_resume(resume, files)
+  ownership.check(folder)  # before weights are read for minutes
   session, policy = load(config, files)
 
   # Nothing has been written up to here.
   config_guard.check_writable(folder)
+  ownership.claim(folder)
   config_guard.write_or_check(folder, session.identity, MAY_DIFFER)
   if not jax.process_index():
     workdir.write_training_prompts(files.path, session.experiment.train)

@@ -122,7 +122,11 @@ def _median_iteration(files: workdir.Workdir) -> dict[str, float]:
   if not metrics:
     return {}
   steady = metrics[1:] or metrics
-  seconds = [row["seconds/iteration"] for row in steady]
+  seconds = [row.get("seconds/iteration") for row in steady]
+  # A line that was edited by hand may lack it.
+  seconds = [value for value in seconds if isinstance(value, int | float)]
+  if not seconds:
+    return {}
   return {"median iteration": float(np.median(seconds))}
 
 

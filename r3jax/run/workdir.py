@@ -4,12 +4,15 @@ from collections.abc import Sequence
 import dataclasses
 import json
 
+from absl import logging
 from etils import epath
 
 from r3jax.checkpoint import pretrained
 from r3jax.data import records
+from r3jax.evaluation import evaluate
 from r3jax.evaluation import finished
 from r3jax.files import atomic
+from r3jax.files import damage
 from r3jax.files import paths
 from r3jax.files import texts
 from r3jax.worlds import registry
@@ -69,6 +72,42 @@ class Workdir:
     """Folder of the evaluation after `step` iterations."""
     return self.path / finished.EVALUATIONS / f"step_{step:06d}"
 
+  def check_kinds(self) -> None:
+    """Checks that no folder lies in the place of a file that a run writes, or the reverse.
+
+    Raises:
+      ValueError: It does; nothing has been compiled or written.
+    """
+    if "://" in str(self.path):
+      return  # a store has names only
+    files = [
+      self.path / "config.json",
+      self.path / TRAINED_ON,
+      self.path / "wandb_id",
+      self.metrics,
+      self.path / "evaluation.jsonl",
+      self.summary,
+      self.report / "samples.jsonl",
+      self.report / "index.html",
+    ]
+    folders = [
+      self.checkpoints,
+      self.report,
+      self.report / "images",
+      self.rewards,
+      self.profile,
+      self.path / "tensorboard",
+      self.path / finished.EVALUATIONS,
+    ]
+    if self.rewards.is_dir():
+      files += self.rewards.glob("[!.]*.jsonl")
+    for folder in finished.step_paths(self.path):
+      folders.append(folder)
+      written_files, written_folders = evaluate.outputs(folder)
+      files += written_files
+      folders += written_folders
+    damage.check_kinds(files, folders)
+
   def drop_evaluations_after(self, step: int) -> None:
     """Removes the evaluations of iterations that a resumed run repeats."""
     for number, folder in finished.step_folders(self.path).items():
@@ -84,15 +123,20 @@ def distinct(prompts: Sequence[records.Prompt]) -> list[records.Prompt]:
 def write_training_prompts(
   path: epath.Path, prompts: tuple[records.Prompt, ...]
 ) -> None:
-  """Writes the training prompts of a run, unless it has been resumed.
+  """Writes the training prompts of a run, unless it has been resumed and they are unchanged.
 
   A later evaluation reads them to list the held-out prompts that were trained on.
   """
-  if (path / TRAINED_ON).exists():
-    return
+  file = path / TRAINED_ON
   lines = (json.dumps(prompt.to_json()) for prompt in distinct(prompts))
-  text = "".join(f"{line}\n" for line in lines)
-  atomic.write_text(path / TRAINED_ON, text)
+  content = "".join(f"{line}\n" for line in lines).encode()
+  if file.exists():
+    if file.read_bytes() == content:
+      return
+    logging.warning(
+      "%s was not what this run trains on, and is written again", file
+    )
+  atomic.write_bytes(file, content)
 
 
 def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
@@ -118,10 +162,16 @@ def trained_on(folder: str) -> tuple[list[records.Prompt], bool]:
   config_file = path / "config.json"
   if not prompts_file.exists() or not config_file.exists():
     return [], False
-  config = json.loads(config_file.read_text())
+  with damage.explained(config_file, "the config of a run", "Restore it"):
+    config = damage.read_object(config_file)
+    pretrained.model_of_run(config)  # raises an error where it has none
   earlier, complete = trained_on(pretrained.base_of_run(path, config))
-  lines = texts.lines(prompts_file.read_bytes())
-  prompts = [records.Prompt.from_json(json.loads(line)) for line in lines]
+  remedy = "Restore it, or delete it: the prompts count as unknown then"
+  with damage.explained(prompts_file, "the training prompts of a run", remedy):
+    lines = texts.lines(damage.read_bytes(prompts_file))
+    prompts = [
+      records.Prompt.from_json(damage.parse_object(line)) for line in lines
+    ]
   actual = records.sha256(prompts)
   expected = config.get(DISTINCT_PROMPTS, actual)
   if actual != expected:

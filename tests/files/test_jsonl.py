@@ -1,5 +1,7 @@
 """Tests of io/jsonl.py."""
 
+import os
+
 from etils import epath
 import pytest
 
@@ -86,8 +88,20 @@ class TestRead:
     jsonl.drop_after(folder / "log.jsonl", 2)
     assert jsonl.read(folder / "log.jsonl") == objects[:3]
 
-  def test_other_bad_line_is_an_error(self, path):
-    path.write_text('{"step": 1\n{"step": 2}\n')
+  def test_other_bad_lines_are_left_out_with_a_warning(self, path, caplog):
+    content = (
+      b'{"step": 1\n{"step": 2}\n7\n\xff\n{"step": true}\n\n{"step": 3}\n'
+    )
+    path.write_bytes(content)
+    assert jsonl.read(path) == [{"step": 2}, {"step": 3}]
+    assert f"{path}: 5 of 7 lines" in caplog.text
+    jsonl.drop_after(path, 2)
+    assert path.read_text() == '{"step": 2}\n'
+    # Nothing is lost.
+    assert path.with_name("log.jsonl.damaged").read_bytes() == content
+
+  def test_what_is_no_file_is_an_error(self, path):
+    os.mkfifo(path)
     with pytest.raises(ValueError):
       jsonl.read(path)
 

@@ -1,5 +1,6 @@
 """Tests of refusals: a clear message before any compilation, and nothing half-written."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.data import records
+from r3jax.files import ownership
 from r3jax.generation import draw
 from r3jax.generation import edit
 from r3jax.run import evaluation_job
@@ -301,6 +303,25 @@ class TestWorkdir:
     workdir = tmp_path / "workdir"
     sessions.prepare(self._config(tiny_model), str(workdir))
     return workdir
+
+  def test_second_run_is_refused_before_weights_are_read(
+    self, tiny_model, opened, monkeypatch
+  ):
+    def reads(*_):
+      raise AssertionError("weights are read")
+
+    ownership.release_all()
+    first = dataclasses.replace(
+      ownership._this_process(),
+      pid=os.getppid(),
+      process_start=ownership._process_start(os.getppid()),
+    )
+    (opened / ownership.FILE).write_bytes(first.to_bytes())
+    before = {path: path.read_bytes() for path in opened.iterdir()}
+    monkeypatch.setattr(setup.Experiment, "start", reads)
+    with pytest.raises(ValueError, match=f"; process {first.pid} of .* writes"):
+      sessions.prepare(self._config(tiny_model), str(opened))
+    assert {path: path.read_bytes() for path in opened.iterdir()} == before
 
   def test_file_in_place_of_the_folder_is_refused(self, tiny_model, tmp_path):
     (tmp_path / "workdir").write_text("mine")

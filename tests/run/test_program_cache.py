@@ -114,6 +114,19 @@ class TestLoadOrExport:
     jax.tree.map(np.testing.assert_array_equal, found, direct)
     assert len(path.read_bytes()) == len(whole)
 
+  def test_changed_bytes_are_not_run(self, tmp_path, caplog):
+    _kept(tmp_path, Counted(2.0), [])
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(whole), size=50):
+      content = bytearray(whole)
+      content[position] ^= 1
+      path.write_bytes(content)
+      assert program_cache._read(epath.Path(path)) is None
+    assert "damaged" in caplog.text
+    path.write_bytes(whole)
+    assert program_cache._read(epath.Path(path)) is not None
+
   def test_file_of_another_user_is_passed_over(self, tmp_path):
     _kept(tmp_path, Counted(2.0), [])
     (path,) = tmp_path.iterdir()

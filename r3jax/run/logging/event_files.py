@@ -10,6 +10,7 @@ import math
 import struct
 from typing import Any
 
+from absl import logging
 from etils import epath
 import numpy as np
 
@@ -49,7 +50,9 @@ def drop_after(folder: epath.Path, step: int | None) -> None:
       continue
     content = path.read_bytes()
     remaining = [
-      record.content for record in _read(content) if record.event.step <= step
+      record.content
+      for record in _read(path, content)
+      if record.event.step <= step
     ]
     shortened = b"".join(remaining)
     if shortened != content:
@@ -66,7 +69,7 @@ def scalars(folder: epath.Path, prefix: str) -> dict[int, dict[str, float]]:
 
   numbers: dict[int, dict[str, float]] = {}
   for path in _files(folder):
-    for record in _read(path.read_bytes()):
+    for record in _read(path, path.read_bytes()):
       for value in record.event.summary.value:
         if value.tag.startswith(prefix):
           number = np.asarray(tf.make_ndarray(value.tensor))
@@ -90,11 +93,15 @@ def same_numbers(stored: dict[str, float], values: dict[str, float]) -> bool:
 def _files(folder: epath.Path) -> list[epath.Path]:
   if not folder.exists():
     return []
-  return sorted(folder.glob(_PATTERN))
+  return sorted(path for path in folder.glob(_PATTERN) if path.is_file())
 
 
-def _read(content: bytes) -> Iterator[_Record]:
-  """Yields the records of a file; one that a crash has cut off is left out."""
+def _read(path: epath.Path, content: bytes) -> Iterator[_Record]:
+  """Yields the records of a file; one that a crash has cut off is left out.
+
+  Behind a damaged record the file is left out with a warning: nothing says where the next begins.
+  """
+  from google.protobuf import message
   import tensorflow as tf  # it takes seconds
 
   start = 0
@@ -105,6 +112,10 @@ def _read(content: bytes) -> Iterator[_Record]:
     end = event_end + _CHECKSUM_BYTES
     if end > len(content):
       return
-    event = tf.compat.v1.Event.FromString(content[event_start:event_end])
+    try:
+      event = tf.compat.v1.Event.FromString(content[event_start:event_end])
+    except message.DecodeError:
+      logging.warning("%s is damaged from byte %d on", path, start)
+      return
     yield _Record(content[start:end], event)
     start = end
