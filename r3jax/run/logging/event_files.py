@@ -97,25 +97,25 @@ def _files(folder: epath.Path) -> list[epath.Path]:
 
 
 def _read(path: epath.Path, content: bytes) -> Iterator[_Record]:
-  """Yields the records of a file; one that a crash has cut off is left out.
+  """Yields the records of a file; what is damaged, or was cut off by a crash, is left out.
 
-  Behind a damaged record the file is left out with a warning: nothing says where the next begins.
+  Behind a damaged record nothing says where the next one begins: the rest is left out, too.
+
+  Args:
+    path: Event file.
+    content: What it holds.
   """
-  from google.protobuf import message
   import tensorflow as tf  # it takes seconds
 
   start = 0
-  while start + _LENGTH.size <= len(content):
-    (length,) = _LENGTH.unpack_from(content, start)
-    event_start = start + _LENGTH.size + _CHECKSUM_BYTES
-    event_end = event_start + length
-    end = event_end + _CHECKSUM_BYTES
-    if end > len(content):
-      return
-    try:
-      event = tf.compat.v1.Event.FromString(content[event_start:event_end])
-    except message.DecodeError:
-      logging.warning("%s is damaged from byte %d on", path, start)
-      return
-    yield _Record(content[start:end], event)
-    start = end
+  # It compares the checksums.
+  events = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+  try:
+    for serialized in events:
+      event_start = start + _LENGTH.size + _CHECKSUM_BYTES
+      end = event_start + len(serialized) + _CHECKSUM_BYTES
+      event = tf.compat.v1.Event.FromString(serialized)
+      yield _Record(content[start:end], event)
+      start = end
+  except tf.errors.DataLossError:
+    logging.warning("%s is damaged or cut off behind byte %d", path, start)
