@@ -1,13 +1,15 @@
 """Lists how the tensors of a checkpoint differ from those that a model of a config has."""
 
+import collections
 from collections.abc import Mapping, Sequence
 
 from r3jax.files import texts
 
 Shape = tuple[int, ...]
 
-# Of a model of another size every tensor is a problem: an error lists the first ones.
-_MAX_LISTED = 12
+# Of a model of another size every tensor is a problem: an error lists the first of each kind, which
+# is the first word of a line.
+_MAX_OF_A_KIND = 5
 _MAX_LINE = 300  # characters
 
 
@@ -47,12 +49,18 @@ def refuse(subject: str, problems: Sequence[str]) -> None:
 
   Args:
     subject: What has the problems, for example "the BAGEL folder models/bagel".
-    problems: One line each; the first ones are listed.
+    problems: One line each; the first of each kind are listed.
   """
   if not problems:
     return
-  lines = [texts.shorten(line, _MAX_LINE) for line in problems[:_MAX_LISTED]]
-  remaining = len(problems) - _MAX_LISTED
+  num_of_kind = collections.Counter()
+  lines = []
+  for problem in problems:
+    kind = problem.partition(" ")[0]
+    num_of_kind[kind] += 1
+    if num_of_kind[kind] <= _MAX_OF_A_KIND:
+      lines.append(texts.shorten(problem, _MAX_LINE))
+  remaining = len(problems) - len(lines)
   if remaining > 0:
     lines.append(f"... and {remaining} more")
   listed = "\n".join(f"  {line}" for line in lines)
