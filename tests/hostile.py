@@ -227,8 +227,7 @@ def _tokenizers() -> tuple[tokenization.TextTokenizer, ...]:
 
 def _check_segment(text: str) -> None:
   for tokenizer in _tokenizers():
-    refusals = (ValueError, UnicodeEncodeError)
-    segment = read_or_refuse(refusals, tokenizer.segment, text, 64)
+    segment = read_or_refuse(ValueError, tokenizer.segment, text, 64)
     if segment is None:
       continue
     ids, length = segment

@@ -28,6 +28,7 @@ _SNAPSHOTS = "snapshots"
 _BLOBS = "blobs"
 # Digits of a whole number. Reading more takes quadratic time, and no float holds them.
 _MAX_DIGITS = 4000
+_CHUNK = 2**22  # bytes that are read at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +122,18 @@ def read_bytes(
     ValueError: It is no regular file, or is longer than `max_bytes`.
     OSError: It cannot be read.
   """
+  # In chunks: reading so many bytes at once takes the memory for them, whatever is there.
+  chunks = []
+  size = 0
   with open_file(path) as file:
-    content = file.read(max_bytes + 1)
-  if len(content) > max_bytes:
-    raise ValueError(f"{path} must have at most {max_bytes} bytes; it has more")
-  return content
+    while chunk := file.read(_CHUNK):
+      chunks.append(chunk)
+      size += len(chunk)
+      if size > max_bytes:
+        raise ValueError(
+          f"{path} must have at most {max_bytes} bytes; it has more"
+        )
+  return b"".join(chunks)
 
 
 def read_text(

@@ -24,6 +24,8 @@ _OF_DAMAGE = (
   RecursionError,
 )
 _MAX_REASON = 200
+# Bytes of a file of our own: the log of a long run has gigabytes.
+_MAX_BYTES = 2**36
 
 
 def reason(error: BaseException) -> str:
@@ -78,7 +80,7 @@ def read_bytes(path: epath.PathLike) -> bytes:
     ValueError: What lies there is no file.
     OSError: It is missing, or cannot be read.
   """
-  return bounded.read_bytes(path)
+  return bounded.read_bytes(path, _MAX_BYTES)
 
 
 def read_object(path: epath.PathLike) -> dict:

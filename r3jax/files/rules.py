@@ -7,7 +7,6 @@ and lists every problem in a line of its own, before anything is compiled or wri
 from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
-import math
 import re
 from typing import Any, Protocol
 import unicodedata
@@ -81,7 +80,8 @@ class Real:
   def allows(self, value: Any) -> bool:
     """See `Rule`; NaN, infinities, True and False are no numbers."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or math.isnan(value):
+    # NaN; math.isnan fails at a whole number that no float holds.
+    if not is_number or value != value:
       return False
     return value in self.also or self.least <= value <= self.most
 

@@ -86,8 +86,15 @@ class TextTokenizer:
       The token ids.
 
     Raises:
-      ValueError: the text holds words that a word-level vocabulary lacks.
+      ValueError: the text holds words that a word-level vocabulary lacks, or halves of surrogate
+        pairs, as an argument of a command line that is not UTF-8.
     """
+    try:
+      text.encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(
+        f"a text must be Unicode without lone surrogates; got {text!r:.200}"
+      ) from error
     encoding = self._tokenizer.encode(text, add_special_tokens=False)
     unknown_token = getattr(self._tokenizer.model, "unk_token", None)
     if unknown_token is not None:

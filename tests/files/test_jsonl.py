@@ -5,6 +5,7 @@ import os
 from etils import epath
 import pytest
 
+from r3jax.files import bounded
 from r3jax.files import jsonl
 
 
@@ -134,3 +135,12 @@ class TestDropAfter:
   def test_no_file_stays_no_file(self, path):
     jsonl.drop_after(path, 3)
     assert not path.exists()
+
+
+def test_long_log_is_read(path):
+  # Longer than what is read of others, without taking room on the disk.
+  with path.open("wb") as file:
+    file.truncate(bounded.DEFAULT_LIMITS.max_bytes)
+    file.seek(0, os.SEEK_END)
+    file.write(b'\n{"step": 1}\n')
+  assert jsonl.read(path) == [{"step": 1}]

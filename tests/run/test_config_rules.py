@@ -187,6 +187,12 @@ class TestAbsurdValues:
           assert -1 <= rule.least <= rule.most < 2**32, key
 
 
+@pytest.mark.parametrize("key", ["loss.clip_range", "text.temperature"])
+def test_whole_number_that_no_float_holds_is_refused(key):
+  line = rules.problem(key, config_rules.RULES[key], 10**399)
+  assert line.startswith(f"{key} must be ") and len(line) < 200
+
+
 class TestSeed:
   @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, math.nan])
   def test_that_cannot_be_is_refused(self, seed):

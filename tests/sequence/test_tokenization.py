@@ -73,6 +73,11 @@ class TestSegment:
     with pytest.raises(ValueError, match=r"must not hold the marker <\|"):
       world.segment(text, 99)
 
+  def test_half_of_a_surrogate_pair_is_refused(self, world):
+    for text in ("\ud800", "a ring \udcff"):
+      with pytest.raises(ValueError, match="without lone surrogates; got '"):
+        world.segment(text, 99)
+
   def test_text_of_brackets_is_no_marker(self):
     for text in ("a <| b |>", "<|>", "<||>", "<|a b|>", "<im_end>"):
       assert tokenization.marker_in(text) == ""
