@@ -22,17 +22,15 @@ def bench(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def rounds_of(bench):
-  """Rounds of the held-out prompts by (mesh, batch size)."""
+def sampler_of(bench):
+  """Samplers by (mesh, batch size)."""
   session = bench.session
   settings = stage_settings.for_evaluation(session.config, bench.stages.rollout)
 
   @functools.cache
-  def rounds(
-    shape: tuple[int, int, int], batch_size: int
-  ) -> list[chains.Round]:
+  def sampler(shape: tuple[int, int, int], batch_size: int) -> chains.Sampler:
     mesh = meshes.make_mesh_on(jax.devices()[: np.prod(shape)], *shape)
-    sampler = chains.Sampler(
+    return chains.Sampler(
       bench.stages.modules,
       settings,
       tiny.brightness,
@@ -43,8 +41,22 @@ def rounds_of(bench):
       1,
       never_stop=True,
     )
-    policy, towers = session.experiment.load(mesh)
-    with jax.set_mesh(mesh):
+
+  return sampler
+
+
+@pytest.fixture(scope="module")
+def rounds_of(bench, sampler_of):
+  """Rounds of the held-out prompts by (mesh, batch size)."""
+  session = bench.session
+
+  @functools.cache
+  def rounds(
+    shape: tuple[int, int, int], batch_size: int
+  ) -> list[chains.Round]:
+    sampler = sampler_of(shape, batch_size)
+    policy, towers = session.experiment.load(sampler.mesh)
+    with jax.set_mesh(sampler.mesh):
       return tiny.draw(sampler, policy, towers, session.evaluation.prompts, 1)
 
   return rounds
@@ -54,6 +66,21 @@ def _assert_equal_rows(first, second, rows: np.ndarray):
   jax.tree.map(
     lambda a, b: np.testing.assert_array_equal(a[rows], b[rows]), first, second
   )
+
+
+class TestNotFinite:
+  def test_image_has_no_score(self, bench, sampler_of):
+    """It was black, and its score was a 0 that counted."""
+    sampler = sampler_of(ONE, 6)
+    session = bench.session
+    policy, towers = session.experiment.load(sampler.mesh)
+    kernel = policy["llm2vae"]["kernel"]
+    policy["llm2vae"]["kernel"] = kernel.at[0, 0].set(np.inf)
+    with jax.set_mesh(sampler.mesh):
+      rounds = tiny.draw(sampler, policy, towers, session.evaluation.prompts, 1)
+    for result in rounds:
+      assert not result.kept.score.valid.any()
+      assert not result.chain.score.valid.any()
 
 
 class TestSampler:

@@ -73,8 +73,8 @@ def reward_from_host(
     if needed is None:
       needed = jnp.ones(images.shape[0], bool)
     # Otherwise the sharding of the rows spreads back into the model, where the partitioner aborts.
-    images = jax.lax.with_sharding_constraint(
-      images, jax.sharding.PartitionSpec()
+    images, needed = jax.lax.with_sharding_constraint(
+      (images, needed), jax.sharding.PartitionSpec()
     )
     return call_with_rows(images, target, needed)
 
