@@ -54,17 +54,18 @@ def split(bench):
 
 
 @pytest.fixture(scope="module")
-def wide_run(tiny_model):
-  """Two iterations in float64, by mesh."""
+def wide_run(not_square_model):
+  """Two iterations in float64 with images that are not square, by mesh."""
 
   @functools.cache
   def run(name: str):
     with jax.enable_x64(True):
       shape, parts = MESHES[name]
       return tiny.make_bench(
-        tiny_model,
+        not_square_model,
         shape,
-        {"model.dtype": "float64", "step.micro_batches": parts},
+        tiny.NOT_SQUARE
+        | {"model.dtype": "float64", "step.micro_batches": parts},
       ).run(2)
 
   return run
@@ -462,6 +463,11 @@ class TestMesh:
       np.testing.assert_array_equal(
         samples.edits.refined.images, one_samples.edits.refined.images
       )
+      size = (tiny.NOT_SQUARE["image.height"], tiny.NOT_SQUARE["image.width"])
+      assert samples.drafts.rollout.images.shape[1:] == (*size, 3)
+      assert samples.edits.refined.images.shape[1:] == (*size, 3)
+      for stage in ("reason_text", "reason_image", "edit_text", "edit_image"):
+        assert metrics[f"mismatch/{stage}"] < 1e-8
       _close(samples.draft_score, one_samples.draft_score, 1e-8)
       _close(samples.edit_score, one_samples.edit_score, 1e-8)
       _close(metrics, one_metrics, 1e-8)
@@ -509,7 +515,7 @@ class TestMesh:
 
 class TestHost:
   def test_rewards_and_parser_of_the_host_change_nothing(
-    self, tiny_model, wide_run
+    self, not_square_model, wide_run
   ):
     """Also: an image that was kept is not scored again, and keeps its parts."""
     scored = []
@@ -521,8 +527,11 @@ class TestHost:
       )
 
     with jax.enable_x64(True):
-      changes = {"model.dtype": "float64", "sequence.parser": "strings"}
-      bench = tiny.make_bench(tiny_model, (2, 2, 2), changes)
+      changes = tiny.NOT_SQUARE | {
+        "model.dtype": "float64",
+        "sequence.parser": "strings",
+      }
+      bench = tiny.make_bench(not_square_model, (2, 2, 2), changes)
       called = scorer.reward_from_host(reward, ("strict",), bench.mesh)
       stages = dataclasses.replace(bench.stages, reward=called)
       bench = dataclasses.replace(
