@@ -127,12 +127,10 @@ def _member(
 def _service(source: _Source) -> combine.GraphReward:
   """Builds the reward of a service of r3jax's JSON protocol."""
   section = source.section
-  client = _client(section)
-  return _on_host(
-    source,
-    services.JsonService(client, section.batch, section.image_format),
-    section.name,
+  reward = services.JsonService(
+    _client(section), section.batch, section.image_format, source.image_size
   )
+  return _on_host(source, reward, section.name)
 
 
 def _judge(source: _Source) -> combine.GraphReward:

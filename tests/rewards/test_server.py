@@ -397,7 +397,7 @@ class TestCommand:
       endpoints=(url,), token_env="R3JAX_TEST_TOKEN", concurrency=8
     )
     service = services.JsonService(
-      http_client.Client(settings), batch=16, kind="png"
+      http_client.Client(settings), batch=16, kind="png", image_size=(48, 48)
     )
     found = outcome.to_score(service.score(images, records), service.parts)
     expected = jax.device_get(
@@ -420,7 +420,7 @@ class TestCommand:
     monkeypatch.setenv("R3JAX_TEST_TOKEN", "hunter2")
     settings = defaults.client(endpoints=(url,), token_env="R3JAX_TEST_TOKEN")
     service = services.JsonService(
-      http_client.Client(settings), batch=16, kind="png"
+      http_client.Client(settings), batch=16, kind="png", image_size=(48, 48)
     )
     (small,) = service.score(
       np.zeros((1, 32, 48, 3), np.uint8), prompts.heldout_records()[:1]

@@ -63,7 +63,9 @@ def brightness(request):
 class TestJsonService:
   def test_every_image_gets_its_outcome(self):
     with scripted.serve(brightness) as server:
-      service = services.JsonService(make(server.url), batch=2, kind="png")
+      service = services.JsonService(
+        make(server.url), batch=2, kind="png", image_size=IMAGES.shape[1:3]
+      )
       found = service.score(IMAGES, PROMPTS)
       assert [type(one) for one in found] == [outcome.Ok] * 3 + [
         outcome.Invalid,
@@ -87,9 +89,9 @@ class TestJsonService:
       return brightness(request)
 
     with scripted.serve(answer) as server:
-      found = services.JsonService(make(server.url), batch=2, kind="png").score(
-        IMAGES, PROMPTS
-      )
+      found = services.JsonService(
+        make(server.url), batch=2, kind="png", image_size=IMAGES.shape[1:3]
+      ).score(IMAGES, PROMPTS)
       assert [type(one) for one in found] == [
         outcome.Ok,
         outcome.Ok,
@@ -98,6 +100,29 @@ class TestJsonService:
         outcome.Ok,
       ]
       assert found[2].reason == "the service answered with status 500"
+
+  def test_prompts_that_the_service_cannot_score_are_refused_at_the_start(
+    self,
+  ):
+    """One image is sent, and only where a prompt lacks `include`."""
+    expectation = records.Expectation("dog", 1)
+    whole = records.Prompt("t", "a photo of 3", include=(expectation,))
+    with scripted.serve(brightness) as server:
+      service = services.JsonService(
+        make(server.url), batch=2, kind="png", image_size=(8, 8)
+      )
+      service.check(whole)
+      assert all(request.method == "GET" for request in server.requests)
+      with pytest.raises(
+        ValueError,
+        match="to score the prompt 'a photo of 3', which has no field include; it answers: no 3",
+      ):
+        service.check(records.Prompt("t", "a photo of 3"))
+      service.check(records.Prompt("t", "a photo of 3"))
+      posts = [
+        request for request in server.requests if request.method == "POST"
+      ]
+      assert len(posts) == 1
 
   def test_start_without_a_service_is_refused(self):
     message = (
@@ -108,12 +133,17 @@ class TestJsonService:
       scripted.serve(lambda request: (404, b"")) as server,
       pytest.raises(ValueError, match=message),
     ):
-      services.JsonService(make(server.url), batch=2, kind="png")
+      services.JsonService(
+        make(server.url), batch=2, kind="png", image_size=IMAGES.shape[1:3]
+      )
 
   def test_one_of_two_endpoints_is_enough_to_start(self):
     with scripted.serve(brightness) as server:
       services.JsonService(
-        make((server.url, "http://127.0.0.1:9")), batch=2, kind="png"
+        make((server.url, "http://127.0.0.1:9")),
+        batch=2,
+        kind="png",
+        image_size=IMAGES.shape[1:3],
       )
 
   def test_endpoints_that_differ_are_refused(self):
@@ -123,13 +153,23 @@ class TestJsonService:
       scripted.serve(lambda request: (200, other)) as two,
       pytest.raises(ValueError, match="must serve the same reward"),
     ):
-      services.JsonService(make((one.url, two.url)), batch=2, kind="png")
+      services.JsonService(
+        make((one.url, two.url)),
+        batch=2,
+        kind="png",
+        image_size=IMAGES.shape[1:3],
+      )
 
   def test_batch_below_one_is_refused(self):
     with pytest.raises(
       ValueError, match="reward.batch must be at least 1; got 0"
     ):
-      services.JsonService(make("http://127.0.0.1:9"), batch=0, kind="png")
+      services.JsonService(
+        make("http://127.0.0.1:9"),
+        batch=0,
+        kind="png",
+        image_size=IMAGES.shape[1:3],
+      )
 
 
 def flow_grpo_reply(**changes) -> bytes:

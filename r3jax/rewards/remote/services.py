@@ -128,13 +128,21 @@ def choose(key: str, wanted: str, served: Sequence[str]) -> str:
 class JsonService(BatchService):
   """A service of the protocol in `protocol.py`, for example `r3jax serve-reward`."""
 
-  def __init__(self, client: http_client.Client, batch: int, kind: str):
+  def __init__(
+    self,
+    client: http_client.Client,
+    batch: int,
+    kind: str,
+    image_size: tuple[int, int],
+  ):
     """Asks the service which reward it serves.
 
     Args:
       client: knows the endpoints.
       batch: images per request.
       kind: the format in which images are sent, see `protocol.encode_image`.
+      image_size: height and width of the run's images, for a trial before the
+        run starts.
 
     Raises:
       ValueError: no endpoint answers as it should.
@@ -144,8 +152,30 @@ class JsonService(BatchService):
     health = survey(client, protocol.HEALTH_PATH, protocol.read_health)
     self.parts = health.parts
     self._kind = kind
+    self._image_size = image_size
+    self._has_tried = False
     self._reward = health.reward
     self._identity = protocol.identity(health.reward)
+
+  def check(self, prompt: records.Prompt) -> None:
+    """Has a grey image of the first prompt without `include` scored.
+
+    Only the service knows whether it needs that field. A failure is none of the
+    prompt's, and counts against the run's budget when it happens again.
+
+    Raises:
+      ValueError: the service cannot score the prompt.
+    """
+    if prompt.include or self._has_tried:
+      return
+    self._has_tried = True
+    image = np.full((1, *self._image_size, 3), 128, np.uint8)
+    (result,) = self.score(image, [prompt])
+    if isinstance(result, outcome.Invalid):
+      raise ValueError(
+        f"the service must be able to score the prompt {prompt.text!r}, which "
+        f"has no field include; it answers: {result.reason}"
+      )
 
   def _send(
     self, images: np.ndarray, prompts: Sequence[records.Prompt]
