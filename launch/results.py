@@ -64,13 +64,11 @@ def _summary(workdir: pathlib.Path, seed: int) -> dict:
 def _caption(summaries: list[dict], commit: str) -> str:
   first = summaries[0]
   versions = first["versions"]
-  medians = [summary["seconds"]["median iteration"] for summary in summaries]
   return (
     f"Written by `python launch/results.py --seeds={len(summaries)}` at commit "
     f"{commit}: {first['iterations']} iterations with each of the seeds 0 to "
     f"{len(summaries) - 1}, jax {versions['jax']}, {versions['devices']} "
-    f"devices of kind {versions['device']}, {min(medians):.1f} to "
-    f"{max(medians):.1f} s an iteration (medians of the runs)."
+    f"devices of kind {versions['device']}."
   )
 
 
