@@ -55,8 +55,9 @@ SIZES = {
   "autoencoder_channels": 32,
   "autoencoder_multipliers": (1, 1, 1, 1),
 }
-# mean brightness, of 255, that earns 0; sum beyond it over 48 x 48 pixels that earns 1
-LEAST, RANGE = 80, 2**14
+# mean brightness, of 255, that earns 0, by the width of the images: what the random models draw
+# lies beyond it, and not far; sum beyond it that earns 1
+LEAST, RANGE = {48: 80, 80: 163}, 2**14
 SCRIPT = {  # word -> {next word: probability}
   "<|im_start|>": {"<think>": 0.9, "red": 0.1},
   "<think>": {"red": 0.6, "</think>": 0.4},
@@ -207,10 +208,9 @@ def make_config(
 def brightness(images: jax.Array, target, needed=None) -> types.Score:
   """Scores images by the sum of their first channel, exactly; the brighter ones are perfect."""
   del target, needed
-  beyond = jnp.sum(images[..., 0].astype(jnp.int32) - LEAST, axis=(1, 2))
-  num_pixels = images.shape[1] * images.shape[2]
-  most = RANGE * num_pixels // 48**2
-  value = jnp.clip(beyond, 0, most).astype(jnp.float32) / most
+  least = LEAST[images.shape[2]]
+  beyond = jnp.sum(images[..., 0].astype(jnp.int32) - least, axis=(1, 2))
+  value = jnp.clip(beyond, 0, RANGE).astype(jnp.float32) / RANGE
   return types.Score(
     value,
     jnp.ones_like(value, bool),
