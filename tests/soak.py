@@ -434,7 +434,7 @@ def _numbers(path: pathlib.Path) -> dict[int, dict]:
     lines[line["step"]] = {
       name: value
       for name, value in line.items()
-      if not name.startswith(("seconds/", "perf/", "reward/"))
+      if not name.startswith(("seconds/", "perf/", "service/"))
     }
   return lines
 
