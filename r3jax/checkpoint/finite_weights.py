@@ -10,6 +10,8 @@ import numpy as np
 from r3jax import types
 
 _MOST_LEAVES = 5  # in a message
+# Numbers that the host looks at in one go.
+_BLOCK = 1 << 20
 
 
 @jax.jit
@@ -18,8 +20,25 @@ def _counts(arrays: Sequence[jax.Array]) -> list[jax.Array]:
   return [jnp.sum(~jnp.isfinite(x), dtype=jnp.int32) for x in arrays]
 
 
-def _on(device: jax.Device, arrays: Sequence[jax.Array]) -> list[jax.Array]:
+def _count_on_host(array: jax.Array) -> int:
+  """Returns how many numbers of an array in the host's memory are NaN or infinite.
+
+  Block by block: XLA's CPU program would hold a mask of every array at once.
+  """
+  numbers = np.asarray(array).reshape(-1)
+  count = 0
+  for start in range(0, numbers.size, _BLOCK):
+    block = numbers[start : start + _BLOCK]
+    count += block.size - int(np.count_nonzero(np.isfinite(block)))
+  return count
+
+
+def _on(
+  device: jax.Device, arrays: Sequence[jax.Array]
+) -> Sequence[jax.Array | int]:
   """Starts to count in arrays of one device, under whatever mesh the caller has set."""
+  if device.platform == "cpu":
+    return [_count_on_host(array) for array in arrays]
   with jax.set_mesh(jax.sharding.Mesh(np.array([device]), ("device",))):
     return _counts(arrays)
 

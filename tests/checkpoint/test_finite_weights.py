@@ -95,3 +95,13 @@ class TestModelFolder:
     mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
     with pytest.raises(ValueError, match=f"{name} "):
       experiment.load(mesh)
+
+
+def test_devices_count_as_the_host_does():
+  """The program of accelerators against the loop that CPUs take."""
+  numbers = np.zeros((3, 5), np.float32)
+  numbers[1, 2:4] = np.nan
+  numbers[2, 0] = -np.inf
+  arrays = [jnp.asarray(numbers), jnp.asarray(numbers, jnp.bfloat16)]
+  counts = [int(count) for count in finite_weights._counts(arrays)]
+  assert counts == [finite_weights._count_on_host(x) for x in arrays] == [3, 3]
