@@ -201,26 +201,21 @@ def iterate(
   config = session.config
   ending = preemption.ENDING
   state = start.state
-  done = start.done
-  checkpoints = start.checkpoints
-  batches = start.batches
-  progress = timing.Progress(config.total_steps, done)
+  progress = timing.Progress(config.total_steps, start.done)
   stopwatch = timing.Stopwatch()
-  failures = budget.Budget(
-    config.reward.max_failed_fraction, config.reward.failure_window
-  )
+  failures = _budget(config)
   watch = health.watch(config)
   profiler = profiling.Profiler(session.files.profile, **config.profile)
-  if _evaluation_is_due(config, done):
+  if _evaluation_is_due(config, start.done):
     # The last start may have ended between this iteration's checkpoint and its evaluation.
-    session.evaluate(state.policy, done, writer)
+    session.evaluate(state.policy, start.done, writer)
   clock.lap("setup")
 
-  with contextlib.closing(checkpoints), contextlib.closing(profiler):
-    for number in range(done + 1, config.total_steps + 1):
-      if not _compiles(config, number - done):
+  with contextlib.closing(start.checkpoints), contextlib.closing(profiler):
+    for number in range(start.done + 1, config.total_steps + 1):
+      if not _compiles(config, number - start.done):
         ending.will_save(number)
-      indices = next(batches)
+      indices = next(start.batches)
       session.experiment.reward.begin(number)
       with profiler.iteration(number), stopwatch.part("step"):
         state, metrics, samples = _advance(session, train_step, state, indices)
@@ -232,9 +227,7 @@ def iterate(
         writer.write(number, metrics)
         progress.report(number, _headline_scores(metrics))
         skipped_batches.write(session, number, indices, metrics, samples)
-        if _samples_are_due(config, number):
-          samples = multihost.fetch(samples)
-          report_samples.write(session, number, indices, samples, writer)
+        _report_samples(session, number, indices, samples, writer)
 
       watch.add(number, metrics)
       over_budget = failures.add(budget.failed_share(metrics))
@@ -243,24 +236,42 @@ def iterate(
       is_last = must_end or over_budget or number == config.total_steps
       save_now = evaluation_due or is_last
       with stopwatch.part("checkpoint"):
-        checkpoints.save(number, state, batches, force=save_now)
+        start.checkpoints.save(number, state, start.batches, force=save_now)
       if over_budget:
         raise failures.error()
       if must_end:
-        checkpoints.wait()
-        checkpoints.stop_reading()
+        start.checkpoints.wait()
+        start.checkpoints.stop_reading()
         raise ending.saved(f"after iteration {number} of {config.total_steps}")
 
       if evaluation_due:
         # A start that resumes here must restore the policy that is evaluated.
-        checkpoints.wait()
-        ending.nothing_to_save()
-        clock.lap("train")
-        session.evaluate(state.policy, number, writer)
-        clock.lap("evaluate between")
+        start.checkpoints.wait()
+        _evaluate_between(session, state, number, clock, writer)
   ending.nothing_to_save()
   clock.lap("train")
   return state
+
+
+def _budget(config: ml_collections.ConfigDict) -> budget.Budget:
+  """Returns how many scores may be missing."""
+  return budget.Budget(
+    config.reward.max_failed_fraction, config.reward.failure_window
+  )
+
+
+def _evaluate_between(
+  session: sessions.Session,
+  state: train_state.TrainState,
+  number: int,
+  clock: timing.PhaseClock,
+  writer: metric_writer.MetricWriter,
+) -> None:
+  """Evaluates the policy of a saved iteration."""
+  preemption.ENDING.nothing_to_save()
+  clock.lap("train")
+  session.evaluate(state.policy, number, writer)
+  clock.lap("evaluate between")
 
 
 def _advance(
@@ -301,10 +312,18 @@ def _evaluation_is_due(config: ml_collections.ConfigDict, number: int) -> bool:
   return config.eval.every > 0 and number % config.eval.every == 0
 
 
-def _samples_are_due(config: ml_collections.ConfigDict, number: int) -> bool:
-  """Returns whether an iteration's samples go to the report."""
-  every = config.log.samples_every
-  return bool(every) and (number == 1 or number % every == 0)
+def _report_samples(
+  session: sessions.Session,
+  number: int,
+  indices: np.ndarray,
+  samples: stage_outputs.Samples,
+  writer: metric_writer.MetricWriter,
+) -> None:
+  """Adds an iteration's samples to the report, where they are due."""
+  every = session.config.log.samples_every
+  if every and (number == 1 or number % every == 0):
+    samples = multihost.fetch(samples)
+    report_samples.write(session, number, indices, samples, writer)
 
 
 @ownership.releasing()

@@ -125,17 +125,17 @@ def _concerned(
 ) -> str:
   """Returns what is not finite and for which prompts, for a line of the log."""
   texts = [finding["prompt"] for finding in nonfinite_samples]
-  what = "all samples are finite"
+  finding = "all samples are finite"
   if nonfinite_samples:
     first = nonfinite_samples[0]
-    what = f"first {first['quantity']} of {first['stage']}"
+    finding = f"first {first['quantity']} of {first['stage']}"
   else:
     texts = [prompt.text for prompt in prompts]
   distinct = list(dict.fromkeys(texts))
   shown = ", ".join(repr(text[:80]) for text in distinct[:_MOST_PROMPTS])
   num_more = len(distinct) - _MOST_PROMPTS
   more = f" and {num_more} more" if num_more > 0 else ""
-  return f"{what}; prompts {shown}{more}"
+  return f"{finding}; prompts {shown}{more}"
 
 
 def _as_json(value: float) -> float | str:
