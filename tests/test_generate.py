@@ -225,7 +225,7 @@ class TestGenerate:
       ),
       (
         ["--image=setup.py", "--question=why ?"],
-        "--image must be an image file: cannot identify",
+        "--image must be an image file: setup.py must be an image file, one of PNG",
       ),
       (
         ["--image=nothing.png", "--question=why ?"],

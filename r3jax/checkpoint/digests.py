@@ -12,7 +12,7 @@ step), not against intent: a single changed word always changes it, other damage
 probability of about 2^-64.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import math
@@ -129,10 +129,8 @@ def _on_hosts(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
   sums = {}
   for name, array in arrays.items():
     total = np.zeros(3, np.uint64)
-    for shard in jnp.asarray(array).addressable_shards:
-      if shard.replica_id == 0:
-        start = [part.indices(size)[0] for part, size in _spans(shard, array)]
-        total += of_chunk(np.asarray(shard.data), start, array.shape)
+    for chunk, start in _own_chunks(array):
+      total += of_chunk(chunk, start, array.shape)
     sums[name] = total
   if jax.process_count() == 1:
     return sums
@@ -143,6 +141,21 @@ def _on_hosts(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
     name: np.sum([sums_of_one[name] for sums_of_one in theirs], axis=0)
     for name in sums
   }
+
+
+def _own_chunks(
+  array: jax.Array | np.ndarray,
+) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
+  """Yields what this process adds of an array: (chunk, position of its first element)."""
+  if not isinstance(array, jax.Array):
+    # Every process has all of it, in a dtype that JAX may not have.
+    if jax.process_index() == 0:
+      yield array, (0,) * array.ndim
+    return
+  for shard in array.addressable_shards:
+    if shard.replica_id == 0:
+      start = [part.indices(size)[0] for part, size in _spans(shard, array)]
+      yield np.asarray(shard.data), start
 
 
 def _spans(shard: Any, array: Any) -> Any:
