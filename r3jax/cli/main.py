@@ -8,6 +8,7 @@ when their command runs, so that `r3jax --help` does not wait for JAX.
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import errno
 import importlib
 import re
 import sys
@@ -22,6 +23,8 @@ from r3jax.files import rules
 from r3jax.files import texts
 from r3jax.parallel import preemption
 
+# The disk is full, or what this user may write to it.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
 
@@ -168,10 +171,23 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
   # ml_collections looks there for the overrides --config.KEY=VALUE.
   sys.argv = [f"r3jax {name}", *arguments]
   app.run(
-    lambda words: module.run(*words),
+    lambda words: _call(module, words),
     argv=sys.argv,
     flags_parser=lambda argv: _parse(name, argv),
   )
+
+
+def _call(module: types.ModuleType, words: Sequence[str]) -> None:
+  """Runs a command, and exits in one line where a disk is full: that is no fault of the code."""
+  try:
+    module.run(*words)
+  except OSError as error:
+    if error.errno not in _NO_ROOM:
+      raise
+    sys.exit(
+      f"r3jax: there must be room for what is written: {error}. Free some; the "
+      "same command then continues"
+    )
 
 
 def _help(name: str, module: types.ModuleType, arguments: Sequence[str]) -> str:

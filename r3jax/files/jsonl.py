@@ -34,6 +34,7 @@ def append(path: epath.PathLike, objects: Iterable[dict]) -> None:
 
   Raises:
     ValueError: An object holds NaN or an infinity, which JSON does not have.
+    OSError: The file cannot be written; the error names it.
   """
   path = epath.Path(path)
   # All are formatted before any is written.
@@ -41,8 +42,12 @@ def append(path: epath.PathLike, objects: Iterable[dict]) -> None:
   for step, group in itertools.groupby(objects, operator.itemgetter("step")):
     lines_of_step.append((step, _format(group)))
   if "://" not in str(path):
-    with path.open("a") as file:
-      file.write("".join(lines for _, lines in lines_of_step))
+    try:
+      with path.open("a") as file:
+        file.write("".join(lines for _, lines in lines_of_step))
+    except OSError as error:
+      # A write that fails does not say where.
+      raise OSError(error.errno, error.strerror, str(path)) from error
     return
   for step, lines in lines_of_step:
     _new_part(path, step).write_text(lines)

@@ -12,6 +12,7 @@ import pytest
 from r3jax.cli import command_line
 from r3jax.cli import main
 from r3jax.files import config_files
+from r3jax.files import jsonl
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -260,3 +261,31 @@ class TestRefusals:
     assert "rescore takes DIR; got []" in refusal(
       "rescore", "--config=r3_geneval"
     )
+
+
+class TestFullDisk:
+  def test_ends_a_command_in_one_line_that_names_the_file(self):
+    class Command:
+      """A command that logs to a device which is always full."""
+
+      @staticmethod
+      def run():
+        jsonl.append("/dev/full", [{"step": 1}])
+
+    with pytest.raises(SystemExit) as end:
+      main._call(Command, [])
+    assert end.value.code == (
+      "r3jax: there must be room for what is written: [Errno 28] No space left on "
+      "device: '/dev/full'. Free some; the same command then continues"
+    )
+
+  def test_other_errors_keep_their_traceback(self):
+    class Command:
+      """A command with a fault."""
+
+      @staticmethod
+      def run():
+        raise FileNotFoundError(2, "No such file", "x")
+
+    with pytest.raises(FileNotFoundError):
+      main._call(Command, [])
