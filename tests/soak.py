@@ -8,8 +8,8 @@ iterations are planted in both runs (`tests/soak_job.py`). At the end the run th
 is compared with one that was not: metrics, evaluations and parameters must be equal to the last
 digit.
 DIR gets events.jsonl, the log of every start, resources.csv (memory, threads and file descriptors
-of the uninterrupted run) and result.json. As root the workdir is a small file system of its own,
-which a fault can fill up.
+of the uninterrupted run), resources.png and result.json. As root the workdir is a small file system
+of its own, which a fault can fill up.
 
 The exit code is 1 where numbers differ, a start printed a traceback, hung or ended with a code that
 docs/checkpoints.md does not name.
@@ -32,6 +32,7 @@ import threading
 import time
 
 import jax
+from matplotlib import figure
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -239,7 +240,7 @@ class Soak:
       self.refuse(job, f"ended with {code}, allowed are {allowed}")
     if "Traceback (most recent call last)" in text:
       self.refuse(job, "a traceback")
-    self.counts["fell back"] += len(re.findall(r"moved .*aside", text))
+    self.counts["fell back"] += len(re.findall(r"it is moved to", text))
 
   # --- Faults ----------------------------------------------------------------
 
@@ -407,6 +408,22 @@ class Soak:
     self.check(job, job.process.returncode, {0})
 
 
+def plot(out: pathlib.Path) -> None:
+  """Draws DIR/resources.csv as DIR/resources.png, from the first iteration on."""
+  names, *rows = csv.reader((out / "resources.csv").read_text().splitlines())
+  numbers = np.array(rows, float)
+  numbers = numbers[numbers[:, 0] > 0]
+  size = {"figsize": (6.4, 4.8), "layout": "constrained", "dpi": 110}
+  chart = figure.Figure(**size)
+  for i, axes in enumerate(chart.subplots(3, 1, sharex=True), start=1):
+    axes.plot(numbers[:, 0], numbers[:, i])
+    axes.set_ylim(0, 1.2 * numbers[:, i].max())
+    axes.set_ylabel(names[i].replace("_mib", ", MiB"))
+    axes.grid(alpha=0.3)
+  axes.set_xlabel("iteration")
+  chart.savefig(out / "resources.png")
+
+
 def _resources(job: Job) -> tuple[float, int, int]:
   """Returns resident MiB, threads and file descriptors of a process."""
   folder = pathlib.Path(f"/proc/{job.process.pid}")
@@ -509,6 +526,7 @@ def main() -> int:
     shutil.copytree(faulty, kept)
   uninterrupted = arguments.out / "uninterrupted"
   soak.run_without_faults(uninterrupted, num_iterations)
+  plot(arguments.out)
 
   different = differences(kept, uninterrupted)
   skipped = sum(
