@@ -3,6 +3,9 @@
 A process that was asked says so in JAX's coordination service, where every other one looks twice a
 second. Each then writes its position, see `preemption.Ending`: whoever knows all positions knows
 after which iteration all end. Iterations therefore exchange nothing as long as nobody asks.
+
+A process that is done would wait in JAX's clean-up for one that ends early, until it is aborted.
+The end of the work is therefore a common one too: all have done everything, or all end early.
 """
 
 from collections.abc import Iterator
@@ -20,6 +23,11 @@ from r3jax.parallel import preemption
 _ASKED = "r3jax/ending/asked/"
 _POSITION = "r3jax/ending/position/"
 _LEFT = "r3jax/ending/left/"
+_DONE = "r3jax/ending/done/"
+# Key of how all processes end: the first one to know writes it.
+_OUTCOME = "r3jax/ending/outcome"
+_ALL_DONE = "all are done"
+_EARLY = "early"
 _LOOK_SECONDS = 0.5  # between two looks while nobody has asked
 _POLL_SECONDS = 0.1  # between two looks afterwards
 # How long a process that ends waits until all others end too.
@@ -44,10 +52,31 @@ def ending_when_asked() -> Iterator[None]:
   )
   thread.start()
   try:
-    yield
+    try:
+      yield
+    except SystemExit:
+      # All processes raise it, see `multihost.ending_together`.
+      _wait_until_all_are_done()
+      raise
+    _wait_until_all_are_done()
   finally:
     block_has_ended.set()
     thread.join()
+
+
+def _wait_until_all_are_done() -> None:
+  """Waits for the other processes; if one of them ends early, the thread ends this one too."""
+  multihost.write_text(_DONE)
+  while True:
+    num_done = len(multihost.read_texts(_DONE))
+    if num_done == jax.process_count() and _agree_on(_ALL_DONE):
+      return
+    time.sleep(_POLL_SECONDS)
+
+
+def _agree_on(outcome: str) -> bool:
+  """Proposes how all processes end; returns whether that is how they end."""
+  return multihost.write_first(_OUTCOME, outcome) == outcome
 
 
 def _agree(ending: preemption.Ending, block_has_ended: threading.Event) -> None:
@@ -60,6 +89,8 @@ def _agree(ending: preemption.Ending, block_has_ended: threading.Event) -> None:
       if multihost.read_texts(_LEFT):
         ending.end_at_once()
       if ending.ends_at_once():
+        if not _agree_on(_EARLY):
+          return
         _take_leave()
         ending.exit()
   except jax.errors.JaxRuntimeError as error:

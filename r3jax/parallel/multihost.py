@@ -113,6 +113,17 @@ def write_text(folder: str, text: str = "") -> None:
   _client().key_value_set(key, text, allow_overwrite=True)
 
 
+def write_first(key: str, text: str) -> str:
+  """Writes a text if no process has written one; returns the text that was written first."""
+  client = _client()
+  try:
+    client.key_value_set(key, text)
+  except jax.errors.JaxRuntimeError as error:
+    if "ALREADY_EXISTS" not in str(error):
+      raise
+  return client.key_value_try_get(key)
+
+
 def read_texts(folder: str) -> dict[int, str]:
   """Returns the texts in a folder of the coordination service, by process."""
   entries = _client().key_value_dir_get(folder)

@@ -3,7 +3,8 @@
 python tests/parallel/fragile.py PROCESS COORDINATOR HOW
 
 HOW: raises, killed, late, first_raises; asked (to end, in the third iteration), asked_early (before
-the first), asked_twice (in the third iteration, which does not end).
+the first), asked_twice (in the third iteration, which does not end), asked_last (after the first
+process is done).
 """
 
 import os
@@ -46,6 +47,12 @@ def iterate():
   multihost.initialize(COORDINATOR, 2, PROCESS)
   ending.claim_signals()
   with multihost.ending_together(), agreement.ending_when_asked():
+    if HOW == "asked_last":
+      if PROCESS == 1:
+        time.sleep(2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1000)
+      return
     for number in range(1, 1000):
       if (HOW, PROCESS) == ("asked_early", 1):
         os.kill(os.getpid(), signal.SIGTERM)

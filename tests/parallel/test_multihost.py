@@ -409,7 +409,7 @@ class TestEndingWhenAsked:
     assert "Traceback" not in "".join(outputs)
 
   @pytest.mark.slow
-  @pytest.mark.parametrize("how", ["asked_early", "asked_twice"])
+  @pytest.mark.parametrize("how", ["asked_early", "asked_twice", "asked_last"])
   def test_both_end_at_once(self, how):
     start_time = time.monotonic()
     codes, outputs = fragile(how)

@@ -172,8 +172,10 @@ def _numbers(workdir: pathlib.Path) -> dict:
   ):
     samples = []
     for sample in sample_log.read(folder):
-      turns = [dataclasses.replace(turn, seconds=0) for turn in sample.turns]
-      samples.append(dataclasses.replace(sample, turns=turns))
+      turns = [
+        _without_seconds(dataclasses.asdict(turn)) for turn in sample.turns
+      ]
+      samples.append(dataclasses.asdict(sample) | {"turns": turns})
     numbers[folder.name] = samples
   return numbers
 
