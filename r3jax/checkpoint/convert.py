@@ -42,7 +42,7 @@ def convert(
     model = pretrained.find(registry.OF_WORLD, source)
   else:
     model = pretrained.find(source)
-  config_guard.check_writable(out)
+  config_guard.check_writable(out, "--out")
   ownership.claim(out)
   mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
   shardings = pretrained.shardings(network.Bagel(model.sizes), mesh)

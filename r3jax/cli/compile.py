@@ -94,9 +94,10 @@ def _check_outputs() -> None:
   """
   values = flags.FLAGS
   if values.out:
-    config_guard.check_writable(pathlib.Path(values.out).parent)
+    parent = pathlib.Path(values.out).parent
+    config_guard.check_writable(parent, "the folder of --out")
   if values.hlo:
-    config_guard.check_writable(values.hlo)
+    config_guard.check_writable(values.hlo, "--hlo")
 
 
 def _find(request: child.Request) -> None:

@@ -35,7 +35,7 @@ def run() -> None:
   program.use_all_cores(config)
   try:
     start = program.load_start(config.start) if config.start else None
-    config_guard.check_writable(flags.FLAGS.out)
+    config_guard.check_writable(flags.FLAGS.out, "--out")
     ownership.claim(flags.FLAGS.out)
   except ValueError as error:
     sys.exit(f"r3jax: {error}")

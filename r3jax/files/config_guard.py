@@ -1,6 +1,7 @@
 """Keeps a run's configuration beside its results and refuses to resume it with another one."""
 
 from collections.abc import Sequence
+import fnmatch
 import json
 
 from absl import logging
@@ -13,17 +14,21 @@ from r3jax.files import damage
 _MISSING = "<missing>"
 
 
-def check_writable(workdir: epath.PathLike) -> None:
-  """Makes the folder and writes a probe: a run must fail before its hours, not after.
+def check_writable(folder: epath.PathLike, name: str) -> None:
+  """Makes a folder and writes a probe: a run must fail before its hours, not after.
+
+  Args:
+    folder: What is going to be written.
+    name: Of the flag or argument that names it, for the message.
 
   Raises:
     ValueError: The folder cannot be made or written.
   """
   try:
-    atomic.check_writable(workdir)
+    atomic.check_writable(folder)
   except OSError as error:
     raise ValueError(
-      f"workdir must be a writable folder, got {str(workdir)!r}: {error}"
+      f"{name} must be a writable folder, got {str(folder)!r}: {error}"
     ) from error
 
 
@@ -63,7 +68,8 @@ def write_or_check(
     workdir: Folder of the run.
     config: Nested dict of JSON values (ConfigDict.to_dict()).
     may_differ: Dotted prefixes of the keys that do not change what an iteration
-      computes, for example "mesh", "log", "total_steps".
+      computes, for example "mesh", "log", "total_steps"; "*" stands for any names in
+      between.
 
   Raises:
     ValueError: Another key differs; the message has the values of both starts.
@@ -136,5 +142,6 @@ def _flatten(config: dict) -> dict[str, str]:
 def _is_under(key: str, prefixes: Sequence[str]) -> bool:
   """Returns whether a dotted key is one of the prefixes or below one."""
   return any(
-    key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes
+    fnmatch.fnmatchcase(key, prefix) or fnmatch.fnmatchcase(key, f"{prefix}.*")
+    for prefix in prefixes
   )

@@ -75,7 +75,7 @@ def draw(
     base.pretrained.tokenizer.segment(
       prompt.text, base.rollout.capacities.prompt
     )
-  config_guard.check_writable(folder)
+  config_guard.check_writable(folder, "--out")
   ownership.claim(folder)
   constants = {
     "num_images": num_images,

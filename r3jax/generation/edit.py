@@ -58,7 +58,7 @@ def edit(
   base, _ = inference.prepare(config)
   # Raises an error where the instruction does not fit its segment.
   base.segments([instruction], base.rollout.capacities.instruction)
-  config_guard.check_writable(folder)
+  config_guard.check_writable(folder, "--out")
   ownership.claim(folder)
   model = inference.load(config, on_step=on_step)
   edits = model.edit(image, instruction, num_images, config.eval.seed)

@@ -33,7 +33,11 @@ from r3jax.run import workdir
 from r3jax.worlds import registry as worlds_registry
 
 # Paths are compared by the fingerprints of what they name.
-_MAY_DIFFER = ("model.folder", *evaluate.MAY_DIFFER)
+_MAY_DIFFER = (
+  "model.folder",
+  *evaluate.MAY_DIFFER,
+  *evaluation_setup.JUDGE_FILES,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,7 @@ def prepare(
   bagel = experiment.modules.bagel
   policy, towers = experiment.pretrained.load(bagel, mesh, bagel.dtype)
   # Nothing has been written up to here.
-  config_guard.check_writable(path)
+  config_guard.check_writable(path, "workdir")
   ownership.claim(path)
   config_guard.write_or_check(path, identity, _MAY_DIFFER)
   return Job(config, path, experiment, mesh, evaluation, policy, towers, leaked)

@@ -1,5 +1,6 @@
 """Builds the evaluation that a config describes."""
 
+from collections.abc import Mapping
 import json
 
 import jax
@@ -12,6 +13,8 @@ from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import questions
+from r3jax.files import texts
+from r3jax.rewards.remote import judge
 from r3jax.run import setup
 from r3jax.run import stage_settings
 from r3jax.worlds import registry
@@ -27,6 +30,19 @@ _SCORING_KEYS = (
   "image_format",
   "judge",
   "unirl",
+)
+
+# Keys that name files of a judge: they are compared by content, which the descriptions of services
+# and the settings of an evaluation have. Descriptions of former versions have the paths, too.
+JUDGE_FILES = tuple(
+  f"{section}.{name}"
+  for section in (
+    "reward.judge",
+    "reward.members.*.judge",
+    "reward_services.*",
+    "evaluation_services.*",
+  )
+  for name in judge.FILES
 )
 
 
@@ -105,6 +121,8 @@ def _identity(
     for key, value in config.reward.to_dict().items()
     if key in _SCORING_KEYS
   }
+  if _asks_judge(reward):  # otherwise nobody reads its files
+    reward = _with_hashes(reward)
   source = config.data.heldout
   # Evaluations on two worlds differ, although both configs say "world".
   if reward["name"] == registry.OF_WORLD:
@@ -114,6 +132,34 @@ def _identity(
   identity["reward"] = reward
   identity["heldout"] = {"source": source, "sha256": records.sha256(heldout)}
   return json.loads(json.dumps(identity))
+
+
+def _asks_judge(section: Mapping) -> bool:
+  """Returns whether a reward's section, or a member of it, is a judge."""
+  members = section.get("members", {})
+  return section.get("name") == "judge" or any(
+    map(_asks_judge, members.values())
+  )
+
+
+def _with_hashes(section: Mapping) -> dict:
+  """Returns a reward's section with hashes of a judge's files in place of their paths.
+
+  Args:
+    section: the config's `reward`, or a member of a sum with the keys that it changes.
+  """
+  hashed = dict(section)
+  if "judge" in section:
+    files = dict(section["judge"])
+    for name in judge.FILES:
+      if files.get(name):
+        files[name] = judge.sha256(texts.read(files[name]))
+    hashed["judge"] = files
+  if "members" in section:
+    hashed["members"] = {
+      name: _with_hashes(member) for name, member in section["members"].items()
+    }
+  return hashed
 
 
 def _flops(

@@ -46,8 +46,8 @@ from r3jax.run.logging import sinks
 from r3jax.worlds import registry as worlds_registry
 
 # Keys of the config that may change when a run resumes: they do not change what an iteration
-# computes. Paths are compared by the fingerprints of what they name: `weights` and
-# `training_prompts`.
+# computes. Paths are compared by the fingerprints of what they name: `weights`, `training_prompts`
+# and the wordings in `reward_services`.
 MAY_DIFFER = (
   "model.folder",
   "model_path",
@@ -74,6 +74,7 @@ MAY_DIFFER = (
   "reward.client",
   "reward.max_failed_fraction",
   "reward.failure_window",
+  *evaluation_setup.JUDGE_FILES,
 )
 
 # What `check_resume` knows.
@@ -338,7 +339,7 @@ def prepare(
   session, policy = load(config, files)
 
   # Nothing has been written up to here.
-  config_guard.check_writable(folder)
+  config_guard.check_writable(folder, "workdir")
   ownership.claim(folder)
   config_guard.write_or_check(folder, session.identity, MAY_DIFFER)
   if not jax.process_index():

@@ -20,19 +20,19 @@ MAY_DIFFER = ("mesh", "total_steps")
 
 class TestCheckWritable:
   def test_folder_is_made_and_left_empty(self, tmp_path):
-    config_guard.check_writable(tmp_path / "a" / "b")
+    config_guard.check_writable(tmp_path / "a" / "b", "workdir")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
   def test_file_in_the_way_is_refused(self, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-      ValueError, match="workdir must be a writable folder, got '.*file'"
+      ValueError, match="^--out must be a writable folder, got '.*file'"
     ):
-      config_guard.check_writable(tmp_path / "file")
+      config_guard.check_writable(tmp_path / "file", "--out")
 
   def test_read_only_place_is_refused(self):
     with pytest.raises(ValueError, match="workdir must be a writable folder"):
-      config_guard.check_writable("/proc/r3jax")
+      config_guard.check_writable("/proc/r3jax", "workdir")
 
 
 class TestWriteOrCheck:
@@ -76,6 +76,21 @@ class TestWriteOrCheck:
       20,
       {"data": 4, "fsdp": 2},
     )
+
+  @pytest.mark.parametrize(
+    "key, may_differ",
+    [
+      ("reward.members.a.judge.file", True),
+      ("reward.members.a.members.b.judge.file", True),
+      ("reward.members.a.judge.file.below", True),
+      ("reward.members.a.judge.filename", False),
+      ("reward.members.a.judge", False),
+      ("total_stepsize", False),
+    ],
+  )
+  def test_star_stands_for_any_names(self, key, may_differ):
+    allowed = ("reward.members.*.judge.file", "total_steps")
+    assert config_guard.agree({key: 1}, {key: 2}, allowed) is may_differ
 
   def test_other_process_than_0_writes_nothing(self, tmp_path, monkeypatch):
     monkeypatch.setattr(config_guard.jax, "process_index", lambda: 1)

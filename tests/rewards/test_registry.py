@@ -99,10 +99,20 @@ class TestBuild:
         registry.build(config, evaluates=evaluates).describe()["judge"]
         for evaluates in (False, True)
       ]
-    assert descriptions[0]["prompt_file"] == ""
-    assert descriptions[1]["prompt_file"] == str(path)
     hashes = {description["wording_sha256"] for description in descriptions}
     assert len(hashes) == 2
+
+  def test_judge_is_identified_by_the_content_of_its_files(self, tmp_path):
+    descriptions = []
+    with scripted.serve(chat) as server:
+      for name in ("a", "b"):
+        path = tmp_path / name
+        path.write_text("Is this $prompt?")
+        config = section(name="judge", endpoints=(server.url,))
+        config.judge.prompt_file = str(path)
+        config.judge.system_file = str(path)
+        descriptions.append(registry.build(config).describe()["judge"])
+    assert descriptions[0] == descriptions[1]
 
   def test_part_of_a_sum_can_be_trained(self):
     members = {"eye": {"name": "world", "weight": 1.0, "value": "correct"}}

@@ -489,7 +489,7 @@ class TestOtherCommands:
     self, tiny_model, tmp_path
   ):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ValueError, match="must be a writable folder"):
+    with pytest.raises(ValueError, match="--out must be a writable folder"):
       convert.convert(
         str(tiny_model),
         epath.Path(tmp_path / "out"),

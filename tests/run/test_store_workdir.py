@@ -139,7 +139,7 @@ def _start(workdir: str, total_steps: int = STEPS, **changes) -> dict:
     config.profile.update(start=2, steps=1)
   files = workdir_lib.Workdir(epath.Path(workdir))
   sessions.check(config, files)
-  config_guard.check_writable(workdir)
+  config_guard.check_writable(workdir, "workdir")
   config_guard.write_or_check(workdir, config.to_dict(), sessions.MAY_DIFFER)
   return loop.run(Session(config, files, **changes), {"x": jnp.float32(0)})
 

@@ -34,6 +34,14 @@ from r3jax.rewards.remote import services
 
 CHAT_PATH = "/v1/chat/completions"
 MODELS_PATH = "/v1/models"
+# The keys of `reward.judge` that name files. What is in them is part of a judge's identity, and
+# where they lie is not.
+FILES = (
+  "prompt_file",
+  "system_file",
+  "eval_prompt_file",
+  "eval_system_file",
+)
 # The fields that a wording may insert.
 _FIELDS = {"prompt", "expectations", "questions"}
 # Characters of a judge's answer that a reason for the log holds.
@@ -452,13 +460,16 @@ class Judge:
 
   def describe(self) -> dict:
     """Returns the model, hashes of the wordings and the settings, see `outcome.HostReward`."""
+    settings = dataclasses.asdict(self._settings)
+    for name in FILES:
+      del settings[name]
     identity = {
       "judge": self._model,
-      "wording_sha256": _sha256(self._wording.template),
-      "system_message_sha256": _sha256(self._system_message),
+      "wording_sha256": sha256(self._wording.template),
+      "system_message_sha256": sha256(self._system_message),
       "structured": self._structured,
     }
-    return identity | dataclasses.asdict(self._settings)
+    return identity | settings
 
   def metrics(self) -> dict[str, float]:
     """Returns the client's metrics, and how the judge answered, see `_Tally`."""
@@ -468,7 +479,8 @@ class Judge:
     return self._client.metrics() | tally.metrics()
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
+  """Returns the hash of a text that stands for it in identities, in hex digits."""
   return hashlib.sha256(text.encode()).hexdigest()
 
 
