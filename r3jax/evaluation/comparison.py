@@ -40,7 +40,7 @@ class PairedEstimates:
 def _views(table: SampleTable, rounds: Mapping[str, int]) -> dict[str, View]:
   """Returns the scores of the named rounds: over all chains, by part, and by tag.
 
-  By tag there is also the share of correct images, if a reward says which are.
+  The share of correct images is among them, overall and by tag, if a reward says which are.
   """
   tags = np.asarray(table.tags)
   every = np.arange(len(tags))
@@ -51,6 +51,10 @@ def _views(table: SampleTable, rounds: Mapping[str, int]) -> dict[str, View]:
     for name, number in rounds.items():
       views[f"{name}, {part}"] = View(values[number], every)
   correct = table.correct
+  if correct is not None:
+    # In a sum of rewards it is the part of a member, which has another name.
+    for name, number in rounds.items():
+      views[f"{name}, {sample_table.CORRECT}"] = View(correct[number], every)
   for tag in table.distinct_tags:
     columns = every[tags == tag]
     for name, number in rounds.items():

@@ -16,6 +16,7 @@ from r3jax.evaluation import summary
 from r3jax.files import jsonl
 from r3jax.report import comparison_report
 from r3jax.report import evaluation_report
+from r3jax.report import plots
 from tests.evaluation import fakes
 
 CONTEXT = summary.Context(
@@ -72,6 +73,7 @@ class TestCompare:
       "draft",
       "round 2",
       "draft, strict",
+      "draft, correct",
       "draft, color_attr, correct",
     } <= set(compared.views) and "last round" not in compared.views
     (difference,) = compared.views["draft"].differences
@@ -158,6 +160,59 @@ class TestWrite:
       not (tmp_path / "out" / "by_iteration.png").exists()
       and (tmp_path / "out" / "by_tag.svg").exists()
     )
+
+
+class TestPlots:
+  """Evaluations with shares of correct images have a second panel, with those."""
+
+  @pytest.fixture(name="summaries")
+  def fixture_summaries(self, runs):
+    return [evaluation.summary for evaluation in finished.read(str(runs / "a"))]
+
+  @staticmethod
+  def labels(figure):
+    return [axes.get_ylabel().partition(" (")[0] for axes in figure.axes]
+
+  @staticmethod
+  def line(axes, number=0):
+    """Returns the means of a series of a panel."""
+    return axes.containers[number].lines[0].get_ydata().tolist()
+
+  def test_correct_by_round_stands_beside_the_score(self, summaries):
+    first, _ = summaries
+    figure = plots.by_round({"first": first})
+    assert self.labels(figure) == ["score", "correct images"]
+    scores, correct = figure.axes
+    assert self.line(scores) == [numbers.score[0] for numbers in first.rounds]
+    assert self.line(correct) == [
+      estimate[0] for estimate in first.correct["all tags"]
+    ]
+
+  def test_correct_by_tag(self, summaries):
+    first, _ = summaries
+    _, correct = plots.by_tag({"first": first}).axes
+    assert self.line(correct) == [
+      first.correct[tag][-1][0] for tag in first.tags
+    ]
+
+  def test_correct_by_iteration(self, summaries):
+    _, correct = plots.by_iteration({"a": summaries}).axes
+    drafts, lasts = (
+      [summary.correct["all tags"][number][0] for summary in summaries]
+      for number in (0, -1)
+    )
+    assert [self.line(correct, 0), self.line(correct, 1)] == [drafts, lasts]
+
+  def test_evaluation_without_correct_is_left_out_of_its_panel(self, summaries):
+    first, second = summaries
+    without = dataclasses.replace(second, correct={})
+    scores, correct = plots.by_round({"a": first, "b": without}).axes
+    assert (len(scores.containers), len(correct.containers)) == (2, 1)
+
+  def test_no_panel_where_no_evaluation_has_it(self, summaries):
+    first, _ = summaries
+    without = dataclasses.replace(first, correct={})
+    assert self.labels(plots.by_tag({"a": without})) == ["score"]
 
 
 class TestNames:
