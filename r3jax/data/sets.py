@@ -154,7 +154,7 @@ def _read_any_benchmark(source: str) -> list[records.Prompt]:
   """Returns the prompts of a file of any benchmark.
 
   Raises:
-    ValueError: the file cannot be read, or holds an invalid record.
+    ValueError: the file cannot be read, holds an invalid record, or holds none.
   """
   try:
     content = sources.read(source, storage.downloads(storage.root(None)))
@@ -163,7 +163,12 @@ def _read_any_benchmark(source: str) -> list[records.Prompt]:
       f"data.more_tests must name files of prompts that can be read: {error}"
       f"{paths.did_you_mean(source)}"
     ) from error
-  return records.parse(content, source)
+  prompts = records.parse(content, source)
+  if not prompts:  # as after a download that failed
+    raise ValueError(
+      f"data.more_tests must name files that hold prompts; there is none in {source}"
+    )
+  return prompts
 
 
 def _read(

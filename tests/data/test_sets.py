@@ -128,6 +128,14 @@ class TestLoad:
     with pytest.raises(ValueError, match=message):
       sets.load(dataclasses.replace(settings, **changes), world.WORLD.records)
 
+  def test_empty_file_of_further_tests_is_refused(self, settings, tmp_path):
+    (tmp_path / "more.txt").write_text("\n")
+    more = dataclasses.replace(
+      settings, more_tests=(str(tmp_path / "more.txt"),)
+    )
+    with pytest.raises(ValueError, match="data.more_tests must name files"):
+      sets.load(more)
+
   def test_own_prompts_need_no_more_than_their_text(self, settings, tmp_path):
     (tmp_path / "own.txt").write_text("a red cat\na photo of a bench.\n")
     own = dataclasses.replace(settings, train=str(tmp_path / "own.txt"))
