@@ -290,7 +290,8 @@ def _set_devices(config: ConfigDict):
   train.vocab = ("tensor",)
   train.heads = ("tensor",)
   train.kv_heads = ("tensor",)
-  train.mlp = ("tensor",)
+  train.mlp = ("tensor",)  # hidden width of the und expert
+  train.gen_mlp = ("tensor",)
   train.rows = ("fsdp",)
   # In rollouts. The inputs of a layer are not split over fsdp: nothing is gathered for a token.
   rollout = config.sharding.rollout = ConfigDict()
@@ -299,6 +300,7 @@ def _set_devices(config: ConfigDict):
   rollout.heads = ("tensor",)
   rollout.kv_heads = ("tensor",)
   rollout.mlp = ("tensor",)
+  rollout.gen_mlp = ("tensor",)
   rollout.rows = ("fsdp",)
 
 

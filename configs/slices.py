@@ -23,8 +23,9 @@ class Slice:
     topology: of its chips, as JAX names it.
     mesh: devices along the axes data, fsdp and tensor.
     micro_batches: parts of a replica's samples whose gradients are computed one after the other.
-    wide_rollout: splits the widest matrices of rollouts over all chips of a replica, where memory
-      is scarce.
+    wide_rollout: splits the widest matrices that decode text over all chips of a replica, where
+      memory is scarce. Those of the gen expert stay as they are: the hidden states of a denoising
+      step are much larger than its matrices, and would have to travel.
     lora_rank: of the adapters; 0 trains the whole policy.
     groups: prompts of an iteration.
   """

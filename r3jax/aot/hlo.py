@@ -12,6 +12,9 @@ KINDS = (
   "all-to-all",
   "collective-permute",
 )
+# Named scopes of the step, see `run.profiling`: its stages, and what they consist of.
+_STAGES = ("reason", "score", "pool", "reflect", "refine", "update")
+_PARTS = ("towers", "decode", "flow")
 _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64}
 # The first line of a computation; the one that the program starts with is marked.
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{\s*$")
@@ -57,12 +60,14 @@ class Collective:
   Attributes:
     kind: one of KINDS.
     shapes: of its results.
-    path: names of the loops around it, the outermost first, as JAX named them.
+    name: of the operation that it serves, as JAX named it; "" where XLA states none.
+    path: names of the loops around it, the outermost first.
     times: how often it runs: the product of the trip counts of these loops.
   """
 
   kind: str
   shapes: tuple[Shape, ...]
+  name: str
   path: tuple[str, ...]
   times: int
 
@@ -70,6 +75,23 @@ class Collective:
   def bytes(self) -> int:
     """Bytes of its results on one device, each time it runs."""
     return sum(shape.bytes for shape in self.shapes)
+
+  @property
+  def stage(self) -> str:
+    """Stage of the step and part of it, for example "refine/flow"; "other" outside of all."""
+    words = "/".join([*self.path, self.name]).split("/")
+    stages = [word for word in words if word in _STAGES]
+    parts = [word for word in words if word in _PARTS]
+    return "/".join([*stages[:1], *parts[:1]]) or "other"
+
+  @property
+  def cause(self) -> str:
+    """What is sent for: the last words of the name; where there is none, the largest result."""
+    if self.name:
+      return "/".join(self.name.split("/")[-3:])
+    largest = max(self.shapes, key=lambda shape: shape.bytes)
+    sizes = ",".join(str(size) for size in largest.dims)
+    return f"{largest.dtype}[{sizes}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +108,7 @@ class _Loop:
 class _Computation:
   """What one computation of a program calls and sends."""
 
-  collectives: list[tuple[str, tuple[Shape, ...]]] = dataclasses.field(
+  collectives: list[tuple[str, tuple[Shape, ...], str]] = dataclasses.field(
     default_factory=list
   )
   loops: list[_Loop] = dataclasses.field(default_factory=list)
@@ -146,7 +168,8 @@ def _parse_line(line: str, computation: _Computation) -> None:
     if is_started:
       # A started operation also returns its operands, and some hold counters after the results.
       shapes = shapes[len(shapes) // 2 :][:1]
-    computation.collectives.append((kind, shapes))
+    name = _OP_NAME.search(line)
+    computation.collectives.append((kind, shapes, name[1] if name else ""))
   constants = [int(number) for number in _CONSTANT.findall(line)]
   computation.constants.extend(constants)
   computation.called.extend(_CALLED.findall(line))
@@ -173,8 +196,8 @@ def collectives(text: str) -> list[Collective]:
     name: str, path: tuple[str, ...], times: int
   ) -> Iterator[Collective]:
     computation = computations[name]
-    for kind, shapes in computation.collectives:
-      yield Collective(kind, shapes, path, times)
+    for kind, shapes, operation in computation.collectives:
+      yield Collective(kind, shapes, operation, path, times)
     for loop in computation.loops:
       bounds = computations[loop.condition].constants
       count = loop.count or max(bounds, default=1)

@@ -158,13 +158,15 @@ def _compile(
   seconds = time.monotonic() - start
   text = compiled.as_text()
   keep_text(name, text)
-  traffic = results.traffic(hlo.collectives(text))
+  collectives = hlo.collectives(text)
+  traffic = results.traffic(collectives)
   memory = results.memory_by_kind(
     compiled.memory_analysis(), program.bytes_by_kind(), program.beside()
   )
   return results.CompiledProgram(
     compile_seconds=seconds,
     collectives=traffic,
+    causes=results.causes(collectives, chip),
     link_seconds=results.link_seconds(traffic, chip),
     memory=memory,
   )

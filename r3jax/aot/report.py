@@ -1,12 +1,13 @@
 """Writes what a compilation found for people, and what to change where a run does not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import re
 
 from r3jax.aot import results
 from r3jax.costs import chips
 
 GIB = chips.GIB
+_CAUSES = 12  # rows of the report
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _AMOUNT = r"([\d.]+)([KMGT]?)"
 # The compiler has two messages for it.
@@ -112,6 +113,23 @@ def _program_lines(
   for kind, total in program.collectives.items():
     lines.append(f"  {kind:24}{total.runs:9}{total.bytes / 1e9:12.2f}")
   lines.append(f"  {'seconds on the links':24}{program.link_seconds:21.2f}")
+  return [*lines, *_link_lines(program.causes)]
+
+
+def _link_lines(causes: Sequence[results.Cause]) -> list[str]:
+  """Returns what the links are busy with, by stage and, for the most of it, by cause."""
+  by_stage: dict[str, float] = {}
+  for cause in causes:
+    by_stage[cause.stage] = by_stage.get(cause.stage, 0.0) + cause.seconds
+  lines = [f"  {'links, by stage':44}{'s':>9}"]
+  for stage, seconds in sorted(by_stage.items(), key=lambda item: -item[1]):
+    lines.append(f"    {stage:42}{seconds:9.2f}")
+  lines.append(f"  {'links, by cause':44}{'s':>9}{'runs':>9}{'GB':>12}")
+  for cause in causes[:_CAUSES]:
+    lines.append(
+      f"    {cause.stage + ': ' + cause.kind:42}{cause.seconds:9.2f}{cause.runs:9}"
+      f"{cause.bytes / 1e9:12.2f}  {cause.cause}"
+    )
   return lines
 
 

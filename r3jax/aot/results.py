@@ -39,18 +39,41 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cause:
+  """What one chip receives for one purpose.
+
+  Attributes:
+    stage: of the step, see `hlo.Collective.stage`.
+    kind: of the collectives.
+    cause: operation that they serve, see `hlo.Collective.cause`.
+    runs: number of collectives that run.
+    bytes: size of their results together.
+    seconds: lower bound of the time that the links need for them.
+  """
+
+  stage: str
+  kind: str
+  cause: str
+  runs: int
+  bytes: int
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class CompiledProgram:
   """A compiled program.
 
   Attributes:
     compile_seconds: duration of the compilation.
     collectives: traffic by kind of collective.
+    causes: the same by stage and cause, the slowest first.
     link_seconds: lower bound of the time that the links need for it.
     memory: bytes of one chip by kind, and their sum as "peak".
   """
 
   compile_seconds: float
   collectives: Mapping[str, Traffic]
+  causes: Sequence[Cause]
   link_seconds: float
   memory: Mapping[str, int]
 
@@ -154,6 +177,22 @@ def traffic(collectives: Sequence[hlo.Collective]) -> dict[str, Traffic]:
       total.bytes + collective.bytes * collective.times,
     )
   return totals
+
+
+def causes(
+  collectives: Sequence[hlo.Collective], chip: chips.Chip
+) -> list[Cause]:
+  """Returns the traffic of one chip by stage, kind and cause, the slowest first."""
+  groups: dict[tuple[str, str, str], list[hlo.Collective]] = {}
+  for collective in collectives:
+    key = (collective.stage, collective.kind, collective.cause)
+    groups.setdefault(key, []).append(collective)
+  found = []
+  for (stage, kind, cause), group in groups.items():
+    total = traffic(group)[kind]
+    seconds = link_seconds({kind: total}, chip)
+    found.append(Cause(stage, kind, cause, total.runs, total.bytes, seconds))
+  return sorted(found, key=lambda cause: -cause.seconds)
 
 
 def link_seconds(totals: Mapping[str, Traffic], chip: chips.Chip) -> float:

@@ -43,6 +43,7 @@ class Expert(nn.Module):
     rules: where parameters and activations go.
     lora: rank and scale of the adapters.
     adapted: names of this expert's projections with adapters.
+    mlp: logical axis of the MLP's hidden width.
   """
 
   config: architecture.LLMConfig
@@ -50,6 +51,7 @@ class Expert(nn.Module):
   rules: sharding.Rules
   lora: low_rank.LoRA
   adapted: tuple[str, ...]
+  mlp: str
 
   def setup(self):
     """Makes the submodules."""
@@ -76,9 +78,9 @@ class Expert(nn.Module):
     )
     self.post_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
     inner = (c.intermediate_size,)
-    self.gate = self._projection("gate", inner, ("embed", "mlp"))
-    self.up = self._projection("up", inner, ("embed", "mlp"))
-    self.down = self._projection("down", (c.hidden_size,), ("mlp", "embed"))
+    self.gate = self._projection("gate", inner, ("embed", self.mlp))
+    self.up = self._projection("up", inner, ("embed", self.mlp))
+    self.down = self._projection("down", (c.hidden_size,), (self.mlp, "embed"))
 
   def _projection(
     self,
@@ -124,9 +126,9 @@ class Expert(nn.Module):
     constrain = self.rules.constrain
     x = constrain(x + self.o(attended), "rows", None, None)
     # The MLP's hidden width needs its mesh axes; the rows leave them free.
-    y = constrain(self.post_norm(x), "rows", None, None, without="mlp")
+    y = constrain(self.post_norm(x), "rows", None, None, without=self.mlp)
     gated = nn.silu(self.gate(y)) * self.up(y)
-    gated = constrain(gated, "rows", None, "mlp")
+    gated = constrain(gated, "rows", None, self.mlp)
     return constrain(x + self.down(gated), "rows", None, None)
 
 
@@ -148,8 +150,8 @@ class Layer(nn.Module):
   def setup(self):
     """Makes the submodules."""
     shared = (self.config, self.dtype, self.rules, self.lora)
-    self.und = Expert(*shared, adapted=self.lora.und)
-    self.gen = Expert(*shared, adapted=self.lora.gen)
+    self.und = Expert(*shared, adapted=self.lora.und, mlp="mlp")
+    self.gen = Expert(*shared, adapted=self.lora.gen, mlp="gen_mlp")
 
   def __call__(
     self,

@@ -19,7 +19,16 @@ from r3jax import types
 
 DATA = "data"  # the step is mapped over this mesh axis by hand
 INNER = ("fsdp", "tensor")  # the compiler partitions over these
-LOGICAL = ("embed", "table", "vocab", "heads", "kv_heads", "mlp", "rows")
+LOGICAL = (
+  "embed",
+  "table",
+  "vocab",
+  "heads",
+  "kv_heads",
+  "mlp",
+  "gen_mlp",
+  "rows",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +37,9 @@ class Rules:
 
   Attributes:
     pairs: (logical axis, mesh axes). "rows" are the rows of a batch inside a data replica, "table"
-      is the width of the token embeddings; the others are dimensions of parameters, and of the
-      activations that they produce.
+      is the width of the token embeddings, "mlp" and "gen_mlp" are the hidden widths of the und and
+      of the gen expert; the others are dimensions of parameters, and of the activations that they
+      produce.
   """
 
   pairs: tuple[tuple[str, tuple[str, ...]], ...]
@@ -117,6 +127,7 @@ TRAIN = Rules.of(
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "gen_mlp": ("tensor",),
     "rows": ("fsdp",),
   }
 )

@@ -64,6 +64,24 @@ class TestCollectives:
       ("collective-permute", 3 * 4, 1, ()),
     }
 
+  def test_stage_and_cause_are_read_from_names(self):
+    matrix = hlo.Shape("bf16", (8, 128))
+    small = hlo.Shape("f32", (4,))
+    loop = "jit(step)/refine/flow/while"
+    named = hlo.Collective(
+      "all-reduce",
+      (matrix,),
+      f"{loop}/body/layers/gen.finish/down/dot_general",
+      (loop,),
+      34,
+    )
+    unnamed = hlo.Collective("all-gather", (small, matrix), "", (loop,), 34)
+    outside = hlo.Collective("all-gather", (small,), "jit(step)/add", (), 1)
+    assert named.stage == unnamed.stage == "refine/flow"
+    assert named.cause == "gen.finish/down/dot_general"
+    assert unnamed.cause == "bf16[8,128]"
+    assert outside.stage == "other"
+
   def test_other_text_is_refused(self):
     with pytest.raises(ValueError, match="must have an ENTRY computation"):
       hlo.collectives("module @jit_step {}")

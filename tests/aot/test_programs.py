@@ -1,5 +1,6 @@
 """Tests of the programs of a run as shapes, of reports about them and of the search."""
 
+import dataclasses
 import re
 import types
 
@@ -54,19 +55,38 @@ class TestResults:
   def test_traffic_sums_by_kind(self):
     matrix = hlo.Shape("bf16", (2, 3))
     vector, scalar = hlo.Shape("f32", (1,)), hlo.Shape("s32", ())
-    in_loop = hlo.Collective("all-gather", (matrix,), (), 5)
-    outside = hlo.Collective("all-gather", (vector, scalar), (), 1)
+    in_loop = hlo.Collective("all-gather", (matrix,), "a", (), 5)
+    outside = hlo.Collective("all-gather", (vector, scalar), "b", (), 1)
     assert results.traffic([in_loop, outside]) == {
       "all-gather": results.Traffic(runs=6, bytes=5 * 12 + 8)
     }
 
+  def test_causes_are_sorted_by_the_time_of_the_links(self):
+    gathered = hlo.Shape("bf16", (3,))
+    reduced = hlo.Shape("bf16", (2,))
+    chip = dataclasses.replace(chips.CHIPS["v6e"], links=2.0)
+    causes = results.causes(
+      [
+        hlo.Collective("all-gather", (gathered,), "update/q", (), 4),
+        hlo.Collective("all-reduce", (reduced,), "update/o", (), 2),
+        hlo.Collective("all-reduce", (reduced,), "update/o", (), 3),
+      ],
+      chip,
+    )
+    # An all-reduce sends its result twice.
+    assert causes == [
+      results.Cause("update", "all-reduce", "update/o", 5, 20, 20.0),
+      results.Cause("update", "all-gather", "update/q", 4, 24, 12.0),
+    ]
+
 
 def compilation(peak: int) -> results.Compilation:
   """Returns one of two programs, for a chip of 10 bytes."""
-  look = results.CompiledProgram(1.0, {}, 0.5, {"peak": 3})
+  look = results.CompiledProgram(1.0, {}, [], 0.5, {"peak": 3})
   memory = {"weights": 4, "temporaries": peak - 4, "peak": peak}
   traffic = {"all-gather": results.Traffic(2, 8)}
-  draft = results.CompiledProgram(2.0, traffic, 0.25, memory)
+  causes = [results.Cause("reason", "all-gather", "q", 2, 8, 0.25)]
+  draft = results.CompiledProgram(2.0, traffic, causes, 0.25, memory)
   return results.Compilation(
     topology="v5e:1x1",
     mesh={"data": 1, "fsdp": 1, "tensor": 1},
@@ -103,6 +123,7 @@ class TestReport:
     )
     rows = [line.split() for line in lines]
     assert ["all-gather", "2", "0.00"] in rows
+    assert ["reason:", "all-gather", "0.25", "2", "0.00", "q"] in rows
     assert ["reflect", "2.00", "3.00", "1.50"] in rows
     assert rows[-1] == ["together", "1.50"]
     assert sum(line.startswith("  of ") for line in lines) == 2

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import r3_geneval
 from r3jax.model import architecture
 from r3jax.model import network
 from r3jax.model import parameters
@@ -95,6 +96,17 @@ class TestFullSize:
     assert layer["k"]["kernel"] == P(None, ("fsdp",), ("tensor",), None)
     assert train["embed_tokens"]["embedding"] == P(None, ("fsdp", "tensor"))
     assert train["lm_head"]["kernel"] == P(("fsdp",), ("tensor",))
+
+  def test_small_chips_spread_only_what_decodes_text(self):
+    """The hidden states of a denoising step are larger than the matrices they would travel to."""
+    config = r3_geneval.get_config("v5e-256")
+    rules = sharding.Rules.of(config.sharding.rollout.to_dict())
+    bagel = network.Bagel(architecture.bagel_7b(), jnp.bfloat16)
+    rollout = sharding.parameter_specs(parameters.boxed(bagel), rules)
+    und = rollout["layers"]["und"]["gate"]["kernel"]
+    gen = rollout["layers"]["gen"]["gate"]["kernel"]
+    assert und == P(None, None, ("fsdp", "tensor"))
+    assert gen == P(None, None, ("tensor",))
 
 
 class TestNarrowed:
