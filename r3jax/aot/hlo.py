@@ -20,6 +20,11 @@ _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64}
 _HEAD = re.compile(r"^(ENTRY )?%([\w.\-]+) .*\{\s*$")
 _SHAPE = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+# How XLA writes a reduce-scatter for TPUs: an all-reduce and a slice in a computation of this name.
+_REDUCE_SCATTER = "all-reduce-scatter"
+# Devices that take part: listed group by group, or as [groups, devices of each].
+_LISTED_GROUP = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_GROUP_SIZE = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _CALLED = re.compile(
   r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.\-]+)"
 )
@@ -59,7 +64,7 @@ class Collective:
 
   Attributes:
     kind: one of KINDS.
-    shapes: of its results.
+    shapes: of its results; of a reduce-scatter, of what is summed.
     name: of the operation that it serves, as JAX named it; "" where XLA states none.
     path: names of the loops around it, the outermost first.
     times: how often it runs: the product of the trip counts of these loops.
@@ -73,7 +78,7 @@ class Collective:
 
   @property
   def bytes(self) -> int:
-    """Bytes of its results on one device, each time it runs."""
+    """Bytes of `shapes` on one device, each time it runs."""
     return sum(shape.bytes for shape in self.shapes)
 
   @property
@@ -112,7 +117,8 @@ class _Computation:
     default_factory=list
   )
   loops: list[_Loop] = dataclasses.field(default_factory=list)
-  called: list[str] = dataclasses.field(default_factory=list)
+  # Names of computations, and of the operations that call them.
+  called: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   constants: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -129,15 +135,17 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
   computations: dict[str, _Computation] = {}
   entry = ""
   current = None
+  is_reduce_scatter = False
   for line in text.splitlines():
     head = _HEAD.match(line)
     if head:
       is_entry, name = head.groups()
       current = computations.setdefault(name, _Computation())
+      is_reduce_scatter = name.startswith(_REDUCE_SCATTER)
       if is_entry:
         entry = name
     elif current is not None:
-      _parse_line(line, current)
+      _parse_line(line, current, is_reduce_scatter)
   if not entry:
     raise ValueError(
       "the text of a compiled program must have an ENTRY computation"
@@ -145,19 +153,28 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
   return computations, entry
 
 
-def _parse_line(line: str, computation: _Computation) -> None:
-  """Adds what a line calls or sends to its computation."""
+def _parse_line(
+  line: str, computation: _Computation, is_reduce_scatter: bool
+) -> None:
+  """Adds what a line calls or sends to its computation.
+
+  Args:
+    line: of the text.
+    computation: that the line belongs to.
+    is_reduce_scatter: whether its all-reduce is sliced, and sends no more than that needs.
+  """
+  operation = _OP_NAME.search(line)
+  name = operation[1] if operation else ""
   loop = _WHILE.search(line)
   if loop:
     condition, body = loop.groups()
     count = _COUNT.search(line)
-    name = _OP_NAME.search(line)
     computation.loops.append(
       _Loop(
         condition,
         body,
         count=int(count[1]) if count else None,
-        name=name[1] if name else body,
+        name=name or body,
       )
     )
     return
@@ -168,14 +185,32 @@ def _parse_line(line: str, computation: _Computation) -> None:
     if is_started:
       # A started operation also returns its operands, and some hold counters after the results.
       shapes = shapes[len(shapes) // 2 :][:1]
-    name = _OP_NAME.search(line)
-    computation.collectives.append((kind, shapes, name[1] if name else ""))
+    if is_reduce_scatter:
+      kind = "reduce-scatter"
+    elif kind == "reduce-scatter":
+      shapes = tuple(_repeated(shape, _num_members(line)) for shape in shapes)
+    computation.collectives.append((kind, shapes, name))
   constants = [int(number) for number in _CONSTANT.findall(line)]
   computation.constants.extend(constants)
-  computation.called.extend(_CALLED.findall(line))
+  called = _CALLED.findall(line)
   for names in _BRANCHES.findall(line):
-    branches = [name.strip().lstrip("%") for name in names.split(",")]
-    computation.called.extend(branches)
+    called += [branch.strip().lstrip("%") for branch in names.split(",")]
+  computation.called.extend((callee, name) for callee in called)
+
+
+def _num_members(line: str) -> int:
+  """Returns how many devices take part in a collective."""
+  listed = _LISTED_GROUP.search(line)
+  if listed:
+    return listed[1].count(",") + 1
+  size = _GROUP_SIZE.search(line)
+  return int(size[1]) if size else 1
+
+
+def _repeated(shape: Shape, times: int) -> Shape:
+  """Returns the shape of so many arrays in a row."""
+  first, *rest = shape.dims
+  return dataclasses.replace(shape, dims=(first * times, *rest))
 
 
 def collectives(text: str) -> list[Collective]:
@@ -193,16 +228,16 @@ def collectives(text: str) -> list[Collective]:
   computations, entry = _parse(text)
 
   def walk(
-    name: str, path: tuple[str, ...], times: int
+    name: str, caller: str, path: tuple[str, ...], times: int
   ) -> Iterator[Collective]:
     computation = computations[name]
     for kind, shapes, operation in computation.collectives:
-      yield Collective(kind, shapes, operation, path, times)
+      yield Collective(kind, shapes, operation or caller, path, times)
     for loop in computation.loops:
       bounds = computations[loop.condition].constants
       count = loop.count or max(bounds, default=1)
-      yield from walk(loop.body, (*path, loop.name), times * count)
-    for called in computation.called:
-      yield from walk(called, path, times)
+      yield from walk(loop.body, "", (*path, loop.name), times * count)
+    for called, operation in computation.called:
+      yield from walk(called, operation or caller, path, times)
 
-  return list(walk(entry, (), 1))
+  return list(walk(entry, "", (), 1))

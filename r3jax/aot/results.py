@@ -198,7 +198,8 @@ def causes(
 def link_seconds(totals: Mapping[str, Traffic], chip: chips.Chip) -> float:
   """Returns the time that the links need for a traffic, where nothing else holds them up.
 
-  An all-reduce sends its result about twice: scattered, then gathered.
+  An all-reduce sends its result about twice: summed and scattered, then gathered. A reduce-scatter
+  is the first half of it.
   """
   sent = sum(
     total.bytes * (2 if kind == "all-reduce" else 1)

@@ -41,7 +41,14 @@ TEXT = """HloModule step
   ROOT %permuted = f32[3]{0} collective-permute(%p), source_target_pairs={{0,1}}
 }
 
+%all-reduce-scatter.1 (p: f32[6]) -> f32[2] {
+  %summed = f32[6]{0} all-reduce(%p), replica_groups={{0,1,2}}, to_apply=%add
+  ROOT %part = f32[2]{0} dynamic-slice(%summed, %i), dynamic_slice_sizes={2}
+}
+
 ENTRY %main (p: f32[2]) -> f32[2] {
+  %mine = f32[2] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1, metadata={op_name="step/down"}
+  %scattered = f32[5]{0} reduce-scatter(%p), replica_groups=[2,4]<=[8], dimensions={0}, to_apply=%add
   %w = (s32[]) while(%t), condition=%condition, body=%body, metadata={op_name="step/while"}, backend_config={"known_trip_count":{"n":"7"}}
   %start = (f32[4]{0}, f32[16]{0}) all-gather-start(%p), dimensions={0}
   %done = f32[16]{0} all-gather-done(%start)
@@ -62,7 +69,14 @@ class TestCollectives:
       ("all-reduce", 4 * 4 + 4, 7, ("step/while",)),
       ("all-gather", 16 * 4, 1, ()),
       ("collective-permute", 3 * 4, 1, ()),
+      # What is summed: all parts, in whichever way XLA writes it.
+      ("reduce-scatter", 6 * 4, 1, ()),
+      ("reduce-scatter", 5 * 4 * 4, 1, ()),
     }
+    names = [
+      one.name for one in hlo.collectives(TEXT) if one.kind == "reduce-scatter"
+    ]
+    assert "step/down" in names
 
   def test_stage_and_cause_are_read_from_names(self):
     matrix = hlo.Shape("bf16", (8, 128))
