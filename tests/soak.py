@@ -1,12 +1,14 @@
 r"""Trains under random faults, then compares every number with an uninterrupted run's.
 
   python -m tests.soak --minutes=60 --seed=0 --reward=world --out=DIR
+  python -m tests.soak --minutes=60 --faults=kill --count=25 --out=DIR
 
 A tiny model trains by the main job on one device. Again and again, at a random moment, one of the
 FAULTS happens, and the job is started once more with the same command. Numbers that break at fixed
 iterations are planted in both runs (`tests/soak_job.py`). At the end the run that was interrupted
 is compared with one that was not: metrics, evaluations and parameters must be equal to the last
-digit.
+digit. --faults draws some of the faults only, without damage between the starts, and --count ends
+after so many.
 DIR gets events.jsonl, the log of every start, resources.csv (memory, threads and file descriptors
 of the uninterrupted run), resources.png and result.json. As root the workdir is a small file system
 of its own, which a fault can fill up.
@@ -17,9 +19,11 @@ docs/checkpoints.md does not name.
 
 import argparse
 import collections
+from collections.abc import Sequence
 import contextlib
 import csv
 import json
+import math
 import os
 import pathlib
 import random
@@ -179,9 +183,16 @@ class Soak:
     counts: events by name.
   """
 
-  def __init__(self, out: pathlib.Path, reward: str, seed: int):
+  def __init__(
+    self,
+    out: pathlib.Path,
+    reward: str,
+    seed: int,
+    faults: Sequence[str] = tuple(FAULTS),
+  ):
     """Writes the model; starts the reward server where one is asked for."""
     self.out = out
+    self._faults = faults
     self.problems: list[str] = []
     self.counts: collections.Counter[str] = collections.Counter()
     self._random = random.Random(seed)
@@ -246,11 +257,12 @@ class Soak:
 
   def one_fault(self, workdir: pathlib.Path, total_steps: int) -> None:
     """Starts the job, lets one fault happen, and waits for the end of the start."""
-    names = list(FAULTS)
+    impossible = set()
     if not self.server:
-      names.remove("reward is down")
+      impossible.add("reward is down")
     if not workdir.is_mount():
-      names.remove("fill the disk")
+      impossible.add("fill the disk")
+    names = [name for name in self._faults if name not in impossible]
     weights = [FAULTS[name] for name in names]
     (fault,) = self._random.choices(names, weights)
     job = self.start(workdir, total_steps, fault.replace(" ", "_"))
@@ -380,12 +392,25 @@ class Soak:
 
   # --- The two runs ------------------------------------------------------------
 
-  def run_under_faults(self, workdir: pathlib.Path, minutes: float) -> int:
-    """Lets faults happen until the time is over; returns the iterations that are done."""
+  def num_faults(self) -> int:
+    """Returns how many faults have happened."""
+    return sum(self.counts[name] for name in FAULTS)
+
+  def run_under_faults(
+    self, workdir: pathlib.Path, minutes: float, count: float
+  ) -> int:
+    """Lets faults happen until the time is over; returns the iterations that are done.
+
+    Args:
+      workdir: Of the run.
+      minutes: The time.
+      count: After so many faults it is over, too.
+    """
     end = time.monotonic() + 60 * minutes
-    while time.monotonic() < end:
+    while time.monotonic() < end and self.num_faults() < count:
       self.one_fault(workdir, 1_000_000)
-      self.damage(workdir)
+      if set(self._faults) == set(FAULTS):
+        self.damage(workdir)
     return max(line["step"] for line in _whole_lines(workdir / "metrics.jsonl"))
 
   def finish(self, workdir: pathlib.Path, total_steps: int) -> None:
@@ -514,13 +539,19 @@ def main() -> int:
   parser.add_argument("--minutes", type=float, default=60.0)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--reward", choices=["world", "service"], default="world")
+  parser.add_argument(
+    "--faults", nargs="+", choices=list(FAULTS), default=list(FAULTS)
+  )
+  parser.add_argument("--count", type=int, default=math.inf)
   parser.add_argument("--out", type=pathlib.Path, required=True)
   arguments = parser.parse_args()
   arguments.out.mkdir(parents=True)
-  soak = Soak(arguments.out, arguments.reward, arguments.seed)
+  soak = Soak(arguments.out, arguments.reward, arguments.seed, arguments.faults)
   faulty = arguments.out / "disk"
   with small_disk(faulty):
-    num_iterations = soak.run_under_faults(faulty, arguments.minutes)
+    num_iterations = soak.run_under_faults(
+      faulty, arguments.minutes, arguments.count
+    )
     soak.finish(faulty, num_iterations)
     kept = arguments.out / "interrupted"
     shutil.copytree(faulty, kept)
