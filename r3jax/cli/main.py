@@ -8,7 +8,6 @@ when their command runs, so that `r3jax --help` does not wait for JAX.
 from collections.abc import Sequence
 import dataclasses
 import difflib
-import errno
 import importlib
 import re
 import sys
@@ -19,12 +18,11 @@ from absl import flags
 
 from r3jax.cli import command_line
 from r3jax.cli import help_text
+from r3jax.files import full_disk
 from r3jax.files import rules
 from r3jax.files import texts
 from r3jax.parallel import preemption
 
-# The disk is full, or what this user may write to it.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
 
@@ -182,12 +180,9 @@ def _call(module: types.ModuleType, words: Sequence[str]) -> None:
   try:
     module.run(*words)
   except OSError as error:
-    if error.errno not in _NO_ROOM:
+    if not full_disk.is_full(error):
       raise
-    sys.exit(
-      f"r3jax: there must be room for what is written: {error}. Free some; the "
-      "same command then continues"
-    )
+    sys.exit(f"r3jax: {full_disk.message(error)}")
 
 
 def _help(name: str, module: types.ModuleType, arguments: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ import ml_collections
 import r3jax
 from r3jax.cli import command_line
 from r3jax.files import caches
+from r3jax.files import full_disk
 from r3jax.files import rules
 from r3jax.parallel import agreement
 from r3jax.parallel import meshes
@@ -134,7 +135,12 @@ def ending_together() -> Iterator[None]:
   # The runtimes of the devices have started.
   preemption.ENDING.claim_signals()
   with multihost.ending_together(), agreement.ending_when_asked():
-    yield
+    try:
+      yield
+    except OSError as error:
+      if jax.process_count() == 1 or not full_disk.is_full(error):
+        raise
+      raise multihost.PlainError(full_disk.message(error)) from error
 
 
 def together(function: Callable, *arguments):

@@ -1,12 +1,12 @@
 """The processes of a run: how they connect, exchange arrays and fail together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 import jax
@@ -24,16 +24,31 @@ WAIT_SECONDS = 1800
 # How long a process may be silent until JAX ends the others.
 HEARTBEAT_SECONDS = 100
 _POLL_SECONDS = 1.0  # between two looks at whether another process has failed
+# How long a process that fails waits for answers of the others, which look every _POLL_SECONDS.
+_ANSWER_SECONDS = 6.0
+# Between two signs of life of a process, and how long one may give none until process 0 ends the
+# others: before JAX aborts them. Both are threads, which run while a computation waits.
+_BEAT_SECONDS = 10.0
+_SILENT_SECONDS = 60.0
 _THIS_HOST = ("local", "localhost", "127.0.0.1")
-# Folders of the coordination service, with an entry per process.
+# Folders of the coordination service, with an entry per process. The text of a failed process is
+# its problem, or "" while it asks whether the others live.
 _FAILED = "r3jax/failed/"
 _ANSWERED = "r3jax/answered/"
+_ALIVE = "r3jax/alive/"
+_HAS_LEFT = "has left the block"
 _ROUND = "r3jax/round/"
 _rounds = itertools.count()
+# Held by the thread that ends this process, and never released.
+_end = threading.Lock()
 
 
 class PlainError(Exception):
   """An error whose message is all that a person needs: no traceback is logged."""
+
+
+class OthersFailed(PlainError, RuntimeError):
+  """Other processes failed, or did not come to a common point; their logs show why."""
 
 
 def initialize(coordinator: str, num_processes: int, process_id: int):
@@ -140,7 +155,7 @@ def raise_together(error: Exception | None):
 
   Raises:
     Exception: this process's own error.
-    RuntimeError: another process has an error, which its log shows; or a process did not reach this
+    OthersFailed: another process has an error, which its log shows; or a process did not reach this
       point within WAIT_SECONDS.
   """
   if jax.process_count() == 1:
@@ -153,13 +168,10 @@ def raise_together(error: Exception | None):
     text = f"{type(error).__name__}: {error}"
     client.key_value_set(f"{folder}{jax.process_index()}", text)
   try:
-    client.wait_at_barrier(folder, WAIT_SECONDS * 1000)
-  except jax.errors.JaxRuntimeError as late:
+    _wait_for_others(folder)
+  except (OthersFailed, jax.errors.JaxRuntimeError):
     if error is None:
-      raise RuntimeError(
-        f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those"
-        f" that did not:\n{late}"
-      ) from late
+      raise
   if error is not None:
     raise error
   failures = read_texts(folder)
@@ -167,10 +179,27 @@ def raise_together(error: Exception | None):
     lines = [
       f"\n  process {process}: {text}" for process, text in failures.items()
     ]
-    raise RuntimeError(
+    raise OthersFailed(
       f"every process must be able to go on; processes {list(failures)} failed, see their logs"
       + "".join(lines)
     )
+
+
+def _wait_for_others(folder: str):
+  """Waits until every process waits at this point of the run.
+
+  Raises:
+    OthersFailed: one did not come within WAIT_SECONDS.
+  """
+  try:
+    _client().wait_at_barrier(folder, WAIT_SECONDS * 1000)
+  except jax.errors.JaxRuntimeError as error:
+    if "DEADLINE_EXCEEDED" not in str(error):
+      raise
+    raise OthersFailed(
+      f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those"
+      f" that did not:\n{error}"
+    ) from error
 
 
 def exchange(text: str, occasion: str = "") -> list[str]:
@@ -184,20 +213,13 @@ def exchange(text: str, occasion: str = "") -> list[str]:
       fixed order with it; it must never repeat.
 
   Raises:
-    RuntimeError: A process did not reach this point within WAIT_SECONDS.
+    OthersFailed: A process did not reach this point within WAIT_SECONDS.
   """
   if jax.process_count() == 1:
     return [text]
-  client = _client()
   folder = f"{_ROUND}{occasion or next(_rounds)}/"
-  client.key_value_set(f"{folder}{jax.process_index()}", text)
-  try:
-    client.wait_at_barrier(folder, WAIT_SECONDS * 1000)
-  except jax.errors.JaxRuntimeError as late:
-    raise RuntimeError(
-      f"every process must come here within {WAIT_SECONDS} s of the first; see the logs of those"
-      f" that did not:\n{late}"
-    ) from late
+  _client().key_value_set(f"{folder}{jax.process_index()}", text)
+  _wait_for_others(folder)
   texts = read_texts(folder)
   return [texts[process] for process in range(jax.process_count())]
 
@@ -208,7 +230,9 @@ def ending_together() -> Iterator[None]:
 
   The others are mostly inside of a computation that waits for the one that failed, where no
   exception reaches them. A thread therefore polls for failures and ends the process at once,
-  without the clean-up for which JAX would wait for the others. `SystemExit` leaves the block as
+  without the clean-up for which JAX would wait for the others. Where a process is killed or hangs,
+  process 0 misses its signs of life after _SILENT_SECONDS. Where process 0 is killed, JAX aborts
+  the others by SIGABRT, because its coordination service is gone. `SystemExit` leaves the block as
   usual; all processes must raise it then, see `raise_together`. With one process the block just
   runs.
   """
@@ -224,36 +248,146 @@ def ending_together() -> Iterator[None]:
     yield
   except Exception as error:
     # Any exception: whatever it is, the others must not wait for this process.
-    block_has_ended.set()
     if preemption.ENDING.ends_at_once():
       # The others have left a computation, and another thread ends this process.
       time.sleep(preemption.FAREWELL_SECONDS)
-    if isinstance(error, PlainError):
-      logging.error("r3jax: %s", error)
-    else:
-      logging.exception("this process failed, the others are ended")
-    end_process(f"{type(error).__name__}: {error}")
+    _claim_end()
+    _end_after(error)
   finally:
     block_has_ended.set()
     watcher.join()
+  # Other blocks may take longer than this process's silence is borne.
+  write_text(_ALIVE, _HAS_LEFT)
+
+
+def _claim_end():
+  """Leaves the end of this process to this thread; does not return if another one ends it."""
+  if not _end.acquire(blocking=False):
+    threading.Event().wait()
+
+
+def _end_after(error: Exception) -> NoReturn:
+  """Ends this process after an exception, and logs why: its own, or that of another process."""
+  if isinstance(error, jax.errors.JaxRuntimeError) and _is_of_others(error):
+    _end_claimed(None)
+  if isinstance(error, PlainError):
+    logging.error("r3jax: %s", error)
+  else:
+    logging.error("this process failed, the others are ended", exc_info=error)
+  _end_claimed(f"{type(error).__name__}: {error}")
+
+
+def _is_of_others(error: Exception) -> bool:
+  """Returns whether a computation failed because another process did, and logs which."""
+  try:
+    # Those that live answer.
+    write_text(_FAILED)
+    silent = _wait_for_answers()
+    failures = read_texts(_FAILED)
+  except jax.errors.JaxRuntimeError:
+    return _log_silent([0])
+  if _log_failures(failures):
+    return True
+  if silent:
+    logging.info("a computation failed: %s", str(error).partition("\n")[0])
+    # For the others, which may not compute.
+    write_text(_FAILED, _silence(silent))
+    return _log_silent(silent)
+  return False
+
+
+def _silence(processes: Sequence[int]) -> str:
+  return f"processes {list(processes)} do not answer: they were killed or hang"
+
+
+def _log_silent(processes: Sequence[int]) -> bool:
+  """Logs which processes do not answer; returns whether there are any."""
+  if processes:
+    logging.error("%s; their logs may say more", _silence(processes))
+  return bool(processes)
+
+
+def _log_failures(failures: Mapping[int, str]) -> bool:
+  """Logs which other processes have a problem; returns whether there are any."""
+  others = {
+    process: text
+    for process, text in failures.items()
+    if text and process != jax.process_index()
+  }
+  for process, text in others.items():
+    first_line = text.partition("\n")[0]
+    logging.error(
+      "process %d failed, and ends this one: %s", process, first_line
+    )
+  return bool(others)
+
+
+def _wait_for_answers() -> list[int]:
+  """Returns the processes that do not answer within _ANSWER_SECONDS."""
+  write_text(_ANSWERED)
+  end = time.monotonic() + _ANSWER_SECONDS
+  while True:
+    answered = set(read_texts(_ANSWERED))
+    silent = sorted(set(range(jax.process_count())) - answered)
+    if not silent or time.monotonic() > end:
+      return silent
+    time.sleep(_POLL_SECONDS)
+
+
+class _Beats:
+  """Signs of life of all processes: each gives one now and then, and process 0 reads them."""
+
+  def __init__(self, clock: Callable[[], float] = time.monotonic):
+    """Starts now, for every process."""
+    self._clock = clock
+    self._next = clock()
+    self._number = 0
+    # Process -> its last sign of life and when it was new here. One that has given none yet may
+    # still load weights: it is connected, and JAX watches it.
+    self._last: dict[int, tuple[str, float]] = {}
+
+  def exchange(self) -> list[int]:
+    """Gives a sign of life if one is due; returns the processes that have stopped, on process 0."""
+    now = self._clock()
+    if now < self._next:
+      return []
+    self._next = now + _BEAT_SECONDS
+    self._number += 1
+    write_text(_ALIVE, str(self._number))
+    if jax.process_index():
+      return []
+    for process, beat in read_texts(_ALIVE).items():
+      if process not in self._last or self._last[process][0] != beat:
+        self._last[process] = (beat, now)
+    return [
+      process
+      for process, (beat, since) in sorted(self._last.items())
+      if beat != _HAS_LEFT and now - since > _SILENT_SECONDS
+    ]
 
 
 def _watch(block_has_ended: threading.Event):
   """Ends this process when another one has failed, until the block has ended."""
+  beats = _Beats()
   while not block_has_ended.wait(_POLL_SECONDS):
     try:
       failures = read_texts(_FAILED)
-    except jax.errors.JaxRuntimeError as error:
-      # JAX ends a process whose coordinator is gone.
-      logging.error("process 0 does not answer: %s", error)
-      return
-    for process, text in failures.items():
-      first_line = text.partition("\n")[0]
-      logging.error(
-        "process %d failed, and ends this one: %s", process, first_line
-      )
-    if failures:
-      end_process(None)
+      if failures:
+        write_text(_ANSWERED)
+      stopped = beats.exchange()
+    except jax.errors.JaxRuntimeError:
+      # JAX aborts a process whose coordinator is gone, if it is faster.
+      _claim_end()
+      _log_silent([0])
+      endings.end_now(1)
+    if any(failures.values()):
+      _claim_end()
+      _log_failures(failures)
+      _end_claimed(None)
+    if stopped:
+      _claim_end()
+      _log_silent(stopped)
+      _end_claimed(_silence(stopped))
 
 
 def end_process(problem: str | None):
@@ -264,25 +398,25 @@ def end_process(problem: str | None):
   Args:
     problem: this process's own, if it has one.
   """
+  _claim_end()
+  _end_claimed(problem)
+
+
+def _end_claimed(problem: str | None) -> NoReturn:
+  """Ends this process as `end_process` does, in the thread that may."""
   if jax.process_count() == 1:
     endings.end_now(1)
-  process = jax.process_index()
   try:
-    write_text(_ANSWERED)
     if problem:
       write_text(_FAILED, problem)
+    # Until the others have looked.
     time.sleep(3 * _POLL_SECONDS)
-    answered = set(read_texts(_ANSWERED))
-    silent = sorted(set(range(jax.process_count())) - answered)
-    if silent:
-      logging.error(
-        "processes %s do not answer: they were killed or hang", silent
-      )
-    if process == 0:
+    silent = _wait_for_answers()
+    if problem and problem != _silence(silent):
+      _log_silent(silent)
+    if jax.process_index() == 0:
       # It runs the coordination service, through which the others speak.
       time.sleep(3 * _POLL_SECONDS)
-  except jax.errors.JaxRuntimeError as error:
-    logging.error(
-      "process 0 does not answer: it was killed or hangs: %s", error
-    )
+  except jax.errors.JaxRuntimeError:
+    _log_silent([0])
   endings.end_now(1)

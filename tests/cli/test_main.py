@@ -1,5 +1,6 @@
 """Tests of the command `r3jax` as a user meets it: help, configs, refusals, imports."""
 
+import contextlib
 import os
 import pathlib
 import re
@@ -11,8 +12,10 @@ import pytest
 
 from r3jax.cli import command_line
 from r3jax.cli import main
+from r3jax.cli import startup
 from r3jax.files import config_files
 from r3jax.files import jsonl
+from r3jax.parallel import multihost
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -278,6 +281,16 @@ class TestFullDisk:
       "r3jax: there must be room for what is written: [Errno 28] No space left on "
       "device: '/dev/full'. Free some; the same command then continues"
     )
+
+  def test_ends_several_processes_without_a_traceback(self, monkeypatch):
+    monkeypatch.setattr(startup.jax, "process_count", lambda: 2)
+    for name in ("multihost.ending_together", "agreement.ending_when_asked"):
+      monkeypatch.setattr(f"r3jax.cli.startup.{name}", contextlib.nullcontext)
+    with (
+      pytest.raises(multihost.PlainError, match="must be room.*'/dev/full'"),
+      startup.ending_together(),
+    ):
+      jsonl.append("/dev/full", [{"step": 1}])
 
   def test_other_errors_keep_their_traceback(self):
     class Command:

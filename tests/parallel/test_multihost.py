@@ -274,11 +274,11 @@ class Service:
   def __init__(self, other: str | None = None, late: bool = False):
     self.texts, self._other, self._late = {}, other, late
 
-  def key_value_set(self, key, value):
-    self.texts[key] = value
-
   def key_value_dir_get(self, folder):
     return [item for item in self.texts.items() if item[0].startswith(folder)]
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    self.texts[key] = value
 
   def wait_at_barrier(self, name, milliseconds):
     assert milliseconds == multihost.WAIT_SECONDS * 1000
@@ -290,15 +290,18 @@ class Service:
       self.texts[f"{name}1"] = self._other
 
 
+@pytest.fixture(name="connect")
+def fixture_connect(monkeypatch):
+  """Connects this process, the first of two, to a service."""
+
+  def connected(service):
+    monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost.distributed.global_state, "client", service)
+
+  return connected
+
+
 class TestRaiseTogether:
-  @pytest.fixture
-  def connect(self, monkeypatch):
-    def connected(service):
-      monkeypatch.setattr(multihost.jax, "process_count", lambda: 2)
-      monkeypatch.setattr(multihost.distributed.global_state, "client", service)
-
-    return connected
-
   def test_alone_it_raises_its_own_error(self):
     multihost.raise_together(None)
     with pytest.raises(KeyError, match="mine"):
@@ -306,8 +309,10 @@ class TestRaiseTogether:
 
   def test_error_of_another_process_is_told(self, connect):
     connect(Service(other="ValueError: theirs"))
+    # Plain: this process has nothing that a traceback could show.
+    assert issubclass(multihost.OthersFailed, multihost.PlainError)
     with pytest.raises(
-      RuntimeError,
+      multihost.OthersFailed,
       match=r"processes \[1\] failed, see their logs\n  process 1: ValueError: theirs",
     ):
       multihost.raise_together(None)
@@ -323,12 +328,79 @@ class TestRaiseTogether:
   def test_one_that_does_not_come_is_named(self, connect):
     connect(Service(late=True))
     with pytest.raises(
-      RuntimeError,
+      multihost.OthersFailed,
       match="must come here within 1800 s of the first(?s:.*)task names: 1",
     ):
       multihost.raise_together(None)
     with pytest.raises(KeyError, match="mine"):
       multihost.raise_together(KeyError("mine"))
+
+
+class TestBeats:
+  def test_process_that_gives_no_sign_of_life_is_named(self, connect):
+    service = Service()
+    connect(service)
+    now = 0.0
+    beats = multihost._Beats(lambda: now)
+    for now in range(0, 300, 5):
+      if now < 100:
+        service.texts[f"{multihost._ALIVE}1"] = str(now)
+      stopped = beats.exchange()
+      assert stopped == [] if now <= 160 or now % 10 else stopped == [1], now
+
+  def test_process_that_has_left_may_be_silent(self, connect):
+    service = Service()
+    connect(service)
+    now = 0.0
+    beats = multihost._Beats(lambda: now)
+    service.texts[f"{multihost._ALIVE}1"] = multihost._HAS_LEFT
+    for now in range(0, 300, 10):
+      assert beats.exchange() == [], now
+
+  def test_signs_come_before_jax_loses_patience(self):
+    seconds = multihost._SILENT_SECONDS + multihost._BEAT_SECONDS
+    seconds += 2 * multihost._ANSWER_SECONDS + 6 * multihost._POLL_SECONDS
+    assert seconds < multihost.HEARTBEAT_SECONDS
+
+
+class TestWhoFailed:
+  """A computation fails in this process, the first of two."""
+
+  @pytest.fixture(name="log")
+  def fixture_log(self, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+      multihost.logging,
+      "error",
+      lambda text, *words: lines.append(text % words),
+    )
+    monkeypatch.setattr(multihost, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(multihost, "_POLL_SECONDS", 0.01)
+    return lines
+
+  error = jax.errors.JaxRuntimeError("connection closed by peer")
+
+  def test_silent_process_is_named_to_all(self, connect, log):
+    service = Service()
+    connect(service)
+    assert multihost._is_of_others(self.error)
+    (line,) = log
+    assert line.startswith("processes [1] do not answer: they were killed")
+    assert "[1] do not answer" in service.texts[f"{multihost._FAILED}0"]
+
+  def test_process_with_a_problem_is_named(self, connect, log):
+    service = Service()
+    connect(service)
+    service.texts[f"{multihost._FAILED}1"] = "OSError: theirs\nand more"
+    assert multihost._is_of_others(self.error)
+    assert log == ["process 1 failed, and ends this one: OSError: theirs"]
+
+  def test_own_error_stays_own_where_the_other_answers(self, connect, log):
+    service = Service()
+    connect(service)
+    service.texts[f"{multihost._ANSWERED}1"] = ""
+    assert not multihost._is_of_others(self.error)
+    assert log == []
 
 
 def fragile(how: str) -> tuple[list[int], list[str]]:
@@ -370,6 +442,7 @@ class TestEndingTogether:
       "Traceback" in second
       and "this process failed, the others are ended" in second
     ), second
+    assert "Traceback" not in first, first
 
   @pytest.mark.slow
   def test_first_that_raises_ends_the_other(self):
@@ -386,6 +459,7 @@ class TestEndingTogether:
     assert "processes [1] do not answer: they were killed or hang" in first, (
       first
     )
+    assert "Traceback" not in first, first
 
   @pytest.mark.slow
   def test_one_that_hangs_is_named(self):
