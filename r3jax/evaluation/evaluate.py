@@ -20,6 +20,7 @@ from r3jax.evaluation import summary as summary_lib
 from r3jax.files import atomic
 from r3jax.files import config_guard
 from r3jax.files import damage
+from r3jax.parallel import multihost
 from r3jax.rewards import outcome
 from r3jax.sequence import thoughts
 
@@ -125,7 +126,8 @@ class Evaluation:
     complete = {
       key: sample for key, sample in previous.items() if _is_scored(sample)
     }
-    remaining = [row for key, row in rows.items() if key not in complete]
+    read_by_all = _read_by_all(complete)
+    remaining = [row for key, row in rows.items() if key not in read_by_all]
     for batch_rows, count in chains.batches(remaining, self.sampler.batch_size):
       batch = self._draw(policy, towers, batch_rows, count, step)
       # First, so that no sample is stored without its reward's log, or in spite of its error.
@@ -151,6 +153,8 @@ class Evaluation:
   def finished(self, folder: epath.Path) -> list[sample_log.Sample] | None:
     """Returns the samples of a finished evaluation with the same settings.
 
+    Every process must call it at the same point; all return samples, or None.
+
     Args:
       folder: Folder of an evaluation, which may not exist.
 
@@ -163,11 +167,9 @@ class Evaluation:
       "It is written again",
       summary_lib.Summary.from_json,
     )
-    if summary is None:
-      return None
-    samples = self.read(folder)
+    samples = self.read(folder) if summary else {}
     keys = self.rows().keys()
-    if not samples.keys() >= keys:
+    if not _read_by_all(samples) >= keys:
       return None
     return [samples[key] for key in keys]
 
@@ -280,6 +282,15 @@ def _read_or_none(
   except ValueError as error:
     logging.warning("%s", error)
     return None
+
+
+def _read_by_all(samples: Mapping[str, sample_log.Sample]) -> set[str]:
+  """Returns the keys of the samples that every process has read.
+
+  A shared disk may show the last lines late to other hosts, and all must draw the same samples.
+  """
+  texts = multihost.exchange(json.dumps(sorted(samples)))
+  return set.intersection(*(set(json.loads(text)) for text in texts))
 
 
 def _is_scored(sample: sample_log.Sample) -> bool:

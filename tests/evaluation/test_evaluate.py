@@ -11,6 +11,7 @@ from r3jax.data import contamination
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary as summary_lib
+from r3jax.parallel import multihost
 from r3jax.report import evaluation_report
 from tests.evaluation import fakes
 
@@ -166,6 +167,24 @@ class TestRun:
     run(tmp_path, again, heldout=other)
     assert len(again.calls) == 7
 
+  def test_what_another_process_has_not_read_is_drawn_again(
+    self, tmp_path, monkeypatch
+  ):
+    run(tmp_path, fakes.Sampler())
+    texts = []
+
+    def exchange(text):
+      texts.append(text)
+      return [text, json.dumps(json.loads(text)[:12])]
+
+    monkeypatch.setattr(multihost, "exchange", exchange)
+    again = fakes.Sampler()
+    run(tmp_path, again)
+    assert len(json.loads(texts[0])) == 20
+    # As the process that has read 12 of the 20 samples draws them.
+    assert len(again.calls) == 3
+    assert len(sample_log.read_evaluated(epath.Path(tmp_path))) == 20
+
   def test_images_are_what_was_drawn(self, tmp_path):
     run(tmp_path, fakes.Sampler())
     names = sorted(path.name for path in (tmp_path / "images").iterdir())
@@ -247,6 +266,15 @@ class TestConclude:
     assert [series.label for series in chart.series] == ["all tags", "correct"]
     lines = (folder / "tables" / "correct.csv").read_text().splitlines()
     assert lines[1].startswith("all tags,20,0.0,0.0,0.0,")
+
+  def test_not_finished_where_another_process_has_not_read_all(
+    self, tmp_path, monkeypatch
+  ):
+    folder, evaluation = epath.Path(tmp_path), fakes.evaluation(fakes.Sampler())
+    samples = evaluation.run(None, None, folder, 40)
+    evaluation_report.conclude(folder, samples, CONTEXT)
+    monkeypatch.setattr(multihost, "exchange", lambda text: [text, "[]"])
+    assert evaluation.finished(folder) is None
 
   def test_another_evaluation_in_the_folder_is_not_finished(self, tmp_path):
     folder, evaluation = epath.Path(tmp_path), fakes.evaluation(fakes.Sampler())
