@@ -92,8 +92,11 @@ class MemoryStore(backend.Backend):
   def walk(self, top, *, top_down=True, on_error=None):
     raise NotImplementedError(top)
 
-  def rename(self, path, dst):
-    raise NotImplementedError(path)
+  def rename(self, path, dst):  # object by object, as in real stores
+    start = path.rstrip("/") + "/"
+    names = [name for name in self.objects if name.startswith(start)]
+    for name in names:
+      self.replace(name, dst.rstrip("/") + "/" + name[len(start) :])
 
   def copy(self, path, dst, overwrite):
     raise NotImplementedError(path)

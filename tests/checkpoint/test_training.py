@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
+from etils import epath
 import flax
 import jax
 from jax import numpy as jnp
@@ -237,6 +239,59 @@ class TestDamage:
 
     monkeypatch.setattr(digests, "of_tree", other_at_4)
     assert self._restore(folder)[0][0] == 2
+
+
+class TestMovingAsideInAStore:
+  """A store renames a folder object by object; a kill may come in between."""
+
+  folder = epath.Path("gs://bucket/run/checkpoints")
+  files = ("_CHECKPOINT_METADATA", "data/metadata", "state/d/0")
+
+  @pytest.fixture(name="move")
+  def fixture_move(self, store):
+    for file in self.files:
+      store.objects[f"{self.folder}/6/{file}"] = b"damaged"
+    store.objects[f"{self.folder}/4/{self.files[0]}"] = b"good"
+    saver = mock.Mock(_folder=self.folder)
+    return functools.partial(
+      training.Checkpoints._move_aside, saver, {6: "data: cut"}
+    )
+
+  def _names(self, store):
+    return sorted(
+      name.removeprefix(f"{self.folder}/") for name in store.objects
+    )
+
+  def test_all_objects_get_the_new_name(self, store, move):
+    move()
+    damaged = [f"6.damaged/{file}" for file in sorted(self.files)]
+    assert self._names(store) == [f"4/{self.files[0]}", *damaged]
+
+  def test_start_after_a_kill_moves_the_rest(self, store, move, monkeypatch):
+    replace = store.replace
+
+    def killed(path, dst):
+      replace(path, dst)
+      raise KeyboardInterrupt
+
+    monkeypatch.setattr(store, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+      move()
+    monkeypatch.setattr(store, "replace", replace)
+    move()
+    assert self._names(store) == [
+      f"4/{self.files[0]}",
+      *(f"6.damaged-2/{file}" for file in sorted(self.files[1:])),
+      f"6.damaged/{self.files[0]}",
+    ]
+
+  def test_refusal_of_the_store_is_one_line(self, store, move, monkeypatch):
+    def refuse(path, dst):
+      raise PermissionError(13, "no right to write", path)
+
+    monkeypatch.setattr(store, "rename", refuse)
+    with pytest.raises(training.Unusable, match="must be moved away by hand"):
+      move()
 
 
 class TestVerifiedSaves:
