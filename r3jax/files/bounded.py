@@ -7,6 +7,7 @@ limits on what can take unbounded time, memory or stack.
 
 from collections.abc import Callable, Iterable
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -70,17 +71,26 @@ def open_file(path: epath.PathLike) -> IO[bytes]:
   _check_kind(path, os.stat(path))
   # Should it have become a pipe since then, opening does not wait for a writer.
   descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-  file = os.fdopen(descriptor, "rb")
   try:
     _check_kind(path, os.fstat(descriptor))
-  except ValueError:
-    file.close()
+    return os.fdopen(descriptor, "rb")
+  except (OSError, ValueError):
+    os.close(descriptor)
     raise
-  return file
 
 
 def _check_kind(path: epath.Path, status: os.stat_result) -> None:
-  """Raises a ValueError where a path leads to a pipe, a device or a socket."""
+  """Raises an error where a path leads to no regular file.
+
+  Raises:
+    IsADirectoryError: It is a folder.
+    ValueError: It is a pipe, a device or a socket.
+  """
+  if stat.S_ISDIR(status.st_mode):
+    # Python's own error would name the descriptor in place of the path, and leave it open.
+    raise IsADirectoryError(
+      errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path)
+    )
   kind = _KINDS.get(stat.S_IFMT(status.st_mode))
   if kind is not None:
     raise ValueError(f"{path} must be a regular file; it is {kind}")

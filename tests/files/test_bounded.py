@@ -38,6 +38,17 @@ class TestReadBytes:
       with pytest.raises(ValueError, match="must be a regular .* socket"):
         bounded.read_bytes(tmp_path / "s")
 
+  def test_folder_is_named_and_no_descriptor_stays_open(self, tmp_path):
+    def lowest_descriptor():
+      descriptor = os.open(os.devnull, os.O_RDONLY)
+      os.close(descriptor)
+      return descriptor
+
+    before = lowest_descriptor()
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}'"):
+      bounded.read_bytes(tmp_path)
+    assert lowest_descriptor() == before
+
   def test_folder_and_missing_file_are_errors_of_the_system(self, tmp_path):
     with pytest.raises(IsADirectoryError):
       bounded.read_bytes(tmp_path)
