@@ -104,6 +104,19 @@ class TestScore:
     found = score([ok(number) for number in numbers])
     assert [result.score for result in found] == numbers
 
+  def test_rounding_at_the_ends_of_the_range_is_no_failure(self):
+    numbers = [-1.0000001, 1.0000001, float(np.float32(1) + np.spacing(1.0))]
+    found = score([ok(number) for number in [*numbers, 1.0001, -2]], low=-1.0)
+    assert [result.score for result in found[:3]] == [0.0, 1.0, 1.0]
+    assert found[1].parts == {"strict": 1.0}
+    assert {type(result) for result in found[3:]} == {outcome.Failed}
+
+  def test_null_in_place_of_an_error_is_none(self):
+    row = {"clip": {"clip": 0.5}}, {"clip": None}
+    assert [result.score for result in score([row] * 5)] == [0.5] * 5
+    (failure, *_) = score([({}, {"clip": None})] * 5)
+    assert failure.reason == "clip gave neither a score nor an error"
+
   def test_image_without_a_number_leaves_the_others_theirs(self):
     found = score(
       [

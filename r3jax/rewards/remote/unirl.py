@@ -28,6 +28,9 @@ from r3jax.rewards.remote import services
 VERSION = "1"
 SCORE_PATH = "/score"
 REWARDS_PATH = "/rewards"
+# A cosine that a model computes in float32 may be 1.0000001: so far outside of the range, as a share
+# of it, is at its end.
+_ROUNDING = 1e-6
 # Characters of an error that a reason for the log holds.
 _MAX_ERROR = 2_000
 
@@ -149,8 +152,10 @@ class UniRlService(services.BatchService):
   ) -> float | outcome.Failed | outcome.Invalid:
     """Returns the number of an image, or why there is none."""
     reward = self._reward
-    if reward in errors:
-      return outcome.Failed(f"{reward}: {errors[reward]}"[:_MAX_ERROR])
+    error = errors.get(reward)
+    # A service may write null for a reward that has no error.
+    if error is not None:
+      return outcome.Failed(f"{reward}: {error}"[:_MAX_ERROR])
     numbers = result.get(reward)
     if not isinstance(numbers, dict):
       return outcome.Failed(f"{reward} gave neither a score nor an error")
@@ -178,12 +183,13 @@ class UniRlService(services.BatchService):
     if not isinstance(answer, float):
       return answer
     low, high = self._settings.range
-    if not low <= answer <= high:
+    place = (answer - low) / (high - low)
+    if not -_ROUNDING <= place <= 1 + _ROUNDING:
       # A clipped score would hide that the range is wrong.
       return outcome.Failed(
         f"{self._reward} gave {answer}, outside of reward.unirl.range ({low}, {high})"
       )
-    score = (answer - low) / (high - low)
+    score = min(max(place, 0.0), 1.0)
     return outcome.Ok(score, {"strict": float(score == 1)}, {"number": answer})
 
   def describe(self) -> dict:
