@@ -18,7 +18,7 @@ from absl import flags
 
 from r3jax.cli import command_line
 from r3jax.cli import help_text
-from r3jax.files import full_disk
+from r3jax.files import disk_errors
 from r3jax.files import rules
 from r3jax.files import texts
 from r3jax.parallel import preemption
@@ -176,13 +176,14 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
 
 
 def _call(module: types.ModuleType, words: Sequence[str]) -> None:
-  """Runs a command, and exits in one line where a disk is full: that is no fault of the code."""
+  """Runs a command, and exits in one line where a disk or its rights are in the way."""
   try:
     module.run(*words)
   except OSError as error:
-    if not full_disk.is_full(error):
+    problem = disk_errors.message(error)
+    if not problem:
       raise
-    sys.exit(f"r3jax: {full_disk.message(error)}")
+    sys.exit(f"r3jax: {problem}")
 
 
 def _help(name: str, module: types.ModuleType, arguments: Sequence[str]) -> str:

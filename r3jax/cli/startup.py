@@ -15,7 +15,7 @@ import ml_collections
 import r3jax
 from r3jax.cli import command_line
 from r3jax.files import caches
-from r3jax.files import full_disk
+from r3jax.files import disk_errors
 from r3jax.files import rules
 from r3jax.parallel import agreement
 from r3jax.parallel import meshes
@@ -138,9 +138,10 @@ def ending_together() -> Iterator[None]:
     try:
       yield
     except OSError as error:
-      if jax.process_count() == 1 or not full_disk.is_full(error):
+      problem = disk_errors.message(error)
+      if jax.process_count() == 1 or not problem:
         raise
-      raise multihost.PlainError(full_disk.message(error)) from error
+      raise multihost.PlainError(problem) from error
 
 
 def together(function: Callable, *arguments):

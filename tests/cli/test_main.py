@@ -1,6 +1,7 @@
 """Tests of the command `r3jax` as a user meets it: help, configs, refusals, imports."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -291,6 +292,31 @@ class TestFullDisk:
       startup.ending_together(),
     ):
       jsonl.append("/dev/full", [{"step": 1}])
+
+  @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+  def test_missing_right_is_one_line_that_names_the_file(self, number):
+    class Command:
+      """A command that reads a model which belongs to another user."""
+
+      @staticmethod
+      def run():
+        raise OSError(number, os.strerror(number), "model/llm_config.json")
+
+    with pytest.raises(SystemExit) as end:
+      main._call(Command, [])
+    assert end.value.code.startswith("r3jax: this user must have the right to")
+    assert end.value.code.endswith(": 'model/llm_config.json'")
+
+  def test_missing_right_to_a_port_keeps_its_traceback(self):
+    class Command:
+      """A command that listens at a port of the system."""
+
+      @staticmethod
+      def run():
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(PermissionError):
+      main._call(Command, [])
 
   def test_other_errors_keep_their_traceback(self):
     class Command:

@@ -28,8 +28,8 @@ from r3jax.rewards.remote import services
 VERSION = "1"
 SCORE_PATH = "/score"
 REWARDS_PATH = "/rewards"
-# A cosine that a model computes in float32 may be 1.0000001: so far outside of the range, as a share
-# of it, is at its end.
+# A number that a model computes in float32, a cosine of 1.0000001, may be outside of the range by
+# rounding; this is how far, as a share of the range.
 _ROUNDING = 1e-6
 # Characters of an error that a reason for the log holds.
 _MAX_ERROR = 2_000
