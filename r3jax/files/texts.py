@@ -1,6 +1,7 @@
 """Reads texts that people have written with any editor, as UTF-8."""
 
 import codecs
+import unicodedata
 
 from etils import epath
 
@@ -55,6 +56,19 @@ def shorten(text: str, most: int = MAX_MESSAGE) -> str:
   remaining = most - len(gap)
   head = remaining - remaining // 3
   return text[:head] + gap + text[len(text) - remaining // 3 :]
+
+
+def printable(text: str) -> str:
+  """Returns a text for a terminal: a space stands for a control character that ends no line.
+
+  Such characters move the cursor, rename the window or delete what was printed before.
+
+  Args:
+    text: Any text, for example a prompt or what a service sent.
+  """
+  return "".join(
+    " " if unicodedata.category(c) == "Cc" and c != "\n" else c for c in text
+  )
 
 
 def _without_mark(content: bytes) -> bytes:

@@ -39,6 +39,11 @@ class Ok:
         )
 
 
+def _reason(text: str) -> str:
+  """Returns a reason for the log: it may repeat anything that a service sent."""
+  return texts.shorten(texts.printable(text))
+
+
 @dataclasses.dataclass(frozen=True)
 class Failed:
   """There is no score because the reward failed: a service is down, too slow, or sends nonsense.
@@ -50,7 +55,7 @@ class Failed:
   reason: str
 
   def __post_init__(self):
-    object.__setattr__(self, "reason", texts.shorten(self.reason))
+    object.__setattr__(self, "reason", _reason(self.reason))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Invalid:
   reason: str
 
   def __post_init__(self):
-    object.__setattr__(self, "reason", texts.shorten(self.reason))
+    object.__setattr__(self, "reason", _reason(self.reason))
 
 
 Outcome = Ok | Failed | Invalid

@@ -26,6 +26,11 @@ def test_reason_is_not_longer_than_a_screen(kind):
   assert reason.startswith("begin") and reason.endswith("end")
 
 
+@pytest.mark.parametrize("kind", [outcome.Failed, outcome.Invalid])
+def test_reason_does_not_move_the_cursor(kind):
+  assert kind("a\x1b[2Jb\x9bc\nd é\u200d").reason == "a [2Jb c\nd é\u200d"
+
+
 class TestToScore:
   def test_what_failed_is_missing_and_never_zero(self):
     outcomes = [

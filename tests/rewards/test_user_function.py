@@ -12,6 +12,7 @@ from r3jax.files import jsonl
 from r3jax.parallel import meshes
 from r3jax.rewards import outcome
 from r3jax.rewards import registry
+from r3jax.rewards.from_host import scorer
 from r3jax.rewards.from_host import user_function
 from r3jax.worlds.shapes import prompts
 from tests import pages
@@ -73,6 +74,28 @@ def truth(image, prompt):
   return True
 
 
+def exits(image, prompt):
+  sys.exit(3)
+
+
+def endless_detail(image, prompt):
+  detail = {}
+  detail["again"] = detail
+  return outcome.Ok(1.0, {}, detail)
+
+
+def nan_detail(image, prompt):
+  return outcome.Ok(1.0, {}, {"x": float("nan")})
+
+
+def numpy_detail(image, prompt):
+  return outcome.Ok(1.0, {}, {"x": np.float32(1)})
+
+
+def of_numpy(image, prompt):
+  return outcome.Ok(np.float32(0.5), {"strict": np.bool_(False)}, None)
+
+
 def undeclared_parts(image, prompt):
   return outcome.Ok(1.0, {"sharp": 0.25})
 
@@ -102,9 +125,23 @@ class TestScore:
   def test_named_parts_are_kept(self):
     assert score("with_parts")[0].parts == {"strict": 1.0, "sharp": 0.25}
 
+  def test_numbers_of_numpy_are_written_to_the_log(self, tmp_path):
+    function = user_function.UserFunction(f"{HERE}:of_numpy", (4, 4))
+    at_work = scorer.Scorer(function)
+    at_work.log_to(tmp_path / "log.jsonl", None)
+    numbers = at_work.encode(PROMPTS)
+    assert at_work._score(IMAGES, numbers).value.tolist() == [0.5] * 3
+    at_work.flush()
+    line = jsonl.read(tmp_path / "log.jsonl")[0]
+    assert (line["score"], line["parts"]) == (0.5, {"strict": 0.0})
+
   @pytest.mark.parametrize(
     "name, reason",
     [
+      ("exits", "raised SystemExit: 3"),
+      ("endless_detail", "its detail must hold JSON values: it must be nested"),
+      ("nan_detail", "its detail must hold JSON values: Out of range"),
+      ("numpy_detail", "its detail must hold JSON values: Object of type"),
       ("raises", "raised ZeroDivisionError: a bug"),
       ("too_large", "a score must be in [0, 1]; got 1.5"),
       ("text", "must return a number in [0, 1], or an outcome.Ok"),

@@ -6,13 +6,20 @@ docs/howto/add_a_reward.md shows a complete example.
 from collections.abc import Callable, Sequence
 import hashlib
 import inspect
+import json
 import threading
 
 import numpy as np
 
 from r3jax import plugins
 from r3jax.data import records
+from r3jax.files import bounded
 from r3jax.rewards import outcome
+
+# What a function raises; sys.exit() must not end a run from inside of a step.
+_OF_USER = (Exception, SystemExit)
+# A line of the log holds the detail, and is read again.
+_DETAIL_LIMITS = bounded.Limits(max_levels=40, max_values=100_000)
 
 
 class UserFunction:
@@ -73,8 +80,7 @@ class UserFunction:
     blank = np.zeros((1, *self._image_size, 3), np.uint8)
     try:
       self._call(blank, [prompt])
-    except Exception as error:
-      # The function is the user's: it may raise anything.
+    except _OF_USER as error:
       raise ValueError(
         f"reward.name is {self._path!r}, and that function must score a first image before a run "
         f"starts (black, {self._image_size[0]} x {self._image_size[1]}, prompt {prompt.text!r}): "
@@ -98,8 +104,8 @@ class UserFunction:
     """Returns the outcomes of one call; all of them are `Failed` where it raises an exception."""
     try:
       return self._call(images, prompts)
-    except Exception as error:
-      # The function is the user's: it may raise anything. The budget counts these images.
+    except _OF_USER as error:
+      # The budget counts these images.
       reason = f"{self._path} raised {type(error).__name__}: {error}"
       return [outcome.Failed(reason)] * len(prompts)
 
@@ -127,19 +133,24 @@ class UserFunction:
     """Returns a result of the function as an outcome with the parts that it must have.
 
     Raises:
-      ValueError: the result is of another kind, outside [0, 1], or lacks a part.
+      ValueError: the result is of another kind, outside [0, 1], lacks a part, or has a detail that
+        cannot be written to the log.
     """
     if isinstance(result, (outcome.Failed, outcome.Invalid)):
       return result
     if not isinstance(result, outcome.Ok):
       result = outcome.Ok(_to_number(result))
-    parts = {"strict": float(result.score == 1)} | dict(result.parts)
+    # Numbers of numpy are none in JSON.
+    parts = {"strict": float(result.score == 1)}
+    for name, value in result.parts.items():
+      parts[name] = float(value)
     if set(parts) != set(self.parts):
       raise ValueError(
         f"its results must have the parts {sorted(self.parts)}; got {sorted(parts)}. A function "
         "names its parts in an attribute `parts`"
       )
-    return outcome.Ok(result.score, parts, result.detail)
+    _check_detail(result.detail)
+    return outcome.Ok(float(result.score), parts, result.detail)
 
   def describe(self) -> dict:
     """Returns the function's name and a hash of its source, see `outcome.HostReward`."""
@@ -154,6 +165,19 @@ class UserFunction:
   def metrics(self) -> dict[str, float]:
     """Returns no metrics; the scorer counts the outcomes."""
     return {}
+
+
+def _check_detail(detail: object) -> None:
+  """Checks that the detail of an outcome can be written to the log, a line of JSON.
+
+  Raises:
+    ValueError: it cannot.
+  """
+  try:
+    bounded.check_levels(detail, _DETAIL_LIMITS)
+    json.dumps(detail, allow_nan=False)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"its detail must hold JSON values: {error}") from error
 
 
 def _to_number(result: object) -> float:
