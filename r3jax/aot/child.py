@@ -18,6 +18,7 @@ import jax
 from r3jax.aot import measure
 from r3jax.aot import report
 from r3jax.aot import results
+from r3jax.parallel import endings
 
 _CHILD = "from r3jax.aot import child; child.answer()"
 
@@ -74,18 +75,21 @@ def run(request: Request) -> Outcome:
     request_path = pathlib.Path(folder) / "request"
     outcome_path = pathlib.Path(folder) / "outcome"
     request_path.write_bytes(pickle.dumps(request))
-    process = subprocess.run(
+    child = subprocess.Popen(
       [sys.executable, "-c", _CHILD, request_path, outcome_path],
       env=environment,
       stderr=subprocess.PIPE,
       text=True,
-      check=False,
     )
+    # A process that is asked to end must not leave a compilation behind.
+    endings.before_end(child.kill)
+    with child:
+      _, message = child.communicate()
     outcome = Outcome()
     if outcome_path.exists():
       outcome = pickle.loads(outcome_path.read_bytes())
-  if process.returncode:
-    return explain_abort(outcome, process.returncode, process.stderr.strip())
+  if child.returncode:
+    return explain_abort(outcome, child.returncode, message.strip())
   return outcome
 
 

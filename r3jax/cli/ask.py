@@ -12,6 +12,7 @@ from absl import logging
 
 from r3jax.cli import command_line
 from r3jax.cli import model_flags
+from r3jax.files import texts
 from r3jax.generation import edit
 
 
@@ -34,4 +35,4 @@ def run() -> None:
     answer = edit.ask(config, values.image, values.question)
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
-  print(answer)
+  print(texts.printable(answer))

@@ -17,6 +17,7 @@ from r3jax.cli import command_line
 from r3jax.cli import model_flags
 from r3jax.cli import progress
 from r3jax.data import records
+from r3jax.files import texts
 from r3jax.generation import draw
 from r3jax.generation import prompt_file
 from r3jax.run import config_rules
@@ -72,9 +73,9 @@ def _draw() -> epath.Path:
 
 
 def _print_prompt(prompt: str) -> None:
-  print(f"\n{prompt}")
+  print(f"\n{texts.printable(prompt)}")
 
 
 def _print_text(image: int, turn: int, text: str) -> None:
   round_name = f"round {turn + 1}" if turn else "draft"
-  print(f"  image {image + 1}, {round_name}: {text}")
+  print(f"  image {image + 1}, {round_name}: {texts.printable(text)}")

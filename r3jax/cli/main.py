@@ -5,16 +5,19 @@ its flags on `absl.flags`, and `run` reads their values and calls the library. M
 when their command runs, so that `r3jax --help` does not wait for JAX.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import difflib
 import importlib
+import os
 import re
 import sys
 import types
 
 from absl import app
 from absl import flags
+from absl import logging
 
 from r3jax.cli import command_line
 from r3jax.cli import help_text
@@ -23,6 +26,8 @@ from r3jax.files import rules
 from r3jax.files import texts
 from r3jax.parallel import preemption
 
+# What shells report for a process that SIGPIPE has ended.
+_NOBODY_READS = 141
 _HELP = ("--help", "-h", "-help", "--helpshort", "--helpfull")
 
 
@@ -34,14 +39,13 @@ class Command:
     summary: what it does, in one line.
     words: the words that it takes beside flags, as the usage line shows them; "" for none.
     config: the config file whose keys its help lists; "" for a command without --config.
-    after_end: what can be done after the command was asked to end, see `preemption`; "" leaves
-      signals to the command.
+    after_end: what can be done after the command was asked to end, see `preemption`.
   """
 
   summary: str
   words: str = ""
   config: str = ""
-  after_end: str = ""
+  after_end: str = "the same command starts anew"
 
 
 _CONTINUES = "the same command continues"
@@ -70,9 +74,11 @@ COMMANDS = {
   "sft": Command(
     "train the small model of the embedded world",
     config="sft_shapes",
-    after_end="the same command starts anew",
   ),
-  "convert": Command("convert a model between BAGEL's format and Orbax"),
+  "convert": Command(
+    "convert a model between BAGEL's format and Orbax",
+    after_end="remove --out, and give the same command again",
+  ),
   "compile": Command(
     "compile a run for a TPU slice, without a TPU", config="r3_geneval"
   ),
@@ -115,10 +121,12 @@ def main() -> None:
   """Runs the command that the process was started with."""
   name, *rest = sys.argv[1:] or ["--help"]
   if name in _HELP:
-    print(_overview())
+    with _printing():
+      print(_overview())
     return
   if name == "--version":
-    print(importlib.import_module("r3jax").__version__)
+    with _printing():
+      print(importlib.import_module("r3jax").__version__)
     return
   if name not in COMMANDS:
     message = (
@@ -148,19 +156,19 @@ def run_command(name: str, arguments: Sequence[str]) -> None:
     _run_command(name, arguments)
   except SystemExit as end:
     if isinstance(end.code, str):
-      end.code = texts.shorten(end.code)
+      end.code = texts.printable(texts.shorten(end.code))
     raise
 
 
 def _run_command(name: str, arguments: Sequence[str]) -> None:
   """Runs a sub-command, and exits where it fails; for the arguments see `run_command`."""
-  if COMMANDS[name].after_end:
-    # Before JAX is imported, which takes seconds.
-    preemption.ENDING.listen(COMMANDS[name].after_end)
+  # Before JAX is imported, which takes seconds.
+  preemption.ENDING.listen(COMMANDS[name].after_end)
   module = importlib.import_module(f"r3jax.cli.{name.replace('-', '_')}")
   module.define_flags()
   if asks_for_help(arguments):
-    print(_help(name, module, arguments))
+    with _printing():
+      print(_help(name, module, arguments))
     return
   try:
     arguments = command_line.with_homes(arguments)
@@ -178,12 +186,28 @@ def _run_command(name: str, arguments: Sequence[str]) -> None:
 def _call(module: types.ModuleType, words: Sequence[str]) -> None:
   """Runs a command, and exits in one line where a disk or its rights are in the way."""
   try:
-    module.run(*words)
+    with _printing():
+      module.run(*words)
   except OSError as error:
     problem = disk_errors.message(error)
     if not problem:
       raise
+    logging.debug("traceback", exc_info=True)
     sys.exit(f"r3jax: {problem}")
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[None]:
+  """Ends the process quietly where nobody reads what the block prints, as `head` after a line."""
+  try:
+    yield
+    if sys.stdout is not None:  # nothing was open when the process started
+      sys.stdout.flush()
+  except BrokenPipeError:
+    # Python writes what is left when it ends, and would report that it cannot.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    sys.exit(_NOBODY_READS)
 
 
 def _help(name: str, module: types.ModuleType, arguments: Sequence[str]) -> str:

@@ -12,7 +12,6 @@ import jax
 
 from r3jax.cli import startup
 from r3jax.files import paths
-from r3jax.parallel import multihost
 from r3jax.run import replay
 
 
@@ -30,7 +29,7 @@ def run(folder: str) -> None:
     sys.exit(f"r3jax: {error}")
   startup.start(config.mesh, config.groups_per_step, config.step.quick_compile)
   startup.keep_programs(config.mesh)
-  with multihost.ending_together():
+  with startup.ending_together():
     lines = startup.together(replay.run, folder)
     if not jax.process_index():
       print("\n".join(lines))

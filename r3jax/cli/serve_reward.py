@@ -18,6 +18,7 @@ import jax
 
 from r3jax.cli import command_line
 from r3jax.files import rules
+from r3jax.parallel import preemption
 from r3jax.rewards.serving import geneval
 from r3jax.rewards.serving import local
 from r3jax.rewards.serving import server as server_lib
@@ -156,6 +157,8 @@ def run() -> None:
 
   signal.signal(signal.SIGTERM, stop)
   signal.signal(signal.SIGINT, stop)
+  # Up to here a signal has ended the process.
+  preemption.ENDING.leave_signals()
   host, port = server.server_address[:2]
   logging.info("serving %s at http://%s:%d", values.reward, host, port)
   server.serve_forever(poll_interval=0.1)

@@ -1,4 +1,4 @@
-"""Errors of a disk without room and of missing rights, which are no fault of the code."""
+"""Errors of a disk without room, of one that fails and of missing rights: no fault of the code."""
 
 import errno
 
@@ -6,6 +6,19 @@ import errno
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # A file or a folder belongs to another user, or the disk can only be read.
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
+# A disk that fails, became read-only or is gone, a limit of the process.
+_FAILS = (
+  errno.EIO,
+  errno.EROFS,
+  errno.ESTALE,
+  errno.ENODEV,
+  errno.ENXIO,
+  errno.ENOTCONN,
+  errno.EHOSTDOWN,
+  errno.ETIMEDOUT,
+  errno.EMFILE,
+  errno.ENFILE,
+)
 
 
 def message(error: OSError) -> str:
@@ -20,5 +33,11 @@ def message(error: OSError) -> str:
     return (
       "this user must have the right to read what a command is given, and to "
       f"write where it shall write: {error}"
+    )
+  # A write that fails names no file.
+  if error.errno in _FAILS:
+    return (
+      f"files must stay readable and writable: {error}. See to the machine; the same command then "
+      "continues"
     )
   return ""

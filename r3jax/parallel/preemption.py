@@ -1,4 +1,6 @@
-"""Ends this process when it is asked to: by SIGTERM, by SIGINT, or by another process of its run.
+"""Ends this process when it is asked to: by a signal, or by another process of its run.
+
+SIGTERM, SIGINT and SIGHUP (the terminal is closed) ask it.
 
 The main thread sits in compilations and computations for minutes, and Python runs no signal handler
 meanwhile. A thread therefore reads the signals. It ends the process itself where nothing has to be
@@ -20,7 +22,7 @@ from r3jax.parallel import endings
 
 # EX_TEMPFAIL of sysexits.h: what was asked for is not done; try again.
 EXIT_CODE = 75
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Position of a process that has nothing to save, and decision to end at once.
 AT_ONCE = 0
 # A signal that follows sooner is the same one: `timeout` signals its child and then its group.
@@ -61,11 +63,14 @@ class Ending:
     # Iteration after which the process ends, or AT_ONCE; None until that is decided.
     self._decision: int | None = None
     self._pipe: int | None = None
+    self._numbers: tuple[signal.Signals, ...] = ()
 
   # What the main thread calls.
 
   def listen(self, how_to_go_on: str) -> None:
-    """Reads SIGTERM and SIGINT from now on; must be called in the main thread.
+    """Reads signals from now on; must be called in the main thread.
+
+    A SIGHUP that `nohup` has switched off stays so.
 
     Args:
       how_to_go_on: What the user can do after the end, for the messages.
@@ -73,6 +78,8 @@ class Ending:
     self._how_to_go_on = how_to_go_on
     reader, self._pipe = os.pipe()
     os.set_blocking(self._pipe, False)
+    outlives_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    self._numbers = _SIGNALS[:-1] if outlives_terminal else _SIGNALS
     # The C handler writes the signal's number, whatever the main thread is doing.
     signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
     self.claim_signals()
@@ -82,8 +89,19 @@ class Ending:
     """Sets the signals' handlers again: runtimes of accelerators set their own when they start."""
     if self._pipe is None:
       return
-    for number in _SIGNALS:
+    for number in self._numbers:
       signal.signal(number, _leave_to_thread)
+
+  def leave_signals(self) -> None:
+    """Reads no signals any more; must be called in the main thread.
+
+    Handlers that others have set since `listen` stay; signals without one end the process again.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in self._numbers:
+      if signal.getsignal(number) is _leave_to_thread:
+        signal.signal(number, signal.SIG_DFL)
+    self._numbers = ()
 
   def will_save(self, iteration: int) -> None:
     """Notes that there is something to save once an iteration is done."""
@@ -215,7 +233,7 @@ class Ending:
       readable, _, _ = select.select([reader], [], [], self._seconds_to_wait())
       if readable:
         for number in os.read(reader, 64):
-          if number in _SIGNALS:
+          if number in self._numbers:
             self.signal(number)
       self.act()
 

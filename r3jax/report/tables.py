@@ -7,6 +7,7 @@ import io
 from typing import Literal
 
 from r3jax.evaluation import bootstrap
+from r3jax.files import texts
 from r3jax.rewards import outcome
 
 Estimate = bootstrap.Estimate
@@ -120,13 +121,16 @@ def markdown(table: Table) -> str:
     "| --- " * len(table.columns) + "|",
   ]
   for name, cells in table.rows:
-    texts = [str(format_cell(cell, table.number_format)) for cell in cells]
-    lines.append(_markdown_line([name, *texts]))
+    shown = [str(format_cell(cell, table.number_format)) for cell in cells]
+    lines.append(_markdown_line([name, *shown]))
   return "\n".join(lines)
 
 
-def _markdown_line(texts: Sequence[str]) -> str:
-  escaped = [text.replace("|", "\\|") for text in texts]
+def _markdown_line(cells: Sequence[str]) -> str:
+  escaped = []
+  for text in cells:
+    in_one_line = " ".join(texts.printable(text).split("\n"))
+    escaped.append(in_one_line.replace("|", "\\|"))
   return f"| {' | '.join(escaped)} |"
 
 

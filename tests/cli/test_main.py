@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from r3jax.cli import startup
 from r3jax.files import config_files
 from r3jax.files import jsonl
 from r3jax.parallel import multihost
+from r3jax.parallel import preemption
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -267,6 +270,66 @@ class TestRefusals:
     )
 
 
+class TestSignals:
+  def test_every_command_ends_in_one_line(self, monkeypatch):
+    """While it imports, parses and loads; a command of any kind listens from its first line."""
+    texts = []
+    monkeypatch.setattr(preemption.ENDING, "listen", texts.append)
+    monkeypatch.setattr(importlib, "import_module", _no_module)
+    for name in main.COMMANDS:
+      with pytest.raises(ModuleNotFoundError):
+        main.run_command(name, [])
+    assert len(texts) == len(main.COMMANDS)
+    assert all(texts)
+
+  def test_ctrl_c_leaves_no_traceback(self):
+    process = subprocess.Popen(
+      [sys.executable, "-m", "r3jax", "report", "/dev"],
+      cwd=ROOT,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    wait = time.monotonic() + 60
+    status = pathlib.Path(f"/proc/{process.pid}/status")
+    while time.monotonic() < wait and not _catches(status, signal.SIGHUP):
+      time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == preemption.EXIT_CODE
+    assert error == (
+      "r3jax: asked to end by SIGINT: nothing has to be saved; the same command starts anew\n"
+    )
+
+
+def _no_module(name: str):
+  raise ModuleNotFoundError(name)
+
+
+def _catches(status: pathlib.Path, number: signal.Signals) -> bool:
+  """Returns whether a process has a handler of a signal, by its file in /proc."""
+  mask = re.search(r"SigCgt:\s*(\w+)", status.read_text()).group(1)
+  return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+class TestPipes:
+  @pytest.mark.parametrize("arguments", [["--help"], ["report", "--help"]])
+  def test_reader_that_has_left_ends_a_command_quietly(self, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+      [sys.executable, "-m", "r3jax", *arguments],
+      cwd=ROOT,
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      stdout=writer,
+      stderr=subprocess.PIPE,
+      text=True,
+      timeout=300,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 class TestFullDisk:
   def test_ends_a_command_in_one_line_that_names_the_file(self):
     class Command:
@@ -317,6 +380,21 @@ class TestFullDisk:
 
     with pytest.raises(PermissionError):
       main._call(Command, [])
+
+  def test_disk_that_fails_is_one_line_too(self):
+    class Command:
+      """A command whose disk has failed meanwhile."""
+
+      @staticmethod
+      def run():
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(SystemExit) as end:
+      main._call(Command, [])
+    assert end.value.code == (
+      "r3jax: files must stay readable and writable: [Errno 5] Input/output error. "
+      "See to the machine; the same command then continues"
+    )
 
   def test_other_errors_keep_their_traceback(self):
     class Command:

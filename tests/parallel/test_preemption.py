@@ -15,9 +15,11 @@ from r3jax.parallel import preemption
 ROOT = pathlib.Path(__file__).parents[2]
 # Stands for a compilation: no bytecode of the main thread runs, the GIL is free.
 BLOCKED = """
-import ctypes, sys
+import ctypes, signal, sys
 from r3jax.parallel import preemption
 preemption.ENDING.grace_seconds = 1.0
+if len(sys.argv) > 2:
+  signal.signal(signal.SIGHUP, getattr(signal, sys.argv[2]))
 preemption.ENDING.listen("the same command continues")
 if sys.argv[1] == "iteration":
   preemption.ENDING.will_save(7)
@@ -184,3 +186,45 @@ class TestListen:
     assert process.returncode == preemption.EXIT_CODE
     assert seconds <= time.monotonic() - start < seconds + 5
     assert message in error and "Traceback" not in error
+
+  @pytest.mark.parametrize("is_ignored", [False, True])
+  def test_end_of_the_terminal_asks_unless_nohup_is_given(self, is_ignored):
+    handler = "SIG_IGN" if is_ignored else "SIG_DFL"
+    process = subprocess.Popen(
+      [sys.executable, "-c", BLOCKED, "compilation", handler],
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    assert process.stdout.readline() == "blocks\n"
+    process.send_signal(signal.SIGHUP)
+    if is_ignored:
+      time.sleep(0.2)
+      assert process.poll() is None
+      process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == preemption.EXIT_CODE
+    name = "SIGTERM" if is_ignored else "SIGHUP"
+    assert f"asked to end by {name}" in error
+
+  def test_a_command_may_take_the_signals_over(self):
+    code = """
+import os, signal
+from r3jax.parallel import preemption
+preemption.ENDING.listen("nothing")
+signal.signal(signal.SIGTERM, lambda *unused: print("mine", flush=True))
+preemption.ENDING.leave_signals()
+os.kill(os.getpid(), signal.SIGTERM)
+assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+os.kill(os.getpid(), signal.SIGHUP)
+"""
+    done = subprocess.run(
+      [sys.executable, "-c", code],
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGHUP, "mine\n")
+    assert done.stderr == ""

@@ -56,6 +56,10 @@ class TestMarkdown:
       "| z | +0.200 [+0.100, +0.300] |"
     )
 
+  def test_a_name_stays_in_its_row_and_leaves_the_terminal_alone(self):
+    table = tables.Table("What", ["of", "a"], [("x\n\x1b[2Jy", [1])])
+    assert tables.markdown(table).splitlines()[-1] == "| x  [2Jy | 1 |"
+
 
 class TestCsvText:
   def test_without_estimates_columns_are_those_of_the_table(self):
