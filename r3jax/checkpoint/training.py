@@ -52,8 +52,9 @@ def complete_steps(folder: epath.PathLike) -> list[int]:
   if not folder.exists():
     return []
   names = [path.name for path in ocp.utils.checkpoint_steps_paths(folder)]
-  # A copy such as "best_3" or "3.damaged" is none of the run's checkpoints.
-  return sorted(int(name) for name in names if name.isdecimal())
+  # A copy such as "best_3", "3.damaged" or "003" is none of the run's checkpoints.
+  steps = [int(name) for name in names if name.isdecimal()]
+  return sorted(step for step in steps if str(step) in names)
 
 
 def latest_step(folder: epath.PathLike) -> int | None:
@@ -61,7 +62,9 @@ def latest_step(folder: epath.PathLike) -> int | None:
   return max(complete_steps(folder), default=None)
 
 
-def newest_sound(folder: epath.PathLike, prefix: str = "") -> int | None:
+def newest_sound(
+  folder: epath.PathLike, prefix: str = "", before: int | None = None
+) -> int | None:
   """Returns the step of the last checkpoint that is not damaged; changes no file.
 
   Every process reads all arrays of that checkpoint whose names begin with the prefix.
@@ -69,6 +72,7 @@ def newest_sound(folder: epath.PathLike, prefix: str = "") -> int | None:
   Args:
     folder: Folder of the checkpoints.
     prefix: What is going to be read, for example "policy.".
+    before: Only checkpoints of fewer steps count; None takes all.
 
   Returns:
     The step, or None where there is no checkpoint.
@@ -78,6 +82,8 @@ def newest_sound(folder: epath.PathLike, prefix: str = "") -> int | None:
   """
   folder = paths.absolute(folder)
   steps = complete_steps(folder)
+  if before is not None:
+    steps = [step for step in steps if step < before]
   problems = []
   for step in reversed(steps):
     path = folder / str(step)

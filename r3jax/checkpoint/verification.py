@@ -21,6 +21,7 @@ import numpy as np
 import tensorstore
 
 from r3jax.checkpoint import digests
+from r3jax.files import bounded
 from r3jax.files import texts
 
 STATE = "state"
@@ -325,9 +326,10 @@ def _read_json(path: epath.Path) -> dict:
   shown = f"{path.parent.name}/{path.name}"
   if not path.exists():
     raise Damaged(f"{shown} is missing")
-  content = path.read_bytes()
-  if len(content) > _MAX_JSON:
-    raise Damaged(f"{shown} is too large")
+  try:
+    content = bounded.read_bytes(path, _MAX_JSON)
+  except ValueError as error:
+    raise Damaged(f"{shown} cannot be read: {short(error)}") from error
   try:
     value = json.loads(content)
   except (ValueError, RecursionError) as error:

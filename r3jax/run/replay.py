@@ -10,10 +10,11 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
+from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.data import records
-from r3jax.files import bounded
 from r3jax.files import config_files
+from r3jax.files import damage
 from r3jax.files import paths
 from r3jax.parallel import multihost
 from r3jax.rl import diagnostics
@@ -22,6 +23,7 @@ from r3jax.rl import mapped
 from r3jax.rl import nonfinite
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
+from r3jax.run import config_rules
 from r3jax.run import health
 from r3jax.run import sessions
 from r3jax.run import skipped_batches
@@ -55,19 +57,26 @@ def read(folder: epath.Path) -> Batch:
     ValueError: it is not there, or is damaged.
   """
   path = folder / skipped_batches.FILE
-  try:
-    values = bounded.read_json_object(path)
-    return Batch(
-      step=int(values["step"]),
-      stages=list(values["stages"]),
+  remedy = f"Give WORKDIR/skipped/{health.folder_name(1)} or the like, as the run wrote it"
+  with damage.explained(path, "the batch of a skipped update", remedy):
+    values = damage.read_object(path)
+    batch = Batch(
+      step=values["step"],
+      stages=values["stages"],
       indices=np.asarray(values["indices"], np.int32),
       config_sha256=values["config_sha256"],
     )
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise ValueError(
-      f"replay must be given WORKDIR/skipped/{health.folder_name(1)} or the like, with a whole "
-      f"{skipped_batches.FILE}; {path}: {type(error).__name__}: {error}"
-    ) from error
+    if type(batch.step) is not int or batch.step < 1:
+      raise ValueError(f"step must be at least 1; got {batch.step!r}")
+    if not _are_texts(batch.stages):
+      raise ValueError("stages must be names")
+    if batch.indices.ndim != 1:
+      raise ValueError("indices must be a list of numbers")
+  return batch
+
+
+def _are_texts(values: object) -> bool:
+  return isinstance(values, list) and all(isinstance(x, str) for x in values)
 
 
 def config_of_run(folder: epath.Path) -> ml_collections.ConfigDict:
@@ -77,18 +86,15 @@ def config_of_run(folder: epath.Path) -> ml_collections.ConfigDict:
     ValueError: it has no readable config.json.
   """
   path = folder / "config.json"
-  try:
-    saved = bounded.read_json_object(path)
-  except (OSError, ValueError) as error:
-    raise ValueError(
-      f"the workdir of a run must have config.json; {path}: {error}"
-    ) from error
-  defaults = config_files.load("r3_geneval")
-  # The file holds more than the config: what identifies weights and prompts.
-  values = {key: _with_tuples(saved[key]) for key in defaults if key in saved}
-  config = ml_collections.ConfigDict(defaults.to_dict() | values)
-  if "model_path" in saved:
-    config.model.folder = saved["model_path"]
+  with damage.explained(path, "the config of a run", "Restore it"):
+    saved = damage.read_object(path)
+    defaults = config_files.load("r3_geneval")
+    # The file holds more than the config: what identifies weights and prompts.
+    values = {key: _with_tuples(saved[key]) for key in defaults if key in saved}
+    config = ml_collections.ConfigDict(defaults.to_dict() | values)
+    if "model_path" in saved:
+      config.model.folder = saved["model_path"]
+    config_rules.check(config)
   return config.lock()
 
 
@@ -119,6 +125,7 @@ def run(folder: epath.PathLike) -> list[str]:
   files = workdir.Workdir(folder.parent.parent)
   config = config_of_run(files.path)
   session, policy = sessions.load(config, files)
+  _check_indices(batch, session)
   with jax.set_mesh(session.mesh):
     state, done = _state_before(session, policy, batch.step)
     state = _advanced(session, state, done, batch.step)
@@ -135,21 +142,27 @@ def run(folder: epath.PathLike) -> list[str]:
   return lines
 
 
+def _check_indices(batch: Batch, session: sessions.Session) -> None:
+  """Raises a ValueError where the prompts of a batch are not those of a run's iteration."""
+  num_groups = session.config.groups_per_step
+  num_prompts = len(session.experiment.train)
+  is_valid = (batch.indices >= 0) & (batch.indices < num_prompts)
+  if len(batch.indices) != num_groups or not is_valid.all():
+    raise ValueError(
+      f"{skipped_batches.FILE} must name {num_groups} of the {num_prompts} training prompts; its "
+      f"indices are {batch.indices[:10].tolist()}"
+    )
+
+
 def _state_before(
   session: sessions.Session, policy: Any, number: int
 ) -> tuple[train_state.TrainState, int]:
   """Returns the latest state before an iteration that still exists, and its iterations done."""
   state = session.init(policy)
   saved = session.files.checkpoints
-  steps = []
-  if saved.exists():
-    steps = [
-      int(path.name) for path in saved.iterdir() if path.name.isdecimal()
-    ]
-  before = [step for step in steps if step < number]
-  if not before:
+  done = training.newest_sound(saved, before=number)
+  if done is None:
     return state, 0
-  done = max(before)
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
   )

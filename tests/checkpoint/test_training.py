@@ -217,6 +217,23 @@ class TestDamage:
     with pytest.raises(training.Unusable, match="no checkpoint can be used"):
       training.newest_sound(folder)
 
+  def test_readers_take_one_before_a_step(self, folder):
+    assert training.newest_sound(folder, before=4) == 2
+    self._damage(folder, 2)
+    with pytest.raises(training.Unusable, match="no checkpoint can be used"):
+      training.newest_sound(folder, before=4)
+    assert training.newest_sound(folder, before=2) is None
+
+  def test_copy_by_another_number_is_left_alone(self, folder):
+    shutil.copytree(folder / "4", folder / "007")
+    assert training.complete_steps(folder) == [2, 4]
+    assert self._restore(folder)[0][0] == 4
+    assert (folder / "007").is_dir()
+
+  def test_huge_file_is_not_read_whole(self, folder):
+    os.truncate(folder / "4" / "digests" / "metadata", 1 << 40)
+    assert self._restore(folder)[0][0] == 2
+
   def test_what_a_reader_lacks_is_no_damage(self, folder, monkeypatch):
     def check(*_args, **_keywords):
       raise verification.Unreadable("UNAVAILABLE: try again")

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 from etils import epath
 import jax
@@ -26,12 +27,28 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 class TestRead:
   @pytest.mark.parametrize(
-    "content", [None, "", "{", "[]", '{"step": 3}', '{"step": "x"}']
+    "content",
+    [
+      None,
+      "",
+      "{",
+      "[]",
+      '{"step": 3}',
+      '{"step": "x"}',
+      '{"step": 0, "stages": [], "indices": [0], "config_sha256": ""}',
+      '{"step": 1, "stages": "edit", "indices": [0], "config_sha256": ""}',
+      '{"step": 1, "stages": [1], "indices": [0], "config_sha256": ""}',
+      '{"step": 1, "stages": [], "indices": [[0]], "config_sha256": ""}',
+      '{"step": 1, "stages": [], "indices": [1e30], "config_sha256": ""}',
+      '{"step": 1, "stages": [], "indices": 4e10, "config_sha256": ""}',
+    ],
   )
   def test_refuses_what_is_no_batch(self, tmp_path, content):
     if content is not None:
       (tmp_path / skipped_batches.FILE).write_text(content)
-    with pytest.raises(ValueError, match="replay must be given WORKDIR/skip"):
+    with pytest.raises(
+      ValueError, match="must be the batch of a skipped update.*WORKDIR/skip"
+    ):
       replay.read(epath.Path(tmp_path))
 
 
@@ -51,8 +68,38 @@ class TestConfigOfRun:
     )
 
   def test_refuses_a_folder_without_one(self, tmp_path):
-    with pytest.raises(ValueError, match="must have config.json"):
+    with pytest.raises(ValueError, match="config.json must be the config of"):
       replay.config_of_run(epath.Path(tmp_path))
+
+  @pytest.mark.parametrize(
+    "changes",
+    [
+      {"mesh": "x"},
+      {"mesh": {"data": "a"}},
+      {"groups_per_step": "two"},
+      {"step": None},
+      {"model_path": 5},
+      {"model": [1]},
+      {"loss": {}},
+    ],
+  )
+  def test_refuses_a_damaged_one(self, tiny_model, tmp_path, changes):
+    saved = tiny.make_config(tiny_model).to_dict() | changes
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="config.json must be the config of"):
+      replay.config_of_run(epath.Path(tmp_path))
+
+
+class TestCheckIndices:
+  @pytest.mark.parametrize("indices", [[0], [0, -1], [0, 7], [0, 1, 2]])
+  def test_refuses_prompts_that_are_not_there(self, indices):
+    batch = replay.Batch(3, ["edit"], np.array(indices, np.int32), "")
+    session = types.SimpleNamespace(
+      config=types.SimpleNamespace(groups_per_step=2),
+      experiment=types.SimpleNamespace(train=[None] * 7),
+    )
+    with pytest.raises(ValueError, match="2 of the 7 training prompts"):
+      replay._check_indices(batch, session)
 
 
 class TestInspectedStages:
