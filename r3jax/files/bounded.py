@@ -27,8 +27,6 @@ _KINDS = {
 # Where Hugging Face's cache keeps the files to which the links of a snapshot lead.
 _SNAPSHOTS = "snapshots"
 _BLOBS = "blobs"
-# Digits of a whole number. Reading more takes quadratic time, and no float holds them.
-_MAX_DIGITS = 4000
 _CHUNK = 2**22  # bytes that are read at once
 
 
@@ -195,7 +193,7 @@ def parse_json(
     text: JSON; bytes are UTF-8.
     limits: What it may hold.
     allow_nan: Whether NaN and Infinity, which are no JSON, are read as numbers. Numbers that a
-      float cannot hold, such as 1e999, are always refused.
+      float cannot hold, such as 1e999 and whole ones of 400 digits, are always refused.
     pairs_hook: Builds the objects, for example to refuse a key that stands twice.
 
   Raises:
@@ -264,11 +262,11 @@ def _too_deep(max_levels: int) -> str:
 
 
 def _whole_number(digits: str) -> int:
-  """Returns the number of some digits, unless there are too many."""
-  if len(digits) > _MAX_DIGITS:
-    raise ValueError(
-      f"a number must have at most {_MAX_DIGITS} digits; one has {len(digits)}"
-    )
+  """Returns the number of some digits, unless a float cannot hold it.
+
+  Whoever draws or averages it makes a float of it, and reading many digits takes quadratic time.
+  """
+  _finite_number(digits)
   return int(digits)
 
 

@@ -60,14 +60,18 @@ def explained(
     ) from error
 
 
-def parse_object(text: str | bytes) -> dict:
+def parse_object(text: str | bytes, allow_nan: bool = True) -> dict:
   """Returns the object of a JSON text.
+
+  Args:
+    text: JSON; bytes are UTF-8.
+    allow_nan: See `bounded.parse_json`.
 
   Raises:
     ValueError: It is not JSON, or no object.
     RecursionError: It is nested too deep.
   """
-  values = bounded.parse_json(text, allow_nan=True)
+  values = bounded.parse_json(text, allow_nan=allow_nan)
   if not isinstance(values, dict):
     raise ValueError(f"it must be a JSON object, and is {text[:40]!r}")
   return values

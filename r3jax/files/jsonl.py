@@ -99,13 +99,16 @@ def drop_after(path: epath.PathLike, step: int | None) -> None:
 
 
 def drop_cut_off(path: epath.PathLike) -> None:
-  """Drops a last line that was cut off, if there is one, so that lines can be appended."""
+  """Drops a last line that was cut off, if there is one, so that lines can be appended.
+
+  The file is replaced atomically: a crash leaves either the old or the new one.
+  """
   path = epath.Path(path)
   if not path.exists():
     return
   content = path.read_bytes()
   if not content.endswith(b"\n"):
-    path.write_bytes(content[: content.rfind(b"\n") + 1])
+    atomic.write_bytes(path, content[: content.rfind(b"\n") + 1])
 
 
 def _format(objects: Iterable[dict]) -> str:
@@ -133,7 +136,8 @@ def _read_file(path: epath.Path) -> _Content:
   damaged = []
   for number, line in enumerate(lines, start=1):
     try:
-      values = damage.parse_object(line)
+      # With NaN it could not be written again; `append` refuses it, too.
+      values = damage.parse_object(line, allow_nan=False)
     except (ValueError, RecursionError):
       values = {}
     if type(values.get("step")) is int:

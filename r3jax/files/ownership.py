@@ -212,6 +212,11 @@ def _read(path: epath.Path) -> bytes | None:
     with open(path, "rb") as file:
       return file.read(_MAX_BYTES)
   except (FileNotFoundError, NotADirectoryError):
+    if os.path.islink(path):
+      # Nothing can be created there, and nothing would ever appear.
+      raise ValueError(
+        f"{path} must be the lock file of a run, and leads nowhere: remove it"
+      ) from None
     return None
 
 
@@ -222,8 +227,13 @@ def _create(path: epath.Path, owner: Owner) -> bool:
     descriptor = os.open(path, flags, 0o644)
   except FileExistsError:
     return False
-  with open(descriptor, "wb") as file:
-    file.write(owner.to_bytes())
+  try:
+    with open(descriptor, "wb") as file:
+      file.write(owner.to_bytes())
+  except OSError:
+    # The lock of nobody would keep the next start waiting.
+    os.unlink(path)
+    raise
   return True
 
 

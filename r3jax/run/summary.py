@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -124,7 +125,7 @@ def _median_iteration(files: workdir.Workdir) -> dict[str, float]:
   steady = metrics[1:] or metrics
   seconds = [row.get("seconds/iteration") for row in steady]
   # A line that was edited by hand may lack it.
-  seconds = [value for value in seconds if isinstance(value, int | float)]
+  seconds = [value for value in seconds if _is_number(value)]
   if not seconds:
     return {}
   return {"median iteration": float(np.median(seconds))}
@@ -132,9 +133,18 @@ def _median_iteration(files: workdir.Workdir) -> dict[str, float]:
 
 def _skipped_updates(files: workdir.Workdir) -> int:
   """Returns how many updates were skipped because they were not finite."""
-  rows = jsonl.read(files.metrics)
-  # Iterations of earlier versions have no such number.
-  return int(sum(row.get(health.SKIPPED, 0) for row in rows))
+  total = 0.0
+  for row in jsonl.read(files.metrics):
+    count = row.get(health.SKIPPED)
+    # Iterations of earlier versions have none, and a line that was edited by hand any value.
+    if _is_number(count):
+      total += count
+  return int(total)
+
+
+def _is_number(value: object) -> bool:
+  """Returns whether a value of a log is a finite number."""
+  return isinstance(value, int | float) and math.isfinite(value)
 
 
 def write(files: workdir.Workdir, summary: dict) -> None:

@@ -1,5 +1,6 @@
 """Tests of io/jsonl.py."""
 
+import errno
 import os
 
 from etils import epath
@@ -55,6 +56,35 @@ class TestAppend:
     assert len(store.objects) == 2
     jsonl.drop_after("gs://bucket/log.jsonl", 1)
     assert jsonl.read("gs://bucket/log.jsonl") == [{"step": 1}] * 2
+
+
+class TestNan:
+  def test_line_of_another_writer_is_kept_aside(self, path):
+    """The rest can be rewritten, which a resumed run does; JSON has no NaN."""
+    path.write_text('{"step": 1, "x": NaN}\n{"step": 2}\n')
+    assert jsonl.read(path) == [{"step": 2}]
+    jsonl.drop_after(path, 2)
+    assert path.read_text() == '{"step": 2}\n'
+    assert "NaN" in path.with_name("log.jsonl.damaged").read_text()
+
+
+class TestDropCutOff:
+  def test_leaves_whole_lines(self, path):
+    path.write_text('{"step": 1}\n{"st')
+    jsonl.drop_cut_off(path)
+    assert path.read_text() == '{"step": 1}\n'
+
+  def test_a_full_disk_loses_nothing(self, path, monkeypatch):
+    path.write_text('{"step": 1}\n{"st')
+
+    def fill(path, content):
+      path.open("wb").close()
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(epath.Path(path)), "write_bytes", fill)
+    with pytest.raises(OSError, match="No space"):
+      jsonl.drop_cut_off(path)
+    assert path.read_text() == '{"step": 1}\n{"st'
 
 
 class TestRead:

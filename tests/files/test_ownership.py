@@ -63,6 +63,10 @@ def _owner(lock: epath.Path) -> ownership.Owner:
   return owner
 
 
+def _link_to_nothing(path):
+  os.symlink("nowhere", path)
+
+
 class TestClaim:
   def test_names_this_process_and_is_removed(self, lock):
     with ownership.releasing():
@@ -191,11 +195,21 @@ class TestClaim:
     owner = dataclasses.replace(ownership._this_process(), **changes)
     assert ownership.Owner.from_bytes(owner.to_bytes()) is None
 
-  @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+  @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, _link_to_nothing])
   def test_what_is_no_file_is_one_message(self, tmp_path, make):
     make(tmp_path / ownership.FILE)
     with pytest.raises(ValueError, match="owner.lock must be the lock file"):
       ownership.claim(tmp_path)
+
+  def test_full_disk_leaves_no_lock_of_nobody(self, tmp_path, monkeypatch):
+    def full(_):
+      raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+      patch.setattr(ownership.Owner, "to_bytes", full)
+      with pytest.raises(ValueError, match="No space left"):
+        ownership.claim(tmp_path)
+    assert not (tmp_path / ownership.FILE).exists()
 
   def test_process_0_owns_for_all(self, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)

@@ -51,6 +51,10 @@ def _break_lines(path: pathlib.Path) -> None:
   lines = path.read_bytes().splitlines(keepends=True)
   strange = [b"\n", b'{"step": 1', b"\n", b"7\n", b'{"step": "x"}\n', b"\xff\n"]
   strange += [b'{"step": 1, "turns": 3}\n', b"[" * 50_000 + b"\n"]
+  strange.append(
+    b'{"step": 1, "optimizer/skipped": null, "seconds/iteration": NaN}\n'
+  )
+  strange.append(b'{"step": 1, "reason/score": 1' + b"0" * 400 + b"}\n")
   path.write_bytes(b"".join([*lines[:1], *strange, *lines[1:]]))
 
 
