@@ -5,6 +5,7 @@ import io
 import itertools
 
 from etils import epath
+import matplotlib
 import matplotlib.axes
 import matplotlib.figure
 import numpy as np
@@ -18,6 +19,9 @@ Summary = summary_lib.Summary
 
 _SCORE = "score"
 _CORRECT = "correct images"
+# Names of folders and tags are texts: a "$" begins no formula.
+_as_texts = matplotlib.rc_context({"text.parse_math": False})
+
 _MARKERS = "osD^v<>P*X"  # lines differ by more than their colours
 
 
@@ -94,6 +98,7 @@ def _plot(
   )
 
 
+@_as_texts
 def by_round(summaries: Mapping[str, Summary]) -> Figure:
   """Plots every quantity by round, one line per evaluation."""
   quantities = _quantities(summaries.values())
@@ -108,6 +113,7 @@ def by_round(summaries: Mapping[str, Summary]) -> Figure:
   return figure
 
 
+@_as_texts
 def by_tag(summaries: Mapping[str, Summary]) -> Figure:
   """Plots every quantity of the last round by tag, one series of points per evaluation."""
   tags = []
@@ -126,6 +132,7 @@ def by_tag(summaries: Mapping[str, Summary]) -> Figure:
   return figure
 
 
+@_as_texts
 def by_iteration(runs: Mapping[str, Sequence[Summary]]) -> Figure | None:
   """Plots draft and last round by iteration; None if no run has several evaluations."""
   several = {name: run for name, run in runs.items() if len(run) > 1}
@@ -146,6 +153,7 @@ def by_iteration(runs: Mapping[str, Sequence[Summary]]) -> Figure | None:
   return figure
 
 
+@_as_texts
 def save(figure: Figure, path: epath.Path) -> None:
   """Writes a figure as PATH.png and PATH.svg."""
   # Without the date, equal figures have equal files.

@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import json
+import types
 
 from etils import epath
 from PIL import Image
 import pytest
 
 from r3jax.data import contamination
+from r3jax.evaluation import bootstrap
 from r3jax.evaluation import comparison
 from r3jax.evaluation import finished
 from r3jax.evaluation import sample_log
@@ -235,3 +237,19 @@ class TestNames:
     assert [
       group[0].name for group in comparison_report._shorten_names(groups)
     ] == [f"{name} @ 3" for name in names]
+
+
+class TestNamesInPlots:
+  def test_names_with_dollars_are_no_formulas(self, tmp_path):
+    """Folders and tags come from users; Matplotlib reads $...$ as TeX, and refuses a wrong one."""
+    wrong = "$\\frac{$"
+    numbers = types.SimpleNamespace(score=bootstrap.Estimate(0.5, 0.4, 0.6))
+    of_one = types.SimpleNamespace(
+      rounds=[numbers], tags={wrong: [numbers.score]}, correct={}
+    )
+    for figure in (
+      plots.by_round({wrong: of_one}),
+      plots.by_tag({wrong: of_one}),
+    ):
+      plots.save(figure, epath.Path(tmp_path / "plot"))
+    assert (tmp_path / "plot.png").exists()
