@@ -194,6 +194,28 @@ class TestServer:
     with serving() as (_, _, url):
       assert score(url, iter([b"{}"])).status_code == 411
 
+  @pytest.mark.parametrize(
+    "headers",
+    [
+      "Transfer-Encoding: chunked\r\nContent-Length: 4",
+      "Content-Length: 4\r\nContent-Length: 40",
+    ],
+  )
+  def test_body_of_two_lengths_is_refused(self, headers):
+    body = b"2\r\n{}\r\n0\r\n\r\nGET /health HTTP/1.1\r\n\r\n"
+    with serving() as (service, _, _):
+      address = service.server_address
+      with socket.create_connection(address, timeout=30) as connection:
+        head = f"POST /v1/score HTTP/1.1\r\n{headers}\r\n\r\n".encode()
+        connection.sendall(head + body)
+        reply = b""
+        with contextlib.suppress(ConnectionResetError):
+          while chunk := connection.recv(4096):
+            reply += chunk
+    # The rest of the body is no request of its own.
+    assert reply.startswith(b"HTTP/1.1 411")
+    assert reply.count(b"HTTP/1.1") == 1
+
   def test_other_paths_are_not_there(self):
     with serving() as (_, _, url):
       assert httpx.get(url + "/", trust_env=False).status_code == 404

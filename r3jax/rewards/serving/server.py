@@ -373,9 +373,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       TimeoutError: it arrived too late; `handle_one_request` closes the connection.
     """
     limits = self.server.limits
-    length = self.headers.get("Content-Length", "")
-    if not length.isdecimal() or len(length) > _MAX_LENGTH_DIGITS:
-      return self._turn_away(411, "Content-Length is needed")
+    lengths = self.headers.get_all("Content-Length", [])
+    # Where another server stands in between, the two must not disagree on where a request ends.
+    is_ambiguous = "Transfer-Encoding" in self.headers or len(lengths) > 1
+    length = "".join(lengths)
+    is_size = length.isdecimal() and len(length) <= _MAX_LENGTH_DIGITS
+    if is_ambiguous or not is_size:
+      return self._turn_away(
+        411, "one Content-Length is needed, and nothing else"
+      )
     if int(length) > limits.max_body_bytes:
       return self._turn_away(
         413, f"at most {limits.max_body_bytes} bytes; got {length}"
