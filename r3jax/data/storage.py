@@ -9,14 +9,18 @@ import os
 import pathlib
 
 from absl import logging
+from google.protobuf import json_format
 import tensorflow_datasets as tfds
 
 from r3jax.data import records
 from r3jax.files import caches
+from r3jax.files import damage
 
 # The format that TFDS writes and reads without TensorFlow.
 FILE_FORMAT = "array_record"
 VARIABLE = "R3JAX_DATA"  # of the environment: names the folder of prepared data
+# What TFDS and its readers raise where prepared data is missing a part, cut or changed.
+_OF_DAMAGE = (RuntimeError, AssertionError, KeyError, json_format.ParseError)
 
 
 class PromptBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -69,7 +73,8 @@ def read(
 ) -> list[records.Prompt]:
   """Returns the prompts of a split in the order they were written, preparing them on first use.
 
-  Processes that need the data at once wait for the first one's lock.
+  Processes that need the data at once wait for the first one's lock. A folder that is damaged is
+  left alone, with a warning, and the prompts are made without it.
 
   Args:
     builder_class: prepares the data.
@@ -77,13 +82,20 @@ def read(
     name: the folder in `data_dir`, see `folder_name`: changed content has another name, so that it
       is prepared anew and never read stale.
     split: the name of the split.
-    make: returns the prompts where no folder can keep them.
+    make: returns the prompts where no folder has them.
     **arguments: further arguments of the builder, beside data_dir and file_format.
   """
   if data_dir is None:
     return make()
   try:
     return _read_prepared(builder_class, data_dir, name, split, **arguments)
+  except _OF_DAMAGE as error:
+    logging.warning(
+      "%s is damaged and is not used: %s. Delete it to have it made again",
+      data_dir / name,
+      damage.reason(error),
+    )
+    return make()
   except OSError as error:  # a full disk
     logging.warning(
       "prompts are not kept for the next start: %s (%s names another folder)",

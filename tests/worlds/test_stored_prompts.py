@@ -40,6 +40,23 @@ class TestLoad:
     stored_prompts.load(split="heldout")
     assert list((tmp_path / "cache").glob("*/shapes/1.0.0/dataset_info.json"))
 
+  @pytest.mark.parametrize(
+    "name, content",
+    [
+      ("*.array_record-*", b""),
+      ("*.array_record-*", bytes(200_000)),
+      ("dataset_info.json", b"{"),
+      ("dataset_info.json", b"{}"),
+    ],
+  )
+  def test_damaged_folder_is_passed_over(self, tmp_path, caplog, name, content):
+    prompts = stored_prompts.load(tmp_path, "heldout")
+    for path in tmp_path.rglob(name):
+      path.write_bytes(content)
+    with caplog.at_level("WARNING"):
+      assert stored_prompts.load(tmp_path, "heldout") == prompts
+    assert "is damaged and is not used: " in caplog.text
+
   def test_world_needs_no_folder(self):
     assert (
       stored_prompts.load("/proc/r3jax", "heldout") == prompts.heldout_records()
