@@ -4,7 +4,8 @@
   r3jax serve-reward --reward=geneval --detector=MODEL --clip=MODEL     needs r3jax[detector]
 
 Runs use it with --config.reward.name=service and
---config.reward.endpoints="('http://HOST:8000',)". docs/rewards.md describes the protocol.
+--config.reward.endpoints="('http://HOST:8000',)". r3jax/rewards/remote/protocol.py describes the
+protocol.
 """
 
 import os

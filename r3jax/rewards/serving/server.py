@@ -317,7 +317,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def do_GET(self) -> None:
     """Answers GET /health."""
     if self.path != protocol.HEALTH_PATH:
-      return self._refuse(404, f"GET {protocol.HEALTH_PATH} is all there is")
+      return self._refuse(404, f"only {protocol.HEALTH_PATH} answers GET")
     if not self._is_allowed():
       return self._refuse(401, "a bearer token is needed")
     body = protocol.make_health(self.server.reward, self.server.draining)
@@ -334,7 +334,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def _answer_post(self) -> None:
     # All of this comes before the body is read, so that the queue bounds what is held in memory.
     if self.path != protocol.SCORE_PATH:
-      return self._turn_away(404, f"POST {protocol.SCORE_PATH} is all there is")
+      return self._turn_away(404, f"only {protocol.SCORE_PATH} answers POST")
     if not self._is_allowed():
       return self._turn_away(401, "a bearer token is needed")
     if not self.server.admit():
