@@ -118,6 +118,11 @@ class TestScore:
     )
     assert outcome("geneval_plus", PLUS, '{"correct": "1"}').score == 1
 
+  def test_text_with_a_line_break_is_read(self):
+    """Models write them where no schema holds them, though JSON has none."""
+    say = '{"reason": "one cow\nand a dog", "correct": 1}'
+    assert outcome("geneval_plus", PLUS, say).score == 1
+
   def test_checklist_asks_about_every_expectation(self):
     assert outcome("checklist", PLUS, '{"1": "yes", "2": "no"}').score == 0.5
 

@@ -145,7 +145,8 @@ def _objects(text: str) -> list[dict]:
   Raises:
     ValueError: one is nested too deep, or repeats a key, or there are too many.
   """
-  decoder = json.JSONDecoder(object_pairs_hook=_unique_keys)
+  # Not strict: where no schema holds them, models break lines inside of texts.
+  decoder = json.JSONDecoder(object_pairs_hook=_unique_keys, strict=False)
   objects = []
   position = 0
   num_braces = 0
