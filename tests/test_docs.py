@@ -7,8 +7,10 @@ import re
 
 import pytest
 
+from configs import benchmark
 from configs import r3_geneval
 from configs import sft_shapes
+from r3jax.benchmark import config_rules as benchmark_rules
 from r3jax.files import rules
 from r3jax.run import config_rules
 from r3jax.sft import config_rules as sft_rules
@@ -165,8 +167,9 @@ def test_the_picture_of_the_packages_has_every_floor_in_order():
   [
     (r3_geneval.get_config(), config_rules.RULES),
     (sft_shapes.get_config(), sft_rules.RULES),
+    (benchmark.get_config(), benchmark_rules.RULES),
   ],
-  ids=["r3", "sft"],
+  ids=["r3", "sft", "benchmark"],
 )
 def test_every_config_key_has_a_rule(config, table):
   keys = set(rules.leaves(config, table))

@@ -13,6 +13,7 @@ CHECKED = {  # kind -> the test that holds it against a run
   "cache": "rewards/test_cache.py",
   "judge": "rewards/test_judge.py",
   "sum": "rl/test_diagnostics.py",
+  "chip": "run/test_speed.py",
 }
 
 

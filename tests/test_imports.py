@@ -34,6 +34,7 @@ FLOORS = (
   "generation",
   "parity",
   "aot",
+  "benchmark",
   "cli",
   "__main__",
 )

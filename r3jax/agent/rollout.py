@@ -39,6 +39,21 @@ class Thought:
   cache: network.Cache
 
 
+@flax.struct.dataclass
+class Conditioning:
+  """What the latents of the refine stage see.
+
+  Attributes:
+    context: the source images, which groups share.
+    cache: keys and values of each sample's own instruction, in both copies.
+    lengths: lengths of both copies.
+  """
+
+  context: contexts.Context
+  cache: network.Cache
+  lengths: Mapping[str, types.Lengths]  # [B] each
+
+
 def reason(
   actor: actors.Actor, prompts: experience.Prompts, keys: random_keys.Keys
 ) -> experience.Reason:
@@ -62,10 +77,21 @@ def draft(
   actor: actors.Actor, thought: Thought, keys: random_keys.Keys
 ) -> experience.Reason:
   """Draws an image of every thought."""
+  trajectory = draft_flow(actor, thought, keys)
+  images, is_finite = actor.modules.towers.decode(
+    actor.frozen, trajectory.latent
+  )
+  return experience.Reason(thought.text, trajectory, images, is_finite)
+
+
+def draft_flow(
+  actor: actors.Actor, thought: Thought, keys: random_keys.Keys
+) -> flow_matching.Trajectory:
+  """Samples the latents of an image of every thought."""
   # The latents see system prompt, prompt and thought; without text, the system prompt alone.
   context = thought.context
   lengths = {**context.lengths, "thought": thought.text.lengths}
-  trajectory = _sample_flow(
+  return _sample_flow(
     actor,
     context,
     thought.cache,
@@ -74,10 +100,6 @@ def draft(
     layouts.DRAFT,
     keys,
   )
-  images, is_finite = actor.modules.towers.decode(
-    actor.frozen, trajectory.latent
-  )
-  return experience.Reason(thought.text, trajectory, images, is_finite)
 
 
 def look(actor: actors.Actor, images: types.Images) -> experience.Source:
@@ -111,24 +133,8 @@ def refine(
   keys: random_keys.Keys,
 ) -> experience.Refine:
   """Edits the source images by the instructions; one that says to stop leaves the image as is."""
-  context = contexts.refine_context(
-    actor, source.latent, source.features, keys.samples_per_group
-  )
-  # The instruction runs once, and every step of the flow attends to its cache. Both of its
-  # copies, with the image as context and without, hold the same tokens.
-  lengths = contexts.instruction_lengths(instruction)
-  inputs = dict.fromkeys(lengths, instruction.ids)
-  past = (context.cache,)
-  instruction_cache = actor.run(context.layout, inputs, lengths, past).cache
-  trajectory = _sample_flow(
-    actor,
-    context,
-    instruction_cache,
-    lengths,
-    actor.settings.refine_flow,
-    layouts.EDIT,
-    keys,
-  )
+  conditioning = condition(actor, source, instruction, keys.samples_per_group)
+  trajectory = edit_flow(actor, conditioning, keys)
   # A sample that stops is edited like the others, for a batch has one shape; its edit is dropped.
   edited, is_finite = actor.modules.towers.decode(
     actor.frozen, trajectory.latent
@@ -137,6 +143,40 @@ def refine(
   stop = instruction.stop[:, None, None, None]
   images = jnp.where(stop, unedited, edited)
   return experience.Refine(trajectory, images, is_finite | instruction.stop)
+
+
+def condition(
+  actor: actors.Actor,
+  source: experience.Source,
+  instruction: experience.Instruction,
+  samples_per_group: int,
+) -> Conditioning:
+  """Runs source images, and the instructions of `samples_per_group` samples about each."""
+  context = contexts.refine_context(
+    actor, source.latent, source.features, samples_per_group
+  )
+  # The instruction runs once, and every step of the flow attends to its cache. Both of its
+  # copies, with the image as context and without, hold the same tokens.
+  lengths = contexts.instruction_lengths(instruction)
+  inputs = dict.fromkeys(lengths, instruction.ids)
+  past = (context.cache,)
+  cache = actor.run(context.layout, inputs, lengths, past).cache
+  return Conditioning(context, cache, lengths)
+
+
+def edit_flow(
+  actor: actors.Actor, conditioning: Conditioning, keys: random_keys.Keys
+) -> flow_matching.Trajectory:
+  """Samples the latents of an edit by every instruction."""
+  return _sample_flow(
+    actor,
+    conditioning.context,
+    conditioning.cache,
+    conditioning.lengths,
+    actor.settings.refine_flow,
+    layouts.EDIT,
+    keys,
+  )
 
 
 def _text(decoded: decoding.Decoded) -> experience.Text:

@@ -124,7 +124,7 @@ def step(
     settings,
     mesh.shape,
     remat=config.model.remat != "none",
-    trains_all=not config.model.lora.rank,
+    freeze_und=config.optimizer.freeze_und,
   )
   return Programs(
     programs={"step": Program(mesh, fused, arguments, held)},

@@ -82,6 +82,10 @@ COMMANDS = {
   "compile": Command(
     "compile a run for a TPU slice, without a TPU", config="r3_geneval"
   ),
+  "benchmark": Command(
+    "measure an iteration with random weights, stage by stage",
+    config="benchmark",
+  ),
   "serve-reward": Command("serve a reward over HTTP"),
   "check-parity": Command(
     "compare r3jax with recorded numbers of the reference"
@@ -98,6 +102,7 @@ COMMANDS = {
 _RULES = {
   "r3_geneval": "r3jax.run.config_rules",
   "sft_shapes": "r3jax.sft.config_rules",
+  "benchmark": "r3jax.benchmark.config_rules",
 }
 
 

@@ -1,4 +1,4 @@
-"""Peak figures of TPU devices, by the name that topologies use.
+"""Peak figures of TPU devices, by the name that topologies use, and of GPUs by that of JAX.
 
 A device is what JAX calls a device: one chip, or half a chip of tpu7x.
 """
@@ -60,6 +60,41 @@ CHIPS = {
     ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4"),
   ),
 }
+
+
+# How JAX calls the devices of a chip.
+_TPU_KINDS = {
+  "TPU v4": "v4",
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v5p": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
+  "TPU7x": "tpu7x",
+}
+# Dense bfloat16 operations per second of GPUs, by a part of their name; data sheets of NVIDIA.
+_GPU_FLOPS = {
+  "A100": 312e12,
+  "H100 PCIe": 756e12,
+  "H100": 989e12,
+  "H200": 989e12,
+  "B200": 2250e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Returns the bfloat16 operations per second of a device, None where no figure is known.
+
+  Args:
+    device_kind: as JAX names it.
+  """
+  if device_kind in _TPU_KINDS:
+    return CHIPS[_TPU_KINDS[device_kind]].flops
+  for name, flops in _GPU_FLOPS.items():
+    if name in device_kind:
+      return flops
+  return None
 
 
 def of_topology(topology: str) -> Chip:

@@ -1,57 +1,49 @@
 """Counts what an iteration costs, from sizes alone: XLA counts the body of a loop only once.
 
-The products and the attention of the language model are counted; the image towers, norms and the
-optimizer are not. The time of a stage is the roofline's: the longer of computing and reading.
+Products, convolutions and attention are counted: of the language model with its head and its image
+adapters, of the ViT and of the autoencoder. Norms, activations, low-rank updates and the optimizer
+are not. Attention counts the pairs of slots that see each other, texts at their longest. Bytes are
+those of weights and of cached keys and values. The time of a stage is the roofline's: the longer of
+computing and reading.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
+from r3jax import types
 from r3jax.agent import actors
 from r3jax.agent import rollout_settings
-from r3jax.costs import chips
+from r3jax.costs import cost
+from r3jax.costs import towers as towers_lib
 from r3jax.model import architecture
 from r3jax.parallel import sharding
 from r3jax.rl import iteration_settings
 from r3jax.sequence import layouts
 from r3jax.sequence import segments
 
-# Products of a backward pass, in forward passes: gradients of activations, and of weights.
-BACKWARD = 2
-BYTES = 2  # of a bfloat16 number
+Cost = cost.Cost
+
+# Numbers of the sinusoids of a time.
+_TIME_FEATURES = 256
 
 # Segments that a stage reads before it writes, and those of an edit's instruction.
-_REASON_CONTEXT = ("system", "prompt")
-_REFLECT_CONTEXT = ("system", "siglip", "question")
-_SOURCE = ("source", "siglip")
-_INSTRUCTION = ("instruction", "instruction_alone")
+REASON_CONTEXT = ("system", "prompt")
+REFLECT_CONTEXT = ("system", "siglip", "question")
+SOURCE = ("source", "siglip")
+INSTRUCTION = ("instruction", "instruction_alone")
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-  """The cost of a computation on all chips together.
-
-  Attributes:
-    flops: operations.
-    read: bytes read from memory.
-  """
-
-  flops: float
-  read: float
-
-  def __add__(self, other: "Cost") -> "Cost":
-    return Cost(self.flops + other.flops, self.read + other.read)
-
-  def times(self, factor: float) -> "Cost":
-    """Returns the cost of repeating it."""
-    return Cost(self.flops * factor, self.read * factor)
-
-  def seconds(self, chip: chips.Chip, num_chips: int) -> float:
-    """Returns the roofline's time on a number of chips."""
-    computing = self.flops / chip.flops
-    reading = self.read / chip.bandwidth
-    return max(computing, reading) / num_chips
+# Stages of a draft and of its revision, and all that every round of reflection runs.
+DRAFT_STAGES = ("think", "draft_flow", "draft_decode")
+REVISION_STAGES = (
+  "look",
+  "reflect",
+  "refine_context",
+  "refine_flow",
+  "edit_decode",
+)
+EDIT_STAGES = (*REVISION_STAGES, "edit_update")
 
 
 def expert_parameters(llm: architecture.LLMConfig) -> int:
@@ -63,36 +55,94 @@ def expert_parameters(llm: architecture.LLMConfig) -> int:
   return llm.hidden_size * (attention + mlp)
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """A forward pass by the products in it, on all chips together.
+
+  Attributes:
+    und: operations of the products of the und expert, the connector and the head.
+    gen: operations of the products of the gen expert and what reads and writes latents.
+    attention: operations of attention.
+    read: bytes of weights and of cached keys and values.
+  """
+
+  und: float = 0.0
+  gen: float = 0.0
+  attention: float = 0.0
+  read: float = 0.0
+
+  def __add__(self, other: "Work") -> "Work":
+    return Work(
+      self.und + other.und,
+      self.gen + other.gen,
+      self.attention + other.attention,
+      self.read + other.read,
+    )
+
+  @property
+  def cost(self) -> Cost:
+    """Cost of the pass."""
+    return Cost(self.und + self.gen + self.attention, self.read)
+
+
 def forward(
-  llm: architecture.LLMConfig,
+  bagel: architecture.BagelConfig,
+  dtype: types.DType,
   layout: segments.Layout,
   names: Sequence[str],
   past: Sequence[str],
   rows: int,
   copies: int,
-) -> Cost:
-  """Returns the cost of running segments once, in bfloat16.
+) -> Work:
+  """Returns the work of running segments once.
 
   Args:
-    llm: sizes of the language model.
+    bagel: sizes of the model.
+    dtype: of the weights as they are computed with.
     layout: of the sequence.
     names: segments that are run.
     past: segments in the cache that they may attend to.
     rows: number of sequences, over all replicas.
     copies: number of chips that read the same weights.
   """
+  llm = bagel.llm
   slots = layout.slots(names)
   num_slots = len(slots.segment)
   num_gen = num_slots - slots.num_und
   visible = segments.visibility(layout, names, [*past, *names])
   num_pairs = int(visible.sum())
   # A multiplication and an addition per weight.
-  products = 2 * expert_parameters(llm) * num_slots * rows
-  attention = _attention(llm, num_pairs) * rows
+  products = 2 * llm.num_layers * expert_parameters(llm) * rows
+  attention = llm.num_layers * _attention(llm, num_pairs) * rows
   num_experts = bool(slots.num_und) + bool(num_gen)
-  weights = BYTES * expert_parameters(llm) * num_experts * copies
-  layer_flops = products + attention
-  return Cost(llm.num_layers * layer_flops, llm.num_layers * weights)
+  weights = llm.num_layers * expert_parameters(llm) * num_experts
+  read = cost.bytes_of(dtype) * weights * copies
+  adapters = Work()
+  for name in names:
+    adapters += _adapters(bagel, layout[name], rows)
+  layers = Work(products * slots.num_und, products * num_gen, attention, read)
+  return layers + adapters
+
+
+def _adapters(
+  bagel: architecture.BagelConfig, segment: segments.Segment, rows: int
+) -> Work:
+  """Returns the work of what turns an image into embeddings, of a segment of `rows` sequences."""
+  width = bagel.llm.hidden_size
+  if segment.num_gen:
+    time = _TIME_FEATURES * width + width**2
+    tokens = bagel.latent_dim * width * segment.num_gen
+    return Work(gen=2 * (time + tokens) * rows)
+  if segment.grid is not None:
+    connector = bagel.vision.hidden_size * width + width**2
+    num_patches = math.prod(segment.grid)
+    return Work(und=2 * connector * num_patches * rows)
+  return Work()  # rows of a table
+
+
+def velocities(bagel: architecture.BagelConfig, num_slots: float) -> Work:
+  """Returns the work of reading velocities out of hidden states."""
+  return Work(gen=2 * bagel.llm.hidden_size * bagel.latent_dim * num_slots)
 
 
 def _attention(llm: architecture.LLMConfig, num_pairs: float) -> float:
@@ -100,78 +150,14 @@ def _attention(llm: architecture.LLMConfig, num_pairs: float) -> float:
   return 4 * llm.num_heads * llm.head_dim * num_pairs
 
 
-def _head(llm: architecture.LLMConfig, num_slots: int, copies: int) -> Cost:
-  """Returns the cost of the logits of slots."""
+def head(
+  llm: architecture.LLMConfig, dtype: types.DType, num_slots: int, copies: int
+) -> Work:
+  """Returns the work of the logits of slots."""
   size = llm.hidden_size * llm.vocab_size
-  return Cost(2 * size * num_slots, BYTES * size * copies)
-
-
-def _decode(
-  llm: architecture.LLMConfig,
-  layout: segments.Layout,
-  name: str,
-  past: Sequence[str],
-  rows: int,
-  groups: int,
-  copies: int,
-) -> Cost:
-  """Returns the cost of the longest text: every token reads the und expert, all keys and values."""
-  num_tokens = layout[name].capacity
-  context = sum(layout[segment].capacity for segment in past)
-  mean_length = num_tokens / 2  # of the text so far
-  products = 2 * expert_parameters(llm)
-  attention = _attention(llm, context + mean_length)
-  flops = llm.num_layers * rows * (products + attention)
-  weights = llm.num_layers * BYTES * expert_parameters(llm) * copies
-  # A group shares the keys and values of its context.
-  num_cached = context * groups + mean_length * rows
-  slot_bytes = 2 * BYTES * llm.num_kv_heads * llm.head_dim * llm.num_layers
-  token = Cost(flops, weights + slot_bytes * num_cached)
-  return (token + _head(llm, rows, copies)).times(num_tokens)
-
-
-def _flow(
-  llm: architecture.LLMConfig,
-  layout: segments.Layout,
-  flow: rollout_settings.FlowSettings,
-  names: Sequence[str],
-  past: Sequence[str],
-  rows: int,
-  copies: int,
-) -> Cost:
-  """Returns the cost of an image: all branches in guided steps, the first alone in the others."""
-  num_guided = int(flow.guided.sum())
-  num_plain = flow.schedule.num_steps - num_guided
-  plain = forward(llm, layout, names[:1], past, rows, copies)
-  guided = forward(llm, layout, flow.branches(names), past, rows, copies)
-  return guided.times(num_guided) + plain.times(num_plain)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Forwards:
-  """Costs of running segments once for all samples.
-
-  Attributes:
-    llm: sizes of the language model.
-    groups: number of groups.
-    rows: number of samples, over all groups.
-    copies: number of chips that read the same weights.
-  """
-
-  llm: architecture.LLMConfig
-  groups: int
-  rows: int
-  copies: int
-
-  def shared(self, layout: segments.Layout, names: Sequence[str]) -> Cost:
-    """Returns the cost of segments that the samples of a group have in common."""
-    return forward(self.llm, layout, names, (), self.groups, self.copies)
-
-  def own(
-    self, layout: segments.Layout, names: Sequence[str], past: Sequence[str]
-  ) -> Cost:
-    """Returns the cost of segments that every sample has for itself."""
-    return forward(self.llm, layout, names, past, self.rows, self.copies)
+  return Work(
+    und=2 * size * num_slots, read=cost.bytes_of(dtype) * size * copies
+  )
 
 
 def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
@@ -185,6 +171,128 @@ def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
   """
   parts = math.prod(mesh[axis] for axis in rules.axes("mlp"))
   return math.prod(mesh.values()) // parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """How many sequences run, and on what.
+
+  Attributes:
+    modules: of the run.
+    settings: how it samples.
+    groups: rows of what a group has in common.
+    rows: samples, over all groups.
+    copies: number of chips that read the same weights.
+    chips: number of chips.
+  """
+
+  modules: actors.Modules
+  settings: rollout_settings.RolloutSettings
+  groups: int
+  rows: int
+  copies: int
+  chips: int
+
+  @property
+  def bagel(self) -> architecture.BagelConfig:
+    """Sizes of the model."""
+    return self.modules.bagel.config
+
+  @property
+  def dtype(self) -> types.DType:
+    """Dtype that the model computes in."""
+    return self.modules.bagel.dtype
+
+  def shared(self, layout: segments.Layout, names: Sequence[str]) -> Work:
+    """Returns the work of segments that the samples of a group have in common."""
+    return self._forward(layout, names, (), self.groups)
+
+  def own(
+    self, layout: segments.Layout, names: Sequence[str], past: Sequence[str]
+  ) -> Work:
+    """Returns the work of segments that every sample has for itself."""
+    return self._forward(layout, names, past, self.rows)
+
+  def _forward(
+    self,
+    layout: segments.Layout,
+    names: Sequence[str],
+    past: Sequence[str],
+    rows: int,
+  ) -> Work:
+    return forward(
+      self.bagel, self.dtype, layout, names, past, rows, self.copies
+    )
+
+  def head(self, num_slots: int) -> Work:
+    """Returns the work of the logits of some slots of every sample."""
+    return head(self.bagel.llm, self.dtype, num_slots * self.rows, self.copies)
+
+  def decode(
+    self, layout: segments.Layout, name: str, past: Sequence[str]
+  ) -> Work:
+    """Returns the work of the longest text: every token reads weights, keys and values."""
+    llm = self.bagel.llm
+    num_tokens = layout[name].capacity
+    context = sum(layout[segment].capacity for segment in past)
+    mean_length = (num_tokens + 1) / 2  # of the text so far
+    products = 2 * llm.num_layers * expert_parameters(llm) * self.rows
+    pairs = (context + mean_length) * self.rows
+    attention = llm.num_layers * _attention(llm, pairs)
+    size = cost.bytes_of(self.dtype)
+    weights = size * llm.num_layers * expert_parameters(llm) * self.copies
+    # A group shares the keys and values of its context.
+    num_cached = context * self.groups + mean_length * self.rows
+    slot = 2 * size * llm.num_kv_heads * llm.head_dim * llm.num_layers
+    token = Work(
+      und=products, attention=attention, read=weights + slot * num_cached
+    )
+    return _times(token + self.head(1), num_tokens)
+
+  def flow(
+    self,
+    layout: segments.Layout,
+    flow: rollout_settings.FlowSettings,
+    names: Sequence[str],
+    past: Sequence[str],
+  ) -> Work:
+    """Returns the work of an image: all branches in guided steps, the first alone in others."""
+    num_guided = int(flow.guided.sum())
+    num_plain = flow.schedule.num_steps - num_guided
+    guided = self._velocity(layout, flow.branches(tuple(names)), past)
+    plain = self._velocity(layout, names[:1], past)
+    return _times(guided, num_guided) + _times(plain, num_plain)
+
+  def _velocity(
+    self, layout: segments.Layout, names: Sequence[str], past: Sequence[str]
+  ) -> Work:
+    return self.own(layout, names, past) + self.read_velocities(layout, names)
+
+  def read_velocities(
+    self, layout: segments.Layout, names: Sequence[str]
+  ) -> Work:
+    """Returns the work of reading the velocities of noise segments."""
+    num_slots = sum(layout[name].num_gen for name in names)
+    return velocities(self.bagel, num_slots * self.rows)
+
+  def decode_images(self) -> Cost:
+    """Returns the cost of an image of every sample's latents."""
+    return towers_lib.decode(self.modules.towers, self.rows, self.chips)
+
+  def look(self) -> Cost:
+    """Returns the cost of what the model sees of every group's image."""
+    towers = self.modules.towers
+    features = towers_lib.features(towers, self.groups, self.chips)
+    return features + towers_lib.encode(towers, self.groups, self.chips)
+
+
+def _times(work: Work, factor: float) -> Work:
+  return Work(
+    work.und * factor,
+    work.gen * factor,
+    work.attention * factor,
+    work.read * factor,
+  )
 
 
 def rollouts(
@@ -205,50 +313,125 @@ def rollouts(
     samples: number of images of a prompt; what they share is computed once.
     own_sources: whether each of them starts its edit from an image of its own.
   """
-  llm = modules.bagel.config.llm
   rows = groups * samples
   num_copies = copies(modules.rollout_rules, mesh)
+  chips = math.prod(mesh.values())
   reason = layouts.reason(settings.capacities)
   reflect = layouts.reflect(settings.capacities)
   refine = layouts.refine(settings.capacities)
 
-  forwards = _Forwards(llm, groups, rows, num_copies)
-
-  think = forwards.shared(reason, _REASON_CONTEXT)
-  think += _decode(
-    llm, reason, "thought", _REASON_CONTEXT, rows, groups, num_copies
-  )
-  draft = _flow(
-    llm,
+  drafts = Batch(modules, settings, groups, rows, num_copies, chips)
+  think = drafts.shared(reason, REASON_CONTEXT)
+  think += drafts.decode(reason, "thought", REASON_CONTEXT)
+  draft_flow = drafts.flow(
     reason,
     settings.reason_flow,
     layouts.DRAFT,
-    (*_REASON_CONTEXT, "thought"),
-    rows,
-    num_copies,
+    (*REASON_CONTEXT, "thought"),
   )
+
   num_sources = rows if own_sources else groups
-  edit_forwards = _Forwards(llm, num_sources, rows, num_copies)
-  answer = edit_forwards.shared(reflect, _REFLECT_CONTEXT)
-  answer += _decode(
-    llm, reflect, "answer", _REFLECT_CONTEXT, rows, num_sources, num_copies
-  )
-  edit = edit_forwards.shared(refine, _SOURCE)
-  edit += edit_forwards.own(refine, _INSTRUCTION, _SOURCE)
-  edit += _flow(
-    llm,
-    refine,
-    settings.refine_flow,
-    layouts.EDIT,
-    (*_SOURCE, *_INSTRUCTION),
-    rows,
-    num_copies,
+  edits = dataclasses.replace(drafts, groups=num_sources)
+  answer = edits.shared(reflect, REFLECT_CONTEXT)
+  answer += edits.decode(reflect, "answer", REFLECT_CONTEXT)
+  refine_context = edits.shared(refine, SOURCE)
+  refine_context += edits.own(refine, INSTRUCTION, SOURCE)
+  refine_flow = edits.flow(
+    refine, settings.refine_flow, layouts.EDIT, (*SOURCE, *INSTRUCTION)
   )
   return {
-    "reason: think": think,
-    "reason: draft": draft,
-    "reflect": answer,
-    "refine": edit,
+    "think": think.cost,
+    "draft_flow": draft_flow.cost,
+    "draft_decode": drafts.decode_images(),
+    "look": edits.look(),
+    "reflect": answer.cost,
+    "refine_context": refine_context.cost,
+    "refine_flow": refine_flow.cost,
+    "edit_decode": edits.decode_images(),
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+  """How often an update computes what its samples need.
+
+  Attributes:
+    forward: forward passes: the policy's, the reference's, and those that the backward pass
+      computes again.
+    und: whether the weights of und are trained, so that their gradients are formed.
+    gen: whether those of gen are.
+  """
+
+  forward: int
+  und: bool
+  gen: bool
+
+  @classmethod
+  def of(
+    cls,
+    needs_reference: bool,
+    remat: bool,
+    has_adapters: bool,
+    freeze_und: bool,
+  ) -> "Passes":
+    """Returns the passes of a run.
+
+    Args:
+      needs_reference: whether the objective has a KL.
+      remat: whether the backward pass computes layers again.
+      has_adapters: whether adapters are trained, and no matrix of the model.
+      freeze_und: whether everything that goes with und stays as it is.
+    """
+    trains_matrices = not has_adapters
+    return cls(
+      forward=1 + needs_reference + remat,
+      und=trains_matrices and not freeze_und,
+      gen=trains_matrices,
+    )
+
+  def cost(self, work: Work) -> Cost:
+    """Returns the cost of an update, given the work of one forward pass.
+
+    The backward pass forms the gradients of all activations: a product each, two in attention. It
+    reads the weights once more.
+    """
+    products = work.und + work.gen
+    backward = products + 2 * work.attention
+    backward += work.und * self.und + work.gen * self.gen
+    forward = work.cost.flops * self.forward
+    return Cost(forward + backward, work.read * (self.forward + 1))
+
+
+def updates(batch: Batch, edit_batch: Batch, passes: Passes) -> dict[str, Cost]:
+  """Returns the cost of the updates by stage.
+
+  Args:
+    batch: of the reason stage.
+    edit_batch: of the edit stages, whose groups are the source images.
+    passes: of an update.
+  """
+  rollout = batch.settings
+  capacities = rollout.capacities
+  reason = layouts.reason(capacities)
+  reflect = layouts.reflect(capacities)
+  refine = layouts.refine(capacities)
+  draft_names = rollout.reason_flow.branches(layouts.DRAFT)
+  edit_names = rollout.refine_flow.branches(layouts.EDIT)
+
+  score_reason = batch.shared(reason, REASON_CONTEXT)
+  score_reason += batch.own(reason, ("thought", *draft_names), REASON_CONTEXT)
+  score_reason += batch.head(capacities.thought - 1)
+  score_reason += batch.read_velocities(reason, draft_names)
+
+  score_text = edit_batch.shared(reflect, REFLECT_CONTEXT)
+  score_text += edit_batch.own(reflect, ("answer",), REFLECT_CONTEXT)
+  score_text += edit_batch.head(capacities.answer - 1)
+  score_image = edit_batch.shared(refine, SOURCE)
+  score_image += edit_batch.own(refine, (*INSTRUCTION, *edit_names), SOURCE)
+  score_image += edit_batch.read_velocities(refine, edit_names)
+  return {
+    "reason_update": passes.cost(score_reason),
+    "edit_update": passes.cost(score_text + score_image),
   }
 
 
@@ -258,55 +441,37 @@ def iteration(
   settings: iteration_settings.IterationSettings,
   mesh: Mapping[str, int],
   remat: bool,
-  trains_all: bool,
+  freeze_und: bool = False,
 ) -> dict[str, Cost]:
-  """Returns the cost of an iteration with one round of reflection by stage, texts at their longest.
+  """Returns the cost of an iteration by stage, texts at their longest.
 
   Args:
-    modules: of the run.
+    modules: of the run; with adapters it forms no gradients of the model's weights.
     rollout: how it samples.
     settings: how it learns.
     mesh: sizes of its axes.
     remat: whether the backward pass computes layers again.
-    trains_all: whether it forms the gradients of the weights; adapters need only those of
-      activations.
+    freeze_und: whether everything that goes with und stays as it is.
   """
-  llm = modules.bagel.config.llm
-  capacities = rollout.capacities
   groups = settings.num_groups
   rows = groups * settings.group_size
+  own_sources = settings.chain == "full"
   # Every micro-batch reads the weights again.
   num_copies = settings.num_micro_batches * copies(modules.bagel.rules, mesh)
-  reason = layouts.reason(capacities)
-  reflect = layouts.reflect(capacities)
-  refine = layouts.refine(capacities)
-  draft_names = rollout.reason_flow.branches(layouts.DRAFT)
-  edit_names = rollout.refine_flow.branches(layouts.EDIT)
-
-  forwards = _Forwards(llm, groups, rows, num_copies)
-
-  score_reason = forwards.shared(reason, _REASON_CONTEXT)
-  score_reason += forwards.own(
-    reason, ("thought", *draft_names), _REASON_CONTEXT
-  )
-  score_reason += _head(llm, rows * capacities.thought, num_copies)
-
-  own_sources = settings.chain == "full"
+  chips = math.prod(mesh.values())
+  batch = Batch(modules, rollout, groups, rows, num_copies, chips)
   num_sources = rows if own_sources else groups
-  edit_forwards = _Forwards(llm, num_sources, rows, num_copies)
-  score_edit = edit_forwards.shared(reflect, _REFLECT_CONTEXT)
-  score_edit += edit_forwards.own(reflect, ("answer",), _REFLECT_CONTEXT)
-  score_edit += edit_forwards.shared(refine, _SOURCE)
-  score_edit += edit_forwards.own(refine, (*_INSTRUCTION, *edit_names), _SOURCE)
-  score_edit += _head(llm, rows * capacities.answer, num_copies)
-
-  forward_passes = 1 + settings.loss.needs_reference + remat
-  backward_passes = BACKWARD if trains_all else BACKWARD / 2
-  passes = forward_passes + backward_passes
+  edit_batch = dataclasses.replace(batch, groups=num_sources)
+  passes = Passes.of(
+    settings.loss.needs_reference,
+    remat,
+    bool(modules.bagel.lora.rank),
+    freeze_und,
+  )
   stages = rollouts(
     modules, rollout, mesh, groups, settings.group_size, own_sources
   )
-  return stages | {
-    "reason: update": score_reason.times(passes),
-    "edit: update": score_edit.times(passes),
-  }
+  stages |= updates(batch, edit_batch, passes)
+  for name in EDIT_STAGES:
+    stages[name] = stages[name].times(settings.num_reflect_rounds)
+  return stages

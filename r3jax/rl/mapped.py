@@ -26,7 +26,7 @@ _WHOLE = jax.sharding.PartitionSpec()
 _ROWS = jax.sharding.PartitionSpec(placement.AXIS)
 
 
-def _map_over_replicas(
+def map_over_replicas(
   function: Callable, mesh: jax.sharding.Mesh, in_specs: Any, out_specs: Any
 ) -> Callable:
   """Maps a function by hand over `data`; the other mesh axes stay with the compiler."""
@@ -49,7 +49,7 @@ def fused(
   other than `data` it is partitioned as the shardings of its arguments say. Samples are sharded
   over `data`.
   """
-  return _map_over_replicas(
+  return map_over_replicas(
     functools.partial(iteration.run, stages),
     mesh,
     in_specs=_WHOLE,
@@ -101,7 +101,7 @@ def split(
   def compiled(
     stage: Callable, in_specs: Any, out_specs: Any, out_shardings: Any = None
   ) -> Callable:
-    function = _map_over_replicas(stage, mesh, in_specs, out_specs)
+    function = map_over_replicas(stage, mesh, in_specs, out_specs)
     return jax.jit(function, out_shardings=out_shardings)
 
   # (state, frozen, prompts, sources, key, turn) -> edits

@@ -32,6 +32,16 @@ from r3jax.rl import update
 from r3jax.sequence import thoughts
 
 
+def instruction_of(parsed: thoughts.Parsed) -> experience.Instruction:
+  """Returns the instructions that a parser reads in reflections."""
+  # In a compiled program the parser returns JAX arrays, and these conversions do nothing.
+  return experience.Instruction(
+    ids=jnp.asarray(parsed.instruction),
+    lengths=jnp.asarray(parsed.instruction_length),
+    stop=jnp.asarray(parsed.stop),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class ReplicaStages:
   """The stages of an iteration on one replica; see `iteration.Stages`.
@@ -72,18 +82,12 @@ class ReplicaStages:
     key: types.Key,
   ) -> stage_outputs.Drafts:
     """Thinks about this replica's prompts and drafts images."""
-    actor = self._sampling_actor(state, frozen)
+    actor = self.sampling_actor(state, frozen)
     keys = self.place.keys(key, "reason")
     # Every replica gets all prompts and keeps those of its groups.
     local_prompts = self.place.local_prompts(prompts)
     reason = rollout.reason(actor, local_prompts, keys)
-    parsed = self.parse(reason.text.ids, reason.text.lengths, "reason")
-    format_reward = jnp.asarray(parsed.format)
-    # The groups of the reason stage are the iteration's prompts, in order.
-    prompt_index = self.place.row_ids() // self.settings.group_size
-    return stage_outputs.Drafts(
-      reason, local_prompts, format_reward, prompt_index
-    )
+    return self.drafts(local_prompts, reason)
 
   @jax.named_scope("score")
   def score_drafts(self, drafts: stage_outputs.Drafts) -> types.Score:
@@ -142,10 +146,10 @@ class ReplicaStages:
     turn: int,
   ) -> stage_outputs.Edits:
     """Reflects on source images, one per group or per sample, and refines them."""
-    actor = self._sampling_actor(state, frozen)
+    actor = self.sampling_actor(state, frozen)
     num_sources = sources.reward.shape[0]
-    reflect_keys = self._edit_keys(key, "reflect", turn, num_sources)
-    refine_keys = self._edit_keys(key, "refine", turn, num_sources)
+    reflect_keys = self.edit_keys(key, "reflect", turn, num_sources)
+    refine_keys = self.edit_keys(key, "refine", turn, num_sources)
 
     # Every source with the prompt that it was made for.
     source_prompts = jax.tree.map(lambda x: x[sources.prompt_index], prompts)
@@ -154,26 +158,9 @@ class ReplicaStages:
     # Samples that look at the same image differ in what they ask for.
     text = rollout.reflect(actor, source_prompts, source, reflect_keys)
     parsed = self.parse(text.ids, text.lengths, "reflect")
-    # In a compiled program the parser returns JAX arrays, and these conversions do nothing.
-    instruction = experience.Instruction(
-      ids=jnp.asarray(parsed.instruction),
-      lengths=jnp.asarray(parsed.instruction_length),
-      stop=jnp.asarray(parsed.stop),
-    )
+    instruction = instruction_of(parsed)
     refined = rollout.refine(actor, source, instruction, refine_keys)
-    return stage_outputs.Edits(
-      text=text,
-      format_reward=jnp.asarray(parsed.format),
-      instruction=instruction,
-      truncated=jnp.asarray(parsed.truncated),
-      refined=refined,
-      prompts=source_prompts,
-      source=source,
-      reward_before=self.place.repeat(sources.reward),
-      valid_before=self.place.repeat(sources.valid),
-      parts_before=self.place.repeat(sources.parts),
-      prompt_index=self.place.repeat(sources.prompt_index),
-    )
+    return self.edits(sources, source_prompts, source, text, parsed, refined)
 
   @jax.named_scope("score")
   def score_edits(self, edits: stage_outputs.Edits) -> types.Score:
@@ -236,6 +223,49 @@ class ReplicaStages:
 
   # --- Parts of the stages -----------------------------------------------------------------------
 
+  def drafts(
+    self, prompts: experience.Prompts, reason: experience.Reason
+  ) -> stage_outputs.Drafts:
+    """Returns what the reason stage hands on, given this replica's prompts and rollout."""
+    parsed = self.parse(reason.text.ids, reason.text.lengths, "reason")
+    format_reward = jnp.asarray(parsed.format)
+    # The groups of the reason stage are the iteration's prompts, in order.
+    prompt_index = self.place.row_ids() // self.settings.group_size
+    return stage_outputs.Drafts(reason, prompts, format_reward, prompt_index)
+
+  def edits(
+    self,
+    sources: pools.ScoredImages,
+    prompts: experience.Prompts,
+    source: experience.Source,
+    text: experience.Text,
+    parsed: thoughts.Parsed,
+    refined: experience.Refine,
+  ) -> stage_outputs.Edits:
+    """Returns what the reflect and refine stages hand on.
+
+    Args:
+      sources: images that are edited, with their scores.
+      prompts: what they were made for.
+      source: the same images as the stages read them.
+      text: reflections.
+      parsed: what the parser reads in them.
+      refined: edited images.
+    """
+    return stage_outputs.Edits(
+      text=text,
+      format_reward=jnp.asarray(parsed.format),
+      instruction=instruction_of(parsed),
+      truncated=jnp.asarray(parsed.truncated),
+      refined=refined,
+      prompts=prompts,
+      source=source,
+      reward_before=self.place.repeat(sources.reward),
+      valid_before=self.place.repeat(sources.valid),
+      parts_before=self.place.repeat(sources.parts),
+      prompt_index=self.place.repeat(sources.prompt_index),
+    )
+
   def _actor(
     self, policy: types.Params, frozen: train_state.Frozen
   ) -> actors.Actor:
@@ -244,14 +274,14 @@ class ReplicaStages:
       self.modules, frozen.whole(policy), frozen.towers, self.rollout
     )
 
-  def _sampling_actor(
+  def sampling_actor(
     self, state: train_state.TrainState, frozen: train_state.Frozen
   ) -> actors.Actor:
     """Returns the actor of rollouts."""
     policy = frozen.whole(state.policy)
     return actors.sampler(self.modules, policy, frozen.towers, self.rollout)
 
-  def _edit_keys(
+  def edit_keys(
     self, key: types.Key, stage: str, turn: int, num_sources: int
   ) -> random_keys.Keys:
     """Returns the keys of an edit stage, with a row per source in place of one per group."""

@@ -168,6 +168,6 @@ def _flops(
   """Returns the operations of drafting and of revising one image, with texts at their longest."""
   one_chip = {"data": 1, "fsdp": 1, "tensor": 1}
   costs = count.rollouts(modules, settings, one_chip, 1, 1)
-  draft = costs["reason: think"].flops + costs["reason: draft"].flops
-  revision = costs["reflect"].flops + costs["refine"].flops
+  draft = sum(costs[name].flops for name in count.DRAFT_STAGES)
+  revision = sum(costs[name].flops for name in count.REVISION_STAGES)
   return draft, revision

@@ -34,6 +34,7 @@ from r3jax.run.logging import host_metrics
 from r3jax.run.logging import metric_writer
 from r3jax.run.logging import report_samples
 from r3jax.run.logging import sinks
+from r3jax.run.logging import speed
 from r3jax.run.logging import timing
 
 
@@ -203,6 +204,7 @@ def iterate(
   state = start.state
   progress = timing.Progress(config.total_steps, start.done)
   stopwatch = timing.Stopwatch()
+  rates = speed.of(session)
   failures = _budget(config)
   watch = health.watch(config)
   profiler = profiling.Profiler(session.files.profile, **config.profile)
@@ -221,6 +223,7 @@ def iterate(
         state, metrics, samples = _advance(session, train_step, state, indices)
       # The seconds of logging and checkpoints are those of the iteration before.
       metrics |= stopwatch.read()
+      metrics |= rates.compute(metrics)
       metrics["seconds/iteration"] = clock.lap("train")
 
       with stopwatch.part("log"):

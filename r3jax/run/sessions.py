@@ -87,6 +87,14 @@ Step = Callable[
 ]
 
 
+def compiler_options() -> dict[str, bool] | None:
+  """Returns the options that the step is compiled with; None for those of the compiler."""
+  if jax.default_backend() != "cpu":
+    return None
+  # LLVM's expensive passes take long and do not make the step measurably faster.
+  return {"xla_llvm_disable_expensive_passes": True}
+
+
 @dataclasses.dataclass(frozen=True)
 class Session:
   """The constants of a run, checked and loaded.
@@ -167,6 +175,24 @@ class Session:
   ) -> Step:
     """Returns a step that runs the whole iteration as one program, compiled now."""
     seed = np.uint32(self.config.seed)
+    compiled = self.fused_program(state, program_folder)
+
+    def step(state, indices):
+      return compiled(state, self.frozen, self._batch(indices), seed)
+
+    return step
+
+  def fused_program(
+    self,
+    state: train_state.TrainState,
+    program_folder: epath.Path | None = None,
+  ) -> jax.stages.Compiled:
+    """Returns the whole iteration as one compiled program; for the arguments see `compile`.
+
+    It takes (state, frozen, prompts, seed), donates the state, and returns what `iteration.run`
+    does.
+    """
+    seed = np.uint32(self.config.seed)
     # Compilation reads the shapes of the batch, not its values.
     any_batch = self._batch(np.zeros(self.config.groups_per_step, np.int32))
     arguments = (state, self.frozen, any_batch, seed)
@@ -182,18 +208,8 @@ class Session:
     program = jax.jit(
       program, donate_argnums=0, out_shardings=(state_shardings, None, None)
     )
-    compiler_options = None
-    if jax.default_backend() == "cpu":
-      # LLVM's expensive passes take long and do not make the step measurably faster.
-      compiler_options = {"xla_llvm_disable_expensive_passes": True}
-    compiled = program.lower(*arguments).compile(
-      compiler_options=compiler_options
-    )
-
-    def step(state, indices):
-      return compiled(state, self.frozen, self._batch(indices), seed)
-
-    return step
+    lowered = program.lower(*arguments)
+    return lowered.compile(compiler_options=compiler_options())
 
   def _can_be_kept(self) -> bool:
     """Returns whether the traced step may serve later starts, see `program_cache`."""

@@ -19,7 +19,8 @@ modules = {}
 for name in main.COMMANDS:
   module = importlib.import_module("r3jax.cli." + name.replace("-", "_"))
   module.run = lambda *words: print("RUNS")
-for rules in ("r3jax.run.config_rules", "r3jax.sft.config_rules"):
+for rules in ("r3jax.run.config_rules", "r3jax.sft.config_rules",
+    "r3jax.benchmark.config_rules"):
   importlib.import_module(rules)
 outputs = []
 for name, *arguments in json.load(sys.stdin):
@@ -54,6 +55,7 @@ COMPLETE = {
   "sft": ["config=sft_shapes", "out=o"],
   "convert": ["source=s", "out=o", "format=orbax"],
   "compile": ["config=r3_geneval", "topology=v5e:2x2"],
+  "benchmark": ["config=benchmark", *PROCESSES],
   "serve-reward": [],
   "check-parity": ["goldens=g"],
 }
@@ -65,6 +67,7 @@ ALLOWED_NUMBERS = {
   "train": {"num_processes": [], "process_id": ["0"]},
   "evaluate": {"num_processes": [], "process_id": ["0"]},
   "rescore": {"num_processes": [], "process_id": ["0"]},
+  "benchmark": {"num_processes": [], "process_id": ["0"]},
   "replay": {"num_processes": [], "process_id": ["0"]},
   "generate": {
     "seed": ["0"],
@@ -101,6 +104,7 @@ REQUIRED = {
   "sft": ["config", "out"],
   "convert": ["source", "out", "format"],
   "compile": ["config", "topology"],
+  "benchmark": ["config"],
   "serve-reward": ["host", "reward"],
   "check-parity": ["goldens"],
 }
@@ -127,6 +131,9 @@ EXAMPLES = [
   ("serve-reward", "token_env", "sk-1", "must be the name of an environment"),
   ("compile", "topology", "v5q:2x2", "CHIP:SHAPE with a chip among v4, v5e"),
   ("compile", "topology", "v5e", "--topology must be CHIP:SHAPE"),
+  ("benchmark", "programs", "think,drift", "one of 'fused', 'split', 'think'"),
+  ("benchmark", "page", "page.md", "--page must be FILE#NAME"),
+  ("benchmark", "config.reflect_rounds", "2", "reflect_rounds must be 1"),
   ("rescore", "judge", "../x", "--judge must be letters, digits"),
 ]
 

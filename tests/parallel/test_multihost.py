@@ -108,7 +108,7 @@ def metrics(workdir) -> list[dict]:
     {
       name: value
       for name, value in row.items()
-      if not name.startswith("seconds/")
+      if not name.startswith(("seconds/", "perf/"))
     }
     for row in rows
   ]

@@ -159,6 +159,7 @@ def stopped(bench, tmp_path_factory):
       "reason/loss": np.float32(np.nan if skipped else 0.5),
       "reason/valid": np.float32(1 - skipped),
       "reason/score": np.float32(0.5),
+      "reason/tokens": np.float32(7),
     }
     return state, metrics, samples
 

@@ -72,7 +72,7 @@ def _metrics(workdir: pathlib.Path, log: str = "metrics.jsonl") -> list[dict]:
     {
       name: value
       for name, value in row.items()
-      if not name.startswith("seconds/")
+      if not name.startswith(("seconds/", "perf/"))
     }
     for row in rows
   ]

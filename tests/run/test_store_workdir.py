@@ -85,6 +85,10 @@ class Session:
       reward=reward,
       evaluation_reward=reward,
     )
+    settings = types.SimpleNamespace(
+      num_groups=1, group_size=2, num_reflect_rounds=0
+    )
+    self.stages = types.SimpleNamespace(settings=settings)
     self._rows = self._scorer.encode(PROMPTS)
     self.leaked = contamination.Leaked({}, True)
     self.evaluation = dataclasses.replace(
@@ -116,7 +120,12 @@ class Session:
         policy=jax.tree.map(lambda x: x + 1, state.policy),
         step=jnp.int32(number),
       )
-      return state, {"reason/score": number / 100, "reason/valid": 1.0}, {}
+      metrics = {
+        "reason/score": number / 100,
+        "reason/valid": 1.0,
+        "reason/tokens": 7.0,
+      }
+      return state, metrics, {}
 
     return step
 
@@ -164,7 +173,7 @@ def _logs(folder: epath.Path) -> dict[str, list[dict]]:
     return {
       name: value
       for name, value in row.items()
-      if not re.match("seconds/|time|turns", name)
+      if not re.match("seconds/|perf/|time|turns", name)
     }
 
   return {
