@@ -157,7 +157,11 @@ def _check(end: End, summary: pathlib.Path) -> None:
 
 
 def _without_seconds(row: dict) -> dict:
-  return {name: value for name, value in row.items() if "seconds" not in name}
+  return {
+    name: value
+    for name, value in row.items()
+    if "seconds" not in name and not name.startswith("perf/")
+  }
 
 
 def _numbers(workdir: pathlib.Path) -> dict:
