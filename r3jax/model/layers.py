@@ -93,16 +93,20 @@ class Projection(nn.Module):
     x = x.astype(self.dtype)
     wide = at_least_float32(self.dtype)
     result_dtype = wide if self.is_wide else self.dtype
+    # A reference policy is the same module without the adapters among its parameters.
+    holds_update = self.has_variable("params", "lora_a")
+    has_update = self.rank > 0 and (self.is_initializing() or holds_update)
+    # Rounded after the update is added: a rounded number plus less than half of its spacing is
+    # rounded back, so that small updates would not change the output at all. The update is
+    # rounded before, by so much of itself, to take no more memory than the result.
     y = jax.lax.dot_general(
       x,
       kernel,
       ((contracted, in_axis), ((), ())),
-      preferred_element_type=result_dtype,
+      preferred_element_type=wide if has_update else result_dtype,
     )
-    # A reference policy is the same module without the adapters among its parameters.
-    holds_update = self.has_variable("params", "lora_a")
-    if self.rank and (self.is_initializing() or holds_update):
-      y = y + self._update(x, inputs)
+    if has_update:
+      y = y + self._update(x, inputs).astype(wide)
     if self.use_bias:
       bias = self._parameter(
         "bias", nn.initializers.zeros, self.axes[num_inputs:], self.features

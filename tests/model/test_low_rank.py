@@ -157,6 +157,27 @@ class TestProjection:
       atol=2e-5,
     )
 
+  def test_small_update_is_not_lost_in_bfloat16(self):
+    """Added to a rounded product, 5 % of this update would reach the output."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(256, 1024)), jnp.bfloat16)
+    module = layers.Projection(
+      (1024,), ("a", "b"), dtype=jnp.bfloat16, rank=16, scale=2.0
+    )
+    params = nn.unbox(module.init(jax.random.key(1), x)["params"])
+    before = module.apply({"params": params}, x)
+    # As after two updates at a learning rate of 5e-6.
+    params |= {"lora_b": jnp.asarray(rng.normal(0, 1e-5, (16, 1024)))}
+    after = module.apply({"params": params}, x)
+    assert after.dtype == jnp.bfloat16
+    change = np.asarray(after, np.float64) - np.asarray(before, np.float64)
+    a, b = (np.asarray(params[name], np.float64) for name in layers.ADAPTERS)
+    update = 2.0 * np.asarray(x, np.float64) @ a @ b
+    # Rounding makes single changes rough, and their regression on the update right.
+    assert (change * update).sum() / (update**2).sum() == pytest.approx(
+      1, abs=0.1
+    )
+
   def test_starts_as_the_map_without_an_update(self):
     x = jax.random.normal(jax.random.key(0), (64, 256))
     module = layers.Projection((128,), ("a", "b"), rank=64)
