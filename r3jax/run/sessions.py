@@ -357,6 +357,8 @@ def prepare(
   # Nothing has been written up to here.
   config_guard.check_writable(folder, "workdir")
   ownership.claim(folder)
+  # The claim may have waited for a run that has saved meanwhile.
+  check_resume(resume, files)
   config_guard.write_or_check(folder, session.identity, MAY_DIFFER)
   if not jax.process_index():
     workdir.write_training_prompts(files.path, session.experiment.train)
