@@ -1,6 +1,6 @@
 """Saves and restores the training state with Orbax, from any number of hosts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent import futures
 import functools
 import gc
@@ -128,13 +128,20 @@ class Checkpoints:
   digests, in the background, and only then older checkpoints are removed.
   """
 
-  def __init__(self, folder: epath.PathLike, every: int, keep: int):
+  def __init__(
+    self,
+    folder: epath.PathLike,
+    every: int,
+    keep: int,
+    config: Mapping[str, str] | None = None,
+  ):
     """Opens the folder, and makes it if needed.
 
     Args:
       folder: Folder of the checkpoints.
       every: A save is due at the multiples of this many steps.
       keep: Number of latest checkpoints to keep.
+      config: What all starts of the run have, see `config_guard.fixed`.
 
     Raises:
       ValueError: `every` or `keep` is below 1.
@@ -155,6 +162,7 @@ class Checkpoints:
     self._folder = paths.absolute(folder)
     self._manager = ocp.CheckpointManager(self._folder, options=options)
     self._keep = keep
+    self._config = config or {}
     self._number = next(_openings)
     self._pool = futures.ThreadPoolExecutor(1, "verify_checkpoint")
     self._stop = threading.Event()
@@ -191,7 +199,10 @@ class Checkpoints:
     # file per process and would tie the checkpoint to the number of hosts.
     data = iterator.get_state()
     record = verification.Record(
-      step, digests.of_tree(state), verification.hash_of_json(data)
+      step,
+      digests.of_tree(state),
+      verification.hash_of_json(data),
+      self._config,
     )
     self._refuse_not_finite(record)
     in_chunks = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
@@ -225,8 +236,8 @@ class Checkpoints:
       (number of completed iterations, state), or None if there is no checkpoint.
 
     Raises:
-      Unusable: All checkpoints are damaged, one cannot be read, an array has another shape, or the
-        trees differ; nothing is moved.
+      Unusable: All checkpoints are damaged, one cannot be read or is of another run, an array has
+        another shape, or the trees differ; nothing is moved.
     """
     self.wait()
     problems: dict[int, str] = {}
@@ -254,7 +265,8 @@ class Checkpoints:
 
     Raises:
       Damaged: It is damaged.
-      Unusable: It cannot be read, an array has another shape, or the trees differ.
+      Unusable: It cannot be read, is of another run, an array has another shape, or the trees
+        differ.
     """
     path = self._folder / str(step)
     self._verify_together(path)
@@ -262,6 +274,7 @@ class Checkpoints:
     if record is None:
       logging.warning("not verified: %s has no digests", path)
     else:
+      _refuse_other_run(path, record, self._config)
       _refuse_other_shapes(path, record, abstract_state)
     items = self._read(step, abstract_state)
     try:
@@ -466,6 +479,26 @@ def _free_name(path: epath.Path) -> epath.Path:
     number += 1
     aside = path.parent / f"{path.name}.damaged-{number}"
   return aside
+
+
+def _refuse_other_run(
+  path: epath.Path, record: verification.Record, config: Mapping[str, str]
+) -> None:
+  """Raises Unusable where a checkpoint was copied from a run with another config.
+
+  Keys that only one of the two has are of another version of r3jax; `config_guard` compares them.
+  """
+  differences = [
+    f"{key} is {record.config[key]} there and {value} here"
+    for key, value in config.items()
+    if record.config.get(key, value) != value
+  ]
+  if differences:
+    shown = "; ".join(differences[:3])
+    raise Unusable(
+      f"the checkpoint {path} must be of this run, and is of one with another config "
+      f"({len(differences)} keys: {shown}): move it away"
+    )
 
 
 def _refuse_other_shapes(

@@ -79,11 +79,13 @@ class Record:
     step: Number of completed iterations.
     state: Digest of every array by its name.
     data: Hash of the position of the prompt iterator.
+    config: What all starts of its run have, JSON texts by key; empty where that is not known.
   """
 
   step: int
   state: Mapping[str, digests.Leaf]
   data: str
+  config: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:
     """Returns a JSON object that has a hash of itself."""
@@ -94,6 +96,7 @@ class Record:
         name: dataclasses.asdict(leaf) for name, leaf in self.state.items()
       },
       "data": self.data,
+      "config": dict(self.config),
     }
     return content | {"check": hash_of_json(content)}
 
@@ -130,7 +133,9 @@ def record(folder: epath.Path) -> Record | None:
   state = {}
   for name, fields in content["state"].items():
     state[name] = digests.Leaf(**{**fields, "shape": tuple(fields["shape"])})
-  return Record(content["step"], state, content["data"])
+  # Checkpoints of earlier versions have no config.
+  config = content.get("config", {})
+  return Record(content["step"], state, content["data"], config)
 
 
 def check(

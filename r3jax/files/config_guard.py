@@ -122,6 +122,19 @@ def differences(old: dict, new: dict) -> dict[str, tuple[str, str]]:
   return changes
 
 
+def fixed(config: dict, may_differ: Sequence[str]) -> dict[str, str]:
+  """Returns the values of a config that every start of a run has, as JSON texts by dotted key.
+
+  Args:
+    config: Nested dict of JSON values.
+    may_differ: See `write_or_check`.
+  """
+  values = _flatten(config)
+  return {
+    key: text for key, text in values.items() if not _is_under(key, may_differ)
+  }
+
+
 def agree(old: dict, new: dict, may_differ: Sequence[str]) -> bool:
   """Returns whether two configs differ only in keys that may; see `write_or_check`."""
   return all(_is_under(key, may_differ) for key in differences(old, new))

@@ -18,6 +18,7 @@ from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
+from r3jax.files import config_guard
 from r3jax.files import ownership
 from r3jax.parallel import multihost
 from r3jax.parallel import preemption
@@ -149,7 +150,10 @@ def resume(session: sessions.Session, state: train_state.TrainState) -> Start:
     len(session.experiment.train), config.groups_per_step, config.seed
   )
   checkpoints = training.Checkpoints(
-    folder, config.checkpoint.every, config.checkpoint.keep
+    folder,
+    config.checkpoint.every,
+    config.checkpoint.keep,
+    config_guard.fixed(session.identity, sessions.MAY_DIFFER),
   )
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

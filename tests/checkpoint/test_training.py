@@ -311,6 +311,37 @@ class TestMovingAsideInAStore:
       move()
 
 
+class TestOtherRun:
+  """A checkpoint that was copied from another workdir, with arrays of the same shapes."""
+
+  def _open(self, folder, config):
+    return training.Checkpoints(folder, 1, 2, config)
+
+  @pytest.fixture
+  def folder(self, tmp_path):
+    saver = self._open(tmp_path, {"seed": "0", "optimizer.clip": "1.0"})
+    saver.save(1, new_state(), new_iterator())
+    saver.close()
+    return tmp_path
+
+  @pytest.mark.parametrize("config", [{"seed": "1"}, {"seed": "1", "new": "2"}])
+  def test_is_refused_and_stays(self, folder, config):
+    saver = self._open(folder, config)
+    with pytest.raises(
+      training.Unusable, match=r"1 must be of this run.*seed is 0 there and 1"
+    ):
+      saver.restore(jax.eval_shape(new_state), new_iterator())
+    saver.close()
+    assert training.complete_steps(folder) == [1]
+
+  @pytest.mark.parametrize("config", [None, {"seed": "0", "new": "2"}])
+  def test_keys_of_another_version_do_not_matter(self, folder, config):
+    saver = self._open(folder, config)
+    step, _ = saver.restore(jax.eval_shape(new_state), new_iterator())
+    saver.close()
+    assert step == 1
+
+
 class TestVerifiedSaves:
   def test_state_that_is_not_finite_is_refused(self, tmp_path):
     train(tmp_path, 4)

@@ -96,3 +96,11 @@ class TestWriteOrCheck:
     monkeypatch.setattr(config_guard.jax, "process_index", lambda: 1)
     config_guard.write_or_check(pathlib.Path(tmp_path), CONFIG, MAY_DIFFER)
     assert os.listdir(tmp_path) == []
+
+
+def test_fixed_values_are_those_that_may_not_differ():
+  config = {"seed": 0, "mesh": {"data": 4}, "mesh_rules": (1,)}
+  assert config_guard.fixed(config, MAY_DIFFER) == {
+    "seed": "0",
+    "mesh_rules": "[1]",
+  }

@@ -74,6 +74,7 @@ class Session:
   asked_at: int | None = None
 
   def __post_init__(self):
+    self.identity = {"seed": 0}
     self.mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     self.frozen = train_state.Frozen({}, None)
     self._scorer = scorer.Scorer(Answers())
