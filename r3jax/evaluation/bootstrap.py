@@ -1,20 +1,33 @@
 """Estimates means over prompts with bootstrap intervals."""
 
 from collections.abc import Sequence
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 2000
 LEVEL = 0.95
+# Draws of fewer clusters say nothing about other clusters.
+MIN_CLUSTERS = 5
 
 
 class Estimate(NamedTuple):
-  """A mean with the bounds of its 95 % interval; a list of three numbers in JSON."""
+  """A mean with its 95 % interval; a list of three values in JSON.
+
+  The bounds are both None where the measurements give no interval, see `bootstrap_mean`.
+  """
 
   mean: float
-  low: float
-  high: float
+  low: float | None = None
+  high: float | None = None
+
+  @property
+  def interval(self) -> tuple[float, float] | None:
+    """The bounds; None where there is no interval."""
+    if self.low is None or self.high is None:
+      return None
+    return self.low, self.high
 
 
 class Design(NamedTuple):
@@ -32,22 +45,58 @@ class Design(NamedTuple):
   strata: Sequence[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stratum:
+  """What a draw of whole clusters needs to know of a stratum.
+
+  Attributes:
+    sums: Sum of the values of every cluster, [k].
+    sizes: Number of values of every cluster, [k].
+    weight: Number of strata that it stands for.
+  """
+
+  sums: np.ndarray
+  sizes: np.ndarray
+  weight: int
+
+
+def _strata(values: np.ndarray, design: Design) -> list[_Stratum]:
+  """Returns the strata, those of a single cluster pooled into one.
+
+  Draws of one cluster are all equal. Together, single clusters vary as the strata's means do,
+  which is more than a cluster varies in its stratum: the interval is too wide, not too narrow.
+  """
+  clusters = np.asarray(design.clusters)
+  labels = np.asarray(design.strata)
+  strata = []
+  single_means = []
+  for label in dict.fromkeys(design.strata):
+    inside = labels == label
+    names, index = np.unique(clusters[inside], return_inverse=True)
+    if len(names) == 1:
+      single_means.append(values[inside].mean())
+      continue
+    sums = np.bincount(index, values[inside])
+    strata.append(_Stratum(sums, np.bincount(index), weight=1))
+  if single_means:
+    sizes = np.ones(len(single_means), int)
+    pooled = _Stratum(np.array(single_means), sizes, weight=len(single_means))
+    strata.append(pooled)
+  return strata
+
+
 def _resampled_means(
-  values: np.ndarray, design: Design, rng: np.random.Generator
+  strata: Sequence[_Stratum], rng: np.random.Generator
 ) -> np.ndarray:
   """Returns the means of RESAMPLES draws of whole clusters, stratum by stratum."""
-  clusters = np.asarray(design.clusters)
-  strata = np.asarray(design.strata)
   means = []
-  for stratum in dict.fromkeys(design.strata):
-    inside = strata == stratum
-    # A draw only needs the sum and the size of every cluster.
-    names, index = np.unique(clusters[inside], return_inverse=True)
-    sums = np.bincount(index, values[inside])
-    sizes = np.bincount(index)
-    draws = rng.integers(len(names), size=(RESAMPLES, len(names)))
-    means.append(sums[draws].sum(1) / sizes[draws].sum(1))
-  return np.mean(means, axis=0)
+  for stratum in strata:
+    num_clusters = len(stratum.sums)
+    draws = rng.integers(num_clusters, size=(RESAMPLES, num_clusters))
+    sums = stratum.sums[draws].sum(1)
+    means.append(sums / stratum.sizes[draws].sum(1))
+  weights = [stratum.weight for stratum in strata]
+  return np.average(means, axis=0, weights=weights)
 
 
 def mean(values: np.ndarray, design: Design) -> float:
@@ -64,7 +113,9 @@ def bootstrap_mean(
 ) -> Estimate:
   """Estimates the mean of the strata's means by the percentile bootstrap (Efron 1979).
 
-  The bounds are the 2.5 % and 97.5 % quantiles of the means of 2,000 draws with replacement.
+  The bounds are the 2.5 % and 97.5 % quantiles of the means of 2,000 draws with replacement. There
+  is no interval where there are fewer than MIN_CLUSTERS clusters, or one stratum alone has a single
+  cluster: nothing says how that stratum varies.
 
   Args:
     values: Measurements, without missing ones.
@@ -86,9 +137,14 @@ def bootstrap_mean(
       f"a design must label each of {values.size} values, got {len(design.clusters)} and "
       f"{len(design.strata)} labels"
     )
-  means = _resampled_means(values, design, np.random.default_rng(seed))
+  average = mean(values, design)
+  strata = _strata(values, design)
+  num_clusters = [len(stratum.sums) for stratum in strata]
+  if sum(num_clusters) < MIN_CLUSTERS or min(num_clusters) < 2:
+    return Estimate(average)
+  means = _resampled_means(strata, np.random.default_rng(seed))
   low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-  return Estimate(mean(values, design), float(low), float(high))
+  return Estimate(average, float(low), float(high))
 
 
 def bootstrap_difference(

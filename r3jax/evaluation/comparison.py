@@ -30,11 +30,19 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class PairedEstimates:
-  """Scores of the images that are scored both before and after, and their paired difference."""
+  """Scores of the images that are scored both before and after, and their paired difference.
+
+  Attributes:
+    before: Mean of the tags' means before.
+    after: The same, after.
+    difference: The second minus the first.
+    prompts: Number of distinct prompts of these images; None in summaries of older versions.
+  """
 
   before: Estimate
   after: Estimate
   difference: Estimate
+  prompts: int | None = None
 
 
 def _views(table: SampleTable, rounds: Mapping[str, int]) -> dict[str, View]:
@@ -108,6 +116,7 @@ def compare_pair(
       before=estimates.score_estimate(old.values, before, seed, columns),
       after=estimates.score_estimate(new.values, before, seed, columns),
       difference=estimates.score_estimate(difference, before, seed, columns),
+      prompts=before.num_prompts(columns),
     )
   return compared
 
@@ -119,10 +128,12 @@ class ViewComparison:
   Attributes:
     scores: Score of every evaluation; None where it has no image with both scores.
     differences: Paired difference of every further evaluation from the first.
+    prompts: Number of distinct prompts behind the first score.
   """
 
   scores: list[Estimate | None]
   differences: list[Estimate | None]
+  prompts: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +196,8 @@ def _view_comparison(
 ) -> ViewComparison:
   """Returns one view of all pairs; at least one pair has it."""
   matches = [pair.get(view) for pair in pairs]
-  first = next(match.before for match in matches if match)
-  scores = [first]
+  first = next(match for match in matches if match)
+  scores = [first.before]
   differences = []
   for match in matches:
     if match is None:
@@ -195,7 +206,7 @@ def _view_comparison(
     else:
       scores.append(match.after)
       differences.append(match.difference)
-  return ViewComparison(scores, differences)
+  return ViewComparison(scores, differences, first.prompts)
 
 
 def _different_settings(

@@ -70,6 +70,10 @@ class SampleTable:
     """Tags in the order in which they first occur."""
     return list(dict.fromkeys(self.tags))
 
+  def num_prompts(self, columns: np.ndarray) -> int:
+    """Returns the number of distinct prompts of the chains with the given indices."""
+    return len({(self.tags[i], self.prompts[i]) for i in columns})
+
   def design(self, columns: np.ndarray) -> bootstrap.Design:
     """Returns how the chains with the given indices were drawn: prompts, tag by tag."""
     return bootstrap.Design(

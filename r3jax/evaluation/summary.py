@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 
+import numpy as np
+
 from r3jax.data import contamination
 from r3jax.evaluation import estimates
 from r3jax.evaluation import sample_log
@@ -152,7 +154,7 @@ def summarize(
     iteration=context.step,
     seed=seed,
     images=len(samples),
-    prompts=len(set(zip(table.tags, table.prompts, strict=True))),
+    prompts=table.num_prompts(np.arange(len(table.tags))),
     images_by_tag={tag: table.tags.count(tag) for tag in table.distinct_tags},
     missing=table.missing,
     leaked=context.leaked,

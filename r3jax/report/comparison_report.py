@@ -75,13 +75,13 @@ def table(compared: comparison.Comparison) -> tables.Table:
   differences = [f"{other} - {first}" for other in others]
   rows = []
   for view, numbers in compared.views.items():
-    cells = list(numbers.scores)
+    cells = [numbers.prompts, *numbers.scores]
     for difference in numbers.differences:
       cells.append(tables.difference(view, difference))
     rows.append((view, cells))
   return tables.Table(
     "Scores with 95 % interval, and paired differences",
-    ["of", *compared.names, *differences],
+    ["of", "prompts", *compared.names, *differences],
     rows,
   )
 

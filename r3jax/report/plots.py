@@ -80,11 +80,12 @@ def _plot(
   number: int,
   linestyle: str = "-",
 ) -> None:
-  """Plots means with their intervals; missing ones are left out."""
+  """Plots means with their intervals; what is missing is left out."""
   present = [i for i, estimate in enumerate(estimates_at_x) if estimate]
   if not present:
     return
-  values = np.array([estimates_at_x[i] for i in present])
+  # A bound that is missing is None, and NaN draws no bar.
+  values = np.array([estimates_at_x[i] for i in present], float)
   means = values[:, 0]
   bounds = values[:, 1:]
   axes.errorbar(

@@ -66,6 +66,7 @@ class RunSummary:
         before=Estimate(*numbers["before"]),
         after=Estimate(*numbers["after"]),
         difference=Estimate(*numbers["difference"]),
+        prompts=numbers.get("prompts"),
       )
     refinement = {
       model: estimates.estimate_from_json(estimate)
@@ -145,14 +146,27 @@ def summary_lines(summary: RunSummary) -> list[str]:
   """Returns notes, then a line for every score: before, after, difference with its interval."""
   lines = summary.notes()
   for view, numbers in summary.scores.items():
-    difference = tables.difference(view, numbers.difference)
-    mean, low, high = difference.estimate
-    verdict = difference.verdict or "no clear change"
+    facts = _facts_of_difference(view, numbers)
     lines.append(
-      f"{view}: {numbers.before.mean:.3f} -> {numbers.after.mean:.3f}  "
-      f"({mean:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}: {verdict})"
+      f"{view}: {numbers.before.mean:.3f} -> {numbers.after.mean:.3f}  ({facts})"
     )
   return lines
+
+
+def _facts_of_difference(view: str, numbers: comparison.PairedEstimates) -> str:
+  """Returns a difference, its number of prompts, its interval and the verdict, if it has them."""
+  difference = tables.difference(view, numbers.difference)
+  facts = [f"{numbers.difference.mean:+.3f}"]
+  if numbers.prompts is not None:
+    plural = "" if numbers.prompts == 1 else "s"
+    facts.append(f"{numbers.prompts} prompt{plural}")
+  if numbers.difference.interval is None:
+    facts.append("too few for an interval")
+    return ", ".join(facts)
+  low, high = numbers.difference.interval
+  verdict = difference.verdict or "no clear change"
+  facts.append(f"95 % interval {low:+.3f} to {high:+.3f}: {verdict}")
+  return ", ".join(facts)
 
 
 def _tables(summary: RunSummary) -> list[Table]:
@@ -170,8 +184,9 @@ def _scores(summary: RunSummary) -> Table:
   rows = []
   for view, numbers in summary.scores.items():
     difference = tables.difference(view, numbers.difference)
-    rows.append((view, [numbers.before, numbers.after, difference]))
-  columns = ["score", "before", "after", "difference"]
+    cells = [numbers.prompts, numbers.before, numbers.after, difference]
+    rows.append((view, cells))
+  columns = ["score", "prompts", "before", "after", "difference"]
   return Table("Scores: mean and 95 % interval", columns, rows)
 
 

@@ -12,6 +12,7 @@ from r3jax.rewards import outcome
 
 Estimate = bootstrap.Estimate
 _NOTHING = "-"  # where there is no number
+_NO_WIDTH = 1e-9  # of an interval of scores, which are of the size of 1
 # A spreadsheet runs a cell that begins so as a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -22,7 +23,8 @@ class Difference:
 
   Attributes:
     estimate: Its mean and interval.
-    verdict: What the interval says: "better", "worse", or "" if it holds 0.
+    verdict: What the interval says: "better", "worse", or "" if it holds 0, has no width, or is
+      missing.
   """
 
   estimate: Estimate
@@ -39,11 +41,16 @@ def difference(name: str, estimate: Estimate | None) -> Difference | None:
   """
   if estimate is None:
     return None
-  if estimate.low <= 0 <= estimate.high:
+  if estimate.interval is None:
+    return Difference(estimate, "")
+  low, high = estimate.interval
+  # Draws that are all equal measured no uncertainty; sums of floats differ by rounding.
+  has_width = high - low > _NO_WIDTH
+  if low <= 0 <= high or not has_width:
     return Difference(estimate, "")
   part = name.rpartition(", ")[2]
   less_is_better = part in outcome.LOWER_IS_BETTER
-  rises = estimate.low > 0
+  rises = low > 0
   verdict = "worse" if rises == less_is_better else "better"
   return Difference(estimate, verdict)
 
@@ -102,14 +109,22 @@ def format_cell(cell: Cell, number_format: str) -> CellText:
   if cell is None:
     return CellText(_NOTHING)
   if isinstance(cell, Difference):
-    mean, low, high = (f"{x:+{number_format}}" for x in cell.estimate)
-    return CellText(mean, f"[{low}, {high}]", cell.verdict)
+    mean, interval = _estimate_texts(cell.estimate, f"+{number_format}")
+    return CellText(mean, interval, cell.verdict)
   if isinstance(cell, Estimate):
-    mean, low, high = (f"{x:{number_format}}" for x in cell)
-    return CellText(mean, f"[{low}, {high}]")
+    return CellText(*_estimate_texts(cell, number_format))
   if isinstance(cell, float):
     return CellText(f"{cell:{number_format}}")
   return CellText(str(cell))
+
+
+def _estimate_texts(estimate: Estimate, number_format: str) -> tuple[str, str]:
+  """Returns the mean, and "[low, high]" or "" where there is no interval."""
+  mean = f"{estimate.mean:{number_format}}"
+  if estimate.interval is None:
+    return mean, ""
+  low, high = (f"{x:{number_format}}" for x in estimate.interval)
+  return mean, f"[{low}, {high}]"
 
 
 def markdown(table: Table) -> str:
@@ -170,7 +185,7 @@ def _csv_fields(cell: Cell, bounded: bool) -> list[str]:
   if isinstance(cell, Difference):
     cell = cell.estimate
   if isinstance(cell, Estimate):
-    return [repr(float(x)) for x in cell]
+    return ["" if x is None else repr(float(x)) for x in cell]
   if cell is None:
     text = ""
   elif isinstance(cell, float):

@@ -74,11 +74,13 @@ class TestDesign:
     )
 
   def test_prompts_of_unequal_size_weigh_by_their_images(self):
-    values, prompts = [1.0] * 3 + [0.0], ["p"] * 3 + ["q"]
+    values = [1.0] * 15 + [0.0] * 5
+    prompts = [*np.repeat(range(5), 3), *range(5, 10)]
     mean, low, high = bootstrap.bootstrap_mean(
-      values, 0, bootstrap.Design(prompts, ["tag"] * 4)
+      values, 0, bootstrap.Design(prompts, ["tag"] * 20)
     )
-    assert (mean, low, high) == (0.75, 0.0, 1.0)
+    # Two right prompts of ten are 6 of 14 images, eight are 24 of 26.
+    assert (mean, low, high) == (0.75, pytest.approx(6 / 14), 24 / 26)
 
   def test_labels_that_are_missing_are_refused(self):
     with pytest.raises(
@@ -87,6 +89,37 @@ class TestDesign:
       bootstrap.bootstrap_mean(
         [0.0, 1.0], 0, bootstrap.Design(["p"], ["a", "a"])
       )
+
+
+class TestTooFewPrompts:
+  """Draws of a single prompt are all equal: they measure nothing."""
+
+  def test_fewer_than_five_prompts_have_no_interval(self):
+    values = [0.0, 1.0] * 8
+    prompts = ["p", "q", "r", "s"] * 4
+    design = bootstrap.Design(prompts, ["a", "a", "b", "b"] * 4)
+    estimate = bootstrap.bootstrap_mean(values, 0, design)
+    assert estimate == (0.5, None, None) and estimate.interval is None
+
+  def test_tags_of_one_prompt_are_drawn_together(self):
+    gains = [0.0, 0.0, 0.5, -0.25, 0.0, 0.0]
+    single = bootstrap.Design(range(6), list("abcdef"))
+    together = bootstrap.Design(range(6), ["tag"] * 6)
+    estimate = bootstrap.bootstrap_mean(gains, 0, single)
+    assert estimate == bootstrap.bootstrap_mean(gains, 0, together)
+    assert estimate.low < 0 < estimate.high
+
+  def test_they_weigh_as_many_tags(self):
+    # Three tags of one prompt, which vary, and one tag of ten equal prompts.
+    values = [0.0, 0.0, 1.0] + [1.0] * 10
+    design = bootstrap.Design(range(13), [*"abc", *["d"] * 10])
+    estimate = bootstrap.bootstrap_mean(values, 0, design)
+    assert estimate == pytest.approx((0.5, 0.25, 1.0))
+
+  def test_one_tag_of_one_prompt_leaves_no_interval(self):
+    design = bootstrap.Design(range(11), ["a"] * 10 + ["b"])
+    estimate = bootstrap.bootstrap_mean(np.arange(11.0), 0, design)
+    assert estimate == (7.25, None, None)
 
 
 class TestBootstrapDifference:
@@ -98,10 +131,10 @@ class TestBootstrapDifference:
 
   def test_sign_is_after_minus_before(self):
     mean, low, high = bootstrap.bootstrap_difference(
-      [0.0, 0.0, 1.0], [1.0, 1.0, 1.0], seed=0
+      [0.0, 0.0, 0.0, 1.0, 1.0], [1.0] * 5, seed=0
     )
-    assert mean == pytest.approx(2 / 3)
-    assert (low, high) == (0.0, 1.0)
+    assert mean == pytest.approx(3 / 5)
+    assert (low, high) == (0.2, 1.0)
 
   def test_other_lengths_are_refused(self):
     with pytest.raises(ValueError, match="got 2 and 1 values"):

@@ -1,5 +1,7 @@
 """Tests of evaluation/estimates.py and comparison.py, with numbers by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -107,9 +109,12 @@ class TestByRound:
     assert estimates.by_round(table(stop=stop), seed=0)[1].tokens is None
 
   def test_bounds_enclose_the_mean(self):
-    for one in estimates.by_round(table(), seed=0):
-      mean, low, high = one.score
+    rounds = estimates.by_round(table(prompts=[*"pqrst"]), seed=0)
+    draft, second, third = (numbers.score for numbers in rounds)
+    for mean, low, high in (draft, second):
       assert low <= mean <= high
+    # One of five prompts has no score.
+    assert third.interval is None
 
   def test_no_score_is_no_number(self):
     missing = np.full((3, 5), NAN)
@@ -257,9 +262,9 @@ class TestCurveValues:
 
 class TestRefinement:
   def test_last_round_minus_draft(self):
-    mean, low, high = estimates.refinement(table(), seed=0)
-    assert mean == pytest.approx(((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
-    assert low <= mean <= high
+    found = estimates.refinement(table(), seed=0)
+    assert found.mean == pytest.approx(((0 + 0.5) / 2 + (1 + 0) / 2) / 2)
+    assert found.interval is None  # of four prompts
 
 
 class TestUnderstanding:
@@ -348,8 +353,18 @@ class TestCompare:
     assert found["last round, b"].difference[0] == pytest.approx(0.8 / 2)
     assert found["draft, b, correct"].before[0] == pytest.approx(1 / 3)
     assert found["last round, a, correct"].before[0] == 1
+    assert found["draft"].prompts == 4 and found["draft, b"].prompts == 2
+    assert found["draft"].difference.interval is None
+
+  def test_one_prompt_per_tag_gives_no_verdict_of_one_up_and_one_down(self):
+    before = table(tags=[*"abcde"], prompts=[*"pqrst"])
+    score = before.score + [0, 0.5, -0.25, 0, 0]
+    found = comparison.compare_pair(
+      before, dataclasses.replace(before, score=score), seed=0
+    )
     mean, low, high = found["draft"].difference
-    assert low <= mean <= high
+    assert mean == pytest.approx(0.05) and low < 0 < high
+    assert found["draft, b"].difference == (0.5, None, None)
 
   def test_tag_without_any_score_is_left_out(self):
     before = table()

@@ -79,7 +79,7 @@ class TestCompare:
       "draft, color_attr, correct",
     } <= set(compared.views) and "last round" not in compared.views
     (difference,) = compared.views["draft"].differences
-    assert difference == pytest.approx([0.125] * 3)
+    assert difference == (pytest.approx(0.125), None, None)
 
   def test_others_are_compared_with_the_first(self, runs):
     groups = [finished.read(str(runs / name)) for name in "ab"]
@@ -134,6 +134,7 @@ class TestWrite:
     names = ["a @ 20", "b (CONTAMINATED)"]
     assert header == [
       "of",
+      "prompts",
       *(
         f"{name}{part}"
         for name in [*names, f"{names[1]} - {names[0]}"]
@@ -141,8 +142,9 @@ class TestWrite:
       ),
     ]
     assert rows[0][0] == "draft"
-    differences = [float(field) for field in rows[0][7:]]
-    assert differences == pytest.approx([0.125] * 3)
+    difference, *bounds = rows[0][8:]
+    # One tag has a single prompt.
+    assert float(difference) == pytest.approx(0.125) and bounds == ["", ""]
     assert (
       json.loads((tmp_path / "comparison.json").read_text())["names"] == names
     )

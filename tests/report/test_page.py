@@ -340,11 +340,11 @@ class TestWriteReport:
   def test_scores_and_seconds_are_shown(self, tmp_path):
     text = re.sub(r"\s+", " ", render(tmp_path).text)
     assert (
-      "overall 0.500 [0.400, 0.600] 0.750 [0.700, 0.800] ▲ +0.250 [+0.150, +0.350] better"
+      "overall - 0.500 [0.400, 0.600] 0.750 [0.700, 0.800] ▲ +0.250 [+0.150, +0.350] better"
       in text
     )
     assert (
-      "counting 0.500 [0.400, 0.600] 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] Seconds"
+      "counting - 0.500 [0.400, 0.600] 0.400 [0.300, 0.500] -0.100 [-0.300, +0.100] Seconds"
       in text
     )
     assert "reason 1.25" in text
@@ -428,6 +428,19 @@ class TestSummaryLines:
       "overall: 0.500 -> 0.750  (+0.250, 95 % interval +0.150 to +0.350: better)",
       "counting: 0.500 -> 0.400  (-0.100, 95 % interval -0.300 to +0.100: no clear change)",
     ]
+
+  def test_without_an_interval_there_is_no_verdict(self):
+    numbers = {
+      "before": [0.056, None, None],
+      "after": [0.0, None, None],
+      "difference": [-0.056, None, None],
+      "prompts": 3,
+    }
+    summary = run_page.RunSummary.from_json({"scores": {"draft": numbers}})
+    (line,) = run_page.summary_lines(summary)
+    assert line == (
+      "draft: 0.056 -> 0.000  (-0.056, 3 prompts, too few for an interval)"
+    )
 
   def test_notes_come_first_and_less_clutter_is_better(self):
     scores = {

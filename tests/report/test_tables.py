@@ -122,3 +122,21 @@ class TestDifference:
     assert falls.verdict == "better"
     rises = tables.difference("draft, clutter", Estimate(0.1, 0.05, 0.2))
     assert rises.verdict == "worse"
+
+
+class TestWithoutInterval:
+  def test_mean_stands_alone(self):
+    assert str(tables.format_cell(Estimate(0.5), ".3f")) == "0.500"
+    difference = tables.difference("draft", Estimate(0.042))
+    assert str(tables.format_cell(difference, ".3f")) == "+0.042"
+
+  def test_bounds_are_empty_in_csv(self):
+    rows = [("x", [Estimate(0.5)]), ("y", [Estimate(0.5, 0.25, 0.75)])]
+    text = tables.csv_text(tables.Table("What", ["of", "a"], rows))
+    assert text.splitlines()[1:] == ["x,0.5,,", "y,0.5,0.25,0.75"]
+
+  @pytest.mark.parametrize(
+    "estimate", [Estimate(0.042), Estimate(0.3, 0.3, 0.1 + 0.2)]
+  )
+  def test_there_is_no_verdict(self, estimate):
+    assert tables.difference("draft", estimate).verdict == ""

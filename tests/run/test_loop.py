@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing import event_accumulator
 from r3jax import types
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
-from r3jax.evaluation import bootstrap
 from r3jax.evaluation import sample_log
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
@@ -142,7 +141,10 @@ class TestCommand:
     ):
       for part in ("before", "after", "difference"):
         mean, low, high = summary["scores"][name][part]
-        assert low <= mean <= high
+        if name == "draft, counting":
+          assert low is None and high is None  # of too few prompts
+        else:
+          assert low <= mean <= high
     for part in ("edit_rate", "stop_precision", "improvement"):
       assert np.isfinite(summary["behaviour"]["after"][part])
     assert (summary["iterations"], summary["seed"]) == (STEPS, 0)
@@ -322,7 +324,8 @@ class TestRun:
     # between the first and the last iteration nothing is compiled
     assert len(set(by_step)) == 1
     difference = summary["scores"]["draft"]["difference"]
-    assert difference == bootstrap.Estimate(0.0, 0.0, 0.0)
+    assert difference.mean == 0.0
+    assert difference.interval in (None, (0.0, 0.0))
 
     session, policy = sessions.prepare(config, str(tmp_path))
     with jax.set_mesh(session.mesh):
