@@ -55,6 +55,8 @@ POSITION = records.Prompt.from_json(
 class Chat:
   """Answers as a chat server; `say` is the text of every answer except the first, the probe's."""
 
+  first = '{"correct": 1}'
+
   def __init__(self, say="", models=("m",), takes_schema=True):
     self.say, self.models, self.takes_schema = say, models, takes_schema
     self.bodies = []
@@ -68,6 +70,8 @@ class Chat:
     if "response_format" in body and not self.takes_schema:
       return 400, b'{"error": "response_format is not supported"}'
     self.bodies.append(body)
+    if len(self.bodies) == 1:
+      return 200, completion(self.first)
     say = self.say(body) if callable(self.say) else self.say
     return 200, completion(say)
 
@@ -416,6 +420,19 @@ class TestStart:
     )
     with (
       scripted.serve(answer) as server,
+      pytest.raises(ValueError, match=message),
+    ):
+      make(server, "tiif")
+
+  @pytest.mark.parametrize("takes_schema", [True, False])
+  def test_judge_whose_first_answer_is_no_verdict_is_refused(
+    self, takes_schema
+  ):
+    chat = Chat(takes_schema=takes_schema)
+    chat.first = "I cannot see any image."
+    message = "before a run starts: no verdict: .*'I cannot see any image.'$"
+    with (
+      scripted.serve(chat) as server,
       pytest.raises(ValueError, match=message),
     ):
       make(server, "tiif")

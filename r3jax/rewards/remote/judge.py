@@ -292,8 +292,8 @@ class Judge:
       image_size: height and width of the run's images, which the first image has too.
 
     Raises:
-      ValueError: no server answers, it does not serve the model, it refuses images, or a wording
-        cannot be used.
+      ValueError: no server answers, it does not serve the model, it refuses images, its first
+        answer gives no verdict, or a wording cannot be used.
     """
     self._client = client
     self._settings = settings
@@ -322,11 +322,11 @@ class Judge:
     except http_client.RequestFailed as error:
       refusal = error
       if not error.refused:
-        raise _no_first_answer(error) from error
+        raise _no_first_answer(str(error)) from error
     try:
       self._probe(image_size, structured=False)
     except http_client.RequestFailed as error:
-      raise _no_first_answer(error) from error
+      raise _no_first_answer(str(error)) from error
     logging.warning(
       "the judge's server refuses response_format; asking without it: %s",
       refusal,
@@ -334,17 +334,38 @@ class Judge:
     return False
 
   def _probe(self, image_size: tuple[int, int], structured: bool) -> None:
-    """Asks about a grey image; raises http_client.RequestFailed."""
+    """Asks about a grey image.
+
+    Raises:
+      http_client.RequestFailed: the server does not answer.
+      ValueError: the answer gives no verdict.
+    """
     image = np.full((*image_size, 3), 128, np.uint8)
     text = 'This is a first question. Answer {"correct": 1}.'
     question = Question("correct", "", 1)
     body = self._body(
       self._content(image, text), [question], (1, 0), structured
     )
-    completion = self._ask(body)
+    verdict = self._answers(self._ask(body), [question], (1, 0))
+    if isinstance(verdict, outcome.Invalid):
+      raise _no_first_answer(verdict.reason)
+
+  def _answers(
+    self,
+    completion: chat.Completion,
+    questions: Sequence[Question],
+    allowed: tuple,
+  ) -> dict | outcome.Invalid:
+    """Returns the answers that a completion gives, by key of the question."""
+    keys = [question.key for question in questions]
     problem = completion.missing_answer(self._settings.max_tokens)
-    if problem:
-      logging.warning("the judge's first answer gives no verdict: %s", problem)
+    if not problem:
+      try:
+        return chat.read_answers(completion.text, keys, allowed)
+      except ValueError as error:
+        problem = str(error)
+    excerpt = completion.text[:_MAX_SHOWN_ANSWER]
+    return outcome.Invalid(f"no verdict: {problem}; the judge said {excerpt!r}")
 
   def _ask(self, body: bytes) -> chat.Completion:
     """Sends a request; raises http_client.RequestFailed."""
@@ -383,19 +404,9 @@ class Judge:
       if error.code in _REFUSED_CONTENT:
         return outcome.Invalid(f"no verdict: the judge refuses: {error}")
       return outcome.Failed(str(error))
-    text = completion.text
-    keys = [question.key for question in questions]
-    problem = completion.missing_answer(self._settings.max_tokens)
-    if not problem:
-      try:
-        answers = chat.read_answers(text, keys, self._task.answers)
-      except ValueError as error:
-        problem = str(error)
-    if problem:
-      excerpt = text[:_MAX_SHOWN_ANSWER]
-      return outcome.Invalid(
-        f"no verdict: {problem}; the judge said {excerpt!r}"
-      )
+    answers = self._answers(completion, questions, self._task.answers)
+    if isinstance(answers, outcome.Invalid):
+      return answers
     # Requests run in several threads.
     with self._lock:
       self._tally.add(questions, answers, self._task.answers)
@@ -405,7 +416,7 @@ class Judge:
     return outcome.Ok(
       score=float(np.mean(right)),
       parts={"strict": float(all(right))},
-      detail={"answer": text},
+      detail={"answer": completion.text},
     )
 
   def _instruction(
@@ -484,10 +495,10 @@ def sha256(text: str) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _no_first_answer(error: http_client.RequestFailed) -> ValueError:
+def _no_first_answer(reason: str) -> ValueError:
   return ValueError(
     "the judge must answer a first question, which shows an image, before a run starts: "
-    f"{error}"
+    f"{reason}"
   )
 
 
