@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import r3_geneval
+from r3jax import plugins
 from r3jax.data import records
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
@@ -256,3 +257,28 @@ class TestHowTo:
     first, *_ = function.score(images, PROMPTS)
     assert first.score == pytest.approx(0.2)
     assert first.parts == {"strict": 0.0, "brightest": pytest.approx(0.2)}
+
+
+class TestBrokenModule:
+  """A module that cannot be imported is the user's own: the message has its file and line."""
+
+  @pytest.mark.parametrize(
+    "source, place",
+    [
+      (
+        "import math\n\nmath.sqrt(number)\n",
+        "line 3: NameError: name 'number'",
+      ),
+      ("import os\nimport nonesuch\n", "line 2: ModuleNotFoundError: No"),
+      ("import json\njson.loads('{')\n", "line 2: JSONDecodeError: Expecting"),
+      ("def score(image:\n  pass\n", "line 1: SyntaxError: "),
+    ],
+  )
+  def test_is_one_line(self, tmp_path, monkeypatch, source, place):
+    path = tmp_path / "broken_reward.py"
+    path.write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="must be importable; ") as refusal:
+      plugins.load("broken_reward:score", "reward.name")
+    message = str(refusal.value)
+    assert f"{path}, {place}" in message and "\n" not in message
