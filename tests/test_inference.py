@@ -231,7 +231,11 @@ class TestLoad:
     assert leaf() is None
 
   def test_refuses_a_size_that_the_model_does_not_keep(self, tiny_model, mesh):
-    with pytest.raises(ValueError, match="must be a size that the model keeps"):
+    message = (
+      r"must be a size that the model keeps: multiples of \d+ from \d+ to \d+ "
+      r"\(constants.json .*set image.height=\d+ and image.width=\d+\)$"
+    )
+    with pytest.raises(ValueError, match=message):
       inference.load(tiny.make_config(tiny_model, {"image.height": 40}), mesh)
 
 

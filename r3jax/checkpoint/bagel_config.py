@@ -122,10 +122,12 @@ def to_json(config: architecture.BagelConfig) -> dict[str, dict]:
 def _json_object(path: epath.Path) -> Iterator[dict]:
   """Yields the object in one of `FILES`; errors of the block that reads it name the file."""
   if not path.exists():
-    raise ValueError(
-      f"a BAGEL folder must hold {path.name}; not found: {path}"
-      f"{paths.did_you_mean(path.parent)}"
-    )
+    if not path.parent.exists():
+      raise ValueError(
+        f"a model must be in a folder that exists; not found: {path.parent}"
+        f"{paths.did_you_mean(path.parent)}"
+      )
+    raise ValueError(f"a BAGEL folder must hold {path.name}; not found: {path}")
   bounded.check_link(path)
   raw = bounded.read_json(path)
   if not isinstance(raw, dict):

@@ -24,6 +24,7 @@ def run(folder: str) -> None:
   """Prints what is not finite, or exits with a message where the folder cannot be used."""
   startup.log_ours()
   try:
+    replay.check_exists(folder)
     config = replay.config_of_run(paths.of_user(folder).parent.parent)
   except ValueError as error:
     sys.exit(f"r3jax: {error}")

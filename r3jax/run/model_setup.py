@@ -10,6 +10,7 @@ import numpy as np
 
 from r3jax.agent import actors
 from r3jax.agent import rollout_settings
+from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import pretrained as pretrained_lib
 from r3jax.model import architecture
 from r3jax.model import image_encoders
@@ -97,9 +98,14 @@ def build(config: ml_collections.ConfigDict) -> ModelSetup:
     *size, pretrained.sizes.autoencoder_transform
   )
   if accepted_size != size:
+    limits = pretrained.sizes.autoencoder_transform
+    height, width = accepted_size
     raise ValueError(
-      "image.height and image.width must be a size that the model keeps; "
-      f"it makes {size} {accepted_size}"
+      "image.height and image.width must be a size that the model keeps: multiples of "
+      f"{limits.stride} from {limits.min_size} to {limits.max_size} "
+      f"({bagel_config.CONSTANTS_FILE} of the model, vae_transform: stride, min, max); it makes "
+      f"{height} x {width} of {size[0]} x {size[1]} (set image.height={height} and "
+      f"image.width={width})"
     )
   towers = image_encoders.Towers(pretrained.sizes, size, dtype)
   return ModelSetup(

@@ -79,6 +79,16 @@ def _are_texts(values: object) -> bool:
   return isinstance(values, list) and all(isinstance(x, str) for x in values)
 
 
+def check_exists(folder: epath.PathLike) -> None:
+  """Checks that there is a folder of a skipped batch; raises a ValueError."""
+  path = paths.of_user(folder)
+  if not path.is_dir():
+    raise ValueError(
+      "replay must be given WORKDIR/skipped/step_NNNNNN of a run; there is no folder "
+      f"{path}{paths.did_you_mean(path)}"
+    )
+
+
 def config_of_run(folder: epath.Path) -> ml_collections.ConfigDict:
   """Returns the config that a workdir was last started with.
 

@@ -383,3 +383,11 @@ def test_orbax_weights_need_a_checkpoint(tmp_path):
     ValueError, match="must be at .*weights; its metadata is missing"
   ):
     orbax_weights.load(tmp_path / "weights", {}, None)
+
+
+class TestMissingFolder:
+  def test_is_named_with_the_nearest(self, tmp_path):
+    (tmp_path / "first").mkdir()
+    message = f"not found: {tmp_path}/firs; did you mean {tmp_path}/first[?]$"
+    with pytest.raises(ValueError, match=message):
+      pretrained.find(str(tmp_path / "firs"))

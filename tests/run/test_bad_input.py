@@ -361,6 +361,17 @@ class TestWorkdir:
       )
     assert (opened / "config.json").read_bytes() == before
 
+  def test_config_is_kept_until_the_state_is_restored(self, tiny_model, opened):
+    before = (opened / "config.json").read_bytes()
+    saved = training.Checkpoints(opened / "checkpoints", 1, 1)
+    saved.save(1, {"x": np.zeros(1)}, pipeline.prompt_iterator(2, 1, 0), {})
+    saved.close()
+    config = self._config(tiny_model, {"total_steps": 9})
+    session, _ = sessions.prepare(config, str(opened))
+    assert (opened / "config.json").read_bytes() == before
+    session.write_config()
+    assert json.loads((opened / "config.json").read_text())["total_steps"] == 9
+
   def test_run_of_another_model_in_the_same_place_is_refused(
     self, model, tmp_path
   ):
@@ -577,7 +588,7 @@ class TestCommand:
     found = self._run(tmp_path, f"--config.model.folder={tmp_path / 'nothing'}")
     assert found.returncode == 1
     assert found.stderr.splitlines()[-1].startswith(
-      "r3jax: a BAGEL folder must hold llm_config.json; not found"
+      "r3jax: a model must be in a folder that exists; not found"
     )
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "workdir").exists()
@@ -594,6 +605,6 @@ class TestCommand:
     )
     assert found.returncode == 1
     assert found.stderr.splitlines()[-1].startswith(
-      "r3jax: a BAGEL folder must hold llm_config.json; not found"
+      "r3jax: a model must be in a folder that exists; not found"
     )
     assert not out.exists()

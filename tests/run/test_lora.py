@@ -346,7 +346,7 @@ class TestBase:
   def test_base_that_is_gone_is_refused(self, run, tmp_path):
     (tmp_path / "here" / "model").rename(tmp_path / "gone")
     with pytest.raises(
-      ValueError, match="seen: model: a BAGEL folder must hold llm_config.json"
+      ValueError, match="seen: model: a model must be in a folder that exists"
     ):
       pretrained.find(str(run))
 

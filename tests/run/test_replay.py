@@ -25,6 +25,15 @@ from tests import tiny
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+class TestFolder:
+  def test_missing_one_is_named_with_the_nearest(self, tmp_path):
+    (tmp_path / "skipped" / "step_000003").mkdir(parents=True)
+    folder = tmp_path / "skipped" / "step_00003"
+    message = f"there is no folder {folder}; did you mean .*/step_000003[?]$"
+    with pytest.raises(ValueError, match=message):
+      replay.check_exists(folder)
+
+
 class TestRead:
   @pytest.mark.parametrize(
     "content",
