@@ -2,7 +2,8 @@
 
 python tests/parallel/fragile.py PROCESS COORDINATOR HOW
 
-HOW: raises, killed, late, first_raises; asked (to end, in the third iteration), asked_early (before
+HOW: raises, killed, late, first_raises, first_killed, silent (killed while the other waits outside
+of a computation, for signs of life); asked (to end, in the third iteration), asked_early (before
 the first), asked_twice (in the third iteration, which does not end), asked_last (after the first
 process is done).
 """
@@ -24,12 +25,17 @@ PROCESS, COORDINATOR, HOW = int(sys.argv[1]), *sys.argv[2:]
 
 
 def main():
+  if HOW == "silent":
+    multihost._BEAT_SECONDS = 1.0
+    multihost._SILENT_SECONDS = 5.0
   multihost.initialize(COORDINATOR, 2, PROCESS)
   with multihost.ending_together():
     multihost.raise_together(None)
     if (HOW, PROCESS) in (("raises", 1), ("first_raises", 0)):
       raise OSError("no space left\non the device")
-    if (HOW, PROCESS) == ("killed", 1):
+    if HOW == "silent":
+      wait_for_signs_of_life()
+    if (HOW, PROCESS) in (("killed", 1), ("first_killed", 0)):
       os.kill(os.getpid(), signal.SIGKILL)
     if (HOW, PROCESS) == ("late", 1):
       time.sleep(1000)
@@ -38,6 +44,14 @@ def main():
       multihost.raise_together(None)
     print("computes", flush=True)
     multihost_utils.process_allgather(np.ones(1))
+
+
+def wait_for_signs_of_life():
+  """Is killed, or waits for the end that others bring."""
+  if PROCESS == 1:
+    time.sleep(3)
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(1000)
 
 
 def iterate():

@@ -462,6 +462,26 @@ class TestEndingTogether:
     assert "Traceback" not in first, first
 
   @pytest.mark.slow
+  def test_one_that_is_killed_outside_of_a_computation_is_missed(self):
+    codes, (first, _) = fragile("silent")
+    assert codes == [1, -signal.SIGKILL]
+    assert "processes [1] do not answer: they were killed or hang" in first, (
+      first
+    )
+    assert "Traceback" not in first and "stack trace" not in first, first
+
+  @pytest.mark.slow
+  def test_jax_aborts_the_others_when_the_first_is_killed(self):
+    codes, (_, second) = fragile("first_killed")
+    assert codes[0] == -signal.SIGKILL
+    # As docs/tpu.md says: whichever thread is faster, JAX's or ours.
+    assert codes[1] in (1, -signal.SIGABRT)
+    assert (
+      "JAX distributed service detected fatal errors" in second
+      or "processes [0] do not answer" in second
+    ), second
+
+  @pytest.mark.slow
   def test_one_that_hangs_is_named(self):
     codes, (first, _) = fragile("late")
     assert codes == [1, 1]
