@@ -272,8 +272,8 @@ def _end_after(error: Exception) -> NoReturn:
     _end_claimed(None)
   if isinstance(error, PlainError):
     logging.error("r3jax: %s", error)
-  else:
-    logging.error("this process failed, the others are ended", exc_info=error)
+    _end_claimed(str(error))
+  logging.error("this process failed, the others are ended", exc_info=error)
   _end_claimed(f"{type(error).__name__}: {error}")
 
 
