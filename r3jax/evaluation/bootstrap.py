@@ -52,24 +52,28 @@ class _Stratum:
   Attributes:
     sums: Sum of the values of every cluster, [k].
     sizes: Number of values of every cluster, [k].
+    num_drawn: Number of clusters in a draw.
     weight: Number of strata that it stands for.
   """
 
   sums: np.ndarray
   sizes: np.ndarray
-  weight: int
+  num_drawn: int
+  weight: int = 1
 
 
 def _strata(values: np.ndarray, design: Design) -> list[_Stratum]:
-  """Returns the strata, those of a single cluster pooled into one.
+  """Returns the strata; one of a single cluster, whose draws are all equal, varies as others do.
 
-  Draws of one cluster are all equal. Together, single clusters vary as the strata's means do,
-  which is more than a cluster varies in its stratum: the interval is too wide, not too narrow.
+  Several are pooled into one. Together they vary as the strata's means do, which is more than a
+  cluster varies in its stratum: the interval is too wide, not too narrow. A single one is taken to
+  vary as the clusters of all other strata do around the means of theirs.
   """
   clusters = np.asarray(design.clusters)
   labels = np.asarray(design.strata)
   strata = []
   single_means = []
+  deviations = []
   for label in dict.fromkeys(design.strata):
     inside = labels == label
     names, index = np.unique(clusters[inside], return_inverse=True)
@@ -77,11 +81,20 @@ def _strata(values: np.ndarray, design: Design) -> list[_Stratum]:
       single_means.append(values[inside].mean())
       continue
     sums = np.bincount(index, values[inside])
-    strata.append(_Stratum(sums, np.bincount(index), weight=1))
-  if single_means:
-    sizes = np.ones(len(single_means), int)
-    pooled = _Stratum(np.array(single_means), sizes, weight=len(single_means))
-    strata.append(pooled)
+    sizes = np.bincount(index)
+    deviations.append(sums / sizes - values[inside].mean())
+    strata.append(_Stratum(sums, sizes, num_drawn=len(names)))
+  num_single = len(single_means)
+  if num_single > 1:
+    sizes = np.ones(num_single, int)
+    strata.append(
+      _Stratum(
+        np.array(single_means), sizes, num_drawn=num_single, weight=num_single
+      )
+    )
+  elif num_single == 1 and deviations:
+    sums = single_means[0] + np.concatenate(deviations)
+    strata.append(_Stratum(sums, np.ones(len(sums), int), num_drawn=1))
   return strata
 
 
@@ -91,8 +104,7 @@ def _resampled_means(
   """Returns the means of RESAMPLES draws of whole clusters, stratum by stratum."""
   means = []
   for stratum in strata:
-    num_clusters = len(stratum.sums)
-    draws = rng.integers(num_clusters, size=(RESAMPLES, num_clusters))
+    draws = rng.integers(len(stratum.sums), size=(RESAMPLES, stratum.num_drawn))
     sums = stratum.sums[draws].sum(1)
     means.append(sums / stratum.sizes[draws].sum(1))
   weights = [stratum.weight for stratum in strata]
@@ -114,8 +126,7 @@ def bootstrap_mean(
   """Estimates the mean of the strata's means by the percentile bootstrap (Efron 1979).
 
   The bounds are the 2.5 % and 97.5 % quantiles of the means of 2,000 draws with replacement. There
-  is no interval where there are fewer than MIN_CLUSTERS clusters, or one stratum alone has a single
-  cluster: nothing says how that stratum varies.
+  is no interval where there are fewer than MIN_CLUSTERS clusters.
 
   Args:
     values: Measurements, without missing ones.
@@ -138,10 +149,10 @@ def bootstrap_mean(
       f"{len(design.strata)} labels"
     )
   average = mean(values, design)
-  strata = _strata(values, design)
-  num_clusters = [len(stratum.sums) for stratum in strata]
-  if sum(num_clusters) < MIN_CLUSTERS or min(num_clusters) < 2:
+  num_clusters = len(set(zip(design.strata, design.clusters, strict=True)))
+  if num_clusters < MIN_CLUSTERS:
     return Estimate(average)
+  strata = _strata(values, design)
   means = _resampled_means(strata, np.random.default_rng(seed))
   low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
   return Estimate(average, float(low), float(high))

@@ -116,10 +116,17 @@ class TestTooFewPrompts:
     estimate = bootstrap.bootstrap_mean(values, 0, design)
     assert estimate == pytest.approx((0.5, 0.25, 1.0))
 
-  def test_one_tag_of_one_prompt_leaves_no_interval(self):
-    design = bootstrap.Design(range(11), ["a"] * 10 + ["b"])
-    estimate = bootstrap.bootstrap_mean(np.arange(11.0), 0, design)
-    assert estimate == (7.25, None, None)
+  def test_one_tag_of_one_prompt_varies_as_the_others_do(self):
+    values = np.random.default_rng(0).normal(size=1001)
+    values[1000] = 7.0
+    design = bootstrap.Design(range(1001), ["a"] * 1000 + ["b"])
+    mean, low, high = bootstrap.bootstrap_mean(values, 0, design)
+    # Half of a draw is one normal number, the other half a mean of a thousand.
+    half = 1.96 * 0.5 * values[:1000].std()
+    assert mean == pytest.approx((values[:1000].mean() + 7) / 2)
+    np.testing.assert_allclose(
+      [low, high], [mean - half, mean + half], atol=0.1 * half
+    )
 
 
 class TestBootstrapDifference:

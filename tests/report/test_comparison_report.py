@@ -79,7 +79,7 @@ class TestCompare:
       "draft, color_attr, correct",
     } <= set(compared.views) and "last round" not in compared.views
     (difference,) = compared.views["draft"].differences
-    assert difference == (pytest.approx(0.125), None, None)
+    assert difference == pytest.approx((0.125, 0.125, 0.125))
 
   def test_others_are_compared_with_the_first(self, runs):
     groups = [finished.read(str(runs / name)) for name in "ab"]
@@ -143,8 +143,9 @@ class TestWrite:
     ]
     assert rows[0][0] == "draft"
     difference, *bounds = rows[0][8:]
-    # One tag has a single prompt.
-    assert float(difference) == pytest.approx(0.125) and bounds == ["", ""]
+    # One tag has a single prompt, and the others have no variation to lend it.
+    assert float(difference) == pytest.approx(0.125)
+    assert [float(bound) for bound in bounds] == pytest.approx([0.125, 0.125])
     assert (
       json.loads((tmp_path / "comparison.json").read_text())["names"] == names
     )

@@ -232,7 +232,7 @@ class TestConfig:
 class TestModelFolder:
   def test_missing_folder_is_refused(self, refused, tmp_path):
     message = refused({"model.folder": str(tmp_path / "nothing")})
-    assert "must hold llm_config.json; not found" in message
+    assert "must be in a folder that exists; not found" in message
     assert str(tmp_path / "nothing") in message
 
   @pytest.mark.parametrize(
