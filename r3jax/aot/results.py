@@ -187,12 +187,12 @@ def causes(
   for collective in collectives:
     key = (collective.stage, collective.kind, collective.cause)
     groups.setdefault(key, []).append(collective)
-  found = []
+  result = []
   for (stage, kind, cause), group in groups.items():
     total = traffic(group)[kind]
     seconds = link_seconds({kind: total}, chip)
-    found.append(Cause(stage, kind, cause, total.runs, total.bytes, seconds))
-  return sorted(found, key=lambda cause: -cause.seconds)
+    result.append(Cause(stage, kind, cause, total.runs, total.bytes, seconds))
+  return sorted(result, key=lambda cause: -cause.seconds)
 
 
 def link_seconds(totals: Mapping[str, Traffic], chip: chips.Chip) -> float:

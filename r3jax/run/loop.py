@@ -180,6 +180,15 @@ def resume(session: sessions.Session, state: train_state.TrainState) -> Start:
   return start
 
 
+def _ended(
+  checkpoints: training.Checkpoints, number: int, total: int
+) -> SystemExit:
+  """Returns the exception that ends the process, once its last iteration is saved."""
+  checkpoints.wait()
+  checkpoints.stop_reading()
+  return preemption.ENDING.saved(f"after iteration {number} of {total}")
+
+
 def iterate(
   session: sessions.Session,
   train_step: sessions.Step,
@@ -250,9 +259,7 @@ def iterate(
       if over_budget:
         raise failures.error()
       if must_end:
-        start.checkpoints.wait()
-        start.checkpoints.stop_reading()
-        raise ending.saved(f"after iteration {number} of {config.total_steps}")
+        raise _ended(start.checkpoints, number, config.total_steps)
 
       if evaluation_due:
         # A start that resumes here must restore the policy that is evaluated.
