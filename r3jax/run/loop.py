@@ -46,8 +46,7 @@ def run(
 ) -> dict:
   """Trains a policy and evaluates it before and after; resumes an interrupted run.
 
-  The workdir of a new run has config.json already; that of a resumed one gets the allowed changes
-  once the state has been restored. The run adds metrics.jsonl, evaluation.jsonl, TensorBoard
+  The workdir has config.json already. The run adds metrics.jsonl, evaluation.jsonl, TensorBoard
   events, checkpoints/, evaluation/, report/ and summary.json; rewards/ where hosts compute the
   reward, and profile/ where iterations are traced.
 
@@ -75,8 +74,6 @@ def run(
   with jax.set_mesh(session.mesh):
     # Before anything is compiled, because it may fail; logs are cut to what is restored.
     start = resume(session, session.init(policy))
-    if start.restored_step is not None:
-      session.write_config()
     clock.lap("setup")
 
     train_step = session.compile(start.state, program_folder)

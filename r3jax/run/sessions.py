@@ -140,10 +140,6 @@ class Session:
     copied_policy = jax.tree.map(jnp.copy, policy)
     return train_state.TrainState(copied_policy, opt_state, iterations_done)
 
-  def write_config(self) -> None:
-    """Writes config.json; raises a ValueError where the run there has another one."""
-    config_guard.write_or_check(self.files.path, self.identity, MAY_DIFFER)
-
   def compile(
     self,
     state: train_state.TrainState,
@@ -363,9 +359,7 @@ def prepare(
   ownership.claim(folder)
   # The claim may have waited for a run that has saved meanwhile.
   check_resume(resume, files)
-  if training.latest_step(files.checkpoints) is None:
-    session.write_config()
-  # Otherwise `loop.run` writes it: a start that cannot restore its state changes nothing.
+  config_guard.write_or_check(folder, session.identity, MAY_DIFFER)
   if not jax.process_index():
     workdir.write_training_prompts(files.path, session.experiment.train)
   return session, policy
