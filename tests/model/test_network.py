@@ -295,5 +295,4 @@ class TestScannedLayers:
         "some",
         sharding.TRAIN,
         low_rank.LoRA(),
-        "xla",
       )
