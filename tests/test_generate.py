@@ -311,5 +311,5 @@ class TestConvert:
       f"--out={tmp_path / 'out'}",
       "--format=bagel",
     )
-    assert "must hold llm_config.json; not found" in message
+    assert "must be in a folder that exists; not found" in message
     assert not (tmp_path / "out").exists()

@@ -289,6 +289,8 @@ class TestSignals:
       env=os.environ | {"PYTHONPATH": str(ROOT)},
       stderr=subprocess.PIPE,
       text=True,
+      # Where the tests run under nohup, the signal is ignored.
+      preexec_fn=_default_hangup,
     )
     wait = time.monotonic() + 60
     status = pathlib.Path(f"/proc/{process.pid}/status")
@@ -304,6 +306,10 @@ class TestSignals:
 
 def _no_module(name: str):
   raise ModuleNotFoundError(name)
+
+
+def _default_hangup() -> None:
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _catches(status: pathlib.Path, number: signal.Signals) -> bool:

@@ -244,7 +244,7 @@ class TestParse:
       (b'{"tag": "x", "tag": "x"}', "key 'tag' must stand once"),
       (
         b'{"tag": ' + b"9" * 5000 + b"}",
-        "a number must have at most 4000 digits",
+        "a number must be finite as a float",
       ),
       (b'{"tag": ' + b"[" * 10**5, "it must be nested at most 50 levels deep"),
       (b'{"tag": ' + b'{"a":' * 10**5, "it must be nested at most 50 levels"),
@@ -269,14 +269,14 @@ class TestParse:
     assert message[1].startswith(f"file:2: the line must be JSON: {problem}")
 
   @pytest.mark.parametrize(
-    "value", ["1e308", "1" * 4000, '"\\ud800"', "[" * 40 + "]" * 40]
+    "value", ["1e308", "1" * 300, '"\\ud800"', "[" * 40 + "]" * 40]
   )
   def test_odd_value_that_is_not_read_is_ignored(self, value):
     line = json.dumps(COUNTING).replace("{", f'{{"more": {value}, ')
     assert records_lib.parse(line.encode(), "file")[0].to_json() == COUNTING
 
   @pytest.mark.parametrize(
-    "value", ["1e308", "1" * 4000, '"\\udfff"', "[" * 40 + "]" * 40, "{}"]
+    "value", ["1e308", "1" * 300, '"\\udfff"', "[" * 40 + "]" * 40, "{}"]
   )
   def test_odd_value_of_a_field_is_refused(self, value):
     line = json.dumps(POSITION).replace(

@@ -19,6 +19,10 @@ class Service:
     with self._lock:
       self._texts[folder, process] = text
 
+  def write_first(self, key: str, text: str) -> str:
+    with self._lock:
+      return self._texts.setdefault((key, 0), text)
+
   def read(self, folder: str) -> dict[int, str]:
     with self._lock:
       return {
@@ -60,6 +64,7 @@ def fixture_processes(monkeypatch):
     "write_text",
     lambda folder, text="": service.write(THIS.number, folder, text),
   )
+  monkeypatch.setattr(agreement.multihost, "write_first", service.write_first)
   monkeypatch.setattr(agreement.multihost, "read_texts", service.read)
   monkeypatch.setattr(agreement.jax, "process_count", lambda: 2)
   monkeypatch.setattr(agreement.jax, "process_index", lambda: THIS.number)

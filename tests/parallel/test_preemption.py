@@ -31,6 +31,10 @@ library.pthread_mutex_lock(mutex)
 """
 
 
+def _default_hangup() -> None:
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Clock:
   """A clock that stands still."""
 
@@ -225,6 +229,8 @@ os.kill(os.getpid(), signal.SIGHUP)
       capture_output=True,
       text=True,
       timeout=60,
+      # Where the tests run under nohup, the signal is ignored.
+      preexec_fn=_default_hangup,
     )
     assert (done.returncode, done.stdout) == (-signal.SIGHUP, "mine\n")
     assert done.stderr == ""

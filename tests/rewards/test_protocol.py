@@ -187,7 +187,7 @@ class TestReply:
         reply(
           outcomes=[{"status": "ok", "score": 10**400, "parts": {"strict": 1}}]
         ),
-        "huge integer",
+        "must be finite as a float",
       ),
       (
         b'{"protocol": 1, "request_id": "a", "reward_id": "r", "outcomes": '
