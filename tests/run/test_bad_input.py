@@ -361,17 +361,6 @@ class TestWorkdir:
       )
     assert (opened / "config.json").read_bytes() == before
 
-  def test_config_is_kept_until_the_state_is_restored(self, tiny_model, opened):
-    before = (opened / "config.json").read_bytes()
-    saved = training.Checkpoints(opened / "checkpoints", 1, 1)
-    saved.save(1, {"x": np.zeros(1)}, pipeline.prompt_iterator(2, 1, 0), {})
-    saved.close()
-    config = self._config(tiny_model, {"total_steps": 9})
-    session, _ = sessions.prepare(config, str(opened))
-    assert (opened / "config.json").read_bytes() == before
-    session.write_config()
-    assert json.loads((opened / "config.json").read_text())["total_steps"] == 9
-
   def test_run_of_another_model_in_the_same_place_is_refused(
     self, model, tmp_path
   ):
