@@ -56,6 +56,23 @@ def expert_parameters(llm: architecture.LLMConfig) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
+class Copies:
+  """How many chips read the same part of a weight, by expert.
+
+  Attributes:
+    und: of the und expert and the head.
+    gen: of the gen expert.
+  """
+
+  und: int
+  gen: int
+
+  def times(self, factor: int) -> "Copies":
+    """Returns the numbers where every chip reads its weights so many times."""
+    return Copies(self.und * factor, self.gen * factor)
+
+
+@dataclasses.dataclass(frozen=True)
 class Work:
   """A forward pass by the products in it, on all chips together.
 
@@ -92,7 +109,7 @@ def forward(
   names: Sequence[str],
   past: Sequence[str],
   rows: int,
-  copies: int,
+  copies: Copies,
 ) -> Work:
   """Returns the work of running segments once.
 
@@ -103,7 +120,7 @@ def forward(
     names: segments that are run.
     past: segments in the cache that they may attend to.
     rows: number of sequences, over all replicas.
-    copies: number of chips that read the same weights.
+    copies: chips that read the same weights.
   """
   llm = bagel.llm
   slots = layout.slots(names)
@@ -114,9 +131,10 @@ def forward(
   # A multiplication and an addition per weight.
   products = 2 * llm.num_layers * expert_parameters(llm) * rows
   attention = llm.num_layers * _attention(llm, num_pairs) * rows
-  num_experts = bool(slots.num_und) + bool(num_gen)
-  weights = llm.num_layers * expert_parameters(llm) * num_experts
-  read = cost.bytes_of(dtype) * weights * copies
+  # An expert without slots is not read.
+  num_read = copies.und * bool(slots.num_und) + copies.gen * bool(num_gen)
+  weights = llm.num_layers * expert_parameters(llm) * num_read
+  read = cost.bytes_of(dtype) * weights
   adapters = Work()
   for name in names:
     adapters += _adapters(bagel, layout[name], rows)
@@ -160,7 +178,7 @@ def head(
   )
 
 
-def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
+def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> Copies:
   """Returns how many chips read the same part of a weight.
 
   Training gathers a layer over `fsdp` and then reads it whole, as every chip of a rollout does.
@@ -169,8 +187,10 @@ def copies(rules: sharding.Rules, mesh: Mapping[str, int]) -> int:
     rules: of the shardings.
     mesh: sizes of its axes.
   """
-  parts = math.prod(mesh[axis] for axis in rules.axes("mlp"))
-  return math.prod(mesh.values()) // parts
+  chips = math.prod(mesh.values())
+  und_parts = math.prod(mesh[axis] for axis in rules.axes("mlp"))
+  gen_parts = math.prod(mesh[axis] for axis in rules.axes("gen_mlp"))
+  return Copies(und=chips // und_parts, gen=chips // gen_parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +202,7 @@ class Batch:
     settings: how it samples.
     groups: rows of what a group has in common.
     rows: samples, over all groups.
-    copies: number of chips that read the same weights.
+    copies: chips that read the same weights.
     chips: number of chips.
   """
 
@@ -190,7 +210,7 @@ class Batch:
   settings: rollout_settings.RolloutSettings
   groups: int
   rows: int
-  copies: int
+  copies: Copies
   chips: int
 
   @property
@@ -226,7 +246,8 @@ class Batch:
 
   def head(self, num_slots: int) -> Work:
     """Returns the work of the logits of some slots of every sample."""
-    return head(self.bagel.llm, self.dtype, num_slots * self.rows, self.copies)
+    slots = num_slots * self.rows
+    return head(self.bagel.llm, self.dtype, slots, self.copies.und)
 
   def decode(
     self, layout: segments.Layout, name: str, past: Sequence[str]
@@ -240,7 +261,7 @@ class Batch:
     pairs = (context + mean_length) * self.rows
     attention = llm.num_layers * _attention(llm, pairs)
     size = cost.bytes_of(self.dtype)
-    weights = size * llm.num_layers * expert_parameters(llm) * self.copies
+    weights = size * llm.num_layers * expert_parameters(llm) * self.copies.und
     # A group shares the keys and values of its context.
     num_cached = context * self.groups + mean_length * self.rows
     slot = 2 * size * llm.num_kv_heads * llm.head_dim * llm.num_layers
@@ -457,7 +478,9 @@ def iteration(
   rows = groups * settings.group_size
   own_sources = settings.chain == "full"
   # Every micro-batch reads the weights again.
-  num_copies = settings.num_micro_batches * copies(modules.bagel.rules, mesh)
+  num_copies = copies(modules.bagel.rules, mesh).times(
+    settings.num_micro_batches
+  )
   chips = math.prod(mesh.values())
   batch = Batch(modules, rollout, groups, rows, num_copies, chips)
   num_sources = rows if own_sources else groups

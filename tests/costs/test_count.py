@@ -42,7 +42,8 @@ LAYOUT = segments.Layout(
 
 
 def forward(names, past, rows, copies, dtype=jnp.bfloat16) -> count.Work:
-  return count.forward(SMALL, dtype, LAYOUT, names, past, rows, copies)
+  read_by = count.Copies(copies, copies)
+  return count.forward(SMALL, dtype, LAYOUT, names, past, rows, read_by)
 
 
 class TestForward:
@@ -106,12 +107,21 @@ class TestCopies:
     "mlp, number", [((), 64), (("tensor",), 16), (("fsdp", "tensor"), 8)]
   )
   def test_are_the_chips_that_rules_do_not_split_over(self, mlp, number):
-    assert (
-      count.copies(
-        sharding.Rules.of({"mlp": mlp}), {"data": 8, "fsdp": 2, "tensor": 4}
-      )
-      == number
+    rules = sharding.Rules.of({"mlp": mlp, "gen_mlp": ("tensor",)})
+    read_by = count.copies(rules, {"data": 8, "fsdp": 2, "tensor": 4})
+    assert read_by == count.Copies(und=number, gen=16)
+
+  def test_every_expert_is_read_by_its_own_number_of_chips(self):
+    work = count.forward(
+      SMALL,
+      jnp.bfloat16,
+      LAYOUT,
+      ("draft",),
+      (),
+      rows=1,
+      copies=count.Copies(und=2, gen=5),
     )
+    assert work.read == 3 * 2 * EXPERT * (2 + 5)
 
 
 # One layer and one head each: XLA counts the body of a loop once.
@@ -164,7 +174,13 @@ class TestAgainstXla:
 
     arguments = (parameters.unboxed(bagel), latent, time)
     work = count.forward(
-      ONE_LAYER, jnp.float32, NOISE, ("draft",), (), rows=1, copies=1
+      ONE_LAYER,
+      jnp.float32,
+      NOISE,
+      ("draft",),
+      (),
+      rows=1,
+      copies=count.Copies(1, 1),
     )
     work += count.velocities(ONE_LAYER, 64)
     passes = count.Passes(forward=1, und=True, gen=True)
@@ -204,7 +220,9 @@ def group() -> count.Batch:
   config = r3_geneval.get_config().copy_and_resolve_references()
   config.model.attention = "xla"
   base = abstract.base(config, None)
-  return count.Batch(base.modules, base.rollout, 1, SAMPLES, 1, 1)
+  return count.Batch(
+    base.modules, base.rollout, 1, SAMPLES, count.Copies(1, 1), 1
+  )
 
 
 def unshared_updates(batch: count.Batch) -> dict[str, float]:
