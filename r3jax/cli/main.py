@@ -12,8 +12,10 @@ import difflib
 import importlib
 import os
 import re
+import select
 import sys
 import types
+from typing import IO
 
 from absl import app
 from absl import flags
@@ -209,10 +211,25 @@ def _printing() -> Iterator[None]:
     if sys.stdout is not None:  # nothing was open when the process started
       sys.stdout.flush()
   except BrokenPipeError:
+    if not _is_broken(sys.stdout):
+      raise  # of another pipe or connection
     # Python writes what is left when it ends, and would report that it cannot.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     sys.exit(_NOBODY_READS)
+
+
+def _is_broken(stream: IO[str] | None) -> bool:
+  """Returns whether nobody reads what is written to a stream any more."""
+  if stream is None:
+    return False
+  try:
+    # A pipe without a reader is always ready, with an error; nothing else is asked for.
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return bool(poll.poll(0))
+  except (OSError, ValueError):  # it has no descriptor, or is closed
+    return False
 
 
 def _help(name: str, module: types.ModuleType, arguments: Sequence[str]) -> str:

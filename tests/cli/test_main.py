@@ -283,14 +283,19 @@ class TestSignals:
     assert all(texts)
 
   def test_ctrl_c_leaves_no_traceback(self):
+    # SIGHUP is ignored where the tests run under nohup.
+    code = """
+import runpy, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+sys.argv[1:] = ["report", "/dev"]
+runpy.run_module("r3jax", run_name="__main__")
+"""
     process = subprocess.Popen(
-      [sys.executable, "-m", "r3jax", "report", "/dev"],
+      [sys.executable, "-c", code],
       cwd=ROOT,
       env=os.environ | {"PYTHONPATH": str(ROOT)},
       stderr=subprocess.PIPE,
       text=True,
-      # Where the tests run under nohup, the signal is ignored.
-      preexec_fn=_default_hangup,
     )
     wait = time.monotonic() + 60
     status = pathlib.Path(f"/proc/{process.pid}/status")
@@ -306,10 +311,6 @@ class TestSignals:
 
 def _no_module(name: str):
   raise ModuleNotFoundError(name)
-
-
-def _default_hangup() -> None:
-  signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _catches(status: pathlib.Path, number: signal.Signals) -> bool:
@@ -334,6 +335,17 @@ class TestPipes:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+  def test_another_broken_pipe_is_an_error(self):
+    class Command:
+      """A command whose connection to a service breaks."""
+
+      @staticmethod
+      def run():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+      main._call(Command, [])
 
 
 class TestFullDisk:

@@ -31,10 +31,6 @@ library.pthread_mutex_lock(mutex)
 """
 
 
-def _default_hangup() -> None:
-  signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
 class Clock:
   """A clock that stands still."""
 
@@ -216,6 +212,7 @@ class TestListen:
     code = """
 import os, signal
 from r3jax.parallel import preemption
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
 preemption.ENDING.listen("nothing")
 signal.signal(signal.SIGTERM, lambda *unused: print("mine", flush=True))
 preemption.ENDING.leave_signals()
@@ -229,8 +226,6 @@ os.kill(os.getpid(), signal.SIGHUP)
       capture_output=True,
       text=True,
       timeout=60,
-      # Where the tests run under nohup, the signal is ignored.
-      preexec_fn=_default_hangup,
     )
     assert (done.returncode, done.stdout) == (-signal.SIGHUP, "mine\n")
     assert done.stderr == ""
