@@ -36,9 +36,8 @@ def _set_sizes(config: ConfigDict):
   # The autoencoder.
   sizes.autoencoder_channels = 128  # of the first level
   sizes.autoencoder_multipliers = (1, 2, 4, 4)
-  sizes.autoencoder_blocks = (
-    2  # of an encoder level; a decoder level has one more
-  )
+  # Of an encoder level; a decoder level has one more.
+  sizes.autoencoder_blocks = 2
 
 
 def _set_benchmark(config: ConfigDict):

@@ -126,9 +126,10 @@ def _link_lines(causes: Sequence[results.Cause]) -> list[str]:
     lines.append(f"    {stage:42}{seconds:9.2f}")
   lines.append(f"  {'links, by cause':44}{'s':>9}{'runs':>9}{'GB':>12}")
   for cause in causes[:_CAUSES]:
+    label = f"{cause.stage}: {cause.kind}"
+    gigabytes = cause.bytes / 1e9
     lines.append(
-      f"    {cause.stage + ': ' + cause.kind:42}{cause.seconds:9.2f}{cause.runs:9}"
-      f"{cause.bytes / 1e9:12.2f}  {cause.cause}"
+      f"    {label:42}{cause.seconds:9.2f}{cause.runs:9}{gigabytes:12.2f}  {cause.cause}"
     )
   return lines
 

@@ -13,7 +13,8 @@ _WIDTH = rules.Whole(1, 65_536)
 _NUMBER = rules.Whole(1, 1_000)
 # Levels of the autoencoder, each of which but the last halves the sides; a token has two cells.
 _LEVELS = len(architecture.AutoencoderConfig().multipliers)
-_TOKEN_SIDE = architecture.BagelConfig().pixels_per_token
+# Pixels along a side of a latent token, whatever the sizes are.
+TOKEN_SIDE = architecture.BagelConfig().pixels_per_token
 
 RULES: dict[str, rules.Rule] = config_rules.RULES | {
   "sizes.hidden_size": _WIDTH,
@@ -85,9 +86,9 @@ def _relations_of_run(config: ml_collections.ConfigDict) -> list[str]:
   lines = []
   for key in ("height", "width"):
     side = config.image[key]
-    if side % _TOKEN_SIDE:
+    if side % TOKEN_SIDE:
       lines.append(
-        f"image.{key} must be a multiple of {_TOKEN_SIDE}, the pixels of a latent token; "
+        f"image.{key} must be a multiple of {TOKEN_SIDE}, the pixels of a latent token; "
         f"got {side}"
       )
   for key, expected in (("step.chain", "tree"), ("reflect_rounds", 1)):

@@ -352,8 +352,8 @@ def _for_rollouts(
 ) -> train_state.TrainState:
   """Returns a state whose policy is in the compute dtype and placed as rollouts have it."""
   bagel = session.stages.modules.bagel
-  is_narrow = bagel.dtype == parameters_dtype(state.policy)
-  if is_narrow and session.mesh.size == 1:
+  dtype = jax.tree.leaves(state.policy)[0].dtype
+  if dtype == bagel.dtype and session.mesh.size == 1:
     return state  # another copy would only take memory
 
   def place(state, frozen):
@@ -366,8 +366,3 @@ def _for_rollouts(
 
   placed = jax.jit(place)(state, session.frozen)
   return dataclasses.replace(state, policy=placed)
-
-
-def parameters_dtype(policy: types.Params) -> types.DType:
-  """Returns the dtype of trained parameters."""
-  return jax.tree.leaves(policy)[0].dtype

@@ -13,6 +13,7 @@ import numpy as np
 from r3jax import types
 from r3jax.agent import experience
 from r3jax.aot import abstract
+from r3jax.benchmark import config_rules
 from r3jax.checkpoint import pretrained
 from r3jax.data import contamination
 from r3jax.data import records
@@ -34,8 +35,6 @@ from r3jax.run import stage_settings
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
 
-# Pixels along a side of a latent token, whatever the sizes are.
-TOKEN_SIDE = architecture.BagelConfig().pixels_per_token
 SPECIAL_IDS = protocol.SpecialIds(0, 1, 2, 3)
 _FIRST_WORD = 4  # the first id behind the markers
 # A feature that all embeddings have, and what the head of the end token makes of it: texts never
@@ -69,7 +68,7 @@ def model_sizes(config: ml_collections.ConfigDict) -> architecture.BagelConfig:
       num_res_blocks=sizes.autoencoder_blocks,
     ),
     special_ids=SPECIAL_IDS,
-    autoencoder_transform=_transform(config.image, TOKEN_SIDE),
+    autoencoder_transform=_transform(config.image, config_rules.TOKEN_SIDE),
     vision_transform=_transform(config.image, vision_stride),
   )
 

@@ -96,9 +96,9 @@ class Projection(nn.Module):
     # A reference policy is the same module without the adapters among its parameters.
     holds_update = self.has_variable("params", "lora_a")
     has_update = self.rank > 0 and (self.is_initializing() or holds_update)
-    # Rounded after the update is added: a rounded number plus less than half of its spacing is
-    # rounded back, so that small updates would not change the output at all. The update is
-    # rounded before, by so much of itself, to take no more memory than the result.
+    # Rounded after the update is added: less than half of the spacing of a rounded number would
+    # be rounded away, so that small updates would not change the output at all. The update alone
+    # may be rounded first, which saves memory: its error is small beside the update itself.
     y = jax.lax.dot_general(
       x,
       kernel,
