@@ -205,17 +205,19 @@ def make_config(
   return config
 
 
-def brightness(images: jax.Array, target, needed=None) -> types.Score:
-  """Scores images by the sum of their first channel, exactly; the brighter ones are perfect."""
+def brightness(images, target, needed=None) -> types.Score:
+  """Scores images by the sum of their first channel, exactly; the brighter ones are perfect.
+
+  Arrays of numpy stay arrays of numpy: on the host a reward must not compute with JAX, whose
+  devices wait for it.
+  """
   del target, needed
   least = LEAST[images.shape[2]]
-  beyond = jnp.sum(images[..., 0].astype(jnp.int32) - least, axis=(1, 2))
-  value = jnp.clip(beyond, 0, RANGE).astype(jnp.float32) / RANGE
-  return types.Score(
-    value,
-    jnp.ones_like(value, bool),
-    {"strict": (value == 1).astype(jnp.float32)},
-  )
+  differences = images[..., 0].astype(np.int32) - least
+  beyond = differences.sum(axis=(1, 2), dtype=np.int32)
+  value = beyond.clip(0, RANGE).astype(np.float32) / RANGE
+  strict = (value == 1).astype(np.float32)
+  return types.Score(value, value >= 0, {"strict": strict})
 
 
 @dataclasses.dataclass(frozen=True)
