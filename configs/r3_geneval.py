@@ -56,7 +56,8 @@ def _set_model(config: ConfigDict):
   model.dtype = "bfloat16"
   # What the backward pass computes again: "full" (every layer), "dots" (all but products), "none".
   model.remat = "full"
-  # "splash" (a block-sparse kernel for TPUs) or "xla"; "auto" is "splash" on TPUs.
+  # "splash" (a block-sparse kernel for TPUs), "by_head" (loops of plain products, for CPUs) or
+  # "xla" (any platform); "auto" is the one for the platform.
   model.attention = "auto"
 
   # Low-rank adapters: trains updates A B * alpha / rank of these projections and nothing else.

@@ -8,6 +8,7 @@ import math
 
 from r3jax.costs import cost
 from r3jax.model import architecture
+from r3jax.model import autoencoder
 from r3jax.model import image_encoders
 
 _SIDE = 3  # of the kernels of convolutions
@@ -72,8 +73,7 @@ def decode(
     chain.level(in_width, widths[i], sizes.num_res_blocks + 1)
     in_width = widths[i]
     if i > 0:
-      chain.cells *= 4
-      chain.convolution(in_width, in_width)
+      chain.upsample(in_width, autoencoder.adds_taps(towers.dtype))
   chain.convolution(in_width, _RGB)
   return _total(towers, chain.flops, chain.weights, images, copies)
 
@@ -128,6 +128,14 @@ class _Chain:
     for _ in range(num_blocks):
       self.block(inputs, outputs)
       inputs = outputs
+
+  def upsample(self, width: int, adds_taps: bool) -> None:
+    """Adds the convolution of doubled sides; 4/9 of its products if taps are added up before."""
+    kernel = _SIDE**2 * width**2
+    self.weights += kernel
+    self.cells *= 4
+    flops = 2 * kernel * self.cells
+    self.flops += flops * 4 // 9 if adds_taps else flops
 
   def middle(self, width: int) -> None:
     """Adds two residual blocks, and attention between them."""

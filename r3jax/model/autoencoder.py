@@ -5,6 +5,7 @@ Module names follow the released names: `encoder.down.0.block.1.conv1` is
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from jaxtyping import Float
@@ -25,6 +26,12 @@ NONE: Padding = ((0, 0), (0, 0))
 BOTTOM_RIGHT: Padding = ((0, 1), (0, 1))  # of the stride-2 convolutions
 
 
+_kernel_init = nn.with_logical_partitioning(
+  nn.initializers.lecun_normal(), (None, None, "conv_in", "conv_out")
+)
+_bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
+
+
 def _conv(
   features: int,
   dtype: types.DType,
@@ -33,18 +40,14 @@ def _conv(
   stride: int = 1,
   padding: Padding = SAME,
 ) -> nn.Conv:
-  kernel_init = nn.with_logical_partitioning(
-    nn.initializers.lecun_normal(), (None, None, "conv_in", "conv_out")
-  )
-  bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
   return nn.Conv(
     features,
     kernel_size=(kernel_side, kernel_side),
     strides=stride,
     padding=padding,
     dtype=dtype,
-    kernel_init=kernel_init,
-    bias_init=bias_init,
+    kernel_init=_kernel_init,
+    bias_init=_bias_init,
     name=name,
   )
 
@@ -53,17 +56,41 @@ def _pointwise(features: int, dtype: types.DType) -> nn.Conv:
   return _conv(features, dtype, kernel_side=1, padding=NONE)
 
 
-def _group_norm(dtype: types.DType, name: str | None = None) -> nn.GroupNorm:
-  # The fast variance, E[x²] - E[x]², loses digits by cancellation.
-  return nn.GroupNorm(
-    NUM_GROUPS,
-    name=name,
-    epsilon=NORM_EPS,
-    dtype=dtype,
-    use_fast_variance=False,
-    scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
-  )
+class GroupNorm(nn.Module):
+  """Computes (x - mean) / √(variance + eps) * scale + bias by groups of channels.
+
+  Statistics of an image are over all positions and the channels of a group. Positions are summed
+  first, channel by channel: in groups, XLA would copy the features into another layout.
+
+  Attributes:
+    dtype: of the result; statistics are in float32 or wider.
+  """
+
+  dtype: types.DType
+
+  @nn.compact
+  def __call__(self, x: Features) -> Features:
+    """Returns the normalized features, in the shape of x."""
+    channels = x.shape[-1]
+    ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+    scale = jnp.asarray(self.param("scale", ones, (channels,)))
+    bias = jnp.asarray(self.param("bias", zeros, (channels,)))
+    x = x.astype(layers.at_least_float32(x.dtype))
+
+    def mean_of_group(y: Features) -> Features:
+      mean = y.mean(axis=(1, 2)).reshape(-1, NUM_GROUPS, channels // NUM_GROUPS)
+      mean = mean.mean(axis=-1, keepdims=True)
+      every_channel = jnp.broadcast_to(
+        mean, (*mean.shape[:2], channels // NUM_GROUPS)
+      )
+      return every_channel.reshape(-1, 1, 1, channels)
+
+    centered = x - mean_of_group(x)
+    # The fast variance, E[x²] - E[x]², loses digits by cancellation.
+    variance = mean_of_group(jnp.square(centered))
+    factor = jax.lax.rsqrt(variance + NORM_EPS) * scale
+    return (centered * factor + bias).astype(self.dtype)
 
 
 class ResBlock(nn.Module):
@@ -81,9 +108,9 @@ class ResBlock(nn.Module):
 
   def setup(self):
     """Makes the submodules."""
-    self.norm1 = _group_norm(self.dtype)
+    self.norm1 = GroupNorm(self.dtype)
     self.conv1 = _conv(self.channels, self.dtype)
-    self.norm2 = _group_norm(self.dtype)
+    self.norm2 = GroupNorm(self.dtype)
     self.conv2 = _conv(self.channels, self.dtype)
     if self.in_channels != self.channels:
       self.nin_shortcut = _pointwise(self.channels, self.dtype)
@@ -110,7 +137,7 @@ class Attention(nn.Module):
 
   def setup(self):
     """Makes the submodules."""
-    self.norm = _group_norm(self.dtype)
+    self.norm = GroupNorm(self.dtype)
     self.q = _pointwise(self.channels, self.dtype)
     self.k = _pointwise(self.channels, self.dtype)
     self.v = _pointwise(self.channels, self.dtype)
@@ -149,30 +176,113 @@ class Middle(nn.Module):
     return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class Resample(nn.Module):
-  """The convolution of a change of resolution (a module of its own for its released name).
+class Downsample(nn.Module):
+  """Halves the sides by a convolution (a module of its own for its released name).
 
   Attributes:
     channels: width of input and output.
-    stride: 2 halves the sides.
-    padding: zeros around the input.
     dtype: compute dtype.
   """
 
   channels: int
-  stride: int
-  padding: Padding
   dtype: types.DType
 
   def setup(self):
     """Makes the submodules."""
-    self.conv = _conv(
-      self.channels, self.dtype, stride=self.stride, padding=self.padding
-    )
+    self.conv = _conv(self.channels, self.dtype, stride=2, padding=BOTTOM_RIGHT)
 
   def __call__(self, x: Features) -> Features:
-    """Returns the features at the new resolution."""
+    """Returns [B, h/2, w/2, channels] of [B, h, w, channels]."""
     return self.conv(x)
+
+
+class Upsample(nn.Module):
+  """Doubles the sides (nearest neighbor), then convolves.
+
+  Attributes:
+    channels: width of input and output.
+    dtype: compute dtype.
+  """
+
+  channels: int
+  dtype: types.DType
+
+  def setup(self):
+    """Makes the submodules."""
+    self.adds_taps = adds_taps(self.dtype)
+    if self.adds_taps:
+      self.conv = DoublingConv(self.channels, self.dtype)
+    else:
+      self.conv = _conv(self.channels, self.dtype)
+
+  def __call__(self, x: Features) -> Features:
+    """Returns [B, 2 h, 2 w, channels] of [B, h, w, channels]."""
+    if not self.adds_taps:
+      x = x.repeat(2, axis=1).repeat(2, axis=2)
+    return self.conv(x)
+
+
+def adds_taps(dtype: types.DType) -> bool:
+  """Returns whether upsampling adds up kernel weights: a narrow type would round the sums."""
+  return dtype == layers.at_least_float32(dtype)
+
+
+class DoublingConv(nn.Module):
+  """Convolves features with a 3x3 kernel after doubling their sides (nearest neighbor).
+
+  Two of the three rows (columns) under the kernel are copies of one. Their weights are added up
+  first, so that a 2x2 kernel for each of the four places in a doubled cell remains: 4/9 of the
+  products, and no doubled input.
+
+  Attributes:
+    channels: width of the output.
+    dtype: compute dtype, float32 or wider.
+  """
+
+  channels: int
+  dtype: types.DType
+
+  @nn.compact
+  def __call__(self, x: Features) -> Features:
+    """Returns [B, 2 h, 2 w, channels] of [B, h, w, c]."""
+    batch, height, width, in_channels = x.shape
+    kernel = jnp.asarray(
+      self.param("kernel", _kernel_init, (3, 3, in_channels, self.channels))
+    )
+    bias = jnp.asarray(self.param("bias", _bias_init, (self.channels,)))
+    by_row = _added_taps(kernel.astype(self.dtype))  # [place, 2, 3, c, f]
+    by_column = _added_taps(jnp.moveaxis(by_row, 2, 0))
+    # [column place, 2, row place, 2, c, f] -> [2, 2, c, places, f]
+    small = by_column.transpose(3, 1, 4, 2, 0, 5)
+    small = small.reshape(2, 2, in_channels, 4 * self.channels)
+
+    corners = jax.lax.conv_general_dilated(
+      x.astype(self.dtype),
+      small,
+      window_strides=(1, 1),
+      padding=SAME,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    corners = corners.reshape(batch, height + 1, width + 1, 2, 2, self.channels)
+    rows = []
+    for i in range(2):
+      columns = [
+        corners[:, i : i + height, j : j + width, i, j] for j in range(2)
+      ]
+      rows.append(jnp.stack(columns, axis=3))
+    doubled = jnp.stack(rows, axis=2)  # [B, h, 2, w, 2, f]
+    doubled = doubled.reshape(batch, 2 * height, 2 * width, self.channels)
+    return doubled + bias.astype(self.dtype)
+
+
+def _added_taps(kernel: jax.Array) -> jax.Array:
+  """Returns the taps of both places of a doubled cell, [2, 2, ...] of [3, ...]."""
+  first, second, third = kernel
+  places = [
+    jnp.stack([first, second + third]),
+    jnp.stack([first + second, third]),
+  ]
+  return jnp.stack(places)
 
 
 class Level(nn.Module):
@@ -203,14 +313,9 @@ class Level(nn.Module):
       x = block(x)
       in_channels = self.channels
     if self.resample == "downsample":
-      downsample = Resample(
-        self.channels, 2, BOTTOM_RIGHT, self.dtype, name="downsample"
-      )
-      x = downsample(x)
+      x = Downsample(self.channels, self.dtype, name="downsample")(x)
     elif self.resample == "upsample":
-      x = x.repeat(2, axis=1).repeat(2, axis=2)  # nearest neighbor
-      upsample = Resample(self.channels, 1, SAME, self.dtype, name="upsample")
-      x = upsample(x)
+      x = Upsample(self.channels, self.dtype, name="upsample")(x)
     return x
 
 
@@ -248,7 +353,7 @@ class Encoder(nn.Module):
       in_width = width
     middle = Middle(in_width, self.dtype, name="mid")
     x = middle(x)
-    x = nn.silu(_group_norm(self.dtype, name="norm_out")(x))
+    x = nn.silu(GroupNorm(self.dtype, name="norm_out")(x))
     return _conv(2 * c.latent_channels, self.dtype, name="conv_out")(x)
 
 
@@ -283,7 +388,7 @@ class Decoder(nn.Module):
       )
       x = level(x)
       in_width = widths[i]
-    x = nn.silu(_group_norm(self.dtype, name="norm_out")(x))
+    x = nn.silu(GroupNorm(self.dtype, name="norm_out")(x))
     return _conv(3, self.dtype, name="conv_out")(x)
 
 

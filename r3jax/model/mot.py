@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from r3jax import types
 from r3jax.model import architecture
 from r3jax.model import attention
+from r3jax.model import by_head
 from r3jax.model import layers
 from r3jax.model import low_rank
 from r3jax.model import splash
@@ -140,12 +141,14 @@ class Layer(nn.Module):
     dtype: compute dtype.
     rules: where parameters and activations go.
     lora: which projections have adapters.
+    attention_name: implementation of attention, see `network.Bagel`.
   """
 
   config: architecture.LLMConfig
   dtype: types.DType
   rules: sharding.Rules
   lora: low_rank.LoRA
+  attention_name: str
 
   def setup(self):
     """Makes the submodules."""
@@ -166,7 +169,7 @@ class Layer(nn.Module):
       x: residual streams.
       positions: [B, T] rotary positions.
       masks: one per past source, then that of the slots themselves: whole, [B, T, S], where XLA
-        attends, `segments.Mask`s where the TPU kernel does.
+        attends, also to decode a token; `segments.Mask`s elsewhere.
       past: keys and values of the past sources, [G, S, K, d].
     """
     constrain = self.rules.constrain
@@ -190,10 +193,7 @@ class Layer(nn.Module):
         (*past, (key, value)), masks, strict=True
       )
     ]
-    if isinstance(masks[0], segments.Mask):
-      attended = splash.attend(query, sources, self.rules)
-    else:
-      attended = attention.attend(query, sources)
+    attended = self._attend(query, sources)
     attended = constrain(attended, "rows", None, "heads", None)
     num_und = x.und.shape[1]
     streams = Streams(
@@ -201,6 +201,16 @@ class Layer(nn.Module):
       gen=self.gen.finish(x.gen, attended[:, num_und:]),
     )
     return streams, (key, value)
+
+  def _attend(
+    self, query: jax.Array, sources: list[attention.Source]
+  ) -> jax.Array:
+    """Attends to the sources by the implementation for the platform, [B, T, H, d]."""
+    if not isinstance(sources[0].mask, segments.Mask):
+      return attention.attend(query, sources)
+    if self.attention_name == "by_head":
+      return by_head.attend(query, sources)
+    return splash.attend(query, sources, self.rules)
 
 
 class FinalNorm(nn.Module):
@@ -237,6 +247,7 @@ def scanned_layers(
   remat: str,
   rules: sharding.Rules,
   lora: low_rank.LoRA,
+  attention_name: str,
 ) -> nn.Module:
   """Returns all layers as one scanned module; parameters and caches get a leading L axis.
 
@@ -246,6 +257,7 @@ def scanned_layers(
     remat: "none", "full" (recompute each layer in the backward pass) or "dots" (keep products).
     rules: where parameters and activations go.
     lora: which projections have adapters.
+    attention_name: implementation of attention, see `network.Bagel`.
 
   Raises:
     ValueError: `remat` is something else.
@@ -269,4 +281,4 @@ def scanned_layers(
     length=config.num_layers,
     metadata_params={nn.PARTITION_NAME: "layers"},
   )
-  return scanned(config, dtype, rules, lora)
+  return scanned(config, dtype, rules, lora, attention_name)

@@ -149,7 +149,8 @@ class Bagel(nn.Module):
     config: sizes.
     dtype: compute dtype; parameters are float32.
     remat: recomputation of the layers in the backward pass, see `mot.scanned_layers`.
-    attention: implementation, "xla" or "splash" (JAX's block-sparse TPU kernel).
+    attention: implementation, "xla", "by_head" (loops of plain products, for CPUs) or "splash"
+      (JAX's block-sparse TPU kernel).
     rules: where parameters and activations go.
     lora: which projections have adapters; applied where the parameters hold them.
   """
@@ -169,7 +170,7 @@ class Bagel(nn.Module):
       llm.vocab_size, llm.hidden_size, self.dtype, self.rules
     )
     self.layers = mot.scanned_layers(
-      llm, self.dtype, self.remat, self.rules, self.lora
+      llm, self.dtype, self.remat, self.rules, self.lora, self.attention
     )
     self.norm = mot.FinalNorm(llm, self.dtype)
     # A log-prob follows the logits, a ratio the velocities: bfloat16 would round logits of size 16
@@ -214,7 +215,7 @@ class Bagel(nn.Module):
     masks = tuple(
       segments.mask(layout, names, source, lengths, rows) for source in sources
     )
-    # The kernel reads the static half of a mask by itself, and skips what it hides.
+    # The others read the static half of a mask by itself, and skip what it hides.
     if self.attention == "xla":
       masks = tuple(mask.dense() for mask in masks)
     positions = segments.positions(layout, names, lengths, rows)

@@ -146,6 +146,13 @@ def _num_inner_devices() -> int:
   return math.prod(mesh.shape[axis] for axis in axes)
 
 
+def is_partitioned() -> bool:
+  """Returns whether the compiler partitions arrays over several devices of the context's mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = [axis for axis in mesh.axis_names if _is_auto(mesh, axis)]
+  return math.prod(mesh.shape[axis] for axis in axes) > 1
+
+
 def by_hand(function: Callable, in_specs, out_specs) -> Callable:
   """Maps a function over the mesh axes that are left to the compiler; unchanged without any.
 

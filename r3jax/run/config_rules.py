@@ -76,7 +76,7 @@ RULES: dict[str, rules.Rule] = {
   "model.folder": _FOLDER,
   "model.dtype": rules.OneOf(tuple(model_setup.DTYPES)),
   "model.remat": rules.OneOf(("none", *mot.REMAT_POLICIES)),
-  "model.attention": rules.OneOf(("auto", "splash", "xla")),
+  "model.attention": rules.OneOf(("auto", "by_head", "splash", "xla")),
   "model.lora.rank": rules.Whole(0, 65_536),
   "model.lora.alpha": rules.Real(1e-6, 1e6),
   "model.lora.und": _PROJECTIONS,

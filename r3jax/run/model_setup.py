@@ -145,20 +145,23 @@ def make_modules(
 
 
 def attention_on(platform: str, head_dim: int) -> str:
-  """Returns the attention implementation of a platform, "splash" or "xla".
+  """Returns the attention implementation of a platform, see `network.Bagel`.
 
   The TPU kernel requires a head width that is a multiple of 128.
   """
   if platform == "tpu" and head_dim % 128 == 0:
     return "splash"
+  if platform == "cpu":
+    return "by_head"
   return "xla"
 
 
 def _attention(name: str, head_dim: int) -> str:
   """Checks the attention implementation of a config, and chooses one for "auto"."""
-  if name not in ("auto", "xla", "splash"):
+  if name not in ("auto", "by_head", "splash", "xla"):
     raise ValueError(
-      f"model.attention must be 'auto', 'xla' or 'splash'; got {name!r}"
+      "model.attention must be 'auto', 'by_head', 'splash' or 'xla'; "
+      f"got {name!r}"
     )
   if name == "splash" and attention_on("tpu", head_dim) != "splash":
     raise ValueError(

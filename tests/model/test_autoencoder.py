@@ -46,6 +46,68 @@ def _run(method, config, weights, x, dtype=jnp.float32):
     return run(weights, x)
 
 
+def _features(dtype=jnp.float32):
+  x = np.random.default_rng(0).normal(1, 2, size=(2, 3, 5, 64))
+  return jnp.asarray(x, dtype)
+
+
+class TestGroupNorm:
+  @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+  def test_equals_flax_group_norm(self, dtype):
+    x = _features(dtype)
+    module = autoencoder.GroupNorm(jnp.dtype(dtype))
+    rng = np.random.default_rng(1)
+    scale = jnp.asarray(rng.normal(size=64), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=64), jnp.float32)
+    params = {"params": {"scale": scale, "bias": bias}}
+    other = nn.GroupNorm(
+      autoencoder.NUM_GROUPS,
+      epsilon=autoencoder.NORM_EPS,
+      dtype=jnp.dtype(dtype),
+      use_fast_variance=False,
+    )
+    normed = module.apply(params, x)
+    assert normed.dtype == x.dtype
+    expected = np.asarray(other.apply(params, x), np.float32)
+    tolerance = 2e-6 if dtype == "float32" else 2**-7
+    np.testing.assert_allclose(
+      np.asarray(normed, np.float32), expected, rtol=tolerance, atol=tolerance
+    )
+
+  def test_of_large_means_keeps_its_digits(self):
+    module = autoencoder.GroupNorm(jnp.float32)
+    x = _features()
+    params = {"params": {"scale": jnp.ones(64), "bias": jnp.zeros(64)}}
+    shifted = module.apply(params, x + 1000)
+    np.testing.assert_allclose(shifted, module.apply(params, x), atol=1e-3)
+
+
+class TestUpsample:
+  def _run(self, dtype):
+    x = _features(dtype)
+    rng = np.random.default_rng(1)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 64, 7)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=7), jnp.float32)
+    params = {"conv": {"kernel": kernel, "bias": bias}}
+    module = autoencoder.Upsample(7, jnp.dtype(dtype))
+    doubled = module.apply({"params": params}, x)
+    conv = nn.Conv(7, (3, 3), dtype=jnp.dtype(dtype))
+    repeated = x.repeat(2, axis=1).repeat(2, axis=2)
+    return doubled, conv.apply({"params": params["conv"]}, repeated)
+
+  def test_equals_the_convolution_of_the_doubled_features(self):
+    with jax.default_matmul_precision("highest"):
+      doubled, expected = self._run("float32")
+    assert doubled.shape == (2, 6, 10, 7)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(doubled, expected, atol=1e-6 * scale)
+
+  def test_rounds_no_sums_of_weights_in_bfloat16(self):
+    doubled, expected = self._run("bfloat16")
+    assert doubled.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(doubled, expected)
+
+
 class TestEncode:
   def test_agrees_with_itself_in_float64(self, golden, config, weights):
     pixels = _channels_last(golden["image"])[:, :32, :48]

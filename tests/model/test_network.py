@@ -295,4 +295,5 @@ class TestScannedLayers:
         "some",
         sharding.TRAIN,
         low_rank.LoRA(),
+        "xla",
       )

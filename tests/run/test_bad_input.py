@@ -106,7 +106,7 @@ class TestConfig:
       (
         "model.attention",
         "flash",
-        "model.attention must be one of 'auto', 'splash', 'xla'; got 'flash'",
+        "model.attention must be one of 'auto', 'by_head', 'splash', 'xla'; got 'flash'",
       ),
       (
         "model.attention",
