@@ -350,10 +350,13 @@ def _set_outputs(config: ConfigDict):
   evaluation.seed = 1  # of all randomness of an evaluation
   # Iterations between evaluations, besides those before the first and after the last; 0 adds none.
   evaluation.every = 0
-  # Kinds of questions about every draft: "match"; with the reward "world" also the kinds of that
-  # world (shapes: "existence", "count", "color", "relation").
+  # Kinds of questions about every draft and last image: "match"; with the reward "world" also the
+  # kinds of that world (shapes: "existence", "count", "color", "relation").
   evaluation.ask = ()
-  evaluation.question_tokens = 192  # slots of such a question
+  # Labelled images that every model is asked the same questions about: "world" for the world's
+  # own, or a file of JSON lines, see docs/evaluation.md#understanding; "" asks about none.
+  evaluation.labelled_images = ""
+  evaluation.question_tokens = 192  # slots of a question
 
   log = config.log = ConfigDict()
   log.samples_every = (
@@ -425,6 +428,7 @@ def _use_shapes(config: ConfigDict):
   config.eval.batch_size = 120
   config.eval.question_tokens = 18
   config.eval.never_stop = True  # the verifier costs nothing
+  config.eval.labelled_images = "world"
   config.log.samples_every = 5
   config.log.samples = 4
 
@@ -450,6 +454,7 @@ def _use_smoke(config: ConfigDict):
   config.eval.rounds = 1
   config.eval.points = 3
   config.eval.batch_size = 6
+  config.eval.labelled_images = ""
   config.log.samples_every = 1
   config.log.samples = 2
   config.log.tensorboard = False

@@ -35,6 +35,7 @@ from r3jax.checkpoint import folder_digests
 from r3jax.checkpoint import safetensors_files
 from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import verification
+from r3jax.data import labelled_images
 from r3jax.data import records
 from r3jax.files import bounded
 from r3jax.files import image_files
@@ -212,6 +213,26 @@ def _check_prompts(content: bytes) -> None:
     line = json.dumps(prompt.to_json()).encode()
     assert records.parse(line, "again") == [prompt]
     assert not tokenization.marker_in(prompt.text)
+
+
+_LABELS = {
+  "image": "image.png",
+  "prompt": "a cat",
+  "matches": True,
+  "tag": "x",
+  "questions": [{"kind": "count", "question": "How many?", "answer": "one"}],
+}
+
+
+def _check_labels(content: bytes) -> None:
+  folder = _folder()
+  Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(folder / "image.png")
+  path = folder / "labels.jsonl"
+  path.write_bytes(content)
+  images = read_or_refuse(ValueError, labelled_images.read, str(path), (2, 3))
+  for image in images or []:
+    again = labelled_images.from_labels(image.labels(), image.pixels)
+    assert again.labels() == image.labels()
 
 
 # --- tokenizer and parsers
@@ -655,6 +676,7 @@ TARGETS: dict[str, Target] = {
   "images": Target(_IMAGES, _check_image),
   "indexes": Target(files_of(_INDEX), _check_index),
   "json": Target(files_of(*_RECORDS), _check_json),
+  "labels": Target(files_of(_LABELS), _check_labels),
   "logs": Target(
     st.one_of(damaged(b'{"step": 1}\n{"step": 2, "loss": 0.5}\n'), st.binary()),
     _check_log,

@@ -15,8 +15,11 @@ import pytest
 
 from r3jax.data import records
 from r3jax.evaluation import finished
+from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import sample_log
+from r3jax.model import preprocess
 from r3jax.run import workdir as workdir_lib
+from r3jax.worlds.shapes import labelled_set
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -49,10 +52,24 @@ def run(*arguments: str, log: pathlib.Path) -> str:
   return log.read_text()
 
 
+def write_labelled(folder: pathlib.Path) -> pathlib.Path:
+  """Writes a file of six labelled images, right and wrong ones; returns its path."""
+  path = folder / "labelled.jsonl"
+  if not path.exists():
+    images = labelled_set.load()[:6]
+    for image in images:
+      name = folder / image.labels()["image"]
+      name.write_bytes(preprocess.png(image.pixels))
+    lines = [json.dumps(image.labels()) for image in images]
+    path.write_text("\n".join(lines) + "\n")
+  return path
+
+
 def flags_of(
   model: pathlib.Path, workdir: pathlib.Path, **changes
 ) -> list[str]:
-  settings = tiny.settings(model) | SETTINGS | changes
+  labelled = {"eval.labelled_images": write_labelled(model.parent)}
+  settings = tiny.settings(model) | SETTINGS | labelled | changes
   return [
     "--config=configs/r3_geneval.py:shapes",
     f"--workdir={workdir}",
@@ -91,6 +108,10 @@ class TestEvaluate:
         for sample in sample_log.read(folder / name)
       ]
 
+    answers, again = (
+      labelled_questions.read(folder / name) for name in ("whole", "killed")
+    )
+    assert answers == again and len(answers) > 12
     assert 0 < len(written) < 24
     assert plain("killed") == plain("whole") and len(plain("whole")) == 24
     # not drawn again
@@ -102,6 +123,7 @@ class TestEvaluate:
       "config.json",
       "settings.json",
       "samples.jsonl",
+      "labelled.jsonl",
       "images",
       "summary.json",
       "tables.md",
@@ -112,8 +134,16 @@ class TestEvaluate:
     assert (
       len(summary["rounds"]) == 3 and summary["leaked"]["complete"] is False
     )
-    assert set(summary["understanding"]) == {"match", "count"}
+    assert set(summary["understanding"]) == {
+      "match",
+      "count",
+      "match, last image",
+      "count, last image",
+    }
+    assert {"judgement", "match"} <= set(summary["labelled"])
+    assert summary["labelled"]["judgement"]["questions"] == 6
     log = (folder / "whole.log").read_text()
+    assert "questions about labelled images" in log
     assert "is not known in full" in log and "| draft |" in log
 
   def test_another_config_in_the_folder_is_refused(
@@ -136,6 +166,7 @@ class TestEvaluate:
       f"--workdir={tmp_path / 'out'}",
       log=tmp_path / "log",
     )
+    assert "| labelled images, judgement |" in said
     assert (
       "+0.000 [+0.000, +0.000]" in said
       and (tmp_path / "out" / "by_round.svg").exists()

@@ -91,6 +91,7 @@ SETTINGS = {
   "eval.points": 3,
   "eval.temperature": 1.0,
   "eval.batch_size": 6,
+  "eval.labelled_images": "",
 }
 
 

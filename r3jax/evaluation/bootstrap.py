@@ -1,6 +1,6 @@
 """Estimates means over prompts with bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import NamedTuple
 
@@ -111,6 +111,21 @@ def _resampled_means(
   return np.average(means, axis=0, weights=weights)
 
 
+def resampled_means(
+  values: np.ndarray, seed: int, design: Design
+) -> np.ndarray:
+  """Returns what `mean` is in RESAMPLES draws of whole clusters, [RESAMPLES].
+
+  Equal designs and seeds have equal draws. Where fewer than MIN_CLUSTERS clusters give no interval
+  of `bootstrap_mean`, all draws are the mean.
+  """
+  num_clusters = len(set(zip(design.strata, design.clusters, strict=True)))
+  if num_clusters < MIN_CLUSTERS:
+    return np.full(RESAMPLES, mean(values, design))
+  strata = _strata(values, design)
+  return _resampled_means(strata, np.random.default_rng(seed))
+
+
 def mean(values: np.ndarray, design: Design) -> float:
   """Returns the mean of the strata's means."""
   strata = np.asarray(design.strata)
@@ -175,3 +190,86 @@ def bootstrap_difference(
       f"{len(before)} and {len(after)} values"
     )
   return bootstrap_mean(np.subtract(after, before), seed, design)
+
+
+def bootstrap_ratio(
+  parts: np.ndarray,
+  wholes: np.ndarray,
+  seed: int,
+  design: Design | None = None,
+) -> Estimate | None:
+  """Estimates mean(parts) / mean(wholes), both means over the same draws, see `bootstrap_mean`.
+
+  Args:
+    parts: One per measurement, for example 1 where a "yes" is right, [n].
+    wholes: Likewise, for example 1 where the answer is "yes", [n].
+    seed: Seed of the draws.
+    design: How the measurements were drawn.
+
+  Returns:
+    The estimate; without an interval where a draw has no whole, None where there is none at all.
+  """
+  return _bootstrap_statistic([parts, wholes], _ratio, seed, design)
+
+
+def bootstrap_ratio_difference(
+  before: tuple[np.ndarray, np.ndarray],
+  after: tuple[np.ndarray, np.ndarray],
+  seed: int,
+  design: Design | None = None,
+) -> Estimate | None:
+  """Estimates the ratio after minus the ratio before; each is (parts, wholes) of `bootstrap_ratio`.
+
+  The draws are the same for both.
+  """
+  return _bootstrap_statistic(
+    [*before, *after], _ratio_difference, seed, design
+  )
+
+
+def _ratio(means: np.ndarray) -> np.ndarray:
+  """Returns means[0] / means[1], NaN where that is 0 / 0; means are [2, ...]."""
+  part, whole = means
+  return np.divide(
+    part, whole, out=np.full_like(part, np.nan), where=whole != 0
+  )
+
+
+def _ratio_difference(means: np.ndarray) -> np.ndarray:
+  """Returns the ratio of means[2:] minus that of means[:2]."""
+  return _ratio(means[2:]) - _ratio(means[:2])
+
+
+def _bootstrap_statistic(
+  columns: Sequence[np.ndarray],
+  statistic: Callable[[np.ndarray], np.ndarray],
+  seed: int,
+  design: Design | None,
+) -> Estimate | None:
+  """Estimates a statistic of the means of several columns over the same draws.
+
+  Args:
+    columns: Values of every column, [k, n].
+    statistic: Maps means [k, ...] to values [...].
+    seed: Seed of the draws.
+    design: As in `bootstrap_mean`.
+
+  Returns:
+    The estimate, None where its value is NaN.
+  """
+  values = np.asarray(columns, np.float64)
+  if design is None:
+    num_values = values.shape[1]
+    design = Design(range(num_values), [0] * num_values)
+  point = float(statistic(np.array([mean(row, design) for row in values])))
+  if np.isnan(point):
+    return None
+  num_clusters = len(set(zip(design.strata, design.clusters, strict=True)))
+  if num_clusters < MIN_CLUSTERS:
+    return Estimate(point)
+  means = [resampled_means(row, seed, design) for row in values]
+  drawn = statistic(np.array(means))
+  if np.isnan(drawn).any():
+    return Estimate(point)
+  low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+  return Estimate(point, float(low), float(high))

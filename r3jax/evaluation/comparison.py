@@ -5,9 +5,11 @@ import dataclasses
 
 import numpy as np
 
+from r3jax.evaluation import bootstrap
 from r3jax.evaluation import estimates
 from r3jax.evaluation import evaluate
 from r3jax.evaluation import finished
+from r3jax.evaluation import labelled_estimates
 from r3jax.evaluation import sample_table
 from r3jax.files import config_guard
 
@@ -121,6 +123,45 @@ def compare_pair(
   return compared
 
 
+def compare_answers(
+  before: sample_table.AnswerTable, after: sample_table.AnswerTable, seed: int
+) -> dict[str, PairedEstimates]:
+  """Estimates how well two models answer the same questions, and the paired difference.
+
+  Args:
+    before: Answers to questions about labelled images.
+    after: Answers to the same questions, in the same order.
+    seed: Seed of the bootstrap.
+
+  Returns:
+    The numbers of `labelled_estimates.views_of` by name, without those that are missing; none
+    where the questions differ.
+  """
+  questions = (before.kinds, before.prompts, before.expected)
+  if questions != (after.kinds, after.prompts, after.expected):
+    return {}
+  new_views = labelled_estimates.views_of(after)
+  compared = {}
+  for name, old in labelled_estimates.views_of(before).items():
+    new = new_views[name]
+    design = labelled_estimates.design(before, old)
+    old_pair = (old.parts, old.wholes)
+    new_pair = (new.parts, new.wholes)
+    value_before = bootstrap.bootstrap_ratio(*old_pair, seed, design)
+    value_after = bootstrap.bootstrap_ratio(*new_pair, seed, design)
+    difference = bootstrap.bootstrap_ratio_difference(
+      old_pair, new_pair, seed, design
+    )
+    if value_before and value_after and difference:
+      compared[name] = PairedEstimates(
+        before=value_before,
+        after=value_after,
+        difference=difference,
+        prompts=len(set(design.clusters)),
+      )
+  return compared
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewComparison:
   """One view of several evaluations.
@@ -173,9 +214,13 @@ def compare(
   # Chains of different lengths still have a last image each.
   if min(lengths) < max(lengths):
     rounds["last round"] = -1
-  pairs = [
-    compare_pair(first.table, other.table, seed, rounds) for other in others
-  ]
+  pairs = []
+  for other in others:
+    pair = compare_pair(first.table, other.table, seed, rounds)
+    answers = compare_answers(first.answers, other.answers, seed)
+    for name, numbers in answers.items():
+      pair[f"labelled images, {name}"] = numbers
+    pairs.append(pair)
 
   views = {}
   for pair in pairs:

@@ -14,6 +14,7 @@ import numpy as np
 from r3jax.agent import experience
 from r3jax.data import records
 from r3jax.evaluation import chains
+from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import questions
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import summary as summary_lib
@@ -26,9 +27,13 @@ from r3jax.sequence import thoughts
 
 SETTINGS = "settings.json"
 SUMMARY = "summary.json"
-# Keys of the settings that do not change a result: the hash of the prompts stands for their source.
-MAY_DIFFER = ("heldout.source",)
+# Keys of the settings that do not change a result: hashes of prompts and images stand for them.
+MAY_DIFFER = ("heldout.source", "labelled.source")
 _LAST_STEP = 2**31  # after every iteration
+# Follows the kind of a question about the last image of a chain.
+LAST_IMAGE = ", last image"
+# Beyond the numbers of questions about drafts, from which noise follows.
+_FIRST_ABOUT_LAST = 500
 # What judges and rewards write: NAME.json, NAME.md, NAME.PROCESS.jsonl or a folder of its parts.
 _OWN_FILE = re.compile(r"[\w-][\w.-]*\.(json|md|\d+\.jsonl(\.parts)?)")
 
@@ -49,7 +54,7 @@ class Batch:
     rows: Indices of prompt and image, int32 [B, 2].
     records: Data of the prompts, one per row.
     rounds: One per image of a chain.
-    questions: Questions about the drafts by kind, None where the image gives none.
+    questions: Questions about drafts and last images by kind, None where the image gives none.
     answers: Texts that answer them, by kind.
   """
 
@@ -70,13 +75,14 @@ class Evaluation:
     records: Data of the prompts.
     prompts: The same prompts as token ids, one row per record.
     images_per_prompt: Chains per prompt.
-    questionnaire: Asks about the drafts.
+    questionnaire: Asks about drafts and last images.
     segments: (texts, capacity) -> ids and lengths of text segments.
     decode: (ids [B, T], lengths [B]) -> texts.
     boxes: Objects that the verifier recognizes in images; None if the reward cannot say.
     flush: Called after every batch, on every process: writes the reward's log, raises its errors.
     flops: Operations of a draft and of a revision of one image, with texts at their longest.
     settings: JSON values of all that the results depend on, except the policy.
+    labelled: Asks about labelled images; None asks about none.
   """
 
   sampler: chains.Sampler
@@ -90,6 +96,7 @@ class Evaluation:
   flush: Callable[[], None]
   flops: tuple[float, float]
   settings: dict
+  labelled: labelled_questions.Questionnaire | None = None
 
   def rows(self) -> dict[str, tuple[int, int]]:
     """Returns the indices of prompt and image of every sample, by key."""
@@ -138,6 +145,38 @@ class Evaluation:
         sample_log.append(folder, samples, images)
     return [complete[key] for key in rows]
 
+  def ask_labelled(
+    self, policy, towers, folder: epath.Path, step: int
+  ) -> list[labelled_questions.Answer]:
+    """Asks a policy about labelled images, after `run`; answers in the folder are not asked again.
+
+    For the arguments see `run`.
+
+    Returns:
+      All answers, in the order of the questions; none without labelled images.
+    """
+    if self.labelled is None:
+      return []
+    previous = labelled_questions.read(folder)
+    read_by_all = _read_by_all(previous)
+    complete = {key: previous[key] for key in previous if key in read_by_all}
+    return self.labelled.ask(policy, towers, folder, step, complete)
+
+  def finished_labelled(
+    self, folder: epath.Path
+  ) -> list[labelled_questions.Answer] | None:
+    """Returns the answers about labelled images that a finished evaluation has.
+
+    Every process must call it at the same point; all return answers, or None if one is missing.
+    """
+    if self.labelled is None:
+      return []
+    answers = labelled_questions.read(folder)
+    keys = [question.key for question in self.labelled.questions]
+    if not _read_by_all(answers) >= set(keys):
+      return None
+    return [answers[key] for key in keys]
+
   def read(self, folder: epath.Path) -> dict[str, sample_log.Sample]:
     """Returns the latest sample of every key in a folder, none if the settings differ."""
     path = folder / SETTINGS
@@ -179,7 +218,9 @@ class Evaluation:
     # A summary means that the evaluation has finished, which is no longer so.
     (folder / SUMMARY).unlink(missing_ok=True)
     # This also removes a last line that a killed process left incomplete.
-    sample_log.drop_after(folder, _LAST_STEP if keep else None)
+    last_step = _LAST_STEP if keep else None
+    sample_log.drop_after(folder, last_step)
+    labelled_questions.drop_after(folder, last_step)
     if keep:
       return
     # What judges and rewards have logged is about other images.
@@ -190,29 +231,58 @@ class Evaluation:
   def _draw(
     self, policy, towers, rows: np.ndarray, count: int, step: int
   ) -> Batch:
-    """Draws the chains of a batch whose first `count` rows count, and asks about their drafts."""
+    """Draws the chains of a batch whose first `count` rows count, and asks about their images."""
     prompt_index, image_index = rows.T
     prompts = jax.tree.map(lambda leaf: leaf[prompt_index], self.prompts)
     row_records = [self.records[i] for i in prompt_index]
     rounds = self.sampler.run(policy, towers, prompts, image_index, count)
-    drafts = rounds[0].round.kept
-    questions_by_kind = self.questionnaire.questions(drafts, row_records, rows)
-
+    questions_by_kind = {}
     answers = {}
-    for kind, kind_questions in questions_by_kind.items():
-      # Rows without a question stay in the batch, whose shape is fixed; their answers are unused.
-      texts = [question.text if question else "" for question in kind_questions]
-      ids, lengths = self.segments(texts, self.sampler.question_tokens)
-      reply = self.sampler.ask(
-        policy,
-        towers,
-        prompts.replace(question=ids, question_length=lengths),
-        image_index,
-        self.questionnaire.index_of(kind),
-        drafts.images,
-      )
-      answers[kind] = self.decode(reply.ids, reply.lengths)
+    for turn, suffix in self._turns_asked_about(len(rounds)):
+      images = rounds[turn].round.kept
+      for kind, kind_questions in self.questionnaire.questions(
+        images, row_records, rows
+      ).items():
+        name = f"{kind}{suffix}"
+        questions_by_kind[name] = kind_questions
+        number = self.questionnaire.index_of(kind)
+        if turn:
+          number += _FIRST_ABOUT_LAST
+        answers[name] = self._ask(
+          policy, towers, prompts, image_index, number, kind_questions, images
+        )
     return Batch(step, rows, row_records, rounds, questions_by_kind, answers)
+
+  @staticmethod
+  def _turns_asked_about(num_rounds: int) -> list[tuple[int, str]]:
+    """Returns (index of a round, what follows the kinds of its questions): drafts, last images."""
+    if num_rounds == 1:
+      return [(0, "")]
+    return [(0, ""), (num_rounds - 1, LAST_IMAGE)]
+
+  def _ask(
+    self,
+    policy,
+    towers,
+    prompts: experience.Prompts,
+    image_index: np.ndarray,
+    number: int,
+    kind_questions: Sequence[questions.Question | None],
+    images: chains.ScoredImages,
+  ) -> list[str]:
+    """Returns the texts that answer one question about every image of a batch."""
+    # Rows without a question stay in the batch, whose shape is fixed; their answers are unused.
+    texts = [question.text if question else "" for question in kind_questions]
+    ids, lengths = self.segments(texts, self.sampler.question_tokens)
+    reply = self.sampler.ask(
+      policy,
+      towers,
+      prompts.replace(question=ids, question_length=lengths),
+      image_index,
+      number,
+      images.images,
+    )
+    return self.decode(reply.ids, reply.lengths)
 
   def samples_of(
     self, batch: Batch, count: int
@@ -258,7 +328,14 @@ class Evaluation:
 
 def outputs(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
   """Returns the files that an evaluation writes, and the folders; not the images."""
-  files = ("samples.jsonl", SETTINGS, SUMMARY, "tables.md", "index.html")
+  files = (
+    "samples.jsonl",
+    "labelled.jsonl",
+    SETTINGS,
+    SUMMARY,
+    "tables.md",
+    "index.html",
+  )
   folders = ("images", "tables", "judges", "rewards")
   return [folder / name for name in files], [folder / name for name in folders]
 
@@ -284,12 +361,12 @@ def _read_or_none(
     return None
 
 
-def _read_by_all(samples: Mapping[str, sample_log.Sample]) -> set[str]:
-  """Returns the keys of the samples that every process has read.
+def _read_by_all(entries: Mapping[str, object]) -> set[str]:
+  """Returns the keys of the samples, or of the answers, that every process has read.
 
   A shared disk may show the last lines late to other hosts, and all must draw the same samples.
   """
-  texts = multihost.exchange(json.dumps(sorted(samples)))
+  texts = multihost.exchange(json.dumps(sorted(entries)))
   return set.intersection(*(set(json.loads(text)) for text in texts))
 
 

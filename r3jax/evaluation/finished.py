@@ -7,6 +7,8 @@ import re
 from etils import epath
 
 from r3jax.evaluation import evaluate
+from r3jax.evaluation import labelled_estimates
+from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary as summary_lib
@@ -28,6 +30,7 @@ class FinishedEvaluation:
     settings: What its results depend on, except the model.
     summary: Its numbers.
     samples: Its samples, in the order of their keys.
+    labelled: Its answers about labelled images, in the order of their keys.
   """
 
   name: str
@@ -35,11 +38,19 @@ class FinishedEvaluation:
   settings: dict
   summary: summary_lib.Summary
   samples: list[sample_log.Sample]
+  labelled: list[labelled_questions.Answer] = dataclasses.field(
+    default_factory=list
+  )
 
   @functools.cached_property
   def table(self) -> sample_table.SampleTable:
     """Its samples as arrays."""
     return sample_table.of_samples(self.samples)
+
+  @functools.cached_property
+  def answers(self) -> sample_table.AnswerTable:
+    """Its answers about labelled images."""
+    return labelled_estimates.table_of(self.labelled)
 
 
 def _read_folder(folder: epath.Path, name: str, run: str) -> FinishedEvaluation:
@@ -59,12 +70,16 @@ def _read_folder(folder: epath.Path, name: str, run: str) -> FinishedEvaluation:
       raise ValueError(
         f"it has {len(latest)} samples, and {evaluate.SUMMARY} is of {summary.images}"
       )
+  path = labelled_questions.path(folder)
+  with damage.explained(path, "answers about labelled images", remedy):
+    answers = labelled_questions.read(folder)
   return FinishedEvaluation(
     name=name,
     run=run,
     settings=settings,
     summary=summary,
     samples=[latest[key] for key in sorted(latest)],
+    labelled=[answers[key] for key in sorted(answers)],
   )
 
 

@@ -10,12 +10,13 @@ import re
 
 import numpy as np
 
+from r3jax.data import labelled_images
 from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.sequence import thoughts
 from r3jax.worlds import base as worlds_base
 
-MATCH = "match"
+MATCH = labelled_images.MATCH
 _MATCH_QUESTION = (
   "The description of the target image is: {prompt}\n"
   "Does the provided image match it? Answer yes or no."
@@ -104,10 +105,7 @@ class Questionnaire:
       if not drafts.score.valid[i]:
         result.append(None)
         continue
-      if self.quiz:
-        text = self.quiz.match(prompt.text)
-      else:
-        text = _MATCH_QUESTION.replace("{prompt}", prompt.text)
+      text = match_question(prompt.text, self.quiz)
       expected = "yes" if strict[i] == 1 else "no"
       result.append(Question(MATCH, text, expected))
     return result
@@ -123,6 +121,13 @@ class Questionnaire:
       question = self.quiz.kinds[kind](scene, rng)
       result.append(Question(kind, *question) if question else None)
     return result
+
+
+def match_question(prompt: str, quiz: worlds_base.Quiz | None) -> str:
+  """Returns the question whether an image matches a prompt, in the words of the quiz if given."""
+  if quiz is not None:
+    return quiz.match(prompt)
+  return _MATCH_QUESTION.replace("{prompt}", prompt)
 
 
 def answer_in(text: str) -> str:

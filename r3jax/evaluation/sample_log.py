@@ -89,10 +89,11 @@ class EvaluatedTurn(Turn):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """A question about the first image of a chain, and what the model answered.
+  """A question about the first or the last image of a chain, and what the model answered.
 
   Attributes:
-    kind: Kind of question, see `questions.Questionnaire`.
+    kind: Kind of question, see `questions.Questionnaire`; about the last image it ends in
+      `evaluate.LAST_IMAGE`.
     question: Its text.
     expected: Word that is the right answer.
     answer: Word that the model answered, "" if there is none in its text.
@@ -116,7 +117,7 @@ class Sample:
     prompt: Text of the prompt.
     tag: Kind of prompt.
     turns: Images in order, at least one.
-    answers: Questions about the first image; None if none are ever asked.
+    answers: Questions about the first image and the last; None if none are ever asked.
   """
 
   step: int

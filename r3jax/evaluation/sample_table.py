@@ -124,12 +124,12 @@ def of_samples(samples: Sequence[sample_log.Sample]) -> SampleTable:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerTable:
-  """Answers about the drafts of an evaluation; one entry per question.
+  """Answers to questions about images; one entry per question.
 
   Attributes:
     tags: Tag of the image's prompt.
     prompts: Text of the image's prompt.
-    kinds: Kind of the question, see `questions.Questionnaire`.
+    kinds: Kind of the question.
     expected: Word that is the right answer.
     given: Word that the model answered, "" where its text holds none.
   """

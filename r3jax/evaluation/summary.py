@@ -7,6 +7,8 @@ import numpy as np
 
 from r3jax.data import contamination
 from r3jax.evaluation import estimates
+from r3jax.evaluation import labelled_estimates
+from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 
@@ -53,7 +55,8 @@ class Summary:
     refinement: Score of the last round minus that of the draft.
     stops: How well the model knows when to stop.
     behaviour: How chains edit and stop.
-    understanding: How often answers about drafts are right, by kind of question.
+    understanding: How often answers about drafts and last images are right, by kind of question.
+    labelled: How well the model answers questions about labelled images, by kind of question.
   """
 
   title: str
@@ -72,6 +75,9 @@ class Summary:
   stops: estimates.Stops
   behaviour: estimates.Behaviour
   understanding: dict[str, estimates.Understanding]
+  labelled: dict[str, labelled_estimates.KindEstimates] = dataclasses.field(
+    default_factory=dict
+  )
 
   def notes(self) -> list[str]:
     """Returns what a reader must know beside every number of the evaluation."""
@@ -96,6 +102,10 @@ class Summary:
       "stops": self.stops.to_json(),
       "behaviour": dataclasses.asdict(self.behaviour),
       "understanding": understanding,
+      "labelled": {
+        kind: dataclasses.asdict(numbers)
+        for kind, numbers in self.labelled.items()
+      },
     }
 
   @classmethod
@@ -107,6 +117,11 @@ class Summary:
     understanding = {
       kind: estimates.Understanding.from_json(numbers)
       for kind, numbers in values["understanding"].items()
+    }
+    # Summaries of versions that asked about no labelled images have none.
+    labelled = {
+      kind: labelled_estimates.KindEstimates.from_json(numbers)
+      for kind, numbers in values.get("labelled", {}).items()
     }
     typed = {
       "leaked": contamination.Leaked(**values["leaked"]),
@@ -121,6 +136,7 @@ class Summary:
       "stops": estimates.Stops.from_json(values["stops"]),
       "behaviour": estimates.Behaviour(**values["behaviour"]),
       "understanding": understanding,
+      "labelled": labelled,
     }
     return cls(**{**values, **typed})
 
@@ -136,9 +152,16 @@ def _estimates_by_tag(
 
 
 def summarize(
-  samples: Sequence[sample_log.Sample], context: Context
+  samples: Sequence[sample_log.Sample],
+  context: Context,
+  labelled: Sequence[labelled_questions.Answer] = (),
 ) -> Summary:
   """Computes the summary of all samples of an evaluation.
+
+  Args:
+    samples: Samples of the evaluation.
+    context: What the summary says beside their numbers.
+    labelled: Answers about labelled images.
 
   Raises:
     ValueError: There are no samples.
@@ -166,4 +189,5 @@ def summarize(
     stops=estimates.stops(table, seed),
     behaviour=estimates.behaviour(table),
     understanding=estimates.understanding(answers, seed),
+    labelled=labelled_estimates.of(labelled_estimates.table_of(labelled), seed),
   )

@@ -9,6 +9,8 @@ import jax
 from r3jax.evaluation import bootstrap
 from r3jax.evaluation import estimates
 from r3jax.evaluation import evaluate
+from r3jax.evaluation import labelled_questions
+from r3jax.evaluation import questions
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import summary as summary_lib
 from r3jax.files import atomic
@@ -24,13 +26,14 @@ def conclude(
   folder: epath.Path,
   samples: Sequence[sample_log.Sample],
   context: summary_lib.Context,
+  labelled: Sequence[labelled_questions.Answer] = (),
 ) -> Summary:
   """Summarizes an evaluation into its folder.
 
   Process 0 writes tables.md, tables/*.csv, index.html and, last, summary.json: where that file is,
-  the evaluation is finished.
+  the evaluation is finished. For the arguments see `summary.summarize`.
   """
-  summary = summary_lib.summarize(samples, context)
+  summary = summary_lib.summarize(samples, context, labelled)
   if jax.process_index() != 0:
     return summary
 
@@ -86,6 +89,9 @@ def tables(summary: Summary) -> dict[str, Table]:
   }
   if summary.understanding:
     named["understanding"] = _understanding(summary)
+  if summary.labelled:
+    named["labelled"] = _labelled(summary)
+    named["labelled_tags"] = _labelled_tags(summary)
   return named
 
 
@@ -219,7 +225,7 @@ def _stop_policies(summary: Summary) -> Table:
 def _understanding(summary: Summary) -> Table:
   rows = []
   for kind, numbers in summary.understanding.items():
-    style = "ITA" if kind == "match" else "VQA"
+    style = "ITA" if kind.startswith(questions.MATCH) else "VQA"
     yes = numbers.yes_or_no
     yes_cells = [None, None, None, None]
     if yes:
@@ -245,7 +251,58 @@ def _understanding(summary: Summary) -> Table:
     "yes is right",
     "unread",
   ]
-  return Table("Understanding: questions about the drafts", columns, rows)
+  return Table(
+    "Understanding: questions about its own drafts and last images",
+    columns,
+    rows,
+  )
+
+
+def _labelled(summary: Summary) -> Table:
+  rows = []
+  for kind, numbers in summary.labelled.items():
+    cells = [
+      numbers.questions,
+      numbers.accuracy,
+      numbers.affirmation or None,
+      numbers.precision,
+      numbers.recall,
+      numbers.recall_of_denial,
+      numbers.unread,
+    ]
+    rows.append((kind, cells))
+  columns = [
+    "kind",
+    "questions",
+    "balanced accuracy",
+    "affirmation",
+    "its precision",
+    "its recall",
+    "recall of the opposite",
+    "unread",
+  ]
+  return Table(
+    "Understanding: questions about labelled images, the same for every model",
+    columns,
+    rows,
+  )
+
+
+def _labelled_tags(summary: Summary) -> Table:
+  by_kind = {
+    kind: numbers.tags
+    for kind, numbers in summary.labelled.items()
+    if numbers.tags
+  }
+  tags = dict.fromkeys(tag for numbers in by_kind.values() for tag in numbers)
+  rows = []
+  for tag in tags:
+    rows.append((tag, [numbers.get(tag) for numbers in by_kind.values()]))
+  return Table(
+    "Balanced accuracy about labelled images by tag, with 95 % interval",
+    ["tag", *by_kind],
+    rows,
+  )
 
 
 # --- Charts ---------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from r3jax.report import tables
 
 Estimate = estimates.Estimate
 Table = tables.Table
+# How names of numbers of one answer begin, see `labelled_estimates.views_of`.
+_OF_ANSWERS = ("precision of", "recall of")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,8 @@ class RunSummary:
   Attributes:
     title: Heading.
     scores: Scores before and after training by view, see `comparison.compare_pair`.
+    labelled: How well questions about labelled images are answered, before and after, by view, see
+      `comparison.compare_answers`.
     refinement: Score of the last round minus that of the draft, by model: "before", "after".
     behaviour: How the model edits and stops, by model.
     missing: Share of images without a score, by model.
@@ -38,6 +42,9 @@ class RunSummary:
 
   title: str = "r3jax run"
   scores: Mapping[str, comparison.PairedEstimates] = dataclasses.field(
+    default_factory=dict
+  )
+  labelled: Mapping[str, comparison.PairedEstimates] = dataclasses.field(
     default_factory=dict
   )
   refinement: Mapping[str, Estimate | None] = dataclasses.field(
@@ -60,14 +67,8 @@ class RunSummary:
     """Returns the summary of a summary.json; other keys are ignored."""
     names = {field.name for field in dataclasses.fields(cls)}
     present = {name: value for name, value in values.items() if name in names}
-    scores = {}
-    for view, numbers in values.get("scores", {}).items():
-      scores[view] = comparison.PairedEstimates(
-        before=Estimate(*numbers["before"]),
-        after=Estimate(*numbers["after"]),
-        difference=Estimate(*numbers["difference"]),
-        prompts=numbers.get("prompts"),
-      )
+    scores = _paired_estimates(values.get("scores", {}))
+    labelled = _paired_estimates(values.get("labelled images", {}))
     refinement = {
       model: estimates.estimate_from_json(estimate)
       for model, estimate in values.get("last round minus draft", {}).items()
@@ -77,6 +78,7 @@ class RunSummary:
     missing = values.get("images without a score", {})
     typed = {
       "scores": scores,
+      "labelled": labelled,
       "refinement": refinement,
       "missing": missing,
       "skipped_updates": values.get("skipped updates", 0),
@@ -97,6 +99,21 @@ class RunSummary:
         "skipped/ of the workdir)."
       )
     return texts
+
+
+def _paired_estimates(
+  values: Mapping[str, Mapping],
+) -> dict[str, comparison.PairedEstimates]:
+  """Returns scores before and after by view from JSON values."""
+  pairs = {}
+  for view, numbers in values.items():
+    pairs[view] = comparison.PairedEstimates(
+      before=Estimate(*numbers["before"]),
+      after=Estimate(*numbers["after"]),
+      difference=Estimate(*numbers["difference"]),
+      prompts=numbers.get("prompts"),
+    )
+  return pairs
 
 
 def write_report(
@@ -145,7 +162,13 @@ def _chart(name: str, metrics: Sequence[dict]) -> charts_lib.Chart:
 def summary_lines(summary: RunSummary) -> list[str]:
   """Returns notes, then a line for every score: before, after, difference with its interval."""
   lines = summary.notes()
-  for view, numbers in summary.scores.items():
+  labelled = {}
+  for view, numbers in summary.labelled.items():
+    part = view.partition(", ")[2]
+    # Accuracies by tag stand on the page.
+    if not part or part.startswith(_OF_ANSWERS):
+      labelled[f"labelled images, {view}"] = numbers
+  for view, numbers in (summary.scores | labelled).items():
     facts = _facts_of_difference(view, numbers)
     lines.append(
       f"{view}: {numbers.before.mean:.3f} -> {numbers.after.mean:.3f}  ({facts})"
@@ -172,7 +195,12 @@ def _facts_of_difference(view: str, numbers: comparison.PairedEstimates) -> str:
 def _tables(summary: RunSummary) -> list[Table]:
   """Returns the tables of a run; those about which the summary says nothing have no rows."""
   return [
-    _scores(summary),
+    _scores(summary.scores, "Scores: mean and 95 % interval"),
+    _scores(
+      summary.labelled,
+      "Understanding: questions about labelled images, the same before and after; balanced "
+      "accuracy, or what is named",
+    ),
     _refinement(summary),
     _behaviour(summary),
     _seconds(summary),
@@ -180,14 +208,16 @@ def _tables(summary: RunSummary) -> list[Table]:
   ]
 
 
-def _scores(summary: RunSummary) -> Table:
+def _scores(
+  scores: Mapping[str, comparison.PairedEstimates], caption: str
+) -> Table:
   rows = []
-  for view, numbers in summary.scores.items():
+  for view, numbers in scores.items():
     difference = tables.difference(view, numbers.difference)
     cells = [numbers.prompts, numbers.before, numbers.after, difference]
     rows.append((view, cells))
   columns = ["score", "prompts", "before", "after", "difference"]
-  return Table("Scores: mean and 95 % interval", columns, rows)
+  return Table(caption, columns, rows)
 
 
 def _refinement(summary: RunSummary) -> Table:

@@ -181,6 +181,7 @@ RULES: dict[str, rules.Rule] = {
   "eval.seed": SEED,
   "eval.every": _COUNT_OR_0,
   "eval.ask": _NAMES,
+  "eval.labelled_images": rules.Text("'world', or the path of a file"),
   "eval.question_tokens": _SLOTS,
   "eval.never_stop": rules.Flag(),
   **{f"eval.reason.{key}": rule for key, rule in _EVALUATION_GUIDANCE.items()},

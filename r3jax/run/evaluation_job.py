@@ -135,9 +135,12 @@ def run(job: Job) -> summary.Summary:
     samples = job.evaluation.run(
       job.policy, job.towers, job.folder, context.step
     )
+    labelled = job.evaluation.ask_labelled(
+      job.policy, job.towers, job.folder, context.step
+    )
   missing = sample_table.of_samples(samples).missing
   budget.check_evaluation(missing, job.config.reward.max_failed_fraction)
-  return evaluation_report.conclude(job.folder, samples, context)
+  return evaluation_report.conclude(job.folder, samples, context, labelled)
 
 
 def _context(job: Job) -> summary.Context:

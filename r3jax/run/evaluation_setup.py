@@ -1,26 +1,32 @@
 """Builds the evaluation that a config describes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 
+from absl import logging
 import jax
 import ml_collections
 
 from r3jax.agent import actors
+from r3jax.agent import experience
 from r3jax.agent import rollout_settings
 from r3jax.costs import count
+from r3jax.data import labelled_images
 from r3jax.data import records
 from r3jax.evaluation import chains
 from r3jax.evaluation import evaluate
+from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import questions
 from r3jax.files import texts
 from r3jax.rewards.remote import judge
 from r3jax.run import setup
 from r3jax.run import stage_settings
+from r3jax.worlds import base as worlds_base
 from r3jax.worlds import registry
 
-# Keys of config.eval that do not change what an evaluation returns.
-_SCHEDULING_KEYS = ("batch_size", "every")
+# Keys of config.eval that do not change what an evaluation returns, and those whose content stands
+# in the identity in their place.
+_LEFT_OUT_KEYS = ("batch_size", "every", "labelled_images")
 # Keys of config.reward that change scores; a service describes itself.
 _SCORING_KEYS = (
   "name",
@@ -86,10 +92,15 @@ def build(
   questionnaire = questions.Questionnaire(
     tuple(section.ask), world.quiz if world else None, section.seed
   )
+  prompts = experiment.encode(experiment.heldout, reward)
+  images = _labelled_images(config, experiment.world)
+  labelled = None
+  if images:
+    labelled = _labelled_questionnaire(experiment, sampler, prompts, images)
   return evaluate.Evaluation(
     sampler=sampler,
     records=experiment.heldout,
-    prompts=experiment.encode(experiment.heldout, reward),
+    prompts=prompts,
     images_per_prompt=section.images_per_prompt,
     questionnaire=questionnaire,
     segments=experiment.segments,
@@ -97,12 +108,79 @@ def build(
     boxes=world.boxes if world else None,
     flush=reward.raise_together,
     flops=_flops(experiment.modules, settings),
-    settings=_identity(config, experiment.heldout),
+    settings=_identity(config, experiment.heldout, images),
+    labelled=labelled,
+  )
+
+
+def _labelled_images(
+  config: ml_collections.ConfigDict, world: worlds_base.World | None
+) -> Sequence[labelled_images.LabelledImage]:
+  """Returns the labelled images that a config names, none where it or its world has none.
+
+  Raises:
+    ValueError: The file or an image cannot be used.
+  """
+  source = config.eval.labelled_images
+  size = (config.image.height, config.image.width)
+  if source != registry.OF_WORLD:
+    return labelled_images.read(source, size) if source else ()
+  world = registry.needed(world, "eval.labelled_images")
+  if world.labelled is None:
+    logging.info(
+      "no labelled images are asked about: the world %s has none", world.name
+    )
+    return ()
+  images = world.labelled()
+  if world.canvas != size:
+    raise ValueError(
+      "image.height and image.width must be the canvas of the world's labelled images, "
+      f"{world.canvas}; got {size}. eval.labelled_images='' asks about none"
+    )
+  return images
+
+
+def _labelled_questionnaire(
+  experiment: setup.Experiment,
+  sampler: chains.Sampler,
+  prompts: experience.Prompts,
+  images: Sequence[labelled_images.LabelledImage],
+) -> labelled_questions.Questionnaire:
+  """Returns the questions about labelled images.
+
+  Raises:
+    ValueError: A question has more tokens than `eval.question_tokens`.
+  """
+  world = experiment.world
+  quiz = world.quiz if world else None
+  asked = labelled_questions.questions_about(
+    images, lambda prompt: questions.match_question(prompt, quiz)
+  )
+  texts_of_questions = [question.text for question in asked]
+  try:
+    ids, lengths = experiment.segments(
+      texts_of_questions, sampler.question_tokens
+    )
+  except ValueError as error:
+    raise ValueError(
+      "eval.question_tokens must hold every question about eval.labelled_images: "
+      f"{error}"
+    ) from error
+  return labelled_questions.Questionnaire(
+    images=images,
+    questions=asked,
+    ids=ids,
+    lengths=lengths,
+    prompts=prompts,
+    sampler=sampler,
+    decode=experiment.decode,
   )
 
 
 def _identity(
-  config: ml_collections.ConfigDict, heldout: tuple[records.Prompt, ...]
+  config: ml_collections.ConfigDict,
+  heldout: tuple[records.Prompt, ...],
+  labelled: Sequence[labelled_images.LabelledImage] = (),
 ) -> dict:
   """Returns what the results of an evaluation depend on beside the model.
 
@@ -113,7 +191,7 @@ def _identity(
   for section in ("image", "sequence", "text", "reason", "refine"):
     identity[section] = config[section].to_dict()
   evaluation = config.eval.to_dict()
-  for key in _SCHEDULING_KEYS:
+  for key in _LEFT_OUT_KEYS:
     del evaluation[key]
   identity["eval"] = evaluation
   reward = {
@@ -131,6 +209,11 @@ def _identity(
     source = config.world
   identity["reward"] = reward
   identity["heldout"] = {"source": source, "sha256": records.sha256(heldout)}
+  if labelled:
+    identity["labelled"] = {
+      "source": config.eval.labelled_images,
+      "sha256": labelled_images.sha256(labelled),
+    }
   return json.loads(json.dumps(identity))
 
 

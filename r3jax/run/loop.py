@@ -17,7 +17,6 @@ from r3jax import types
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
 from r3jax.evaluation import sample_log
-from r3jax.evaluation import sample_table
 from r3jax.files import config_guard
 from r3jax.files import ownership
 from r3jax.parallel import multihost
@@ -101,8 +100,8 @@ def run(
   run_summary = summary.make(
     session,
     clock.seconds,
-    sample_table.of_samples(before),
-    sample_table.of_samples(after),
+    before,
+    after,
   )
   run_summary["parameters"] = num_parameters
   summary.write(files, run_summary)

@@ -17,6 +17,8 @@ from r3jax.data import contamination
 from r3jax.data import records
 from r3jax.evaluation import estimates
 from r3jax.evaluation import evaluate
+from r3jax.evaluation import labelled_estimates
+from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary
@@ -93,6 +95,29 @@ def compiler_options() -> dict[str, bool] | None:
     return None
   # LLVM's expensive passes take long and do not make the step measurably faster.
   return {"xla_llvm_disable_expensive_passes": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+  """What an evaluation of a policy has measured.
+
+  Attributes:
+    samples: Chains of images and their scores.
+    labelled: Answers about labelled images.
+  """
+
+  samples: list[sample_log.Sample]
+  labelled: list[labelled_questions.Answer]
+
+  @property
+  def table(self) -> sample_table.SampleTable:
+    """The samples as arrays."""
+    return sample_table.of_samples(self.samples)
+
+  @property
+  def answers(self) -> sample_table.AnswerTable:
+    """The answers about labelled images as a table."""
+    return labelled_estimates.table_of(self.labelled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +251,7 @@ class Session:
     policy: types.Params,
     step: int,
     writer: metric_writer.MetricWriter,
-  ) -> list[sample_log.Sample]:
+  ) -> Evaluated:
     """Evaluates a policy on the held-out prompts and logs its scores.
 
     An evaluation that this run has already finished is read from its folder.
@@ -237,34 +262,40 @@ class Session:
       writer: Gets the scores of the evaluation.
 
     Returns:
-      The samples of the evaluation.
+      What the evaluation has measured.
 
     Raises:
       budget.BudgetExceeded: Too many images have no score.
     """
     folder = self.files.evaluation(step)
-    evaluated = self.evaluation.finished(folder)
-    if evaluated is None:
+    samples = self.evaluation.finished(folder)
+    labelled = self.evaluation.finished_labelled(folder)
+    if samples is None or labelled is None:
       evaluated = self._evaluate(policy, step)
-    scores = estimates.curve_values(sample_table.of_samples(evaluated))
+    else:
+      evaluated = Evaluated(samples, labelled)
+    scores = estimates.curve_values(evaluated.table)
+    scores |= labelled_estimates.curve_values(evaluated.answers)
     writer.write_evaluation(step, scores)
     return evaluated
 
-  def _evaluate(
-    self, policy: types.Params, step: int
-  ) -> list[sample_log.Sample]:
+  def _evaluate(self, policy: types.Params, step: int) -> Evaluated:
     """Draws and scores the samples of an evaluation, and writes its summary."""
     folder = self.files.evaluation(step)
     reward = self.experiment.evaluation_reward
     reward.begin(step)
     with reward.logging_to(folder / "rewards"):
-      evaluated = self.evaluation.run(
-        self.frozen.whole(policy), self.frozen.towers, folder, step
+      whole_policy = self.frozen.whole(policy)
+      towers = self.frozen.towers
+      samples = self.evaluation.run(whole_policy, towers, folder, step)
+      labelled = self.evaluation.ask_labelled(
+        whole_policy, towers, folder, step
       )
     # Reading the counters resets them: the next iteration's must not include the evaluation.
     reward.metrics()
+    evaluated = Evaluated(samples, labelled)
     budget.check_evaluation(
-      sample_table.of_samples(evaluated).missing,
+      evaluated.table.missing,
       self.config.reward.max_failed_fraction,
     )
     context = summary.Context(
@@ -274,7 +305,7 @@ class Session:
       flops=self.evaluation.flops,
       seed=self.config.seed,
     )
-    evaluation_report.conclude(folder, evaluated, context)
+    evaluation_report.conclude(folder, samples, context, labelled)
     return evaluated
 
 

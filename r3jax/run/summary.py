@@ -12,7 +12,6 @@ from r3jax import types
 from r3jax.evaluation import comparison
 from r3jax.evaluation import estimates
 from r3jax.evaluation import sample_log
-from r3jax.evaluation import sample_table
 from r3jax.files import atomic
 from r3jax.files import jsonl
 from r3jax.report import run_page
@@ -72,17 +71,19 @@ def _size(tree: types.Params) -> int:
 def make(
   session: sessions.Session,
   seconds: Mapping[str, float],
-  before: sample_table.SampleTable,
-  after: sample_table.SampleTable,
+  evaluated_before: sessions.Evaluated,
+  evaluated_after: sessions.Evaluated,
 ) -> dict:
   """Returns the summary of a run as JSON values.
 
   Args:
     session: Constants of the run.
     seconds: Wall-clock time of the phases of this start, by phase.
-    before: Evaluation of the policy before training.
-    after: Evaluation of the trained policy.
+    evaluated_before: Evaluation of the policy before training.
+    evaluated_after: Evaluation of the trained policy.
   """
+  before = evaluated_before.table
+  after = evaluated_after.table
   seed = session.config.seed
   num_iterations = session.config.total_steps
   title = f"r3jax: {num_iterations} iterations, seed {seed}"
@@ -90,12 +91,18 @@ def make(
     title += " (CONTAMINATED: trained on test prompts)"
   compared = comparison.compare_pair(before, after, seed)
   scores = {view: dataclasses.asdict(pair) for view, pair in compared.items()}
+  answers = comparison.compare_answers(
+    evaluated_before.answers, evaluated_after.answers, seed
+  )
   return {
     "title": title,
     "scores": scores,
     "last round minus draft": {
       "before": estimates.refinement(before, seed),
       "after": estimates.refinement(after, seed),
+    },
+    "labelled images": {
+      view: dataclasses.asdict(pair) for view, pair in answers.items()
     },
     "images without a score": {
       "before": before.missing,

@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 
 from r3jax import types
+from r3jax.data import labelled_images
 from r3jax.data import records
 
 # A pytree of numpy arrays [n, ...] that holds what n prompts ask for.
@@ -57,6 +58,8 @@ class World:
     boxes: returns {"label": str, "box": [y0, x0, y1, x1] in shares of the image} of every object
       that it sees, per image; the report draws them.
     quiz: further questions for the evaluation of understanding.
+    labelled: returns labelled images about which every model is asked the same questions, in a
+      fixed order; None if the world has none.
     tokenizer: builds the tokenizer of a model that speaks this world's language.
     model_folder: folder of a model that comes with the world, in BAGEL's format; "" if none does.
     verifier_facts: what a reward server reports of the verifier, JSON values by name.
@@ -70,6 +73,7 @@ class World:
   parts: tuple[str, ...]
   boxes: Callable[[np.ndarray], list[list[dict]]] | None = None
   quiz: Quiz | None = None
+  labelled: Callable[[], Sequence[labelled_images.LabelledImage]] | None = None
   tokenizer: Callable[[], tokenizers.Tokenizer] | None = None
   model_folder: str = ""
   verifier_facts: Mapping[str, object] = dataclasses.field(default_factory=dict)

@@ -67,7 +67,8 @@ class TestRun:
     )
     # of a batch by its images
     assert [turn.seconds for turn in first.turns] == [0.5, 1.0]
-    (answer,) = first.answers
+    answer, about_last = first.answers
+    assert about_last.kind == "match, last image"
     assert (answer.kind, answer.expected, answer.answer) == (
       "match",
       "no",

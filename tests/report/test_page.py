@@ -473,3 +473,36 @@ class TestMain:
     lines = output.stdout.splitlines()
     assert lines[0] == f"report: {tmp_path}/report/index.html"
     assert len(lines) == 3
+
+
+class TestLabelledImages:
+  PAIR = {
+    "before": [0.5, 0.4, 0.6],
+    "after": [0.75, 0.7, 0.8],
+    "difference": [0.25, 0.15, 0.35],
+    "prompts": 90,
+  }
+  SUMMARY = run_page.RunSummary.from_json(
+    {
+      "labelled images": {
+        "judgement": PAIR,
+        "judgement, precision of stop": PAIR,
+        "judgement, position": PAIR,
+      }
+    }
+  )
+
+  def test_stand_in_the_last_lines_without_tags(self):
+    lines = run_page.summary_lines(self.SUMMARY)
+    assert lines == [
+      "labelled images, judgement: 0.500 -> 0.750  (+0.250, 90 prompts, "
+      "95 % interval +0.150 to +0.350: better)",
+      "labelled images, judgement, precision of stop: 0.500 -> 0.750  (+0.250, "
+      "90 prompts, 95 % interval +0.150 to +0.350: better)",
+    ]
+
+  def test_stand_on_the_page_by_tag(self, tmp_path):
+    path = run_page.write_report(tmp_path, self.SUMMARY, [], [])
+    page = path.read_text()
+    assert "Understanding: questions about labelled images" in page
+    assert "judgement, position" in page

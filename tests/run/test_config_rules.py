@@ -77,7 +77,7 @@ EMPTY_TEXT = words("""
   world model.folder data.train data.heldout reward.token_env reward.judge.model
   reward.judge.prompt_file reward.judge.system_file reward.judge.eval_prompt_file
   reward.judge.eval_system_file reward.unirl.reward reward.unirl.number
-  log.wandb.project log.wandb.name start
+  log.wandb.project log.wandb.name start eval.labelled_images
 """)
 EMPTY_TUPLE = words("""
   model.lora.und model.lora.gen data.more_tests data.keep_tags reward.endpoints eval.ask

@@ -83,7 +83,7 @@ def _num_edits(rng: np.random.Generator) -> int:
   return 1 + int(rng.random() < _TWO_EDITS_SHARE)
 
 
-def _imperfect_objects(
+def imperfect_objects(
   record: records.Prompt, rng: np.random.Generator
 ) -> list[edits.Object]:
   """Draws a flawed plan, or a right scene after one or two random edits, at times crowded."""
@@ -118,7 +118,7 @@ def _scene_to_judge(
   """Draws a scene for a record, right or not."""
   if rng.random() < _RIGHT_SHARE:
     return prompts.scene_for(record, rng)
-  return scenes.place(_imperfect_objects(record, rng), rng)
+  return scenes.place(imperfect_objects(record, rng), rng)
 
 
 def _smudge(scene: scenes.Scene, rng: np.random.Generator) -> scenes.Scene:
@@ -216,7 +216,7 @@ def refine_example(
   """
   is_about_record = rng.random() < _ABOUT_RECORD_SHARE
   if is_about_record:
-    objects = _imperfect_objects(record, rng)
+    objects = imperfect_objects(record, rng)
     scene = _smudge(scenes.place(objects, rng), rng)
     needed = edits.edits_of_smudged(
       record, scenes.objects_of(scene), scenes.smudges_of(scene), rng

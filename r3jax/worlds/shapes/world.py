@@ -5,6 +5,7 @@ import importlib.resources
 from r3jax.data import records
 from r3jax.worlds import base
 from r3jax.worlds.shapes import grammar
+from r3jax.worlds.shapes import labelled_set
 from r3jax.worlds.shapes import quiz
 from r3jax.worlds.shapes import readings
 from r3jax.worlds.shapes import scenes
@@ -27,6 +28,7 @@ WORLD = base.World(
   parts=verifier.PARTS,
   boxes=readings.boxes,
   quiz=base.Quiz(readings.objects, quiz.KINDS, grammar.match_question),
+  labelled=labelled_set.load,
   tokenizer=vocabulary.build_tokenizer,
   model_folder=str(importlib.resources.files("r3jax") / "assets" / "shapes"),
   verifier_facts={
