@@ -35,6 +35,7 @@ FLOORS = (
   "parity",
   "aot",
   "benchmark",
+  "study",
   "cli",
   "__main__",
 )

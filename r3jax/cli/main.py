@@ -68,6 +68,12 @@ COMMANDS = {
     words="DIR",
     config="r3_geneval",
   ),
+  "study": Command(
+    "train the arms of a study, and test its claims",
+    words="STUDY",
+    config="r3_geneval",
+    after_end=_CONTINUES,
+  ),
   "generate": Command(
     "draw images of prompts", config="r3_geneval", after_end=_CONTINUES
   ),

@@ -154,7 +154,9 @@ def design(table: sample_table.AnswerTable, view: View) -> bootstrap.Design:
   return bootstrap.Design(clusters=prompts, strata=list(view.strata))
 
 
-def of(table: sample_table.AnswerTable, seed: int) -> dict[str, KindEstimates]:
+def by_kind(
+  table: sample_table.AnswerTable, seed: int
+) -> dict[str, KindEstimates]:
   """Returns the numbers of every kind of question; the seed is that of the bootstrap."""
   values = {}
   views = views_of(table)

@@ -132,10 +132,10 @@ def questions_about(
           expected=question.answer,
         )
       )
-  asked = []
+  questions = []
   for kind_questions in by_kind.values():
-    asked += kind_questions
-  return asked
+    questions += kind_questions
+  return questions
 
 
 @dataclasses.dataclass(frozen=True)

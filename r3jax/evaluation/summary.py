@@ -189,5 +189,7 @@ def summarize(
     stops=estimates.stops(table, seed),
     behaviour=estimates.behaviour(table),
     understanding=estimates.understanding(answers, seed),
-    labelled=labelled_estimates.of(labelled_estimates.table_of(labelled), seed),
+    labelled=labelled_estimates.by_kind(
+      labelled_estimates.table_of(labelled), seed
+    ),
   )

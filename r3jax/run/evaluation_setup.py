@@ -153,10 +153,10 @@ def _labelled_questionnaire(
   """
   world = experiment.world
   quiz = world.quiz if world else None
-  asked = labelled_questions.questions_about(
+  all_questions = labelled_questions.questions_about(
     images, lambda prompt: questions.match_question(prompt, quiz)
   )
-  texts_of_questions = [question.text for question in asked]
+  texts_of_questions = [question.text for question in all_questions]
   try:
     ids, lengths = experiment.segments(
       texts_of_questions, sampler.question_tokens
@@ -168,7 +168,7 @@ def _labelled_questionnaire(
     ) from error
   return labelled_questions.Questionnaire(
     images=images,
-    questions=asked,
+    questions=all_questions,
     ids=ids,
     lengths=lengths,
     prompts=prompts,

@@ -48,6 +48,7 @@ COMPLETE = {
   "evaluate": ["config=r3_geneval:shapes", "workdir=w", *PROCESSES],
   "rescore": ["config=r3_geneval:shapes", "judge=j", *PROCESSES],
   "compare": ["workdir=w"],
+  "study": ["config=r3_geneval:shapes", "workdir=w"],
   "replay": PROCESSES,
   "generate": ["prompt=p", "out=o"],
   "edit": ["image=i", "instruction=t", "out=o"],
@@ -59,7 +60,7 @@ COMPLETE = {
   "serve-reward": [],
   "check-parity": ["goldens=g"],
 }
-WORDS = {"compare": ["a"], "rescore": ["a"], "replay": ["a"]}
+WORDS = {"compare": ["a"], "rescore": ["a"], "replay": ["a"], "study": ["main"]}
 NUMBERS = ["", "abc", "nan", "inf", "-inf", "-1", "0", "0.5", "1e300", "9" * 30]
 TEXTS = ["", " "]
 # Flag -> the absurd numbers that mean something there.
@@ -78,6 +79,7 @@ ALLOWED_NUMBERS = {
   },
   "edit": {"seed": ["0"], "points": [], "num_images": []},
   "ask": {"seed": ["0"], "temperature": ["0", "0.5"]},
+  "study": {"seeds": []},
   "compile": {"find": ["0"], "layers": [], "effort": ["-1", "0", "0.5"]},
   "serve-reward": {
     "port": ["0"],
@@ -98,6 +100,7 @@ REQUIRED = {
   "evaluate": ["config", "workdir"],
   "rescore": ["config"],
   "compare": ["workdir"],
+  "study": ["config", "workdir"],
   "generate": ["out"],
   "edit": ["image", "instruction", "out"],
   "ask": ["image", "question"],

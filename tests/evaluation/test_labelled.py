@@ -166,16 +166,16 @@ class TestEstimates:
     constant = labelled_estimates.table_of(answers_of(always("yes"), images))
     right = labelled_estimates.table_of(answers_of(perfect, images))
     for kind, word in (("judgement", "stop"), ("match", "yes")):
-      numbers = labelled_estimates.of(constant, 0)[kind]
+      numbers = labelled_estimates.by_kind(constant, 0)[kind]
       assert numbers.affirmation == word and numbers.questions == 40
       assert numbers.accuracy.mean == 0.5
       assert numbers.precision == (0.5, 0.5, 0.5)
       assert (numbers.recall.mean, numbers.recall_of_denial.mean) == (1, 0)
       assert numbers.tags["position"].mean == 0.5
-      best = labelled_estimates.of(right, 0)[kind]
+      best = labelled_estimates.by_kind(right, 0)[kind]
       assert (best.accuracy.mean, best.precision.mean) == (1, 1)
-    assert labelled_estimates.of(constant, 0)["count"].accuracy.mean == 0
-    assert labelled_estimates.of(right, 0)["count"].precision is None
+    assert labelled_estimates.by_kind(constant, 0)["count"].accuracy.mean == 0
+    assert labelled_estimates.by_kind(right, 0)["count"].precision is None
 
   def test_base_rates_do_not_count(self):
     # Nine right images of ten: the constant answer is right nine times of ten, and worth half.
@@ -186,7 +186,7 @@ class TestEstimates:
     answers = answers_of(always("yes"), images)
     assert np.mean([x.answer == x.expected for x in answers[40:80]]) == 0.9
     table = labelled_estimates.table_of(answers)
-    assert labelled_estimates.of(table, 0)["match"].accuracy.mean == 0.5
+    assert labelled_estimates.by_kind(table, 0)["match"].accuracy.mean == 0.5
 
   def test_precision_is_over_the_affirmed(self):
     images = make_images()
@@ -199,7 +199,7 @@ class TestEstimates:
       return "yes" if affirms else "no"
 
     table = labelled_estimates.table_of(answers_of(rule, images))
-    numbers = labelled_estimates.of(table, 0)["judgement"]
+    numbers = labelled_estimates.by_kind(table, 0)["judgement"]
     # Of 40 images 20 are right, and 4 of the 20 wrong ones are of prompt 1.
     assert numbers.precision.mean == pytest.approx(20 / 24)
     assert numbers.recall_of_denial.mean == pytest.approx(16 / 20)
