@@ -18,6 +18,11 @@ _SCORES = (
   "last round",
   "last round, strict",
 )
+# Label -> its name in the summary's "labelled images".
+_LABELLED = {
+  "judgement of labelled images": "judgement",
+  "ITA-style accuracy on labelled images": "match",
+}
 # Label -> its name in the summary's "behaviour".
 _BEHAVIOUR = {
   "edit rate": "edit_rate",
@@ -62,6 +67,12 @@ def rows(summaries: Sequence[Mapping]) -> list[Row]:
   before = [gain["before"][0] for gain in gains]
   after = [gain["after"][0] for gain in gains]
   table.append(Row("last round minus draft", before, after, is_signed=True))
+
+  for label, name in _LABELLED.items():
+    pairs = [summary["labelled images"].get(name) for summary in summaries]
+    before = [pair["before"][0] if pair else None for pair in pairs]
+    after = [pair["after"][0] if pair else None for pair in pairs]
+    table.append(Row(label, before, after))
 
   for label, name in _BEHAVIOUR.items():
     behaviours = [summary["behaviour"] for summary in summaries]

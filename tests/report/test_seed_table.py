@@ -25,6 +25,9 @@ def summary(draft_after, stops_when_wrong):
   gain = [0.05, 0.0, 0.1]
   return {
     "scores": scores,
+    "labelled images": {
+      "judgement": {"before": [0.6, 0.5, 0.7], "after": [0.65, 0.6, 0.7]}
+    },
     "last round minus draft": {"before": gain, "after": gain},
     "behaviour": {"before": behaviour, "after": behaviour},
   }
@@ -51,6 +54,19 @@ def test_has_means_and_ranges_over_seeds():
     "+0.050 to +0.050",
     "+0.000",
   ]
+
+
+def test_has_the_judgement_of_labelled_images():
+  rows = seed_table.rows([summary(0.9, 0.2), summary(0.8, 0.1)])
+  text = seed_table.to_markdown(rows, "")
+  assert line_of(text, "judgement of labelled images") == [
+    "0.600",
+    "0.650",
+    "0.650 to 0.650",
+    "+0.050",
+  ]
+  ita = line_of(text, "ITA-style accuracy on labelled images")
+  assert ita == ["-", "-", "-", "-"]
 
 
 def test_leaves_out_runs_without_the_number():
