@@ -33,6 +33,7 @@ def evaluate(
     f"--config.eval.prompts={PROMPTS}",
     f"--config.eval.batch_size={batch_size}",
     "--config.eval.ask=('match','count')",
+    "--config.eval.labelled_images=",
   ]
   subprocess.run(
     command, cwd=ROOT, env=environment, capture_output=True, check=True
