@@ -5,7 +5,7 @@ that matters, the claim "more" is
 
 - *not held* where d < `least` is sure,
 - *held* where d > 0 is sure, and d < `least` is not,
-- *undecided* otherwise, and with fewer than two seeds.
+- *undecided* otherwise, with fewer than two seeds, and where all draws are equal.
 
 "Not more" is held where d < `least` is sure; else not held where d > 0 is sure. "Less" is "more" of
 -d.
@@ -34,6 +34,7 @@ Estimate = bootstrap.Estimate
 
 LEVEL = 0.025
 MIN_SEEDS = 2
+_NO_WIDTH = 1e-9  # of draws of scores, which are of the size of 1
 # seed of a run -> its values; the model before training has the key None alone
 Values = Mapping[int | None, measures.Measured]
 
@@ -52,9 +53,14 @@ class Draws:
   draws: np.ndarray
   num_seeds: int
 
+  @property
+  def has_width(self) -> bool:
+    """Whether the draws differ by more than rounding: equal ones measured no uncertainty."""
+    return bool(np.ptp(self.draws) > _NO_WIDTH)
+
   def estimate(self) -> Estimate:
     """Returns the number with the interval of its draws; without one where they are all equal."""
-    if np.ptp(self.draws) == 0:
+    if not self.has_width:
       return Estimate(self.mean)
     low, high = np.quantile(self.draws, [LEVEL, 1 - LEVEL])
     return Estimate(self.mean, float(low), float(high))
@@ -188,7 +194,7 @@ def _share(says_opposite: np.ndarray) -> float:
 
 def _p_values(claim: Claim, draws: Draws | None) -> tuple[float, float]:
   """Returns the p-values of "d is not above 0" and of "d is not below `least`"."""
-  if draws is None or draws.num_seeds < MIN_SEEDS:
+  if draws is None or draws.num_seeds < MIN_SEEDS or not draws.has_width:
     return 1.0, 1.0
   sign = -1 if claim.says == "less" else 1
   values = sign * draws.draws

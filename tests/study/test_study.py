@@ -50,6 +50,7 @@ STUDY = declarations.Study(
 )
 # What training adds to every score.
 EFFECTS = {"plain": 0.0, "more": 0.2}
+SPREADS = {"plain": 0.01, "more": 0.02}
 
 
 def write_evaluation(folder, effect):
@@ -112,7 +113,7 @@ class Runner:
     seed = int(flags["--config.seed"])
     arm = folder.parent.name
     write_evaluation(folder / "evaluation" / "step_000000", 0.0)
-    effect = EFFECTS[arm] + 0.01 * seed
+    effect = EFFECTS[arm] + SPREADS[arm] * seed
     write_evaluation(folder / "evaluation" / "step_000040", effect)
     rows = [{"step": i, "reason/score": 0.1 * i} for i in range(1, 5)]
     jsonl.append(folder / "metrics.jsonl", rows)
@@ -227,7 +228,7 @@ class TestResults:
     before = cells["before"].estimate.mean
     assert cells["plain"].by_seed[0] == pytest.approx(before)
     assert cells["plain"].by_seed[2] == pytest.approx(before + 0.02)
-    assert cells["more"].estimate.mean == pytest.approx(before + 0.21)
+    assert cells["more"].estimate.mean == pytest.approx(before + 0.22)
     assert results.cells["training_draft"]["plain"].by_seed[1] == 0.4
     assert "before" not in results.cells["training_draft"]
     # Three runs of four iterations of two seconds, of two arms.
@@ -243,7 +244,7 @@ class TestResults:
     _, _, results, _ = study
     verdicts = [verdict.verdict for verdict in results.verdicts]
     assert verdicts[:2] == ["held", "held"]
-    assert results.verdicts[1].difference.mean == pytest.approx(0.2)
+    assert results.verdicts[1].difference.mean == pytest.approx(0.21)
     assert results.verdicts[1].num_seeds == 3
 
   def test_a_study_without_runs_decides_nothing(self, tmp_path):

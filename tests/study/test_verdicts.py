@@ -127,6 +127,15 @@ class TestVerdict:
     verdict = judge(None)
     assert (verdict.verdict, verdict.difference) == ("undecided", None)
 
+  def test_draws_that_are_all_equal_decide_nothing(self):
+    arm = values_of(0.5, 0.6)
+    other = {
+      seed: measures.Measured(x.values - 0.1, DESIGN) for seed, x in arm.items()
+    }
+    draws = verdicts.difference(arm, other, 0)
+    assert judge(draws).verdict == "undecided"
+    assert draws.estimate() == (pytest.approx(0.1), None, None)
+
   def test_many_claims_need_more(self):
     draws = verdicts.Draws(0.1, np.repeat([-0.1, 0.1], [10, 990]), 3)
     assert judge(draws, least=0.0).verdict == "held"
