@@ -22,7 +22,6 @@ Padding = tuple[
 NUM_GROUPS = 32
 NORM_EPS = 1e-6
 SAME: Padding = ((1, 1), (1, 1))
-NONE: Padding = ((0, 0), (0, 0))
 BOTTOM_RIGHT: Padding = ((0, 1), (0, 1))  # of the stride-2 convolutions
 
 
@@ -36,13 +35,12 @@ def _conv(
   features: int,
   dtype: types.DType,
   name: str | None = None,
-  kernel_side: int = 3,
   stride: int = 1,
   padding: Padding = SAME,
 ) -> nn.Conv:
   return nn.Conv(
     features,
-    kernel_size=(kernel_side, kernel_side),
+    kernel_size=(3, 3),
     strides=stride,
     padding=padding,
     dtype=dtype,
@@ -52,8 +50,25 @@ def _conv(
   )
 
 
-def _pointwise(features: int, dtype: types.DType) -> nn.Conv:
-  return _conv(features, dtype, kernel_side=1, padding=NONE)
+class Pointwise(nn.Module):
+  """Convolves with a 1x1 kernel, as a product of matrices, which is faster on CPUs.
+
+  Attributes:
+    channels: width of the output.
+    dtype: compute dtype.
+  """
+
+  channels: int
+  dtype: types.DType
+
+  @nn.compact
+  def __call__(self, x: Features) -> Features:
+    """Returns [B, h, w, channels] of [B, h, w, c]."""
+    kernel_shape = (1, 1, x.shape[-1], self.channels)
+    kernel = jnp.asarray(self.param("kernel", _kernel_init, kernel_shape))
+    bias = jnp.asarray(self.param("bias", _bias_init, (self.channels,)))
+    matrix = kernel[0, 0].astype(self.dtype)
+    return x.astype(self.dtype) @ matrix + bias.astype(self.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -113,7 +128,7 @@ class ResBlock(nn.Module):
     self.norm2 = GroupNorm(self.dtype)
     self.conv2 = _conv(self.channels, self.dtype)
     if self.in_channels != self.channels:
-      self.nin_shortcut = _pointwise(self.channels, self.dtype)
+      self.nin_shortcut = Pointwise(self.channels, self.dtype)
 
   def __call__(self, x: Features) -> Features:
     """Returns [B, h, w, channels] of [B, h, w, in_channels]."""
@@ -138,10 +153,10 @@ class Attention(nn.Module):
   def setup(self):
     """Makes the submodules."""
     self.norm = GroupNorm(self.dtype)
-    self.q = _pointwise(self.channels, self.dtype)
-    self.k = _pointwise(self.channels, self.dtype)
-    self.v = _pointwise(self.channels, self.dtype)
-    self.proj_out = _pointwise(self.channels, self.dtype)
+    self.q = Pointwise(self.channels, self.dtype)
+    self.k = Pointwise(self.channels, self.dtype)
+    self.v = Pointwise(self.channels, self.dtype)
+    self.proj_out = Pointwise(self.channels, self.dtype)
 
   def __call__(self, x: Features) -> Features:
     """Returns the features after attention, in the shape of x."""
