@@ -36,7 +36,13 @@ setuptools.setup(
   ],
   package_dir={"r3jax.configs": "configs"},
   package_data={
-    "r3jax": ["assets/**", "report/*.css", "report/*.j2", "report/*.js"]
+    "r3jax": [
+      "py.typed",
+      "assets/**",
+      "report/*.css",
+      "report/*.j2",
+      "report/*.js",
+    ]
   },
   entry_points={"console_scripts": ["r3jax = r3jax.cli.main:main"]},
   python_requires=">=3.11",

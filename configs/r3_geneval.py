@@ -359,9 +359,8 @@ def _set_outputs(config: ConfigDict):
   evaluation.question_tokens = 192  # slots of a question
 
   log = config.log = ConfigDict()
-  log.samples_every = (
-    10  # iterations between samples on the report; 0 shows none
-  )
+  # Iterations between samples on the report, and between two versions of it; 0 shows no samples.
+  log.samples_every = 10
   log.samples = 8  # prompts that are shown
   # Writes workdir/tensorboard too; TensorFlow, which does it, takes seconds to start.
   log.tensorboard = True

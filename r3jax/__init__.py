@@ -2,9 +2,9 @@
 
   import r3jax
 
-  config = r3jax.get_config("r3_geneval:shapes")
-  model = r3jax.load(config)
+  model = r3jax.load("shapes")
   (sample,) = model.generate("a photo of a red ring and a blue bow")
+  config = r3jax.get_config("r3_geneval:shapes")
   r3jax.train(config, "runs/first")
   r3jax.evaluate(config, "evaluations/first", checkpoint="runs/first")
 

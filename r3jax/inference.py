@@ -2,7 +2,7 @@
 
   import r3jax
 
-  model = r3jax.load(r3jax.get_config("r3_geneval:shapes"))
+  model = r3jax.load("shapes")
   (sample,) = model.generate("a photo of a red ring and a blue bow", seed=0)
   print(sample.turns[0].text, sample.turns[-1].image.shape)
   (image,) = model.edit(sample.turns[-1].image, "add a green heart at bottom-left", seed=0)
@@ -13,11 +13,13 @@ the model was loaded for. Every image has its own random keys, those of evaluati
 not depend on the number of images that are drawn together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
+import numbers
 import time
+from typing import overload
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +33,7 @@ from r3jax.agent import random_keys
 from r3jax.agent import rollout
 from r3jax.agent import rollout_settings
 from r3jax.checkpoint import pretrained
+from r3jax.files import config_files
 from r3jax.model import preprocess
 from r3jax.parallel import meshes
 from r3jax.run import config_rules
@@ -39,6 +42,7 @@ from r3jax.run import stage_settings
 from r3jax.sampling import decoding
 from r3jax.sequence import protocol
 from r3jax.sequence import thoughts
+from r3jax.worlds import registry
 
 # Take the place of the round's number in the random keys of edits and answers.
 _EDIT = -1
@@ -168,6 +172,7 @@ class Model:
     """Height and width of its images."""
     return self.base.modules.towers.size
 
+  @overload
   def generate(
     self,
     prompt: str,
@@ -176,28 +181,81 @@ class Model:
     seed: int = 0,
     number: int = 0,
     on_text: OnText = _ignore_text,
-  ) -> list[Sample]:
+  ) -> list[Sample]: ...
+
+  @overload
+  def generate(
+    self,
+    prompt: Sequence[str],
+    num_images: int = 1,
+    rounds: int = 4,
+    seed: int = 0,
+    number: int = 0,
+    on_text: OnText = _ignore_text,
+  ) -> list[list[Sample]]: ...
+
+  def generate(
+    self,
+    prompt: str | Sequence[str],
+    num_images: int = 1,
+    rounds: int = 4,
+    seed: int = 0,
+    number: int = 0,
+    on_text: OnText = _ignore_text,
+  ) -> list[Sample] | list[list[Sample]]:
     """Thinks about a prompt and drafts images, then reflects on them and edits them.
 
     Args:
-      prompt: Text that the images should show.
-      num_images: Number of independent images, which are drawn together.
+      prompt: Text that the images should show, or several, which are drawn one after the other.
+      num_images: Number of independent images of a prompt, which are drawn together.
       rounds: Maximum number of rounds, the draft included; at least 1.
       seed: Seed of all randomness.
       number: Number of the prompt among others of the same seed; another number draws other images.
-      on_text: Called after every text.
+        The prompts of a list have this number and the following ones.
+      on_text: Called after every text; the number of the image begins anew with every prompt.
 
     Returns:
-      One sample per image.
+      One sample per image; for a list of prompts a list of these per prompt.
 
     Raises:
+      TypeError: An argument has another type.
       ValueError: The prompt does not fit its segment, or has words that a word-level vocabulary
         lacks; `num_images` or `rounds` is too small.
     """
+    for name, value in (
+      ("num_images", num_images),
+      ("rounds", rounds),
+      ("seed", seed),
+      ("number", number),
+    ):
+      _check_whole(name, value)
     if num_images < 1 or rounds < 1:
       raise ValueError(
         f"num_images and rounds must be at least 1; got {num_images} and {rounds}"
       )
+    if isinstance(prompt, str):
+      return self._generate(prompt, num_images, rounds, seed, number, on_text)
+    if not isinstance(prompt, Sequence):
+      raise TypeError(
+        f"prompt must be a text or a list of texts; got {type(prompt).__name__}"
+      )
+    for text in prompt:
+      _check_text("prompt", text)
+    return [
+      self._generate(text, num_images, rounds, seed, number + i, on_text)
+      for i, text in enumerate(prompt)
+    ]
+
+  def _generate(
+    self,
+    prompt: str,
+    num_images: int,
+    rounds: int,
+    seed: int,
+    number: int,
+    on_text: OnText,
+  ) -> list[Sample]:
+    """Returns the samples of one prompt, see `generate`."""
     question = protocol.reflection_question(prompt)
     prompts = self._prompts(prompt, question, num_images)
     turns: list[list[Turn]] = [[] for _ in range(num_images)]
@@ -250,10 +308,14 @@ class Model:
       The edited images.
 
     Raises:
+      TypeError: An argument has another type.
       ValueError: The image has another size or dtype than the model's, or the instruction does not
         fit its segment.
     """
     self._check_image(image)
+    _check_text("instruction", instruction)
+    _check_whole("num_images", num_images)
+    _check_whole("seed", seed)
     if num_images < 1:
       raise ValueError(f"num_images must be at least 1; got {num_images}")
     capacity = self.base.rollout.capacities.instruction
@@ -277,10 +339,13 @@ class Model:
       The answer, which begins with the model's thought in <think> tags.
 
     Raises:
+      TypeError: An argument has another type.
       ValueError: The image has another size or dtype than the model's, or the question does not fit
         its segment.
     """
     self._check_image(image)
+    _check_text("question", question)
+    _check_whole("seed", seed)
     source = self._run(look, image[None])
     prompts = self._prompts("", question, 1)
     keys = self._keys(seed, 0, _ASK, 1)
@@ -364,10 +429,29 @@ class Model:
     )
 
   def _check_image(self, image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray | jax.Array):
+      raise TypeError(
+        f"an image must be an array, uint8 {[*self.size, 3]}; got {type(image).__name__} "
+        "(numpy.asarray makes an array of a PIL image)"
+      )
     if image.dtype != np.uint8 or image.shape != (*self.size, 3):
       raise ValueError(
         f"an image must be uint8 {[*self.size, 3]}; got {image.dtype} {list(image.shape)}"
       )
+
+
+def _check_text(name: str, value: object) -> None:
+  """Raises a TypeError where an argument is no text."""
+  if not isinstance(value, str):
+    raise TypeError(f"{name} must be a text; got {type(value).__name__}")
+
+
+def _check_whole(name: str, value: object) -> None:
+  """Raises a TypeError where an argument is no whole number."""
+  if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    raise TypeError(
+      f"{name} must be a whole number; got {type(value).__name__}"
+    )
 
 
 def _report_texts(
@@ -381,28 +465,52 @@ def _report_texts(
 
 
 def load(
-  config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict | str,
   mesh: jax.sharding.Mesh | None = None,
   on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Model:
   """Loads the model of a config, with parameters in the dtype that it computes in.
 
   Args:
-    config: Config as for training (`configs/r3_geneval.py`). Its model, image, sequence,
-      text.top_p, text.top_k, shift and guidance of reason and refine, eval.points and
-      eval.temperature are read.
+    config: Config as for training (`configs/r3_geneval.py`), or the name of one, or "shapes", the
+      world whose small model is part of the package. Its model, image, sequence, text.top_p,
+      text.top_k, shift and guidance of reason and refine, eval.points and eval.temperature are
+      read.
     mesh: Mesh to shard the weights over. None shards them over all devices as config.mesh says, or,
       where that leaves data at -1, over tensor as far as the number of key/value heads allows, and
       then over fsdp.
     on_step: Called on the host with the number of every step of sampling an image.
 
   Raises:
+    TypeError: The config is of another type.
     ValueError: The config or the model's folder cannot be used, or there are several processes.
   """
+  config = _config_of(config)
   base, mesh = prepare(config, mesh, on_step)
   bagel = base.modules.bagel
   policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
   return Model(base, policy, frozen, mesh)
+
+
+def _config_of(
+  config: ml_collections.ConfigDict | str,
+) -> ml_collections.ConfigDict:
+  """Returns a config itself, or that of a name.
+
+  Raises:
+    TypeError: It is neither.
+    ValueError: There is no config of that name.
+  """
+  if isinstance(config, str):
+    if config in registry.REGISTERED:
+      config = f"r3_geneval:{config}"
+    return config_files.load(config)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise TypeError(
+      "config must be a ConfigDict, as r3jax.get_config returns it, or its name; "
+      f"got {type(config).__name__}"
+    )
+  return config
 
 
 def prepare(

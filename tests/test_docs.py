@@ -10,6 +10,7 @@ import pytest
 from configs import benchmark
 from configs import r3_geneval
 from configs import sft_shapes
+from launch import config_reference
 from r3jax.benchmark import config_rules as benchmark_rules
 from r3jax.files import rules
 from r3jax.run import config_rules
@@ -175,6 +176,12 @@ def test_every_config_key_has_a_rule(config, table):
   keys = set(rules.leaves(config, table))
   assert keys - set(table) == set(), "see CONTRIBUTING.md, rule 10"
   assert set(table) - keys == set()
+
+
+def test_the_reference_of_the_configs_is_up_to_date():
+  assert config_reference.PAGE.read_text() == config_reference.text(), (
+    "python launch/config_reference.py writes it"
+  )
 
 
 def test_reference_pages_show_existing_modules():

@@ -119,6 +119,28 @@ class TestGenerate:
     points = model.base.rollout.reason_flow.schedule.points
     assert len(steps) >= points - 1 and set(steps) == set(range(points - 1))
 
+  def test_list_of_prompts_is_drawn_prompt_by_prompt(self, model, samples):
+    drawn = model.generate([PROMPT, PROMPT], IMAGES, 1, SEED, NUMBER - 1)
+    assert [len(images) for images in drawn] == [IMAGES, IMAGES]
+    # The second one has the number of the other test.
+    for one, other in zip(drawn[1], samples, strict=True):
+      np.testing.assert_array_equal(one.turns[0].image, other.turns[0].image)
+
+  @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+      ({"prompt": 3}, "prompt must be a text or a list of texts; got int"),
+      ({"prompt": None}, "a list of texts; got NoneType"),
+      ({"prompt": [PROMPT, 3]}, "prompt must be a text; got int"),
+      ({"num_images": 2.0}, "num_images must be a whole number; got float"),
+      ({"rounds": True}, "rounds must be a whole number; got bool"),
+      ({"seed": "0"}, "seed must be a whole number; got str"),
+    ],
+  )
+  def test_other_types_are_refused(self, model, arguments, message):
+    with pytest.raises(TypeError, match=message):
+      model.generate(**({"prompt": PROMPT} | arguments))
+
   def test_is_deterministic_and_seed_and_number_draw_others(
     self, model, samples
   ):
@@ -263,3 +285,37 @@ class TestFit:
     np.testing.assert_array_equal(
       fitted, np.asarray(preprocess.resize(image[None], (48, 48)))[0]
     )
+
+
+class TestOtherTypes:
+  def test_image_must_be_an_array(self, model):
+    for image in ("drawn.png", [[1]], None):
+      with pytest.raises(TypeError, match="an image must be an array, uint8"):
+        model.edit(image, "add a ring")
+    image = np.zeros(SIZE, np.uint8)
+    with pytest.raises(TypeError, match="instruction must be a text; got int"):
+      model.edit(image, 3)
+    with pytest.raises(TypeError, match="question must be a text; got list"):
+      model.ask(image, ["what ?"])
+
+  def test_config_is_one_or_its_name(self):
+    with pytest.raises(
+      TypeError, match="config must be a ConfigDict.* got dict"
+    ):
+      inference.load({})
+    with pytest.raises(ValueError, match="got 'shape'"):
+      inference.load("shape")
+
+
+class TestPublicNames:
+  def test_shipped_model_is_loaded_by_its_world(self, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+      inference, "prepare", lambda config, *_: loaded.append(config) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+      inference.load("shapes")
+    assert loaded[0].world == "shapes"
+
+  def test_package_has_type_hints(self):
+    assert (pathlib.Path(inference.__file__).parent / "py.typed").exists()

@@ -67,6 +67,36 @@ def of_config(name: str, key_rules: Mapping[str, rules.Rule]) -> str:
   return "\n".join(lines)
 
 
+def as_markdown(name: str, key_rules: Mapping[str, rules.Rule]) -> str:
+  """Returns a Markdown table of the keys of a config: default, what they may be, comment.
+
+  Args:
+    name: see `config_files.load`.
+    key_rules: dotted key -> rule.
+
+  Raises:
+    ValueError: there is no such config.
+  """
+  config = config_files.load(name)
+  path, _ = config_files.find(name)
+  comments = key_comments([path, *config_files.shipped_files()])
+  lines = ["| key | default | must be | meaning |", "| --- | --- | --- | --- |"]
+  for key, value in items(config):
+    comment = comments.get(key, "")
+    if _is_section(value):
+      if comment:
+        lines.append(_markdown_row(f"**{key}**", "", "", comment))
+      continue
+    rule = key_rules[key].describe() if key in key_rules else ""
+    lines.append(_markdown_row(f"`{key}`", f"`{value!r}`", rule, comment))
+  return "\n".join(lines)
+
+
+def _markdown_row(*cells: str) -> str:
+  escaped = [cell.replace("|", "\\|") for cell in cells]
+  return f"| {' | '.join(escaped)} |"
+
+
 def _wrapped(text: str) -> list[str]:
   return textwrap.wrap(
     text, _COLUMNS, initial_indent=_INDENT, subsequent_indent=_INDENT

@@ -107,7 +107,7 @@ COMMANDS = {
 }
 
 # The config file whose keys a command takes -> the module with the rules of their values.
-_RULES = {
+RULES = {
   "r3_geneval": "r3jax.run.config_rules",
   "sft_shapes": "r3jax.sft.config_rules",
   "benchmark": "r3jax.benchmark.config_rules",
@@ -273,7 +273,7 @@ def _parse(name: str, argv: list[str]) -> list[str]:
 
 def _config_rules(name: str) -> types.ModuleType | None:
   """Returns the module with the rules of a command's config, None without one."""
-  module_name = _RULES.get(COMMANDS[name].config)
+  module_name = RULES.get(COMMANDS[name].config)
   return importlib.import_module(module_name) if module_name else None
 
 
