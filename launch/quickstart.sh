@@ -23,5 +23,3 @@ run=$!
 trap 'kill -TERM $run' TERM INT
 wait $run || true # a signal ends this, too
 wait $run         # the run's exit code
-trap - TERM INT
-"$python" -m r3jax report "$workdir"

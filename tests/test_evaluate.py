@@ -145,6 +145,10 @@ class TestEvaluate:
     log = (folder / "whole.log").read_text()
     assert "questions about labelled images" in log
     assert "is not known in full" in log and "| draft |" in log
+    assert "evaluating iteration 0: 24 samples of" in log
+    assert "evaluated 24/24 samples" in log
+    resumed = (folder / "killed.log").read_text()
+    assert f"; {len(evaluated[1])} are there already" in resumed
 
   def test_another_config_in_the_folder_is_refused(
     self, evaluated, tiny_model, tmp_path
@@ -171,6 +175,7 @@ class TestEvaluate:
       "+0.000 [+0.000, +0.000]" in said
       and (tmp_path / "out" / "by_round.svg").exists()
     )
+    assert said.rstrip().endswith(f"files: {tmp_path / 'out'}")
 
   def test_judge_swap_with_the_same_judge_agrees(
     self, evaluated, tiny_model, tmp_path

@@ -13,6 +13,7 @@ from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.evaluation import finished
 from r3jax.files import ownership
+from r3jax.files import paths
 from r3jax.report import comparison_report
 
 
@@ -22,15 +23,16 @@ def define_flags() -> None:
   command_line.require(workdir="the folder to write")
 
 
-def run(*paths: str) -> None:
+def run(*evaluations: str) -> None:
   """Compares, and exits with a message where an evaluation cannot be read."""
   startup.log_ours()
-  startup.together(_compare, paths)
+  startup.together(_compare, evaluations)
 
 
 @ownership.releasing()
-def _compare(paths: tuple[str, ...]) -> None:
-  groups = [finished.read(path) for path in paths]
+def _compare(evaluations: tuple[str, ...]) -> None:
+  groups = [finished.read(path) for path in evaluations]
   folder = epath.Path(flags.FLAGS.workdir)
   ownership.claim(folder)
   print(comparison_report.write(groups, folder, seed=0))
+  print(f"files: {paths.absolute(folder)}")

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.files import ownership
+from r3jax.files import paths
 from r3jax.report import evaluation_report
 from r3jax.rewards.from_host import budget
 from r3jax.run import evaluation_job
@@ -56,4 +57,4 @@ def run() -> None:
   if jax.process_index():
     return
   print(evaluation_report.console_text(summary))
-  print(f"\npage: {job.folder / 'index.html'}")
+  print(f"\npage: {paths.absolute(job.folder) / 'index.html'}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import logging as python_logging
 import os
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from r3jax.cli import command_line
 from r3jax.files import caches
 from r3jax.files import disk_errors
 from r3jax.files import rules
+from r3jax.files import texts
 from r3jax.parallel import agreement
 from r3jax.parallel import meshes
 from r3jax.parallel import multihost
@@ -83,8 +85,27 @@ def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
   return folder / "traced" if folder else None
 
 
+# Read by TensorFlow, which announces oneDNN twice with three lines.
+_ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
+
+
+class _ForTerminal(python_logging.Formatter):
+  """Formats a line for people: the message, behind its level where it is a warning or worse."""
+
+  def format(self, record: python_logging.LogRecord) -> str:
+    """See the class."""
+    text = texts.printable(super().format(record))
+    if record.levelno < python_logging.WARNING:
+      return text
+    return f"{record.levelname.lower()}: {text}"
+
+
 def log_ours() -> None:
-  """Restricts the log to lines of this package and to warnings of others."""
+  """Restricts the log to lines of this package and to warnings of others.
+
+  On a terminal the lines are short; a file or a pipe gets absl's, with time and source.
+  """
+  os.environ.setdefault(_ONEDNN_VARIABLE, "0")
   package_folder = os.path.dirname(r3jax.__file__)
 
   def is_shown(record) -> bool:
@@ -95,7 +116,10 @@ def log_ours() -> None:
     return record.levelno >= logging.converter.STANDARD_WARNING
 
   logging.set_verbosity(logging.INFO)
-  logging.get_absl_handler().addFilter(is_shown)
+  handler = logging.get_absl_handler()
+  handler.addFilter(is_shown)
+  if sys.stderr is not None and sys.stderr.isatty():
+    handler.setFormatter(_ForTerminal())
 
 
 # Of XLA for CPUs: hardly any optimization, which takes most of the time of a compilation.

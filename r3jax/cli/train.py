@@ -17,6 +17,7 @@ from r3jax.checkpoint import training
 from r3jax.cli import command_line
 from r3jax.cli import startup
 from r3jax.files import ownership
+from r3jax.report import run_page
 from r3jax.rewards.from_host import budget
 from r3jax.run import health
 from r3jax.run import loop
@@ -59,10 +60,14 @@ def run() -> None:
       sessions.prepare, config, workdir, flags.FLAGS.resume
     )
     try:
-      loop.run(session, policy, programs)
+      run_summary = loop.run(session, policy, programs)
     except _REFUSALS as error:
       sys.exit(f"r3jax: {error}")
     except training.SaveFailed as error:
       if jax.process_count() > 1:
         raise  # ends the other processes
       sys.exit(f"r3jax: {error}")
+  if jax.process_index():
+    return
+  summary = run_page.RunSummary.from_json(run_summary)
+  print("\n".join(["", *run_page.closing_lines(summary, session.files.path)]))

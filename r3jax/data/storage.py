@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -119,7 +120,10 @@ def _read_prepared(
     builder = builder_class(
       data_dir=os.fspath(folder), file_format=FILE_FORMAT, **arguments
     )
-    builder.download_and_prepare(download_dir=os.fspath(downloads(data_dir)))
+    # What TFDS prints and its bars say nothing to a user of these few kilobytes.
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare(download_dir=os.fspath(downloads(data_dir)))
   source = builder.as_data_source(split=split)
   texts = [source[index]["record"] for index in range(len(source))]
   return [records.Prompt.from_json(json.loads(text)) for text in texts]

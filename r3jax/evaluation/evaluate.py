@@ -14,8 +14,10 @@ import numpy as np
 from r3jax.agent import experience
 from r3jax.data import records
 from r3jax.evaluation import chains
+from r3jax.evaluation import console
 from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import questions
+from r3jax.evaluation import reasons
 from r3jax.evaluation import sample_log
 from r3jax.evaluation import summary as summary_lib
 from r3jax.files import atomic
@@ -135,6 +137,9 @@ class Evaluation:
     }
     read_by_all = _read_by_all(complete)
     remaining = [row for key, row in rows.items() if key not in read_by_all]
+    self._announce(len(rows), len(remaining), step)
+    done = len(rows) - len(remaining)
+    progress = console.EvaluationProgress(len(rows), done)
     for batch_rows, count in chains.batches(remaining, self.sampler.batch_size):
       batch = self._draw(policy, towers, batch_rows, count, step)
       # First, so that no sample is stored without its reward's log, or in spite of its error.
@@ -143,6 +148,7 @@ class Evaluation:
       complete.update({sample.key: sample for sample in samples})
       if jax.process_index() == 0:
         sample_log.append(folder, samples, images)
+      progress.add(count)
     return [complete[key] for key in rows]
 
   def ask_labelled(
@@ -176,6 +182,22 @@ class Evaluation:
     if not _read_by_all(answers) >= set(keys):
       return None
     return [answers[key] for key in keys]
+
+  def _announce(self, num_rows: int, num_remaining: int, step: int) -> None:
+    """Logs what is about to be evaluated; only process 0 does."""
+    if jax.process_index() or not num_remaining:
+      return
+    kept = num_rows - num_remaining
+    logging.info(
+      "evaluating iteration %d: %d samples of %d prompts, up to %d rounds each, %d at a time%s "
+      "(the first batch waits for the compiler or its cache)",
+      step,
+      num_remaining,
+      len(self.records),
+      self.sampler.rounds,
+      self.sampler.batch_size,
+      f"; {kept} are there already" if kept else "",
+    )
 
   def read(self, folder: epath.Path) -> dict[str, sample_log.Sample]:
     """Returns the latest sample of every key in a folder, none if the settings differ."""
@@ -312,7 +334,12 @@ class Evaluation:
         else:
           path = f"images/{key}_{number}.png"
           images[path] = timed.round.kept.images[i]
-        turn = dataclasses.replace(turn, image=path, boxes=boxes[number][i])
+        turn = dataclasses.replace(
+          turn,
+          image=path,
+          boxes=boxes[number][i],
+          reason=_reason(turn, batch.records[i], boxes[number][i]),
+        )
         turns.append(turn)
       sample = sample_log.Sample(
         step=batch.step,
@@ -324,6 +351,14 @@ class Evaluation:
       )
       samples.append(sample)
     return samples, images
+
+
+def seconds(samples: Sequence[sample_log.Sample]) -> float:
+  """Returns the time that the rounds of an evaluation took, without compilation and questions."""
+  total = 0.0
+  for sample in samples:
+    total += sum(getattr(turn, "seconds", 0.0) for turn in sample.turns)
+  return total
 
 
 def outputs(folder: epath.Path) -> tuple[list[epath.Path], list[epath.Path]]:
@@ -435,6 +470,16 @@ def _turn(
     tokens=int(drawn.text.lengths[i]),
     instruction_tokens=int(drawn.instruction_tokens[i]),
   )
+
+
+def _reason(
+  turn: sample_log.Turn, prompt: records.Prompt, boxes: Sequence[dict] | None
+) -> str | None:
+  """Returns why an image is not right; None where it is, or nobody can say."""
+  if boxes is None or turn.score is None or turn.score >= 1:
+    return None
+  labels = [box["label"] for box in boxes]
+  return reasons.of_image(prompt, labels, turn.parts or {}) or None
 
 
 def _answers(batch: Batch, i: int) -> tuple[sample_log.Answer, ...]:

@@ -41,6 +41,7 @@ class Turn:
     tokens: Length of the text; 0 after the chain has finished.
     boxes: Objects that the verifier recognizes, {"label": str, "box": [y0, x0, y1, x1]}; the
       coordinates are shares of the image.
+    reason: Why the score is not 1, in a few words; None where nothing says so.
   """
 
   image: str
@@ -53,6 +54,7 @@ class Turn:
   format: float | None = None
   tokens: int | None = None
   boxes: Sequence[dict] | None = None
+  reason: str | None = None
 
   def to_json(self) -> dict:
     """Returns the turn as JSON values; optional fields that are None are left out."""
@@ -185,6 +187,7 @@ _TURN_TYPES: Mapping[str, _Types] = {
   "format": _NUMBER,
   "tokens": int | None,
   "boxes": list | None,
+  "reason": str | None,
   "chain_score": _NUMBER,
   "says_stop": bool,
   "instruction_tokens": int,

@@ -5,19 +5,38 @@ import dataclasses
 import itertools
 import math
 
-WIDTH = 360
-HEIGHT = 190
-# Edges of the plot inside the drawing.
-LEFT = 46
-RIGHT = 350
-TOP = 10
-BOTTOM = 164
 MAX_POINTS = 400  # of a curve; longer ones are thinned
 _MAX_DOTS = 12  # a curve of at most so many points shows each of them
+_MAX_DECADES = 5  # between the ticks of a logarithmic axis
 _TOLERANCE = 1e-9  # relative; keeps rounding from adding or dropping a tick
 
 # x, and y with the bounds of its interval
 Point = tuple[float, float | None, float | None, float | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+  """The size of a drawing, and the edges of the plot inside it, in units of the SVG.
+
+  Attributes:
+    width: Width of the drawing.
+    height: Height of the drawing.
+    left: Left edge of the plot.
+    right: Right edge of the plot.
+    top: Upper edge of the plot.
+    bottom: Lower edge of the plot.
+  """
+
+  width: int
+  height: int
+  left: int
+  right: int
+  top: int
+  bottom: int
+
+
+SMALL = Frame(width=360, height=190, left=46, right=350, top=10, bottom=164)
+WIDE = Frame(width=720, height=300, left=46, right=710, top=10, bottom=274)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +47,14 @@ class Series:
     label: Name in the legend.
     points: (x, y, low, high) by rising x. y is None where the value is missing; low and high bound
       its interval, both None where there is none.
+    is_faint: Whether it stands behind the others, without a place in the legend and in the numbers.
+    style: Number of its colour and dashes; None takes its place among the series.
   """
 
   label: str
   points: Sequence[Point]
+  is_faint: bool = False
+  style: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +65,22 @@ class Chart:
     name: Heading.
     series: Curves; those without any value are left out.
     x_label: What x counts.
+    about: What the curves are, in a sentence or two; "" says nothing.
+    y_range: Ends of the vertical axis; None takes round numbers around the values. Values beyond
+      it widen it.
+    is_log: Whether the vertical axis is logarithmic; values that are not above 0 are missing.
+    threshold: Height of a line across the plot; None draws none.
+    frame: Size of the drawing.
   """
 
   name: str
   series: Sequence[Series]
   x_label: str = "iteration"
+  about: str = ""
+  y_range: tuple[float, float] | None = None
+  is_log: bool = False
+  threshold: float | None = None
+  frame: Frame = SMALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +97,7 @@ class Curve:
     high: Greatest value as text.
     last: Last value as text.
     points: Points after thinning, in the units of the chart.
+    is_faint: See `Series`.
   """
 
   label: str
@@ -74,11 +109,12 @@ class Curve:
   high: str
   last: str
   points: list[Point]
+  is_faint: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-  """A chart in the coordinates of an SVG of WIDTH x HEIGHT.
+  """A chart in the coordinates of an SVG.
 
   Attributes:
     name: Heading.
@@ -88,6 +124,9 @@ class Drawing:
     x_ticks: Places and texts.
     y_ticks: Places and texts.
     x_range: First and last x.
+    frame: Size of the SVG.
+    about: What the curves are.
+    threshold: Place of a line across the plot, "" without one.
   """
 
   name: str
@@ -97,78 +136,120 @@ class Drawing:
   x_ticks: list[tuple[str, str]]
   y_ticks: list[tuple[str, str]]
   x_range: tuple[float, float]
+  frame: Frame
+  about: str
+  threshold: str
+
+  @property
+  def named(self) -> list[Curve]:
+    """The curves of the legend."""
+    return [curve for curve in self.curves if not curve.is_faint]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Scale:
-  """Maps [low, high] linearly to [start, stop] of the drawing."""
+class Scale:
+  """Maps [low, high] to [start, stop] of a drawing, linearly or by logarithms."""
 
   low: float
   high: float
   start: float
   stop: float
+  is_log: bool = False
 
   def __call__(self, value: float) -> str:
+    """Returns the place of a value as text."""
+    low, high = self.low, self.high
+    if self.is_log:
+      low, high, value = math.log(low), math.log(high), math.log(value)
     share = 0.5
-    if self.high > self.low:
-      share = (value - self.low) / (self.high - self.low)
+    if high > low:
+      share = (value - low) / (high - low)
     return f"{self.start + share * (self.stop - self.start):.1f}"
 
 
 def layout(chart: Chart) -> Drawing | None:
   """Returns the drawing of a chart, None if it has no value."""
-  indexed = []
+  shown = []
   for index, series in enumerate(chart.series):
-    points = _thin([_without_infinities(point) for point in series.points])
+    points = [_drawable(point, chart.is_log) for point in series.points]
+    points = _thin(points)
     if any(y is not None for _, y, _, _ in points):
-      indexed.append((index, series.label, points))
-  if not indexed:
+      style = index if series.style is None else series.style
+      shown.append((series, style, points))
+  if not shown:
     return None
 
   places = []
   values = []
-  for _, _, points in indexed:
+  for _, _, points in shown:
     for x, *y_and_bounds in points:
       places.append(x)
       values += [value for value in y_and_bounds if value is not None]
+  if chart.threshold is not None:
+    values.append(chart.threshold)
   first = min(places)
   last = max(places)
-  y_ticks = _ticks_around(min(values), max(values))
+  frame = chart.frame
+  y_ticks = _y_ticks(chart, min(values), max(values))
   x_ticks = _ticks_within(first, last)
-  x_scale = _Scale(first, last, LEFT, RIGHT)
-  y_scale = _Scale(y_ticks[0], y_ticks[-1], BOTTOM, TOP)
+  x_scale = Scale(first, last, frame.left, frame.right)
+  y_scale = Scale(
+    y_ticks[0], y_ticks[-1], frame.bottom, frame.top, chart.is_log
+  )
   curves = [
-    _curve(index, label, points, x_scale, y_scale)
-    for index, label, points in indexed
+    _curve(series, style, points, x_scale, y_scale)
+    for series, style, points in shown
   ]
   subject = f"{chart.name} over {chart.x_label} {first:g} to {last:g}"
-  return Drawing(
+  threshold = "" if chart.threshold is None else y_scale(chart.threshold)
+  drawing = Drawing(
     name=chart.name,
     x_label=chart.x_label,
     description=f"{subject}: {_describe(curves)}",
     curves=curves,
-    x_ticks=_placed(x_ticks, x_scale),
-    y_ticks=_placed(y_ticks, y_scale),
+    x_ticks=placed(x_ticks, x_scale),
+    y_ticks=placed(y_ticks, y_scale),
     x_range=(first, last),
+    frame=frame,
+    about=chart.about,
+    threshold=threshold,
   )
+  return drawing
+
+
+def _y_ticks(chart: Chart, low: float, high: float) -> list[float]:
+  """Returns the ticks of the vertical axis of a chart whose values lie between two numbers."""
+  if chart.is_log:
+    first = math.floor(math.log10(low))
+    last = max(math.ceil(math.log10(high)), first + 1)
+    stride = math.ceil((last - first) / _MAX_DECADES)
+    last = first + math.ceil((last - first) / stride) * stride
+    return [10.0**power for power in range(first, last + 1, stride)]
+  if chart.y_range is not None:
+    least, most = chart.y_range
+    low, high = min(low, least), max(high, most)
+  return _ticks_around(low, high)
 
 
 def _describe(curves: Sequence[Curve]) -> str:
   """Returns the range and the last value of curves in words."""
   texts = []
-  for curve in curves:
-    name = f"{curve.label} " if len(curves) > 1 else ""
+  named = [curve for curve in curves if not curve.is_faint]
+  for curve in named:
+    name = f"{curve.label} " if len(named) > 1 else ""
     texts.append(
       f"{name}between {curve.low} and {curve.high}, last {curve.last}"
     )
   return "; ".join(texts)
 
 
-def _without_infinities(point: Point) -> Point:
-  """Replaces values that are not finite by None."""
+def _drawable(point: Point, is_log: bool) -> Point:
+  """Replaces values by None that are not finite, or have no logarithm where one is needed."""
   x, *values = point
   for i, value in enumerate(values):
-    if value is not None and not math.isfinite(value):
+    if value is None:
+      continue
+    if not math.isfinite(value) or (is_log and value <= 0):
       values[i] = None
   return x, *values
 
@@ -183,7 +264,11 @@ def _thin(points: list[Point]) -> list[Point]:
 
 
 def _curve(
-  index: int, label: str, points: list[Point], x_scale: _Scale, y_scale: _Scale
+  series: Series,
+  style: int,
+  points: list[Point],
+  x_scale: Scale,
+  y_scale: Scale,
 ) -> Curve:
   """Returns a series with at least one value in the coordinates of the drawing."""
 
@@ -212,8 +297,8 @@ def _curve(
     dotted = present
   values = [y for _, y, _, _ in present]
   return Curve(
-    label=label,
-    style=index,
+    label=series.label,
+    style=style,
     lines=lines,
     bands=bands,
     dots=[(x_scale(x), y_scale(y)) for x, y, _, _ in dotted],
@@ -221,6 +306,7 @@ def _curve(
     high=f"{max(values):.4g}",
     last=f"{values[-1]:.4g}",
     points=points,
+    is_faint=series.is_faint,
   )
 
 
@@ -269,12 +355,12 @@ def _ticks_within(low: float, high: float) -> list[float]:
   return [number * distance for number in range(start, stop + 1)]
 
 
-def _placed(ticks: list[float], scale: _Scale) -> list[tuple[str, str]]:
+def placed(ticks: list[float], scale: Scale) -> list[tuple[str, str]]:
   """Returns places and texts of ticks, with as many decimals as tell them apart."""
   distance = 1
   if len(ticks) > 1:
     distance = ticks[1] - ticks[0]
-  if distance < 1e-4 or max(map(abs, ticks)) >= 1e5:
+  if scale.is_log or distance < 1e-4 or max(map(abs, ticks)) >= 1e5:
     texts = [f"{tick:.3g}" for tick in ticks]
   else:
     magnitude = math.floor(math.log10(distance * (1 + _TOLERANCE)))

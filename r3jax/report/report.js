@@ -222,9 +222,11 @@
     if (hash !== location.hash) history.replaceState(null, "", whole);
   }
 
-  function restore() {
-    if (location.hash === "#gallery") return;
-    const values = new URLSearchParams(location.hash.slice(1));
+  function restore({ type }) {
+    // A link to a section keeps the filters; a page that is opened there has none.
+    const isSection = /^#(gallery|headline|curves|numbers|evaluations|run)$/.test(location.hash);
+    if (isSection && type === "hashchange") return;
+    const values = new URLSearchParams(isSection ? "" : location.hash.slice(1));
     history.scrollRestoration = values.has("sample") ? "manual" : "auto";
     for (const name of FIELDS) {
       const field = form.elements[name];
@@ -294,12 +296,26 @@
     return make("div", { class: `said ${name}` }, make("h4", {}, name), make("p", {}, text));
   }
 
+  // What the model wrote is "<think> THOUGHT </think> REST"; an instruction is the rest of its text, said once.
+  function spoken(turn) {
+    const [, thought, rest] = /^\s*<think>([^]*?)<\/think>([^]*)$/.exec(turn.text) ?? [null, null, turn.text];
+    const said = turn.stop ? turn.instruction || rest : turn.instruction;
+    const more = rest.trim() === said.trim() ? null : saying(thought === null ? "text" : "answer", rest.trim());
+    return [thought === null ? null : saying("thought", thought.trim()), more];
+  }
+
   function facts(sample, number) {
     const turn = sample.turns[number];
     const asked = turn.stop ? make("p", { class: "finished" }, "finished: no further edit")
       : saying("instruction", turn.instruction);
-    return make("div", { class: "facts" }, scoreLine(sample, number), parts(turn), saying("thought", turn.text), asked);
+    const reason = turn.reason ? make("p", { class: "reason" }, turn.reason) : null;
+    return make("div", { class: "facts" }, scoreLine(sample, number), reason, parts(turn), ...spoken(turn), asked);
   }
+
+  const isRepeated = ({ turns }, index) => index > 0 && turns[index].image === turns[index - 1].image;
+  // Of the turns behind a stop, which repeat it, the first is shown.
+  const isShown = (sample, index) => !(isRepeated(sample, index) && sample.turns[index].stop &&
+    sample.turns[index - 1].stop);
 
   function turnOf(sample, number, index) {
     const name = label(sample.turns[index], index);
@@ -310,7 +326,10 @@
       become(number);
       openView(index);
     });
-    return make("li", {}, make("h4", { class: "turn" }, name), open, facts(sample, index));
+    const repeated = isRepeated(sample, index);
+    const shown = repeated ? make("p", { class: "repeated quiet" }, "the same image") : open;
+    return make("li", { class: repeated ? "folded" : null }, make("h4", { class: "turn" }, name), shown,
+      facts(sample, index));
   }
 
   const plain = (answer) => String(answer).trim().toLowerCase().replace(/\.$/, "");
@@ -345,8 +364,9 @@
     const head = make("header", {}, make("h3", { id }, sample.prompt),
       make("p", { class: "about" }, sample.tag ? make("span", { class: "tag" }, sample.tag) : null,
         severalSteps ? make("span", { class: "tag" }, `iteration ${sample.step}`) : null, outcomeOf(sample), link));
-    const turns = make("ol", { class: `turns of${Math.min(sample.turns.length, 6)}` },
-      ...sample.turns.map((_, index) => turnOf(sample, number, index)));
+    const visible = [...sample.turns.keys()].filter((index) => isShown(sample, index));
+    const turns = make("ol", { class: `turns of${Math.min(visible.length, 6)}` },
+      ...visible.map((index) => turnOf(sample, number, index)));
     const about = { class: "sample", tabindex: "-1", "aria-labelledby": id, "data-number": number };
     const answers = sample.answers?.length ? answersOf(sample.answers) : null;
     const element = make("article", about, head, turns, answers);
@@ -582,5 +602,5 @@
   addEventListener("hashchange", restore);
   addEventListener("resize", offerWhole);
   find("browser").hidden = false;
-  restore();
+  restore({ type: "load" });
 })();

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import shlex
 
 from etils import epath
 
@@ -9,14 +10,28 @@ from r3jax.data import contamination
 from r3jax.evaluation import comparison
 from r3jax.evaluation import estimates
 from r3jax.evaluation import sample_log
-from r3jax.report import charts as charts_lib
+from r3jax.evaluation import summary as summary_lib
+from r3jax.files import paths
+from r3jax.report import forest
 from r3jax.report import page
+from r3jax.report import run_charts
 from r3jax.report import tables
 
 Estimate = estimates.Estimate
 Table = tables.Table
 # How names of numbers of one answer begin, see `labelled_estimates.views_of`.
 _OF_ANSWERS = ("precision of", "recall of")
+
+
+# Scores of all prompts, as `comparison.compare_pair` names them.
+_HEADLINE = (
+  "draft",
+  "last round",
+  "draft, strict",
+  "last round, strict",
+  "draft, correct",
+  "last round, correct",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +53,8 @@ class RunSummary:
     seed: Seed of the run.
     peak_memory_gib: Most memory of a device.
     versions: Versions of packages.
+    start: Command, commit, date and machine of the last start, by name.
+    prompt: A prompt of the run, "" if none is known.
   """
 
   title: str = "r3jax run"
@@ -61,6 +78,8 @@ class RunSummary:
   seed: int | None = None
   peak_memory_gib: float | None = None
   versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  start: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  prompt: str = ""
 
   @classmethod
   def from_json(cls, values: Mapping) -> "RunSummary":
@@ -116,47 +135,161 @@ def _paired_estimates(
   return pairs
 
 
+@dataclasses.dataclass(frozen=True)
+class RunDetails:
+  """What the page of a run shows beside its summary, its metrics and its samples.
+
+  Attributes:
+    state: How far the run is and when the page was written; "" of a finished run.
+    evaluations: Finished evaluations of the run by iteration.
+    pages: Paths of their pages, relative to that of the run, likewise.
+    config: Values of the config by their dotted keys.
+    mismatch_limit: Deviation of a ratio from 1 above which the run warns; None knows none.
+  """
+
+  state: str = ""
+  evaluations: Mapping[int, summary_lib.Summary] = dataclasses.field(
+    default_factory=dict
+  )
+  pages: Mapping[int, str] = dataclasses.field(default_factory=dict)
+  config: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  mismatch_limit: float | None = None
+
+
 def write_report(
   folder: epath.PathLike,
   summary: RunSummary,
   metrics: Sequence[dict],
   samples: Sequence[sample_log.Sample],
-  charts: Sequence[str] | None = None,
+  details: RunDetails | None = None,
 ) -> epath.Path:
-  """Writes the page of a run, folder/index.html.
+  """Writes the page of a run, folder/index.html, whole or not at all.
 
   Args:
     folder: Folder of the page and of the samples' images.
-    summary: Summary of the run.
+    summary: Summary of the run, or what is known of it while the run goes on.
     metrics: Objects of metrics.jsonl.
     samples: Samples of the gallery.
-    charts: Names of the metrics to draw, in order, all by default.
+    details: What else is shown.
 
   Returns:
     The path of the page.
   """
-  if charts is None:
-    names = set().union(*metrics)
-    charts = sorted(names - {"step"})
+  if details is None:
+    details = RunDetails()
   content = page.Page(
     title=summary.title,
+    state=details.state,
     notes=summary.notes(),
+    tiles=_tiles(summary, details),
+    lead=run_charts.lead(metrics, details.evaluations),
+    forest=_forest(summary, details.evaluations),
+    links=_links(details),
     tables=[table for table in _tables(summary) if table.rows],
-    charts=[_chart(name, metrics) for name in charts],
+    groups=run_charts.groups(metrics, details.mismatch_limit),
     samples=samples,
+    facts=dict(summary.start),
+    config={key: str(value) for key, value in details.config.items()},
   )
   return page.write_page(folder, content)
 
 
-def _chart(name: str, metrics: Sequence[dict]) -> charts_lib.Chart:
-  """Returns the curve of a metric over iterations."""
-  points = []
-  for row in metrics:
-    value = row.get(name)
-    # A line that was edited by hand may hold anything.
-    if name in row and isinstance(value, int | float | None):
-      points.append((row["step"], value, None, None))
-  return charts_lib.Chart(name, [charts_lib.Series(name, points)])
+def _tiles(summary: RunSummary, details: RunDetails) -> list[page.Tile]:
+  """Returns the headline: scores before and after, what edits add, when the model stops."""
+  tiles = []
+  for view in ("draft", "last round"):
+    numbers = summary.scores.get(view)
+    if numbers is not None:
+      tiles.append(_paired_tile(view, numbers))
+    elif details.evaluations:
+      tiles.append(_tile_so_far(view, details.evaluations))
+  refinement = summary.refinement
+  if refinement.get("before") and refinement.get("after"):
+    tiles.append(
+      page.Tile(
+        "last round minus draft",
+        f"{refinement['before'].mean:+.3f}",
+        f"{refinement['after'].mean:+.3f}",
+      )
+    )
+  for name in ("stop_when_right", "stop_when_wrong"):
+    before = summary.behaviour.get("before", {}).get(name)
+    after = summary.behaviour.get("after", {}).get(name)
+    if before is not None and after is not None:
+      label = name.replace("stop", "stops").replace("_", " ")
+      tiles.append(page.Tile(label, f"{before:.3f}", f"{after:.3f}"))
+  return tiles
+
+
+def _paired_tile(view: str, numbers: comparison.PairedEstimates) -> page.Tile:
+  """Returns the tile of a score before and after training."""
+  difference = tables.difference(view, numbers.difference)
+  shown = tables.format_cell(difference, ".3f")
+  return page.Tile(
+    name=view,
+    before=f"{numbers.before.mean:.3f}",
+    value=f"{numbers.after.mean:.3f}",
+    change=str(shown),
+    verdict=shown.verdict,
+    remark=_count(numbers.prompts),
+  )
+
+
+def _tile_so_far(
+  view: str, evaluations: Mapping[int, summary_lib.Summary]
+) -> page.Tile:
+  """Returns the tile of a score while a run goes on: before training, and at present."""
+  first, *_, last = [*sorted(evaluations), max(evaluations)]
+  turn = 0 if view == "draft" else -1
+  shown = []
+  for step in (first, last):
+    score = evaluations[step].rounds[turn].score
+    shown.append(f"{score.mean:.3f}" if score else "-")
+  return page.Tile(
+    name=view,
+    before=shown[0] if last > first else "",
+    value=shown[1],
+    remark=f"iteration {last}, {_count(evaluations[last].prompts)}",
+  )
+
+
+def _count(num_prompts: int | None) -> str:
+  """Returns "120 prompts"; "" where the number is not known."""
+  if num_prompts is None:
+    return ""
+  return f"{num_prompts} prompt{'' if num_prompts == 1 else 's'}"
+
+
+def _forest(
+  summary: RunSummary,
+  evaluations: Mapping[int, summary_lib.Summary],
+) -> list[forest.Row]:
+  """Returns the scores of the last round by tag, of the first and of the last evaluation."""
+  if not evaluations:
+    return []
+  first = evaluations[min(evaluations)]
+  last = evaluations[max(evaluations)]
+  rows = []
+  for tag, scores in first.tags.items():
+    after = None
+    if last is not first and tag in last.tags:
+      after = last.tags[tag][-1]
+    amount = f"{first.images_by_tag[tag]} images"
+    paired = summary.scores.get(f"last round, {tag}")
+    if paired is not None and paired.prompts is not None:
+      amount = _count(paired.prompts)
+    rows.append(forest.Row(tag, amount, scores[-1], after))
+  return rows
+
+
+def _links(details: RunDetails) -> list[page.Link]:
+  """Returns links to the evaluations of a run."""
+  links = []
+  for step, target in sorted(details.pages.items()):
+    evaluation = details.evaluations[step]
+    text = f"evaluation of iteration {step}, {_count(evaluation.prompts)}"
+    links.append(page.Link(target, text))
+  return links
 
 
 def summary_lines(summary: RunSummary) -> list[str]:
@@ -192,6 +325,57 @@ def _facts_of_difference(view: str, numbers: comparison.PairedEstimates) -> str:
   return ", ".join(facts)
 
 
+def closing_lines(summary: RunSummary, folder: epath.PathLike) -> list[str]:
+  """Returns what a command prints at the end of a run: headline, report, what to do next.
+
+  Args:
+    summary: Summary of the run.
+    folder: Workdir of the run.
+  """
+  workdir = paths.absolute(folder)
+  lines = [*summary.notes(), *_headline(summary)]
+  lines += ["", f"report: {workdir / 'report' / 'index.html'}", "", "next:"]
+  quoted = shlex.quote(str(workdir))
+  prompt = shlex.quote(summary.prompt or "PROMPT")
+  commands = {
+    f"r3jax generate --model={quoted} --prompt={prompt} --out=drawn": "draw",
+    f"r3jax compare {quoted} --workdir=compared": "compare its evaluations",
+    f"r3jax report {quoted}": "print all scores, by tag",
+  }
+  width = max(map(len, commands))
+  for command, purpose in commands.items():
+    lines.append(f"  {command:{width}}  # {purpose}")
+  return lines
+
+
+def _headline(summary: RunSummary) -> list[str]:
+  """Returns the scores of all prompts as an aligned table; none if there are none."""
+  rows = [["", "before", "after", "difference, 95 % interval", "prompts"]]
+  for view in _HEADLINE:
+    numbers = summary.scores.get(view)
+    if numbers is None:
+      continue
+    difference = tables.difference(view, numbers.difference)
+    shown = tables.format_cell(difference, ".3f")
+    rows.append(
+      [
+        view,
+        f"{numbers.before.mean:.3f}",
+        f"{numbers.after.mean:.3f}",
+        f"{shown} {shown.verdict}".rstrip(),
+        "-" if numbers.prompts is None else str(numbers.prompts),
+      ]
+    )
+  if len(rows) == 1:
+    return []
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = []
+  for row in rows:
+    cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+    lines.append("  ".join(cells).rstrip())
+  return lines
+
+
 def _tables(summary: RunSummary) -> list[Table]:
   """Returns the tables of a run; those about which the summary says nothing have no rows."""
   return [
@@ -214,9 +398,10 @@ def _scores(
   rows = []
   for view, numbers in scores.items():
     difference = tables.difference(view, numbers.difference)
-    cells = [numbers.prompts, numbers.before, numbers.after, difference]
+    cells = [difference, numbers.before, numbers.after, numbers.prompts]
     rows.append((view, cells))
-  columns = ["score", "prompts", "before", "after", "difference"]
+  # The difference first: a phone shows the first columns only.
+  columns = ["score", "difference", "before", "after", "prompts"]
   return Table(caption, columns, rows)
 
 

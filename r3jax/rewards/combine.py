@@ -74,6 +74,13 @@ class GraphReward:
     errors = [member.error for member in self.scorers.values() if member.error]
     multihost.raise_together(errors[0] if errors else None)
 
+  def failure(self) -> str:
+    """Returns why an image had no score at the last `raise_together`, on this process; or ""."""
+    for name, member in self.scorers.items():
+      if member.failure:
+        return f"{name}: {member.failure}"
+    return ""
+
   def metrics(self) -> dict[str, float]:
     """Returns this process's numbers about its calls since the last time, "service/NAME/..."."""
     metrics = {}

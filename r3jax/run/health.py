@@ -149,11 +149,14 @@ def folder_name(number: int) -> str:
   return f"step_{number:06d}"
 
 
-def watch(config: ml_collections.ConfigDict) -> Watch:
-  """Returns what watches the run of a config."""
-  settings = Settings(**config.health)
-  limit = settings.mismatch_limit or MISMATCH_LIMITS[config.model.dtype]
+def mismatch_limit(config: ml_collections.ConfigDict) -> float | None:
+  """Returns the largest |ratio - 1| that raises no warning; None where all may occur."""
   # Its ratios are not 1 on purpose.
   if config.compat.reference_loss:
-    limit = None
-  return Watch(settings, limit)
+    return None
+  return config.health.mismatch_limit or MISMATCH_LIMITS[config.model.dtype]
+
+
+def watch(config: ml_collections.ConfigDict) -> Watch:
+  """Returns what watches the run of a config."""
+  return Watch(Settings(**config.health), mismatch_limit(config))

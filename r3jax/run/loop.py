@@ -16,15 +16,20 @@ import numpy as np
 from r3jax import types
 from r3jax.checkpoint import training
 from r3jax.data import pipeline
+from r3jax.evaluation import console
+from r3jax.evaluation import evaluate
 from r3jax.evaluation import sample_log
 from r3jax.files import config_guard
 from r3jax.files import ownership
+from r3jax.files import paths
+from r3jax.files import texts
 from r3jax.parallel import multihost
 from r3jax.parallel import preemption
 from r3jax.rewards.from_host import budget
 from r3jax.rl import stage_outputs
 from r3jax.rl import train_state
 from r3jax.run import health
+from r3jax.run import live_report
 from r3jax.run import machine
 from r3jax.run import profiling
 from r3jax.run import sessions
@@ -36,6 +41,8 @@ from r3jax.run.logging import report_samples
 from r3jax.run.logging import sinks
 from r3jax.run.logging import speed
 from r3jax.run.logging import timing
+
+_MAX_REMARK = 240  # characters of a reason on the line of an iteration
 
 
 def run(
@@ -70,15 +77,18 @@ def run(
   clock = timing.PhaseClock()
   num_parameters = summary.count_parameters(session, policy)
   logging.info("training %(trainable)d of %(all)d parameters", num_parameters)
+  page = paths.absolute(files.report) / "index.html"
+  logging.info("report: %s (from the first iteration on)", page)
   with jax.set_mesh(session.mesh):
     # Before anything is compiled, because it may fail; logs are cut to what is restored.
     start = resume(session, session.init(policy))
     clock.lap("setup")
 
-    train_step = session.compile(start.state, program_folder)
+    with console.heartbeat("compiling the step", _compilation(config)):
+      train_step = session.compile(start.state, program_folder)
     # Training needs the memory that compilation took.
     machine.return_freed_memory()
-    logging.info("compiled the step in %.1f s", clock.lap("compile"))
+    clock.lap("compile")
 
     session.experiment.reward.log_to(files.rewards, start.done)
     wandb = sinks.WandbSettings(**config.log.wandb)
@@ -92,7 +102,10 @@ def run(
     with contextlib.closing(metric_writer.MetricWriter(log_sinks)) as writer:
       before = session.evaluate(policy, 0, writer)
       clock.lap("evaluate before")
-      state = iterate(session, train_step, start, clock, writer)
+      evaluations = timing.Evaluations(
+        evaluate.seconds(before), config.eval.every
+      )
+      state = iterate(session, train_step, start, clock, writer, evaluations)
       after = session.evaluate(state.policy, config.total_steps, writer)
   clock.lap("evaluate after")
 
@@ -104,7 +117,10 @@ def run(
     after,
   )
   run_summary["parameters"] = num_parameters
-  summary.write(files, run_summary)
+  if start.done == config.total_steps:
+    # This start has run no iteration, and has no times to report.
+    run_summary |= summary.former_times(files)
+  summary.write(session, run_summary)
   return run_summary
 
 
@@ -191,6 +207,7 @@ def iterate(
   start: Start,
   clock: timing.PhaseClock,
   writer: metric_writer.MetricWriter,
+  evaluations: timing.Evaluations,
 ) -> train_state.TrainState:
   """Runs the remaining iterations; logs, checkpoints and evaluates on the way.
 
@@ -200,6 +217,7 @@ def iterate(
     start: Where the run starts from; its state is donated.
     clock: Adds up the time of the phases.
     writer: Gets the metrics of every iteration.
+    evaluations: What the estimate of the time left takes an evaluation for.
 
   Returns:
     The state after the last iteration.
@@ -214,11 +232,12 @@ def iterate(
   config = session.config
   ending = preemption.ENDING
   state = start.state
-  progress = timing.Progress(config.total_steps, start.done)
+  progress = timing.Progress(config.total_steps, evaluations)
   stopwatch = timing.Stopwatch()
   rates = speed.of(session)
   failures = _budget(config)
   watch = health.watch(config)
+  report = live_report.LiveReport(session)
   profiler = profiling.Profiler(session.files.profile, **config.profile)
   if _evaluation_is_due(config, start.done):
     # The last start may have ended between this iteration's checkpoint and its evaluation.
@@ -240,9 +259,15 @@ def iterate(
 
       with stopwatch.part("log"):
         writer.write(number, metrics)
-        progress.report(number, _headline_scores(metrics))
+        progress.report(
+          number,
+          metrics["seconds/iteration"],
+          _headline_scores(metrics),
+          _remark(session, metrics),
+        )
         skipped_batches.write(session, number, indices, metrics, samples)
         _report_samples(session, number, indices, samples, writer)
+        report.update(number)
 
       watch.add(number, metrics)
       over_budget = failures.add(budget.failed_share(metrics))
@@ -311,6 +336,25 @@ def _headline_scores(metrics: dict[str, Any]) -> dict[str, float]:
     "draft": metrics["reason/score"],
     "edited": metrics.get("edit/score", np.nan),
   }
+
+
+def _remark(session: sessions.Session, metrics: dict[str, Any]) -> str:
+  """Returns how many images of an iteration have no score, and why; "" where all have one."""
+  share = budget.failed_share(metrics)
+  reason = session.experiment.reward.failure()
+  if not share and not reason:
+    return ""
+  explanation = f": {reason}" if reason else ""
+  return texts.shorten(
+    f"{share:.1%} of the images have no score{explanation}", _MAX_REMARK
+  )
+
+
+def _compilation(config: ml_collections.ConfigDict) -> str:
+  """Returns what to expect of the compilation of the step."""
+  if config.step.mode == "split":
+    return "the stages compile in the first iteration, for minutes"
+  return "minutes the first time, seconds where the compilation cache has it"
 
 
 def _compiles(config: ml_collections.ConfigDict, count: int) -> bool:

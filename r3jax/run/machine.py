@@ -1,14 +1,20 @@
-"""Reports the versions, devices and memory of a run."""
+"""Reports the versions, devices, memory and command of a run."""
 
 import ctypes
+import datetime
 import importlib.metadata
+import os
 import pathlib
+import platform
 import re
 import resource
+import shlex
+import subprocess
 import sys
 
 import jax
 
+_GIT_SECONDS = 5.0  # git waits for a disk, not for long
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -18,6 +24,42 @@ def versions() -> dict[str, str]:
   versions["device"] = jax.devices()[0].device_kind
   versions["devices"] = str(jax.device_count())
   return versions
+
+
+def start() -> dict[str, str]:
+  """Returns by what command, when, where and from which source this process was started."""
+  device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+  host = f"{platform.node()}, {os.cpu_count()} CPU cores"
+  program, *arguments = sys.argv
+  now = datetime.datetime.now(datetime.UTC)
+  return {
+    "command": f"{program} {shlex.join(arguments)}".strip(),
+    "commit": _commit(),
+    "date": now.strftime("%Y-%m-%d %H:%M UTC"),
+    "machine": f"{host}; {device}; processes: {jax.process_count()}",
+  }
+
+
+def _commit() -> str:
+  """Returns the commit of this package's checkout, "+" behind it if files have changed.
+
+  It is "" where the package is not in a checkout of its own, or git cannot say.
+  """
+  root = pathlib.Path(__file__).parents[2]
+  if not (root / ".git").exists():
+    return ""
+  command = ["git", "-C", str(root), "describe", "--always", "--dirty=+"]
+  try:
+    result = subprocess.run(
+      command,
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=_GIT_SECONDS,
+    )
+  except (OSError, subprocess.SubprocessError):
+    return ""
+  return result.stdout.strip()
 
 
 def peak_memory() -> int:

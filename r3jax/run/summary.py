@@ -5,14 +5,19 @@ import dataclasses
 import json
 import math
 
+from absl import logging
 import jax
 import numpy as np
 
 from r3jax import types
 from r3jax.evaluation import comparison
 from r3jax.evaluation import estimates
+from r3jax.evaluation import evaluate
+from r3jax.evaluation import finished
 from r3jax.evaluation import sample_log
+from r3jax.evaluation import summary as evaluation_summary
 from r3jax.files import atomic
+from r3jax.files import damage
 from r3jax.files import jsonl
 from r3jax.report import run_page
 from r3jax.run import health
@@ -20,29 +25,8 @@ from r3jax.run import machine
 from r3jax.run import sessions
 from r3jax.run import workdir
 
-# Metrics that the report draws, in this order.
-CHARTS = (
-  "reason/score",
-  "reason/strict",
-  "edit/before",
-  "edit/score",
-  "edit/improvement",
-  "edit/edit_rate",
-  "edit/stop_when_right",
-  "edit/stop_when_wrong",
-  "reason/format",
-  "edit/format",
-  "reason/tokens",
-  "edit/tokens",
-  "reason/gradient_norm",
-  "edit/gradient_norm",
-  "reason/text_kl",
-  "edit/text_kl",
-  "mismatch/reason_text",
-  "mismatch/reason_image",
-  "mismatch/edit_text",
-  "mismatch/edit_image",
-)
+# What of a summary is about a start, not about the run.
+_TIMES = ("seconds", "compile_seconds", "peak_memory_gib", "start")
 
 
 def count_parameters(
@@ -68,6 +52,15 @@ def _size(tree: types.Params) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def title(session: sessions.Session) -> str:
+  """Returns the title of a run."""
+  config = session.config
+  text = f"r3jax: {config.total_steps} iterations, seed {config.seed}"
+  if session.leaked.contaminated:
+    text += " (CONTAMINATED: trained on test prompts)"
+  return text
+
+
 def make(
   session: sessions.Session,
   seconds: Mapping[str, float],
@@ -86,16 +79,13 @@ def make(
   after = evaluated_after.table
   seed = session.config.seed
   num_iterations = session.config.total_steps
-  title = f"r3jax: {num_iterations} iterations, seed {seed}"
-  if session.leaked.contaminated:
-    title += " (CONTAMINATED: trained on test prompts)"
   compared = comparison.compare_pair(before, after, seed)
   scores = {view: dataclasses.asdict(pair) for view, pair in compared.items()}
   answers = comparison.compare_answers(
     evaluated_before.answers, evaluated_after.answers, seed
   )
   return {
-    "title": title,
+    "title": title(session),
     "scores": scores,
     "last round minus draft": {
       "before": estimates.refinement(before, seed),
@@ -114,14 +104,34 @@ def make(
     },
     "leaked": dataclasses.asdict(session.leaked),
     "contamination": session.experiment.contamination.to_json(),
-    "skipped updates": _skipped_updates(session.files),
+    "skipped updates": skipped_updates(session.files),
     "iterations": num_iterations,
     "seed": seed,
+    "prompt": session.experiment.heldout[0].text,
     "seconds": dict(seconds) | _median_iteration(session.files),
     "compile_seconds": seconds["compile"],
     "peak_memory_gib": machine.peak_memory() / 2**30,
     "versions": machine.versions(),
+    "start": machine.start(),
   }
+
+
+def former_times(files: workdir.Workdir) -> dict:
+  """Returns what an earlier start has written to the summary about itself: seconds, command, ...
+
+  There are none where that file is missing or damaged: it is written again.
+  """
+  if not files.summary.exists():
+    return {}
+  try:
+    with damage.explained(
+      files.summary, "the summary of a run", "It is written again"
+    ):
+      former = damage.read_object(files.summary)
+  except ValueError as error:
+    logging.warning("%s", error)
+    return {}
+  return {name: former[name] for name in _TIMES if name in former}
 
 
 def _median_iteration(files: workdir.Workdir) -> dict[str, float]:
@@ -138,7 +148,7 @@ def _median_iteration(files: workdir.Workdir) -> dict[str, float]:
   return {"median iteration": float(np.median(seconds))}
 
 
-def _skipped_updates(files: workdir.Workdir) -> int:
+def skipped_updates(files: workdir.Workdir) -> int:
   """Returns how many updates were skipped because they were not finite."""
   total = 0.0
   for row in jsonl.read(files.metrics):
@@ -154,18 +164,78 @@ def _is_number(value: object) -> bool:
   return isinstance(value, int | float) and math.isfinite(value)
 
 
-def write(files: workdir.Workdir, summary: dict) -> None:
+def write(session: sessions.Session, summary: dict) -> None:
   """Writes the report page and summary.json; only process 0 writes."""
   if jax.process_index():
     return
   # Formatted first: values that JSON does not have must not leave a page without a summary.
   text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+  write_page(session, run_page.RunSummary.from_json(summary), state="")
+  # Last: a run with a summary is complete.
+  atomic.write_text(session.files.summary, text)
+
+
+def write_page(
+  session: sessions.Session, summary: run_page.RunSummary, state: str
+) -> None:
+  """Writes the report page from the files of a run.
+
+  Args:
+    session: Constants of the run.
+    summary: What is known of the run.
+    state: How far it is; "" of a finished run.
+  """
+  files = session.files
+  evaluations = _evaluations(files)
+  pages = {}
+  for step in evaluations:
+    name = files.evaluation(step).name
+    pages[step] = f"../{finished.EVALUATIONS}/{name}/index.html"
+  details = run_page.RunDetails(
+    state=state,
+    evaluations=evaluations,
+    pages=pages,
+    config=_flattened(session.config.to_dict()),
+    mismatch_limit=health.mismatch_limit(session.config),
+  )
   run_page.write_report(
     files.report,
-    run_page.RunSummary.from_json(summary),
+    summary,
     jsonl.read(files.metrics),
     sample_log.read(files.report),
-    CHARTS,
+    details,
   )
-  # Last: a run with a summary is complete.
-  atomic.write_text(files.summary, text)
+
+
+def _evaluations(
+  files: workdir.Workdir,
+) -> dict[int, evaluation_summary.Summary]:
+  """Returns the summaries of the finished evaluations of a run, by iteration.
+
+  One that is damaged is left out with a warning; the next start writes it again.
+  """
+  evaluations = {}
+  for step, folder in sorted(finished.step_folders(files.path).items()):
+    path = folder / evaluate.SUMMARY
+    if not path.exists():
+      continue
+    try:
+      with damage.explained(
+        path, "the summary of an evaluation", "The report leaves it out"
+      ):
+        values = damage.read_object(path)
+        evaluations[step] = evaluation_summary.Summary.from_json(values)
+    except ValueError as error:
+      logging.warning("%s", error)
+  return evaluations
+
+
+def _flattened(config: Mapping, prefix: str = "") -> dict[str, object]:
+  """Returns the values of a nested config by their dotted keys."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      flat |= _flattened(value, f"{prefix}{key}.")
+    else:
+      flat[f"{prefix}{key}"] = value
+  return flat

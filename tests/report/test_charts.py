@@ -93,6 +93,44 @@ class TestLayout:
       == "score over round 1 to 9: between 0.25 and 0.75, last 0.5"
     )
 
+  def test_axis_of_shares_reaches_from_0_to_1_and_further_if_it_must(self):
+    points = plain([(1, 0.4), (2, 0.5)])
+    ticks = drawn(points, y_range=(0.0, 1.0)).y_ticks
+    assert (ticks[0], ticks[-1]) == (("164.0", "0.0"), ("10.0", "1.0"))
+    higher = drawn(plain([(1, 0.4), (2, 1.4)]), y_range=(0.0, 1.0)).y_ticks
+    assert float(higher[-1][1]) >= 1.4
+
+  def test_logarithmic_axis_has_decades_and_no_place_for_zero(self):
+    drawing = drawn(
+      plain([(1, 1e-6), (2, 0.0), (3, 1e-4)]), is_log=True, threshold=1e-3
+    )
+    assert [text for _, text in drawing.y_ticks] == [
+      "1e-06",
+      "1e-05",
+      "0.0001",
+      "0.001",
+    ]
+    assert drawing.threshold == "10.0"
+    # missing at 0, so that two single points are left
+    assert drawing.curves[0].lines == ["46.0,164.0", "350.0,61.3"]
+    many = drawn(plain([(1, 1e-12), (2, 1.0)]), is_log=True)
+    assert len(many.y_ticks) <= 7
+
+  def test_faint_curve_is_not_named(self):
+    points = plain([(1, 0.0), (2, 1.0)])
+    drawing = charts.layout(
+      charts.Chart(
+        "score",
+        [
+          charts.Series("raw", points, is_faint=True, style=0),
+          charts.Series("smooth", points, style=0),
+        ],
+      )
+    )
+    assert [curve.style for curve in drawing.curves] == [0, 0]
+    assert [curve.label for curve in drawing.named] == ["smooth"]
+    assert "raw" not in drawing.description
+
   @pytest.mark.parametrize(
     ("values", "texts"),
     [

@@ -13,6 +13,7 @@ from r3jax import types
 from r3jax.data import records
 from r3jax.files import jsonl
 from r3jax.parallel import meshes
+from r3jax.rewards import combine
 from r3jax.rewards import outcome
 from r3jax.rewards.from_host import scorer as scorer_lib
 from r3jax.sequence import host_parser
@@ -204,6 +205,17 @@ class TestScorer:
       "images_invalid": 1,
     }
     assert scorer.metrics()["images_ok"] == 0
+
+  def test_reason_of_a_missing_score_is_known_until_the_next_flush(self):
+    scorer = scorer_lib.Scorer(Numbered())
+    reward = combine.on_host("judge", scorer)
+    assert reward.failure() == ""
+    failed = [outcome.Ok(1.0, {"strict": 1.0}), outcome.Failed("HTTP 503")]
+    scorer._record(PROMPTS[:2], failed)
+    reward.raise_together()
+    assert reward.failure() == "judge: HTTP 503"
+    reward.raise_together()
+    assert reward.failure() == ""
 
   def test_bug_is_kept_and_scores_nothing(self, mesh):
     scorer = scorer_lib.Scorer(Numbered(broken=range(10)))

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,34 @@ class TestCommand:
       if path.name.endswith((".partial", ".new"))
     ]
 
+  def test_finished_run_that_is_started_again_keeps_its_times(
+    self, finished, tiny_model, tmp_path
+  ):
+    workdir = tmp_path / "workdir"
+    shutil.copytree(finished, workdir)
+    before = json.loads((workdir / "summary.json").read_text())
+    _finish(tiny_model, workdir)
+    after = json.loads((workdir / "summary.json").read_text())
+    assert after == before
+
+  def test_log_announces_what_takes_long_and_says_what_to_do_next(
+    self, finished
+  ):
+    log = (finished.parent / "workdir.log").read_text()
+    for pattern in (
+      rf"report: {finished}/report/index\.html \(from the first iteration on\)",
+      r"console\.py:\d+\] compiling the step \(minutes the first time",
+      r"done compiling the step: [\d.]+ s",
+      r"evaluating iteration 0: 6 samples of 6 prompts, up to 3 rounds each",
+      r"evaluated 6/6 samples",
+      rf"iteration 1/{STEPS}  draft 0\.\d+ .*ETA after the next",
+      rf"iteration {STEPS}/{STEPS}  draft .*ETA 0:00:\d\d",
+      r"before +after +difference, 95 % interval +prompts\ndraft ",
+      rf"\nreport: {finished}/report/index\.html\n\nnext:\n",
+      rf"r3jax compare {finished} --workdir=compared",
+    ):
+      assert re.search(pattern, log), pattern
+
   def test_summary_says_what_was_asked(self, finished):
     summary = json.loads(
       (finished / "summary.json").read_text(), parse_constant=pytest.fail
@@ -246,6 +275,10 @@ class TestCommand:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / "summary.json").exists()
+    page = (workdir / "report" / "index.html").read_text()
+    assert page.endswith("</html>")
+    assert re.search(rf"Iteration \d of {STEPS}, written 20", page)
+    assert "../evaluation/step_000000/index.html" in page
     _finish(tiny_model, workdir)
     log = (tmp_path / "workdir.log").read_text()
     assert (

@@ -1,5 +1,10 @@
-"""Tests of command.py."""
+"""Tests of cli/startup.py."""
 
+import logging as python_logging
+import re
+import sys
+
+from absl import logging
 import jax
 import ml_collections
 import pytest
@@ -45,6 +50,45 @@ class TestKeepPrograms:
     mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     assert startup.keep_programs(mesh) is None
     assert jax.config.jax_compilation_cache_dir is None
+
+
+class TestLogOurs:
+  @pytest.fixture(name="handler")
+  def fixture_handler(self):
+    """The handler of absl, which is as it was afterwards."""
+    handler = logging.get_absl_handler()
+    verbosity = logging.get_verbosity()
+    filters = list(handler.filters)
+    yield handler
+    handler.filters[:] = filters
+    handler.setFormatter(logging.PythonFormatter())
+    logging.set_verbosity(verbosity)
+
+  @staticmethod
+  def _format(handler, level: int, message: str) -> str:
+    path = startup.__file__
+    record = python_logging.LogRecord(
+      "absl", level, path, 7, message, None, None
+    )
+    return handler.format(record)
+
+  @pytest.mark.parametrize("is_terminal", [True, False])
+  def test_lines_are_short_on_a_terminal_and_complete_elsewhere(
+    self, handler, monkeypatch, is_terminal
+  ):
+    monkeypatch.setattr(
+      sys.stderr, "isatty", lambda: is_terminal, raising=False
+    )
+    startup.log_ours()
+    line = self._format(handler, python_logging.INFO, "iteration 1/40")
+    warning = self._format(handler, python_logging.WARNING, "it \x1b[31mis")
+    if is_terminal:
+      assert (line, warning) == ("iteration 1/40", "warning: it  [31mis")
+    else:
+      assert re.fullmatch(
+        r"I\d{4} [\d:.]+ +\d+ startup.py:7\] iteration 1/40", line
+      )
+      assert warning.startswith("W")
 
 
 class TestTogether:

@@ -1,5 +1,7 @@
 """Tests of run/logging/timing.py."""
 
+import pytest
+
 from r3jax.run.logging import timing
 
 
@@ -23,19 +25,48 @@ class TestStopwatch:
     assert stopwatch.read() == {}
 
 
+class TestEvaluations:
+  @pytest.mark.parametrize(
+    ("every", "step", "count"),
+    [(0, 1, 1), (0, 10, 1), (4, 1, 3), (4, 4, 3), (4, 5, 2), (4, 10, 1)],
+  )
+  def test_those_that_follow_are_counted(self, every, step, count):
+    evaluations = timing.Evaluations(seconds=1.0, every=every)
+    assert evaluations.num_left(step, total_steps=10) == count
+
+
 class TestProgress:
   def test_time_left_leaves_out_the_iteration_that_compiles(self):
-    times = iter([0.0, 60.0, 62.0, 66.0])
-    progress = timing.Progress(total_steps=10, clock=lambda: next(times))
-    assert progress.report(1, {"reason": 0.5}) == (
-      "iteration 1/10  reason 0.500  60.00 s/it  ETA 0:09:00"
+    evaluations = timing.Evaluations(seconds=30.0)
+    progress = timing.Progress(total_steps=10, evaluations=evaluations)
+    assert progress.report(1, 60.0, {"reason": 0.5}, "") == (
+      "iteration 1/10  reason 0.500  60.00 s/it  ETA after the next"
     )
-    assert progress.report(2, {}) == "iteration 2/10  2.00 s/it  ETA 0:00:16"
-    assert progress.report(3, {}) == "iteration 3/10  4.00 s/it  ETA 0:00:21"
+    # eight iterations, and the evaluation after the last
+    assert progress.report(2, 2.0, {}, "") == (
+      "iteration 2/10  2.00 s/it  ETA 0:00:46"
+    )
+    assert progress.report(3, 4.0, {}, "") == (
+      "iteration 3/10  4.00 s/it  ETA 0:00:51"
+    )
+
+  def test_last_iteration_leaves_the_last_evaluation(self):
+    evaluations = timing.Evaluations(seconds=61.0)
+    progress = timing.Progress(total_steps=1, evaluations=evaluations)
+    assert progress.report(1, 60.0, {}, "").endswith("ETA 0:01:01")
 
   def test_resumed_run_counts_from_its_own_first_step(self):
-    times = iter([100.0, 104.0, 4000.0])
-    progress = timing.Progress(
-      total_steps=1000, done_steps=6, clock=lambda: next(times)
+    progress = timing.Progress(1000, timing.Evaluations())
+    assert progress.report(7, 100.0, {}, "").endswith("ETA after the next")
+    assert progress.report(8, 2.0, {}, "") == (
+      "iteration 8/1000  2.00 s/it  ETA 0:33:04"
     )
-    assert progress.report(8, {}) == "iteration 8/1000  2.00 s/it  ETA 0:33:04"
+
+  def test_missing_score_has_its_reason(self):
+    progress = timing.Progress(10, timing.Evaluations())
+    scores = {"draft": float("nan"), "edited": 0.5}
+    line = progress.report(1, 1.0, scores, "no score: HTTP 503")
+    assert line == (
+      "iteration 1/10  draft missing  edited 0.500  1.00 s/it  "
+      "ETA after the next  no score: HTTP 503"
+    )

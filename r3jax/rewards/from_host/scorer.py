@@ -91,12 +91,15 @@ class Scorer:
   Attributes:
     step: the iteration of the lines that are logged next.
     error: the first exception that the reward raised, if any.
+    failure: why the first image without a score, between the last two calls of `flush`, has none;
+      "" where all have one.
   """
 
   def __init__(self, reward: outcome.HostReward):
     """Scores with `reward`."""
     self.step = 0
     self.error: Exception | None = None
+    self.failure = ""
     self._reward = reward
     self._prompts: list[records.Prompt] = []
     self._lock = threading.Lock()
@@ -198,6 +201,7 @@ class Scorer:
       reason = self._first_reason
       self._pending = []
       self._first_reason = ""
+    self.failure = reason
     if reason:
       logging.warning("images without a score; the first: %s", reason)
     if lines:

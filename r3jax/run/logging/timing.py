@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import math
 import time
 
 from absl import logging
 import jax
+
+from r3jax.evaluation import console
 
 
 class PhaseClock:
@@ -67,75 +70,81 @@ class Stopwatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Mark:
-  """When an iteration ended."""
+class Evaluations:
+  """The evaluations of a run that follow its iterations.
 
-  step: int
-  seconds: float
+  Attributes:
+    seconds: Time of one, without compilation.
+    every: Number of iterations between two of them; 0 has only that after the last iteration.
+  """
+
+  seconds: float = 0.0
+  every: int = 0
+
+  def num_left(self, step: int, total_steps: int) -> int:
+    """Returns how many follow: those after iteration `step` and later ones, the last included."""
+    if not self.every:
+      return 1
+    between = (total_steps - 1) // self.every - (step - 1) // self.every
+    return 1 + max(between, 0)
 
 
 class Progress:
   """Logs how far a run is and when it will be done; only process 0 logs."""
 
-  def __init__(
-    self,
-    total_steps: int,
-    done_steps: int = 0,
-    clock: Callable[[], float] = time.monotonic,
-  ):
-    """Starts the clock.
+  def __init__(self, total_steps: int, evaluations: Evaluations):
+    """Starts without any iteration.
 
     Args:
       total_steps: Number of iterations of the whole run.
-      done_steps: Number of iterations that earlier starts have completed.
-      clock: Returns seconds.
+      evaluations: Evaluations that are made meanwhile and afterwards.
     """
     self._total_steps = total_steps
-    self._clock = clock
-    self._last = _Mark(done_steps, clock())
-    self._first_report: _Mark | None = None
+    self._evaluations = evaluations
+    self._num_reports = 0
+    self._steady_seconds = 0.0  # of all iterations of this start but the first
 
-  def report(self, step: int, scores: Mapping[str, float]) -> str:
-    """Logs an iteration: its scores, its seconds, and the time left.
+  def report(
+    self, step: int, seconds: float, scores: Mapping[str, float], remark: str
+  ) -> str:
+    """Logs an iteration: its scores, its seconds, and the time until the run is done.
 
-    The time left is estimated from the mean iteration since the first report: the iteration before
-    it may have compiled.
+    That is the mean iteration times those that are left, and the evaluations that follow. The first
+    iteration of a start does not count, because it may have compiled; until the second one nothing
+    is known, unless no iteration is left.
 
     Args:
       step: Number of the iteration.
-      scores: Numbers to log, by name.
+      seconds: Time of the iteration, without evaluations.
+      scores: Numbers to log, by name; NaN where there is none.
+      remark: What a reader must know of this iteration, "" for nothing.
 
     Returns:
       The line.
     """
-    now = _Mark(step, self._clock())
-    seconds = _seconds_per_step(self._last, now)
-    mean_seconds = seconds
-    if self._first_report is None:
-      self._first_report = now
-    else:
-      mean_seconds = _seconds_per_step(self._first_report, now)
-    self._last = now
-
-    seconds_left = mean_seconds * (self._total_steps - step)
-    formatted = "".join(
-      f"{name} {score:.3f}  " for name, score in scores.items()
+    self._num_reports += 1
+    if self._num_reports > 1:
+      self._steady_seconds += seconds
+    steps_left = self._total_steps - step
+    seconds_left = self._evaluations.seconds * self._evaluations.num_left(
+      step, self._total_steps
     )
+    eta = "after the next"
+    if self._num_reports > 1 or not steps_left:
+      mean_seconds = self._steady_seconds / max(self._num_reports - 1, 1)
+      seconds_left += mean_seconds * steps_left
+      eta = console.duration(seconds_left)
+
+    formatted = ""
+    for name, score in scores.items():
+      shown = f"{score:.3f}" if math.isfinite(score) else "missing"
+      formatted += f"{name} {shown}  "
     line = (
       f"iteration {step}/{self._total_steps}  {formatted}"
-      f"{seconds:.2f} s/it  ETA {_hours_minutes_seconds(seconds_left)}"
+      f"{seconds:.2f} s/it  ETA {eta}"
     )
+    if remark:
+      line += f"  {remark}"
     if jax.process_index() == 0:
       logging.info("%s", line)
     return line
-
-
-def _seconds_per_step(start: _Mark, end: _Mark) -> float:
-  return (end.seconds - start.seconds) / (end.step - start.step)
-
-
-def _hours_minutes_seconds(seconds: float) -> str:
-  """Formats a duration as h:mm:ss."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,104 @@
+"""Logs that work which takes minutes goes on, and when it will be done; only process 0 logs."""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import threading
+import time
+
+from absl import logging
+import jax
+
+_HEARTBEAT_SECONDS = 15.0
+_LINE_SECONDS = 10.0  # between two lines of an evaluation
+
+
+def duration(seconds: float) -> str:
+  """Returns a duration as h:mm:ss."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+@contextlib.contextmanager
+def heartbeat(
+  phase: str, expectation: str = "", every: float = _HEARTBEAT_SECONDS
+) -> Iterator[None]:
+  """Logs the beginning of a phase, that it goes on, and how long it took.
+
+  A thread logs, because the main thread sits in a compiler meanwhile.
+
+  Args:
+    phase: What is done, for example "compiling the step".
+    expectation: How long that takes, "" where nothing is known.
+    every: Seconds between two lines.
+  """
+  if jax.process_index():
+    yield
+    return
+  start = time.monotonic()
+  is_over = threading.Event()
+
+  def beat() -> None:
+    """Logs until the phase is over."""
+    while not is_over.wait(every):
+      passed = duration(time.monotonic() - start)
+      logging.info("still %s: %s so far", phase, passed)
+
+  logging.info("%s%s", phase, f" ({expectation})" if expectation else "")
+  thread = threading.Thread(target=beat, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    is_over.set()
+    thread.join()
+  logging.info("done %s: %.1f s", phase, time.monotonic() - start)
+
+
+class EvaluationProgress:
+  """Logs how many samples of an evaluation are drawn and scored, and when the rest will be."""
+
+  def __init__(
+    self, total: int, done: int, clock: Callable[[], float] = time.monotonic
+  ):
+    """Starts the clock.
+
+    Args:
+      total: Number of samples.
+      done: Number of those that an earlier start has drawn.
+      clock: Returns seconds.
+    """
+    self._total = total
+    self._done = done
+    self._clock = clock
+    self._last_line = clock()
+    # Number and time at the end of the first batch, which may have compiled.
+    self._first: tuple[int, float] | None = None
+
+  def add(self, count: int) -> str:
+    """Logs that a batch is done, unless the last line is some seconds old only.
+
+    Args:
+      count: Number of its samples.
+
+    Returns:
+      The line; "" where none was due.
+    """
+    now = self._clock()
+    self._done += count
+    eta = ""
+    if self._first is None:
+      self._first = (self._done, now)
+    else:
+      first_done, first_time = self._first
+      seconds_each = (now - first_time) / (self._done - first_done)
+      seconds_left = seconds_each * (self._total - self._done)
+      eta = f"  ETA {duration(seconds_left)}"
+    is_last = self._done >= self._total
+    if now - self._last_line < _LINE_SECONDS and not is_last:
+      return ""
+    self._last_line = now
+    line = f"evaluated {self._done}/{self._total} samples{eta}"
+    if jax.process_index() == 0:
+      logging.info("%s", line)
+    return line
