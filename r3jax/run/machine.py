@@ -2,6 +2,7 @@
 
 import ctypes
 import datetime
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -40,9 +41,11 @@ def start() -> dict[str, str]:
   }
 
 
+@functools.cache
 def _commit() -> str:
   """Returns the commit of this package's checkout, "+" behind it if files have changed.
 
+  It is computed once per process: the source may be edited later, and is not imported again.
   It is "" where the package is not in a checkout of its own, or git cannot say.
   """
   root = pathlib.Path(__file__).parents[2]
