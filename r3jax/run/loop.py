@@ -42,6 +42,7 @@ from r3jax.run.logging import sinks
 from r3jax.run.logging import speed
 from r3jax.run.logging import timing
 
+_NO_TIME = timing.Evaluations()
 _MAX_REMARK = 240  # characters of a reason on the line of an iteration
 
 
@@ -207,7 +208,7 @@ def iterate(
   start: Start,
   clock: timing.PhaseClock,
   writer: metric_writer.MetricWriter,
-  evaluations: timing.Evaluations,
+  evaluations: timing.Evaluations = _NO_TIME,
 ) -> train_state.TrainState:
   """Runs the remaining iterations; logs, checkpoints and evaluates on the way.
 
@@ -217,7 +218,7 @@ def iterate(
     start: Where the run starts from; its state is donated.
     clock: Adds up the time of the phases.
     writer: Gets the metrics of every iteration.
-    evaluations: What the estimate of the time left takes an evaluation for.
+    evaluations: Evaluations of the run, for the time left; by default they take none.
 
   Returns:
     The state after the last iteration.

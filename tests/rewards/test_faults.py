@@ -285,8 +285,15 @@ class TestQuick:
   def test_half_of_the_requests_fail(self, bench, tmp_path, fault):
     check_partial(bench, tmp_path, fault, 3)
 
-  def test_all_requests_fail(self, bench, tmp_path):
-    check_complete(bench, tmp_path, "garbage")
+  def test_all_requests_fail(self, bench, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="absl"):
+      check_complete(bench, tmp_path, "garbage")
+    lines = [line for line in caplog.messages if line.startswith("iteration ")]
+    assert len(lines) == 4
+    for line in lines:
+      assert "draft missing  edited missing" in line and "nan" not in line
+      assert "100.0% of the images have no score: service: " in line
+      assert len(line) < 400
 
   def test_bug_in_the_reward_ends_the_run(self, bench, tmp_path, monkeypatch):
     scorer = bench.session.experiment.reward.scorers["service"]
