@@ -187,7 +187,7 @@ class TestLoop:
     files, _ = stopped
     rows = jsonl.read(files.metrics)
     assert [row["optimizer/skipped"] for row in rows] == [0, 0, 1, 1, 1]
-    assert summary._skipped_updates(files) == 3
+    assert summary.skipped_updates(files) == 3
 
   def test_writes_every_batch(self, stopped, bench):
     files, _ = stopped
