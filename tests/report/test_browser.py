@@ -330,6 +330,7 @@ class TestPage:
   def test_pointer_reads_the_curves(self, opened):
     page = opened()
     chart = page.locator(".chart").first
+    chart.scroll_into_view_if_needed()  # samples stand above it
     frame = chart.locator("svg").first.bounding_box()
     # x = 5.0 of 0 to 10
     page.mouse.move(frame["x"] + frame["width"] * 0.55, frame["y"] + 20)
@@ -519,6 +520,43 @@ class TestCards:
       "round 2",
       "round 3",
     ]
+
+  def test_thought_is_set_apart_and_an_instruction_said_once(
+    self, chromium, tmp_path
+  ):
+    first = make_turn(1, 0, 0.5) | {"reason": "missing: heart"}
+    edited = make_turn(1, 1, 1.0) | {
+      "text": "<think> no heart </think> add a heart",
+      "instruction": "add a heart",
+    }
+    # Its chain has finished: the image before is its image.
+    stopped = edited | {
+      "text": "<think> all there </think> no further edit",
+      "instruction": "no further edit",
+      "stop": True,
+    }
+    repeated = stopped | {"text": "", "instruction": ""}
+    turns = [first, edited, stopped, repeated]
+    line = make_sample(1) | {"turns": turns}
+    sample = sample_log.Sample.from_json(line)
+    path = page_lib.write_page(tmp_path, page_lib.Page("t", samples=[sample]))
+    page = chromium.new_page()
+    page.goto(as_url(path))
+    assert page.locator(".said").all_inner_texts() == [
+      "thought\n\nas asked",
+      "thought\n\nno heart",
+      "instruction\n\nadd a heart",
+      "thought\n\nall there",
+    ]
+    assert page.locator(".reason").all_inner_texts() == ["missing: heart"]
+    assert page.locator(".turn").all_inner_texts() == [
+      "draft",
+      "round 2",
+      "round 3",
+    ]
+    assert page.locator(".sample img").count() == 2
+    assert page.locator(".repeated").all_inner_texts() == ["the same image"]
+    page.close()
 
   def test_answers_are_judged(self, at):
     page = at("#q=thing+00")
@@ -772,6 +810,14 @@ class TestLinks:
   )
   def test_address_of_nonsense_shows_something(self, at, address):
     assert status(at(address)) == "45 of 45 shown"
+
+  @pytest.mark.parametrize("section", ["curves", "gallery"])
+  def test_page_opened_at_a_section_shows_its_samples(self, opened, section):
+    page = opened(f"#{section}")
+    assert status(page) == "45 of 45 shown"
+    set_filters(page, tag="counting")
+    page.locator(".contents a[href='#numbers']").click()
+    assert status(page) == "15 of 45 shown"
 
   def test_skip_link_keeps_the_filters(self, opened):
     page = opened("#tag=counting")
