@@ -59,21 +59,35 @@ class EvaluationProgress:
   """Logs how many samples of an evaluation are drawn and scored, and when the rest will be."""
 
   def __init__(
-    self, total: int, done: int, clock: Callable[[], float] = time.monotonic
+    self,
+    total: int,
+    done: int,
+    unit: str = "samples",
+    clock: Callable[[], float] = time.monotonic,
   ):
     """Starts the clock.
 
     Args:
-      total: Number of samples.
+      total: Number of samples, or of something else.
       done: Number of those that an earlier start has drawn.
+      unit: What is counted.
       clock: Returns seconds.
     """
+    self._unit = unit
     self._total = total
     self._done = done
     self._clock = clock
     self._last_line = clock()
     # Number and time at the end of the first batch, which may have compiled.
     self._first: tuple[int, float] | None = None
+
+  def waiting_for_the_first(self) -> contextlib.AbstractContextManager[None]:
+    """Returns a context with a heartbeat while the first batch is drawn, else one without."""
+    if self._first is not None:
+      return contextlib.nullcontext()
+    return heartbeat(
+      "evaluating the first batch", "it waits for the compiler or its cache"
+    )
 
   def add(self, count: int) -> str:
     """Logs that a batch is done, unless the last line is some seconds old only.
@@ -98,7 +112,7 @@ class EvaluationProgress:
     if now - self._last_line < _LINE_SECONDS and not is_last:
       return ""
     self._last_line = now
-    line = f"evaluated {self._done}/{self._total} samples{eta}"
+    line = f"evaluated {self._done}/{self._total} {self._unit}{eta}"
     if jax.process_index() == 0:
       logging.info("%s", line)
     return line

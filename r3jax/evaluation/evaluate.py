@@ -141,7 +141,8 @@ class Evaluation:
     done = len(rows) - len(remaining)
     progress = console.EvaluationProgress(len(rows), done)
     for batch_rows, count in chains.batches(remaining, self.sampler.batch_size):
-      batch = self._draw(policy, towers, batch_rows, count, step)
+      with progress.waiting_for_the_first():
+        batch = self._draw(policy, towers, batch_rows, count, step)
       # First, so that no sample is stored without its reward's log, or in spite of its error.
       self.flush()
       samples, images = self.samples_of(batch, count)
@@ -189,8 +190,7 @@ class Evaluation:
       return
     kept = num_rows - num_remaining
     logging.info(
-      "evaluating iteration %d: %d samples of %d prompts, up to %d rounds each, %d at a time%s "
-      "(the first batch waits for the compiler or its cache)",
+      "evaluating iteration %d: %d samples of %d prompts, up to %d rounds each, %d at a time%s",
       step,
       num_remaining,
       len(self.records),

@@ -19,6 +19,7 @@ import numpy as np
 from r3jax.agent import experience
 from r3jax.data import labelled_images
 from r3jax.evaluation import chains
+from r3jax.evaluation import console
 from r3jax.evaluation import questions as questions_lib
 from r3jax.files import jsonl
 from r3jax.sequence import protocol
@@ -185,12 +186,17 @@ class Questionnaire:
     for number, question in enumerate(self.questions):
       if question.key not in answers:
         rows.append((number, question.image))
+    progress = console.EvaluationProgress(
+      len(self.questions), len(answers), "questions about labelled images"
+    )
     for batch_rows, count in chains.batches(rows, self.sampler.batch_size):
-      batch = self._ask_batch(policy, towers, batch_rows, step)[:count]
+      with progress.waiting_for_the_first():
+        batch = self._ask_batch(policy, towers, batch_rows, step)[:count]
       answers.update({answer.key: answer for answer in batch})
       if jax.process_index() == 0:
         lines = [dataclasses.asdict(answer) for answer in batch]
         jsonl.append(folder / _FILE, lines)
+      progress.add(count)
     return [answers[question.key] for question in self.questions]
 
   def _ask_batch(

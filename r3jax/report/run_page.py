@@ -23,6 +23,7 @@ Table = tables.Table
 _OF_ANSWERS = ("precision of", "recall of")
 
 
+_LABELLED = "labelled images, "  # begins names of views of questions about them
 # Scores of all prompts, as `comparison.compare_pair` names them.
 _HEADLINE = (
   "draft",
@@ -203,6 +204,9 @@ def _tiles(summary: RunSummary, details: RunDetails) -> list[page.Tile]:
       tiles.append(_paired_tile(view, numbers))
     elif details.evaluations:
       tiles.append(_tile_so_far(view, details.evaluations))
+  judgement = summary.labelled.get("judgement")
+  if judgement is not None:
+    tiles.append(_paired_tile("judgement of labelled images", judgement))
   refinement = summary.refinement
   if refinement.get("before") and refinement.get("after"):
     tiles.append(
@@ -351,9 +355,13 @@ def closing_lines(summary: RunSummary, folder: epath.PathLike) -> list[str]:
 def _headline(summary: RunSummary) -> list[str]:
   """Returns the scores of all prompts as an aligned table; none if there are none."""
   rows = [["", "before", "after", "difference, 95 % interval", "prompts"]]
-  for view in _HEADLINE:
-    numbers = summary.scores.get(view)
-    if numbers is None:
+  scores = dict(summary.scores)
+  for view, numbers in summary.labelled.items():
+    # Those by tag and by answer stand on the page.
+    if "," not in view:
+      scores[_LABELLED + view] = numbers
+  for view, numbers in scores.items():
+    if view not in _HEADLINE and not view.startswith(_LABELLED):
       continue
     difference = tables.difference(view, numbers.difference)
     shown = tables.format_cell(difference, ".3f")

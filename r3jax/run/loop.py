@@ -104,7 +104,7 @@ def run(
       before = session.evaluate(policy, 0, writer)
       clock.lap("evaluate before")
       evaluations = timing.Evaluations(
-        evaluate.seconds(before), config.eval.every
+        evaluate.seconds(before.samples), config.eval.every
       )
       state = iterate(session, train_step, start, clock, writer, evaluations)
       after = session.evaluate(state.policy, config.total_steps, writer)

@@ -586,6 +586,15 @@ class TestLabelledImages:
       "90 prompts, 95 % interval +0.150 to +0.350: better)",
     ]
 
+  def test_accuracies_stand_in_the_headline(self, tmp_path):
+    lines = run_page.closing_lines(self.SUMMARY, tmp_path)
+    assert lines[1].startswith(
+      "labelled images, judgement  0.500   0.750  +0.250"
+    )
+    assert lines[2] == ""
+    path = run_page.write_report(tmp_path, self.SUMMARY, [], [])
+    assert "judgement of labelled images" in path.read_text()
+
   def test_stand_on_the_page_by_tag(self, tmp_path):
     path = run_page.write_report(tmp_path, self.SUMMARY, [], [])
     page = path.read_text()
