@@ -1,22 +1,35 @@
 """Tests of run/live_report.py."""
 
 import dataclasses
+import json
 
+from etils import epath
 import ml_collections
+import numpy as np
+import pytest
 
+from r3jax.evaluation import sample_log
+from r3jax.evaluation import summary as evaluation_summary
+from r3jax.report import evaluation_report
+from r3jax.rl import stage_outputs
 from r3jax.run import live_report
+from r3jax.run import loop
 from r3jax.run import machine
+from r3jax.run import sessions
+from r3jax.run import summary
+from r3jax.run import workdir
+from tests import tiny
 
 
 @dataclasses.dataclass(frozen=True)
-class Session:
+class FakeSession:
   """What the report reads of a session where it does not write the page itself."""
 
   config: ml_collections.ConfigDict
 
 
-def session(samples_every: int) -> Session:
-  return Session(
+def fake_session(samples_every: int) -> FakeSession:
+  return FakeSession(
     ml_collections.ConfigDict({"log": {"samples_every": samples_every}})
   )
 
@@ -28,7 +41,7 @@ class Run:
     self.now = 0.0
     self.written = []
     self.report = live_report.LiveReport(
-      session(samples_every), self._write, lambda: self.now
+      fake_session(samples_every), self._write, lambda: self.now
     )
     self._seconds = seconds
 
@@ -69,3 +82,114 @@ class TestStart:
     assert start["command"] == "r3jax train '--workdir=a run' --config=c"
     assert set(start) == {"command", "commit", "date", "machine"}
     assert "cpu" in start["machine"]
+
+
+def _evaluated(step: int) -> list[sample_log.Sample]:
+  """Returns the samples of six prompts, which are right after training."""
+  score = 1.0 if step else 0.5
+  samples = []
+  for number in range(6):
+    turn = sample_log.EvaluatedTurn(
+      image=f"images/{number}.png",
+      score=score,
+      text="<think> red </think>",
+      instruction="",
+      stop=False,
+      parts={"strict": score},
+      format=1.0,
+      tokens=4,
+      chain_score=score,
+      says_stop=False,
+      instruction_tokens=0,
+      seconds=10.0,
+    )
+    samples.append(
+      sample_log.Sample(
+        step=step,
+        key=str(number),
+        prompt=f"ring {number}",
+        tag="colors",
+        turns=(turn, turn),
+      )
+    )
+  return samples
+
+
+class TestRun:
+  """The whole run around a scripted step and a scripted evaluation."""
+
+  @pytest.fixture
+  def session(self, tiny_model, tmp_path, monkeypatch):
+    changes = {
+      "total_steps": 3,
+      "reflect_rounds": 0,
+      "log.samples_every": 0,
+      "log.tensorboard": False,
+    }
+    bench = tiny.make_bench(tiny_model, changes=changes)
+    files = workdir.Workdir(epath.Path(tmp_path))
+    drafts = tiny.drafts(bench)
+    scores = tiny.brightness(drafts.rollout.images, None)
+    samples = stage_outputs.Samples(drafts, scores, None, None)
+
+    def step(state, indices):
+      """Changes nothing; gives the numbers that the log needs."""
+      del indices
+      metrics = {
+        "reason/skipped": np.float32(0),
+        "reason/valid": np.float32(1),
+        "reason/score": np.float32(0.25),
+        "reason/tokens": np.float32(7),
+      }
+      return dataclasses.replace(state, step=state.step + 1), metrics, samples
+
+    def evaluate(session, policy, number, writer):
+      """Writes the summary of scripted samples."""
+      del policy, writer
+      chains = _evaluated(number)
+      context = evaluation_summary.Context(
+        "t", number, session.leaked, (1.0, 1.0), 0
+      )
+      folder = session.files.evaluation(number)
+      folder.mkdir(parents=True, exist_ok=True)
+      evaluation_report.conclude(folder, chains, context)
+      return sessions.Evaluated(chains, [])
+
+    monkeypatch.setattr(sessions.Session, "evaluate", evaluate)
+    monkeypatch.setattr(sessions.Session, "compile", lambda *_: step)
+    return dataclasses.replace(bench.session, files=files), bench.policy
+
+  def test_page_goes_along_and_a_second_start_keeps_the_times(
+    self, session, tmp_path, monkeypatch, caplog
+  ):
+    session, policy = session
+    pages = []
+    write_page = summary.write_page
+
+    def watched(*arguments, **named):
+      """Writes the page, and keeps its text."""
+      write_page(*arguments, **named)
+      pages.append((tmp_path / "report" / "index.html").read_text())
+
+    monkeypatch.setattr(summary, "write_page", watched)
+    with caplog.at_level("INFO", logger="absl"):
+      first = loop.run(session, policy)
+    during, after = pages
+    assert "Iteration 1 of 3, written 20" in during
+    assert "../evaluation/step_000000/index.html" in during
+    assert "step_000003" not in during
+    assert "Iteration" not in after
+    assert "../evaluation/step_000003/index.html" in after
+    assert "▲</span> +0.500" in after and "6 prompts" in after
+    lines = [line for line in caplog.messages if line.startswith("iteration ")]
+    assert lines[0].endswith("ETA after the next")
+    # of the evaluation after the last iteration: 6 samples of two rounds
+    assert lines[2].endswith("ETA 0:02:00")
+
+    second = loop.run(session, policy)
+    for name in ("seconds", "compile_seconds", "peak_memory_gib", "start"):
+      assert second[name] == first[name]
+    assert (
+      json.loads((tmp_path / "summary.json").read_text())["seconds"]
+      == (first["seconds"])
+    )
