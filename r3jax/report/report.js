@@ -296,9 +296,9 @@
     return make("div", { class: `said ${name}` }, make("h4", {}, name), make("p", {}, text));
   }
 
-  // What the model wrote is "<think> THOUGHT </think> REST"; an instruction is the rest of its text, said once.
+  // What the model wrote is a thought between tags, and a rest; an instruction is that rest, and is said once.
   function spoken(turn) {
-    const [, thought, rest] = /^\s*<think>([^]*?)<\/think>([^]*)$/.exec(turn.text) ?? [null, null, turn.text];
+    const [, thought, rest] = /^\s*\x3cthink>([^]*?)\x3c\/think>([^]*)$/.exec(turn.text) ?? [null, null, turn.text];
     const said = turn.stop ? turn.instruction || rest : turn.instruction;
     const more = rest.trim() === said.trim() ? null : saying(thought === null ? "text" : "answer", rest.trim());
     return [thought === null ? null : saying("thought", thought.trim()), more];

@@ -333,10 +333,10 @@ def _advance(
 
 def _headline_scores(metrics: dict[str, Any]) -> dict[str, float]:
   """Returns the scores of an iteration's line in the log."""
-  return {
-    "draft": metrics["reason/score"],
-    "edited": metrics.get("edit/score", np.nan),
-  }
+  scores = {"draft": metrics["reason/score"]}
+  if "edit/score" in metrics:
+    scores["edited"] = metrics["edit/score"]
+  return scores
 
 
 def _remark(session: sessions.Session, metrics: dict[str, Any]) -> str:

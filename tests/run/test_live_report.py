@@ -180,9 +180,11 @@ class TestRun:
     assert "step_000003" not in during
     assert "Iteration" not in after
     assert "../evaluation/step_000003/index.html" in after
-    assert "▲</span> +0.500" in after and "6 prompts" in after
+    # all prompts changed alike, so that there is no verdict
+    assert "+0.500 [+0.500, +0.500]</p>" in after and "6 prompts" in after
     lines = [line for line in caplog.messages if line.startswith("iteration ")]
     assert lines[0].endswith("ETA after the next")
+    assert "draft 0.250" in lines[0] and "edited" not in lines[0]
     # of the evaluation after the last iteration: 6 samples of two rounds
     assert lines[2].endswith("ETA 0:02:00")
 
