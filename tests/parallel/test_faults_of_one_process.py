@@ -84,7 +84,7 @@ class Runs:
       "tests.parallel.faulty_job",
       *map(str, fault),
       self._command,
-      "--config=r3_geneval:shapes",
+      "--config=tests/parallel/caching_config.py:shapes",
       f"--workdir={self.workdir}",
       *(f"--config.{key}={value}" for key, value in settings.items()),
     ]

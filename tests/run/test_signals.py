@@ -32,6 +32,8 @@ CHANGES = {
 }
 # A signal before that finds a process that has not begun to listen.
 START_SECONDS = 1.5
+JOIN_SECONDS = 120.0
+HAS_JOINED = "Gloo"  # what a process writes when it is connected to the other
 AT_ONCE_SECONDS = 5.0
 
 
@@ -40,7 +42,7 @@ class End:
   """How a run ended after a signal.
 
   Attributes:
-    moment: Seconds from the start of the run to the signal.
+    moment: Seconds from when the run could be asked to the signal.
     seconds: Seconds from the signal to the end of the last process.
     codes: Exit codes of the processes.
     text: What they wrote.
@@ -85,7 +87,7 @@ class Runs:
     command = [
       sys.executable,
       self._script,
-      "--config=configs/r3_geneval.py:shapes",
+      "--config=tests/parallel/caching_config.py:shapes",
       f"--workdir={self.workdir}",
     ]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
@@ -116,18 +118,38 @@ class Runs:
     return "\n".join(self.log(i).read_text() for i in range(self._count))
 
   def finish(self) -> float:
-    """Runs to the end; returns the seconds."""
-    start = time.monotonic()
-    codes = [process.wait(900) for process in self.start()]
+    """Runs to the end; returns the seconds since the run could be asked."""
+    processes = self.start()
+    start = self._when_it_can_be_asked(processes)
+    codes = [process.wait(900) for process in processes]
     assert codes == [0] * self._count, self.text()
     return time.monotonic() - start
+
+  def _when_it_can_be_asked(self, processes: list[subprocess.Popen]) -> float:
+    """Waits until the processes of a start listen to signals together; returns the time.
+
+    A process that ends before all have joined ends alone: the others do not know of it, and wait
+    for it as long as for one that is late.
+    """
+    if self._count == 1:
+      time.sleep(START_SECONDS)
+      return time.monotonic()
+    start = time.monotonic()
+    while not all(
+      HAS_JOINED in self.log(i).read_text() for i in range(self._count)
+    ):
+      if all(process.poll() is not None for process in processes):
+        break
+      assert time.monotonic() - start < JOIN_SECONDS, self.text()
+      time.sleep(0.01)
+    return time.monotonic()
 
   def interrupt(
     self, moment: float, number: signal.Signals, to: int
   ) -> End | None:
     """Starts, and sends a signal to one process; returns None if it ended before."""
     processes = self.start()
-    start = time.monotonic()
+    start = self._when_it_can_be_asked(processes)
     while time.monotonic() - start < moment:
       time.sleep(0.01)
       if all(process.poll() is not None for process in processes):
@@ -212,7 +234,7 @@ class TestRandomMoments:
       workdirs += 1
       runs = Runs(tiny_model, folder, count)
       while len(ends) < MOMENTS:
-        moment = generator.uniform(START_SECONDS, seconds)
+        moment = generator.uniform(0, seconds)
         end = runs.interrupt(moment, number, generator.randrange(count))
         if end is None:
           break
