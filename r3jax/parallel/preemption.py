@@ -11,6 +11,7 @@ longer than `grace_seconds`, or where a second signal arrives. The exit code is 
 JAX is not imported here, so that a command can listen before it imports JAX.
 """
 
+import atexit
 from collections.abc import Collection
 import os
 import select
@@ -84,6 +85,8 @@ class Ending:
     signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
     self.claim_signals()
     threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+    # JAX is imported later, so this runs when JAX has taken leave of the other processes.
+    atexit.register(self._ignore_signals)
 
   def claim_signals(self) -> None:
     """Sets the signals' handlers again: runtimes of accelerators set their own when they start."""
@@ -102,6 +105,11 @@ class Ending:
       if signal.getsignal(number) is _leave_to_thread:
         signal.signal(number, signal.SIG_DFL)
     self._numbers = ()
+
+  def _ignore_signals(self) -> None:
+    """Ignores the signals: all is done, and Python would let them kill the process meanwhile."""
+    for number in self._numbers:
+      signal.signal(number, signal.SIG_IGN)
 
   def will_save(self, iteration: int) -> None:
     """Notes that there is something to save once an iteration is done."""

@@ -229,3 +229,27 @@ os.kill(os.getpid(), signal.SIGHUP)
     )
     assert (done.returncode, done.stdout) == (-signal.SIGHUP, "mine\n")
     assert done.stderr == ""
+
+  def test_nothing_ends_a_process_that_is_done(self):
+    script = """
+import os, signal, time
+from r3jax.parallel import preemption
+
+class Late:
+  def __del__(self):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+      os.kill(os.getpid(), number)
+    time.sleep(0.1)
+    os.write(1, b"done")
+
+preemption.ENDING.listen("go on")
+late = Late()  # deleted when Python has taken its handlers away
+"""
+    done = subprocess.run(
+      [sys.executable, "-c", script],
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      capture_output=True,
+      check=False,
+      timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"done"), done.stderr
