@@ -2,6 +2,10 @@
 
   python launch/tpu.py --config=configs/r3_geneval.py:v5p-128 ...
 
+Where the memory of a chip holds the gen expert whole (13 GiB in bfloat16), nothing is split over
+"tensor": weights travel once per layer and update, activations not at all. Elsewhere layers are
+split over the 4 key/value heads.
+
 `launch/compile.py` compiles every one ahead of time; docs/tpu.md says what they need. Names of v5p
 and tpu7x slices count cores (v5p-128 has 64 chips), those of v5e and v6e count chips. A core of
 tpu7x is a device of its own.
@@ -53,9 +57,9 @@ def _with_adapters(
 
 
 SLICES = {
-  "v5p-128": Slice("v5p:4x4x4", (8, 2, 4)),
+  "v5p-128": Slice("v5p:4x4x4", (8, 8, 1), wide_rollout=True),
   "v5e-256": Slice("v5e:16x16", (4, 16, 4), 2, wide_rollout=True),
-  "v6e-64": Slice("v6e:8x8", (2, 8, 4), 8, wide_rollout=True),
+  "v6e-64": Slice("v6e:8x8", (2, 32, 1), 2, wide_rollout=True),
   "v6e-256": Slice("v6e:16x16", (8, 8, 4), 2, wide_rollout=True),
   "tpu7x-128": Slice("tpu7x:4x4x4", (16, 2, 4)),
   "lora-v5e-4": _with_adapters("v5e:2x2", (1, 1, 4), 64, groups=4),

@@ -100,7 +100,9 @@ def check_gathers(text: str, data: int, fsdp: int, tensor: int):
 
 class TestRollouts:
   @pytest.mark.parametrize(
-    "mesh, rules", [((8, 2, 4), []), ((4, 4, 4), WIDE)], ids=["narrow", "wide"]
+    "mesh, rules",
+    [((8, 2, 4), []), ((4, 4, 4), WIDE), ((8, 8, 1), WIDE)],
+    ids=["narrow", "wide", "without tensor"],
   )
   def test_no_weights_are_gathered_in_the_decode_and_denoising_loops(
     self, tmp_path, mesh, rules
