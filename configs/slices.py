@@ -2,9 +2,9 @@
 
   python launch/tpu.py --config=configs/r3_geneval.py:v5p-128 ...
 
-Where the memory of a chip holds the gen expert whole (13 GiB in bfloat16), nothing is split over
-"tensor": weights travel once per layer and update, activations not at all. Elsewhere layers are
-split over the 4 key/value heads.
+Where a chip holds the gen expert whole (13 GiB in bfloat16), nothing is split over "tensor":
+weights travel once per layer and update, activations do not. Elsewhere the heads of a layer are
+split. The widest matrices that decode text are split over all chips of a replica.
 
 `launch/compile.py` compiles every one ahead of time; docs/tpu.md says what they need. Names of v5p
 and tpu7x slices count cores (v5p-128 has 64 chips), those of v5e and v6e count chips. A core of
@@ -27,9 +27,6 @@ class Slice:
     topology: of its chips, as JAX names it.
     mesh: devices along the axes data, fsdp and tensor.
     micro_batches: parts of a replica's samples whose gradients are computed one after the other.
-    wide_rollout: splits the widest matrices that decode text over all chips of a replica, where
-      memory is scarce. Those of the gen expert stay as they are: the hidden states of a denoising
-      step are much larger than its matrices, and would have to travel.
     lora_rank: of the adapters; 0 trains the whole policy.
     groups: prompts of an iteration.
   """
@@ -37,7 +34,6 @@ class Slice:
   topology: str
   mesh: tuple[int, int, int]
   micro_batches: int = 1
-  wide_rollout: bool = False
   lora_rank: int = 0
   groups: int = 8
 
@@ -50,18 +46,17 @@ def _with_adapters(
     topology,
     mesh,
     micro_batches,
-    wide_rollout=True,
     lora_rank=16,
     groups=groups,
   )
 
 
 SLICES = {
-  "v5p-128": Slice("v5p:4x4x4", (8, 8, 1), wide_rollout=True),
-  "v5e-256": Slice("v5e:16x16", (4, 16, 4), 2, wide_rollout=True),
-  "v6e-64": Slice("v6e:8x8", (2, 32, 1), 2, wide_rollout=True),
-  "v6e-256": Slice("v6e:16x16", (8, 8, 4), 2, wide_rollout=True),
-  "tpu7x-128": Slice("tpu7x:4x4x4", (16, 2, 4)),
+  "v5p-128": Slice("v5p:4x4x4", (8, 8, 1)),
+  "v5e-256": Slice("v5e:16x16", (4, 16, 4), 2),
+  "v6e-64": Slice("v6e:8x8", (2, 32, 1), 2),
+  "v6e-256": Slice("v6e:16x16", (8, 16, 2)),
+  "tpu7x-128": Slice("tpu7x:4x4x4", (16, 8, 1)),
   "lora-v5e-4": _with_adapters("v5e:2x2", (1, 1, 4), 64, groups=4),
   "lora-v5e-16": _with_adapters("v5e:4x4", (2, 2, 4), 16),
   "lora-v5e-32": _with_adapters("v5e:4x8", (2, 4, 4), 16),
@@ -95,9 +90,10 @@ def spread(
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = layout.mesh
   config.step.micro_batches = layout.micro_batches
   config.groups_per_step = layout.groups
-  if layout.wide_rollout:
-    config.sharding.rollout.mlp = _ALL
-    config.sharding.rollout.vocab = _ALL
+  # Those of the gen expert stay whole or split by tensor: the hidden states of a denoising step are
+  # much larger than its matrices, and would have to travel.
+  config.sharding.rollout.mlp = _ALL
+  config.sharding.rollout.vocab = _ALL
   if layout.lora_rank:
     config.model.lora.rank = layout.lora_rank
     # Ten times the rates of the whole policy.
