@@ -51,8 +51,8 @@ def _of_item(item: records.Expectation, labels: Sequence[str]) -> list[str]:
   if num_missing > 0:
     amount = "" if item.count == 1 else f" ({num_missing} of {item.count})"
     others = sorted(set(colors) - set(fitting))
-    seen = f", seen in {' and '.join(others)}" if others else ""
-    return [f"missing: {name}{amount}{seen}"]
+    elsewhere = f", seen in {' and '.join(others)}" if others else ""
+    return [f"missing: {name}{amount}{elsewhere}"]
   if num_missing < 0:
     return [f"too many: {name} ({len(fitting)}, not {item.count})"]
   return []

@@ -202,6 +202,49 @@ def _ended(
   return preemption.ENDING.saved(f"after iteration {number} of {total}")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Records:
+  """Everything that an iteration is written to.
+
+  Attributes:
+    session: Constants of the run.
+    writer: Gets the metrics.
+    progress: The line of the console.
+    report: The page of the run.
+  """
+
+  session: sessions.Session
+  writer: metric_writer.MetricWriter
+  progress: timing.Progress
+  report: live_report.LiveReport
+
+  def add(
+    self,
+    number: int,
+    indices: np.ndarray,
+    metrics: dict[str, float],
+    samples: stage_outputs.Samples,
+  ) -> None:
+    """Writes an iteration.
+
+    Args:
+      number: Of the iteration.
+      indices: Of its prompts.
+      metrics: What it has measured.
+      samples: What it has sampled.
+    """
+    self.writer.write(number, metrics)
+    self.progress.report(
+      number,
+      metrics["seconds/iteration"],
+      _headline_scores(metrics),
+      _remark(self.session, metrics),
+    )
+    skipped_batches.write(self.session, number, indices, metrics, samples)
+    _report_samples(self.session, number, indices, samples, self.writer)
+    self.report.update(number)
+
+
 def iterate(
   session: sessions.Session,
   train_step: sessions.Step,
@@ -233,12 +276,16 @@ def iterate(
   config = session.config
   ending = preemption.ENDING
   state = start.state
-  progress = timing.Progress(config.total_steps, evaluations)
+  records = _Records(
+    session,
+    writer,
+    timing.Progress(config.total_steps, evaluations),
+    live_report.LiveReport(session),
+  )
   stopwatch = timing.Stopwatch()
   rates = speed.of(session)
   failures = _budget(config)
   watch = health.watch(config)
-  report = live_report.LiveReport(session)
   profiler = profiling.Profiler(session.files.profile, **config.profile)
   if _evaluation_is_due(config, start.done):
     # The last start may have ended between this iteration's checkpoint and its evaluation.
@@ -259,16 +306,7 @@ def iterate(
       metrics["seconds/iteration"] = clock.lap("train")
 
       with stopwatch.part("log"):
-        writer.write(number, metrics)
-        progress.report(
-          number,
-          metrics["seconds/iteration"],
-          _headline_scores(metrics),
-          _remark(session, metrics),
-        )
-        skipped_batches.write(session, number, indices, metrics, samples)
-        _report_samples(session, number, indices, samples, writer)
-        report.update(number)
+        records.add(number, indices, metrics, samples)
 
       watch.add(number, metrics)
       over_budget = failures.add(budget.failed_share(metrics))
