@@ -4,7 +4,8 @@
 
 Where a chip holds the gen expert whole (13 GiB in bfloat16), nothing is split over "tensor":
 weights travel once per layer and update, activations do not. Elsewhere the heads of a layer are
-split. The widest matrices that decode text are split over all chips of a replica.
+split. The widest matrices that decode text are split over all chips of a replica. Those of the gen
+expert are not: the hidden states of a denoising step are much larger, and would have to travel.
 
 `launch/compile.py` compiles every one ahead of time; docs/tpu.md says what they need. Names of v5p
 and tpu7x slices count cores (v5p-128 has 64 chips), those of v5e and v6e count chips. A core of
@@ -90,8 +91,6 @@ def spread(
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = layout.mesh
   config.step.micro_batches = layout.micro_batches
   config.groups_per_step = layout.groups
-  # Those of the gen expert stay whole or split by tensor: the hidden states of a denoising step are
-  # much larger than its matrices, and would have to travel.
   config.sharding.rollout.mlp = _ALL
   config.sharding.rollout.vocab = _ALL
   if layout.lora_rank:

@@ -7,6 +7,7 @@ CHECKED = {  # kind -> the test that holds it against a run
   "tag": "run/test_loop.py",
   "samples": "run/test_loop.py",
   "evaluation": "run/test_loop.py",
+  "labelled": "evaluation/test_labelled.py",
   "full chain": "rl/test_full_chain.py",
   "split": "rl/test_iteration.py",
   "service": "rewards/test_faults.py",

@@ -219,7 +219,7 @@ class TestTarget:
     target = measure.Target("step", config, "v6e:8x8", None)
     tried = target.on({"data": 64, "fsdp": 1, "tensor": 1})
     assert (tried.config.step.micro_batches, tried.config.mesh.data) == (1, 64)
-    assert (config.step.micro_batches, config.mesh.data) == (8, 2)
+    assert (config.step.micro_batches, config.mesh.data) == (2, 2)
 
 
 class TestProgram:

@@ -110,13 +110,13 @@ class TestWithoutTheRepository:
   def test_configs_are_found_by_name_and_import_each_other(self, site):
     code = (
       "import r3jax; print(r3jax.__file__); "
-      "print(r3jax.get_config('r3_geneval_plus:v5p-128').mesh.tensor)"
+      "print(r3jax.get_config('r3_geneval_plus:v5p-128').mesh.fsdp)"
     )
     done = run(site, "-c", code)
     assert done.returncode == 0, done.stderr
-    package, tensor = done.stdout.split()
+    package, fsdp = done.stdout.split()
     assert pathlib.Path(package) == site / "r3jax" / "__init__.py"
-    assert tensor == "4"
+    assert fsdp == "8"
 
   def test_help_lists_the_keys_of_a_config(self, site):
     done = run(site, "-m", "r3jax", "train", "--help")

@@ -11,6 +11,7 @@ from r3jax.data import labelled_images
 from r3jax.evaluation import comparison
 from r3jax.evaluation import labelled_estimates
 from r3jax.evaluation import labelled_questions
+from tests import documented
 from tests.evaluation import fakes
 
 COUNT = labelled_images.Question("count", "how many ?", "two")
@@ -229,7 +230,9 @@ class TestEstimates:
     table = labelled_estimates.table_of(
       answers_of(always("yes"), make_images())
     )
-    assert labelled_estimates.curve_values(table) == {
+    values = labelled_estimates.curve_values(table)
+    documented.check(values, "labelled")
+    assert values == {
       "evaluation/labelled/judgement": 0.5,
       "evaluation/labelled/match": 0.5,
       "evaluation/labelled/count": 0,
