@@ -62,7 +62,7 @@ SLICES = {
   "lora-v5e-4": _with_adapters("v5e:2x2", (1, 1, 4), 64, groups=4),
   "lora-v5e-16": _with_adapters("v5e:4x4", (2, 2, 4), 16),
   "lora-v5e-32": _with_adapters("v5e:4x8", (2, 4, 4), 8),
-  "lora-v6e-8": _with_adapters("v6e:2x4", (2, 1, 4), 16),
+  "lora-v6e-8": _with_adapters("v6e:2x4", (1, 8, 1), 16),
   "lora-v5p-8": _with_adapters("v5p:2x2x1", (1, 4, 1), 16),
 }
 
