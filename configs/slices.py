@@ -28,6 +28,7 @@ class Slice:
     topology: of its chips, as JAX names it.
     mesh: devices along the axes data, fsdp and tensor.
     micro_batches: parts of a replica's samples whose gradients are computed one after the other.
+    wide_rollout: splits the widest matrices that decode text over all chips of a replica.
     lora_rank: of the adapters; 0 trains the whole policy.
     groups: prompts of an iteration.
   """
@@ -35,6 +36,7 @@ class Slice:
   topology: str
   mesh: tuple[int, int, int]
   micro_batches: int = 1
+  wide_rollout: bool = True
   lora_rank: int = 0
   groups: int = 8
 
@@ -57,8 +59,8 @@ SLICES = {
   "v5e-256": Slice("v5e:16x16", (4, 16, 4), 2),
   "v6e-64": Slice("v6e:8x8", (2, 32, 1), 2),
   "v6e-256": Slice("v6e:16x16", (8, 16, 2)),
-  # libtpu 0.0.42 does not compile it with less than 4 chips a layer.
-  "tpu7x-128": Slice("tpu7x:4x4x4", (16, 2, 4)),
+  # libtpu 0.0.42 crashes with less than 4 chips a layer, and with a wide rollout.
+  "tpu7x-128": Slice("tpu7x:4x4x4", (16, 2, 4), wide_rollout=False),
   "lora-v5e-4": _with_adapters("v5e:2x2", (1, 1, 4), 64, groups=4),
   "lora-v5e-16": _with_adapters("v5e:4x4", (2, 2, 4), 16),
   "lora-v5e-32": _with_adapters("v5e:4x8", (2, 4, 4), 8),
@@ -92,8 +94,9 @@ def spread(
   config.mesh.data, config.mesh.fsdp, config.mesh.tensor = layout.mesh
   config.step.micro_batches = layout.micro_batches
   config.groups_per_step = layout.groups
-  config.sharding.rollout.mlp = _ALL
-  config.sharding.rollout.vocab = _ALL
+  if layout.wide_rollout:
+    config.sharding.rollout.mlp = _ALL
+    config.sharding.rollout.vocab = _ALL
   if layout.lora_rank:
     config.model.lora.rank = layout.lora_rank
     # Ten times the rates of the whole policy.
