@@ -217,8 +217,9 @@ def brightness(images, target, needed=None) -> types.Score:
   differences = images[..., 0].astype(np.int32) - least
   beyond = differences.sum(axis=(1, 2), dtype=np.int32)
   value = beyond.clip(0, RANGE).astype(np.float32) / RANGE
+  valid = value >= 0  # every one
   strict = (value == 1).astype(np.float32)
-  return types.Score(value, value >= 0, {"strict": strict})
+  return types.Score(value, valid, {"strict": strict})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,12 +52,9 @@ def of_config(name: str, key_rules: Mapping[str, rules.Rule]) -> str:
   Raises:
     ValueError: there is no such config.
   """
-  config = config_files.load(name)
-  path, _ = config_files.find(name)
-  comments = key_comments([path, *config_files.shipped_files()])
   lines = [f"keys of {name}, set by --config.KEY=VALUE:"]
-  for key, value in items(config):
-    comment = _wrapped(comments.get(key, ""))
+  for key, value, text in _explained_items(name):
+    comment = _wrapped(text)
     if not _is_section(value):
       lines += [f"  --config.{key}={value!r}", *comment]
       if key in key_rules:
@@ -65,6 +62,15 @@ def of_config(name: str, key_rules: Mapping[str, rules.Rule]) -> str:
     elif comment:
       lines += [f"  {key}:", *comment]
   return "\n".join(lines)
+
+
+def _explained_items(name: str) -> Iterator[tuple[str, object, str]]:
+  """Yields dotted key, value and comment ("" without one) of every key of a config."""
+  config = config_files.load(name)
+  path, _ = config_files.find(name)
+  comments = key_comments([path, *config_files.shipped_files()])
+  for key, value in items(config):
+    yield key, value, comments.get(key, "")
 
 
 def as_markdown(name: str, key_rules: Mapping[str, rules.Rule]) -> str:
@@ -77,12 +83,8 @@ def as_markdown(name: str, key_rules: Mapping[str, rules.Rule]) -> str:
   Raises:
     ValueError: there is no such config.
   """
-  config = config_files.load(name)
-  path, _ = config_files.find(name)
-  comments = key_comments([path, *config_files.shipped_files()])
   lines = ["| key | default | must be | meaning |", "| --- | --- | --- | --- |"]
-  for key, value in items(config):
-    comment = comments.get(key, "")
+  for key, value, comment in _explained_items(name):
     if _is_section(value):
       if comment:
         lines.append(_markdown_row(f"**{key}**", "", "", comment))

@@ -9,7 +9,7 @@ A file of them is JSON, an object a line:
 word, in lower case.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import dataclasses
 import hashlib
 import json
@@ -204,8 +204,3 @@ def sha256(images: Iterable[LabelledImage]) -> str:
     digest.update(json.dumps(image.labels()).encode())
     digest.update(image.pixels.tobytes())
   return digest.hexdigest()
-
-
-def tags(images: Sequence[LabelledImage]) -> list[str]:
-  """Returns the tags in the order in which they first occur."""
-  return list(dict.fromkeys(image.tag for image in images))

@@ -62,6 +62,11 @@ class _Stratum:
   weight: int = 1
 
 
+def _num_clusters(design: Design) -> int:
+  """Returns the number of clusters of all strata."""
+  return len(set(zip(design.strata, design.clusters, strict=True)))
+
+
 def _strata(values: np.ndarray, design: Design) -> list[_Stratum]:
   """Returns the strata; one of a single cluster, whose draws are all equal, varies as others do.
 
@@ -119,8 +124,7 @@ def resampled_means(
   Equal designs and seeds have equal draws. Where fewer than MIN_CLUSTERS clusters give no interval
   of `bootstrap_mean`, all draws are the mean.
   """
-  num_clusters = len(set(zip(design.strata, design.clusters, strict=True)))
-  if num_clusters < MIN_CLUSTERS:
+  if _num_clusters(design) < MIN_CLUSTERS:
     return np.full(RESAMPLES, mean(values, design))
   strata = _strata(values, design)
   return _resampled_means(strata, np.random.default_rng(seed))
@@ -164,8 +168,7 @@ def bootstrap_mean(
       f"{len(design.strata)} labels"
     )
   average = mean(values, design)
-  num_clusters = len(set(zip(design.strata, design.clusters, strict=True)))
-  if num_clusters < MIN_CLUSTERS:
+  if _num_clusters(design) < MIN_CLUSTERS:
     return Estimate(average)
   strata = _strata(values, design)
   means = _resampled_means(strata, np.random.default_rng(seed))
@@ -264,8 +267,7 @@ def _bootstrap_statistic(
   point = float(statistic(np.array([mean(row, design) for row in values])))
   if np.isnan(point):
     return None
-  num_clusters = len(set(zip(design.strata, design.clusters, strict=True)))
-  if num_clusters < MIN_CLUSTERS:
+  if _num_clusters(design) < MIN_CLUSTERS:
     return Estimate(point)
   means = [resampled_means(row, seed, design) for row in values]
   drawn = statistic(np.array(means))

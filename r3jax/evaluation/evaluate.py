@@ -357,7 +357,9 @@ def seconds(samples: Sequence[sample_log.Sample]) -> float:
   """Returns the time that the rounds of an evaluation took, without compilation and questions."""
   total = 0.0
   for sample in samples:
-    total += sum(getattr(turn, "seconds", 0.0) for turn in sample.turns)
+    for turn in sample.turns:
+      if isinstance(turn, sample_log.EvaluatedTurn):
+        total += turn.seconds
   return total
 
 

@@ -22,7 +22,8 @@ Estimate = bootstrap.Estimate
 
 # What an answer affirms -> what it denies, for the kinds that have precision and recall.
 _OPPOSITES = {"yes": "no", labelled_questions.STOP: labelled_questions.EDIT}
-_ABOUT_PROMPTS = (labelled_questions.JUDGEMENT, labelled_questions.MATCH)
+# Kinds that are about the prompt, not about what an image shows.
+ABOUT_PROMPTS = (labelled_questions.JUDGEMENT, labelled_questions.MATCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _views_of_kind(
   expected = np.asarray(table.expected)[rows]
   given = np.asarray(table.given)[rows]
   tags = np.asarray(table.tags)[rows]
-  is_about_prompts = kind in _ABOUT_PROMPTS
+  is_about_prompts = kind in ABOUT_PROMPTS
   strata_of_tags = tags if is_about_prompts else np.full(len(rows), kind)
   strata = np.char.add(np.char.add(strata_of_tags, ": "), expected)
   is_right = (expected == given).astype(float)
@@ -171,7 +172,7 @@ def by_kind(
     opposite = _OPPOSITES.get(word)
     unread = np.asarray(table.given)[rows] == ""
     tags = {}
-    if kind in _ABOUT_PROMPTS:
+    if kind in ABOUT_PROMPTS:
       for tag in dict.fromkeys(table.tags[i] for i in rows):
         tags[tag] = values[f"{kind}, {tag}"]
     result[kind] = KindEstimates(

@@ -21,8 +21,6 @@ Estimate = estimates.Estimate
 Table = tables.Table
 # How names of numbers of one answer begin, see `labelled_estimates.views_of`.
 _OF_ANSWERS = ("precision of", "recall of")
-
-
 _LABELLED = "labelled images, "  # begins names of views of questions about them
 # Scores of all prompts, as `comparison.compare_pair` names them.
 _HEADLINE = (
@@ -243,7 +241,8 @@ def _tile_so_far(
   view: str, evaluations: Mapping[int, summary_lib.Summary]
 ) -> page.Tile:
   """Returns the tile of a score while a run goes on: before training, and at present."""
-  first, *_, last = [*sorted(evaluations), max(evaluations)]
+  first = min(evaluations)
+  last = max(evaluations)
   turn = 0 if view == "draft" else -1
   shown = []
   for step in (first, last):
@@ -304,7 +303,7 @@ def summary_lines(summary: RunSummary) -> list[str]:
     part = view.partition(", ")[2]
     # Accuracies by tag stand on the page.
     if not part or part.startswith(_OF_ANSWERS):
-      labelled[f"labelled images, {view}"] = numbers
+      labelled[_LABELLED + view] = numbers
   for view, numbers in (summary.scores | labelled).items():
     facts = _facts_of_difference(view, numbers)
     lines.append(
@@ -318,8 +317,7 @@ def _facts_of_difference(view: str, numbers: comparison.PairedEstimates) -> str:
   difference = tables.difference(view, numbers.difference)
   facts = [f"{numbers.difference.mean:+.3f}"]
   if numbers.prompts is not None:
-    plural = "" if numbers.prompts == 1 else "s"
-    facts.append(f"{numbers.prompts} prompt{plural}")
+    facts.append(_count(numbers.prompts))
   if numbers.difference.interval is None:
     facts.append("too few for an interval")
     return ", ".join(facts)

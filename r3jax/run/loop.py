@@ -276,12 +276,9 @@ def iterate(
   config = session.config
   ending = preemption.ENDING
   state = start.state
-  records = _Records(
-    session,
-    writer,
-    timing.Progress(config.total_steps, evaluations),
-    live_report.LiveReport(session),
-  )
+  progress = timing.Progress(config.total_steps, evaluations)
+  report = live_report.LiveReport(session)
+  records = _Records(session, writer, progress, report)
   stopwatch = timing.Stopwatch()
   rates = speed.of(session)
   failures = _budget(config)

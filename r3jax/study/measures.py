@@ -9,7 +9,6 @@ import numpy as np
 from r3jax.evaluation import bootstrap
 from r3jax.evaluation import finished
 from r3jax.evaluation import labelled_estimates
-from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import sample_table
 
 Metrics = Sequence[Mapping[str, float | None]]
@@ -137,9 +136,8 @@ def _vqa(
   parts = []
   clusters = []
   strata = []
-  about_prompts = (labelled_questions.JUDGEMENT, labelled_questions.MATCH)
   for kind in dict.fromkeys(evaluation.answers.kinds):
-    if kind in about_prompts:
+    if kind in labelled_estimates.ABOUT_PROMPTS:
       continue
     measured = _view(kind, evaluation, metrics)
     if measured is None:

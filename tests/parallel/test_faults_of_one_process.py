@@ -2,8 +2,8 @@
 
 python -m pytest -m slow tests/parallel/test_faults_of_one_process.py
 
-Some 45 starts, of a minute or two each on two cores: process 0 keeps what it has compiled, process
-1 compiles it every time. `-k "killed and 1"` and the like choose one kind and process.
+Some 45 starts; both processes keep what they have compiled, see `caching_config.py`. `-k "killed
+and 1"` and the like choose one kind and process.
 """
 
 import dataclasses
