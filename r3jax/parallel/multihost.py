@@ -21,8 +21,9 @@ from r3jax.parallel import preemption
 
 # How long processes wait for each other at a common point; one may be slow to load weights.
 WAIT_SECONDS = 1800
-# How long a process may be silent until JAX ends the others.
-HEARTBEAT_SECONDS = 100
+# How long a process may be silent until JAX ends the others. Heartbeats come every half of it, so
+# that JAX may notice a process that was killed after half of it.
+HEARTBEAT_SECONDS = 200
 _POLL_SECONDS = 1.0  # between two looks at whether another process has failed
 # How long a process that fails waits for answers of the others, which look every _POLL_SECONDS.
 _ANSWER_SECONDS = 6.0
@@ -268,8 +269,10 @@ def _claim_end():
 
 def _end_after(error: Exception) -> NoReturn:
   """Ends this process after an exception, and logs why: its own, or that of another process."""
-  if isinstance(error, jax.errors.JaxRuntimeError) and _is_of_others(error):
-    _end_claimed(None)
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    silent = _silent_behind(error)
+    if silent is not None:
+      _end_claimed(None, silent)
   if isinstance(error, PlainError):
     logging.error("r3jax: %s", error)
     _end_claimed(str(error))
@@ -277,34 +280,39 @@ def _end_after(error: Exception) -> NoReturn:
   _end_claimed(f"{type(error).__name__}: {error}")
 
 
-def _is_of_others(error: Exception) -> bool:
-  """Returns whether a computation failed because another process did, and logs which."""
+def _silent_behind(error: Exception) -> Sequence[int] | None:
+  """Logs which processes made a computation fail.
+
+  Returns:
+    Those of them that do not answer; None if the computation failed by itself.
+  """
   try:
     # Those that live answer.
     write_text(_FAILED)
     silent = _wait_for_answers()
     failures = read_texts(_FAILED)
   except jax.errors.JaxRuntimeError:
-    return _log_silent([0])
+    _log_silent([0])
+    return [0]
   if _log_failures(failures):
-    return True
+    return silent
   if silent:
     logging.info("a computation failed: %s", str(error).partition("\n")[0])
     # For the others, which may not compute.
     write_text(_FAILED, _silence(silent))
-    return _log_silent(silent)
-  return False
+    _log_silent(silent)
+    return silent
+  return None
 
 
 def _silence(processes: Sequence[int]) -> str:
   return f"processes {list(processes)} do not answer: they were killed or hang"
 
 
-def _log_silent(processes: Sequence[int]) -> bool:
-  """Logs which processes do not answer; returns whether there are any."""
+def _log_silent(processes: Sequence[int]) -> None:
+  """Logs which processes do not answer, if there are any."""
   if processes:
     logging.error("%s; their logs may say more", _silence(processes))
-  return bool(processes)
 
 
 def _log_failures(failures: Mapping[int, str]) -> bool:
@@ -322,13 +330,18 @@ def _log_failures(failures: Mapping[int, str]) -> bool:
   return bool(others)
 
 
-def _wait_for_answers() -> list[int]:
-  """Returns the processes that do not answer within _ANSWER_SECONDS."""
+def _wait_for_answers(known_silent: Sequence[int] = ()) -> list[int]:
+  """Returns the processes that do not answer within _ANSWER_SECONDS.
+
+  Args:
+    known_silent: processes that are not waited for.
+  """
   write_text(_ANSWERED)
   end = time.monotonic() + _ANSWER_SECONDS
+  asked = set(range(jax.process_count())) - set(known_silent)
   while True:
     answered = set(read_texts(_ANSWERED))
-    silent = sorted(set(range(jax.process_count())) - answered)
+    silent = sorted(asked - answered)
     if not silent or time.monotonic() > end:
       return silent
     time.sleep(_POLL_SECONDS)
@@ -387,7 +400,7 @@ def _watch(block_has_ended: threading.Event):
     if stopped:
       _claim_end()
       _log_silent(stopped)
-      _end_claimed(_silence(stopped))
+      _end_claimed(_silence(stopped), stopped)
 
 
 def end_process(problem: str | None):
@@ -402,8 +415,16 @@ def end_process(problem: str | None):
   _end_claimed(problem)
 
 
-def _end_claimed(problem: str | None) -> NoReturn:
-  """Ends this process as `end_process` does, in the thread that may."""
+def _end_claimed(
+  problem: str | None, known_silent: Sequence[int] = ()
+) -> NoReturn:
+  """Ends this process as `end_process` does, in the thread that may.
+
+  Args:
+    problem: this process's own, if it has one.
+    known_silent: processes that do not answer. Waiting for them would take so long that JAX, which
+      misses them some seconds later than this module, aborts this process first.
+  """
   if jax.process_count() == 1:
     endings.end_now(1)
   try:
@@ -411,8 +432,8 @@ def _end_claimed(problem: str | None) -> NoReturn:
       write_text(_FAILED, problem)
     # Until the others have looked.
     time.sleep(3 * _POLL_SECONDS)
-    silent = _wait_for_answers()
-    if problem and problem != _silence(silent):
+    silent = _wait_for_answers(known_silent)
+    if problem:
       _log_silent(silent)
     if jax.process_index() == 0:
       # It runs the coordination service, through which the others speak.

@@ -360,7 +360,8 @@ class TestBeats:
   def test_signs_come_before_jax_loses_patience(self):
     seconds = multihost._SILENT_SECONDS + multihost._BEAT_SECONDS
     seconds += 2 * multihost._ANSWER_SECONDS + 6 * multihost._POLL_SECONDS
-    assert seconds < multihost.HEARTBEAT_SECONDS
+    # Its last heartbeat may be half as old already.
+    assert seconds < multihost.HEARTBEAT_SECONDS / 2
 
 
 class TestWhoFailed:
@@ -383,7 +384,7 @@ class TestWhoFailed:
   def test_silent_process_is_named_to_all(self, connect, log):
     service = Service()
     connect(service)
-    assert multihost._is_of_others(self.error)
+    assert multihost._silent_behind(self.error) == [1]
     (line,) = log
     assert line.startswith("processes [1] do not answer: they were killed")
     assert "[1] do not answer" in service.texts[f"{multihost._FAILED}0"]
@@ -392,14 +393,14 @@ class TestWhoFailed:
     service = Service()
     connect(service)
     service.texts[f"{multihost._FAILED}1"] = "OSError: theirs\nand more"
-    assert multihost._is_of_others(self.error)
+    assert multihost._silent_behind(self.error) is not None
     assert log == ["process 1 failed, and ends this one: OSError: theirs"]
 
   def test_own_error_stays_own_where_the_other_answers(self, connect, log):
     service = Service()
     connect(service)
     service.texts[f"{multihost._ANSWERED}1"] = ""
-    assert not multihost._is_of_others(self.error)
+    assert multihost._silent_behind(self.error) is None
     assert log == []
 
 
