@@ -443,38 +443,42 @@ class TestNotFinite:
     assert np.isnan(value) <= (np.asarray(images[0]) == 0).any()
 
 
+def _assert_equal(runs: list[tuple], runs_of_one_device: list[tuple]) -> None:
+  """Asserts that iterations in float64 have the same samples and the same numbers."""
+  for (state, metrics, samples), (one_state, one_metrics, one_samples) in zip(
+    runs, runs_of_one_device, strict=True
+  ):
+    np.testing.assert_array_equal(
+      samples.drafts.rollout.images, one_samples.drafts.rollout.images
+    )
+    np.testing.assert_array_equal(
+      samples.edits.text.ids, one_samples.edits.text.ids
+    )
+    np.testing.assert_array_equal(
+      samples.edits.refined.images, one_samples.edits.refined.images
+    )
+    size = (tiny.NOT_SQUARE["image.height"], tiny.NOT_SQUARE["image.width"])
+    assert samples.drafts.rollout.images.shape[1:] == (*size, 3)
+    assert samples.edits.refined.images.shape[1:] == (*size, 3)
+    for stage in ("reason_text", "reason_image", "edit_text", "edit_image"):
+      assert metrics[f"mismatch/{stage}"] < 1e-8
+    # Equal scores would leave the images nothing to learn from but rounding.
+    assert np.std(samples.draft_score.value) > 0
+    _close(samples.draft_score, one_samples.draft_score, 1e-8)
+    _close(samples.edit_score, one_samples.edit_score, 1e-8)
+    _close(metrics, one_metrics, 1e-8)
+    _close(state, one_state, 1e-8)
+
+
 class TestMesh:
+  """The quick suite has the first mesh with rewards of the host, see `TestHost`."""
+
+  @pytest.mark.slow
   @pytest.mark.parametrize(
-    "name",
-    [
-      "2x2x2, halves of groups",
-      pytest.param("groups over two replicas", marks=pytest.mark.slow),
-    ],
+    "name", ["2x2x2, halves of groups", "groups over two replicas"]
   )
   def test_two_iterations_equal_those_of_one_device(self, wide_run, name):
-    for (state, metrics, samples), (one_state, one_metrics, one_samples) in zip(
-      wide_run(name), wide_run("one device")
-    ):
-      np.testing.assert_array_equal(
-        samples.drafts.rollout.images, one_samples.drafts.rollout.images
-      )
-      np.testing.assert_array_equal(
-        samples.edits.text.ids, one_samples.edits.text.ids
-      )
-      np.testing.assert_array_equal(
-        samples.edits.refined.images, one_samples.edits.refined.images
-      )
-      size = (tiny.NOT_SQUARE["image.height"], tiny.NOT_SQUARE["image.width"])
-      assert samples.drafts.rollout.images.shape[1:] == (*size, 3)
-      assert samples.edits.refined.images.shape[1:] == (*size, 3)
-      for stage in ("reason_text", "reason_image", "edit_text", "edit_image"):
-        assert metrics[f"mismatch/{stage}"] < 1e-8
-      # Equal scores would leave the images nothing to learn from but rounding.
-      assert np.std(samples.draft_score.value) > 0
-      _close(samples.draft_score, one_samples.draft_score, 1e-8)
-      _close(samples.edit_score, one_samples.edit_score, 1e-8)
-      _close(metrics, one_metrics, 1e-8)
-      _close(state, one_state, 1e-8)
+    _assert_equal(wide_run(name), wide_run("one device"))
 
   # what the test above shows in float64, in the dtype that is trained in
   @pytest.mark.slow
@@ -517,36 +521,38 @@ class TestMesh:
 
 
 class TestHost:
-  def test_rewards_and_parser_of_the_host_change_nothing(
+  def test_two_iterations_on_eight_devices_equal_those_of_one(
     self, not_square_model, wide_run
   ):
-    """Also: an image that was kept is not scored again, and keeps its parts."""
+    """One device computes reward and parser in the graph.
+
+    Also: an image that was kept is not scored again, and keeps its parts.
+    """
     scored = []
 
     def reward(images, target):
       scored.extend(np.asarray(images))
       return tiny.brightness(images, target)
 
+    shape, parts = MESHES["2x2x2, halves of groups"]
+    changes = {"step.micro_batches": parts, "sequence.parser": "strings"}
     with jax.enable_x64(True):
-      changes = WIDE | {"sequence.parser": "strings"}
-      bench = tiny.make_bench(not_square_model, (2, 2, 2), changes)
+      bench = tiny.make_bench(not_square_model, shape, WIDE | changes)
       called = scorer.reward_from_host(reward, ("strict",), bench.mesh)
       stages = dataclasses.replace(bench.stages, reward=called)
-      bench = dataclasses.replace(
-        bench, session=dataclasses.replace(bench.session, stages=stages)
+      session = dataclasses.replace(bench.session, stages=stages)
+      runs = dataclasses.replace(bench, session=session).run(2)
+    _assert_equal(runs, wide_run("one device"))
+    new = []
+    for _, _, samples in runs:
+      edits = samples.edits
+      stop = edits.instruction.stop
+      assert 0 < stop.sum() < len(stop)
+      np.testing.assert_array_equal(
+        samples.edit_score.parts["strict"][stop],
+        edits.parts_before["strict"][stop],
       )
-      ((state, metrics, samples),) = bench.run(1)
-    one_state, one_metrics, _ = wide_run("one device")[0]
-    _close(metrics, one_metrics, 1e-8)
-    _close(state, one_state, 1e-8)
-    edits = samples.edits
-    stop = edits.instruction.stop
-    assert 0 < stop.sum() < len(stop)
-    np.testing.assert_array_equal(
-      samples.edit_score.parts["strict"][stop],
-      edits.parts_before["strict"][stop],
-    )
-    new = [*samples.drafts.rollout.images, *edits.refined.images[~stop]]
+      new += [*samples.drafts.rollout.images, *edits.refined.images[~stop]]
     assert sorted(image.tobytes() for image in scored) == sorted(
       image.tobytes() for image in new
     )
