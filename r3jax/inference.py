@@ -21,6 +21,7 @@ import numbers
 import time
 from typing import overload
 
+from etils import epath
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -38,6 +39,7 @@ from r3jax.model import preprocess
 from r3jax.parallel import meshes
 from r3jax.run import config_rules
 from r3jax.run import model_setup
+from r3jax.run import program_cache
 from r3jax.run import stage_settings
 from r3jax.sampling import decoding
 from r3jax.sequence import protocol
@@ -160,12 +162,14 @@ class Model:
     policy: Trained parameters.
     frozen: Parameters of ViT and autoencoder.
     mesh: Devices that the parameters are on.
+    keep: Keeps traced stages between starts; None traces them anew.
   """
 
   base: model_setup.ModelSetup
   policy: types.Params
   frozen: types.Params
   mesh: jax.sharding.Mesh
+  keep: program_cache.Keeper | None = None
 
   @property
   def size(self) -> tuple[int, int]:
@@ -402,8 +406,26 @@ class Model:
   def _run(self, stage, *arguments):
     """Runs a compiled stage with the weights."""
     stages = Stages(self.base.modules, self.base.rollout)
+    weights = (self.policy, self.frozen)
     with jax.set_mesh(self.mesh):
-      return stage(stages, self.policy, self.frozen, *arguments)
+      if self.keep is None:
+        return stage(stages, *weights, *arguments)
+      program = self._kept(stage, stages, (*weights, *arguments))
+      return program(*weights, *arguments)
+
+  @functools.cached_property
+  def _programs(self) -> dict[tuple[str, str], Callable]:
+    """Stages that are kept between starts, by name and by what they were loaded for."""
+    return {}
+
+  def _kept(self, stage, stages: Stages, arguments: tuple) -> Callable:
+    """Returns a stage as a program that an earlier start may have traced."""
+    name = stage.__name__
+    key = (name, str(jax.tree.map(jax.typeof, arguments)))
+    if key not in self._programs:
+      function = functools.partial(stage, stages)
+      self._programs[key] = jax.jit(self.keep(name, function, arguments))
+    return self._programs[key]
 
   def _keys(
     self, seed: int, number: int, turn: int, num_images: int
@@ -467,7 +489,7 @@ def _report_texts(
 def load(
   config: ml_collections.ConfigDict | str,
   mesh: jax.sharding.Mesh | None = None,
-  on_step: Callable[[np.ndarray], None] | None = None,
+  program_folder: epath.Path | None = None,
 ) -> Model:
   """Loads the model of a config, with parameters in the dtype that it computes in.
 
@@ -479,17 +501,24 @@ def load(
     mesh: Mesh to shard the weights over. None shards them over all devices as config.mesh says, or,
       where that leaves data at -1, over tensor as far as the number of key/value heads allows, and
       then over fsdp.
-    on_step: Called on the host with the number of every step of sampling an image.
+    program_folder: Keeps traced stages between starts; None traces them anew. Its files are
+      pickles: only its owner may have the right to write there.
 
   Raises:
     TypeError: The config is of another type.
     ValueError: The config or the model's folder cannot be used, or there are several processes.
   """
   config = _config_of(config)
-  base, mesh = prepare(config, mesh, on_step)
+  base, mesh = prepare(config, mesh)
   bagel = base.modules.bagel
   policy, frozen = base.pretrained.load(bagel, mesh, bagel.dtype)
-  return Model(base, policy, frozen, mesh)
+  keep = None
+  if program_folder:
+    constants = program_cache.constants(
+      config.to_dict(), base.pretrained.folder, program_cache.NOT_GENERATED
+    )
+    keep = program_cache.Keeper(program_folder, "generation", constants)
+  return Model(base, policy, frozen, mesh, keep)
 
 
 def _config_of(
@@ -516,14 +545,12 @@ def _config_of(
 def prepare(
   config: ml_collections.ConfigDict,
   mesh: jax.sharding.Mesh | None = None,
-  on_step: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[model_setup.ModelSetup, jax.sharding.Mesh]:
   """Checks everything that `load` checks before it reads weights, which takes minutes.
 
   Args:
     config: See `load`.
     mesh: See `load`.
-    on_step: See `load`.
 
   Returns:
     The model without its weights, as it samples at inference, and the mesh of the weights.
@@ -537,7 +564,7 @@ def prepare(
     )
   config_rules.check(config)
   base = model_setup.build(config)
-  stages = make_stages(config, base.modules, base.rollout, on_step)
+  stages = make_stages(config, base.modules, base.rollout)
   if mesh is None:
     mesh = _make_mesh(config, base.pretrained.sizes.llm.num_kv_heads)
   base = dataclasses.replace(
@@ -550,7 +577,6 @@ def make_stages(
   config: ml_collections.ConfigDict,
   modules: actors.Modules,
   settings: rollout_settings.RolloutSettings,
-  on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Stages:
   """Returns the stages at inference: they sample as evaluation does, and are not mapped.
 
@@ -558,24 +584,16 @@ def make_stages(
     config: See `load`.
     modules: Model of the config, with the sharding rules of training.
     settings: How the config samples in training.
-    on_step: See `load`.
   """
   settings = stage_settings.for_evaluation(config, settings)
 
   def unmapped(text: decoding.TextSampling) -> decoding.TextSampling:
     return dataclasses.replace(text, axis=None)
 
-  def watched(
-    flow: rollout_settings.FlowSettings,
-  ) -> rollout_settings.FlowSettings:
-    return dataclasses.replace(flow, on_step=on_step)
-
   settings = dataclasses.replace(
     settings,
     reason_text=unmapped(settings.reason_text),
     reflect_text=unmapped(settings.reflect_text),
-    reason_flow=watched(settings.reason_flow),
-    refine_flow=watched(settings.refine_flow),
   )
   bagel = modules.bagel.clone(rules=modules.rollout_rules)
   return Stages(dataclasses.replace(modules, bagel=bagel), settings)

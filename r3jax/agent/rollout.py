@@ -277,5 +277,5 @@ def _sample_flow(
   if flow.sde_index_max:
     plan = flow_matching.SDEPlan(sde_index, sde_noise, flow.eta)
   return flow_matching.sample(
-    velocity, initial, flow.schedule, flow.guided, plan, flow.on_step
+    velocity, initial, flow.schedule, flow.guided, plan
   )

@@ -1,6 +1,5 @@
 """How an agent samples: frozen values that rollout and scoring are compiled with."""
 
-from collections.abc import Callable
 import dataclasses
 
 import numpy as np
@@ -21,15 +20,12 @@ class FlowSettings:
     eta: noise scale η(t) of the SDE step.
     sde_index_max: the number of the SDE step is uniform over 0 .. sde_index_max
       - 1; with 0 every step is an ODE step.
-    on_step: called on the host with the number of every step that begins, see
-      `flow_matching.sample`.
   """
 
   schedule: schedules.Schedule
   guidance: classifier_free.Guidance
   eta: schedules.Eta
   sde_index_max: int
-  on_step: Callable[[np.ndarray], None] | None = None
 
   def __post_init__(self):
     if not 0 <= self.sde_index_max <= self.schedule.num_steps:

@@ -12,6 +12,7 @@ from absl import logging
 
 from r3jax.cli import command_line
 from r3jax.cli import model_flags
+from r3jax.cli import startup
 from r3jax.files import texts
 from r3jax.generation import edit
 
@@ -32,7 +33,8 @@ def run() -> None:
   values = flags.FLAGS
   try:
     config = model_flags.config()
-    answer = edit.ask(config, values.image, values.question)
+    programs = startup.keep_stages()
+    answer = edit.ask(config, values.image, values.question, programs)
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
   print(texts.printable(answer))

@@ -13,7 +13,8 @@ from etils import epath
 
 from r3jax.cli import command_line
 from r3jax.cli import model_flags
-from r3jax.cli import progress
+from r3jax.cli import startup
+from r3jax.evaluation import console
 from r3jax.generation import edit
 
 
@@ -39,14 +40,16 @@ def run() -> None:
   values = flags.FLAGS
   try:
     config = model_flags.config()
-    paths = edit.edit(
-      config,
-      values.image,
-      values.instruction,
-      values.num_images,
-      epath.Path(values.out),
-      on_step=progress.StepBar(config.eval.points - 1),
-    )
+    programs = startup.keep_stages()
+    with console.reminders("drawing", console.print_line):
+      paths = edit.edit(
+        config,
+        values.image,
+        values.instruction,
+        values.num_images,
+        epath.Path(values.out),
+        programs,
+      )
   except ValueError as error:
     sys.exit(f"r3jax: {error}")
   for path in paths:

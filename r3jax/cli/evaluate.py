@@ -45,10 +45,14 @@ def run() -> None:
   startup.log_ours()
   config = values.config
   startup.start(config.mesh, config.eval.batch_size, config.step.quick_compile)
-  startup.keep_programs(config.mesh)
+  programs = startup.keep_programs(config.mesh)
   with startup.ending_together():
     job = startup.together(
-      evaluation_job.prepare, values.config, values.workdir, values.checkpoint
+      evaluation_job.prepare,
+      values.config,
+      values.workdir,
+      values.checkpoint,
+      programs,
     )
     try:
       summary = evaluation_job.run(job)

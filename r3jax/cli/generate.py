@@ -7,6 +7,7 @@ A file has a prompt per line, as text or as GenEval's JSON. --out gets a PNG fil
 file per image, and index.html. The same command resumes where it was stopped.
 """
 
+import contextlib
 import sys
 
 from absl import flags
@@ -15,8 +16,9 @@ from etils import epath
 
 from r3jax.cli import command_line
 from r3jax.cli import model_flags
-from r3jax.cli import progress
+from r3jax.cli import startup
 from r3jax.data import records
+from r3jax.evaluation import console
 from r3jax.files import texts
 from r3jax.generation import draw
 from r3jax.generation import prompt_file
@@ -66,10 +68,17 @@ def _draw() -> epath.Path:
   callbacks = draw.Progress(
     on_prompt=_print_prompt,
     on_text=_print_text,
-    on_step=progress.StepBar(config.eval.points - 1),
+    while_drawing=_remind,
   )
   folder = epath.Path(values.out)
-  return draw.draw(config, prompts, values.num_images, folder, callbacks)
+  programs = startup.keep_stages()
+  return draw.draw(
+    config, prompts, values.num_images, folder, callbacks, programs
+  )
+
+
+def _remind() -> contextlib.AbstractContextManager[None]:
+  return console.reminders("drawing", console.print_line)
 
 
 def _print_prompt(prompt: str) -> None:

@@ -85,6 +85,12 @@ def keep_programs(mesh: ml_collections.ConfigDict) -> epath.Path | None:
   return folder / "traced" if folder else None
 
 
+def keep_stages() -> epath.Path | None:
+  """Does what `keep_programs` does, for `r3jax.inference`, which uses all devices."""
+  mesh = {"data": 1, "fsdp": jax.device_count(), "tensor": 1}
+  return keep_programs(ml_collections.ConfigDict(mesh))
+
+
 # Read by TensorFlow, which announces oneDNN twice with three lines.
 _ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 

@@ -57,10 +57,10 @@ def run() -> None:
   programs = startup.keep_programs(config.mesh)
   with startup.ending_together():
     session, policy = startup.together(
-      sessions.prepare, config, workdir, flags.FLAGS.resume
+      sessions.prepare, config, workdir, flags.FLAGS.resume, programs
     )
     try:
-      run_summary = loop.run(session, policy, programs)
+      run_summary = loop.run(session, policy)
     except _REFUSALS as error:
       sys.exit(f"r3jax: {error}")
     except training.SaveFailed as error:

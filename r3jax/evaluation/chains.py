@@ -30,6 +30,9 @@ from r3jax.parallel import multihost
 from r3jax.rl import placement
 from r3jax.sequence import thoughts
 
+# (name, function, arguments) -> the function, without being traced where it was before
+Keep = Callable[[str, Callable, tuple], Callable]
+
 _FIRST_QUESTION = (
   1_000  # "round" of the first question's answer; above every round of a chain
 )
@@ -127,6 +130,7 @@ class Sampler:
     seed: Seed of all noise.
     question_tokens: Capacity of the questions of `ask`.
     never_stop: Draws and scores every chain to its end, beside what is kept.
+    keep: Keeps traced programs between starts; None traces them anew.
 
   Raises:
     ValueError: `rounds` or `batch_size` is below 1, or the data replicas do not divide the batch.
@@ -142,6 +146,7 @@ class Sampler:
   seed: int
   question_tokens: int = 0
   never_stop: bool = False
+  keep: Keep | None = None
 
   def __post_init__(self):
     for name in ("rounds", "batch_size"):
@@ -187,7 +192,11 @@ class Sampler:
       axis_names={placement.AXIS},
       check_vma=False,
     )
+    return self._jitted(mapped)
+
+  def _jitted(self, mapped: Callable) -> Callable:
     # Explicit for results too: the state of a round is an argument of the next.
+    batched = jax.sharding.PartitionSpec(placement.AXIS)
     out_shardings = jax.sharding.NamedSharding(self.mesh, batched)
     return jax.jit(mapped, out_shardings=out_shardings)
 
@@ -360,12 +369,18 @@ class Sampler:
     """Runs a compiled function; returns its result on the devices and the seconds that it took."""
     # Compiled apart, so that the time of a round does not include compilation.
     if name not in self._programs:
-      function = getattr(self, name)
-      self._programs[name] = function.lower(*arguments).compile()
+      self._programs[name] = self._compiled(name, arguments)
     program = self._programs[name]
     start = time.monotonic()
     result = jax.block_until_ready(program(*arguments))
     return result, time.monotonic() - start
+
+  def _compiled(self, name: str, arguments: tuple) -> jax.stages.Compiled:
+    """Compiles a function for the shapes of its arguments."""
+    function = getattr(self, name)
+    if self.keep:
+      function = self._jitted(self.keep(name, function, arguments))
+    return function.lower(*arguments).compile()
 
 
 def _ids(

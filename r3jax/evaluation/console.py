@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import contextlib
+import sys
 import threading
 import time
 
@@ -25,8 +26,6 @@ def heartbeat(
 ) -> Iterator[None]:
   """Logs the beginning of a phase, that it goes on, and how long it took.
 
-  A thread logs, because the main thread sits in a compiler meanwhile.
-
   Args:
     phase: What is done, for example "compiling the step".
     expectation: How long that takes, "" where nothing is known.
@@ -36,23 +35,45 @@ def heartbeat(
     yield
     return
   start = time.monotonic()
+  logging.info("%s%s", phase, f" ({expectation})" if expectation else "")
+  with reminders(phase, logging.info, every):
+    yield
+  logging.info("done %s: %.1f s", phase, time.monotonic() - start)
+
+
+@contextlib.contextmanager
+def reminders(
+  phase: str, say: Callable[[str], None], every: float = _HEARTBEAT_SECONDS
+) -> Iterator[None]:
+  """Says again and again that a phase goes on.
+
+  A thread does, because the main thread sits in a compiler or waits for a device meanwhile.
+
+  Args:
+    phase: What is done, for example "drawing".
+    say: Is called with a line.
+    every: Seconds between two lines.
+  """
+  start = time.monotonic()
   is_over = threading.Event()
 
-  def beat() -> None:
-    """Logs until the phase is over."""
+  def remind() -> None:
     while not is_over.wait(every):
       passed = duration(time.monotonic() - start)
-      logging.info("still %s: %s so far", phase, passed)
+      say(f"still {phase}: {passed} so far")
 
-  logging.info("%s%s", phase, f" ({expectation})" if expectation else "")
-  thread = threading.Thread(target=beat, daemon=True)
+  thread = threading.Thread(target=remind, daemon=True)
   thread.start()
   try:
     yield
   finally:
     is_over.set()
     thread.join()
-  logging.info("done %s: %.1f s", phase, time.monotonic() - start)
+
+
+def print_line(line: str) -> None:
+  """Prints a line for people, beside what a command answers."""
+  print(line, file=sys.stderr, flush=True)
 
 
 class EvaluationProgress:

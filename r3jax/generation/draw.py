@@ -5,6 +5,7 @@ already are not written again.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 
 from etils import epath
@@ -40,12 +41,12 @@ class Progress:
   Attributes:
     on_prompt: with a prompt, before its images are drawn.
     on_text: with the number of the image, the number of the round and the text, see `inference`.
-    on_step: on the host with the number of every sampling step of an image.
+    while_drawing: makes a context in which the images of a prompt are drawn.
   """
 
   on_prompt: Callable[[str], None]
   on_text: inference.OnText
-  on_step: Callable[[np.ndarray], None]
+  while_drawing: Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @ownership.releasing()
@@ -55,6 +56,7 @@ def draw(
   num_images: int,
   folder: epath.Path,
   progress: Progress,
+  program_folder: epath.Path | None = None,
 ) -> epath.Path:
   """Draws the images of prompts that are missing in a folder; returns the path of its page.
 
@@ -64,6 +66,7 @@ def draw(
     num_images: number of images per prompt.
     folder: is made if it is not there.
     progress: called meanwhile.
+    program_folder: see `inference.load`.
 
   Raises:
     ValueError: a prompt, the config or the folder cannot be used; nothing has been drawn.
@@ -92,17 +95,18 @@ def draw(
     if not missing[number]:
       continue
     if model is None:
-      model = inference.load(config, on_step=progress.on_step)
+      model = inference.load(config, program_folder=program_folder)
     progress.on_prompt(prompt.text)
-    # All images of a prompt are drawn together, those that are there once more.
-    samples = model.generate(
-      prompt.text,
-      num_images,
-      config.eval.rounds,
-      config.eval.seed,
-      number,
-      progress.on_text,
-    )
+    with progress.while_drawing():
+      # All images of a prompt are drawn together, those that are there once more.
+      samples = model.generate(
+        prompt.text,
+        num_images,
+        config.eval.rounds,
+        config.eval.seed,
+        number,
+        progress.on_text,
+      )
     for image in missing[number]:
       scores = _scores(base.world, targets[number], samples[image])
       sample = _to_generated(config, number, image, samples[image], scores)

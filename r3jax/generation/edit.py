@@ -1,6 +1,5 @@
 """Edits an image file, or answers a question about it."""
 
-from collections.abc import Callable
 import json
 
 from etils import epath
@@ -35,7 +34,7 @@ def edit(
   instruction: str,
   num_images: int,
   folder: epath.Path,
-  on_step: Callable[[np.ndarray], None],
+  program_folder: epath.Path | None = None,
 ) -> list[epath.Path]:
   """Edits an image a number of times; returns the paths of edit_00.png, edit_01.png, ...
 
@@ -45,7 +44,7 @@ def edit(
     instruction: how to edit it.
     num_images: number of edits.
     folder: gets the edits and edit.json; must not hold any.
-    on_step: see `inference.load`.
+    program_folder: see `inference.load`.
 
   Raises:
     ValueError: the image, the instruction, the config or the folder cannot be used.
@@ -60,7 +59,7 @@ def edit(
   base.segments([instruction], base.rollout.capacities.instruction)
   config_guard.check_writable(folder, "--out")
   ownership.claim(folder)
-  model = inference.load(config, on_step=on_step)
+  model = inference.load(config, program_folder=program_folder)
   edits = model.edit(image, instruction, num_images, config.eval.seed)
   paths = []
   for number, edited in enumerate(edits):
@@ -80,7 +79,10 @@ def edit(
 
 
 def ask(
-  config: ml_collections.ConfigDict, image_path: str, question: str
+  config: ml_collections.ConfigDict,
+  image_path: str,
+  question: str,
+  program_folder: epath.Path | None = None,
 ) -> str:
   """Returns the model's answer to a question about an image file.
 
@@ -88,4 +90,5 @@ def ask(
     ValueError: the image, the question or the config cannot be used.
   """
   image = inference.fit(config, read_image(image_path))
-  return inference.load(config).ask(image, question, config.eval.seed)
+  model = inference.load(config, program_folder=program_folder)
+  return model.ask(image, question, config.eval.seed)

@@ -27,6 +27,7 @@ from r3jax.rewards import registry
 from r3jax.rewards.from_host import budget
 from r3jax.run import config_rules
 from r3jax.run import evaluation_setup
+from r3jax.run import program_cache
 from r3jax.run import prompt_selection
 from r3jax.run import setup
 from r3jax.run import workdir
@@ -82,7 +83,10 @@ def with_checkpoint(
 
 
 def prepare(
-  config: ml_collections.ConfigDict, folder: str, checkpoint: str = ""
+  config: ml_collections.ConfigDict,
+  folder: str,
+  checkpoint: str = "",
+  program_folder: epath.Path | None = None,
 ) -> Job:
   """Checks the config, opens the folder of the evaluation and loads the model.
 
@@ -90,17 +94,19 @@ def prepare(
     config: as for the main job.
     folder: of a new evaluation, or of one to resume.
     checkpoint: see `with_checkpoint`.
+    program_folder: keeps traced programs between starts, see `program_cache`; None keeps nothing.
 
   Raises:
     ValueError: the config, the model or the folder cannot be used.
   """
+  program_cache.code_version()  # before the source may be edited
   config_rules.check(config)
   config = with_checkpoint(config, checkpoint)
   path = paths.of_user(folder)
   damage.check_kinds(*evaluate.outputs(path))
   experiment = setup.build_to_evaluate(config)
   mesh = meshes.make_mesh(**config.mesh)
-  evaluation = evaluation_setup.build(config, experiment, mesh)
+  evaluation = evaluation_setup.build(config, experiment, mesh, program_folder)
   identity = {
     "model": config.model.to_dict(),
     "weights": experiment.pretrained.fingerprint(),

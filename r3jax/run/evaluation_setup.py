@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 import json
 
 from absl import logging
+from etils import epath
 import jax
 import ml_collections
 
@@ -19,6 +20,7 @@ from r3jax.evaluation import labelled_questions
 from r3jax.evaluation import questions
 from r3jax.files import texts
 from r3jax.rewards.remote import judge
+from r3jax.run import program_cache
 from r3jax.run import setup
 from r3jax.run import stage_settings
 from r3jax.worlds import base as worlds_base
@@ -56,6 +58,7 @@ def build(
   config: ml_collections.ConfigDict,
   experiment: setup.Experiment,
   mesh: jax.sharding.Mesh,
+  program_folder: epath.Path | None = None,
 ) -> evaluate.Evaluation:
   """Returns the evaluation that a config describes.
 
@@ -63,6 +66,7 @@ def build(
     config: Config of the run.
     experiment: What the config describes.
     mesh: Mesh of the parameters.
+    program_folder: Keeps traced programs between starts, see `program_cache`; None keeps nothing.
 
   Raises:
     ValueError: The config cannot be used; the message has what must hold.
@@ -88,6 +92,7 @@ def build(
     section.seed,
     section.question_tokens,
     section.never_stop,
+    _keep(config, experiment, program_folder),
   )
   questionnaire = questions.Questionnaire(
     tuple(section.ask), world.quiz if world else None, section.seed
@@ -111,6 +116,26 @@ def build(
     settings=_identity(config, experiment.heldout, images),
     labelled=labelled,
   )
+
+
+def _keep(
+  config: ml_collections.ConfigDict,
+  experiment: setup.Experiment,
+  program_folder: epath.Path | None,
+) -> chains.Keep | None:
+  """Returns what keeps the traced rounds between starts; None where they cannot be kept."""
+  reward = experiment.evaluation_reward
+  calls_host = experiment.parses_on_host or bool(reward.scorers)
+  if not program_folder:
+    return None
+  if not program_cache.may_keep(config.world, calls_host):
+    return None
+  constants = program_cache.constants(
+    config.to_dict(),
+    experiment.pretrained.folder,
+    program_cache.NOT_EVALUATED,
+  )
+  return program_cache.Keeper(program_folder, "evaluations", constants)
 
 
 def _labelled_images(

@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 from absl import logging
-from etils import epath
 import jax
 import ml_collections
 import numpy as np
@@ -46,11 +45,7 @@ _NO_TIME = timing.Evaluations()
 _MAX_REMARK = 240  # characters of a reason on the line of an iteration
 
 
-def run(
-  session: sessions.Session,
-  policy: types.Params,
-  program_folder: epath.Path | None = None,
-) -> dict:
+def run(session: sessions.Session, policy: types.Params) -> dict:
   """Trains a policy and evaluates it before and after; resumes an interrupted run.
 
   The workdir has config.json already. The run adds metrics.jsonl, evaluation.jsonl, TensorBoard
@@ -60,7 +55,6 @@ def run(
   Args:
     session: Constants of the run, see `sessions.prepare`.
     policy: Policy before training.
-    program_folder: Folder that keeps the traced step between starts; None keeps nothing.
 
   Returns:
     The summary of the run; `summary.write` stores it as summary.json.
@@ -85,10 +79,9 @@ def run(
     start = resume(session, session.init(policy))
     clock.lap("setup")
 
-    with console.heartbeat("compiling the step", _compilation(config)):
-      train_step = session.compile(start.state, program_folder)
-    # Training needs the memory that compilation took.
-    machine.return_freed_memory()
+    train_step = _no_step
+    if start.done < config.total_steps:
+      train_step = _compile(session, start.state)
     clock.lap("compile")
 
     session.experiment.reward.log_to(files.rewards, start.done)
@@ -123,6 +116,22 @@ def run(
     run_summary |= summary.former_times(files)
   summary.write(session, run_summary)
   return run_summary
+
+
+def _compile(
+  session: sessions.Session, state: train_state.TrainState
+) -> sessions.Step:
+  with console.heartbeat("compiling the step", _compilation(session.config)):
+    train_step = session.compile(state)
+  # Training needs the memory that compilation took.
+  machine.return_freed_memory()
+  return train_step
+
+
+def _no_step(state, indices):
+  """Stands for the step of a run that has no iteration left: nothing is compiled for it."""
+  del state, indices
+  raise AssertionError("a run with no iteration left must not run one")
 
 
 @dataclasses.dataclass(frozen=True)

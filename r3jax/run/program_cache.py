@@ -2,8 +2,8 @@
 
 JAX's compilation cache saves a second start the compiler's work, but not Python's: tracing and
 lowering the step take longer than loading its compiled form. A program that was exported once
-(`jax.export`) needs neither. Only the fused step is kept; evaluation and generation are traced at
-every start, and JAX keys their compiled programs by what they compute.
+(`jax.export`) needs neither. The fused step, the rounds of evaluation and the stages of
+`r3jax.inference` are kept.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +19,7 @@ from absl import logging
 from etils import epath
 import jax
 
+from r3jax import plugins
 from r3jax.files import atomic
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -29,18 +30,32 @@ _DIGEST_BYTES = 32
 
 _ONLY_ON_HOST = "a step that calls the host is not kept"
 
-# Keys of the config that cannot reach the traced step, each with the reason. A key that is not
-# below one of them makes another program, so that a new key is safe before anyone thinks of it.
-NOT_TRACED: Mapping[str, str] = {
-  "seed": "an argument of the step; `reward.shuffle`, which traces it, adds it",
+# Keys of the config that cannot reach the rounds of an evaluation, each with the reason. A key that
+# is not below one of them makes another program, so that a new key is safe before anyone thinks of
+# it.
+NOT_EVALUATED: Mapping[str, str] = {
   "total_steps": "the loop counts the iterations",
-  "data": "prompts are arguments of the step",
-  "eval": "evaluation has programs of its own",
+  "data": "prompts are arguments",
   "checkpoint": "the loop saves",
   "preemption": "the loop ends",
   "health": "the loop watches the metrics",
   "log": "the loop logs",
   "profile": "the loop traces",
+}
+
+# The same for the stages of `r3jax.inference`.
+NOT_GENERATED: Mapping[str, str] = {
+  **NOT_EVALUATED,
+  "seed": "random keys are arguments",
+  "eval.seed": "random keys are arguments",
+  "eval.rounds": "Python counts the rounds",
+}
+
+# The same for the traced step.
+NOT_TRACED: Mapping[str, str] = {
+  **NOT_EVALUATED,
+  "seed": "an argument of the step; `reward.shuffle`, which traces it, adds it",
+  "eval": "evaluation has programs of its own",
   "reward.endpoints": _ONLY_ON_HOST,
   "reward.token_env": _ONLY_ON_HOST,
   "reward.batch": _ONLY_ON_HOST,
@@ -79,17 +94,34 @@ def code_version() -> str:
   return _hash(parts)
 
 
-def constants(config: Mapping, model_folder: epath.Path) -> list[str]:
-  """Returns what the step of a config is traced with, beside its arguments and the source.
+def may_keep(world: str, calls_host: bool) -> bool:
+  """Returns whether a traced program may serve later starts.
+
+  Args:
+    world: `config.world`.
+    calls_host: Whether the program calls back to the host.
+  """
+  # A program with callbacks to the host cannot be exported. A world of the user's own verifies
+  # inside the program, and nothing says whether its source has changed since.
+  return not (calls_host or plugins.is_path(world))
+
+
+def constants(
+  config: Mapping,
+  model_folder: epath.Path,
+  not_traced: Mapping[str, str] = NOT_TRACED,
+) -> list[str]:
+  """Returns what programs of a config are traced with, beside their arguments and the source.
 
   Args:
     config: Nested dict of JSON values, `ConfigDict.to_dict()` of the run.
-    model_folder: Folder of the model, whose sizes and tokenizer the step is traced with.
+    model_folder: Folder of the model, whose sizes and tokenizer the programs are traced with.
+    not_traced: Keys that cannot reach the programs.
 
   Returns:
-    The config without the keys of `NOT_TRACED`, and the files that describe the model.
+    The config without these keys, and the files that describe the model.
   """
-  traced = _without(config, NOT_TRACED)
+  traced = _without(config, not_traced)
   if config["reward"]["shuffle"]:
     traced["seed"] = config["seed"]
   model_files = sorted(
@@ -119,6 +151,7 @@ def _without(
 
 def load_or_export(
   folder: epath.Path,
+  name: str,
   constants: Sequence[str],
   function: Callable,
   arguments: tuple,
@@ -130,15 +163,18 @@ def load_or_export(
   Args:
     folder: Folder with one file per program. The files are pickles: only the folder's owner may
       have the right to write there.
+    name: What the log calls the program; another name is another program.
     constants: Texts that identify everything `function` computes with beside its arguments and this
       package's source. Other constants make another program.
     function: Traceable function of array pytrees that returns an array pytree and does not call
       back to the host.
     arguments: Arrays of the shapes, dtypes and shardings that it will be called with.
   """
-  path = folder / f"{_key(constants, arguments)}.program"
+  path = folder / f"{_key([name, *constants], arguments)}.program"
   program = _read(path)
-  if program is None:
+  if program:
+    logging.info("%s was traced before: %s", name, path)
+  else:
     program = _export(function, arguments)
     _write(path, program)
 
@@ -147,6 +183,35 @@ def load_or_export(
     return jax.tree.unflatten(program.out_tree, leaves)
 
   return call
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeper:
+  """Keeps the programs of one kind of work in a folder.
+
+  Attributes:
+    folder: See `load_or_export`.
+    kind: What the log calls them together.
+    constants: See `load_or_export`.
+  """
+
+  folder: epath.Path
+  kind: str
+  constants: Sequence[str]
+
+  def __call__(
+    self, name: str, function: Callable, arguments: tuple
+  ) -> Callable:
+    """Returns a function that is not traced again, see `load_or_export`.
+
+    Args:
+      name: Of the program among those of its kind.
+      function: See `load_or_export`.
+      arguments: See `load_or_export`.
+    """
+    return load_or_export(
+      self.folder, f"{name} of {self.kind}", self.constants, function, arguments
+    )
 
 
 def _key(constants: Sequence[str], arguments: tuple) -> str:
@@ -213,7 +278,6 @@ def _read(path: epath.Path) -> _Program | None:
     logging.warning("traced program is damaged and is made anew: %s", path)
     return None
   serialized, out_tree = pickle.loads(pickled)
-  logging.info("the step was traced before: %s", path)
   exported = jax.export.deserialize(bytearray(serialized))
   return _Program(exported, out_tree)
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from r3jax import plugins
 from r3jax import types
 from r3jax.agent import experience
 from r3jax.checkpoint import training
@@ -135,6 +134,7 @@ class Session:
     evaluation: Evaluation on the held-out prompts, on the same mesh.
     leaked: Held-out prompts that this run or the model's earlier runs train on.
     identity: What a resumed run must find unchanged, as config.json has it.
+    program_folder: Keeps traced programs between starts, see `program_cache`; None keeps nothing.
   """
 
   config: ml_collections.ConfigDict
@@ -147,6 +147,7 @@ class Session:
   evaluation: evaluate.Evaluation
   leaked: contamination.Leaked
   identity: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  program_folder: epath.Path | None = None
 
   def init(self, policy: types.Params) -> train_state.TrainState:
     """Returns the state before the first iteration; it shares no buffer with `policy`."""
@@ -165,23 +166,18 @@ class Session:
     copied_policy = jax.tree.map(jnp.copy, policy)
     return train_state.TrainState(copied_policy, opt_state, iterations_done)
 
-  def compile(
-    self,
-    state: train_state.TrainState,
-    program_folder: epath.Path | None = None,
-  ) -> Step:
+  def compile(self, state: train_state.TrainState) -> Step:
     """Returns the step of the training loop.
 
-    The step donates the state: its buffers must not be read afterwards.
+    The step donates the state: its buffers must not be read afterwards. In split mode nothing is
+    kept between starts, and a stage compiles when it first runs.
 
     Args:
       state: State with the shapes, dtypes and shardings that the step will be called with.
-      program_folder: Folder that keeps the traced step between starts, see `program_cache`; None
-        traces it anew. In split mode nothing is kept, and a stage compiles when it first runs.
     """
     if self.config.step.mode == "split":
       return self._split_step(state)
-    return self._fused_step(state, program_folder)
+    return self._fused_step(state)
 
   def _split_step(self, state: train_state.TrainState) -> Step:
     """Returns a step that runs the stages as separate programs and times them."""
@@ -195,23 +191,17 @@ class Session:
 
     return step
 
-  def _fused_step(
-    self, state: train_state.TrainState, program_folder: epath.Path | None
-  ) -> Step:
+  def _fused_step(self, state: train_state.TrainState) -> Step:
     """Returns a step that runs the whole iteration as one program, compiled now."""
     seed = np.uint32(self.config.seed)
-    compiled = self.fused_program(state, program_folder)
+    compiled = self.fused_program(state)
 
     def step(state, indices):
       return compiled(state, self.frozen, self._batch(indices), seed)
 
     return step
 
-  def fused_program(
-    self,
-    state: train_state.TrainState,
-    program_folder: epath.Path | None = None,
-  ) -> jax.stages.Compiled:
+  def fused_program(self, state: train_state.TrainState) -> jax.stages.Compiled:
     """Returns the whole iteration as one compiled program; for the arguments see `compile`.
 
     It takes (state, frozen, prompts, seed), donates the state, and returns what `iteration.run`
@@ -222,12 +212,12 @@ class Session:
     any_batch = self._batch(np.zeros(self.config.groups_per_step, np.int32))
     arguments = (state, self.frozen, any_batch, seed)
     program = mapped.fused(self.stages, self.mesh)
-    if program_folder and self._can_be_kept():
+    if self.program_folder and self._can_be_kept():
       constants = program_cache.constants(
         self.config.to_dict(), self.experiment.pretrained.folder
       )
       program = program_cache.load_or_export(
-        program_folder, constants, program, arguments
+        self.program_folder, "the step", constants, program, arguments
       )
     state_shardings = jax.tree.map(lambda x: x.sharding, state)
     program = jax.jit(
@@ -237,10 +227,8 @@ class Session:
     return lowered.compile(compiler_options=compiler_options())
 
   def _can_be_kept(self) -> bool:
-    """Returns whether the traced step may serve later starts, see `program_cache`."""
-    # A program with callbacks to the host cannot be exported. A world of the user's own verifies
-    # inside the step, and nothing says whether its source has changed since.
-    return not (self.experiment.on_host or plugins.is_path(self.config.world))
+    """Returns whether the traced step may serve later starts."""
+    return program_cache.may_keep(self.config.world, self.experiment.on_host)
 
   def _batch(self, indices: np.ndarray) -> experience.Prompts:
     """Returns the training prompts of an iteration, one row per group."""
@@ -360,6 +348,7 @@ def prepare(
   config: ml_collections.ConfigDict,
   folder: epath.PathLike,
   resume: str = "auto",
+  program_folder: epath.Path | None = None,
 ) -> tuple[Session, types.Params]:
   """Checks everything that can be checked before compilation, loads the model, opens the workdir.
 
@@ -369,6 +358,7 @@ def prepare(
     config: Config of the run, see `configs/r3_geneval.py`.
     folder: Workdir of a new run, or of one to resume, see `loop.run`.
     resume: Whether the run may or must be a resumed one, see `check_resume`.
+    program_folder: See `Session`.
 
   Returns:
     The constants of the run, and the policy before training.
@@ -383,7 +373,7 @@ def prepare(
   check(config, files)
   check_resume(resume, files)
   ownership.check(folder)  # before weights are read for minutes
-  session, policy = load(config, files)
+  session, policy = load(config, files, program_folder)
 
   # Nothing has been written up to here.
   config_guard.check_writable(folder, "workdir")
@@ -397,13 +387,16 @@ def prepare(
 
 
 def load(
-  config: ml_collections.ConfigDict, files: workdir.Workdir
+  config: ml_collections.ConfigDict,
+  files: workdir.Workdir,
+  program_folder: epath.Path | None = None,
 ) -> tuple[Session, types.Params]:
   """Does what `prepare` does without writing anything.
 
   Args:
     config: Config of the run, whose values have been checked.
     files: Workdir of a run, new or not.
+    program_folder: See `Session`.
 
   Returns:
     The constants of the run, and the policy before training.
@@ -416,7 +409,7 @@ def load(
   # The stages, the evaluation and the prompts check the config once more, against the mesh and the
   # capacities of the segments.
   stages = _stages(config, experiment, mesh)
-  evaluation = evaluation_setup.build(config, experiment, mesh)
+  evaluation = evaluation_setup.build(config, experiment, mesh, program_folder)
   prompts = experiment.encode(experiment.train)
   leaked = _leaked(config, experiment)
   identity = config.to_dict() | _inputs(config, experiment)
@@ -434,6 +427,7 @@ def load(
     evaluation=evaluation,
     leaked=leaked,
     identity=identity,
+    program_folder=program_folder,
   )
   return session, policy
 

@@ -164,7 +164,6 @@ def sample(
   schedule: schedules.Schedule,
   guided: np.ndarray,
   plan: SDEPlan | None = None,
-  on_step: Callable[[np.ndarray], None] | None = None,
 ) -> Trajectory:
   """Integrates the flow from noise to data.
 
@@ -178,7 +177,6 @@ def sample(
     schedule: times.
     guided: [points - 1] bool, static; which steps are guided.
     plan: the SDE steps.
-    on_step: called on the host with the number of every step that begins, for progress bars.
 
   Returns:
     The final latent, and the recorded SDE step.
@@ -190,8 +188,6 @@ def sample(
     t = jnp.broadcast_to(times[step], (rows,))
     step_length = times[step] - times[step + 1]
     dt = jnp.broadcast_to(step_length, (rows,))
-    if on_step is not None:
-      jax.debug.callback(on_step, step)
     v = velocity(state.latent, t, is_guided)
     if plan is None:
       next_latent = ode_step(state.latent, v, dt)

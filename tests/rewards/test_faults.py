@@ -193,7 +193,7 @@ def bench(tiny_model, tmp_path_factory):
       tiny.make_config(tiny_model, settings), str(folder / "workdir")
     )
   with jax.set_mesh(session.mesh):
-    step = session.compile(session.init(policy), None)
+    step = session.compile(session.init(policy))
   made = Bench(service, session, policy, step, settings)
   yield made
   service.kill()

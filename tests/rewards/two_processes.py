@@ -92,7 +92,7 @@ def main():
     tiny.make_config(pathlib.Path(MODEL), SETTINGS), WORKDIR
   )
   with jax.set_mesh(session.mesh):
-    step = session.compile(session.init(policy), None)
+    step = session.compile(session.init(policy))
     found = {
       "goes on": run(session, policy, step, "a", max_failed_fraction=1.0),
       "stops": run(

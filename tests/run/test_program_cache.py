@@ -1,5 +1,6 @@
 """Kept programs: traced once, the same numbers, another program for whatever changes one."""
 
+from collections.abc import Mapping
 import json
 
 from etils import epath
@@ -11,10 +12,13 @@ import pytest
 
 from configs import r3_geneval
 from r3jax import inference
+from r3jax.agent import rollout
 from r3jax.files import config_guard
 from r3jax.parallel import meshes
+from r3jax.run import evaluation_setup
 from r3jax.run import model_setup
 from r3jax.run import program_cache
+from r3jax.run import setup
 from r3jax.run import stage_settings
 from tests import tiny
 
@@ -57,7 +61,7 @@ def _kept(folder, step: Counted, constants: list[str], rows: int = 4):
   state = step.init(jnp.linspace(0.0, 1.0, 3))
   arguments = (state, jnp.arange(3.0 * rows).reshape(rows, 3))
   program = jax.jit(
-    program_cache.load_or_export(folder, constants, step, arguments)
+    program_cache.load_or_export(folder, "a step", constants, step, arguments)
   )
   return jax.tree.map(np.asarray, program(*arguments)), jax.tree.map(
     np.asarray, jax.jit(step)(*arguments)
@@ -166,8 +170,17 @@ def _leaves(variant: str) -> dict:
   return leaves
 
 
-def _is_left_out(key: str) -> bool:
-  return config_guard._is_under(key, tuple(program_cache.NOT_TRACED))
+def _is_left_out(
+  key: str, listed: Mapping[str, str] = program_cache.NOT_TRACED
+) -> bool:
+  return config_guard._is_under(key, tuple(listed))
+
+
+LISTS = {
+  "the step": program_cache.NOT_TRACED,
+  "evaluation": program_cache.NOT_EVALUATED,
+  "generation": program_cache.NOT_GENERATED,
+}
 
 
 class TestConstants:
@@ -177,11 +190,12 @@ class TestConstants:
     return epath.Path(tmp_path)
 
   @pytest.mark.parametrize("variant", ["bagel", "shapes", "smoke"])
+  @pytest.mark.parametrize("listed", LISTS.values(), ids=LISTS)
   def test_every_key_makes_another_program_unless_it_is_on_the_list(
-    self, model, variant
+    self, model, variant, listed
   ):
     expected = program_cache.constants(
-      r3_geneval.get_config(variant).to_dict(), model
+      r3_geneval.get_config(variant).to_dict(), model, listed
     )
     for key, value in _leaves(variant).items():
       config = r3_geneval.get_config(variant).unlock()
@@ -189,8 +203,8 @@ class TestConstants:
         config.reward.members = {"a": {"name": "world", "weight": 1.0}}
       else:
         config.update_from_flattened_dict({key: _another(value)})
-      changed = program_cache.constants(config.to_dict(), model)
-      assert (changed == expected) == _is_left_out(key), key
+      changed = program_cache.constants(config.to_dict(), model, listed)
+      assert (changed == expected) == _is_left_out(key, listed), key
 
   @pytest.mark.parametrize(
     "first, second",
@@ -244,6 +258,15 @@ class TestConstants:
         config = tiny.make_config(tiny_model, {key: _another(value)})
         assert built(config) == expected, key
 
+  def test_keys_listed_for_evaluation_and_generation_do_not_reach_them(
+    self, stages, tiny_model
+  ):
+    for key, value in _leaves("shapes").items():
+      # What generation leaves out holds what evaluation does.
+      if _is_left_out(key, program_cache.NOT_GENERATED):
+        changed = _sampling_stages(tiny_model, {key: _another(value)})
+        assert changed == stages, key
+
   def test_every_listed_key_exists(self):
     config = r3_geneval.get_config("bagel").to_dict()
     for key in program_cache.NOT_TRACED:
@@ -286,8 +309,63 @@ def fixture_stages(tiny_model):
   return _sampling_stages(tiny_model)
 
 
-class TestEvaluationAndGeneration:
-  """Their programs are kept in the process alone, where `inference.Stages` is the key."""
+class TestEvaluation:
+  def test_second_start_does_not_trace_and_draws_the_same(
+    self, tiny_model, tmp_path, monkeypatch
+  ):
+    """Another start is another sampler: each compiles anew what it has not kept."""
+    bench = tiny.make_bench(tiny_model, changes={"eval.rounds": 1})
+    traces = []
+    monkeypatch.setattr(rollout, "reason", _counted(rollout, "reason", traces))
+    drawn = []
+    traced = []
+    for folder in (None, tmp_path, tmp_path):
+      evaluation = evaluation_setup.build(
+        bench.session.config, bench.session.experiment, bench.mesh, folder
+      )
+      traces.clear()
+      with jax.set_mesh(bench.mesh):
+        rounds = tiny.draw(
+          evaluation.sampler,
+          bench.policy,
+          bench.frozen.towers,
+          evaluation.prompts,
+          images=1,
+        )
+      drawn.append(rounds)
+      traced.append(list(traces))
+    assert traced == [["reason"], ["reason"], []]
+    assert len(list(tmp_path.iterdir())) == 1
+    for kept in drawn[1:]:
+      jax.tree.map(np.testing.assert_array_equal, kept, drawn[0])
+
+  @pytest.mark.parametrize(
+    "changes",
+    [{"sequence.parser": "strings"}, {"reward.name": "tests.tiny:redness"}],
+    ids=["parser", "reward"],
+  )
+  def test_what_calls_the_host_is_not_kept(self, tiny_model, tmp_path, changes):
+    config = tiny.make_config(tiny_model, changes)
+    mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
+    evaluation = evaluation_setup.build(
+      config, setup.build(config), mesh, epath.Path(tmp_path)
+    )
+    assert evaluation.sampler.keep is None
+
+
+def _counted(module, name: str, traces: list[str]):
+  """Returns a function of a module that notes its name when it is called."""
+  function = getattr(module, name)
+
+  def counted(*arguments):
+    traces.append(name)
+    return function(*arguments)
+
+  return counted
+
+
+class TestGeneration:
+  """In a process `inference.Stages` is the key of its programs."""
 
   @pytest.mark.parametrize("key", SAMPLING_CHANGES)
   def test_what_they_compute_with_makes_another_program(
