@@ -362,8 +362,7 @@ def _set_outputs(config: ConfigDict):
   # Iterations between samples on the report, and between two versions of it; 0 shows no samples.
   log.samples_every = 10
   log.samples = 8  # prompts that are shown
-  # Writes workdir/tensorboard too; TensorFlow, which does it, takes seconds to start.
-  log.tensorboard = True
+  log.tensorboard = True  # writes workdir/tensorboard too
   wandb = config.log.wandb = (
     ConfigDict()
   )  # Weights & Biases, see docs/metrics.md

@@ -1,7 +1,6 @@
 """Puts the tests on 8 virtual CPU devices, with full float32 products and quick compiles."""
 
 import os
-import sys
 
 # Before JAX starts. A session on an accelerator sets JAX_PLATFORMS itself.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -38,14 +37,6 @@ def store(monkeypatch):
   made = stores.MemoryStore()
   stores.serve(made, monkeypatch)
   return made
-
-
-@pytest.fixture
-def no_tensorflow(monkeypatch):
-  """Makes TensorFlow missing; importing it takes seconds, and most tests do not need it."""
-  for name in [name for name in sys.modules if name.startswith("clu")]:
-    monkeypatch.delitem(sys.modules, name)
-  monkeypatch.setitem(sys.modules, "tensorflow", None)
 
 
 @pytest.fixture(scope="session")

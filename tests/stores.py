@@ -115,7 +115,38 @@ class _Writer(io.BytesIO):
     super().close()
 
 
-def serve(store: MemoryStore, monkeypatch):
+class FolderStore(type(backend.os_backend)):
+  """A folder that is read as if it were a bucket."""
+
+  def __init__(self, bucket: str, folder: str):
+    self._bucket, self._folder = bucket, folder
+
+  def _local(self, path) -> str:
+    return str(path).replace(self._bucket, self._folder, 1)
+
+  def open(self, path, mode):
+    return super().open(self._local(path), mode)
+
+  def exists(self, path):
+    return super().exists(self._local(path))
+
+  def isdir(self, path):
+    return super().isdir(self._local(path))
+
+  def listdir(self, path):
+    return super().listdir(self._local(path))
+
+  def stat(self, path):
+    return super().stat(self._local(path))
+
+  def glob(self, path):
+    return [
+      found.replace(self._folder, self._bucket, 1)
+      for found in super().glob(self._local(path))
+    ]
+
+
+def serve(store: backend.Backend, monkeypatch):
   """Puts the store behind every gs:// path."""
   monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", store)
   # else its files are taken

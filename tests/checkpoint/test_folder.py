@@ -28,6 +28,7 @@ from r3jax.model import parameters
 from r3jax.model import siglip
 from r3jax.parallel import meshes
 from r3jax.rl import train_state
+from tests import stores
 from tests import tiny
 
 # What docs/checkpoints.md shows; imports no r3jax.
@@ -344,28 +345,8 @@ class TestBucket:
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
-  """A folder that epath opens at gs://bucket, by TensorFlow where that is installed."""
-  gfile = pytest.importorskip("tensorflow").io.gfile
-
-  def local(path):
-    return str(path).replace("gs://bucket", str(tmp_path))
-
-  def back(path):
-    return path.replace(str(tmp_path), "gs://bucket")
-
-  opened = gfile.GFile
-  monkeypatch.setattr(
-    gfile, "GFile", lambda path, mode="r": opened(local(path), mode)
-  )
-  for name in ("exists", "isdir", "listdir", "stat"):
-    function = getattr(gfile, name)
-    monkeypatch.setattr(
-      gfile, name, lambda path, function=function: function(local(path))
-    )
-  glob = gfile.glob
-  monkeypatch.setattr(
-    gfile, "glob", lambda path: [back(found) for found in glob(local(path))]
-  )
+  """A folder that epath opens at gs://bucket."""
+  stores.serve(stores.FolderStore("gs://bucket", str(tmp_path)), monkeypatch)
   return tmp_path
 
 

@@ -7,7 +7,6 @@ out, as in test_store_workdir.py.
 import os
 import pathlib
 import shutil
-import sys
 
 from etils import epath
 import numpy as np
@@ -116,11 +115,8 @@ def _cases() -> list:
 
 @pytest.fixture(scope="module", autouse=True)
 def around():
-  """Leaves out what the model and TensorFlow take."""
+  """Leaves out what the model takes."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(sys.modules, "tensorflow", None)
-    for name in [name for name in sys.modules if name.startswith("clu")]:
-      patch.delitem(sys.modules, name)
     patch.setattr(loop.host_metrics, "compute", lambda *_: {})
     image = np.zeros((2, 2, 3), np.uint8)
     turn = sample_log.Turn(

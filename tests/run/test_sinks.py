@@ -1,6 +1,8 @@
 """Tests of sinks.py; Weights & Biases is a fake with the few calls that are made."""
 
+import errno
 import json
+import os
 import sys
 import types
 
@@ -87,7 +89,6 @@ class TestCheck:
     assert not (tmp_path / "workdir").exists()
 
 
-@pytest.mark.usefixtures("no_tensorflow")
 class TestWandb:
   def test_gets_what_the_file_gets(self, wandb, tmp_path):
     opened = sinks.open_all(tmp_path, None, SETTINGS, {"seed": 3})
@@ -132,7 +133,8 @@ class TestWandb:
       tmp_path, None, sinks.WandbSettings("", "", "online")
     )
     assert [type(sink) for sink in opened] == [
-      sinks.JsonLines
+      sinks.JsonLines,
+      sinks.TensorBoard,
     ] and not wandb.runs
     assert not (tmp_path / "wandb_id").exists()
 
@@ -181,6 +183,23 @@ class TestTensorBoard:
     )
     width, height, png = read("edit/sample/1")
     assert (width, height, png[:4]) == (b"3", b"2", b"\x89PNG")
+
+  def test_full_disk_is_an_error_of_the_disk_that_names_the_file(
+    self, tmp_path, monkeypatch
+  ):
+    """Not one of the thread that writes."""
+    sink = sinks.TensorBoard(epath.Path(tmp_path), None)
+
+    def fails(*_):
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(epath.Path("/tmp").__class__, "open", fails)
+    sink.scalars(1, {"reason/score": 0.5})
+    with pytest.raises(
+      OSError, match="No space left .*events.out.tf"
+    ) as raised:
+      sink.close()
+    assert raised.value.errno == errno.ENOSPC
 
   @staticmethod
   def _start(workdir, restored, steps, offset):

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import sys
 import time
 import types
 
@@ -194,10 +193,6 @@ class TestRun:
         lambda files: epath.Path(tmp_path / "checkpoints" / files.path.name)
       ),
     )
-    # it writes TensorBoard's files by itself
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    for name in [name for name in sys.modules if name.startswith("clu")]:
-      monkeypatch.delitem(sys.modules, name)
     # its iterations have no samples
     monkeypatch.setattr(loop.host_metrics, "compute", lambda *_: {})
     image = np.zeros((2, 2, 3), np.uint8)

@@ -3,7 +3,8 @@
 A sink is opened, gets scalars and pictures step by step, and is closed. Only process 0 has any.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import math
 import os
@@ -12,7 +13,7 @@ import types
 import typing
 import uuid
 
-from absl import logging
+from clu import asynclib
 from etils import epath
 import jax
 import numpy as np
@@ -112,9 +113,10 @@ def _line(step: int, values: Mapping[str, float]) -> dict:
 
 
 class TensorBoard:
-  """Writes workdir/tensorboard; a caption is a text beside its picture.
+  """Writes workdir/tensorboard, in a thread of its own; a caption is a text beside its picture.
 
-  After a restart the curves are those of an uninterrupted run.
+  After a restart the curves are those of an uninterrupted run. What fails is raised by the next
+  call.
   """
 
   def __init__(self, workdir: epath.Path, restored_step: int | None):
@@ -124,22 +126,21 @@ class TensorBoard:
       workdir: Folder of the run.
       restored_step: Events of later steps are dropped, and all events if it is None.
 
-    Raises:
-      ImportError: TensorFlow is not installed.
     """
-    # Imported here, because it imports TensorFlow, which takes seconds.
-    from clu import metric_writers
-
     folder = workdir / "tensorboard"
     event_files.drop_after(folder, restored_step)
     self._evaluations = event_files.scalars(folder, _EVALUATION_PREFIX)
-    self._writer = metric_writers.AsyncWriter(
-      metric_writers.SummaryWriter(str(folder))
-    )
+    writer = event_files.Writer(folder)
+    # One thread, in which events keep their order.
+    self._pool = asynclib.Pool("tensorboard", max_workers=1)
+    self._write_scalars = self._pool(writer.write_scalars)
+    self._write_images = self._pool(writer.write_images)
+    self._write_texts = self._pool(writer.write_texts)
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """See `Sink`."""
-    self._writer.write_scalars(step, values)
+    with _errors_of_the_thread():
+      self._write_scalars(step, values)
 
   def evaluation(self, step: int, values: Mapping[str, float]) -> None:
     """See `Sink`; scores that an earlier start has written are not written again."""
@@ -150,15 +151,29 @@ class TensorBoard:
   def pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
     """See `Sink`."""
     images = {name: picture.image for name, picture in pictures.items()}
-    self._writer.write_images(step, images)
     captions = {
       f"{name}/caption": picture.caption for name, picture in pictures.items()
     }
-    self._writer.write_texts(step, captions)
+    with _errors_of_the_thread():
+      self._write_images(step, images)
+      self._write_texts(step, captions)
 
   def close(self) -> None:
     """See `Sink`."""
-    self._writer.close()
+    with _errors_of_the_thread():
+      self._pool.close()
+
+
+@contextlib.contextmanager
+def _errors_of_the_thread() -> Iterator[None]:
+  """Raises what has failed in another thread as itself: a full disk is no fault of the code."""
+  try:
+    yield
+  except asynclib.AsyncError as error:
+    cause = error.__cause__
+    if cause is None:
+      raise
+    raise cause from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,10 +294,7 @@ def open_all(
   workdir = epath.Path(workdir)
   opened: list[Sink] = [JsonLines(workdir, restored_step)]
   if tensorboard:
-    try:
-      opened.append(TensorBoard(workdir, restored_step))
-    except ImportError as error:
-      logging.info("metrics do not go to TensorBoard: %s", error)
+    opened.append(TensorBoard(workdir, restored_step))
   if wandb and wandb.project:
     opened.append(Wandb(workdir, wandb, config or {}))
   return opened
