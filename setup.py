@@ -28,7 +28,19 @@ setuptools.setup(
   name="r3jax",
   version=read_version(),
   description="Reason-Reflect-Refine reinforcement learning of the BAGEL multimodal model in JAX",
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
   license="Apache-2.0",
+  classifiers=[
+    "Development Status :: 4 - Beta",
+    "Intended Audience :: Science/Research",
+    "Operating System :: MacOS",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
   # The config files lie beside the package in the repository, and in the package when installed.
   packages=[
     *setuptools.find_packages(include=["r3jax", "r3jax.*"]),

@@ -1,6 +1,7 @@
 # Sourced by the other scripts: `prepare_venv [EXTRA]` leaves $python, an interpreter of the
 # project's own environment .venv with the package, its requirements and the extra installed.
-# It installs only when setup.py, requirements.txt or the interpreter have changed.
+# It installs only when setup.py, requirements.txt, constraints.txt or the interpreter have changed.
+# With the extra `test` the versions are those of constraints.txt, with which the tests have passed.
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv="$repo/.venv"
@@ -33,17 +34,20 @@ make_venv() {
 
 prepare_venv() {
   local extra="${1:-}" stamp key
+  local versions=""
+  [ "$extra" != test ] || versions="$repo/constraints.txt"
   "$python" -c '' 2>/dev/null || make_venv || return
   stamp="$venv/.installed${extra:+-$extra}"
   key=$(cd "$repo" && "$python" -c 'import hashlib, sys
 print(hashlib.sha256(b"".join(open(name, "rb").read() for name in sys.argv[1:])).hexdigest())' \
-    setup.py requirements.txt) || return
+    setup.py requirements.txt constraints.txt) || return
   [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] && return
   echo "installing r3jax${extra:+[$extra]} into $venv"
   if command -v uv >/dev/null; then
-    uv pip install --quiet --python "$python" -e "$repo${extra:+[$extra]}" || return
+    uv pip install --quiet --python "$python" ${versions:+--constraint "$versions"} \
+      -e "$repo${extra:+[$extra]}" || return
   else
-    "$python" -m pip install --quiet --disable-pip-version-check \
+    "$python" -m pip install --quiet --disable-pip-version-check ${versions:+--constraint "$versions"} \
       -e "$repo${extra:+[$extra]}" || return
   fi
   echo "$key" > "$stamp"

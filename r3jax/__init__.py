@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # for editors and type checkers
   from r3jax.run.evaluation_job import evaluate_model as evaluate
   from r3jax.run.loop import train as train
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Model", "__version__", "evaluate", "get_config", "load", "train"]
 
 # public name -> module and attribute

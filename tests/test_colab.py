@@ -1,6 +1,7 @@
 """Runs launch/colab_tpu.ipynb from top to bottom on a CPU, with as little work as it takes."""
 
 import base64
+import importlib.util
 import io
 import os
 import pathlib
@@ -48,6 +49,18 @@ def test_notebook_is_kept_without_outputs():
     for cell in notebook.cells
     if cell.get("outputs") or cell.get("execution_count")
   ]
+
+
+def test_first_cell_has_the_only_setting_and_asks_for_it(monkeypatch):
+  """No other cell names an address that the reader would have to change."""
+  notebook = nbformat.read(NOTEBOOK, as_version=4)
+  code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+  assert code[0].startswith('REPOSITORY = ""')
+  assert not [source for source in code[1:] if "REPOSITORY" in source]
+  assert "OWNER" not in NOTEBOOK.read_text()
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match="REPOSITORY must be .* is empty; set"):
+    exec(code[0], {})
 
 
 @pytest.mark.slow

@@ -38,9 +38,10 @@ def fixture_wheel(tmp_path_factory) -> zipfile.ZipFile:
   return zipfile.ZipFile(path)
 
 
-def test_first_layer_of_the_container_builds(tmp_path):
+@pytest.mark.parametrize("folder", ["pod", "reward_server"])
+def test_first_layer_of_the_container_builds(folder, tmp_path):
   """The image installs the requirements before the package is copied into it."""
-  lines = (ROOT / "launch" / "pod" / "Dockerfile").read_text().splitlines()
+  lines = (ROOT / "launch" / folder / "Dockerfile").read_text().splitlines()
   install = next(i for i, line in enumerate(lines) if "pip install" in line)
   for line in lines[:install]:
     if not line.startswith("COPY"):
