@@ -91,10 +91,6 @@ def keep_stages() -> epath.Path | None:
   return keep_programs(ml_collections.ConfigDict(mesh))
 
 
-# Read by TensorFlow, which announces oneDNN twice with three lines.
-_ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
-
-
 class _ForTerminal(python_logging.Formatter):
   """Formats a line for people: the message, behind its level where it is a warning or worse."""
 
@@ -111,7 +107,6 @@ def log_ours() -> None:
 
   On a terminal the lines are short; a file or a pipe gets absl's, with time and source.
   """
-  os.environ.setdefault(_ONEDNN_VARIABLE, "0")
   package_folder = os.path.dirname(r3jax.__file__)
 
   def is_shown(record) -> bool:
