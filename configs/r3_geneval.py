@@ -74,13 +74,14 @@ def _set_model(config: ConfigDict):
 def _set_prompts(config: ConfigDict):
   """Sets the prompts, the size of images and the slots of texts."""
   data = config.data = ConfigDict()
-  # Decides the tags of the prompts: "geneval", "geneval_plus", "tiif", or a benchmark of your own
-  # as "package.module:ATTRIBUTE", see docs/howto/add_a_benchmark.md.
+  # Decides the tags of the prompts: "geneval", "geneval_plus", "tiif", "ocr", or a benchmark of
+  # your own as "package.module:ATTRIBUTE", see docs/howto/add_a_benchmark.md.
   data.benchmark = "geneval"
   # Training prompts: "generated", "world", or a file or URL: JSON lines, or a text a line, see
   # docs/reference/prompts.md.
   data.train = "generated"
-  # Held-out prompts: such a file or URL (GenEval's 553), or "world".
+  # Held-out prompts: such a file or URL (GenEval's 553), "world", or "generated" where the
+  # benchmark generates its own test set ("ocr").
   data.heldout = ""
   # Number of training prompts that "generated" makes, before those of the test set are dropped.
   data.generated = 20_000

@@ -188,6 +188,7 @@ def files_of(*values) -> st.SearchStrategy[bytes]:
 
 _RECORDS = (
   {"prompt": "a cat"},
+  {"tag": "word", "prompt": 'a mug that says "hi"', "inscription": "hi"},
   {
     "tag": "position",
     "prompt": "a dog right of a bear",

@@ -8,12 +8,18 @@ from collections.abc import Callable
 import dataclasses
 
 from r3jax import plugins
+from r3jax.data import inscriptions
 from r3jax.data import records
 from r3jax.data.generators import geneval
 from r3jax.data.generators import geneval_plus
+from r3jax.data.generators import ocr
 
 # (number, seed) -> so many different prompts
 Generate = Callable[[int, int], list[records.Prompt]]
+# () -> the prompts of the test set
+Heldout = Callable[[], list[records.Prompt]]
+# A prompt of a file -> the prompt with what its text says.
+Complete = Callable[[records.Prompt], records.Prompt]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +31,16 @@ class Benchmark:
     tags: the tasks of its prompts.
     generate: draws training prompts of its kind, (number, seed) -> prompts; None where there is no
       generator, so that `data.train` must be a file.
+    heldout: generates the test set, always the same prompts; None where `data.heldout` must be a
+      file.
+    complete: reads out of a prompt's text what a file leaves out; None where there is nothing.
   """
 
   name: str
   tags: tuple[str, ...]
   generate: Generate | None = None
+  heldout: Heldout | None = None
+  complete: Complete | None = None
 
 
 _GENEVAL_TAGS = (
@@ -82,6 +93,9 @@ BENCHMARKS = {
     "geneval_plus", _GENEVAL_PLUS_TAGS, geneval_plus.generate
   ),
   "tiif": Benchmark("tiif", _TIIF_TAGS),
+  "ocr": Benchmark(
+    "ocr", ocr.TAGS, ocr.generate, ocr.heldout, inscriptions.completed
+  ),
 }
 
 

@@ -6,7 +6,8 @@ A prompt occurs in the test set by
     differences of Unicode that nobody sees (the forms NFC and NFD, characters of full width,
     zero-width and other formatting characters);
   include: a test prompt with another text asks for the same, namely the same `include` items in any
-    order or, for TIIF, the same questions with the same answers in any order.
+    order, the same inscription as `inscriptions.comparable` compares it or, for TIIF, the same
+    questions with the same answers in any order.
 """
 
 import collections
@@ -15,7 +16,9 @@ import dataclasses
 import json
 import unicodedata
 
+from r3jax.data import inscriptions
 from r3jax.data import records
+from r3jax.files import texts
 
 KINDS = ("text", "folded", "include")
 _ARTICLES = ("a", "an", "the")
@@ -227,7 +230,7 @@ def _text(prompt: records.Prompt) -> str:
 
 def _folded(prompt: records.Prompt) -> str:
   """Returns the prompt's words without case, articles and punctuation."""
-  text = _canonical(prompt.text)
+  text = texts.canonical(prompt.text)
   # Unicode's categories Pc, Pd, ..., so that quotes and dashes of every language count.
   punctuation = {
     character
@@ -241,33 +244,18 @@ def _folded(prompt: records.Prompt) -> str:
   return " ".join(words) or prompt.text
 
 
-def _canonical(text: str) -> str:
-  """Returns a text in the one form of all that look like it, without case.
-
-  That is Unicode's toNFKC_Casefold but for the characters that it removes: here those of the
-  category Cf (zero-width spaces and joiners, soft hyphens, marks of direction) and the variation
-  selectors.
-  """
-  visible = "".join(
-    character
-    for character in text
-    if unicodedata.category(character) != "Cf"
-    and not "\ufe00" <= character <= "\ufe0f"
-  )
-  # Case folding can leave the normal form, as for U+0345.
-  folded = unicodedata.normalize("NFKC", visible).casefold()
-  return unicodedata.normalize("NFKC", folded)
-
-
 def _content(prompt: records.Prompt) -> Hashable:
   """Returns what a prompt asks for, free of any order."""
   if prompt.questions:
     questions = frozenset(
-      (_canonical(question.text), question.answer)
+      (texts.canonical(question.text), question.answer)
       for question in prompt.questions
     )
     # One question alone ("Is the image in ... style?") does not say what the prompt asks for.
     return questions if len(questions) > 1 else prompt.text
+  if prompt.inscription is not None:
+    # A tuple of its own kind: no text of a prompt is equal to it.
+    return ("inscription", inscriptions.comparable(prompt.inscription))
   if not prompt.include:
     return prompt.text
   return tuple(sorted(_resolved(prompt.include)))
@@ -279,7 +267,7 @@ def _resolved(items: Sequence[records.Expectation]) -> list[str]:
   without_position = [
     dataclasses.replace(item, position=None).to_json() for item in items
   ]
-  texts = []
+  descriptions = []
   for item, own in zip(items, without_position, strict=True):
     if item.position is None:
       resolved = [own, None, None]
@@ -287,8 +275,8 @@ def _resolved(items: Sequence[records.Expectation]) -> list[str]:
       relation, index = item.position
       resolved = [own, relation, without_position[index]]
     text = json.dumps(resolved, sort_keys=True, ensure_ascii=False)
-    texts.append(_canonical(text))
-  return texts
+    descriptions.append(texts.canonical(text))
+  return descriptions
 
 
 _KEYS: Mapping[str, Callable[[records.Prompt], Hashable]] = {

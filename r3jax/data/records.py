@@ -97,7 +97,9 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """A prompt with what its image must show: `include` items, `questions`, or its text alone.
+  """A prompt with what its image must show.
+
+  That is `include` items, `questions`, an `inscription`, or the text alone.
 
   Attributes:
     tag: the task of the benchmark, for example "counting" or "colors".
@@ -105,6 +107,7 @@ class Prompt:
     include: the objects that the image must show (GenEval, GenEval++).
     exclude: the objects that it must not show.
     questions: what is asked about the image (TIIF).
+    inscription: the text that must be written in the image, without its quotes.
   """
 
   tag: str
@@ -112,6 +115,7 @@ class Prompt:
   include: tuple[Expectation, ...] = ()
   exclude: tuple[Expectation, ...] = ()
   questions: tuple[Question, ...] = ()
+  inscription: str | None = None
 
   @classmethod
   def from_json(cls, obj: object, where: str = "the record") -> "Prompt":
@@ -133,9 +137,9 @@ class Prompt:
     """Returns the prompt as a JSON object that `from_json` accepts.
 
     Returns:
-      {"tag", "prompt", "include", "exclude"?} as GenEval writes it, or {"tag", "prompt",
-      "questions": [[text, answer], ...]}. The order of the keys is part of the hashes that
-      identify training sets and held-out sets.
+      {"tag", "prompt", "include", "exclude"?} as GenEval writes it, {"tag", "prompt",
+      "questions": [[text, answer], ...]} or {"tag", "prompt", "inscription"?}. The order of the
+      keys is part of the hashes that identify training sets and held-out sets.
     """
     obj: dict = {"tag": self.tag, "prompt": self.text}
     if self.include:
@@ -144,6 +148,8 @@ class Prompt:
       obj["exclude"] = [item.to_json() for item in self.exclude]
     if self.questions:
       obj["questions"] = [question.to_json() for question in self.questions]
+    if self.inscription is not None:
+      obj["inscription"] = self.inscription
     return obj
 
 
@@ -170,7 +176,9 @@ def _from_valid(obj: dict) -> Prompt:
       questions=tuple(map(Question.from_json, obj["questions"])),
     )
   if "yn_question_list" not in obj:
-    return Prompt(tag=tag, text=obj["prompt"])
+    return Prompt(
+      tag=tag, text=obj["prompt"], inscription=obj.get("inscription")
+    )
   pairs = zip(obj["yn_question_list"], obj["yn_answer_list"], strict=True)
   return Prompt(
     tag=obj.get("type", UNTAGGED),

@@ -30,7 +30,7 @@ class Settings:
       `package.module:ATTRIBUTE` of your own.
     train: a file of prompts (a path or URL), "generated", or "world", the prompts of the world
       that the config names.
-    heldout: a file, or "world".
+    heldout: a file, "generated", which is the benchmark's own test set, or "world".
     generated: number of training prompts where they are generated.
     generated_seed: the seed of the generator.
     more_tests: further files, of any benchmark, whose prompts must not be trained on.
@@ -86,7 +86,7 @@ def load(
   heldout = load_heldout(settings, world_records)
   tests = list(heldout)
   for source in settings.more_tests:
-    tests += _read_any_benchmark(source)
+    tests += _completed(settings, _read_any_benchmark(source))
   if settings.train == GENERATED:
     candidates = _generate(settings)
   else:
@@ -112,6 +112,8 @@ def load_heldout(
   Raises:
     ValueError: it is not named, cannot be read, or holds an invalid record.
   """
+  if settings.heldout == GENERATED:
+    return _generate_heldout(settings)
   return _read(settings, "heldout", settings.heldout, world_records)
 
 
@@ -127,9 +129,21 @@ def places(settings: Settings) -> dict[records.Prompt, str]:
     if source in (GENERATED, OF_WORLD, ""):
       continue
     content = sources.read(source, folder)
-    for line, prompt in records.parse_numbered(content, source):
+    numbered = records.parse_numbered(content, source)
+    prompts = _completed(settings, [prompt for _, prompt in numbered])
+    for (line, _), prompt in zip(numbered, prompts, strict=True):
       result.setdefault(prompt, f"{source}:{line}")
   return result
+
+
+def _completed(
+  settings: Settings, prompts: list[records.Prompt]
+) -> list[records.Prompt]:
+  """Returns prompts of a file with what the benchmark reads out of their texts."""
+  complete = benchmarks.find(settings.benchmark).complete
+  if complete is None:
+    return prompts
+  return [complete(prompt) for prompt in prompts]
 
 
 def _generate(settings: Settings) -> list[records.Prompt]:
@@ -148,6 +162,24 @@ def _generate(settings: Settings) -> list[records.Prompt]:
       f"generator; data.benchmark is {settings.benchmark!r}"
     )
   return benchmark.generate(settings.generated, settings.generated_seed)
+
+
+def _generate_heldout(settings: Settings) -> list[records.Prompt]:
+  """Generates the test set of the benchmark.
+
+  Raises:
+    ValueError: the benchmark has none that is generated.
+  """
+  benchmark = benchmarks.find(settings.benchmark)
+  if benchmark.heldout is None:
+    with_heldout = sorted(
+      other.name for other in benchmarks.BENCHMARKS.values() if other.heldout
+    )
+    raise ValueError(
+      f"data.heldout may be {GENERATED!r} for {with_heldout} and for your own benchmark with a "
+      f"generated test set; data.benchmark is {settings.benchmark!r}"
+    )
+  return benchmark.heldout()
 
 
 def _read_any_benchmark(source: str) -> list[records.Prompt]:
@@ -195,9 +227,10 @@ def _read(
       "it is empty"
     )
   try:
-    return tfds.load(benchmarks.find(settings.benchmark), source)
+    prompts = tfds.load(benchmarks.find(settings.benchmark), source)
   except OSError as error:
     raise ValueError(
       f"data.{split} must name a file of prompts that can be read: {error}"
       f"{paths.did_you_mean(source)}"
     ) from error
+  return _completed(settings, prompts)

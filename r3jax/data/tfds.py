@@ -28,7 +28,8 @@ def _parse(
 class PromptFile(storage.PromptBuilder):
   """Holds the prompts of one file, one JSON text an example."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  # 1.1.0: a record may have an inscription.
+  VERSION = tfds.core.Version("1.1.0")
 
   def __init__(
     self,
@@ -74,8 +75,14 @@ class Tiif(PromptFile):
   """Prompts of TIIF-Bench with their questions, one JSON text an example."""
 
 
+class Ocr(PromptFile):
+  """Prompts with the text that is written in the image, one JSON text an example."""
+
+
 # Benchmarks of users are read with `PromptFile`.
-BUILDERS = {builder.name: builder for builder in (Geneval, GenevalPlus, Tiif)}
+BUILDERS = {
+  builder.name: builder for builder in (Geneval, GenevalPlus, Tiif, Ocr)
+}
 
 
 def load(

@@ -1,7 +1,7 @@
 """Finds what keeps a JSON object from being a prompt record; never raises, whatever the object.
 
 A record has one of four forms, which differ in the field that says what the image must show:
-  its text alone: {"prompt", "tag"?}
+  its text alone, or with a text that is written in the image: {"prompt", "tag"?, "inscription"?}
   GenEval, GenEval++: {"tag", "prompt", "include", "exclude"?}
   TIIF: {"type", "short_description", "long_description"?, "yn_question_list", "yn_answer_list"}
   TIIF as r3jax writes it: {"tag", "prompt", "questions": [[text, "yes" or "no"], ...]}
@@ -17,6 +17,8 @@ ATTRIBUTES = ("color", "region", "size")
 ANSWERS = ("yes", "no")
 # Far beyond what an image can show, and small enough for every integer type.
 MAX_COUNT = 1000
+# Characters of an inscription: more than an image can show, and few enough to be compared.
+MAX_INSCRIPTION = 400
 # The field that decides the form -> the names of its tag and prompt.
 _FORMS = {
   "prompt": ("tag", "prompt"),  # alone: where none of the others is there
@@ -53,6 +55,8 @@ def find_problems(
   problems += _text_problems(prompt_field, obj.get(prompt_field))
   if form == alone:
     return problems + _alone_problems(obj)
+  if "inscription" in obj:
+    problems.append(f"inscription must stand without {form}")
   if form == "include":
     return problems + _item_list_problems(obj)
   if form == "questions":
@@ -75,10 +79,20 @@ def _tag_problems(
 
 
 def _alone_problems(obj: dict) -> list[str]:
-  """Lists fields that mean nothing without the one that is missing."""
+  """Lists what is wrong with an inscription, and fields that mean nothing without another one."""
+  problems = []
   if "exclude" in obj:
-    return ["exclude must stand beside include, which is missing"]
-  return []
+    problems.append("exclude must stand beside include, which is missing")
+  if "inscription" not in obj:
+    return problems
+  inscription = obj["inscription"]
+  problems += _text_problems("inscription", inscription)
+  if isinstance(inscription, str) and len(inscription) > MAX_INSCRIPTION:
+    problems.append(
+      f"inscription must have at most {MAX_INSCRIPTION} characters, "
+      f"got {len(inscription)}"
+    )
+  return problems
 
 
 def show(value: object) -> str:

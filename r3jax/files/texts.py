@@ -71,6 +71,24 @@ def printable(text: str) -> str:
   )
 
 
+def canonical(text: str) -> str:
+  """Returns a text in the one form of all that look like it, without case.
+
+  That is Unicode's toNFKC_Casefold but for the characters that it removes: here those of the
+  category Cf (zero-width spaces and joiners, soft hyphens, marks of direction) and the variation
+  selectors.
+  """
+  visible = "".join(
+    character
+    for character in text
+    if unicodedata.category(character) != "Cf"
+    and not "\ufe00" <= character <= "\ufe0f"
+  )
+  # Case folding can leave the normal form, as for U+0345.
+  folded = unicodedata.normalize("NFKC", visible).casefold()
+  return unicodedata.normalize("NFKC", folded)
+
+
 def _without_mark(content: bytes) -> bytes:
   """Removes a byte order mark of UTF-8.
 

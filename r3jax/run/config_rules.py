@@ -84,7 +84,7 @@ RULES: dict[str, rules.Rule] = {
   # Prompts, images, texts.
   "data.benchmark": rules.Named(tuple(benchmarks.BENCHMARKS)),
   "data.train": _PROMPTS,
-  "data.heldout": rules.Text("'world', or the path or URL of a file"),
+  "data.heldout": _PROMPTS,
   "data.balance": rules.OneOf(sets.BALANCES),
   "data.generated": rules.Whole(1, 10_000_000),
   "data.generated_seed": SEED,

@@ -11,7 +11,12 @@ class TestBenchmarks:
     counts = {
       name: len(set(each.tags)) for name, each in benchmarks.BENCHMARKS.items()
     }
-    assert counts == {"geneval": 6, "geneval_plus": 7, "tiif": 39}
+    assert counts == {
+      "geneval": 6,
+      "geneval_plus": 7,
+      "tiif": 39,
+      "ocr": 4,
+    }
 
   def test_tiif_combines_skills(self):
     tags = benchmarks.BENCHMARKS["tiif"].tags
@@ -40,7 +45,7 @@ class TestFind:
     [
       (
         "geneval++",
-        "data.benchmark must be one of .'geneval', 'geneval_plus', 'tiif'. or "
+        "data.benchmark must be one of .'geneval', 'geneval_plus', 'ocr', 'tiif'. or "
         "'package.module:ATTRIBUTE'; got 'geneval..'",
       ),
       ("tests.data.nowhere:MINE", "the module tests.data.nowhere must be"),

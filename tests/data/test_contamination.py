@@ -146,6 +146,18 @@ class TestOccurrences:
     test = asking("A red cat", ("Is it a cat?", "yes"), ("Is it red?", "yes"))
     assert contamination.occurrences([train], [test]) == [kind]
 
+  def test_inscription_is_one_in_every_scene(self):
+    test = records.Prompt(
+      "word", 'a mug, "Don’t Stop"', inscription="Don’t Stop"
+    )
+    same = records.Prompt("word", "a van", inscription="DON'T  STOP")
+    other = records.Prompt(
+      "word", "a mug, so to speak", inscription="Dont stop"
+    )
+    alone = records.Prompt("word", "don't stop")
+    found = contamination.occurrences([same, other, alone], [test])
+    assert found == ["include", None, None]
+
   def test_prompts_of_punctuation_and_articles_are_not_all_one(self):
     tests = [record("...", "cat"), record("the a", "dog")]
     assert contamination.occurrences(

@@ -7,6 +7,7 @@ import pytest
 
 from r3jax.data import records
 from r3jax.data import sets
+from r3jax.data.generators import ocr
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import world
 
@@ -143,6 +144,41 @@ class TestLoad:
     assert loaded.train == [records.Prompt("untagged", "a red cat")]
     overlap = loaded.contamination.tags["untagged"]
     assert (overlap.total, overlap.folded, overlap.include) == (2, 1, 0)
+
+  def test_test_set_of_a_benchmark_is_generated(self, settings):
+    own = dataclasses.replace(
+      settings, benchmark="ocr", train="generated", heldout="generated"
+    )
+    loaded = sets.load(own)
+    assert loaded.heldout == ocr.heldout()
+    with pytest.raises(
+      ValueError, match="data.heldout may be 'generated' for .'ocr'. and"
+    ):
+      sets.load(dataclasses.replace(own, benchmark="tiif"))
+
+  def test_inscriptions_are_read_out_of_quotes(self, settings, tmp_path):
+    """In every file: of training, of the test set, of further tests."""
+    texts = {
+      "own": 'a cup, "One"\na cup, "Two"\na cup, "Three"\na cup\n',
+      "test": "a mug, “ONE”\n",
+      "more": 'a bus that says "two"\n',
+    }
+    for name, text in texts.items():
+      (tmp_path / f"{name}.txt").write_text(text)
+    own = dataclasses.replace(
+      settings,
+      benchmark="ocr",
+      train=str(tmp_path / "own.txt"),
+      heldout=str(tmp_path / "test.txt"),
+      more_tests=(str(tmp_path / "more.txt"),),
+    )
+    loaded = sets.load(own)
+    assert [prompt.inscription for prompt in loaded.heldout] == ["ONE"]
+    assert [prompt.inscription for prompt in loaded.train] == ["Three", None]
+    assert sets.places(own)[loaded.train[0]] == f"{own.train}:3"
+    # Another benchmark leaves texts alone.
+    geneval = dataclasses.replace(own, benchmark="geneval")
+    assert len(sets.load(geneval).train) == 4
 
   def test_places_are_lines_of_files(self, settings):
     loaded = sets.load(settings)

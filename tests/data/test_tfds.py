@@ -117,15 +117,15 @@ class TestLoad:
   def test_other_version_is_prepared_anew(self, tmp_path, monkeypatch):
     source = write(tmp_path / "x", GENEVAL)
     load("geneval", source, tmp_path / "data")
-    monkeypatch.setattr(tfds_lib.Geneval, "VERSION", tfds.core.Version("1.0.1"))
+    monkeypatch.setattr(tfds_lib.Geneval, "VERSION", tfds.core.Version("1.1.1"))
     load("geneval", source, tmp_path / "data")
     prepared = (tmp_path / "data").glob("*/geneval/*/dataset_info.json")
-    assert sorted(path.parent.name for path in prepared) == ["1.0.0", "1.0.1"]
+    assert sorted(path.parent.name for path in prepared) == ["1.1.0", "1.1.1"]
 
   def test_folder_comes_from_the_environment(self, tmp_path, monkeypatch):
     monkeypatch.setenv("R3JAX_DATA", str(tmp_path / "cache"))
     load("geneval", write(tmp_path / "x", GENEVAL))
-    assert list((tmp_path / "cache").glob("*/geneval/1.0.0/dataset_info.json"))
+    assert list((tmp_path / "cache").glob("*/geneval/1.1.0/dataset_info.json"))
 
   @pytest.mark.parametrize("place", ["/proc/r3jax", "full"])
   def test_file_is_read_where_nothing_can_be_kept(

@@ -105,6 +105,7 @@ class TestFindProblems:
       ),
       ({"exclude": [{"class": "dog"}]}, "exclude[0]: count must be"),
       ({"exclude": "dog"}, "exclude must be a list, got 'dog'"),
+      ({"inscription": "hi"}, "inscription must stand without include"),
       (
         {"questions": []},
         "a record must have one of include, questions, yn_question_list, got include and questions",
