@@ -69,6 +69,8 @@ setuptools.setup(
     "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
     # scipy: OWLv2's image processor
     "detector": ["torch", "transformers", "scipy"],
+    # The weights of PP-OCR are in RapidOCR's wheel.
+    "ocr": ["rapidocr>=3.10,<4", "onnxruntime>=1.20"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],
     "test": [
       "beartype>=0.23",

@@ -6,6 +6,7 @@ import pytest
 
 from configs import r3_geneval
 from configs import r3_geneval_plus
+from configs import r3_ocr
 from configs import r3_tiif
 from configs import slices
 from r3jax.rl import placement
@@ -37,7 +38,9 @@ class TestSmoke:
 
 class TestSlices:
   @pytest.mark.parametrize("name", slices.SLICES)
-  @pytest.mark.parametrize("file", [r3_geneval, r3_geneval_plus, r3_tiif])
+  @pytest.mark.parametrize(
+    "file", [r3_geneval, r3_geneval_plus, r3_tiif, r3_ocr]
+  )
   def test_mesh_is_that_of_the_slice_and_the_samples_split(self, file, name):
     config = file.get_config(name)
     mesh = config.mesh

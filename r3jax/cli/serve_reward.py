@@ -2,6 +2,7 @@
 
   r3jax serve-reward --reward=shapes --port=8000
   r3jax serve-reward --reward=geneval --detector=MODEL --clip=MODEL     needs r3jax[detector]
+  r3jax serve-reward --reward=ocr                                       needs r3jax[ocr]
 
 Runs use it with --config.reward.name=service and
 --config.reward.endpoints="('http://HOST:8000',)". r3jax/rewards/remote/protocol.py describes the

@@ -8,6 +8,7 @@ import pytest
 
 from configs import r3_geneval
 from configs import r3_geneval_plus
+from configs import r3_ocr
 from configs import r3_tiif
 from r3jax.rewards import registry
 from r3jax.rewards.from_host import cache
@@ -199,7 +200,12 @@ class TestBuild:
 class TestConfigs:
   @pytest.mark.parametrize(
     "config, name",
-    [(r3_geneval, "service"), (r3_geneval_plus, "judge"), (r3_tiif, "judge")],
+    [
+      (r3_geneval, "service"),
+      (r3_geneval_plus, "judge"),
+      (r3_tiif, "judge"),
+      (r3_ocr, "service"),
+    ],
   )
   def test_benchmark_has_its_reward(self, config, name):
     found = config.get_config()

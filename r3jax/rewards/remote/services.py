@@ -153,22 +153,24 @@ class JsonService(BatchService):
     self.parts = health.parts
     self._kind = kind
     self._image_size = image_size
-    self._has_tried = False
+    self._tried: set[bool] = set()
     self._reward = health.reward
     self._identity = protocol.identity(health.reward)
 
   def check(self, prompt: records.Prompt) -> None:
     """Has a grey image of the first prompt without `include` scored.
 
-    Only the service knows whether it needs that field. A failure is none of the
-    prompt's, and counts against the run's budget when it happens again.
+    Only the service knows whether it needs that field. Prompts with an inscription and prompts
+    without one are tried apart. A failure is none of the prompt's, and counts against the run's
+    budget when it happens again.
 
     Raises:
       ValueError: the service cannot score the prompt.
     """
-    if prompt.include or self._has_tried:
+    has_inscription = prompt.inscription is not None
+    if prompt.include or has_inscription in self._tried:
       return
-    self._has_tried = True
+    self._tried.add(has_inscription)
     image = np.full((1, *self._image_size, 3), 128, np.uint8)
     (result,) = self.score(image, [prompt])
     if isinstance(result, outcome.Invalid):

@@ -1,7 +1,9 @@
 """Rewards that a server computes on its own machine."""
 
 from collections.abc import Sequence
+from concurrent import futures
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -10,13 +12,17 @@ from r3jax.data import records
 from r3jax.rewards import outcome
 from r3jax.rewards.serving import detector as detectors
 from r3jax.rewards.serving import geneval
+from r3jax.rewards.serving import ocr
+from r3jax.rewards.serving import text_reader
 from r3jax.worlds import base
 from r3jax.worlds import registry
 
-# A server scores by GenEval's rules, or by the verifier of a world.
-NAMES = ("geneval", *registry.REGISTERED)
+# A server scores by GenEval's rules, by the text that it reads, or by the verifier of a world.
+NAMES = ("geneval", "ocr", *registry.REGISTERED)
 # Images are verified in batches of one size, for which the verifier is compiled once.
 _BATCH = 16
+# Images whose text is read at the same time; each thread holds the reader's weights.
+MOST_READERS = 16
 
 
 class Verifier:
@@ -168,9 +174,52 @@ class GenEval:
     return {}
 
 
+class Ocr:
+  """The text that a reader finds in an image, see `ocr.py` and `text_reader.py`."""
+
+  parts = ocr.PARTS
+
+  def __init__(self, reader: text_reader.TextReader):
+    """Scores by what a reader reads, several images at a time."""
+    self._reader = reader
+    num_threads = min(os.cpu_count() or 1, MOST_READERS)
+    self._threads = futures.ThreadPoolExecutor(num_threads)
+
+  def check(self, prompt: records.Prompt) -> None:
+    """Checks that a prompt asks for a text, see `outcome.HostReward`."""
+    ocr.check_prompt(prompt)
+
+  def score(
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    """Scores images; one that cannot be read has failed, one without inscription is invalid."""
+    return list(self._threads.map(self._score_image, images, prompts))
+
+  def _score_image(
+    self, image: np.ndarray, prompt: records.Prompt
+  ) -> outcome.Outcome:
+    try:
+      self.check(prompt)
+    except ValueError as error:
+      return outcome.Invalid(f"the record cannot be judged: {error}")
+    try:
+      boxes = self._reader.read(image)
+    except text_reader.ReadingError as error:
+      return outcome.Failed(str(error))
+    return ocr.judge(prompt.inscription or "", boxes)
+
+  def describe(self) -> dict:
+    """Returns what reads, see `outcome.HostReward`."""
+    return self._reader.identity
+
+  def metrics(self) -> dict[str, float]:
+    """Returns no metrics, see `outcome.HostReward`."""
+    return {}
+
+
 def load(
   name: str, detector: str, clip: str, thresholds: geneval.Thresholds
-) -> GenEval | Verifier:
+) -> GenEval | Ocr | Verifier:
   """Returns a reward for a server.
 
   Args:
@@ -184,4 +233,6 @@ def load(
   """
   if name == "geneval":
     return GenEval(detectors.load(detector, clip), thresholds)
+  if name == "ocr":
+    return Ocr(text_reader.load())
   return Verifier(registry.find(name))
