@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from r3jax.checkpoint import digests
 from r3jax.checkpoint import mismatch
 from r3jax.checkpoint import verification
+from r3jax.checkpoint import writers
 from r3jax.files import paths
 from r3jax.parallel import multihost
 
@@ -160,7 +161,14 @@ class Checkpoints:
       lightweight_initialize=True,
     )
     self._folder = paths.absolute(folder)
-    self._manager = ocp.CheckpointManager(self._folder, options=options)
+    self._failures = writers.Failures()
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=options,
+      handler_registry=writers.registry(
+        "state", ("data", "digests"), self._failures
+      ),
+    )
     self._keep = keep
     self._config = config or {}
     self._number = next(_openings)
@@ -411,6 +419,7 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises SaveFailed if a save, or the reading of what it wrote, has failed; does not wait."""
+    self._raise_failure()
     if not self._manager.is_saving_in_progress():
       self.wait()
     done = [task for task in self._verifications if task.done()]
@@ -424,9 +433,19 @@ class Checkpoints:
     Raises:
       SaveFailed: One has failed.
     """
+    while self._manager.is_saving_in_progress():
+      # Where this process's own write has failed, Orbax waits for the others and they for it.
+      self._raise_failure()
+      time.sleep(_POLL_SECONDS)
     try:
       self._manager.wait_until_finished()
     except _WRITE_ERRORS as error:
+      raise self._save_failed(error) from error
+
+  def _raise_failure(self) -> None:
+    """Raises SaveFailed if a write of this process has failed."""
+    error = self._failures.first
+    if error:
       raise self._save_failed(error) from error
 
   def stop_reading(self) -> None:
