@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
+import functools
 import logging as python_logging
 import os
 import sys
@@ -121,6 +122,18 @@ def log_ours() -> None:
   handler.addFilter(is_shown)
   if sys.stderr is not None and sys.stderr.isatty():
     handler.setFormatter(_ForTerminal())
+  sys.excepthook = functools.partial(_show_ours, sys.excepthook)
+
+
+def _show_ours(show: Callable, kind: type, error: BaseException, trace) -> None:
+  """Shows an exception that nobody has caught, but for those of a save that has failed already.
+
+  Orbax closes its loop after the first error, and TensorStore prints that it is closed for every
+  write that was still going on: thousands of lines.
+  """
+  if kind is RuntimeError and str(error) == "Event loop is closed":
+    return
+  show(kind, error, trace)
 
 
 # Of XLA for CPUs: hardly any optimization, which takes most of the time of a compilation.

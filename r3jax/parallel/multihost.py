@@ -31,6 +31,8 @@ _ANSWER_SECONDS = 6.0
 # others: before JAX aborts them. Both are threads, which run while a computation waits.
 _BEAT_SECONDS = 10.0
 _SILENT_SECONDS = 60.0
+# What JAX raises where a computation fails; a broken connection of a collective is a ValueError.
+_OF_COMPUTATIONS = (jax.errors.JaxRuntimeError, ValueError)
 _THIS_HOST = ("local", "localhost", "127.0.0.1")
 # Folders of the coordination service, with an entry per process. The text of a failed process is
 # its problem, or "" while it asks whether the others live.
@@ -269,13 +271,13 @@ def _claim_end():
 
 def _end_after(error: Exception) -> NoReturn:
   """Ends this process after an exception, and logs why: its own, or that of another process."""
-  if isinstance(error, jax.errors.JaxRuntimeError):
-    silent = _silent_behind(error)
-    if silent is not None:
-      _end_claimed(None, silent)
   if isinstance(error, PlainError):
     logging.error("r3jax: %s", error)
     _end_claimed(str(error))
+  if isinstance(error, _OF_COMPUTATIONS):
+    silent = _silent_behind(error)
+    if silent is not None:
+      _end_claimed(None, silent)
   logging.error("this process failed, the others are ended", exc_info=error)
   _end_claimed(f"{type(error).__name__}: {error}")
 

@@ -389,6 +389,17 @@ class TestWhoFailed:
     assert line.startswith("processes [1] do not answer: they were killed")
     assert "[1] do not answer" in service.texts[f"{multihost._FAILED}0"]
 
+  @pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
+  def test_broken_connection_is_not_an_error_of_ones_own(
+    self, connect, log, monkeypatch, kind
+  ):
+    connect(Service())
+    monkeypatch.setattr(multihost.endings, "end_now", pytest.exit)
+    with pytest.raises(pytest.exit.Exception):
+      multihost._end_after(kind("Gloo: connection closed by peer"))
+    (line,) = log
+    assert line.startswith("processes [1] do not answer: they were killed")
+
   def test_process_with_a_problem_is_named(self, connect, log):
     service = Service()
     connect(service)

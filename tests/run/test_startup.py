@@ -99,3 +99,22 @@ class TestTogether:
     with pytest.raises(SystemExit, match="^r3jax: it must be another; got 3$"):
       startup.together(fails, 3)
     assert startup.together(lambda x: x + 1, 3) == 4
+
+
+class TestShowOurs:
+  def test_only_what_a_failed_save_leaves_behind_is_not_shown(self):
+    shown = []
+
+    def show(kind, error, trace):
+      shown.append((kind, str(error), trace))
+
+    for error in (
+      RuntimeError("Event loop is closed"),
+      RuntimeError("another"),
+      ValueError("Event loop is closed"),
+    ):
+      startup._show_ours(show, type(error), error, None)
+    assert shown == [
+      (RuntimeError, "another", None),
+      (ValueError, "Event loop is closed", None),
+    ]
