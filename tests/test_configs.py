@@ -9,6 +9,8 @@ from configs import r3_geneval_plus
 from configs import r3_ocr
 from configs import r3_tiif
 from configs import slices
+from r3jax.data import sets
+from r3jax.rewards.serving import ocr
 from r3jax.rl import placement
 
 
@@ -82,3 +84,17 @@ class TestSlices:
       > 0
       == r3_geneval.get_config("v5p-128").model.lora.rank
     )
+
+
+class TestOcr:
+  def test_prompts_need_no_file_and_fit_into_their_slots(self):
+    config = r3_ocr.get_config()
+    changes = {"generated": 400}
+    loaded = sets.load(sets.Settings(**config.data.to_dict() | changes))
+    assert len(loaded.heldout) == 200
+    assert 200 < len(loaded.train) < 400
+    for prompt in loaded.train + loaded.heldout:
+      ocr.check_prompt(prompt)
+      # At most: a token of a byte-level vocabulary holds at least a byte.
+      num_tokens = len(prompt.text.encode()) + 2  # begin and end
+      assert num_tokens <= config.sequence.prompt_tokens

@@ -13,6 +13,7 @@ import dataclasses
 import os
 import pathlib
 import resource
+import sys
 import time
 
 from absl import app
@@ -134,7 +135,10 @@ def _table(figures: Figures, identity: Mapping) -> str:
 def main(argv: Sequence[str]) -> None:
   """Prints the table; writes it into the docs if it may."""
   del argv
-  reward = local.load("ocr", "", "", geneval.OFFICIAL)
+  try:
+    reward = local.load("ocr", "", "", geneval.OFFICIAL)
+  except ValueError as error:
+    sys.exit(f"r3jax: {error}")
   figures = measure(reward, _IMAGES.value)
   table = _table(figures, reward.describe())
   print(table)
