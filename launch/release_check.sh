@@ -21,7 +21,7 @@ bin="$folder/venv/bin"
 "${PYTHON:-$(find_python)}" -m venv --clear "$folder/venv"
 "$bin/python" -m pip install --quiet build
 rm -rf "$folder/dist"
-"$bin/python" -m build --outdir "$folder/dist" . >"$folder/build.log" ||
+"$bin/python" -m build --outdir "$folder/dist" . >"$folder/build.log" 2>&1 ||
   { tail -n 20 "$folder/build.log" >&2; exit 1; }
 ls -l "$folder/dist"
 
