@@ -102,7 +102,7 @@ class Session:
   def init(self, policy):
     return train_state.TrainState(policy, (), jnp.int32(0))
 
-  def compile(self, state, programs):
+  def compile(self, state):
     del state, programs
 
     def step(state, rows):
