@@ -178,6 +178,11 @@ def _trained_on(run: pathlib.Path) -> None:
   workdir_lib.trained_on(str(run))
 
 
+def _go_on(run: pathlib.Path) -> None:
+  """Resumes the run for one iteration more."""
+  fake_run._start(str(run), fake_run.STEPS + 1)
+
+
 def _accepts(reader, run: pathlib.Path, path: pathlib.Path) -> bool:
   """Calls a reader; returns False where it refuses the file, in one line that names it."""
   try:
@@ -191,14 +196,16 @@ def _accepts(reader, run: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 def _check_readers(run: pathlib.Path, path: pathlib.Path, compiled) -> None:
-  """Calls every reader, the resumed run last, because it repairs."""
+  """Calls every reader, the runs that are started again last, because they repair."""
   for reader in (_compare, _report, _trained_on):
     _accepts(reader, run, path)
-  resumes = _accepts(lambda folder: fake_run._start(str(folder)), run, path)
-  assert bool(compiled) == resumes
-  if resumes:
+  restarts = _accepts(lambda folder: fake_run._start(str(folder)), run, path)
+  assert not compiled  # no iteration is left
+  if restarts:
     _compare(run)
     _report(run)
+  resumes = _accepts(_go_on, run, path)
+  assert bool(compiled) == resumes == restarts
 
 
 class TestSmallFiles:
@@ -213,7 +220,7 @@ class TestSmallFiles:
     shutil.rmtree(run / name)
     (run / name).write_text("mine")
     with pytest.raises(ValueError, match=f"{run / name} must be a folder"):
-      fake_run._start(str(run))
+      _go_on(run)
     assert not compiled
 
   def test_what_others_leave_is_not_touched(self, run, compiled):
@@ -228,7 +235,7 @@ class TestSmallFiles:
     for name in names:
       (run / name).parent.mkdir(parents=True, exist_ok=True)
       (run / name).write_text("mine")
-    fake_run._start(str(run))
+    _go_on(run)
     _compare(run)
     assert compiled
     for name in names:

@@ -103,7 +103,7 @@ class Session:
     return train_state.TrainState(policy, (), jnp.int32(0))
 
   def compile(self, state):
-    del state, programs
+    del state
 
     def step(state, rows):
       del rows
