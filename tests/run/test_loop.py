@@ -349,6 +349,11 @@ class TestRun:
       "write",
       lambda *args: by_step.append(len(compiled)) or write(*args),
     )
+    monkeypatch.setattr(
+      meshes,
+      "make_mesh",
+      lambda **shape: meshes.make_mesh_on(jax.devices()[:2], **shape),
+    )
     programs = epath.Path(tmp_path / "traced")
     summary = loop.run(
       *sessions.prepare(config, str(tmp_path), "auto", programs)
