@@ -59,7 +59,8 @@ SLICES = {
   "v5e-256": Slice("v5e:16x16", (4, 16, 4), 2),
   "v6e-64": Slice("v6e:8x8", (2, 32, 1), 2),
   "v6e-256": Slice("v6e:16x16", (8, 16, 2)),
-  # libtpu 0.0.42 crashed on every wide rollout that was tried.
+  # Wide rollouts crashed libtpu 0.0.42, and were not tried again since its crash in the ViT is
+  # avoided (`layers.full_attention`).
   "tpu7x-128": Slice("tpu7x:4x4x4", (16, 2, 4), wide_rollout=False),
   "lora-v5e-4": _with_adapters("v5e:2x2", (1, 1, 4), 64, groups=4),
   "lora-v5e-16": _with_adapters("v5e:4x4", (2, 2, 4), 16),

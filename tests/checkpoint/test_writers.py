@@ -21,7 +21,7 @@ class Broken:
 class TestCommit:
   def test_its_error_is_noted_and_goes_on(self):
     failures = writers.Failures()
-    (commit,) = writers._noted([Broken()], failures)
+    commit = writers._Commit(Broken(), failures)
     assert failures.first is None
     with pytest.raises(OSError, match="no space") as caught:
       commit.result()

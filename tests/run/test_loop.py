@@ -367,13 +367,17 @@ class TestRun:
     assert difference.mean == 0.0
     assert difference.interval in (None, (0.0, 0.0))
 
-    session, policy = sessions.prepare(config, str(tmp_path))
+    self._assert_policy_of_checkpoint_is_that_of_the_start(config, tmp_path)
+
+  @staticmethod
+  def _assert_policy_of_checkpoint_is_that_of_the_start(config, workdir):
+    session, policy = sessions.prepare(config, str(workdir))
     with jax.set_mesh(session.mesh):
       abstract = jax.eval_shape(session.init, policy)
       prompts = pipeline.prompt_iterator(len(session.experiment.train), 2, 0)
-      step, state = training.Checkpoints(
-        tmp_path / "checkpoints", 1, 2
-      ).restore(abstract, prompts)
+      step, state = training.Checkpoints(workdir / "checkpoints", 1, 2).restore(
+        abstract, prompts
+      )
     assert step == 3
     jax.tree.map(
       np.testing.assert_array_equal,
