@@ -1,4 +1,4 @@
-r"""Runs the quickstart's training with several seeds; writes its table into README and docs.
+r"""Runs the quickstart's training with several seeds; writes its table into the docs.
 
   python launch/results.py [--seeds=5] [--runs=runs/results]
 
@@ -22,7 +22,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds, from 0 on.", 1)
 _RUNS = flags.DEFINE_string("runs", "runs/results", "Folder of the workdirs.")
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_PAGES = (_ROOT / "README.md", _ROOT / "docs" / "embedded_world.md")
+_PAGE = _ROOT / "docs" / "embedded_world.md"
 _BLOCK = "quickstart"
 
 
@@ -87,13 +87,7 @@ def main(argv: list[str]) -> None:
   content = seed_table.to_markdown(
     seed_table.rows(summaries), _caption(summaries, commit)
   )
-  pages = {
-    path: seed_table.replace_block(path.read_text(), _BLOCK, content)
-    for path in _PAGES
-  }
-  # Written when both pages have been found to have the block.
-  for path, text in pages.items():
-    path.write_text(text)
+  _PAGE.write_text(seed_table.replace_block(_PAGE.read_text(), _BLOCK, content))
   print(content)
 
 
