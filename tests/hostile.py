@@ -32,6 +32,7 @@ from configs import r3_geneval
 from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_headers
 from r3jax.checkpoint import folder_digests
+from r3jax.checkpoint import peft_files
 from r3jax.checkpoint import safetensors_files
 from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import verification
@@ -513,6 +514,26 @@ def _check_digests(content: bytes) -> None:
   read_or_refuse(ValueError, folder_digests.check, epath.Path(_folder()), True)
 
 
+_ADAPTER = {
+  "peft_type": "LORA",
+  "base_model_name_or_path": "model",
+  "r": 2,
+  "lora_alpha": 4.0,
+  "bias": "none",
+  "use_dora": False,
+  "rank_pattern": {},
+}
+
+
+def _check_adapter(content: bytes) -> None:
+  path = epath.Path(_folder()) / peft_files.CONFIG_FILE
+  path.write_bytes(content)
+  config = read_or_refuse(ValueError, peft_files.read_config, path.parent)
+  if config is not None:
+    base, rank, alpha = config
+    assert base and rank > 0 and alpha > 0
+
+
 @functools.cache
 def _sizes() -> dict[str, dict]:
   return bagel_config.to_json(architecture.BagelConfig())
@@ -669,6 +690,7 @@ def _check_shortened(text: str) -> None:
 
 
 TARGETS: dict[str, Target] = {
+  "adapters": Target(files_of(_ADAPTER), _check_adapter),
   "answers": Target(_ANSWERS, _check_answer),
   "completions": Target(files_of(_COMPLETION), _check_completion),
   "configs": Target(_configs(), _check_config),

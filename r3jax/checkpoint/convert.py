@@ -1,4 +1,4 @@
-"""Converts models between BAGEL's format and Orbax."""
+"""Converts models between BAGEL's format and Orbax, and adapters to PEFT's."""
 
 from collections.abc import Callable
 
@@ -23,12 +23,13 @@ def convert(
   on_read: Callable[[float], None],
   on_write: Callable[[float], None],
 ) -> None:
-  """Writes a model's weights in another format; low-rank adapters of a run are merged into them.
+  """Writes a model's weights in another format; low-rank adapters are merged into them.
 
   Args:
-    source: folder of a model, workdir of a run, or the name of a world that comes with a model.
+    source: folder of a model, workdir of a run, adapter in PEFT's format, or the name of a world
+      that comes with a model.
     out: folder to write; must not hold a model.
-    form: "orbax", for fast restarts, or "bagel".
+    form: "orbax", for fast restarts, "bagel", or "peft", the adapters of a run alone.
     dtype: of the written weights; None keeps the stored one, except that weights with merged
       adapters are float32.
     on_read: called with the share that has been read, up to 1.
@@ -45,6 +46,11 @@ def convert(
   config_guard.check_writable(out, "--out")
   ownership.claim(out)
   mesh = meshes.make_mesh_on(jax.devices()[:1], 1, 1, 1)
+  if form == "peft":
+    model.save_adapter(out, dtype, mesh)
+    on_read(1.0)
+    on_write(1.0)
+    return
   shardings = pretrained.shardings(network.Bagel(model.sizes), mesh)
   weights = model.weights(shardings, dtype, on_read)
   pretrained.save(weights, model, out, form, on_write)

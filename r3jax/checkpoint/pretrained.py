@@ -1,8 +1,9 @@
 """Loads a model from its folder: sizes and tokenizer that fit each other, weights on a mesh.
 
-Three kinds of folders hold a model: one in BAGEL's format; one that `launch/convert.py` wrote, with
-the same JSON files and the weights in Orbax's format; and the workdir of a run, whose last
-checkpoint holds the trained parameters, and whose config names the folder of the others.
+Four kinds of folders hold a model: one in BAGEL's format; one that `launch/convert.py` wrote, with
+the same JSON files and the weights in Orbax's format; the workdir of a run, whose last checkpoint
+holds the trained parameters, and whose config names the folder of the others; and an adapter in
+PEFT's format, whose config names the folder of its base.
 """
 
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from r3jax.checkpoint import fingerprint
 from r3jax.checkpoint import finite_weights
 from r3jax.checkpoint import folder_digests
 from r3jax.checkpoint import orbax_weights
+from r3jax.checkpoint import peft_files
 from r3jax.checkpoint import tokenizer_files
 from r3jax.checkpoint import training
 from r3jax.files import bounded
@@ -50,11 +52,11 @@ _TRAINED_NAMES = "policy."
 
 @dataclasses.dataclass(frozen=True)
 class TrainedAdapters:
-  """Low-rank adapters of a run.
+  """Low-rank adapters of a run, or of PEFT.
 
   Attributes:
     lora: Ranks and targets of the adapters.
-    state: State of the training checkpoint that holds them.
+    state: State of the training checkpoint that holds them, or PEFT's folder.
   """
 
   lora: low_rank.LoRA
@@ -185,12 +187,25 @@ class Pretrained:
     self, policy: types.Params, adapters: TrainedAdapters
   ) -> types.Params:
     """Returns a policy, or a part of one, with trained adapters merged into its kernels."""
-    adapted = network.Bagel(self.sizes, lora=adapters.lora)
-    shapes = low_rank.adapters(nn.unbox(parameters.boxed(adapted)))
-    shapes = _beside_kernels(shapes, policy)
+    shapes = _beside_kernels(self._shapes_of(adapters), policy)
     if not shapes:
       return policy
     mesh = jax.tree.leaves(policy)[0].sharding.mesh
+    trained = self._load_adapters(adapters, shapes, mesh)
+    return low_rank.merge(policy, trained, adapters.lora.scale)
+
+  def _shapes_of(self, adapters: TrainedAdapters) -> types.Params:
+    """Returns the shapes of adapters as a part of a policy."""
+    adapted = network.Bagel(self.sizes, lora=adapters.lora)
+    return low_rank.adapters(nn.unbox(parameters.boxed(adapted)))
+
+  def _load_adapters(
+    self,
+    adapters: TrainedAdapters,
+    shapes: types.Params,
+    mesh: jax.sharding.Mesh,
+  ) -> types.Params:
+    """Reads adapters of some shapes, in their stored dtype, onto all devices of a mesh."""
     replicated = sharding.replicated(mesh)
     wanted = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(
@@ -198,8 +213,37 @@ class Pretrained:
       ),
       shapes,
     )
-    trained = orbax_weights.load(adapters.state, {"policy": wanted}, None)
-    return low_rank.merge(policy, trained["policy"], adapters.lora.scale)
+    if peft_files.is_adapter(adapters.state):
+      return peft_files.read(adapters.state, self.sizes, wanted)
+    return orbax_weights.load(adapters.state, {"policy": wanted}, None)[
+      "policy"
+    ]
+
+  def save_adapter(
+    self, folder: epath.Path, dtype: types.DType | None, mesh: jax.sharding.Mesh
+  ) -> None:
+    """Writes the adapters of a run in PEFT's format.
+
+    Args:
+      folder: Folder to write, which holds no weights.
+      dtype: Of the written numbers; None keeps the stored one.
+      mesh: Devices that they pass through.
+
+    Raises:
+      ValueError: There are none, or what they are beside is no folder of a model.
+    """
+    if len(self.adapted) != 1 or self.trained:
+      raise ValueError(
+        "the format peft needs the workdir of one run with model.lora.rank above 0 that started "
+        f"from a model's folder; this model has {len(self.adapted)} runs with adapters"
+        f"{' on top of a run without' if self.trained else ''}. The format bagel merges them"
+      )
+    (adapters,) = self.adapted
+    tree = self._load_adapters(adapters, self._shapes_of(adapters), mesh)
+    if dtype is not None:
+      tree = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    base = str(paths.absolute(self.folder))
+    peft_files.write(folder, tree, adapters.lora, self.sizes, base)
 
   def fingerprint(self) -> str:
     """Returns 16 hex digits that identify the weights, see `fingerprint.of_files`.
@@ -220,6 +264,8 @@ class Pretrained:
     else:
       files += bagel_headers.weight_files(self.folder)
     for folder in states:
+      if peft_files.is_adapter(folder):
+        files.append(folder / peft_files.WEIGHTS_FILE)
       # Orbax writes a new index with every save.
       files += sorted(folder.glob("[!.]*.ocdbt"))
     if self.und_from:
@@ -284,7 +330,7 @@ def find(folder: str, world: str = "") -> Pretrained:
   """Reads the sizes and the tokenizer of a model; reads no weights.
 
   Args:
-    folder: Folder of any of the three kinds, on a disk or in a bucket; "world" is the model that
+    folder: Folder of any of the four kinds, on a disk or in a bucket; "world" is the model that
       comes with the world.
     world: Name of the config's world, "" for none.
 
@@ -301,6 +347,8 @@ def find(folder: str, world: str = "") -> Pretrained:
   path = paths.of_user(folder)
   if (path / "config.json").is_file() and (path / "checkpoints").is_dir():
     return _trained(path)
+  if peft_files.is_adapter(path):
+    return _adapted(path)
   for name in _SMALL_FILES:
     if (path / name).is_dir():
       raise ValueError(f"{path / name} must be a file; it is a folder")
@@ -479,6 +527,27 @@ def _trained(workdir: epath.Path) -> Pretrained:
   return dataclasses.replace(
     start, trained=state, adapted=(), und_from=und_from
   )
+
+
+def _adapted(folder: epath.Path) -> Pretrained:
+  """Returns the model of an adapter in PEFT's format and its base."""
+  base, *_ = peft_files.read_config(folder)
+  if peft_files.is_adapter(paths.of_user(base)):
+    raise ValueError(
+      f"the base of the adapter {folder} must be a model's folder, not {base}: it is an adapter "
+      "itself"
+    )
+  try:
+    start = find(base)
+  except ValueError as error:
+    raise ValueError(
+      f"the base of the adapter {folder} must be a model's folder, which base_model_name_or_path "
+      f"in its {peft_files.CONFIG_FILE} names: {error}"
+    ) from error
+  lora = peft_files.read_lora(folder, start.sizes)
+  lora.check(start.sizes.llm)
+  adapters = TrainedAdapters(lora, folder)
+  return dataclasses.replace(start, adapted=(*start.adapted, adapters))
 
 
 def shardings(

@@ -1,10 +1,12 @@
 """Converts a model: BAGEL's files to Orbax for fast restarts, and back for PyTorch users.
 
   r3jax convert --source=DIR --out=DIR --format=orbax [--dtype=bfloat16]
+  r3jax convert --source=WORKDIR --out=DIR --format=peft
 
-The source is a folder in BAGEL's format, one that this command wrote, or the workdir of a run (its
-last checkpoint), whose low-rank adapters are merged into the weights. Numbers keep their stored
-dtype unless --dtype is given; weights with merged adapters are float32.
+The source is a folder in BAGEL's format, one that this command wrote, an adapter in PEFT's format,
+or the workdir of a run (its last checkpoint). Low-rank adapters are merged into the weights, except
+with --format=peft, which writes those of a run alone. Numbers keep their stored dtype unless
+--dtype is given; weights with merged adapters are float32.
 """
 
 import sys
@@ -31,7 +33,10 @@ def define_flags() -> None:
     "out", None, "Folder to write; must not hold a model yet."
   )
   flags.DEFINE_enum(
-    "format", None, ["orbax", "bagel"], "Format of the weights in --out."
+    "format",
+    None,
+    ["orbax", "bagel", "peft"],
+    "Format of the weights in --out.",
   )
   flags.DEFINE_enum(
     "dtype",
