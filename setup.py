@@ -65,6 +65,7 @@ setuptools.setup(
     # Compiles for TPU topologies on a machine without one.
     "aot": ["libtpu==0.0.42"],
     "gcs": ["etils[epath-gcs]", "gcsfs"],
+    "hf": ["huggingface_hub>=0.30"],  # paths that begin with hf://
     "wandb": ["wandb"],
     "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
     # scipy: OWLv2's image processor

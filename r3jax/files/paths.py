@@ -1,4 +1,4 @@
-"""Paths on disks and in buckets: as users write and mistype them, and absolute for Orbax."""
+"""Paths on disks, in buckets and at the Hugging Face Hub: as users write and mistype them."""
 
 import difflib
 import os
@@ -6,16 +6,21 @@ import pathlib
 
 from etils import epath
 
+from r3jax.files import hub
+
 
 def of_user(path: epath.PathLike) -> epath.Path:
   """Returns the path that a user means, with the home folder in place of a leading "~".
 
-  Shells leave the "~" of `--flag=~/folder` as it is.
+  Shells leave the "~" of `--flag=~/folder` as it is. An address of the Hub (hf://OWNER/NAME) is
+  downloaded first, see `hub`, and the result is where it is on this machine.
 
   Raises:
-    ValueError: There is no such home.
+    ValueError: There is no such home, or no such address.
   """
   text = os.fspath(path)
+  if text.startswith(hub.PREFIX):
+    return epath.Path(hub.local_path(text))
   expanded = os.path.expanduser(text)
   if expanded.startswith("~"):
     raise ValueError(

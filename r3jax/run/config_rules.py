@@ -41,9 +41,11 @@ _PROJECTIONS = rules.Several(rules.OneOf(low_rank.PROJECTIONS))
 _AXES = rules.Table(
   sharding.LOGICAL, rules.Several(rules.OneOf(sharding.INNER))
 )
-_FOLDER = rules.Text("the path of a folder")
+_FOLDER = rules.Text("the path of a folder, or hf://OWNER/NAME")
 _FILE = rules.Text("the path or URL of a file")
-_PROMPTS = rules.Text("'generated', 'world', or the path or URL of a file")
+_PROMPTS = rules.Text(
+  "'generated', 'world', or the path or URL of a file, or hf://OWNER/NAME/FILE"
+)
 _FORMAT = rules.OneOf(protocol.FORMATS)
 
 _FLOW = {

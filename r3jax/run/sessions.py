@@ -22,6 +22,7 @@ from r3jax.evaluation import sample_log
 from r3jax.evaluation import sample_table
 from r3jax.evaluation import summary
 from r3jax.files import config_guard
+from r3jax.files import hub
 from r3jax.files import ownership
 from r3jax.files import paths
 from r3jax.model import parameters
@@ -52,6 +53,7 @@ from r3jax.worlds import registry as worlds_registry
 MAY_DIFFER = (
   "model.folder",
   "model_path",
+  "hub",  # the fingerprints of weights and prompts must be the same all the same
   "data.train",
   "data.more_tests",
   workdir.DISTINCT_PROMPTS,
@@ -459,6 +461,8 @@ def _inputs(
   if config.model.folder != worlds_registry.OF_WORLD:
     model_folder = paths.of_user(config.model.folder)
     inputs["model_path"] = str(paths.absolute(model_folder))
+  if hub.commits():
+    inputs["hub"] = hub.commits()
   reward_services = experiment.reward.describe()
   if reward_services:
     inputs["reward_services"] = reward_services
