@@ -338,7 +338,7 @@ class Evaluation:
           turn,
           image=path,
           boxes=boxes[number][i],
-          reason=_reason(turn, batch.records[i], boxes[number][i]),
+          reason=reasons.of_turn(turn, batch.records[i], boxes[number][i]),
         )
         turns.append(turn)
       sample = sample_log.Sample(
@@ -472,16 +472,6 @@ def _turn(
     tokens=int(drawn.text.lengths[i]),
     instruction_tokens=int(drawn.instruction_tokens[i]),
   )
-
-
-def _reason(
-  turn: sample_log.Turn, prompt: records.Prompt, boxes: Sequence[dict] | None
-) -> str | None:
-  """Returns why an image is not right; None where it is, or nobody can say."""
-  if boxes is None or turn.score is None or turn.score >= 1:
-    return None
-  labels = [box["label"] for box in boxes]
-  return reasons.of_image(prompt, labels, turn.parts or {}) or None
 
 
 def _answers(batch: Batch, i: int) -> tuple[sample_log.Answer, ...]:

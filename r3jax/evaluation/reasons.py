@@ -3,9 +3,26 @@
 from collections.abc import Mapping, Sequence
 
 from r3jax.data import records
+from r3jax.evaluation import sample_log
 
 _CLUTTER = "clutter"
 _LEAST_CLUTTER = 0.005  # a share of the image that is shown as 0 %
+
+
+def of_turn(
+  turn: sample_log.Turn, prompt: records.Prompt, boxes: Sequence[dict] | None
+) -> str | None:
+  """Returns why the image of a turn is not right; None where it is, or nobody can say.
+
+  Args:
+    turn: Turn with its score and parts.
+    prompt: What the image must show.
+    boxes: Objects that the verifier recognizes, see `sample_log.Turn`; None where it says nothing.
+  """
+  if boxes is None or turn.score is None or turn.score >= 1:
+    return None
+  labels = [box["label"] for box in boxes]
+  return of_image(prompt, labels, turn.parts or {}) or None
 
 
 def of_image(

@@ -184,7 +184,7 @@ def write_report(
     lead=run_charts.lead(metrics, details.evaluations),
     forest=_forest(summary, details.evaluations),
     links=_links(details),
-    tables=[table for table in _tables(summary) if table.rows],
+    tables=[table for table in _tables(summary, metrics) if table.rows],
     groups=run_charts.groups(metrics, details.mismatch_limit),
     samples=samples,
     facts=dict(summary.start),
@@ -382,7 +382,7 @@ def _headline(summary: RunSummary) -> list[str]:
   return lines
 
 
-def _tables(summary: RunSummary) -> list[Table]:
+def _tables(summary: RunSummary, metrics: Sequence[dict]) -> list[Table]:
   """Returns the tables of a run; those about which the summary says nothing have no rows."""
   return [
     _scores(summary.scores, "Scores: mean and 95 % interval"),
@@ -394,7 +394,7 @@ def _tables(summary: RunSummary) -> list[Table]:
     _refinement(summary),
     _behaviour(summary),
     _seconds(summary),
-    _facts(summary),
+    _facts(summary, device_hours(summary, metrics)),
   ]
 
 
@@ -439,12 +439,30 @@ def _seconds(summary: RunSummary) -> Table:
   return Table("Seconds", ["stage", "seconds"], rows, number_format=".2f")
 
 
-def _facts(summary: RunSummary) -> Table:
+def device_hours(summary: RunSummary, metrics: Sequence[dict]) -> float | None:
+  """Returns what the iterations cost: their hours times the number of devices; None if unknown.
+
+  Evaluations and compilations are not in it.
+  """
+  seconds = [row.get("seconds/iteration") for row in metrics]
+  known = [x for x in seconds if isinstance(x, int | float)]
+  devices = summary.versions.get("devices", "")
+  if not known or not devices.isdecimal():
+    return None
+  return sum(known) / 3600 * int(devices)
+
+
+def _facts(summary: RunSummary, hours: float | None) -> Table:
   rows = []
   if summary.iterations is not None:
     rows.append(("iterations", [summary.iterations]))
   if summary.seed is not None:
     rows.append(("seed", [summary.seed]))
+  if hours is not None:
+    cost = (
+      f"{hours:.2f} hours of a device ({summary.versions['devices']} devices)"
+    )
+    rows.append(("iterations cost", [cost]))
   if summary.peak_memory_gib is not None:
     rows.append(("peak memory", [f"{summary.peak_memory_gib:.2f} GiB"]))
   for package, version in summary.versions.items():

@@ -600,3 +600,22 @@ class TestLabelledImages:
     page = path.read_text()
     assert "Understanding: questions about labelled images" in page
     assert "judgement, position" in page
+
+
+class TestCost:
+  SUMMARY = run_page.RunSummary(versions={"devices": "4"})
+  METRICS = (
+    {"step": 1, "seconds/iteration": 3600.0},
+    {"step": 2, "seconds/iteration": None},
+    {"step": 3, "seconds/iteration": 1800.0},
+  )
+
+  def test_is_the_time_of_all_iterations_on_all_devices(self, tmp_path):
+    assert run_page.device_hours(self.SUMMARY, self.METRICS) == 6
+    path = run_page.write_report(tmp_path, self.SUMMARY, self.METRICS, [])
+    assert "6.00 hours of a device (4 devices)" in path.read_text()
+
+  def test_is_left_out_where_it_is_not_known(self):
+    assert run_page.device_hours(self.SUMMARY, []) is None
+    nameless = run_page.RunSummary()
+    assert run_page.device_hours(nameless, self.METRICS) is None

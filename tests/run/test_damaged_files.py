@@ -127,7 +127,8 @@ def around():
       sample = sample_log.Sample(
         step=step, key=f"{step}", prompt="p", tag="colors", turns=(turn,)
       )
-      return [loop.report_samples.ReportSample(sample, [image])]
+      prompt = fake_run.PROMPTS[0]
+      return [loop.report_samples.ReportSample(sample, [image], prompt)]
 
     patch.setattr(loop.report_samples, "first_samples", shown)
     yield

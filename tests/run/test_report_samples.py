@@ -1,7 +1,10 @@
 """Tests of run/logging/report_samples.py."""
 
+import types
+
 import numpy as np
 
+from r3jax.data import records
 from r3jax.evaluation import sample_log
 from r3jax.run.logging import report_samples
 
@@ -49,3 +52,52 @@ class TestPictures:
     image = pictures["edit/sample/1"].image
     assert image.shape == (6, 14, 3) and not image[:, :5].any()
     assert (image[:, 5:9] == 255).all() and (image[:, 9:] == 254).all()
+
+
+class TestWithBoxes:
+  PROMPT = records.Prompt.from_json(
+    {
+      "tag": "two_object",
+      "prompt": "a photo of a ring and a heart",
+      "include": [
+        {"class": "ring", "count": 1},
+        {"class": "heart", "count": 1},
+      ],
+    }
+  )
+
+  def sample(self, *scores):
+    turns = [
+      sample_log.Turn(
+        image="", score=score, text="", instruction="", stop=False
+      )
+      for score in scores
+    ]
+    sample = sample_log.Sample(
+      step=1, key="a", prompt=self.PROMPT.text, tag="two_object", turns=turns
+    )
+    images = [np.full((2, 2, 3), i, np.uint8) for i in range(len(scores))]
+    return report_samples.ReportSample(sample, images, self.PROMPT)
+
+  def test_images_that_are_not_right_have_a_reason(self):
+    def boxes(images):
+      ring = {"label": "red ring", "box": [0, 0, 1, 1]}
+      heart = {"label": "red heart", "box": [0, 0, 1, 1]}
+      return [[ring] if image.max() == 0 else [ring, heart] for image in images]
+
+    samples = [self.sample(0.5), self.sample(0.5, 1.0), self.sample(None)]
+    explained = report_samples.with_boxes(
+      samples, types.SimpleNamespace(boxes=boxes)
+    )
+    reasons = [
+      [turn.reason for turn in shown.sample.turns] for shown in explained
+    ]
+    assert reasons == [["missing: heart"], ["missing: heart", None], [None]]
+    labels = [box["label"] for box in explained[1].sample.turns[1].boxes]
+    assert labels == ["red ring", "red heart"]
+
+  def test_without_a_world_nothing_is_known(self):
+    samples = [self.sample(0.5)]
+    assert report_samples.with_boxes(samples, None) == samples
+    silent = types.SimpleNamespace(boxes=None)
+    assert report_samples.with_boxes(samples, silent) == samples

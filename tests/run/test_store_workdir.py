@@ -84,6 +84,7 @@ class Session:
       contamination=contamination.Contamination({}),
       reward=reward,
       evaluation_reward=reward,
+      world=None,
     )
     settings = types.SimpleNamespace(
       num_groups=1, group_size=2, num_reflect_rounds=0
@@ -204,7 +205,7 @@ class TestRun:
       sample = sample_log.Sample(
         step=step, key=f"{step}", prompt="p", tag="colors", turns=(turn,)
       )
-      return [loop.report_samples.ReportSample(sample, [image])]
+      return [loop.report_samples.ReportSample(sample, [image], PROMPTS[0])]
 
     monkeypatch.setattr(loop.report_samples, "first_samples", shown)
     yield

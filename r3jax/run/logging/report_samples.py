@@ -11,6 +11,8 @@ import jax
 import numpy as np
 
 from r3jax.agent import experience
+from r3jax.data import records
+from r3jax.evaluation import reasons
 from r3jax.evaluation import sample_log
 from r3jax.rewards import outcome
 from r3jax.rl import stage_outputs
@@ -19,6 +21,7 @@ from r3jax.run import setup
 from r3jax.run.logging import metric_writer
 from r3jax.run.logging import sinks
 from r3jax.sequence import thoughts
+from r3jax.worlds import base
 
 _GAP = 4  # pixels between the two images of an edit
 
@@ -30,10 +33,12 @@ class ReportSample:
   Attributes:
     sample: Sample whose turns do not name their images yet.
     images: uint8 [H, W, 3], one per turn.
+    prompt: What the images must show.
   """
 
   sample: sample_log.Sample
   images: Sequence[np.ndarray]
+  prompt: records.Prompt
 
 
 def write(
@@ -58,9 +63,8 @@ def write(
   num_groups = min(session.config.log.samples, len(indices))
   logged = []
   images = {}
-  for shown in first_samples(
-    session.experiment, step, indices, samples, num_groups
-  ):
+  first = first_samples(session.experiment, step, indices, samples, num_groups)
+  for shown in with_boxes(list(first), session.experiment.world):
     turns = []
     for number, image in enumerate(shown.images):
       path = f"images/{shown.sample.key}_{number}.png"
@@ -95,6 +99,30 @@ def first_samples(
       yield _edit(experiment, step, group, row, indices, samples)
 
 
+def with_boxes(
+  samples: Sequence[ReportSample], world: base.World | None
+) -> list[ReportSample]:
+  """Returns samples with what a world's verifier sees in their images, and why they are not right.
+
+  They stay as they are where there is no world, or it does not say what it sees.
+  """
+  if world is None or world.boxes is None or not samples:
+    return list(samples)
+  # All at once: one program for all iterations.
+  images = [image for sample in samples for image in sample.images]
+  boxes = iter(world.boxes(np.stack(images)))
+  explained = []
+  for shown in samples:
+    turns = []
+    for turn in shown.sample.turns:
+      recognized = next(boxes)
+      reason = reasons.of_turn(turn, shown.prompt, recognized)
+      turns.append(dataclasses.replace(turn, boxes=recognized, reason=reason))
+    sample = dataclasses.replace(shown.sample, turns=tuple(turns))
+    explained.append(dataclasses.replace(shown, sample=sample))
+  return explained
+
+
 def _draft(
   experiment: setup.Experiment,
   step: int,
@@ -120,7 +148,7 @@ def _draft(
     tag=prompt.tag,
     turns=(turn,),
   )
-  return ReportSample(sample, [rollout.images[row]])
+  return ReportSample(sample, [rollout.images[row]], prompt)
 
 
 def _edit(
@@ -163,7 +191,7 @@ def _edit(
   num_groups = edits.source.images.shape[0]
   num_samples = edits.prompt_index.shape[0]
   source = edits.source.images[row * num_groups // num_samples]
-  return ReportSample(sample, [source, edits.refined.images[row]])
+  return ReportSample(sample, [source, edits.refined.images[row]], prompt)
 
 
 def _text(experiment: setup.Experiment, text: experience.Text, row: int) -> str:
