@@ -70,6 +70,7 @@ setuptools.setup(
     "torch": ["torch>=2.4"],  # Tests that exported weights are PyTorch's.
     # scipy: OWLv2's image processor
     "detector": ["torch", "transformers", "scipy"],
+    "preferences": ["torch", "transformers"],
     # The weights of PP-OCR are in RapidOCR's wheel.
     "ocr": ["rapidocr>=3.10,<4", "onnxruntime>=1.20"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],

@@ -3,6 +3,7 @@
   r3jax serve-reward --reward=shapes --port=8000
   r3jax serve-reward --reward=geneval --detector=MODEL --clip=MODEL     needs r3jax[detector]
   r3jax serve-reward --reward=ocr                                       needs r3jax[ocr]
+  r3jax serve-reward --reward=pickscore                                 needs r3jax[preferences]
 
 Runs use it with --config.reward.name=service and
 --config.reward.endpoints="('http://HOST:8000',)". r3jax/rewards/remote/protocol.py describes the
@@ -23,6 +24,7 @@ from r3jax.files import rules
 from r3jax.parallel import preemption
 from r3jax.rewards.serving import geneval
 from r3jax.rewards.serving import local
+from r3jax.rewards.serving import preferences
 from r3jax.rewards.serving import server as server_lib
 
 
@@ -50,6 +52,7 @@ def define_flags() -> None:
     grace=rules.Real(0, 1e6),
   )
   _define_geneval()
+  _define_preferences()
   _define_limits()
 
 
@@ -73,6 +76,55 @@ def _define_geneval() -> None:
   )
   command_line.limit(
     confidence=rules.Real(0, 1), counting_confidence=rules.Real(0, 1)
+  )
+
+
+def _define_preferences() -> None:
+  flags.DEFINE_string(
+    "model",
+    "",
+    "Folder or name of the CLIP model (pickscore, clipscore, hpsv2, aesthetic). Default: the "
+    "reward's own, from Hugging Face.",
+  )
+  flags.DEFINE_string(
+    "tokenizer",
+    "",
+    "Folder or name of the model with the tokenizer (pickscore, clipscore, hpsv2). Default: "
+    "--model, else the reward's own.",
+  )
+  flags.DEFINE_string(
+    "weights",
+    "",
+    "File of the weights beside CLIP (hpsv2: HPS_v2.1_compressed.pt, aesthetic: "
+    "sac+logos+ava1-l14-linearMSE.pth).",
+  )
+  flags.DEFINE_list(
+    "span",
+    [],
+    "The model's numbers that become the scores 0 and 1, such as 10,30 (pickscore, clipscore, "
+    "hpsv2, aesthetic). Default: docs/howto/rewards_zoo.md#preferences.",
+  )
+
+
+def _options() -> preferences.Options:
+  """Returns what the flags say of a model of preferences.
+
+  Raises:
+    ValueError: --span is not two numbers.
+  """
+  values = flags.FLAGS
+  span = None
+  if values.span:
+    message = (
+      f"--span must be two numbers, such as 10,30; got {','.join(values.span)}"
+    )
+    try:
+      least, most = (float(number) for number in values.span)
+    except ValueError as error:
+      raise ValueError(message) from error
+    span = (least, most)
+  return preferences.Options(
+    values.model, values.tokenizer, values.weights, span
   )
 
 
@@ -137,7 +189,9 @@ def _server() -> server_lib.Server:
     queue=values.queue,
   )
   thresholds = geneval.Thresholds(values.confidence, values.counting_confidence)
-  reward = local.load(values.reward, values.detector, values.clip, thresholds)
+  reward = local.load(
+    values.reward, values.detector, values.clip, thresholds, _options()
+  )
   address = (values.host, values.port)
   return server_lib.Server(address, reward, _token(), limits)
 

@@ -13,14 +13,17 @@ from r3jax.rewards import outcome
 from r3jax.rewards.serving import detector as detectors
 from r3jax.rewards.serving import geneval
 from r3jax.rewards.serving import ocr
+from r3jax.rewards.serving import preferences
 from r3jax.rewards.serving import text_reader
 from r3jax.worlds import base
 from r3jax.worlds import registry
 
-# A server scores by GenEval's rules, by the text that it reads, or by the verifier of a world.
-NAMES = ("geneval", "ocr", *registry.REGISTERED)
-# Images are verified in batches of one size, for which the verifier is compiled once.
+# A server scores by GenEval's rules, by the text that it reads, by a model of preferences, or by
+# the verifier of a world.
+NAMES = ("geneval", "ocr", *preferences.KINDS, *registry.REGISTERED)
+# Images of a batch. The verifier is compiled for this size only.
 _BATCH = 16
+_NO_OPTIONS = preferences.Options()
 # Images whose text is read at the same time; each thread holds the reader's weights.
 MOST_READERS = 16
 
@@ -217,9 +220,57 @@ class Ocr:
     return {}
 
 
+class Preference:
+  """A model of preferences, see `preferences.py`; its numbers are mapped to [0, 1]."""
+
+  parts = ("strict",)
+
+  def __init__(self, model: preferences.Preference):
+    """Scores by a loaded model."""
+    self._model = model
+
+  def check(self, prompt: records.Prompt) -> None:
+    """Accepts every prompt, see `outcome.HostReward`."""
+    del prompt
+
+  def score(
+    self, images: np.ndarray, prompts: Sequence[records.Prompt]
+  ) -> list[outcome.Outcome]:
+    """Scores images; one whose number is outside of the span has failed."""
+    results = []
+    for start in range(0, len(images), _BATCH):
+      rows = slice(start, start + _BATCH)
+      texts = [prompt.text for prompt in prompts[rows]]
+      numbers = self._model.rate(images[rows], texts)
+      results += [self._outcome(float(number)) for number in numbers]
+    return results
+
+  def _outcome(self, number: float) -> outcome.Outcome:
+    least, most = self._model.span
+    # Not clipped: that would hide a wrong span.
+    if not least <= number <= most:
+      return outcome.Failed(
+        f"the model's number must be in {least} to {most} (--span); got {number:.4g}"
+      )
+    score = (number - least) / (most - least)
+    return outcome.Ok(score, {"strict": float(score == 1)}, {"number": number})
+
+  def describe(self) -> dict:
+    """Returns the model and its span, see `outcome.HostReward`."""
+    return self._model.identity
+
+  def metrics(self) -> dict[str, float]:
+    """Returns no metrics, see `outcome.HostReward`."""
+    return {}
+
+
 def load(
-  name: str, detector: str, clip: str, thresholds: geneval.Thresholds
-) -> GenEval | Ocr | Verifier:
+  name: str,
+  detector: str,
+  clip: str,
+  thresholds: geneval.Thresholds,
+  options: preferences.Options = _NO_OPTIONS,
+) -> GenEval | Ocr | Preference | Verifier:
   """Returns a reward for a server.
 
   Args:
@@ -227,6 +278,7 @@ def load(
     detector: folder or name of the detector that GenEval's rules need.
     clip: folder or name of the colour classifier that they need.
     thresholds: what counts as an object and as a relation by GenEval's rules.
+    options: of a model of preferences.
 
   Raises:
     ValueError: the models cannot be loaded.
@@ -235,4 +287,6 @@ def load(
     return GenEval(detectors.load(detector, clip), thresholds)
   if name == "ocr":
     return Ocr(text_reader.load())
+  if name in preferences.KINDS:
+    return Preference(preferences.load(name, options))
   return Verifier(registry.find(name))
