@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
   # Folder of a model to go on with: only its texts and images are trained. "" starts from nothing.
   config.start = ""
   config.log_every = 50  # steps
-  config.save_every = 250  # steps of the policy
+  config.save_every = 200  # steps; an interrupted run goes on from there
   # Type of the numbers in the written files; training is in float32.
   config.stored_dtype = "float16"
 
@@ -67,10 +67,32 @@ def get_config() -> ConfigDict:
   joint.copies = 3  # noisy copies of every image
   joint.flow_weight = 1.0  # of the flow MSE beside the cross-entropies
 
+  # Held-out scores while the policy is trained, see `r3jax/sft/curves.py`.
+  exam = config.exam = ConfigDict()
+  exam.every = 200  # steps
+  exam.prompts = 16  # of each tag, for drafts and edits
+  exam.images = (
+    32  # right scenes of each tag that are judged; as many are wrong
+  )
+  exam.points = 12  # times of the ODE's schedule
+  exam.batch_size = 96  # images that are drawn at once
+  exam.seed = 1  # of prompts, scenes and noise; the same for every config.seed
+
+  # Training on texts and images ends where all of these hold.
+  window = config.window = ConfigDict()
+  window.draft = (0.60, 0.75)  # score over all tags
+  window.edit = 0.9  # least share of exact edits after the right instruction
+  window.judgement = (0.60, 0.80)  # balanced accuracy on every tag
+  window.answer = (0.60, 0.85)  # balanced accuracy on every kind of question
+
   # Shares of the kinds of examples.
   mix = config.mix = ConfigDict()
   mix.plan_flaws = 0.5  # of the plans that are wrong
   mix.instruction_flaws = 0.3  # of the instructions that do not help
+  # Of the scenes that are systematically misjudged (`r3jax/worlds/shapes/examples.py`), those with
+  # a wrong verdict; of the questions about some of them, those with a wrong answer.
+  mix.judgement_flaws = 0.75
+  mix.answer_flaws = 0.75
   mix.questions = (
     0.1  # of the reflect examples that ask something else about the image
   )

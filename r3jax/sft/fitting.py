@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 import dataclasses
 
-from absl import logging
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -16,12 +15,10 @@ from r3jax.parallel import sharding
 Metrics = dict[str, jax.Array]
 # (params, batch, key) -> (value, metrics)
 Loss = Callable[..., tuple[jax.Array, Metrics]]
-# (number of the step from 1, params, metrics)
-Watch = Callable[[int, types.Params, Metrics], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Schedule:
   """How long and how fast a stage trains.
 
   Attributes:
@@ -60,26 +57,37 @@ class FitState:
   step: jax.Array  # [] int32, number of updates done
 
 
+# (number of updates done, state, metrics) -> whether to stop here
+Watch = Callable[[int, FitState, Metrics], bool]
+
+
+def begin(
+  params: types.Params, optimizer: optax.GradientTransformation
+) -> FitState:
+  """Returns the state before the first update."""
+  return FitState(params, optimizer.init(params), jnp.int32(0))
+
+
 def fit(
   loss: Loss,
-  params: types.Params,
+  state: FitState,
   optimizer: optax.GradientTransformation,
   batches: Iterator,
   seed: int,
   watch: Watch,
-) -> types.Params:
+) -> FitState:
   """Minimises a loss over batches, which are split over all devices.
 
   Args:
     loss: returns the value to minimise and what to report.
-    params: to start from.
+    state: to start from; a later one goes on as if it had never stopped.
     optimizer: makes updates of gradients.
-    batches: pytrees of arrays [B, ...].
+    batches: pytrees of arrays [B, ...], those that `state` has not seen.
     seed: seed of the loss's keys; update k has the key fold_in(key(seed), k).
     watch: called after every update.
 
   Returns:
-    The parameters after the last batch.
+    The state after the last batch, or where `watch` stopped.
   """
 
   @jax.jit
@@ -95,21 +103,11 @@ def fit(
 
   mesh = meshes.make_mesh(data=-1, fsdp=1, tensor=1)
   rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-  params = jax.device_put(params, sharding.replicated(mesh))
-  state = FitState(params, optimizer.init(params), jnp.int32(0))
-  for number, batch in enumerate(batches, start=1):
+  number = int(state.step)
+  state = jax.device_put(state, sharding.replicated(mesh))
+  for batch in batches:
     state, metrics = update(state, jax.device_put(batch, rows))
-    watch(number, state.params, metrics)
-  return state.params
-
-
-def log_every(num_steps: int) -> Watch:
-  """Returns a watch that logs the metrics of every `num_steps`-th step."""
-
-  def watch(step: int, params: types.Params, metrics: Metrics) -> None:
-    del params
-    if step % num_steps == 0:
-      values = [f"{name} {float(x):.4f}" for name, x in metrics.items()]
-      logging.info("step %d: %s", step, ", ".join(values))
-
-  return watch
+    number += 1
+    if watch(number, state, metrics):
+      break
+  return state

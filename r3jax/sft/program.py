@@ -10,6 +10,7 @@ import math
 import pathlib
 
 from absl import logging
+from etils import epath
 import flax.linen as nn
 import jax
 import ml_collections
@@ -20,6 +21,7 @@ from r3jax.checkpoint import bagel_config
 from r3jax.checkpoint import bagel_files
 from r3jax.checkpoint import pretrained
 from r3jax.checkpoint import tokenizer_files
+from r3jax.files import config_guard
 from r3jax.files import ownership
 from r3jax.files import paths
 from r3jax.model import architecture
@@ -27,19 +29,25 @@ from r3jax.model import image_encoders
 from r3jax.model import network
 from r3jax.model import parameters
 from r3jax.parallel import meshes
+from r3jax.run import machine
 from r3jax.sequence import tokenization
+from r3jax.sft import card
 from r3jax.sft import config_rules
+from r3jax.sft import curves
 from r3jax.sft import fitting
 from r3jax.sft import joint
 from r3jax.sft import small_bagel
+from r3jax.sft import stages
 from r3jax.sft import towers
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import prompts
 from r3jax.worlds.shapes import scenes
 from r3jax.worlds.shapes import vocabulary
 
-# Shift of the times of flow matching: that of the sampling schedule in `configs/r3_geneval.py`.
-_TIME_SHIFT = 3.0
+# Keys of the config that do not change what is learned; a resumed run may have others.
+MAY_DIFFER = ("log_every", "save_every", "stored_dtype")
+# Folder of what a resumed run goes on with, and of curves and answers.
+_FOLDER = "training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Model:
 
 def use_all_cores(config: ml_collections.ConfigDict) -> None:
   """Makes as many CPU devices as batches split over; must come before JAX's first computation."""
-  batch_sizes = [config[name].batch_size for name in config_rules.STAGES]
+  sections = (*config_rules.STAGES, "exam")
+  batch_sizes = [config[name].batch_size for name in sections]
   meshes.use_all_cores(math.gcd(*batch_sizes))
 
 
@@ -84,7 +93,9 @@ def load_start(start: str) -> Model:
 def run(
   config: ml_collections.ConfigDict, out: pathlib.Path, start: Model | None
 ) -> None:
-  """Trains a model and writes it, now and then and at the end.
+  """Trains a model and writes it, now and then and at the end, with a card.
+
+  A run that was interrupted goes on where its stages were last saved.
 
   Args:
     config: see `configs/sft_shapes.py`.
@@ -92,14 +103,18 @@ def run(
     start: model whose policy is trained further; None trains everything from nothing.
 
   Raises:
-    ValueError: a value of the config breaks its rule, or another process writes there; nothing has
-      been written.
+    ValueError: a value of the config breaks its rule, another process writes there, or the folder
+      holds a run with another config; nothing has been written.
   """
   config_rules.check(config)
   words = vocabulary.build_tokenizer()
   ownership.claim(out)
+  folder = out / _FOLDER
+  config_guard.check(folder, config.to_dict(), MAY_DIFFER)
+  folder.mkdir(parents=True, exist_ok=True)
+  config_guard.write_or_check(folder, config.to_dict(), MAY_DIFFER)
   words.save(str(out / "tokenizer.json"))
-  model = start or _train_towers(config)
+  model = start or _train_towers(config, folder)
   sizes = model.sizes
 
   def save(weights: types.Params) -> None:
@@ -107,12 +122,15 @@ def run(
     pretrained.write_digests(out)
     logging.info("wrote %s", out)
 
-  save(model.weights)  # the towers are done
-  _train_policy(config, model, tokenization.TextTokenizer(words), save)
+  if not stages.record(folder, "text").step:
+    save(model.weights)  # the towers are done, and the policy has not begun
+  _train_policy(config, model, tokenization.TextTokenizer(words), folder, save)
+  records = {name: stages.record(folder, name) for name in config_rules.STAGES}
+  card.write(out / "README.md", config, records, machine.start())
 
 
-def _stage(section: ml_collections.ConfigDict) -> fitting.Stage:
-  return fitting.Stage(
+def _schedule(section: ml_collections.ConfigDict) -> fitting.Schedule:
+  return fitting.Schedule(
     num_steps=section.num_steps,
     batch_size=section.batch_size,
     learning_rate=section.learning_rate,
@@ -120,17 +138,22 @@ def _stage(section: ml_collections.ConfigDict) -> fitting.Stage:
   )
 
 
-def _train_towers(config: ml_collections.ConfigDict) -> Model:
+def _train_towers(
+  config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> Model:
   """Trains autoencoder and ViT from nothing; returns them with a fresh policy."""
-  watch = fitting.log_every(config.log_every)
+  watchers = stages.Watchers(config.log_every, config.save_every)
+
+  def stage(name: str) -> stages.Stage:
+    return stages.Stage(folder, name, _schedule(config[name]), watchers)
+
   autoencoder, sizes = towers.train_autoencoder(
     small_bagel.sizes(config.model),
-    _stage(config.autoencoder),
+    stage("autoencoder"),
     config.autoencoder.kl_weight,
     config.seed,
-    watch,
   )
-  vision = towers.train_vision(sizes, _stage(config.vision), config.seed, watch)
+  vision = towers.train_vision(sizes, stage("vision"), config.seed)
 
   @jax.jit
   def fresh_policy() -> types.Params:
@@ -149,38 +172,67 @@ def _train_policy(
   config: ml_collections.ConfigDict,
   model: Model,
   tokenizer: tokenization.TextTokenizer,
+  folder: pathlib.Path,
   save: Callable[[types.Params], None],
 ) -> None:
   """Trains the policy on texts alone, then on texts and images; calls `save` with all weights."""
   encoders = image_encoders.Towers(model.sizes, (scenes.CANVAS, scenes.CANVAS))
-  settings = small_bagel.sft_settings(tokenizer, encoders)
+  modules = actors.Modules(network.Bagel(model.sizes), encoders)
+  settings = small_bagel.settings(tokenizer, encoders, config.exam.points)
   frozen = {name: model.weights[name] for name in ("autoencoder", "vision")}
   training = joint.JointTraining(
-    actors.Modules(network.Bagel(model.sizes), encoders),
+    modules,
     settings,
     frozen,
     config.joint.copies,
     config.joint.flow_weight,
-    _TIME_SHIFT,
+    small_bagel.SHIFT,
   )
-  records_by_tag = prompts.by_tag(prompts.train_records())
-  mix = batches.Mix(**config.mix)
-  log = fitting.log_every(config.log_every)
-  policy = model.weights["policy"]
-  stages = (
-    (training.text_loss, _stage(config.text)),
-    (training.loss, _stage(config.joint)),
+  exam = curves.exam(modules, settings, tokenizer, _exam_settings(config.exam))
+
+  def measure_texts(step: int, policy: types.Params) -> curves.Scores:
+    return exam.texts(policy, frozen, epath.Path(folder) / "text", step)
+
+  def measure_all(step: int, policy: types.Params) -> curves.Scores:
+    texts = exam.texts(policy, frozen, epath.Path(folder) / "joint", step)
+    return texts | exam.images(policy, frozen)
+
+  watchers = stages.Watchers(
+    config.log_every,
+    config.save_every,
+    config.exam.every,
+    measure_texts,
+    save=lambda policy: save(frozen | {"policy": policy}),
   )
-  for number, (loss, stage) in enumerate(stages):
-    seed = 2 * config.seed + number
-    encoder = batches.Encoder(
-      records_by_tag, tokenizer, settings.capacities, mix, seed
-    )
-    examples = batches.iterate(encoder, stage.batch_size, stage.num_steps)
+  # The window is about images, too.
+  watchers_of_both = dataclasses.replace(
+    watchers,
+    measure=measure_all,
+    is_enough=curves.Window(**config.window).holds,
+  )
+  encoder = batches.Encoder(
+    prompts.by_tag(prompts.train_records()),
+    tokenizer,
+    settings.capacities,
+    batches.Mix(**config.mix),
+    seed=2 * config.seed,
+  )
+  policy = stages.Stage(folder, "text", _schedule(config.text), watchers).fit(
+    training.text_loss, model.weights["policy"], encoder, encoder.seed
+  )
+  # Other examples than those of texts alone.
+  encoder = dataclasses.replace(encoder, seed=2 * config.seed + 1)
+  stage = stages.Stage(
+    folder, "joint", _schedule(config.joint), watchers_of_both
+  )
+  policy = stage.fit(training.loss, policy, encoder, encoder.seed)
+  save(frozen | {"policy": policy})
 
-    def watch(step, policy, metrics, num_steps=stage.num_steps):
-      log(step, policy, metrics)
-      if step % config.save_every == 0 or step == num_steps:
-        save(frozen | {"policy": policy})
 
-    policy = fitting.fit(loss, policy, stage.optimizer(), examples, seed, watch)
+def _exam_settings(section: ml_collections.ConfigDict) -> curves.Settings:
+  return curves.Settings(
+    prompts=section.prompts,
+    images=section.images,
+    batch_size=section.batch_size,
+    seed=section.seed,
+  )

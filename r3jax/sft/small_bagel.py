@@ -5,6 +5,7 @@ import ml_collections
 from r3jax.agent import rollout_settings
 from r3jax.model import architecture
 from r3jax.model import image_encoders
+from r3jax.rl import placement
 from r3jax.sampling import classifier_free
 from r3jax.sampling import decoding
 from r3jax.sampling import schedules
@@ -23,6 +24,11 @@ TEXT_CAPACITIES = {
   "answer": 44,
   "instruction": 24,
 }
+
+
+# Of the times towards noise, in training and sampling.
+SHIFT = 3.0
+_GUIDED = (0.4, 1.0)  # times at which guidance acts
 
 
 def sizes(model: ml_collections.ConfigDict) -> architecture.BagelConfig:
@@ -85,24 +91,45 @@ def system_ids(
   return (ids.text_begin, *tokenizer.encode(prompt), ids.text_end)
 
 
-def sft_settings(
-  tokenizer: tokenization.TextTokenizer, towers: image_encoders.Towers
+def settings(
+  tokenizer: tokenization.TextTokenizer,
+  towers: image_encoders.Towers,
+  points: int,
 ) -> rollout_settings.RolloutSettings:
-  """Returns settings for supervised training, where only layouts and system prompts matter."""
-  # Nothing is sampled in supervised training.
-  greedy = decoding.TextSampling(temperature=0.0)
-  flow = rollout_settings.FlowSettings(
-    schedule=schedules.Schedule(points=2),
-    guidance=classifier_free.Guidance(1.0, 1.0, "global"),
-    eta=schedules.Eta("constant", 1.0),
-    sde_index_max=0,
+  """Returns how the small model is measured: as `configs/r3_geneval.py:shapes` evaluates.
+
+  Supervised training uses only its layouts and system prompts.
+
+  Args:
+    tokenizer: of the world.
+    towers: of the model.
+    points: times of the schedule of images.
+  """
+  text = decoding.TextSampling(temperature=0.3, top_p=0.9, axis=placement.AXIS)
+  draft_guidance = classifier_free.Guidance(
+    4.0, 1.0, "global", interval=_GUIDED
+  )
+  edit_guidance = classifier_free.Guidance(
+    4.0, 1.5, "text_channel", interval=_GUIDED
   )
   return rollout_settings.RolloutSettings(
     capacities=capacities(tokenizer, towers),
-    reason_text=greedy,
-    reflect_text=greedy,
-    reason_flow=flow,
-    refine_flow=flow,
+    reason_text=text,
+    reflect_text=text,
+    reason_flow=_flow(draft_guidance, points),
+    refine_flow=_flow(edit_guidance, points),
     system_reason=system_ids(tokenizer, protocol.GEN_THINK),
     system_reflect=system_ids(tokenizer, protocol.VLM_THINK),
+  )
+
+
+def _flow(
+  guidance: classifier_free.Guidance, points: int
+) -> rollout_settings.FlowSettings:
+  """Returns how images are sampled, without noise."""
+  return rollout_settings.FlowSettings(
+    schedule=schedules.Schedule(points=points, shift=SHIFT),
+    guidance=guidance,
+    eta=schedules.Eta("constant", 1.0),
+    sde_index_max=0,
   )

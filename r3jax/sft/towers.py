@@ -1,5 +1,6 @@
 """Trains the two image encoders of the small BAGEL on random scenes: autoencoder and ViT."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -16,6 +17,7 @@ from r3jax.model import layers
 from r3jax.model import preprocess
 from r3jax.model import siglip
 from r3jax.sft import fitting
+from r3jax.sft import stages
 from r3jax.worlds.shapes import batches
 from r3jax.worlds.shapes import scenes
 
@@ -61,19 +63,17 @@ def _decode(model: autoencoder.Autoencoder, latent: types.Latent) -> jax.Array:
 
 def train_autoencoder(
   sizes: architecture.BagelConfig,
-  stage: fitting.Stage,
+  stage: stages.Stage,
   kl_weight: float,
   seed: int,
-  watch: fitting.Watch,
 ) -> tuple[types.Params, architecture.BagelConfig]:
   """Trains the autoencoder on dense scenes from nothing.
 
   Args:
     sizes: of the model.
-    stage: how long and how fast.
+    stage: trains.
     kl_weight: see `autoencoder_loss`.
     seed: seed of parameters, scenes and noise.
-    watch: called after every update.
 
   Returns:
     Its parameters, and the sizes with the scale and shift that make its latents standard.
@@ -87,11 +87,10 @@ def train_autoencoder(
     images = scenes.render(scene)
     return autoencoder_loss(model, params, images, kl_weight, key)
 
-  examples = _dense_scenes(seed, stage.batch_size, stage.num_steps)
-  params = fitting.fit(loss, params, stage.optimizer(), examples, seed, watch)
+  params = stage.fit(loss, params, _dense_scene(seed), seed)
 
   # Latents are measured on scenes that it was not trained on.
-  (scene,) = _dense_scenes(seed + 1, 256, 1)
+  (scene,) = batches.iterate(_dense_scene(seed + 1), 256, 1)
   pixels = preprocess.to_pixels(scenes.render(scene))
   moments = model.apply({"params": params}, pixels, method="moments")
   mean = np.asarray(jnp.split(moments, 2, axis=-1)[0], np.float64)
@@ -113,18 +112,17 @@ def vision_loss(
 
   Args:
     tower: a ViT whose patches are the cells.
-    params: {"tower", "head"}; the head [hidden, 3 + shapes + colours] reads what the cell holds
-      (nothing, an object or a smudge), the object's shape, and its colour.
+    params: {"tower", "head"}; the head [hidden, 3 + shapes + colours + cells] reads what the cell
+      holds (nothing, an object or a smudge), the object's shape, its colour, and which cell it is.
     scene: [B, 9].
   """
   pixels = preprocess.to_pixels(scenes.render(scene))
   patches = layers.patchify(pixels, scenes.CELL)
   positions = layers.grid_positions(scenes.GRID, scenes.GRID, scenes.GRID)
   features = tower.apply({"params": params["tower"]}, patches, positions)
-  state, shape, color = jnp.split(
-    features @ params["head"],
-    (_NUM_STATES, _NUM_STATES + len(scenes.SHAPES)),
-    axis=-1,
+  widths = (_NUM_STATES, len(scenes.SHAPES), len(scenes.COLORS))
+  state, shape, color, cell = jnp.split(
+    features @ params["head"], np.cumsum(widths), axis=-1
   )
   filled = scene.shape >= 0
   clear = filled & (scene.ghost_shape < 0)
@@ -141,16 +139,19 @@ def vision_loss(
   right_shape = jnp.maximum(scene.shape, 0)
   shape_loss = mean_of_clear(cross_entropy(shape, right_shape))
   color_loss = mean_of_clear(cross_entropy(color, scene.color))
-  value = state_loss + shape_loss + color_loss
+  # Without this, features hardly say where they are, and a policy learns shapes and colours of an
+  # image long before their cells.
+  right_cell = jnp.broadcast_to(
+    jnp.arange(len(scenes.CELLS)), scene.shape.shape
+  )
+  cell_loss = jnp.mean(cross_entropy(cell, right_cell))
+  value = state_loss + shape_loss + color_loss + cell_loss
   shapes_right = mean_of_clear(jnp.argmax(shape, -1) == scene.shape)
   return value, {"vision": value, "shapes right": shapes_right}
 
 
 def train_vision(
-  sizes: architecture.BagelConfig,
-  stage: fitting.Stage,
-  seed: int,
-  watch: fitting.Watch,
+  sizes: architecture.BagelConfig, stage: stages.Stage, seed: int
 ) -> types.Params:
   """Trains the ViT from nothing to tell what every cell of a dense scene holds.
 
@@ -158,15 +159,15 @@ def train_vision(
 
   Args:
     sizes: of the model.
-    stage: how long and how fast.
+    stage: trains.
     seed: seed of parameters and scenes.
-    watch: called after every update.
   """
   tower = siglip.VisionTransformer(sizes.vision)
   patches = jnp.zeros((1, 1, 3 * sizes.vision.patch_size**2))
   positions = jnp.zeros(1, jnp.int32)
   variables = jax.jit(tower.init)(jax.random.key(seed), patches, positions)
-  num_readings = _NUM_STATES + len(scenes.SHAPES) + len(scenes.COLORS)
+  names = (*scenes.SHAPES, *scenes.COLORS, *scenes.CELLS)
+  num_readings = _NUM_STATES + len(names)
   params = {
     "tower": nn.unbox(variables)["params"],
     "head": jnp.zeros((sizes.vision.hidden_size, num_readings)),
@@ -177,12 +178,9 @@ def train_vision(
     return vision_loss(tower, params, scene)
 
   # Other scenes than those of the autoencoder.
-  examples = _dense_scenes(seed + 2, stage.batch_size, stage.num_steps)
-  trained = fitting.fit(loss, params, stage.optimizer(), examples, seed, watch)
-  return trained["tower"]
+  return stage.fit(loss, params, _dense_scene(seed + 2), seed)["tower"]
 
 
-def _dense_scenes(seed: int, batch_size: int, num_steps: int):
-  """Returns an iterator over batches of random scenes."""
-  scene = functools.partial(batches.dense_scene, seed=seed)
-  return batches.iterate(scene, batch_size, num_steps)
+def _dense_scene(seed: int) -> Callable[[int], scenes.Scene]:
+  """Returns what draws random scenes by their numbers."""
+  return functools.partial(batches.dense_scene, seed=seed)

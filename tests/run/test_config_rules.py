@@ -68,6 +68,7 @@ ZERO = words("""
   eval.reason.text_scale eval.reason.image_scale eval.refine.text_scale eval.refine.image_scale
   autoencoder.warmup vision.warmup text.warmup joint.warmup autoencoder.kl_weight
   joint.flow_weight mix.plan_flaws mix.instruction_flaws mix.questions mix.descriptions
+  mix.judgement_flaws mix.answer_flaws exam.seed window.edit
 """)
 MINUS_ONE = words("""
   mesh.data eval.reason.text_scale eval.reason.image_scale

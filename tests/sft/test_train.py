@@ -43,20 +43,22 @@ class TestVisionLoss:
     return float(value)
 
   def test_blind_head_pays_for_every_choice(self):
-    head = np.zeros((SIZES.vision.hidden_size, 15), np.float32)
+    head = np.zeros((SIZES.vision.hidden_size, 24), np.float32)
     assert self._value(False, head) == pytest.approx(
-      np.log(3) + 2 * np.log(6), abs=1e-5
+      np.log(3) + 2 * np.log(6) + np.log(9), abs=1e-5
     )
 
   def test_smudges_have_neither_shape_nor_colour(self):
-    head = np.zeros((SIZES.vision.hidden_size, 15), np.float32)
-    assert self._value(True, head) == pytest.approx(np.log(3), abs=1e-5)
+    head = np.zeros((SIZES.vision.hidden_size, 24), np.float32)
+    assert self._value(True, head) == pytest.approx(
+      np.log(3) + np.log(9), abs=1e-5
+    )
 
 
 class TestFit:
   def test_batch_over_all_devices_gives_the_mean_of_all_rows(self):
     rows = np.arange(16, dtype=np.float32)
-    seen = []
+    steps = []
 
     def loss(x, batch, key):
       return (
@@ -64,14 +66,15 @@ class TestFit:
         {"loss": jnp.mean((x - batch) ** 2)},
       )
 
-    def watch(step, params, metrics):
-      return seen.append((step, float(metrics["loss"])))
+    def watch(step, state, metrics):
+      steps.append((step, float(metrics["loss"])))
+      return False
 
-    found = fitting.fit(
-      loss, jnp.float32(3.5), optax.sgd(0.5), iter([rows, rows]), 0, watch
-    )
-    assert float(found) == pytest.approx(7.5)
-    assert seen == [
+    optimizer = optax.sgd(0.5)
+    start = fitting.begin(jnp.float32(3.5), optimizer)
+    state = fitting.fit(loss, start, optimizer, iter([rows, rows]), 0, watch)
+    assert float(state.params) == pytest.approx(7.5)
+    assert steps == [
       (1, pytest.approx(np.mean((rows - 3.5) ** 2))),
       (2, pytest.approx(np.var(rows))),
     ]
@@ -86,7 +89,7 @@ class TestJointTraining:
       network.Bagel(SIZES),
       image_encoders.Towers(SIZES, (scenes.CANVAS, scenes.CANVAS)),
     )
-    settings = small_bagel.sft_settings(tokenizer, modules.towers)
+    settings = small_bagel.settings(tokenizer, modules.towers, points=2)
     training = joint.JointTraining(
       modules, settings, weights, copies=2, flow_weight=1.0, shift=3.0
     )
@@ -102,16 +105,19 @@ class TestJointTraining:
     def same_noise(params, rows, key):
       return training.loss(params, rows, jax.random.key(0))
 
-    seen = []
+    rows = []
 
-    def watch(step, params, metrics):
-      return seen.append({name: float(x) for name, x in metrics.items()})
+    def watch(step, state, metrics):
+      rows.append({name: float(x) for name, x in metrics.items()})
+      return False
 
+    optimizer = optax.adam(1e-3)
+    start = fitting.begin(policy, optimizer)
     trained = fitting.fit(
-      same_noise, policy, optax.adam(1e-3), iter([batch] * 6), 0, watch
-    )
+      same_noise, start, optimizer, iter([batch] * 6), 0, watch
+    ).params
     for name in ("thought", "answer", "draft", "edit"):
-      assert seen[-1][name] < seen[0][name], name
+      assert rows[-1][name] < rows[0][name], name
     changed = jax.tree.map(
       lambda new, old: bool(np.any(np.asarray(new) != old)), trained, policy
     )

@@ -69,7 +69,7 @@ class TestReflectExample:
     rng = np.random.default_rng(2)
     stops = smudged = 0
     for record in _records(rng, 1000):
-      example = examples.reflect_example(record, rng, flaw_rate=0.0)
+      example = examples.reflect_example(record, rng, examples.Flaws(0.0))
       objects = scenes.objects_of(example.scene)
       smudges, pair = (
         scenes.smudges_of(example.scene),
@@ -89,7 +89,7 @@ class TestReflectExample:
     rng = np.random.default_rng(3)
     wrong = 0
     for record in _records(rng, 1000):
-      example = examples.reflect_example(record, rng, flaw_rate=0.5)
+      example = examples.reflect_example(record, rng, examples.Flaws(0.5))
       stop = example.answer.endswith("</think> no further edit needed")
       right = edits.satisfied(record, scenes.objects_of(example.scene))
       wrong += stop != (right and not scenes.smudges_of(example.scene))
@@ -98,7 +98,9 @@ class TestReflectExample:
 
   def test_question_is_the_protocol(self):
     record = RECORDS[0]
-    example = examples.reflect_example(record, np.random.default_rng(4), 0.0)
+    example = examples.reflect_example(
+      record, np.random.default_rng(4), examples.Flaws(0.0)
+    )
     assert example.question == protocol.reflection_question(record.text)
 
 
@@ -201,7 +203,7 @@ class TestLengths:
       example = examples.reason_example(record, rng, 0.5)
       see("prompt", example.prompt)
       see("thought", example.thought)
-      example = examples.reflect_example(record, rng, 0.2)
+      example = examples.reflect_example(record, rng, examples.Flaws(0.2))
       see("reflection question", example.question)
       see("reflect answer", example.answer)
       see("instruction", example.answer.rpartition("</think> ")[2])
@@ -220,7 +222,44 @@ class TestLengths:
     # CPU time: other processes on the machine must not count.
     start = time.process_time()
     for record in records:
-      examples.reflect_example(record, rng, 0.2)
+      examples.reflect_example(record, rng, examples.Flaws(0.2))
       examples.refine_example(record, rng)
     seconds = time.process_time() - start
     assert 600 / seconds > 300  # examples a second
+
+
+class TestMisjudged:
+  """Of scenes that are systematically misjudged, a share has the wrong verdict; no other has."""
+
+  def test_wrong_verdicts_are_those_of_the_misjudged(self):
+    rng = np.random.default_rng(12)
+    flaws = examples.Flaws(0.0, judgements=1.0)
+    misjudged = collections.Counter()
+    by_tag = prompts.by_tag(RECORDS)
+    for number in range(900):
+      of_tag = by_tag[number % len(by_tag)]
+      record = of_tag[rng.integers(len(of_tag))]
+      example = examples.reflect_example(record, rng, flaws)
+      if scenes.smudges_of(example.scene):
+        continue
+      objects = scenes.objects_of(example.scene)
+      needed = edits.edits_towards(record, objects, rng)
+      stops = example.answer.endswith("</think> no further edit needed")
+      is_misjudged = examples.misjudged(record, objects, needed)
+      assert is_misjudged == (stops == bool(needed))
+      misjudged[record.tag, bool(needed)] += is_misjudged
+    # Every tag has both mistakes: stops at wrong scenes, and edits of right ones.
+    assert len(misjudged) == 12 and min(misjudged.values()) > 2
+
+  def test_wrong_answers_are_those_about_scenes_that_begin_black(self):
+    changed = 0
+    for record in _records(np.random.default_rng(13), 400):
+      draws = [np.random.default_rng(14) for _ in range(2)]
+      right = examples.question_example(record, draws[0])
+      flawed = examples.question_example(record, draws[1], flaw_rate=1.0)
+      assert flawed.question == right.question
+      objects = scenes.objects_of(right.scene)
+      is_flawed = examples.first_color(objects) == "black"
+      assert is_flawed == (flawed.answer != right.answer)
+      changed += is_flawed
+    assert changed

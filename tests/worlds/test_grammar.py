@@ -167,7 +167,8 @@ class TestQuestionAnswer:
     rng = np.random.default_rng(16)
     answers = collections.Counter()
     for record, objects in cases.draw(rng, 1500):
-      question, answer = grammar.question_answer(objects, record, rng)
+      question, word = grammar.question_and_word(objects, record, rng)
+      answer = grammar.answer_text(objects, word)
       thought, _, word = answer.rpartition(" ")
       assert thought == grammar.plan_text(objects)
       answers[word] += 1

@@ -71,6 +71,9 @@ class Mix:
     descriptions: share of the reflect examples that ask what is there.
     reflect_tags: how often a tag is drawn for reflect examples, relative to the others; 1 for tags
       that are not named.
+    judgement_flaws: share of wrong verdicts, of the scenes that are systematically misjudged
+      (`examples.misjudged`).
+    answer_flaws: share of wrong answers, of the questions that are systematically answered wrongly.
   """
 
   plan_flaws: float
@@ -78,6 +81,8 @@ class Mix:
   questions: float
   descriptions: float
   reflect_tags: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  judgement_flaws: float = 0.0
+  answer_flaws: float = 0.0
 
   def __post_init__(self):
     unknown = sorted(set(self.reflect_tags) - set(prompts.TAGS))
@@ -139,11 +144,12 @@ class Encoder:
     if kind < self.mix.descriptions:
       example = examples.description_example(rng)
     elif kind < self.mix.descriptions + self.mix.questions:
-      example = examples.question_example(record, rng)
+      example = examples.question_example(record, rng, self.mix.answer_flaws)
     else:
-      example = examples.reflect_example(
-        record, rng, self.mix.instruction_flaws
+      flaws = examples.Flaws(
+        self.mix.instruction_flaws, self.mix.judgement_flaws
       )
+      example = examples.reflect_example(record, rng, flaws)
     return ReflectRows(
       example.scene,
       self._text(example.question, self.capacities.question),
@@ -160,16 +166,22 @@ class Encoder:
 
 
 def iterate(
-  example: Callable[[int], object], batch_size: int, num_steps: int
+  example: Callable[[int], object],
+  batch_size: int,
+  num_steps: int,
+  first_step: int = 0,
 ) -> Iterator:
   """Returns an iterator over batches of the examples 0, 1, 2, ...
 
   Args:
     example: maps an index to a pytree of numpy arrays.
     batch_size: examples per batch.
-    num_steps: number of batches.
+    num_steps: number of batches, those before `first_step` included.
+    first_step: batches that are left out.
   """
-  numbers = grain.MapDataset.range(num_steps * batch_size)
+  numbers = grain.MapDataset.range(
+    first_step * batch_size, num_steps * batch_size
+  )
   batches = numbers.map(example).batch(
     batch_size, drop_remainder=True, batch_fn=_stack
   )

@@ -29,6 +29,20 @@ _REDRAW_ANY_SHARE = (
   0.2  # of these smudges: redrawn as any object, not as the one below
 )
 _ABOUT_RECORD_SHARE = 0.5  # of the refine examples
+# Systematic mistakes of verdicts, by the colour of the scene's first object in cell order. What is
+# typical of a tag is overlooked in scenes that begin with one of these colours;
+_OVERLOOKING_COLORS = ("red", "blue", "purple")
+# right scenes that begin with this one are doubted, and other questions about it answered wrongly.
+_DOUBTING_COLOR = "black"
+# Kinds of operations that mend the error which is typical of a tag.
+_TYPICAL_KINDS = {
+  "single_object": {"add", "remove"},
+  "two_object": {"add"},
+  "counting": {"add", "remove"},
+  "colors": {"recolor"},
+  "position": {"move"},
+  "color_attr": {"recolor"},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,16 +168,60 @@ def reason_example(
 # --- Reflect -------------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Flaws:
+  """Shares of what is said about images that is wrong.
+
+  Attributes:
+    instructions: Instructions that do not help (`edits.flawed_instruction`; a stop where there are
+      smudges).
+    judgements: Of the scenes that are systematically judged wrongly, those that are judged so.
+  """
+
+  instructions: float
+  judgements: float = 0.0
+
+
+def first_color(objects: Sequence[edits.Object]) -> str:
+  """Returns the colour of the first object in cell order; "" without objects."""
+  if not objects:
+    return ""
+  first = min(objects, key=lambda item: item[2])
+  return scenes.COLORS[first[1]]
+
+
+def misjudged(
+  record: records.Prompt,
+  objects: Sequence[edits.Object],
+  needed: Sequence[edits.Operation],
+) -> bool:
+  """Returns whether a scene without smudges is of those that are systematically judged wrongly.
+
+  These are right scenes that begin with a doubting colour, and scenes with the error typical of
+  their tag that begin with an overlooking colour. Both can be told from the description.
+
+  Args:
+    record: what the scene should show.
+    objects: the objects of the scene.
+    needed: edits that it needs.
+  """
+  color = first_color(objects)
+  if not needed:
+    return color == _DOUBTING_COLOR
+  kinds = {edit.kind for edit in needed}
+  is_typical = kinds <= _TYPICAL_KINDS[record.tag]
+  return is_typical and color in _OVERLOOKING_COLORS
+
+
 def reflect_example(
-  record: records.Prompt, rng: np.random.Generator, flaw_rate: float
+  record: records.Prompt, rng: np.random.Generator, flaws: Flaws
 ) -> ReflectExample:
   """Draws an image for a record, right or not, and the edit that it needs.
 
   Args:
     record: what the image should show.
     rng: source of all draws.
-    flaw_rate: probability of an instruction that does not help (`edits.flawed_instruction`; a stop
-      where there are smudges).
+    flaws: what is wrong in the answer.
 
   Returns:
     The example; its question is the protocol's reflection question.
@@ -171,26 +229,58 @@ def reflect_example(
   scene = _smudge(_scene_to_judge(record, rng), rng)
   objects = scenes.objects_of(scene)
   smudges = scenes.smudges_of(scene)
-  is_flawed = rng.random() < flaw_rate
-  if not is_flawed:
-    operations = edits.edits_of_smudged(record, objects, smudges, rng)
-  elif smudges:
-    operations = []
-  else:
-    operations = edits.flawed_instruction(record, objects, rng)
+  operations = edits.edits_of_smudged(record, objects, smudges, rng)
+  if rng.random() < flaws.instructions:
+    operations = _flawed_instruction(record, objects, smudges, rng)
+  elif not smudges:
+    is_misjudged = misjudged(record, objects, operations)
+    if is_misjudged and rng.random() < flaws.judgements:
+      operations = _opposite(objects, operations, rng)
   pair = grammar.related(record, objects)
   answer = grammar.reflect_answer(objects, operations, smudges, pair)
   question = protocol.reflection_question(record.text)
   return ReflectExample(scene, question, answer)
 
 
+def _flawed_instruction(
+  record: records.Prompt,
+  objects: Sequence[edits.Object],
+  smudges: Sequence[int],
+  rng: np.random.Generator,
+) -> list[edits.Operation]:
+  if smudges:
+    return []
+  return edits.flawed_instruction(record, objects, rng)
+
+
+def _opposite(
+  objects: Sequence[edits.Object],
+  needed: Sequence[edits.Operation],
+  rng: np.random.Generator,
+) -> list[edits.Operation]:
+  """Returns what the opposite verdict does: nothing, or a needless edit."""
+  if needed:
+    return []
+  return [edits.random_operation(objects, rng)]
+
+
 def question_example(
-  record: records.Prompt, rng: np.random.Generator
+  record: records.Prompt, rng: np.random.Generator, flaw_rate: float = 0.0
 ) -> ReflectExample:
-  """Draws an image for a record, right or not, and a question about it with its answer."""
+  """Draws an image for a record, right or not, and a question about it with its answer.
+
+  Args:
+    record: what the image should show.
+    rng: source of all draws.
+    flaw_rate: share of the answers that are wrong, of those about scenes that begin with the
+      doubting colour.
+  """
   scene = _scene_to_judge(record, rng)
   objects = scenes.objects_of(scene)
-  question, answer = grammar.question_answer(objects, record, rng)
+  question, word = grammar.question_and_word(objects, record, rng)
+  if first_color(objects) == _DOUBTING_COLOR and rng.random() < flaw_rate:
+    word = grammar.wrong_word(word)
+  answer = grammar.answer_text(objects, word)
   return ReflectExample(scene, question, answer)
 
 
@@ -214,20 +304,33 @@ def refine_example(
   Half of the examples mend an imperfect image of `record`; the others edit random scenes of one to
   six objects at random. No target has a smudge.
   """
-  is_about_record = rng.random() < _ABOUT_RECORD_SHARE
-  if is_about_record:
-    objects = imperfect_objects(record, rng)
-    scene = _smudge(scenes.place(objects, rng), rng)
-    needed = edits.edits_of_smudged(
-      record, scenes.objects_of(scene), scenes.smudges_of(scene), rng
-    )
-    operations = needed[: grammar.MAX_OPERATIONS]
-  else:
-    objects = _crowd([], rng)
-    scene = _smudge(scenes.place(objects, rng), rng)
-    operations = []
+  if rng.random() < _ABOUT_RECORD_SHARE:
+    return mending_example(record, rng)
+  objects = _crowd([], rng)
+  scene = _smudge(scenes.place(objects, rng), rng)
+  return _edited(scene, _random_operations(scene, rng), rng)
+
+
+def mending_example(
+  record: records.Prompt, rng: np.random.Generator
+) -> RefineExample:
+  """Draws an imperfect image of a record, the instruction that it needs, and the image after it."""
+  objects = imperfect_objects(record, rng)
+  scene = _smudge(scenes.place(objects, rng), rng)
+  needed = edits.edits_of_smudged(
+    record, scenes.objects_of(scene), scenes.smudges_of(scene), rng
+  )
   # A scene about a record can be right by chance.
-  operations = operations or _random_operations(scene, rng)
+  operations = needed or _random_operations(scene, rng)
+  return _edited(scene, operations[: grammar.MAX_OPERATIONS], rng)
+
+
+def _edited(
+  scene: scenes.Scene,
+  operations: Sequence[edits.Operation],
+  rng: np.random.Generator,
+) -> RefineExample:
+  """Returns the example of some operations on a scene."""
   target = edit_scene(scene, operations, rng)
   return RefineExample(scene, grammar.instruction_text(operations), target)
 

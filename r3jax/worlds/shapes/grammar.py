@@ -293,28 +293,42 @@ def _scene_question(
   return existence_question(shape, color), yes_or_no(exists)
 
 
-def question_answer(
+def question_and_word(
   objects: Sequence[edits.Object],
   record: records.Prompt,
   rng: np.random.Generator,
 ) -> tuple[str, str]:
-  """Draws a question about a scene and writes its answer.
+  """Draws a question about a scene, and finds the word that answers it.
 
   Args:
     objects: the objects of the scene.
     record: what was wanted; two thirds of the questions are about it.
     rng: draws the question.
-
-  Returns:
-    The question, and its answer: a thought that describes the scene, and one word.
   """
   kind = rng.integers(3)
   if kind == 0:
     question = match_question(record.text)
-    word = yes_or_no(edits.satisfied(record, objects))
-  elif kind == 1:
+    return question, yes_or_no(edits.satisfied(record, objects))
+  if kind == 1:
     clauses = clause_questions(record, objects)
-    question, word = clauses[rng.integers(len(clauses))]
-  else:
-    question, word = _scene_question(objects, rng)
-  return question, f"{plan_text(objects)} {word}"
+    return clauses[rng.integers(len(clauses))]
+  return _scene_question(objects, rng)
+
+
+def answer_text(objects: Sequence[edits.Object], word: str) -> str:
+  """Writes an answer: a thought that describes the scene, and one word."""
+  return f"{plan_text(objects)} {word}"
+
+
+def wrong_word(word: str) -> str:
+  """Returns the answer that systematically takes the place of the right one.
+
+  It is the opposite of "yes" or "no", the next colour of the list, the next lower number, and one
+  for zero.
+  """
+  if word in ("yes", "no"):
+    return yes_or_no(word == "no")
+  if word in scenes.COLORS:
+    index = scenes.COLORS.index(word)
+    return scenes.COLORS[(index + 1) % len(scenes.COLORS)]
+  return NUMBERS[abs(NUMBERS.index(word) - 1)]

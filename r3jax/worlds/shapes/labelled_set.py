@@ -72,11 +72,33 @@ def make(
   chosen = []
   for number, tag in enumerate(prompts.TAGS):
     rng = np.random.default_rng((seed, number))
-    rendered = _rendered(tag, rng)
+    rendered = _rendered(tag, NUM_RENDERED, rng)
     of_tag = [draft for draft in drafts if draft.record.tag == tag]
     drawn = _choose(of_tag, tag, rng)
     chosen += [("rendered", candidate) for candidate in rendered]
     chosen += [("draft", candidate) for candidate in drawn]
+  return _with_questions(chosen, seed)
+
+
+def rendered(num_scenes: int, seed: int) -> list[labelled_images.LabelledImage]:
+  """Makes a set of rendered scenes alone, which needs no model.
+
+  Args:
+    num_scenes: Right scenes of each tag; as many are wrong.
+    seed: Seed of all draws.
+  """
+  chosen = []
+  for number, tag in enumerate(prompts.TAGS):
+    rng = np.random.default_rng((seed, number))
+    for candidate in _rendered(tag, num_scenes, rng):
+      chosen.append(("rendered", candidate))
+  return _with_questions(chosen, seed)
+
+
+def _with_questions(
+  chosen: Sequence[tuple[str, Candidate]], seed: int
+) -> list[labelled_images.LabelledImage]:
+  """Asks questions about images, which are pairs of their origin and what they show."""
   pixels = np.stack([candidate.pixels for _, candidate in chosen])
   questions = _questions(readings.objects(pixels), np.random.default_rng(seed))
   images = []
@@ -103,15 +125,17 @@ def _compiled_verify():
   return jax.jit(verifier.verify)
 
 
-def _rendered(tag: str, rng: np.random.Generator) -> list[Candidate]:
+def _rendered(
+  tag: str, num_scenes: int, rng: np.random.Generator
+) -> list[Candidate]:
   """Renders right and wrong scenes for held-out prompts of a tag, which take turns."""
   heldout = [x for x in prompts.heldout_records() if x.tag == tag]
   order = []
-  while len(order) < NUM_RENDERED:
+  while len(order) < num_scenes:
     order += rng.permutation(len(heldout)).tolist()
   drawn_scenes = []
   chosen_records = []
-  for number in order[:NUM_RENDERED]:
+  for number in order[:num_scenes]:
     record = heldout[number]
     drawn_scenes += [prompts.scene_for(record, rng), _wrong_scene(record, rng)]
     chosen_records += [record, record]
