@@ -35,6 +35,10 @@ class Streams:
   gen: types.Hidden  # [B, T_gen, D]
 
 
+# Keys or values of all layers: a stack, [L, G, S, K, d], or a tuple of one array per layer.
+Entries = Any
+
+
 class Expert(nn.Module):
   """The parameters and the token-wise half of one expert of one layer.
 
@@ -211,6 +215,58 @@ class Layer(nn.Module):
     if self.attention_name == "by_head":
       return by_head.attend(query, sources)
     return splash.attend(query, sources, self.rules)
+
+
+class SeparateLayers(nn.Module):
+  """All layers, each with parameters of its own instead of a part of a stack.
+
+  A loop over a stack copies the weights of every layer before it reads them, which a decoded token
+  pays for. Compiling takes longer, by the number of layers.
+
+  Attributes:
+    config: sizes.
+    dtype: compute dtype.
+    rules: where parameters and activations go.
+    lora: which projections have adapters.
+    attention_name: implementation of attention, see `network.Bagel`.
+  """
+
+  config: architecture.LLMConfig
+  dtype: types.DType
+  rules: sharding.Rules
+  lora: low_rank.LoRA
+  attention_name: str
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Streams,
+    positions: types.Positions,
+    masks: tuple[types.Mask | segments.Mask, ...],
+    past: tuple[tuple[Entries, Entries], ...],
+  ) -> tuple[Streams, tuple[Entries, Entries]]:
+    """Returns what scanned layers do, but keys and values as one array per layer."""
+    keys = []
+    values = []
+    for i in range(self.config.num_layers):
+      layer = Layer(
+        self.config,
+        self.dtype,
+        self.rules,
+        self.lora,
+        self.attention_name,
+        name=layer_name(i),
+      )
+      past_of_layer = tuple((key[i], value[i]) for key, value in past)
+      x, (key, value) = layer(x, positions, masks, past_of_layer)
+      keys.append(key)
+      values.append(value)
+    return x, (tuple(keys), tuple(values))
+
+
+def layer_name(i: int) -> str:
+  """Returns the name of a layer's parameters among those of `SeparateLayers`."""
+  return f"layer_{i}"
 
 
 class FinalNorm(nn.Module):

@@ -7,6 +7,7 @@ frozen, see `siglip.py`, `autoencoder.py` and `image_encoders.py`.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -45,13 +46,13 @@ class Cache:
   """Keys and values of some segments, for later queries.
 
   Attributes:
-    key: keys after RoPE.
-    value: values.
+    key: keys after RoPE; a stack, or one array per layer where `Bagel.is_separate`.
+    value: values, as the keys.
     names: the segments, in slot order.
   """
 
-  key: jax.Array  # [L, G, S, K, d]
-  value: jax.Array  # [L, G, S, K, d]
+  key: mot.Entries  # [L, G, S, K, d]
+  value: mot.Entries  # [L, G, S, K, d]
   names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
 
@@ -153,6 +154,7 @@ class Bagel(nn.Module):
       (JAX's block-sparse TPU kernel).
     rules: where parameters and activations go.
     lora: which projections have adapters; applied where the parameters hold them.
+    is_separate: every layer has parameters and caches of its own, see `separate`.
   """
 
   config: architecture.BagelConfig
@@ -161,6 +163,7 @@ class Bagel(nn.Module):
   attention: str = "xla"
   rules: sharding.Rules = sharding.TRAIN
   lora: low_rank.LoRA = low_rank.LoRA()
+  is_separate: bool = False
 
   def setup(self):
     """Makes the submodules."""
@@ -169,9 +172,14 @@ class Bagel(nn.Module):
     self.embed_tokens = Embedding(
       llm.vocab_size, llm.hidden_size, self.dtype, self.rules
     )
-    self.layers = mot.scanned_layers(
-      llm, self.dtype, self.remat, self.rules, self.lora, self.attention
-    )
+    if self.is_separate:
+      self.layers = mot.SeparateLayers(
+        llm, self.dtype, self.rules, self.lora, self.attention
+      )
+    else:
+      self.layers = mot.scanned_layers(
+        llm, self.dtype, self.remat, self.rules, self.lora, self.attention
+      )
     self.norm = mot.FinalNorm(llm, self.dtype)
     # A log-prob follows the logits, a ratio the velocities: bfloat16 would round logits of size 16
     # to steps of 1/8.
@@ -274,7 +282,7 @@ class Bagel(nn.Module):
     for cache in past:
       mask = segments.mask(layout, own.names, cache.names, lengths, rows)
       masks.append(mask.dense()[:, :1])
-    is_before = jnp.arange(own.key.shape[2]) < place
+    is_before = jnp.arange(layout[name].capacity) < place
     masks.append(jnp.broadcast_to(is_before, (rows, 1, is_before.size)))
     masks.append(jnp.ones((rows, 1, 1), bool))
 
@@ -288,11 +296,18 @@ class Bagel(nn.Module):
 
     # XLA writes in place inside a decoding loop, which owns the cache.
     def write(cached: jax.Array, entry: jax.Array) -> jax.Array:
-      return jax.lax.dynamic_update_slice_in_dim(cached, entry, place, axis=2)
+      slots_axis = cached.ndim - 3
+      return jax.lax.dynamic_update_slice_in_dim(
+        cached, entry, place, slots_axis
+      )
 
     logits = self.logits(hidden.und)[:, 0]
     logits = self.rules.constrain(logits, "rows", None)
-    cache = Cache(write(own.key, key), write(own.value, value), own.names)
+    cache = Cache(
+      key=jax.tree.map(write, own.key, key),
+      value=jax.tree.map(write, own.value, value),
+      names=own.names,
+    )
     return logits, cache
 
   def embed(
@@ -384,6 +399,43 @@ class Bagel(nn.Module):
     """Returns logits and velocities; reads every parameter, and so is the method for `init`."""
     output = self(layout, inputs, lengths)
     return self.logits(output.hidden.und), self.velocity(output.hidden.gen)
+
+
+def separate(
+  model: Bagel, policy: types.Params, caches: Sequence[Cache]
+) -> tuple[Bagel, types.Params, list[Cache]]:
+  """Takes layers out of their stacks, for a loop that runs all of them many times.
+
+  Args:
+    model: with stacked layers.
+    policy: its parameters.
+    caches: keys and values of some segments, stacked.
+
+  Returns:
+    The module, its parameters and the caches, one tree or array per layer.
+  """
+  num_layers = model.config.llm.num_layers
+
+  def layer(stack: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], stack)
+
+  layers_of_policy = {
+    mot.layer_name(i): layer(policy["layers"], i) for i in range(num_layers)
+  }
+  separate_caches = []
+  for cache in caches:
+    entries = [layer((cache.key, cache.value), i) for i in range(num_layers)]
+    keys, values = zip(*entries, strict=True)
+    separate_caches.append(Cache(keys, values, cache.names))
+  separate_policy = {**policy, "layers": layers_of_policy}
+  return model.clone(is_separate=True), separate_policy, separate_caches
+
+
+def stacked(cache: Cache) -> Cache:
+  """Returns a cache as stacks, [L, G, S, K, d]."""
+  if isinstance(cache.key, tuple):
+    return Cache(jnp.stack(cache.key), jnp.stack(cache.value), cache.names)
+  return cache
 
 
 def _position_rows(width: int, side: int, grid: tuple[int, int]) -> jax.Array:

@@ -183,6 +183,10 @@ def decode(
   """
   capacity = layout[name].capacity
   text_end = model.config.special_ids.text_end
+  # In a narrow type the compiler would round elsewhere than in the pass that scores the tokens.
+  is_wide = model.dtype == layers.at_least_float32(model.dtype)
+  if model.attention == "by_head" and is_wide:
+    model, policy, past = network.separate(model, policy, past)
 
   def is_unfinished(state: _State) -> jax.Array:
     return state.is_running & (state.step < capacity)
@@ -204,7 +208,8 @@ def decode(
 
   rows = uniforms.shape[0]
   initial = _initial_state(model, name, (rows, capacity), like=past[0])
-  return jax.lax.while_loop(is_unfinished, advance, initial).decoded
+  decoded = jax.lax.while_loop(is_unfinished, advance, initial).decoded
+  return dataclasses.replace(decoded, cache=network.stacked(decoded.cache))
 
 
 def _initial_state(
@@ -219,8 +224,12 @@ def _initial_state(
     like: any cache of the model, for the sizes of its entries.
   """
   rows, capacity = shape
-  num_layers, _, _, *head_shape = like.key.shape
-  entries = jnp.zeros((num_layers, rows, capacity, *head_shape), like.key.dtype)
+
+  def empty(entries: jax.Array) -> jax.Array:
+    *layers, _, _, heads, width = entries.shape
+    return jnp.zeros((*layers, rows, capacity, heads, width), entries.dtype)
+
+  entries = jax.tree.map(empty, like.key)
   text_begin = model.config.special_ids.text_begin
   decoded = Decoded(
     ids=jnp.zeros(shape, jnp.int32).at[:, 0].set(text_begin),

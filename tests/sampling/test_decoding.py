@@ -78,9 +78,10 @@ class TestLogprob:
     np.testing.assert_allclose(found, [[np.log(0.8), np.log(0.5)]], rtol=1e-5)
 
 
-@functools.partial(jax.jit, static_argnames=("layout", "sampling"))
-def _decode(layout, past, lengths, uniforms, sampling):
-  model, policy = goldens_lib.bagel_model(), goldens_lib.weights()["policy"]
+@functools.partial(jax.jit, static_argnames=("layout", "sampling", "attention"))
+def _decode(layout, past, lengths, uniforms, sampling, attention="xla"):
+  model = goldens_lib.bagel_model().clone(attention=attention)
+  policy = goldens_lib.weights()["policy"]
   return decoding.decode(
     model, policy, layout, "answer", past, lengths, uniforms, sampling
   )
@@ -139,6 +140,51 @@ class TestDecode:
     )
 
 
+@pytest.fixture(scope="module")
+def arguments():
+  """Returns the arguments of `_decode` for three rows and five tokens."""
+  prompt, prompt_lengths = goldens_lib.repeated(
+    goldens_lib.case(SAMPLING)["gen_prompt_ids"], 3
+  )
+  lengths = {"prompt": prompt_lengths}
+  layout, past = _text_context(prompt, lengths, 5)
+  uniforms = jax.random.uniform(jax.random.key(0), (3, 5))
+  return layout, past, lengths, uniforms, PLAIN
+
+
+class TestSeparateLayers:
+  """On CPUs every layer is decoded with weights and caches of its own."""
+
+  def test_decodes_what_stacked_layers_do(self, arguments):
+    separate = _decode(*arguments, attention="by_head")
+    expected = _decode(*arguments)
+    np.testing.assert_array_equal(separate.ids, expected.ids)
+    np.testing.assert_array_equal(separate.lengths, expected.lengths)
+    assert separate.cache.names == expected.cache.names
+    pairs = zip(
+      jax.tree.leaves(separate), jax.tree.leaves(expected), strict=True
+    )
+    for x, y in pairs:
+      np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+  def test_no_token_copies_weights(self, arguments):
+    llm = goldens_lib.config().llm
+    kernel = f"{llm.hidden_size},{llm.intermediate_size}]"
+    copies = {}
+    for attention in ("xla", "by_head"):
+      lowered = _decode.lower(*arguments, attention=attention)
+      text = lowered.compile().as_text()
+      copies[attention] = [
+        line
+        for line in text.splitlines()
+        if "dynamic-slice(" in line
+        and "while/body" in line
+        and f"f32[1,{kernel}" in line
+      ]
+    assert copies["xla"]  # what is searched for can be found
+    assert not copies["by_head"]
+
+
 BEGIN, END, VOCABULARY, MAX_TOKENS = 1, 2, 8, 6
 
 
@@ -149,6 +195,7 @@ class Scripted:
     special_ids=types.SimpleNamespace(text_begin=BEGIN, text_end=END)
   )
   dtype = jnp.float32
+  attention = "xla"
 
   def apply(self, variables, layout, ids, place, lengths, past, own, method):
     del layout, lengths, past
