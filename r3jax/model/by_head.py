@@ -283,7 +283,8 @@ def _transposed_product(x: jax.Array, y: jax.Array) -> jax.Array:
   """Returns the sum over slots and heads of x [t, R, n] by y [t, R, m], [n, m]."""
   flat_x = x.reshape(-1, x.shape[-1])
   flat_y = y.reshape(-1, y.shape[-1])
-  return flat_x.T @ flat_y
+  # Transposes y, which has few columns, instead of x.
+  return (flat_y.T @ flat_x).T
 
 
 def _all_keys(

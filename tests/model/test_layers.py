@@ -57,6 +57,39 @@ class TestRMSNorm:
     assert boxed["params"]["scale"].names == ("head_dim",)
 
 
+def _scalar_of_product(x, kernel, num_contracted):
+  y = layers.product(x, kernel, num_contracted, jnp.float32)
+  return jnp.sin(y).sum()
+
+
+class TestProduct:
+  @pytest.mark.parametrize("inputs, features", [((8,), (6,)), ((4, 2), (3, 5))])
+  def test_gradients_are_those_of_tensordot(self, inputs, features):
+    x = jax.random.normal(jax.random.key(0), (2, 7, *inputs))
+    kernel = jax.random.normal(jax.random.key(1), (*inputs, *features))
+    count = len(inputs)
+
+    def expected_scalar(x, kernel):
+      return jnp.sin(jnp.tensordot(x, kernel, count)).sum()
+
+    found = jax.grad(_scalar_of_product, (0, 1))(x, kernel, count)
+    expected = jax.grad(expected_scalar, (0, 1))(x, kernel)
+    for gradient, expected_gradient in zip(found, expected, strict=True):
+      np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
+
+  def test_kernel_gradient_has_the_inputs_on_its_left(self):
+    """JAX's own has them on its right, and transposes what it multiplies: [6, 8]."""
+    gradient = jax.grad(_scalar_of_product, 1)
+    x = jnp.ones((7, 8))
+    program = jax.make_jaxpr(gradient, static_argnums=2)(x, jnp.ones((8, 6)), 1)
+    products = [
+      equation.outvars[0].aval.shape
+      for equation in program.jaxpr.eqns
+      if equation.primitive.name == "dot_general"
+    ]
+    assert products[-1] == (8, 6)
+
+
 class TestProjection:
   def test_contracts_several_axes(self):
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
