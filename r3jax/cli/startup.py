@@ -136,6 +136,9 @@ def _show_ours(show: Callable, kind: type, error: BaseException, trace) -> None:
   show(kind, error, trace)
 
 
+# Of XLA for CPUs: YNNPACK computes sums over rows (softmax, norms), and XLA itself products and
+# convolutions, which YNNPACK takes longer for (docs/results/performance.md).
+_LIBRARIES = "--xla_cpu_experimental_ynn_fusion_type=reduce"
 # Of XLA for CPUs: hardly any optimization, which takes most of the time of a compilation.
 _QUICK_COMPILE = (
   "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
@@ -155,9 +158,12 @@ def start(
     rows: size of the batches that are split over devices.
     quick_compile: config.step.quick_compile of the run.
   """
+  xla_flags = [_LIBRARIES]
   if quick_compile:
-    flags_before = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags_before} {_QUICK_COMPILE}".strip()
+    xla_flags.append(_QUICK_COMPILE)
+  # Those of the user come last: XLA takes the last value of a flag.
+  xla_flags.append(os.environ.get("XLA_FLAGS", ""))
+  os.environ["XLA_FLAGS"] = " ".join(xla_flags).strip()
   coordinator = flags.FLAGS.coordinator
   is_default = mesh.to_dict() == {"data": -1, "fsdp": 1, "tensor": 1}
   if not coordinator and is_default:
