@@ -87,9 +87,9 @@ def local_path(text: str) -> pathlib.Path:
   }
   try:
     if address.file:
-      found = huggingface_hub.hf_hub_download(filename=address.file, **where)
+      download = huggingface_hub.hf_hub_download(filename=address.file, **where)
     else:
-      found = huggingface_hub.snapshot_download(
+      download = huggingface_hub.snapshot_download(
         allow_patterns=list(_PATTERNS), **where
       )
   # The library's errors have no base in common: network, names, rights, a cache that lacks files.
@@ -99,7 +99,7 @@ def local_path(text: str) -> pathlib.Path:
       f"{text} must be readable at the Hugging Face Hub (gated repositories need HF_TOKEN): "
       f"{type(error).__name__}: {reason}"
     ) from error
-  path = pathlib.Path(found)
+  path = pathlib.Path(download)
   parts = path.parts
   if _SNAPSHOTS in parts[:-1]:
     _commits[text] = parts[parts.index(_SNAPSHOTS) + 1]

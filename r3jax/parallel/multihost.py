@@ -340,10 +340,10 @@ def _wait_for_answers(known_silent: Sequence[int] = ()) -> list[int]:
   """
   write_text(_ANSWERED)
   end = time.monotonic() + _ANSWER_SECONDS
-  asked = set(range(jax.process_count())) - set(known_silent)
+  waited_for = set(range(jax.process_count())) - set(known_silent)
   while True:
     answered = set(read_texts(_ANSWERED))
-    silent = sorted(asked - answered)
+    silent = sorted(waited_for - answered)
     if not silent or time.monotonic() > end:
       return silent
     time.sleep(_POLL_SECONDS)

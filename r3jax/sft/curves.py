@@ -327,7 +327,7 @@ def exam(
   modules: actors.Modules,
   settings: rollout_settings.RolloutSettings,
   tokenizer: tokenization.TextTokenizer,
-  what: Settings,
+  exam_settings: Settings,
 ) -> Exam:
   """Builds the exam of a model.
 
@@ -335,7 +335,7 @@ def exam(
     modules: The model.
     settings: How it samples.
     tokenizer: Of the world.
-    what: What is measured.
+    exam_settings: What is measured.
   """
   tags = thoughts.tag_ids(tokenizer)
   capacity = settings.capacities.instruction
@@ -354,8 +354,8 @@ def exam(
     parse,
     meshes.make_mesh(data=-1, fsdp=1, tensor=1),
     rounds=1,
-    batch_size=what.batch_size,
-    seed=what.seed,
+    batch_size=exam_settings.batch_size,
+    seed=exam_settings.seed,
     question_tokens=settings.capacities.question,
   )
-  return Exam(sampler, tokenizer, what)
+  return Exam(sampler, tokenizer, exam_settings)

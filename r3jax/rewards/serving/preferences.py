@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import math
 import re
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -116,6 +117,71 @@ def fit(image: np.ndarray, size: int, pads: bool) -> np.ndarray:
   return ((pixels - _MEAN) / _STD).transpose(2, 0, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rater:
+  """Computes the numbers of a preference model, see the module's docstring.
+
+  Attributes:
+    name: one of KINDS.
+    torch: the module.
+    model: CLIP of transformers, in float32; its image half where there is a head.
+    tokenizer: of the prompts; None where no text is read.
+    head: computes a number from an image's normalized embedding; None where there is none.
+    device: where `model` and `head` are.
+  """
+
+  name: str
+  torch: Any
+  model: Any
+  tokenizer: Any
+  head: Any
+  device: str
+
+  def rate(
+    self, images: Sequence[np.ndarray], texts: Sequence[str]
+  ) -> np.ndarray:
+    """Returns a number for every image, see `Preference.rate`."""
+    with self.torch.inference_mode():
+      pixels = self._pixels(images)
+      if self.head is None:
+        numbers = self._agreement(pixels, texts)
+      else:
+        embeddings = self.model(pixel_values=pixels).image_embeds
+        normalized = self.torch.nn.functional.normalize(embeddings, dim=-1)
+        numbers = self.head(normalized)[:, 0]
+      return numbers.float().cpu().numpy()
+
+  def _pixels(self, images: Sequence[np.ndarray]):
+    """Returns images as CLIP sees them, [n, 3, size, size]."""
+    config = self.model.config
+    vision = config.vision_config if self.head is None else config
+    pads = KINDS[self.name].pads
+    pixels = np.stack([fit(image, vision.image_size, pads) for image in images])
+    return self.torch.from_numpy(pixels).to(self.device)
+
+  def _agreement(self, pixels, texts: Sequence[str]):
+    """Returns a number for every image and its prompt, [n]."""
+    tokens = self.tokenizer(
+      list(texts),
+      padding=True,
+      truncation=True,
+      max_length=self.model.config.text_config.max_position_embeddings,
+      return_tensors="pt",
+    ).to(self.device)
+    output = self.model(
+      input_ids=tokens.input_ids,
+      attention_mask=tokens.attention_mask,
+      pixel_values=pixels,
+    )
+    # Both embeddings are normalized.
+    cosines = (output.image_embeds * output.text_embeds).sum(-1)
+    if self.name == "pickscore":
+      return self.model.logit_scale.exp() * cosines
+    if self.name == "clipscore":
+      return 100 * cosines.clamp(min=0)
+    return cosines
+
+
 def load(name: str, options: Options) -> Preference:
   """Loads a preference model, and tries it once.
 
@@ -142,22 +208,7 @@ def load(name: str, options: Options) -> Preference:
       f"the reward {name} needs `pip install r3jax[preferences]`: {error}"
     ) from error
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  source = options.model or kind.model
-  try:
-    if kind.tokenizer:
-      tokenizer = transformers.AutoTokenizer.from_pretrained(
-        options.tokenizer or options.model or kind.tokenizer
-      )
-      model = transformers.CLIPModel.from_pretrained(source)
-      length = model.config.text_config.max_position_embeddings
-    else:
-      model = transformers.CLIPVisionModelWithProjection.from_pretrained(source)
-  # Whatever the libraries raise: a name that is unknown, no network, a file of another model.
-  except (OSError, ValueError, RuntimeError) as error:
-    raise ValueError(
-      f"the CLIP model {source} must be readable by transformers: {_short(error)}"
-    ) from error
-  vision = model.config if name == "aesthetic" else model.config.vision_config
+  model, tokenizer = _load_clip(transformers, kind, options)
   head = None
   if kind.weights:
     tensors = _read(torch, options.weights)
@@ -167,44 +218,37 @@ def load(name: str, options: Options) -> Preference:
       head = _linear_head(torch, tensors, options.weights).to(device)
   # Some versions of transformers keep the dtype of the file.
   model = model.float().to(device).eval()
-
-  @torch.inference_mode()
-  def rate(images: Sequence[np.ndarray], texts: Sequence[str]) -> np.ndarray:
-    pixels = np.stack(
-      [fit(image, vision.image_size, kind.pads) for image in images]
-    )
-    pixel_values = torch.from_numpy(pixels).to(device)
-    if head is not None:
-      embeddings = model(pixel_values=pixel_values).image_embeds
-      normalized = torch.nn.functional.normalize(embeddings, dim=-1)
-      return head(normalized)[:, 0].float().cpu().numpy()
-    tokens = tokenizer(
-      list(texts),
-      padding=True,
-      truncation=True,
-      max_length=length,
-      return_tensors="pt",
-    ).to(device)
-    output = model(
-      input_ids=tokens.input_ids,
-      attention_mask=tokens.attention_mask,
-      pixel_values=pixel_values,
-    )
-    # Both embeddings are normalized.
-    cosines = (output.image_embeds * output.text_embeds).sum(-1)
-    if name == "pickscore":
-      cosines = model.logit_scale.exp() * cosines
-    elif name == "clipscore":
-      cosines = 100 * cosines.clamp(min=0)
-    return cosines.float().cpu().numpy()
-
-  rate([np.zeros((64, 64, 3), np.uint8)], ["a photo"])
+  rater = _Rater(name, torch, model, tokenizer, head, device)
+  rater.rate([np.zeros((64, 64, 3), np.uint8)], ["a photo"])
+  modules = [model] if head is None else [model, head]
   identity = {
-    "model": f"{name}: {source}",
-    "weights": _digest([model, *([head] if head is not None else [])]),
+    "model": f"{name}: {options.model or kind.model}",
+    "weights": _digest(modules),
     "span": list(span),
   }
-  return Preference(identity, rate, span)
+  return Preference(identity, rater.rate, span)
+
+
+def _load_clip(transformers, kind: Kind, options: Options) -> tuple[Any, Any]:
+  """Returns CLIP and its tokenizer; its image half and None where no text is read.
+
+  Raises:
+    ValueError: transformers cannot read them.
+  """
+  source = options.model or kind.model
+  try:
+    if not kind.tokenizer:
+      vision = transformers.CLIPVisionModelWithProjection
+      return vision.from_pretrained(source), None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+      options.tokenizer or options.model or kind.tokenizer
+    )
+    return transformers.CLIPModel.from_pretrained(source), tokenizer
+  # Whatever the libraries raise: a name that is unknown, no network, a file of another model.
+  except (OSError, ValueError, RuntimeError) as error:
+    raise ValueError(
+      f"the CLIP model {source} must be readable by transformers: {_short(error)}"
+    ) from error
 
 
 def _short(error: Exception) -> str:
