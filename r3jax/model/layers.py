@@ -64,7 +64,7 @@ def product(
     x: [..., inputs].
     kernel: [inputs, features], in the dtype of x.
     num_contracted: how many axes the inputs have.
-    dtype: of the result and of all sums.
+    dtype: of the result and of the kernel's gradient, before it is rounded to the dtype of x.
   """
   contracted = tuple(range(x.ndim - num_contracted, x.ndim))
   inputs = tuple(range(num_contracted))
@@ -101,9 +101,10 @@ def _product_backward(
     of_kernel = tuple(range(num_contracted, kernel.ndim))
     of_gradient = tuple(range(gradient.ndim - len(of_kernel), gradient.ndim))
     features = ((of_gradient, of_kernel), ((), ()))
+    # Where devices hold parts of the features, their sums travel in this dtype.
     to_x = jax.lax.dot_general(
-      gradient, kernel, features, preferred_element_type=dtype
-    ).astype(kernel.dtype)
+      gradient, kernel, features, preferred_element_type=kernel.dtype
+    )
   if x is not None:
     outer = tuple(range(x.ndim - num_contracted))
     rows = ((outer, outer), ((), ()))
@@ -132,6 +133,7 @@ class Projection(nn.Module):
     scale: factor of the low-rank update.
     is_wide: returns the sums in float32 or wider instead of rounding them to `dtype`, for outputs
       that a log-prob, a norm or a ratio follows.
+    num_parts: devices that each hold a part of the first contracted axis, and sum over that.
   """
 
   features: tuple[int, ...]
@@ -142,6 +144,7 @@ class Projection(nn.Module):
   rank: int = 0
   scale: float = 1.0
   is_wide: bool = False
+  num_parts: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -162,13 +165,11 @@ class Projection(nn.Module):
     # A reference policy is the same module without the adapters among its parameters.
     holds_update = self.has_variable("params", "lora_a")
     has_update = self.rank > 0 and (self.is_initializing() or holds_update)
-    # Rounded after the update is added: less than half of the spacing of a rounded number would
-    # be rounded away, so that small updates would not change the output at all. The update alone
-    # may be rounded first, which saves memory: its error is small beside the update itself.
-    sums_dtype = wide if has_update else result_dtype
-    y = jnp.asarray(product(x, kernel, num_inputs, sums_dtype))
     if has_update:
-      y = y + self._update(x, inputs).astype(wide)
+      # A bias is added before the one rounding.
+      y = self._updated(x, kernel, wide if self.use_bias else result_dtype)
+    else:
+      y = jnp.asarray(product(x, kernel, num_inputs, result_dtype))
     if self.use_bias:
       bias = self._parameter(
         "bias", nn.initializers.zeros, self.axes[num_inputs:], self.features
@@ -177,9 +178,25 @@ class Projection(nn.Module):
       y = y.astype(wide) + bias.astype(wide)
     return y.astype(result_dtype)
 
-  def _update(self, x: jax.Array, inputs: tuple[int, ...]) -> jax.Array:
-    """Returns scale (x A) B; A is drawn as a kernel is, B starts at zero."""
-    num_inputs = len(inputs)
+  def _updated(
+    self, x: jax.Array, kernel: jax.Array, dtype: types.DType
+  ) -> jax.Array:
+    """Returns x W + scale (x A) B; A is drawn as a kernel is, B starts at zero.
+
+    Rounded after the update is added: less than half of the spacing of a rounded number would be
+    rounded away, so that small updates would not change the output at all. The update alone may be
+    rounded first, which saves memory: its error is small beside the update itself.
+
+    Where devices hold parts of the inputs, every one rounds the sum over its part, with the update
+    in it. They then send each other numbers of `dtype`, and not of float32.
+
+    Args:
+      x: [..., inputs].
+      kernel: W, [inputs, features].
+      dtype: of the result.
+    """
+    num_inputs = self.num_contracted
+    inputs = kernel.shape[:num_inputs]
     a = self._parameter(
       "lora_a",
       _variance_scaling(num_inputs, 1),
@@ -192,9 +209,29 @@ class Projection(nn.Module):
       ("rank", *self.axes[num_inputs:]),
       (self.rank, *self.features),
     )
-    # x A first: it has `rank` columns, A B would have as many as the kernel.
-    scaled = self.scale * jnp.tensordot(x, a, axes=num_inputs)
-    return jnp.tensordot(scaled, b, axes=1)
+    wide = at_least_float32(self.dtype)
+
+    def updated(x: jax.Array, kernel: jax.Array, a: jax.Array) -> jax.Array:
+      y = jnp.asarray(product(x, kernel, num_inputs, wide))
+      # x A first: it has `rank` columns, A B would have as many as the kernel.
+      scaled = self.scale * jnp.tensordot(x, a, axes=num_inputs)
+      update = jnp.tensordot(scaled, b, axes=1)
+      return (y + update.astype(wide)).astype(dtype)
+
+    if self.num_parts == 1:
+      return updated(x, kernel, a)
+    # The first contracted axis becomes two: its parts, and the inputs of a part.
+    part = (inputs[0] // self.num_parts, *inputs[1:])
+    outer = x.shape[: x.ndim - num_inputs]
+    split_x = x.reshape(*outer, self.num_parts, *part)
+    parts = jax.vmap(updated)(
+      jnp.moveaxis(split_x, len(outer), 0),
+      kernel.reshape(self.num_parts, *part, *self.features),
+      a.reshape(self.num_parts, *part, self.rank),
+    )
+    # Not jnp.sum, which would widen the numbers first.
+    zero = np.zeros((), dtype)
+    return jax.lax.reduce(parts, zero, jax.lax.add, dimensions=(0,))
 
   def _parameter(
     self,

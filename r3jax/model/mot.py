@@ -78,14 +78,24 @@ class Expert(nn.Module):
     wide = layers.at_least_float32(self.dtype)
     self.q_norm = layers.RMSNorm(c.rms_norm_eps, wide, axis="head_dim")
     self.k_norm = layers.RMSNorm(c.rms_norm_eps, wide, axis="head_dim")
+    num_parts = self.rules.num_parts
     self.o = self._projection(
-      "o", (c.hidden_size,), out_of_heads, num_contracted=2
+      "o",
+      (c.hidden_size,),
+      out_of_heads,
+      num_contracted=2,
+      num_parts=num_parts("heads"),
     )
     self.post_norm = layers.RMSNorm(c.rms_norm_eps, self.dtype)
     inner = (c.intermediate_size,)
     self.gate = self._projection("gate", inner, ("embed", self.mlp))
     self.up = self._projection("up", inner, ("embed", self.mlp))
-    self.down = self._projection("down", (c.hidden_size,), (self.mlp, "embed"))
+    self.down = self._projection(
+      "down",
+      (c.hidden_size,),
+      (self.mlp, "embed"),
+      num_parts=num_parts(self.mlp),
+    )
 
   def _projection(
     self,
@@ -95,6 +105,7 @@ class Expert(nn.Module):
     num_contracted: int = 1,
     use_bias: bool = False,
     is_wide: bool = False,
+    num_parts: int = 1,
   ) -> layers.Projection:
     return layers.Projection(
       features,
@@ -105,6 +116,7 @@ class Expert(nn.Module):
       rank=self.lora.rank if name in self.adapted else 0,
       scale=self.lora.scale,
       is_wide=is_wide,
+      num_parts=num_parts,
     )
 
   def project(self, x: types.Hidden) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -68,6 +68,12 @@ class Rules:
         return mesh_axes
     return ()
 
+  def num_parts(self, name: str | None) -> int:
+    """Returns over how many devices the context's mesh splits a logical axis of a parameter."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [axis for axis in self.axes(name) if _is_auto(mesh, axis)]
+    return math.prod(mesh.shape[axis] for axis in axes)
+
   def spec(
     self,
     shape: tuple[int, ...],

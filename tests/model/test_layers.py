@@ -89,6 +89,19 @@ class TestProduct:
     ]
     assert products[-1] == (8, 6)
 
+  def test_sums_over_devices_are_in_the_dtype_of_the_inputs(self):
+    """Devices with parts of the features send each other these sums, by `to_x` of the vjp."""
+    gradient = jax.grad(_scalar_of_product, 0)
+    x = jnp.ones((7, 8), jnp.bfloat16)
+    kernel = jnp.ones((8, 6), jnp.bfloat16)
+    program = jax.make_jaxpr(gradient, static_argnums=2)(x, kernel, 1)
+    dtypes = [
+      equation.outvars[0].aval.dtype
+      for equation in program.jaxpr.eqns
+      if equation.primitive.name == "dot_general"
+    ]
+    assert dtypes[-1] == jnp.bfloat16
+
 
 class TestProjection:
   def test_contracts_several_axes(self):

@@ -126,16 +126,17 @@ class TestLoRA:
 
 class TestProjection:
   @pytest.mark.parametrize(
-    "features, axes, contracted",
+    "features, axes, contracted, num_parts",
     [
-      ((4, 5), ("embed", "heads", "head_dim"), 1),
-      ((6,), ("heads", "head_dim", "embed"), 2),
+      ((4, 5), ("embed", "heads", "head_dim"), 1, 1),
+      ((6,), ("heads", "head_dim", "embed"), 2, 1),
+      ((6,), ("heads", "head_dim", "embed"), 2, 4),
     ],
   )
-  def test_adds_the_scaled_product(self, features, axes, contracted):
+  def test_adds_the_scaled_product(self, features, axes, contracted, num_parts):
     x = jax.random.normal(jax.random.key(0), (2, 3, 8, 7))
     module = layers.Projection(
-      features, axes, contracted, True, rank=3, scale=0.7
+      features, axes, contracted, True, rank=3, scale=0.7, num_parts=num_parts
     )
     boxed = module.init(jax.random.key(1), x)["params"]
     inputs, outputs = axes[:contracted], axes[contracted:]
@@ -157,12 +158,18 @@ class TestProjection:
       atol=2e-5,
     )
 
-  def test_small_update_is_not_lost_in_bfloat16(self):
+  @pytest.mark.parametrize("num_parts", [1, 4])
+  def test_small_update_is_not_lost_in_bfloat16(self, num_parts):
     """Added to a rounded product, 5 % of this update would reach the output."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(256, 1024)), jnp.bfloat16)
     module = layers.Projection(
-      (1024,), ("a", "b"), dtype=jnp.bfloat16, rank=16, scale=2.0
+      (1024,),
+      ("a", "b"),
+      dtype=jnp.bfloat16,
+      rank=16,
+      scale=2.0,
+      num_parts=num_parts,
     )
     params = nn.unbox(module.init(jax.random.key(1), x)["params"])
     before = module.apply({"params": params}, x)
@@ -177,6 +184,21 @@ class TestProjection:
     assert (change * update).sum() / (update**2).sum() == pytest.approx(
       1, abs=0.1
     )
+
+  def test_devices_send_parts_in_bfloat16(self):
+    """They sum over parts of the inputs: in float32 that is twice as much to send."""
+    x = jnp.ones((2, 8), jnp.bfloat16)
+    module = layers.Projection(
+      (6,), ("a", "b"), dtype=jnp.bfloat16, rank=2, num_parts=4
+    )
+    params = module.init(jax.random.key(0), x)
+    program = jax.make_jaxpr(module.apply)(params, x)
+    (parts,) = [
+      equation.invars[0].aval
+      for equation in program.jaxpr.eqns
+      if equation.primitive.name in ("reduce", "reduce_sum")
+    ]
+    assert (parts.shape, parts.dtype) == ((4, 2, 6), jnp.bfloat16)
 
   def test_starts_as_the_map_without_an_update(self):
     x = jax.random.normal(jax.random.key(0), (64, 256))
